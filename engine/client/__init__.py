@@ -1,0 +1,1 @@
+"""engine.client — see docs/ARCHITECTURE.md."""

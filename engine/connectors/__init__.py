@@ -1,0 +1,1 @@
+"""engine.connectors — see docs/ARCHITECTURE.md."""

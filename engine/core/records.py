@@ -1,0 +1,202 @@
+"""The two shapes of batch that flow through the engine, and what stands around a record.
+
+A ``RowBatch`` is a list of Python objects; a ``ColumnBatch`` is an Arrow RecordBatch. Untyped streams and user
+functions use rows; built-in vectorised operators use columns. Conversion happens at named places only: an
+operator that wants rows calls ``rows_of``; nothing converts back silently. A batch is immutable: whoever wants
+to change it makes a new one.
+
+pyarrow is imported only when a ColumnBatch is touched: a program of plain rows never pays for it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["BATCH_ROWS_MAX", "Batch", "ColumnBatch", "Row", "RowBatch", "RowKind", "rows_of"]
+
+#: Soft upper bound of records in one batch. Larger is no faster and costs latency and memory.
+BATCH_ROWS_MAX = 16_384
+
+
+class RowKind(enum.Enum):
+    """What a record says about the table behind a changelog stream. Values and names as in Flink."""
+
+    INSERT = 0
+    UPDATE_BEFORE = 1
+    UPDATE_AFTER = 2
+    DELETE = 3
+
+    def __str__(self) -> str:
+        return ("+I", "-U", "+U", "-D")[self.value]
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """Python objects in stream order. ``timestamps_ms``: event times, one a row, or None when there are none."""
+
+    rows: list[Any]
+    timestamps_ms: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def slice(self, start: int, end: int) -> RowBatch:
+        stamps = self.timestamps_ms
+        return RowBatch(self.rows[start:end], None if stamps is None else stamps[start:end])
+
+
+@dataclass(slots=True)
+class ColumnBatch:
+    """An Arrow RecordBatch. ``scalar``: the stream's records are the single column's values, not 1-tuples.
+
+    ``timestamps_ms``: int64 array, shape (num_rows,), or None.
+    """
+
+    columns: pa.RecordBatch
+    timestamps_ms: np.ndarray[Any, Any] | None = None
+    scalar: bool = False
+
+    def __len__(self) -> int:
+        return int(self.columns.num_rows)
+
+    def slice(self, start: int, end: int) -> ColumnBatch:
+        stamps = self.timestamps_ms
+        return ColumnBatch(
+            self.columns.slice(start, end - start), None if stamps is None else stamps[start:end], self.scalar
+        )
+
+    def to_rows(self) -> RowBatch:
+        """Return the same records as Python objects: bare values if ``scalar``, else tuples."""
+        stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
+        lists = [column.to_pylist() for column in self.columns.columns]
+        if self.scalar:
+            return RowBatch(lists[0], stamps)
+        return RowBatch(list(zip(*lists, strict=True)), stamps)
+
+
+Batch: TypeAlias = RowBatch | ColumnBatch
+
+
+def rows_of(batch: Batch) -> RowBatch:
+    """Return the batch as rows, converting if it is columnar."""
+    return batch if isinstance(batch, RowBatch) else batch.to_rows()
+
+
+class Row:
+    """PyFlink's Row: positional values, optionally with field names, and a RowKind.
+
+    ``Row(1, "a")`` is positional, ``Row(id=1, name="a")`` is named; ``Row("id", "name")(1, "a")`` builds from names.
+    Equal rows have equal values, names and kind; rows are hashable when their values are.
+    """
+
+    __slots__ = ("_fields", "_kind", "_values")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args and kwargs:
+            raise ValueError("Row takes either positional or named values, not both.")
+        self._fields: tuple[str, ...] | None = tuple(kwargs) if kwargs else None
+        self._values: list[Any] = list(kwargs.values()) if kwargs else list(args)
+        self._kind = RowKind.INSERT
+
+    @staticmethod
+    def of_kind(row_kind: RowKind, *args: Any, **kwargs: Any) -> Row:
+        row = Row(*args, **kwargs)
+        row._kind = row_kind
+        return row
+
+    def __call__(self, *values: Any) -> Row:
+        """Use this row's values as field names for ``values``, as ``Row("id", "name")(1, "a")``."""
+        if len(values) != len(self._values):
+            raise ValueError(f"Row has {len(self._values)} field names, got {len(values)} values.")
+        row = Row(*values)
+        row._fields = tuple(str(name) for name in self._values)
+        return row
+
+    def get_row_kind(self) -> RowKind:
+        return self._kind
+
+    def set_row_kind(self, row_kind: RowKind) -> None:
+        self._kind = row_kind
+
+    def set_field_names(self, field_names: list[str]) -> None:
+        self._fields = tuple(field_names)
+
+    def get_fields_by_names(self, names: list[str]) -> list[Any]:
+        return [self[name] for name in names]
+
+    def as_dict(self, recursive: bool = False) -> dict[str, Any]:
+        if self._fields is None:
+            raise TypeError("Row has no field names; as_dict() needs them. Build it with Row(name=value).")
+
+        def convert(value: Any) -> Any:
+            if isinstance(value, Row):
+                return value.as_dict(True)
+            if isinstance(value, list):
+                return [convert(item) for item in value]
+            if isinstance(value, dict):
+                return {key: convert(item) for key, item in value.items()}
+            return value
+
+        pairs = zip(self._fields, self._values, strict=True)
+        return {name: convert(value) if recursive else value for name, value in pairs}
+
+    def __getitem__(self, item: int | slice | str) -> Any:
+        if isinstance(item, str):
+            return self._values[self._index_of(item)]
+        return self._values[item]
+
+    def __setitem__(self, item: int | str, value: Any) -> None:
+        self._values[self._index_of(item) if isinstance(item, str) else item] = value
+
+    def _index_of(self, name: str) -> int:
+        if self._fields is None or name not in self._fields:
+            raise KeyError(f"Row has no field {name!r}; its fields are {list(self._fields or [])}.")
+        return self._fields.index(name)
+
+    def __getattr__(self, item: str) -> Any:
+        if item.startswith("__"):
+            raise AttributeError(item)
+        try:
+            return self._values[self._index_of(item)]
+        except KeyError as error:
+            raise AttributeError(str(error)) from None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._values
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        return self._kind is other._kind and self._values == other._values and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_row, (self._fields, self._values, self._kind)
+
+    def __repr__(self) -> str:
+        if self._fields is None:
+            return "Row({})".format(", ".join(repr(value) for value in self._values))
+        pairs = zip(self._fields, self._values, strict=True)
+        return "Row({})".format(", ".join(f"{name}={value!r}" for name, value in pairs))
+
+
+def _rebuild_row(fields: tuple[str, ...] | None, values: list[Any], kind: RowKind) -> Row:
+    row = Row(*values)
+    row._fields = fields
+    row._kind = kind
+    return row

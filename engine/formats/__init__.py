@@ -1,0 +1,1 @@
+"""engine.formats — see docs/ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""engine.graph — see docs/ARCHITECTURE.md."""

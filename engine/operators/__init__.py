@@ -1,0 +1,1 @@
+"""engine.operators — see docs/ARCHITECTURE.md."""

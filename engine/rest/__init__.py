@@ -1,0 +1,1 @@
+"""engine.rest — see docs/ARCHITECTURE.md."""

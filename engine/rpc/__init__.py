@@ -1,0 +1,1 @@
+"""engine.rpc — see docs/ARCHITECTURE.md."""

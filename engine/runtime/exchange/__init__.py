@@ -1,0 +1,1 @@
+"""engine.runtime.exchange — see docs/ARCHITECTURE.md."""

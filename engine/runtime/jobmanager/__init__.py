@@ -1,0 +1,1 @@
+"""engine.runtime.jobmanager — see docs/ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""engine.runtime.taskmanager — see docs/ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""engine.state — see docs/ARCHITECTURE.md."""
