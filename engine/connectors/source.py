@@ -1,0 +1,201 @@
+"""The source contract: splits, the enumerator that hands them out (in the JobManager), readers (in the tasks).
+
+A ``Source`` is configuration. ``SourceSpec`` turns it into a chain's head operator plus a coordinator; sources that need
+no splits (socket, datagen without a bound) implement an OperatorSpec of their own instead.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+from engine.core.records import Batch
+from engine.operators.base import (
+    CoordinatorContext,
+    CoordinatorSpec,
+    OperatorContext,
+    OperatorCoordinator,
+    OperatorSpec,
+    Output,
+    PollResult,
+    SourceOperator,
+)
+
+__all__ = [
+    "Boundedness",
+    "NoMoreSplits",
+    "RequestSplit",
+    "Source",
+    "SourceReader",
+    "SourceSpec",
+    "Split",
+    "SplitAssigned",
+    "SplitEnumerator",
+]
+
+
+class Boundedness(enum.Enum):
+    BOUNDED = "bounded"
+    CONTINUOUS_UNBOUNDED = "unbounded"
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A part of the input that one reader reads alone. Picklable, engine classes and plain values only."""
+
+    @property
+    def split_id(self) -> str: ...
+
+
+class SplitEnumerator(abc.ABC):
+    """Finds and hands out splits, in the JobManager. May block; one thread."""
+
+    @abc.abstractmethod
+    def start(self, parallelism: int) -> None:
+        """Find the splits. Raises InputError when the input is missing or unreadable."""
+
+    @abc.abstractmethod
+    def next_split(self, subtask_index: int, host: str) -> Split | None:
+        """Return the next split for a reader on ``host``, or None when there will be none for it."""
+
+
+class SourceReader(abc.ABC):
+    """Reads one split after the other, in the task's thread; blocking I/O belongs in a thread of its own."""
+
+    def open(self, ctx: OperatorContext) -> None:
+        self.ctx = ctx
+
+    @abc.abstractmethod
+    def add_split(self, split: Split) -> None: ...
+
+    @abc.abstractmethod
+    def poll(self, rows_max: int) -> Batch | None:
+        """Return the next batch of the current split, or None when nothing is there right now."""
+
+    @abc.abstractmethod
+    def wants_split(self) -> bool:
+        """True when the current split (if any) is, or soon will be, read to its end: ask for another one."""
+
+    @abc.abstractmethod
+    def is_drained(self) -> bool:
+        """True when every split that was added has been read and emitted."""
+
+    def close(self) -> None:
+        pass
+
+
+class Source(abc.ABC):
+    """Configuration of an input. Immutable and picklable."""
+
+    boundedness: Boundedness = Boundedness.BOUNDED
+
+    @abc.abstractmethod
+    def create_enumerator(self) -> SplitEnumerator: ...
+
+    @abc.abstractmethod
+    def create_reader(self) -> SourceReader: ...
+
+
+# --- events between reader and enumerator -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSplit:
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitAssigned:
+    split: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NoMoreSplits:
+    pass
+
+
+# --- glue ------------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class SourceSpec(OperatorSpec):
+    """Runs any ``Source``: the operator polls the reader and asks the enumerator for splits one at a time."""
+
+    source: Source
+    num_inputs = 0
+
+    def build(self) -> _SourceOperator:
+        return _SourceOperator(self.source)
+
+    def coordinator(self) -> CoordinatorSpec:
+        return _EnumeratorSpec(self.source)
+
+
+@final
+@dataclass(frozen=True)
+class _EnumeratorSpec(CoordinatorSpec):
+    source: Source
+
+    def create(self) -> OperatorCoordinator:
+        return _EnumeratorCoordinator(self.source)
+
+
+@final
+class _EnumeratorCoordinator(OperatorCoordinator):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def start(self, ctx: CoordinatorContext) -> None:
+        super().start(ctx)
+        self._enumerator = self._source.create_enumerator()
+        self._enumerator.start(ctx.parallelism)
+
+    def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
+        assert isinstance(event, RequestSplit), event
+        split = self._enumerator.next_split(subtask_index, event.host)
+        self.ctx.send_event(subtask_index, NoMoreSplits() if split is None else SplitAssigned(split))
+
+
+@final
+class _SourceOperator(SourceOperator):
+    def __init__(self, source: Source) -> None:
+        self._reader = source.create_reader()
+        self._request_pending = False
+        self._no_more_splits = False
+        self._waiting: deque[Any] = deque()
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        self._reader.open(ctx)
+
+    def poll(self, rows_max: int) -> PollResult:
+        reader = self._reader
+        if not self._request_pending and not self._no_more_splits and reader.wants_split():
+            self._request_pending = True
+            self.ctx.send_event(RequestSplit(self.ctx.host))
+        batch = reader.poll(rows_max)
+        if batch is not None:
+            self.out.emit(batch)
+            return PollResult.MORE
+        if self._no_more_splits and reader.is_drained():
+            return PollResult.END
+        return PollResult.IDLE
+
+    def handle_event(self, event: object) -> None:
+        match event:
+            case SplitAssigned(split):
+                self._request_pending = False
+                self._reader.add_split(split)
+            case NoMoreSplits():
+                self._request_pending = False
+                self._no_more_splits = True
+            case _:
+                raise AssertionError(event)
+        self.ctx.wake()
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,431 @@
+"""Every configuration option that this release reads: key, type, default, one sentence. Keys and defaults are Flink's.
+
+The template in ``conf/`` and ``docs/CONFIGURATION.md`` are generated from this file; a test checks that they are fresh.
+Keys of Flink that are known but not read yet are in ``KNOWN_UNREAD``: they warn as "not supported yet", not "unknown".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from engine.core.config import (
+    ConfigOption,
+    boolean,
+    duration_ms,
+    integer,
+    memory_bytes,
+    number,
+    string,
+)
+
+_POSITIVE = (lambda value: value >= 1, "a whole number of at least 1")
+_PORT = (lambda value: 0 <= value <= 65535, "a port from 0 (any free one) to 65535")
+
+
+def _megabytes(text: str) -> int:
+    return memory_bytes(text, "m")
+
+
+def _infinite_or_duration(text: str) -> int:
+    if text.strip().lower() == "infinite":
+        return 2**63 - 1
+    if text.strip() == "-1":
+        return -1
+    return duration_ms(text)
+
+
+class JobOptions:
+    PARALLELISM: Final = ConfigOption(
+        "parallelism.default", integer, 1, "Parallelism of operators without their own.", check=_POSITIVE
+    )
+    MAX_PARALLELISM: Final = ConfigOption(
+        "pipeline.max-parallelism", integer, -1, "Number of key groups; -1 = 128 or more as needed."
+    )
+    NAME: Final = ConfigOption("pipeline.name", string, "", "Name of the job when execute() gets none.")
+    CHAINING: Final = ConfigOption(
+        "pipeline.operator-chaining.enabled",
+        boolean,
+        True,
+        "Chain operators into one task.",
+        ("pipeline.operator-chaining",),
+    )
+    OBJECT_REUSE: Final = ConfigOption(
+        "pipeline.object-reuse",
+        boolean,
+        False,
+        "Accepted for compatibility: chained operators always pass objects on without copying.",
+    )
+    RUNTIME_MODE: Final = ConfigOption(
+        "execution.runtime-mode",
+        lambda t: t.strip().upper(),
+        "STREAMING",
+        "STREAMING, BATCH or AUTOMATIC.",
+        check=(lambda v: v in ("STREAMING", "BATCH", "AUTOMATIC"), "STREAMING, BATCH or AUTOMATIC"),
+    )
+    BUFFER_TIMEOUT_ENABLED: Final = ConfigOption(
+        "execution.buffer-timeout.enabled", boolean, True, "false: send only full buffers."
+    )
+    BUFFER_TIMEOUT: Final = ConfigOption(
+        "execution.buffer-timeout.interval",
+        _infinite_or_duration,
+        100,
+        "How long a record may wait in a buffer; 0 = not at all, -1 = until it is full, infinite = blocking exchange.",
+        ("execution.buffer-timeout",),
+    )
+    TARGET: Final = ConfigOption(
+        "execution.target", string, "", "local, remote, yarn-session, yarn-per-job, yarn-application."
+    )
+    ATTACHED: Final = ConfigOption("execution.attached", boolean, False, "Wait for the job's end.")
+    SHUTDOWN_ON_ATTACHED_EXIT: Final = ConfigOption(
+        "execution.shutdown-on-attached-exit",
+        boolean,
+        False,
+        "Cancel the job when the attached client is interrupted.",
+    )
+    BATCH_SHUFFLE_MODE: Final = ConfigOption(
+        "execution.batch-shuffle-mode",
+        lambda t: t.strip().upper(),
+        "ALL_EXCHANGES_BLOCKING",
+        "ALL_EXCHANGES_BLOCKING or ALL_EXCHANGES_PIPELINED, for batch jobs.",
+        check=(
+            lambda v: v in ("ALL_EXCHANGES_BLOCKING", "ALL_EXCHANGES_PIPELINED"),
+            "ALL_EXCHANGES_BLOCKING or ALL_EXCHANGES_PIPELINED",
+        ),
+    )
+    ENTRY_CLASS: Final = ConfigOption(
+        "$internal.application.main", string, "", "Entry point of an application cluster."
+    )
+    PYTHON_FILES: Final = ConfigOption(
+        "python.files", string, "", "Comma-separated files and folders put on the Python path of user code."
+    )
+    PYTHON_ARCHIVES: Final = ConfigOption(
+        "python.archives", string, "", "Comma-separated archives (file#dir) extracted beside user code."
+    )
+    PYTHON_REQUIREMENTS: Final = ConfigOption(
+        "python.requirements", string, "", "requirements.txt[#cached dir] installed for user code."
+    )
+    PYTHON_EXECUTABLE: Final = ConfigOption(
+        "python.executable", string, "", "Interpreter of TaskManagers; default: the engine's own."
+    )
+    PYTHON_CLIENT_EXECUTABLE: Final = ConfigOption(
+        "python.client.executable", string, "", "Interpreter that runs the program's main."
+    )
+    AUTO_WATERMARK_INTERVAL: Final = ConfigOption(
+        "pipeline.auto-watermark-interval", duration_ms, 200, "How often watermarks are emitted."
+    )
+
+
+class ClusterOptions:
+    RPC_ADDRESS: Final = ConfigOption("jobmanager.rpc.address", string, "localhost", "Host of the JobManager.")
+    RPC_PORT: Final = ConfigOption(
+        "jobmanager.rpc.port", integer, 6123, "Port of the JobManager for TaskManagers.", check=_PORT
+    )
+    JM_BIND_HOST: Final = ConfigOption(
+        "jobmanager.bind-host",
+        string,
+        "",
+        "Interface that the JobManager binds; default: jobmanager.rpc.address.",
+    )
+    TM_HOST: Final = ConfigOption(
+        "taskmanager.host",
+        string,
+        "",
+        "Address under which other hosts reach this TaskManager; default: the one that reaches the JobManager.",
+    )
+    TM_BIND_HOST: Final = ConfigOption(
+        "taskmanager.bind-host",
+        string,
+        "",
+        "Interface that the TaskManager binds; default: taskmanager.host.",
+    )
+    TM_DATA_PORT: Final = ConfigOption(
+        "taskmanager.data.port",
+        integer,
+        0,
+        "First port for data between slots (slot i uses port + i); 0 = any.",
+        check=_PORT,
+    )
+    TM_RESOURCE_ID: Final = ConfigOption(
+        "taskmanager.resource-id", string, "", "Id of the TaskManager; default: made from host and pid."
+    )
+    NUM_SLOTS: Final = ConfigOption(
+        "taskmanager.numberOfTaskSlots", integer, 1, "Slots of a TaskManager.", check=_POSITIVE
+    )
+    TMP_DIRS: Final = ConfigOption(
+        "io.tmp.dirs",
+        string,
+        "",
+        "Folders for spilled data, separated by , or :; default: the system's temporary folder.",
+        ("taskmanager.tmp.dirs",),
+    )
+    SLOT_REQUEST_TIMEOUT: Final = ConfigOption(
+        "slot.request.timeout", duration_ms, 300_000, "How long a job waits for its slots before it fails."
+    )
+    HEARTBEAT_INTERVAL: Final = ConfigOption(
+        "heartbeat.interval", duration_ms, 10_000, "Time between heartbeats of JobManager and TaskManagers."
+    )
+    HEARTBEAT_TIMEOUT: Final = ConfigOption(
+        "heartbeat.timeout", duration_ms, 50_000, "Silence after which a peer counts as lost."
+    )
+    CANCELLATION_TIMEOUT: Final = ConfigOption(
+        "task.cancellation.timeout",
+        duration_ms,
+        1_000,
+        "Time that a cancelled task gets before its slot process is killed (Flink: 180 s, then the whole TaskManager).",
+    )
+    REGISTRATION_TIMEOUT: Final = ConfigOption(
+        "taskmanager.registration.timeout",
+        duration_ms,
+        300_000,
+        "How long a TaskManager tries to register before it ends.",
+    )
+    TASKMANAGER_TIMEOUT: Final = ConfigOption(
+        "resourcemanager.taskmanager-timeout",
+        duration_ms,
+        30_000,
+        "Idle time after which a TaskManager that was started on demand is released.",
+    )
+    SLOTS_MAX: Final = ConfigOption(
+        "slotmanager.number-of-slots.max",
+        integer,
+        2147483647,
+        "Most slots that the ResourceManager starts on demand.",
+    )
+    LOG_DIR: Final = ConfigOption("env.log.dir", string, "", "Folder of log and out files.")
+    PID_DIR: Final = ConfigOption("env.pid.dir", string, "/tmp", "Folder of pid files.")
+    SSH_OPTIONS: Final = ConfigOption("env.ssh.opts", string, "", "Options for ssh in start-cluster.sh.")
+
+
+class MemoryOptions:
+    JM_PROCESS: Final = ConfigOption(
+        "jobmanager.memory.process.size",
+        _megabytes,
+        1600 << 20,
+        "Memory of the JobManager process or container.",
+        ("jobmanager.heap.size", "jobmanager.heap.mb"),
+    )
+    TM_PROCESS: Final = ConfigOption(
+        "taskmanager.memory.process.size",
+        _megabytes,
+        1728 << 20,
+        "Memory of the TaskManager with its slots, or of its container.",
+        ("taskmanager.heap.size", "taskmanager.heap.mb"),
+    )
+    MANAGED: Final = ConfigOption(
+        "taskmanager.memory.managed.size",
+        _megabytes,
+        0,
+        "Memory for sorting and state tables in all slots; 0 = by fraction.",
+        ("taskmanager.memory.size",),
+    )
+    MANAGED_FRACTION: Final = ConfigOption(
+        "taskmanager.memory.managed.fraction",
+        number,
+        0.4,
+        "Part of the process size that is managed memory.",
+        check=(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    )
+    NETWORK_FRACTION: Final = ConfigOption(
+        "taskmanager.memory.network.fraction",
+        number,
+        0.1,
+        "Part of the process size for network buffers.",
+        ("taskmanager.network.memory.fraction",),
+    )
+    NETWORK_MIN: Final = ConfigOption(
+        "taskmanager.memory.network.min",
+        _megabytes,
+        64 << 20,
+        "Least memory for network buffers.",
+        ("taskmanager.network.memory.min",),
+    )
+    NETWORK_MAX: Final = ConfigOption(
+        "taskmanager.memory.network.max",
+        _megabytes,
+        1 << 40,
+        "Most memory for network buffers.",
+        ("taskmanager.network.memory.max",),
+    )
+    SEGMENT_SIZE: Final = ConfigOption(
+        "taskmanager.memory.segment-size",
+        memory_bytes,
+        32 << 10,
+        "Size at which a buffer counts as full and is sent.",
+    )
+
+
+class RestOptions:
+    PORT: Final = ConfigOption(
+        "rest.port", integer, 8081, "Port of REST and dashboard that clients use.", ("web.port",), check=_PORT
+    )
+    BIND_PORT: Final = ConfigOption(
+        "rest.bind-port",
+        string,
+        "",
+        "Port or range (8081-8090) to bind; default: rest.port.",
+        ("jobmanager.web.port",),
+    )
+    ADDRESS: Final = ConfigOption(
+        "rest.address", string, "", "Address that clients use; default: jobmanager.rpc.address."
+    )
+    BIND_ADDRESS: Final = ConfigOption(
+        "rest.bind-address",
+        string,
+        "",
+        "Interface to bind; default: rest.address.",
+        ("web.address", "jobmanager.web.address"),
+    )
+    SUBMIT_ENABLE: Final = ConfigOption(
+        "web.submit.enable",
+        boolean,
+        True,
+        "Allow upload and run of programs.",
+        ("jobmanager.web.submit.enable",),
+    )
+    CANCEL_ENABLE: Final = ConfigOption("web.cancel.enable", boolean, True, "Show the cancel button.")
+    REFRESH_INTERVAL: Final = ConfigOption(
+        "web.refresh-interval",
+        duration_ms,
+        3_000,
+        "How often the dashboard asks.",
+        ("jobmanager.web.refresh-interval",),
+    )
+    UPLOAD_DIR: Final = ConfigOption(
+        "web.upload.dir", string, "", "Where uploaded programs are kept.", ("jobmanager.web.upload.dir",)
+    )
+    TMP_DIR: Final = ConfigOption(
+        "web.tmpdir", string, "", "Temporary folder of the JobManager.", ("jobmanager.web.tmpdir",)
+    )
+    ALLOW_ORIGIN: Final = ConfigOption(
+        "web.access-control-allow-origin",
+        string,
+        "*",
+        "CORS header.",
+        ("jobmanager.web.access-control-allow-origin",),
+    )
+    HISTORY: Final = ConfigOption(
+        "web.history", integer, 50, "Ended jobs that the JobManager remembers.", ("jobmanager.web.history",)
+    )
+    ARCHIVE_DIR: Final = ConfigOption(
+        "jobmanager.archive.fs.dir", string, "", "Folder (any file system) where ended jobs are archived."
+    )
+
+
+class YarnOptions:
+    NAME: Final = ConfigOption(
+        "yarn.application.name", string, "Flink session cluster", "Name of the YARN application."
+    )
+    QUEUE: Final = ConfigOption("yarn.application.queue", string, "default", "YARN queue.")
+    TYPE: Final = ConfigOption("yarn.application.type", string, "Apache Flink", "Application type that YARN shows.")
+    NODE_LABEL: Final = ConfigOption("yarn.application.node-label", string, "", "Node label of all containers.")
+    PRIORITY: Final = ConfigOption("yarn.application.priority", integer, -1, "YARN priority.")
+    ID: Final = ConfigOption("yarn.application.id", string, "", "The application to attach to.")
+    ATTEMPTS: Final = ConfigOption("yarn.application-attempts", integer, 1, "Attempts of the ApplicationMaster.")
+    JM_VCORES: Final = ConfigOption("yarn.appmaster.vcores", integer, 1, "Virtual cores of the ApplicationMaster.")
+    TM_VCORES: Final = ConfigOption(
+        "yarn.containers.vcores", integer, -1, "Virtual cores of a TaskManager container; -1 = its slots."
+    )
+    SHIP_FILES: Final = ConfigOption(
+        "yarn.ship-files",
+        string,
+        "",
+        "Files and folders shipped to all containers, separated by ;.",
+        ("yarn.ship-directories",),
+    )
+    SHIP_ARCHIVES: Final = ConfigOption(
+        "yarn.ship-archives", string, "", "Archives shipped and extracted, separated by ;."
+    )
+    STAGING_DIR: Final = ConfigOption(
+        "yarn.staging-directory", string, "", "HDFS folder for shipped files; default: the user's home."
+    )
+    TAGS: Final = ConfigOption("yarn.tags", string, "", "Comma-separated YARN application tags.")
+    PROPERTIES_FILE_DIR: Final = ConfigOption(
+        "yarn.properties-file.location",
+        string,
+        "",
+        "Folder of .yarn-properties-$USER; default: the temporary folder.",
+    )
+    NUM_CONTAINERS: Final = ConfigOption(
+        "$internal.yarn.num-taskmanagers", integer, 0, "TaskManagers kept from the start (-n); 0 = on demand."
+    )
+    HDFS_CLIENT: Final = ConfigOption(
+        "fs.hdfs.client",
+        string,
+        "webhdfs",
+        "webhdfs, libhdfs or native.",
+        check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
+    )
+    HDFS_REPLICATION: Final = ConfigOption(
+        "yarn.file-replication", integer, -1, "HDFS replication of shipped files; -1 = the file system's."
+    )
+
+
+class HaOptions:
+    CLUSTER_ID: Final = ConfigOption(
+        "high-availability.cluster-id",
+        string,
+        "/default",
+        "Names this cluster among others of one ZooKeeper.",
+        ("high-availability.zookeeper.path.namespace",),
+    )
+
+
+#: Flink's keys that this release does not act on yet, by prefix; they warn as such instead of as unknown.
+KNOWN_UNREAD: Final[tuple[str, ...]] = (
+    "execution.checkpointing.",
+    "execution.state-recovery.",
+    "execution.savepoint.",
+    "execution.savepoint-restore-mode",
+    "state.",
+    "restart-strategy",
+    "high-availability",
+    "recovery.",
+    "metrics.",
+    "security.",
+    "kubernetes.",
+    "table.",
+    "historyserver.",
+    "s3.",
+    "fs.s3a.",
+    "rest.flamegraph",
+    "rest.profiling",
+    "sql-client.",
+    "sql-gateway.",
+    "traces.",
+    "events.",
+    "external-resource",
+    "scheduler-mode",
+    "jobmanager.scheduler",
+    "jobmanager.execution.failover-strategy",
+    "slotmanager.redundant-taskmanager-num",
+    "taskmanager.load-balance.mode",
+    "cluster.evenly-spread-out-slots",
+    "classloader.",
+    "jobmanager.memory.",
+    "taskmanager.memory.",
+    "taskmanager.network.",
+    "taskmanager.rpc.port",
+    "pipeline.",
+    "python.",
+    "yarn.",
+    "web.",
+    "rest.",
+)
+#: Free-form families of keys that are always accepted.
+FREE_PREFIXES: Final[tuple[str, ...]] = (
+    "$internal.",
+    "env.",
+    "containerized.",
+    "flink.hadoop.",
+    "metrics.reporter.",
+)
+
+
+def all_options() -> list[ConfigOption[Any]]:
+    """Return every option above, in order of the file."""
+    groups = (JobOptions, ClusterOptions, MemoryOptions, RestOptions, YarnOptions, HaOptions)
+    return [value for group in groups for value in vars(group).values() if isinstance(value, ConfigOption)]
+
+
+def known_keys() -> set[str]:
+    return {key for option in all_options() for key in (option.key, *option.older_keys)}

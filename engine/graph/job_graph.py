@@ -1,0 +1,129 @@
+"""JobGraph: chained vertices and the edges between them, ready to submit. Data only; made by ``graph/stream_graph``
+and ``graph/chaining``.
+
+A vertex's code is one opaque ``chain`` blob, so the JobManager never loads user code; coordinator specs are separate
+blobs of engine classes.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.core.ids import IntermediateDatasetID, JobID, JobVertexID, OperatorID
+from engine.graph.transformation import Partitioning, ShipStrategy
+from engine.operators.base import OperatorSpec
+from engine.protocol.control import UserFile
+
+__all__ = [
+    "ChainSpec",
+    "ChainedOperator",
+    "Exit",
+    "JobEdge",
+    "JobGraph",
+    "JobType",
+    "JobVertex",
+    "OperatorInfo",
+]
+
+
+class JobType(enum.Enum):
+    STREAMING = "STREAMING"
+    BATCH = "BATCH"
+
+
+# --- inside the blob of a vertex (loaded in the slot process only) -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChainedOperator:
+    """One operator of a chain. Operators are listed head first; ``next`` are indexes of chained successors together
+    with the side tag that they listen to (None = main output) and the successor's input index."""
+
+    operator_id: OperatorID
+    name: str
+    spec: OperatorSpec
+    next: tuple[tuple[int, str | None, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Exit:
+    """An outgoing edge: records of operator ``operator_index`` leave through result partition number = position."""
+
+    operator_index: int
+    side_tag: str | None
+    partitioning: Partitioning
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    operators: tuple[ChainedOperator, ...]
+    exits: tuple[Exit, ...]
+
+
+# --- what the JobManager sees -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobEdge:
+    """Outgoing edge number ``exit_index`` of the source vertex → one input gate of the target."""
+
+    dataset_id: IntermediateDatasetID
+    source_id: JobVertexID
+    target_id: JobVertexID
+    exit_index: int
+    input_index: int
+    ship_strategy: ShipStrategy
+    blocking: bool
+    buffer_timeout_ms: int
+    #: the edge closes a loop of an iteration: ignored for ordering
+    is_feedback: bool = False
+
+
+@dataclass(frozen=True)
+class OperatorInfo:
+    """What plans and REST show of an operator."""
+
+    operator_id: OperatorID
+    name: str
+    uid: str | None
+    description: str
+    #: e.g. "vectorised", "interpreted"; "" when not told
+    tier: str = ""
+
+
+@dataclass(frozen=True)
+class JobVertex:
+    vertex_id: JobVertexID
+    name: str  #: "Source: lines -> flat_map -> key_by"
+    parallelism: int
+    max_parallelism: int
+    chain: bytes
+    operators: tuple[OperatorInfo, ...]
+    slot_sharing_group: str
+    co_location_group: str | None
+    #: operator id → pickle of its CoordinatorSpec
+    coordinators: dict[OperatorID, bytes] = field(default_factory=dict)
+    is_source: bool = False
+    is_bounded: bool = True
+
+
+@dataclass(frozen=True)
+class JobGraph:
+    job_id: JobID
+    name: str
+    job_type: JobType
+    #: in topological order, sources first
+    vertices: tuple[JobVertex, ...]
+    edges: tuple[JobEdge, ...]
+    #: the job's own configuration, laid over the cluster's
+    config: dict[str, str] = field(default_factory=dict)
+    files: tuple[UserFile, ...] = ()
+    #: Flink's JSON plan, for REST and ``flink info``
+    plan: dict[str, Any] = field(default_factory=dict)
+    #: global job parameters (ParameterTool), shown by REST and given to RuntimeContext
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    def vertex(self, vertex_id: JobVertexID) -> JobVertex:
+        return next(vertex for vertex in self.vertices if vertex.vertex_id == vertex_id)

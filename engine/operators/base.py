@@ -1,0 +1,218 @@
+"""The operator contract: what runs in a chain, who calls it, and what it may call.
+
+Everything here is called by the task's mailbox thread, never concurrently. One call handles one batch; an operator
+emits by calling its Output, which hands the batch straight to the next operator of the chain or to an exit.
+
+Life of an operator: ``OperatorSpec.build()`` → ``open`` → (``process_batch`` | ``process_watermark`` | ``handle_event`` |
+``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called, also after a failure
+or a cancel; it must not emit.
+
+Configuration (``OperatorSpec``: immutable, pickled with cloudpickle) is not logic (``Operator``), which is not state.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from engine.core.clock import Clock
+from engine.core.ids import JobID, OperatorID
+from engine.core.records import Batch
+from engine.operators.functions import RuntimeContext
+
+__all__ = [
+    "CoordinatorContext",
+    "CoordinatorSpec",
+    "JobOutcome",
+    "Operator",
+    "OperatorContext",
+    "OperatorCoordinator",
+    "OperatorSpec",
+    "Output",
+    "PollResult",
+    "SourceOperator",
+]
+
+
+class Output(Protocol):
+    """Where an operator's results go. Never blocks: backpressure is applied by not stepping the task."""
+
+    def emit(self, batch: Batch) -> None:
+        """Hand on a batch; empty batches are dropped. The batch must not be changed afterwards."""
+        ...
+
+    def emit_side(self, tag: str, batch: Batch) -> None:
+        """Hand a batch to the side output ``tag``; dropped when nobody listens to it."""
+        ...
+
+    def emit_watermark(self, watermark_ms: int) -> None: ...
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        """Bulk iterations only: all of this superstep's records have been emitted."""
+        ...
+
+
+@dataclass(slots=True)
+class OperatorContext:
+    """What the runtime gives to ``Operator.open``."""
+
+    runtime_context: RuntimeContext
+    operator_id: OperatorID
+    operator_name: str
+    job_id: JobID
+    job_name: str
+    #: effective configuration, job over cluster
+    config: dict[str, str]
+    clock: Clock
+    #: private folder on a local disk for spilling; exists
+    work_dir: str
+    #: bytes of managed memory that this operator may use before it must spill
+    memory_bytes: int
+    #: sends a picklable engine object to this operator's coordinator in the JobManager; never blocks
+    send_event: Callable[[object], None]
+    #: thread-safe: makes the task loop call ``poll``/``is_ready`` again soon; for I/O threads of sources
+    wake: Callable[[], None]
+    #: host name of this TaskManager, for locality of splits
+    host: str = "localhost"
+    #: objects shared by all subtasks in this slot process, e.g. the feedback queue of an iteration
+    slot_shared: dict[str, Any] = field(default_factory=dict)
+
+
+class Operator(abc.ABC):
+    """Logic of one subtask of one operator. Subclasses are ``@final``; composition is by chaining."""
+
+    ctx: OperatorContext
+    out: Output
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        """Called once before anything else. Overriders call ``super().open(ctx, out)`` first."""
+        self.ctx = ctx
+        self.out = out
+
+    @abc.abstractmethod
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        """Handle the next batch of an input. The batch is shared with others: do not change it."""
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        """Event time has reached ``watermark_ms`` on all inputs. Default: hand it on."""
+        self.out.emit_watermark(watermark_ms)
+
+    def end_input(self, input_index: int) -> None:
+        """No batch of this input follows."""
+
+    def end_superstep(self, superstep: int) -> None:
+        """All dynamic inputs have delivered this superstep. Emit what belongs to it, forget it, then hand it on."""
+        self.out.emit_superstep_end(superstep)
+
+    def finish(self) -> None:
+        """All inputs have ended: emit what is left. Not called when the task fails or is cancelled."""
+
+    def close(self) -> None:
+        """Give back files, threads and sockets. Called once, always."""
+
+    def is_ready(self) -> bool:
+        """False = do not step this task now (e.g. a collect sink whose client is slow). Must be cheap."""
+        return True
+
+    def handle_event(self, event: object) -> None:
+        """An object from this operator's coordinator."""
+
+    def next_timer_ms(self) -> int | None:
+        """Wall-clock time at which ``on_timer`` wants to be called, or None."""
+        return None
+
+    def on_timer(self, now_ms: int) -> None:
+        """The time asked for by ``next_timer_ms`` has come."""
+
+
+class PollResult(enum.Enum):
+    MORE = "more"  #: something was emitted or may be at once: poll again soon
+    IDLE = "idle"  #: nothing now; ``ctx.wake``, an event or a timer will bring more
+    END = "end"  #: the input is exhausted; never poll again
+
+
+class SourceOperator(Operator):
+    """Head of a chain without inputs. The task polls it when its outputs have room."""
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        raise AssertionError("a source has no input")
+
+    @abc.abstractmethod
+    def poll(self, rows_max: int) -> PollResult:
+        """Emit at most about ``rows_max`` records and return; must not block for longer than a few ms."""
+
+    def cancel(self) -> None:
+        """The job is being cancelled (or stopped): stop reading. ``close`` follows."""
+
+
+class OperatorSpec(abc.ABC):
+    """Immutable description of an operator, made by the API, pickled into the JobGraph."""
+
+    #: How many logical inputs the operator has; 0 for sources.
+    num_inputs: int = 1
+    #: Inputs that must end before any other is read (build side of a hash join, broadcast sets), lowest first.
+    inputs_first: tuple[int, ...] = ()
+    #: True when nothing is emitted before all input has ended: a natural cut between stages.
+    blocks: bool = False
+
+    @abc.abstractmethod
+    def build(self) -> Operator: ...
+
+    def coordinator(self) -> CoordinatorSpec | None:
+        """What runs beside the JobMaster for this operator; must be built of engine classes and plain values only,
+        so that the JobManager never loads user code."""
+        return None
+
+    def describe(self) -> str:
+        """One short phrase for plans and explain, e.g. 'vectorised' or 'interpreted (untyped lambda)'."""
+        return ""
+
+
+class JobOutcome(enum.Enum):
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+@dataclass(slots=True)
+class CoordinatorContext:
+    parallelism: int
+    job_id: JobID
+    config: dict[str, str]
+    #: sends an engine object to a subtask's operator (``Operator.handle_event``); thread-safe
+    send_event: Callable[[int, object], None]
+
+
+class OperatorCoordinator:
+    """Runs in the JobManager, one per operator that wants one, in the job's own I/O thread: it may block on a file
+    system, and no two calls overlap. Examples: split enumerators, commit of file sinks, collect sinks, iterations.
+
+    Any exception fails the job with that error.
+    """
+
+    def start(self, ctx: CoordinatorContext) -> None:
+        """Before any task is deployed. Check paths, list input. Overriders call super first."""
+        self.ctx = ctx
+
+    def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
+        """An object that a subtask sent with ``ctx.send_event``."""
+
+    def handle_request(self, request: object) -> object:
+        """A client asks (collect sink). Returns the answer."""
+        raise NotImplementedError
+
+    def subtask_finished(self, subtask_index: int) -> None:
+        """The subtask reached FINISHED."""
+
+    def job_ended(self, outcome: JobOutcome) -> None:
+        """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns."""
+
+
+class CoordinatorSpec(abc.ABC):
+    """Picklable, engine classes and plain values only."""
+
+    @abc.abstractmethod
+    def create(self) -> OperatorCoordinator: ...

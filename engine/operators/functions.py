@@ -1,0 +1,254 @@
+"""What users implement: function interfaces and the RuntimeContext. Names and signatures are PyFlink's.
+
+Not here: how they are run (``operators/stateless``, ``operators/aggregate``, ``operators/batch``).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from engine.core.metrics import Accumulator, MetricGroup
+
+__all__ = [
+    "AggregateFunction",
+    "CoFlatMapFunction",
+    "CoGroupFunction",
+    "CoMapFunction",
+    "CrossFunction",
+    "FilterFunction",
+    "FlatJoinFunction",
+    "FlatMapFunction",
+    "Function",
+    "GroupCombineFunction",
+    "GroupReduceFunction",
+    "JoinFunction",
+    "KeySelector",
+    "MapFunction",
+    "MapPartitionFunction",
+    "Partitioner",
+    "ReduceFunction",
+    "RuntimeContext",
+    "SinkFunction",
+    "SourceFunction",
+]
+
+
+class RuntimeContext:
+    """What a function may ask about the subtask that runs it. Made by the runtime, one per operator and subtask."""
+
+    def __init__(
+        self,
+        *,
+        task_name: str,
+        subtask_index: int = 0,
+        parallelism: int = 1,
+        max_parallelism: int = 128,
+        attempt_number: int = 0,
+        job_parameters: dict[str, str] | None = None,
+        metric_group: MetricGroup | None = None,
+        cached_files: dict[str, str] | None = None,
+    ) -> None:
+        self._task_name = task_name
+        self._subtask_index = subtask_index
+        self._parallelism = parallelism
+        self._max_parallelism = max_parallelism
+        self._attempt_number = attempt_number
+        self._job_parameters = job_parameters or {}
+        self._metric_group = metric_group or MetricGroup()
+        self._cached_files = cached_files or {}
+        self._accumulators: dict[str, Accumulator] = {}
+        self._broadcast_variables: dict[str, list[Any]] = {}
+
+    def get_task_name(self) -> str:
+        return self._task_name
+
+    def get_number_of_parallel_subtasks(self) -> int:
+        return self._parallelism
+
+    def get_max_number_of_parallel_subtasks(self) -> int:
+        return self._max_parallelism
+
+    def get_index_of_this_subtask(self) -> int:
+        """0-based."""
+        return self._subtask_index
+
+    def get_attempt_number(self) -> int:
+        """0 for the first attempt."""
+        return self._attempt_number
+
+    def get_task_name_with_subtasks(self) -> str:
+        return f"{self._task_name} ({self._subtask_index + 1}/{self._parallelism})"
+
+    def get_job_parameter(self, key: str, default_value: str) -> str:
+        return self._job_parameters.get(key, default_value)
+
+    def get_metrics_group(self) -> MetricGroup:
+        return self._metric_group
+
+    def add_accumulator(self, name: str, accumulator: Accumulator) -> None:
+        """Register ``accumulator``; the job's result has the merged value of all subtasks under ``name``.
+
+        Raises: ValueError if the name is taken in this function.
+        """
+        if name in self._accumulators:
+            raise ValueError(f"Accumulator {name!r} is already registered in this function.")
+        self._accumulators[name] = accumulator
+
+    def get_accumulator(self, name: str) -> Accumulator | None:
+        return self._accumulators.get(name)
+
+    def get_broadcast_variable(self, name: str) -> list[Any]:
+        """Return the whole broadcast set ``name`` (DataSet API, ``with_broadcast_set``)."""
+        if name not in self._broadcast_variables:
+            known = sorted(self._broadcast_variables)
+            raise KeyError(f"No broadcast set {name!r}; known: {known}. Add with_broadcast_set(ds, {name!r}).")
+        return self._broadcast_variables[name]
+
+    def get_cached_file(self, name: str) -> str:
+        """Return the local path of a file registered with ``register_cached_file``."""
+        if name not in self._cached_files:
+            raise KeyError(f"No cached file {name!r}; known: {sorted(self._cached_files)}.")
+        return self._cached_files[name]
+
+
+class Function(abc.ABC):
+    """Base of user functions. ``open`` runs once in the subtask before any record, ``close`` once after the last,
+    also when the task fails or is cancelled (unless the process had to be killed)."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class MapFunction(Function):
+    @abc.abstractmethod
+    def map(self, value: Any) -> Any: ...
+
+
+class FlatMapFunction(Function):
+    @abc.abstractmethod
+    def flat_map(self, value: Any) -> Iterable[Any] | None: ...
+
+
+class FilterFunction(Function):
+    @abc.abstractmethod
+    def filter(self, value: Any) -> bool: ...
+
+
+class ReduceFunction(Function):
+    @abc.abstractmethod
+    def reduce(self, value1: Any, value2: Any) -> Any: ...
+
+
+class KeySelector(Function):
+    @abc.abstractmethod
+    def get_key(self, value: Any) -> Any: ...
+
+
+class Partitioner(Function):
+    @abc.abstractmethod
+    def partition(self, key: Any, num_partitions: int) -> int: ...
+
+
+class CoMapFunction(Function):
+    @abc.abstractmethod
+    def map1(self, value: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def map2(self, value: Any) -> Any: ...
+
+
+class CoFlatMapFunction(Function):
+    @abc.abstractmethod
+    def flat_map1(self, value: Any) -> Iterable[Any] | None: ...
+
+    @abc.abstractmethod
+    def flat_map2(self, value: Any) -> Iterable[Any] | None: ...
+
+
+class AggregateFunction(Function):
+    @abc.abstractmethod
+    def create_accumulator(self) -> Any: ...
+
+    @abc.abstractmethod
+    def add(self, value: Any, accumulator: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def get_result(self, accumulator: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def merge(self, acc_a: Any, acc_b: Any) -> Any: ...
+
+
+class SinkFunction(Function):
+    """A sink written in Python: ``invoke`` gets each record (PyFlink's wraps Java; ours is the user's own class)."""
+
+    @abc.abstractmethod
+    def invoke(self, value: Any) -> None: ...
+
+
+class SourceFunction(Function):
+    """A source written in Python: ``run`` yields records until it returns or ``cancel`` is called; parallelism 1."""
+
+    @abc.abstractmethod
+    def run(self) -> Iterable[Any]: ...
+
+    def cancel(self) -> None:
+        pass
+
+
+# --- DataSet API; results are iterables, as in Flink's Python DataSet API, or a collector's calls ---------------------
+
+
+class MapPartitionFunction(Function):
+    @abc.abstractmethod
+    def map_partition(self, values: Iterable[Any]) -> Iterable[Any] | None: ...
+
+
+class GroupReduceFunction(Function):
+    @abc.abstractmethod
+    def reduce(self, values: Iterable[Any]) -> Iterable[Any] | None: ...
+
+
+class GroupCombineFunction(Function):
+    @abc.abstractmethod
+    def combine(self, values: Iterable[Any]) -> Iterable[Any] | None: ...
+
+
+class JoinFunction(Function):
+    @abc.abstractmethod
+    def join(self, first: Any, second: Any) -> Any: ...
+
+
+class FlatJoinFunction(Function):
+    @abc.abstractmethod
+    def join(self, first: Any, second: Any) -> Iterable[Any] | None: ...
+
+
+class CoGroupFunction(Function):
+    @abc.abstractmethod
+    def co_group(self, first: Iterable[Any], second: Iterable[Any]) -> Iterable[Any] | None: ...
+
+
+class CrossFunction(Function):
+    @abc.abstractmethod
+    def cross(self, first: Any, second: Any) -> Any: ...
+
+
+def callable_of(function: Function | Callable[..., Any], method: str) -> Callable[..., Any]:
+    """Return ``function.<method>`` for a Function object, or ``function`` itself when it is a plain callable.
+
+    Raises: TypeError when it is neither, naming what was expected.
+    """
+    if isinstance(function, Function):
+        bound: Callable[..., Any] | None = getattr(function, method, None)
+        if bound is None:
+            raise TypeError(f"{type(function).__name__} has no method {method}(); pass the matching Function class.")
+        return bound
+    if callable(function):
+        return function
+    raise TypeError(f"Expected a function or an object with {method}(), got {function!r}.")

@@ -1,0 +1,146 @@
+"""Key → key group → subtask: one law for rows and columns, equal in every process and run.
+
+``hash()`` is salted per process for str and bytes, so it must never decide where a record goes. Keys that compare equal
+in Python (1, 1.0, True) go to the same group; all NaN go to one.
+
+Source: Flink's KeyGroupRangeAssignment (group = murmur(hash) % max; subtask = group * parallelism // max).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import math
+import zlib
+from typing import Any, Final
+
+from engine.core.errors import ProgramError
+from engine.core.records import Row
+
+__all__ = [
+    "MAX_PARALLELISM_DEFAULT",
+    "MAX_PARALLELISM_MAX",
+    "KeyToSubtask",
+    "key_group_of",
+    "key_group_range",
+    "stable_hash",
+    "subtask_of_key_group",
+]
+
+MAX_PARALLELISM_DEFAULT: Final = 128
+MAX_PARALLELISM_MAX: Final = 1 << 15
+#: Entries of the key → subtask memo of one exchange; enough for skewed keys, bounded for unique ones.
+_MEMO_SIZE_MAX: Final = 1 << 17
+
+_MASK32 = 0xFFFFFFFF
+
+
+def mix32(h: int) -> int:
+    """Murmur3's finaliser on 32 bits: every input bit reaches every output bit."""
+    h ^= h >> 16
+    h = (h * 0x85EBCA6B) & _MASK32
+    h ^= h >> 13
+    h = (h * 0xC2B2AE35) & _MASK32
+    return h ^ (h >> 16)
+
+
+def stable_hash(key: Any) -> int:
+    """Return a 32-bit hash of a key.
+
+    str and bytes: CRC-32 of the (UTF-8) bytes; integers in 64 bits: low xor high word; others by their parts.
+    Raises: ProgramError for a type whose hash could differ between processes (plain objects, sets, lists, dicts).
+    """
+    kind = type(key)
+    if kind is str:
+        return zlib.crc32(key.encode("utf-8", "surrogatepass"))
+    if kind is int or kind is bool:
+        if -(1 << 63) <= key < (1 << 63):
+            return (key ^ (key >> 32)) & _MASK32
+        return zlib.crc32(repr(int(key)).encode())
+    if kind is tuple or kind is Row:
+        h = 0x9E3779B9 ^ len(key)
+        for part in key:
+            h = (mix32(h) * 31 + stable_hash(part)) & _MASK32
+        return h
+    return _hash_rare(key)
+
+
+def _hash_rare(key: Any) -> int:
+    match key:
+        case None:
+            return 0x2545F491
+        case float():
+            if math.isnan(key):
+                return 0x7FC00000
+            if key.is_integer():
+                return stable_hash(int(key))
+            return zlib.crc32(key.hex().encode())
+        case bytes():
+            return zlib.crc32(key)
+        case decimal.Decimal():
+            if key.is_nan():
+                return 0x7FC00000
+            # Equal numbers of other types must meet: integers as int, binary fractions as float.
+            if key.is_finite() and key == key.to_integral_value():
+                return stable_hash(int(key))
+            as_float = float(key)
+            same = math.isinf(as_float) or decimal.Decimal(as_float) == key
+            return _hash_rare(as_float) if same else zlib.crc32(str(key.normalize()).encode())
+        case dt.datetime():
+            moment = key.astimezone(dt.UTC) if key.tzinfo else key
+            return zlib.crc32(moment.isoformat().encode())
+        case dt.date() | dt.time():
+            return zlib.crc32(key.isoformat().encode())
+        case dt.timedelta():
+            return stable_hash((key.days, key.seconds, key.microseconds))
+        case str():
+            return zlib.crc32(str.__str__(key).encode("utf-8", "surrogatepass"))
+        case int():
+            return stable_hash(int(key))
+        case tuple():
+            return stable_hash(tuple(key))
+    if dataclasses.is_dataclass(key) and not isinstance(key, type):
+        return stable_hash(tuple(getattr(key, field.name) for field in dataclasses.fields(key)))
+    item = getattr(key, "item", None)  # numpy scalars
+    if item is not None and type(key).__module__ == "numpy":
+        return stable_hash(key.item())
+    raise ProgramError(
+        f"{key!r} of type {type(key).__name__} cannot be a key: its hash is not the same in every process. "
+        "Use str, bytes, int, float, bool, None, tuple, Decimal, date/time, a dataclass or Row of these."
+    )
+
+
+def key_group_of(key: Any, max_parallelism: int) -> int:
+    return mix32(stable_hash(key)) % max_parallelism
+
+
+def subtask_of_key_group(key_group: int, parallelism: int, max_parallelism: int) -> int:
+    return key_group * parallelism // max_parallelism
+
+
+def key_group_range(subtask_index: int, parallelism: int, max_parallelism: int) -> range:
+    """Return the key groups of a subtask; ranges of all subtasks tile [0, max_parallelism)."""
+    start = (subtask_index * max_parallelism + parallelism - 1) // parallelism
+    end = ((subtask_index + 1) * max_parallelism + parallelism - 1) // parallelism
+    return range(start, end)
+
+
+class KeyToSubtask(dict[Any, int]):
+    """Memo of key → subtask: ``list(map(memo.__getitem__, keys))`` runs at C speed on repeated keys.
+
+    Forgets all when it grows past its bound. Keys that are equal share an entry, which is right by the law above.
+    """
+
+    def __init__(self, parallelism: int, max_parallelism: int) -> None:
+        super().__init__()
+        assert 0 < parallelism <= max_parallelism
+        self._parallelism = parallelism
+        self._max_parallelism = max_parallelism
+
+    def __missing__(self, key: Any) -> int:
+        subtask = mix32(stable_hash(key)) % self._max_parallelism * self._parallelism // self._max_parallelism
+        if len(self) >= _MEMO_SIZE_MAX:
+            self.clear()
+        self[key] = subtask
+        return subtask
