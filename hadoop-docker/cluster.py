@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""A real Hadoop and ZooKeeper on this machine, without docker: install, up, down, status, daemon.
+
+Runs NameNode, DataNodes, ResourceManager, NodeManagers and ZooKeeper as plain processes from Maven's jars, on
+free ports of the loopback address, in one folder; several clusters may stand side by side. Needs Linux,
+Python 3.11, Java and, for the first time, Maven. Meant for tests and trials, not for data one wants to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import daemons
+from jars import ClusterError, find_java_home, install, locked
+from settings import GUARD, MAX_NODES, PORTS_FROM, Cluster, Shape, reserve_ports, write_files
+
+READY_SECONDS = 180.0  # generous: a machine busy with other tests must not fail here; a dead daemon is told at once
+DOWN = (("nm",), ("rm", "dn"), ("nn", "zk"))  # each wave ends before the next: containers' logs still find HDFS
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong use, 3 Java or Maven missing."""
+    args = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return int(args.run(args) or 0)
+    except ClusterError as error:
+        print(f"cluster.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _on_sigterm(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)  # so that whoever has started something ends it on the way out
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def run_install(args: argparse.Namespace) -> None:
+    began = time.monotonic()
+    find_java_home()
+    print(f"jars are in {install()} ({time.monotonic() - began:.1f} s)")
+
+
+def run_up(args: argparse.Namespace) -> None:
+    began = time.monotonic()
+    java_home, jars = find_java_home(), install()
+    folder = Path(args.dir).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = Shape(
+        datanodes=args.datanodes,
+        nodemanagers=args.nodemanagers if args.yarn else 0,
+        zookeepers=args.zookeeper,
+        yarn=args.yarn,
+        block_size=args.block_size,
+        replication=args.replication,
+    )
+    cluster, guard = _make(folder, shape, args.port_base, jars, java_home)
+    try:
+        _bring_up(cluster, args.timeout, began)
+        guard.close()
+        print(
+            f"ready after {time.monotonic() - began:.1f} s: {cluster.namenode_uri}"
+            + (f", ResourceManager {cluster.rm_url}" if cluster.rm_url else "")
+            + (f", ZooKeeper {cluster.zookeeper}" if cluster.zookeeper else "")
+            + f"\nto use it: . {folder}/env.sh",
+            flush=True,
+        )
+    except BaseException:
+        _take_down(folder)  # Nothing half-started stays behind; the logs do.
+        raise
+    if args.foreground:
+        try:
+            _stay(cluster)
+        finally:
+            _take_down(folder)
+
+
+def run_down(args: argparse.Namespace) -> None:
+    folder = Path(args.dir).resolve()
+    began = time.monotonic()
+    ended = _take_down(folder)
+    if args.wipe:
+        shutil.rmtree(folder)
+    print(f"ended {ended} processes in {time.monotonic() - began:.1f} s" + (f", removed {folder}" if args.wipe else ""))
+
+
+def run_status(args: argparse.Namespace) -> int:
+    cluster = _load(Path(args.dir).resolve())
+    states = {name: _state(cluster, name) for name in cluster.shape.daemons()}
+    if args.json:
+        print(json.dumps({**cluster.as_json(), "states": states}, indent=2))
+    else:
+        for name, state in states.items():
+            pid = cluster.processes.get(name, ("-", 0))[0] if state != "down" else "-"
+            ports = " ".join(f"{purpose}={port}" for purpose, port in cluster.ports(name).items())
+            print(f"{name:4} {state:8} pid {pid!s:8} {ports}")
+    return 0 if set(states.values()) == {"ready"} else 1
+
+
+def run_daemon(args: argparse.Namespace) -> None:
+    folder, name = Path(args.dir).resolve(), args.name
+    began = time.monotonic()
+    with _changing(folder) as cluster:
+        if name not in cluster.shape.daemons():
+            raise ClusterError(f"no daemon {name!r} in this cluster; it has {', '.join(cluster.shape.daemons())}")
+        identity = cluster.processes.get(name)
+        if args.action == "start":
+            if daemons.is_alive(identity):
+                raise ClusterError(f"{name} runs already, as pid {identity[0] if identity else '?'}")
+            started = daemons.start(cluster, name)
+            cluster.processes[name] = started.identity
+    if args.action == "start":
+        if args.wait:
+            daemons.wait_ready(cluster, [started], args.timeout, lambda _: None)
+        print(f"{name} {'ready' if args.wait else 'started'} after {time.monotonic() - began:.1f} s")
+        return
+    daemons.end([identity] if identity else [], grace=0 if args.action == "kill9" else daemons.GRACE_SECONDS)
+    with _changing(folder) as cluster:
+        if cluster.processes.get(name) == identity:
+            cluster.processes.pop(name, None)
+    print(f"{name} ended after {time.monotonic() - began:.1f} s")
+
+
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def _make(folder: Path, shape: Shape, base: int | None, jars: Path, java_home: Path) -> tuple[Cluster, socket.socket]:
+    """Return the cluster of the folder, its files written, and the guard of its ports."""
+    with locked(folder / ".lock"):
+        if (folder / "cluster.json").exists():
+            before = _load(folder)
+            if any(daemons.is_alive(identity) for identity in before.processes.values()):
+                raise ClusterError(f"the cluster in {folder} is up already; `down --dir {folder}` ends it")
+            if before.shape != shape:
+                raise ClusterError(
+                    f"the cluster in {folder} was made as {before.shape}, now asked for {shape}; "
+                    f"ask for the same again, or remove it with `down --wipe --dir {folder}`"
+                )
+            base = before.port_base if base is None else base
+        base, guard = reserve_ports(base)
+        cluster = Cluster(folder, shape, base, jars, java_home)
+        write_files(cluster)
+        _save(cluster)
+    return cluster, guard
+
+
+def _bring_up(cluster: Cluster, seconds: float, began: float) -> None:
+    """Start everything at once, as far as order allows, and return when all are ready."""
+
+    def said(name: str) -> None:
+        print(f"{name} ready after {time.monotonic() - began:.1f} s", flush=True)
+
+    waiting = []
+
+    def launch(names: list[str]) -> None:
+        for name in names:
+            with _changing(cluster.dir) as now:
+                process = daemons.start(cluster, name)
+                now.processes[name] = process.identity
+            cluster.processes[name] = process.identity
+            waiting.append(process)
+
+    names = cluster.shape.daemons()
+    formatting = daemons.start_format(cluster)  # first: everything else of HDFS waits for it
+    try:
+        launch([name for name in names if name[:2] in ("zk", "rm", "nm")])
+        if formatting is not None:
+            code = formatting.popen.wait(timeout=seconds)
+            if code != 0:
+                raise ClusterError(f"formatting HDFS failed. {daemons.log_tail(formatting.log)}")
+    finally:
+        if formatting is not None and formatting.popen.poll() is None:
+            formatting.popen.kill()
+            formatting.popen.wait()
+    launch([name for name in names if name[:2] in ("nn", "dn")])
+    daemons.wait_ready(cluster, waiting, seconds, said)
+    for path, mode in (("/tmp", "1777"), ("/tmp/logs", "1777"), (f"/user/{cluster.user}", "755")):
+        _make_folder(cluster, path, mode)
+
+
+def _make_folder(cluster: Cluster, path: str, mode: str) -> None:
+    """Make a folder on HDFS through WebHDFS: a client of Hadoop's own would cost a JVM each."""
+    query = urllib.parse.urlencode({"permission": mode, "user.name": cluster.user})
+    no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for operation in ("MKDIRS", "SETPERMISSION"):  # the first forgets the sticky bit
+        url = f"{cluster.webhdfs_url}/webhdfs/v1{path}?op={operation}&{query}"
+        with no_proxy.open(urllib.request.Request(url, method="PUT"), timeout=30) as answer:
+            answer.read()
+
+
+def _take_down(folder: Path) -> int:
+    """End every process of the cluster and return how many there were."""
+    if not (folder / "cluster.json").exists():
+        raise ClusterError(f"no cluster in {folder}: there is no cluster.json")
+    ended = 0
+    for wave in DOWN:
+        cluster = _load(folder)
+        alive = [
+            identity
+            for name, identity in cluster.processes.items()
+            if name.startswith(wave) and daemons.is_alive(identity)
+        ]
+        daemons.end(alive)
+        ended += len(alive)
+    while left := daemons.strays(_load(folder)):  # a container that is just being started may follow its parent
+        daemons.end(left, grace=2.0)
+        ended += len(left)
+    with _changing(folder) as cluster:
+        cluster.processes.clear()
+    return ended
+
+
+def _stay(cluster: Cluster) -> None:
+    """Stay until told to end, and collect daemons that are killed meanwhile (we are their parent)."""
+    while True:
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        time.sleep(0.5)
+
+
+def _state(cluster: Cluster, name: str) -> str:
+    if not daemons.is_alive(cluster.processes.get(name)):
+        return "down"
+    return "ready" if daemons.is_ready(cluster, name) else "up"
+
+
+# ---------------------------------------------------------------------------------------------- cluster.json
+
+
+def _load(folder: Path) -> Cluster:
+    try:
+        return Cluster.from_json(json.loads((folder / "cluster.json").read_text()), folder)
+    except FileNotFoundError:
+        raise ClusterError(f"no cluster in {folder}: there is no cluster.json; `up --dir {folder}` makes one") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ClusterError(f"{folder}/cluster.json is not one that this version wrote: {error!r}") from None
+
+
+def _save(cluster: Cluster) -> None:
+    partial = cluster.dir / "cluster.json.partial"
+    partial.write_text(json.dumps(cluster.as_json(), indent=2) + "\n")
+    partial.replace(cluster.dir / "cluster.json")
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[Cluster]:
+    """Give the recorded cluster to change; several of our commands may run at once."""
+    _load(folder)  # so that a wrong folder is told as such, and not by its missing lock
+    with locked(folder / ".lock"):
+        cluster = _load(folder)
+        yield cluster
+        _save(cluster)
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cluster.py", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.set_defaults(run=run)
+        if name != "install":
+            found.add_argument("--dir", required=True, help="the folder of the cluster")
+        return found
+
+    add("install", run_install, "fetch the jars of Hadoop and ZooKeeper, unless they are here")
+
+    up = add("up", run_up, "start a cluster and wait until every daemon is ready")
+    up.add_argument("--datanodes", type=_count(1, MAX_NODES), default=2, metavar="N")
+    up.add_argument("--nodemanagers", type=_count(1, MAX_NODES), default=2, metavar="N")
+    up.add_argument("--zookeeper", type=int, choices=(0, 1, 3), default=0)
+    up.add_argument("--no-yarn", dest="yarn", action="store_false", help="HDFS (and ZooKeeper) only")
+    up.add_argument("--block-size", type=_block_size, default=Shape.block_size, help="of HDFS, such as 64m or 4k")
+    up.add_argument("--replication", type=_count(1, MAX_NODES), default=1, help="of HDFS files")
+    up.add_argument(
+        "--port-base",
+        type=_count(1024, 65535 - GUARD),
+        help=f"use the {GUARD + 1} ports from this one, such as {PORTS_FROM}",
+    )
+    up.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
+    up.add_argument("--foreground", action="store_true", help="stay, and end the cluster when told to end")
+
+    down = add("down", run_down, "end every process of a cluster; its data stays")
+    down.add_argument("--wipe", action="store_true", help="also remove the folder")
+
+    status = add("status", run_status, "say which daemons are up; exit code 0 when all are ready")
+    status.add_argument("--json", action="store_true")
+
+    daemon = add("daemon", run_daemon, "start, stop or kill one daemon; a restart keeps its ports")
+    daemon.add_argument("action", choices=("start", "stop", "kill9"))
+    daemon.add_argument("name", help="nn, dn1, dn2, rm, nm1, nm2, zk1, ...")
+    daemon.add_argument("--no-wait", dest="wait", action="store_false", help="return before it is ready")
+    daemon.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
+    return parser
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def _block_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([kmg]?)", text.lower())
+    size = int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2]] if match else 0
+    if size == 0 or size % 512:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64m or 4k, a multiple of 512 bytes")
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

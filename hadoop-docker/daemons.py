@@ -1,0 +1,346 @@
+"""The processes of a cluster: how each daemon is started, asked whether it is ready, and ended.
+
+A process is known by its pid and its start time, so that a pid which the system has given to somebody else since
+is never signalled. Reads /proc, thus Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jars import ClusterError
+from settings import Cluster, node_path
+
+GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
+POLL_SECONDS = 0.05
+LOG_TAIL_LINES = 25
+MARK = "ENGINE_HADOOP_DIR"  # in the environment of every daemon, so that strays of this cluster are found again
+
+CLASSES = {
+    "nn": "org.apache.hadoop.hdfs.server.namenode.NameNode",
+    "dn": "org.apache.hadoop.hdfs.server.datanode.DataNode",
+    "rm": "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager",
+    "nm": "org.apache.hadoop.yarn.server.nodemanager.NodeManager",
+    "zk": "org.apache.zookeeper.server.quorum.QuorumPeerMain",
+}
+
+# Small and quick to start. No perf data: it would leave files in /tmp. ResourceManager and NodeManager (guice,
+# cglib) need java.lang opened on Java 17; the others are what Hadoop's own launchers open.
+JVM = [
+    "-Xss512k",
+    "-XX:MaxMetaspaceSize=160m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-Djava.net.preferIPv4Stack=true",
+    *(
+        f"--add-opens=java.base/{package}=ALL-UNNAMED"
+        for package in (
+            "java.lang",
+            "java.io",
+            "java.util",
+            "java.net",
+            "java.nio",
+            "sun.nio.ch",
+            "java.util.concurrent",
+        )
+    ),
+]
+
+_no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+# ---------------------------------------------------------------------------------------------- starting
+
+
+def command(cluster: Cluster, name: str) -> list[str]:
+    """Return the command line of one daemon."""
+    folder, ports = cluster.data(name), cluster.ports(name)
+    java = [str(cluster.java_home / "bin" / "java"), *JVM, f"-Djava.io.tmpdir={folder}/tmp"]
+    if name.startswith("zk"):
+        return [
+            *java,
+            "-Xmx128m",
+            "-Dzookeeper.forceSync=no",  # quick; the data outlives a killed process, not a killed machine
+            "-cp",
+            f"{folder}:{cluster.jars}/zookeeper/*",
+            CLASSES["zk"],
+            f"{folder}/zoo.cfg",
+        ]
+    own: dict[str, object] = {}
+    if name.startswith("dn"):
+        own = {
+            "dfs.datanode.data.dir": f"file://{folder}/blocks",
+            "dfs.datanode.address": f"localhost:{ports['data']}",
+            "dfs.datanode.http.address": f"localhost:{ports['http']}",
+            "dfs.datanode.ipc.address": f"localhost:{ports['ipc']}",
+            # It starts together with its NameNode: ask every 200 ms for 20 s before the first pause of 5 s.
+            "ipc.client.connect.max.retries": 100,
+        }
+    elif name.startswith("nm"):
+        own = {
+            "yarn.nodemanager.local-dirs": f"{folder}/local",
+            "yarn.nodemanager.log-dirs": f"{folder}/log",
+            "yarn.nodemanager.recovery.dir": f"{folder}/recovery",
+            "yarn.nodemanager.address": f"localhost:{ports['rpc']}",
+            "yarn.nodemanager.webapp.address": f"localhost:{ports['http']}",
+            "yarn.nodemanager.localizer.address": f"localhost:{ports['localizer']}",
+            "yarn.nodemanager.collector-service.address": f"localhost:{ports['collector']}",
+            "yarn.resourcemanager.connect.max-wait.ms": 900_000,  # a node outlives a long absence of its master
+        }
+    overrides = [word for key, value in own.items() for word in ("-D", f"{key}={value}")]
+    return [*_hadoop_java(cluster, java), CLASSES[name[:2]], *overrides]
+
+
+def _hadoop_java(cluster: Cluster, java: list[str]) -> list[str]:
+    return [
+        *java,
+        "-Xmx256m",
+        "-Dhadoop.root.logger=INFO,console",
+        f"-Dhadoop.log.dir={cluster.dir}/logs",
+        f"-Dhadoop.home.dir={cluster.home}",
+        "-cp",
+        f"{cluster.conf}:{cluster.jars}/web:{cluster.jars}/hadoop/*",
+    ]
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    """Return the environment of daemons: chosen by name, so that nothing of ours reaches a container by accident."""
+    kept = {key: os.environ[key] for key in ("HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME") if key in os.environ}
+    return {
+        **kept,
+        "PATH": f"{cluster.home}/bin{os.pathsep}{node_path()}",
+        "JAVA_HOME": str(cluster.java_home),
+        "HADOOP_HOME": str(cluster.home),
+        "HADOOP_CONF_DIR": str(cluster.conf),
+        MARK: str(cluster.dir),
+    }
+
+
+def start(cluster: Cluster, name: str) -> Process:
+    """Start one daemon and return at once; its port and log are those of its earlier starts."""
+    cluster.data(name).mkdir(parents=True, exist_ok=True)
+    return Process(name, _spawn(cluster, name, command(cluster, name)), cluster.log(name))
+
+
+def start_format(cluster: Cluster) -> Process | None:
+    """Start formatting the NameNode's folder; None when it has been formatted before."""
+    folder = cluster.data("nn")
+    if (folder / "name" / "current").exists():
+        return None
+    java = [str(cluster.java_home / "bin" / "java"), *JVM, f"-Djava.io.tmpdir={folder}/tmp"]
+    words = [*_hadoop_java(cluster, java), CLASSES["nn"], "-format", "-force", "-nonInteractive"]
+    return Process("format", _spawn(cluster, "nn", words, log="format"), cluster.log("format"))
+
+
+def _spawn(cluster: Cluster, name: str, words: list[str], log: str | None = None) -> subprocess.Popen[bytes]:
+    with open(cluster.log(log or name), "ab") as out:
+        return subprocess.Popen(
+            words,
+            cwd=cluster.data(name),
+            env=environment(cluster),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+class Process:
+    """A daemon that this very program has started."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.popen = popen
+        self.log = log
+        self.log_from = log.stat().st_size if log.exists() else 0
+        self.since_ms = time.time() * 1000
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.popen.pid, start_ticks(self.popen.pid) or 0
+
+    def death(self) -> str | None:
+        """Return the story of its end, or None while it runs."""
+        code = self.popen.poll()
+        if code is None:
+            return None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"{self.name} {how} instead of getting ready. {log_tail(self.log)}"
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a log, indented, under its name."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    except OSError as error:
+        return f"Its log cannot be read: {error}"
+    return "\n".join([f"The end of {log}:", *(f"  {line[:300]}" for line in lines)])
+
+
+# ---------------------------------------------------------------------------------------------- readiness
+
+
+def is_ready(cluster: Cluster, name: str, since_ms: float = 0.0) -> bool:
+    """Return whether the daemon serves: it answers itself, and its master counts it as alive.
+
+    ``since_ms`` is when it was started: what a master still believes of an earlier life does not count.
+    """
+    probe: Callable[[Cluster, str, float], bool] = {
+        "nn": _namenode_ready,
+        "dn": _datanode_ready,
+        "rm": _resourcemanager_ready,
+        "nm": _nodemanager_ready,
+        "zk": _zookeeper_ready,
+    }[name[:2]]
+    try:
+        return probe(cluster, name, since_ms)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # Refused, half an answer, no such bean yet: all of them mean "not yet".
+
+
+def _get(url: str) -> Any:
+    with _no_proxy.open(url, timeout=2) as answer:
+        return json.load(answer)
+
+
+def _bean(url: str, which: str) -> dict[str, Any]:
+    bean: dict[str, Any] = _get(f"{url}/jmx?qry=Hadoop:service={which}")["beans"][0]
+    return bean
+
+
+def _namenode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    return bool(_bean(cluster.webhdfs_url, "NameNode,name=NameNodeInfo")["Safemode"] == "")
+
+
+def _datanode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    ports = cluster.ports(name)
+    own = _bean(f"http://localhost:{ports['http']}", "DataNode,name=DataNodeInfo")
+    actors = json.loads(own["BPServiceActorInfo"])
+    if not any(actor["ActorState"] == "RUNNING" and actor["BlockPoolID"] for actor in actors):
+        return False
+    live = json.loads(_bean(cluster.webhdfs_url, "NameNode,name=NameNodeInfo")["LiveNodes"])
+    return any(node["xferaddr"].endswith(f":{ports['data']}") for node in live.values())
+
+
+def _resourcemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    return bool(_get(f"{cluster.rm_url}/ws/v1/cluster/info")["clusterInfo"]["state"] == "STARTED")
+
+
+def _nodemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    ports = cluster.ports(name)
+    if not _get(f"http://localhost:{ports['http']}/ws/v1/node/info")["nodeInfo"]["nodeHealthy"]:
+        return False
+    nodes = (_get(f"{cluster.rm_url}/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
+    return any(
+        node["id"] == f"localhost:{ports['rpc']}"
+        and node["state"] == "RUNNING"
+        and node["lastHealthUpdate"] >= since_ms
+        for node in nodes
+    )
+
+
+def _zookeeper_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    with socket.create_connection(("127.0.0.1", cluster.ports(name)["client"]), timeout=2) as wire:
+        wire.settimeout(2)
+        wire.sendall(b"srvr")
+        answer = b""
+        while chunk := wire.recv(4096):
+            answer += chunk
+    return b"Mode: " in answer  # standalone, leader or follower; a peer without a quorum says it serves nobody
+
+
+def wait_ready(cluster: Cluster, waiting: list[Process], seconds: float, on_ready: Callable[[str], None]) -> None:
+    """Return when all are ready; one that dies, or takes longer than ``seconds``, is an error with its log."""
+    deadline = time.monotonic() + seconds
+    waiting = list(waiting)
+    while waiting:
+        for process in list(waiting):
+            if story := process.death():
+                raise ClusterError(story)
+            if is_ready(cluster, process.name, process.since_ms):
+                waiting.remove(process)
+                on_ready(process.name)
+        if waiting and time.monotonic() > deadline:
+            slow = waiting[0]
+            raise ClusterError(
+                f"{', '.join(p.name for p in waiting)} not ready after {seconds:.0f} s. {log_tail(slow.log)}"
+            )
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+# ---------------------------------------------------------------------------------------------- ending
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when the process began, in clock ticks since boot; None when there is none, or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_alive(identity: tuple[int, int] | None) -> bool:
+    """Return whether this very process still runs."""
+    return identity is not None and start_ticks(identity[0]) == identity[1]
+
+
+def end(processes: Iterable[tuple[int, int]], grace: float = GRACE_SECONDS) -> None:
+    """End the processes and return when none is left: SIGTERM, and SIGKILL for those that outlive the grace."""
+    remaining = [identity for identity in processes if is_alive(identity)]
+    for how, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, GRACE_SECONDS)):
+        if how is signal.SIGTERM and grace <= 0:
+            continue
+        for identity in remaining:
+            _signal(identity, how)
+        deadline = time.monotonic() + seconds
+        while (remaining := [i for i in remaining if is_alive(i)]) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    if remaining:
+        raise ClusterError(f"processes {[pid for pid, _ in remaining]} do not end, not even by SIGKILL")
+
+
+def _signal(identity: tuple[int, int], how: signal.Signals) -> None:
+    if is_alive(identity):
+        try:
+            os.kill(identity[0], how)
+        except ProcessLookupError:
+            pass
+
+
+def strays(cluster: Cluster) -> list[tuple[int, int]]:
+    """Return the processes of this cluster that no daemon answers for: containers of a killed NodeManager, mostly.
+
+    Known by what they stand in, never by name: a working directory among the containers' folders of this cluster,
+    or the folder that YARN told them as theirs (some change directory).
+    """
+    roots = [str(cluster.data(name) / "local") + "/" for name in cluster.shape.daemons() if name.startswith("nm")]
+    marks = [f"{MARK}={cluster.dir}".encode(), *(f"LOCAL_DIRS={root}".encode() for root in roots)]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            where = os.readlink(entry / "cwd") + "/"
+            told = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # ended meanwhile, or another user's
+        ticks = start_ticks(int(entry.name))
+        if ticks is None:
+            continue
+        if where.startswith(tuple(roots)) or any(
+            row == mark or (mark.startswith(b"LOCAL_DIRS") and row.startswith(mark)) for row in told for mark in marks
+        ):
+            found.append((int(entry.name), ticks))
+    return found
