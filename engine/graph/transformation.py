@@ -56,6 +56,8 @@ class Partitioning:
     strategy: ShipStrategy
     key_selector: Any = None
     partitioner: Callable[[Any, int], int] | Any = None
+    #: FORWARD that nobody asked for: becomes REBALANCE when the parallelisms differ
+    is_default: bool = False
 
 
 class ChainingStrategy(enum.Enum):

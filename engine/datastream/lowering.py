@@ -1,0 +1,80 @@
+"""Last rewrites of a program before it becomes a JobGraph, when it is known whether it runs as stream or as batch.
+
+Three rules, each a function node → None (keep) or a changed copy of the graph around it:
+- batch: keyed aggregations emit one final result per key, and ``sum/min/max`` are pre-aggregated before the exchange;
+- a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
+
+The user's own graph is never changed: rules work on a copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
+from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
+
+__all__ = ["is_bounded", "lower"]
+
+
+def reachable(ends: Sequence[Transformation]) -> list[Transformation]:
+    """Return all nodes that the ends depend on, inputs before users, each once."""
+    seen: dict[int, Transformation] = {}
+    order: list[Transformation] = []
+    pending = [(end, False) for end in reversed(ends)]
+    while pending:
+        node, expanded = pending.pop()
+        if expanded:
+            order.append(node)
+        elif node.id not in seen:
+            seen[node.id] = node
+            pending.append((node, True))
+            pending.extend((edge.source, False) for edge in reversed(node.inputs))
+    return order
+
+
+def is_bounded(ends: Sequence[Transformation]) -> bool:
+    """Return whether every source behind the ends has an end."""
+    return all(node.is_bounded_source for node in reachable(ends) if node.spec.num_inputs == 0)
+
+
+def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation]:
+    """Return copies of the ends over a rewritten copy of the graph."""
+    copies: dict[int, Transformation] = {}
+    for node in reachable(ends):
+        inputs = [dataclasses.replace(edge, source=copies[edge.source.id]) for edge in node.inputs]
+        copies[node.id] = dataclasses.replace(node, inputs=inputs)
+    rewritten = [copies[end.id] for end in ends]
+    if batch:
+        for node in reachable(rewritten):
+            _emit_final(node)
+            _pre_aggregate(node)
+    return rewritten
+
+
+def _emit_final(node: Transformation) -> None:
+    if isinstance(node.spec, KeyedReduceSpec | KeyedAggregateSpec):
+        node.spec = dataclasses.replace(node.spec, emit_final=True)
+
+
+def _pre_aggregate(node: Transformation) -> None:
+    """Put a combiner of the same key and field before each hash edge of a ``sum``, ``min`` or ``max``."""
+    spec = node.spec
+    if not isinstance(spec, KeyedAggregateSpec) or spec.kind not in ("sum", "min", "max"):
+        return
+    for position, edge in enumerate(node.inputs):
+        if edge.partitioning.strategy is not ShipStrategy.HASH:
+            continue
+        combiner = Transformation(
+            name=f"Combine {spec.kind}",
+            spec=CombineAggregateSpec(spec.key_selector, spec.kind, spec.field),
+            inputs=[
+                Edge(edge.source, Partitioning(ShipStrategy.FORWARD, is_default=True), 0, edge.side_tag),
+            ],
+            output_type=node.output_type,
+            parallelism=edge.source.parallelism,
+            max_parallelism=edge.source.max_parallelism,
+            slot_sharing_group=edge.source.slot_sharing_group,
+        )
+        node.inputs[position] = dataclasses.replace(edge, source=combiner, side_tag=None)

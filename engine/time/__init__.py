@@ -1,0 +1,1 @@
+"""engine.time — see docs/ARCHITECTURE.md."""
