@@ -1,0 +1,33 @@
+"""What PyFlink programs import from ``pyflink.common``: façade only, the pieces live in lower layers."""
+
+from engine.client.job_client import CompletableFuture, JobClient, JobExecutionResult
+from engine.common.execution_config import ExecutionConfig
+from engine.common.parameter_tool import ParameterTool
+from engine.connectors.file_system import Encoder
+from engine.core.config import Configuration
+from engine.core.ids import JobID
+from engine.core.records import Row, RowKind
+from engine.core.type_info import TypeInformation, Types
+from engine.protocol.lifecycle import JobStatus
+from engine.time.watermarks import Duration, Instant, Time, TimestampAssigner, WatermarkStrategy
+
+__all__ = [
+    "CompletableFuture",
+    "Configuration",
+    "Duration",
+    "Encoder",
+    "ExecutionConfig",
+    "Instant",
+    "JobClient",
+    "JobExecutionResult",
+    "JobID",
+    "JobStatus",
+    "ParameterTool",
+    "Row",
+    "RowKind",
+    "Time",
+    "TimestampAssigner",
+    "TypeInformation",
+    "Types",
+    "WatermarkStrategy",
+]

@@ -1,0 +1,5 @@
+"""Row and RowKind, where a PyFlink program looks for it."""
+
+from engine.core.records import Row, RowKind
+
+__all__ = ["Row", "RowKind"]

@@ -1,0 +1,21 @@
+"""File source and sink, where a PyFlink program looks for it."""
+
+from engine.connectors.file_system import (
+    BucketAssigner,
+    Encoder,
+    FileSink,
+    FileSource,
+    OutputFileConfig,
+    RollingPolicy,
+    StreamFormat,
+)
+
+__all__ = [
+    "BucketAssigner",
+    "Encoder",
+    "FileSink",
+    "FileSource",
+    "OutputFileConfig",
+    "RollingPolicy",
+    "StreamFormat",
+]

@@ -1,0 +1,396 @@
+"""DataStream and its kin: what a program can say about a stream. PyFlink's names and signatures.
+
+A stream is a node of the program's graph plus how its records will travel to the next one (partitioning), which of its
+outputs is meant (side tag) and what it is united with. ``KeyedStream`` stands in ``keyed_stream``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from engine.connectors.collect import CollectSinkSpec
+from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec, WriteMode
+from engine.connectors.simple import FunctionSinkSpec, PrintSpec
+from engine.core.errors import ConfigError, ProgramError
+from engine.core.ids import OperatorID
+from engine.core.type_info import TupleTypeInfo, TypeInformation, Types
+from engine.datastream.slot_sharing_group import SlotSharingGroup
+from engine.graph.job_graph import JobGraph
+from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, ShipStrategy, Transformation
+from engine.operators.base import OperatorSpec
+from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
+from engine.operators.keys import as_key_selector
+from engine.operators.stateless import (
+    CoFlatMapSpec,
+    CoMapSpec,
+    FilterSpec,
+    FlatMapSpec,
+    MapBatchesSpec,
+    MapSpec,
+    ProjectSpec,
+)
+from engine.operators.timestamps import TimestampsSpec
+from engine.time.watermarks import WatermarkStrategy
+
+if TYPE_CHECKING:
+    from engine.client.job_client import JobClient
+    from engine.common.execution_config import ExecutionConfig
+    from engine.datastream.environment import StreamExecutionEnvironment
+    from engine.datastream.keyed_stream import KeyedStream
+
+__all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSink"]
+
+T = TypeVar("T")
+_DEFAULT_FORWARD = Partitioning(ShipStrategy.FORWARD, is_default=True)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the streams that a DataStream unites."""
+
+    node: Transformation
+    partitioning: Partitioning = _DEFAULT_FORWARD
+    side_tag: str | None = None
+
+    def edge(self, input_index: int = 0) -> Edge:
+        return Edge(self.node, self.partitioning, input_index, self.side_tag)
+
+
+class _Named:
+    """Settings of the node that a stream or sink stands for."""
+
+    _node: Transformation
+
+    def name(self, name: str) -> Self:
+        self._node.name = name
+        return self
+
+    def uid(self, uid: str) -> Self:
+        """Give the operator an id that survives changes of the program: state is found by it."""
+        self._node.uid = uid
+        return self
+
+    def set_uid_hash(self, uid_hash: str) -> Self:
+        self._node.uid_hash = str(OperatorID.parse(uid_hash))
+        return self
+
+    def set_parallelism(self, parallelism: int) -> Self:
+        if not isinstance(parallelism, int) or parallelism < 1:
+            raise ConfigError(f"set_parallelism({parallelism!r}): expected a whole number of at least 1.")
+        if self._node.forced_non_parallel and parallelism != 1:
+            raise ProgramError(f"The parallelism of {self._node.name!r} must be 1, got {parallelism}.")
+        self._node.parallelism = parallelism
+        return self
+
+    def set_description(self, description: str) -> Self:
+        self._node.description = description
+        return self
+
+    def disable_chaining(self) -> Self:
+        self._node.chaining = ChainingStrategy.NEVER
+        return self
+
+    def slot_sharing_group(self, slot_sharing_group: str | SlotSharingGroup) -> Self:
+        group = slot_sharing_group
+        self._node.slot_sharing_group = group if isinstance(group, str) else group.get_name()
+        return self
+
+
+class DataStream(_Named):
+    """An unkeyed stream of records."""
+
+    def __init__(self, env: StreamExecutionEnvironment, *members: Transformation | Member) -> None:
+        self._env = env
+        self._members = tuple(m if isinstance(m, Member) else Member(m) for m in members)
+        self._node = self._members[0].node
+
+    # --- about the stream ----------------------------------------------------------------------------------------
+
+    def get_name(self) -> str:
+        return self._node.name
+
+    def get_type(self) -> TypeInformation:
+        return self._node.output_type or Types.PICKLED_BYTE_ARRAY()
+
+    def get_execution_environment(self) -> StreamExecutionEnvironment:
+        return self._env
+
+    def get_execution_config(self) -> ExecutionConfig:
+        return self._env.get_config()
+
+    def set_max_parallelism(self, max_parallelism: int) -> Self:
+        self._node.max_parallelism = max_parallelism
+        return self
+
+    def force_non_parallel(self) -> Self:
+        self._node.parallelism = 1
+        self._node.forced_non_parallel = True
+        return self
+
+    def set_buffer_timeout(self, timeout_millis: int) -> Self:
+        """Set the buffer timeout of this operator's output; see StreamExecutionEnvironment.set_buffer_timeout."""
+        from engine.datastream.environment import _check_buffer_timeout
+
+        _check_buffer_timeout(timeout_millis)
+        self._node.buffer_timeout_ms = timeout_millis
+        return self
+
+    def start_new_chain(self) -> Self:
+        self._node.chaining = ChainingStrategy.HEAD
+        return self
+
+    # --- one record at a time ------------------------------------------------------------------------------------
+
+    def _apply(self, name: str, spec: OperatorSpec, output_type: TypeInformation | None) -> DataStream:
+        edges = [member.edge() for member in self._members]
+        return DataStream(self._env, Transformation(name=name, spec=spec, inputs=edges, output_type=output_type))
+
+    def map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
+        _check_function(func, "map")
+        return self._apply("Map", MapSpec(func), output_type)
+
+    def flat_map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
+        _check_function(func, "flat_map")
+        return self._apply("Flat Map", FlatMapSpec(func), output_type)
+
+    def filter(self, func: Function | Callable[[Any], bool]) -> DataStream:
+        _check_function(func, "filter")
+        return self._apply("Filter", FilterSpec(func), self._node.output_type)
+
+    def map_batches(
+        self, func: Callable[[Any], Any], output_type: TypeInformation, *, batch_format: str = "pyarrow"
+    ) -> DataStream:
+        """Apply ``func`` to whole batches of columns (ours, not PyFlink's): a ``pyarrow.RecordBatch`` in and out, or
+        pandas/numpy by ``batch_format``."""
+        return self._apply("Map Batches", MapBatchesSpec(func, output_type, batch_format), output_type)
+
+    def project(self, *field_indexes: int) -> DataStream:
+        """Keep the fields of tuple or Row records that are named by their indexes, in that order."""
+        indexes = tuple(
+            itertools.chain.from_iterable(i if isinstance(i, (list, tuple)) else (i,) for i in field_indexes)
+        )
+        own = self._node.output_type
+        projected = None
+        if isinstance(own, TupleTypeInfo):
+            types = own.get_field_types()
+            if any(not 0 <= index < len(types) for index in indexes):
+                raise ProgramError(f"project{indexes}: the stream has fields 0 to {len(types) - 1}.")
+            projected = Types.TUPLE([types[index] for index in indexes])
+        return self._apply("Projection", ProjectSpec(indexes), projected)
+
+    def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
+        return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._node.output_type)
+
+    # --- several streams -----------------------------------------------------------------------------------------
+
+    def union(self, *streams: DataStream) -> DataStream:
+        members = [member for stream in (self, *streams) for member in stream._members]
+        return DataStream(self._env, *members)
+
+    def connect(self, ds: DataStream) -> ConnectedStreams:
+        if not isinstance(ds, DataStream):
+            raise ProgramError("connect: broadcast state streams are not supported yet; expected a DataStream.")
+        return ConnectedStreams(self, ds)
+
+    def get_side_output(self, output_tag: Any) -> DataStream:
+        tag = output_tag.tag_id
+        side = Member(self._node, side_tag=tag)
+        stream = DataStream(self._env, side)
+        return stream
+
+    # --- how records travel --------------------------------------------------------------------------------------
+
+    def _ship(self, partitioning: Partitioning) -> DataStream:
+        return DataStream(self._env, *(Member(m.node, partitioning, m.side_tag) for m in self._members))
+
+    def key_by(self, key_selector: Any, key_type: TypeInformation | None = None) -> KeyedStream:
+        """Partition by key: a function, a KeySelector, a field's index or its name."""
+        from engine.datastream.keyed_stream import KeyedStream
+
+        return KeyedStream(self, as_key_selector(key_selector), key_type)
+
+    def shuffle(self) -> DataStream:
+        return self._ship(Partitioning(ShipStrategy.SHUFFLE))
+
+    def rescale(self) -> DataStream:
+        return self._ship(Partitioning(ShipStrategy.RESCALE))
+
+    def rebalance(self) -> DataStream:
+        return self._ship(Partitioning(ShipStrategy.REBALANCE))
+
+    def forward(self) -> DataStream:
+        return self._ship(Partitioning(ShipStrategy.FORWARD))
+
+    def global_(self) -> DataStream:
+        """Send every record to the first subtask of the next operator."""
+        return self._ship(Partitioning(ShipStrategy.GLOBAL))
+
+    def broadcast(self, broadcast_state_descriptor: Any = None, *other_broadcast_state_descriptors: Any) -> DataStream:
+        if broadcast_state_descriptor is not None or other_broadcast_state_descriptors:
+            raise ProgramError("broadcast: broadcast state is not supported yet; call broadcast() without descriptors.")
+        return self._ship(Partitioning(ShipStrategy.BROADCAST))
+
+    def partition_custom(self, partitioner: Any, key_selector: Any) -> DataStream:
+        return self._ship(Partitioning(ShipStrategy.CUSTOM, as_key_selector(key_selector), partitioner))
+
+    # --- sinks ---------------------------------------------------------------------------------------------------
+
+    def _sink(self, name: str, spec: OperatorSpec) -> DataStreamSink:
+        edges = [member.edge() for member in self._members]
+        node = Transformation(name=name, spec=spec, inputs=edges, kind="Sink", is_sink=True)
+        self._env._add_sink(node)
+        return DataStreamSink(node)
+
+    def print(self, sink_identifier: str | None = None) -> DataStreamSink:
+        """Write each record to the TaskManager's standard output (the terminal, in a local run)."""
+        return self._sink("Print to Std. Out", PrintSpec(sink_identifier or "", False, self._node.output_type))
+
+    def print_to_err(self, sink_identifier: str | None = None) -> DataStreamSink:
+        return self._sink("Print to Std. Err", PrintSpec(sink_identifier or "", True, self._node.output_type))
+
+    def add_sink(self, sink_func: Any) -> DataStreamSink:
+        """Hand each record to a ``SinkFunction`` written in Python, or to a plain function of one argument."""
+        return self._sink("Unnamed", _sink_spec(sink_func))
+
+    def sink_to(self, sink: Any) -> DataStreamSink:
+        """Hand the records to a sink such as ``FileSink``."""
+        return self._sink("Writer", _sink_spec(sink))
+
+    def write_as_text(self, path: str, write_mode: WriteMode = WriteMode.NO_OVERWRITE) -> DataStreamSink:
+        """Write one line a record: a file if this sink's parallelism is 1, else a folder of files 1, 2, …"""
+        return self._sink("Text Sink", TextFileSinkSpec(path, write_mode, self._node.output_type))
+
+    def write_as_csv(
+        self,
+        path: str,
+        write_mode: WriteMode = WriteMode.NO_OVERWRITE,
+        row_delimiter: str = "\n",
+        field_delimiter: str = ",",
+    ) -> DataStreamSink:
+        """Write tuples or Rows as CSV; file or folder as in ``write_as_text``."""
+        return self._sink("CSV Sink", CsvFileSinkSpec(path, row_delimiter, field_delimiter, write_mode))
+
+    def execute_and_collect(
+        self, job_execution_name: str | None = None, limit: int | None = None
+    ) -> CloseableIterator[Any] | list[Any]:
+        """Run the program and bring this stream's records here: an iterator, or a list of ``limit`` at most."""
+        uid = f"collect-{secrets.token_hex(8)}"
+        sink = self._sink("Collect Stream Sink", CollectSinkSpec())
+        sink._node.uid = uid
+        sink._node.parallelism = 1
+        job_graph, paths = self._env._build(job_execution_name)
+        self._env._sinks.clear()
+        from engine.client.executors import execute_async
+
+        client = execute_async(job_graph, paths, self._env._config)
+        results: CloseableIterator[Any] = CloseableIterator(client, operator_id_of(job_graph, uid))
+        if limit is None:
+            return results
+        with results:
+            return list(itertools.islice(results, limit))
+
+
+def operator_id_of(job_graph: JobGraph, uid: str) -> OperatorID:
+    """Return the id of the operator with that uid."""
+    operators = (info for vertex in job_graph.vertices for info in vertex.operators)
+    return next(info.operator_id for info in operators if info.uid == uid)
+
+
+def _sink_spec(sink: Any) -> OperatorSpec:
+    to_spec = getattr(sink, "to_spec", None)
+    if to_spec is not None:
+        spec: OperatorSpec = to_spec()
+        return spec
+    if isinstance(sink, SinkFunction) or (callable(sink) and not isinstance(sink, type)):
+        return FunctionSinkSpec(sink)
+    raise ProgramError(
+        f"{sink!r} is not a sink; expected FileSink.…build(), a SinkFunction or a function of one argument."
+    )
+
+
+def _check_function(func: Any, method: str) -> None:
+    if isinstance(func, type):
+        raise ProgramError(f"{method}({func.__name__}): got a class; pass an object of it: {func.__name__}().")
+    if isinstance(func, Function):
+        if not hasattr(func, method):
+            raise ProgramError(f"{method}({type(func).__name__}()): the object has no method {method}().")
+    elif not callable(func):
+        raise ProgramError(f"{method}({func!r}): expected a function or an object with {method}().")
+
+
+class DataStreamSink(_Named):
+    """A sink in the program; settings only."""
+
+    def __init__(self, node: Transformation) -> None:
+        self._node = node
+
+
+class ConnectedStreams:
+    """Two streams of different types that one operator reads."""
+
+    def __init__(self, stream1: DataStream, stream2: DataStream) -> None:
+        self.stream1 = stream1
+        self.stream2 = stream2
+
+    def key_by(
+        self, key_selector1: Any, key_selector2: Any, key_type: TypeInformation | None = None
+    ) -> ConnectedStreams:
+        return ConnectedStreams(
+            self.stream1.key_by(key_selector1, key_type), self.stream2.key_by(key_selector2, key_type)
+        )
+
+    def _apply(self, name: str, spec: OperatorSpec, output_type: TypeInformation | None) -> DataStream:
+        edges = [member.edge(0) for member in self.stream1._members]
+        edges += [member.edge(1) for member in self.stream2._members]
+        node = Transformation(name=name, spec=spec, inputs=edges, output_type=output_type)
+        return DataStream(self.stream1._env, node)
+
+    def map(self, func: CoMapFunction, output_type: TypeInformation | None = None) -> DataStream:
+        return self._apply("Co-Map", CoMapSpec(func), output_type)
+
+    def flat_map(self, func: CoFlatMapFunction, output_type: TypeInformation | None = None) -> DataStream:
+        return self._apply("Co-Flat Map", CoFlatMapSpec(func), output_type)
+
+
+class CloseableIterator(Generic[T]):
+    """Records of a running job. Use with ``with``; closing it early cancels the job."""
+
+    def __init__(self, client: JobClient, operator_id: OperatorID) -> None:
+        self._client = client
+        self._rows: Iterator[T] = itertools.chain.from_iterable(client.collect_batches(operator_id))
+        self._ended = False
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        return self.next()
+
+    def next(self) -> T:
+        """Return the next record. Raises StopIteration at the end, JobExecutionError if the job failed."""
+        try:
+            return next(self._rows)
+        except StopIteration:
+            self._ended = True
+            raise
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._client.cancel().result()
+
+    def __enter__(self) -> CloseableIterator[T]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def get_job_client(self) -> JobClient:
+        return self._client

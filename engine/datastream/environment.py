@@ -1,0 +1,320 @@
+"""StreamExecutionEnvironment: where a DataStream program begins and is executed. PyFlink's names and signatures.
+
+The environment knows where to run from its configuration: nothing set = in this process; set by ``flink run`` through
+the client context; or ``execution.target`` given in the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from engine.client.context import ClientContext
+from engine.client.executors import execute_async
+from engine.client.job_client import JobClient, JobExecutionResult
+from engine.client.user_files import collect_user_files
+from engine.common.execution_config import ExecutionConfig
+from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource, SocketTextSpec
+from engine.connectors.source import Boundedness, Source, SourceSpec
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError, ProgramError
+from engine.core.options import JobOptions
+from engine.core.type_info import TypeInformation, Types
+from engine.datastream.execution_mode import RuntimeExecutionMode
+from engine.datastream.lowering import is_bounded, lower
+from engine.graph.job_graph import JobGraph
+from engine.graph.plan import execution_plan_json
+from engine.graph.stream_graph import build_job_graph
+from engine.graph.transformation import BufferTimeout, Transformation
+from engine.operators.functions import SourceFunction
+from engine.state.key_groups import MAX_PARALLELISM_MAX
+from engine.time.watermarks import WatermarkStrategy
+
+if TYPE_CHECKING:
+    from engine.datastream.data_stream import DataStream
+    from engine.datastream.slot_sharing_group import SlotSharingGroup
+
+__all__ = ["StreamExecutionEnvironment"]
+
+DEFAULT_JOB_NAME = "Flink Streaming Job"
+
+
+class StreamExecutionEnvironment:
+    """Holds the sources and sinks of one program, and its configuration."""
+
+    def __init__(self, configuration: Configuration | None = None) -> None:
+        context = ClientContext.current()
+        # Later wins: cluster files < command line (both by the context) < the program itself.
+        self._config = Configuration(context.configuration)
+        if configuration is not None:
+            self._config.add_all(configuration)
+        self._sinks: list[Transformation] = []
+        self._cached_files: list[tuple[str, str]] = []
+
+    @staticmethod
+    def get_execution_environment(configuration: Configuration | None = None) -> StreamExecutionEnvironment:
+        """Return an environment for where the program runs: the cluster of ``flink run``, else this process."""
+        return StreamExecutionEnvironment(configuration)
+
+    @staticmethod
+    def create_local_environment(
+        parallelism: int | None = None, configuration: Configuration | None = None
+    ) -> StreamExecutionEnvironment:
+        """Return an environment that runs in this process, whatever the context says."""
+        env = StreamExecutionEnvironment(configuration)
+        env._config.set(JobOptions.TARGET, "local")
+        if parallelism is not None:
+            env.set_parallelism(parallelism)
+        return env
+
+    @staticmethod
+    def create_remote_environment(
+        host: str, port: int, *, parallelism: int | None = None, configuration: Configuration | None = None
+    ) -> StreamExecutionEnvironment:
+        """Return an environment that submits to the JobManager whose REST port is ``host:port``."""
+        env = StreamExecutionEnvironment(configuration)
+        env._config.set(JobOptions.TARGET, "remote").set("rest.address", host).set("rest.port", port)
+        if parallelism is not None:
+            env.set_parallelism(parallelism)
+        return env
+
+    # --- settings ------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> ExecutionConfig:
+        return ExecutionConfig(self._config)
+
+    def configure(self, configuration: Configuration) -> None:
+        self._config.add_all(configuration)
+
+    def set_parallelism(self, parallelism: int) -> StreamExecutionEnvironment:
+        if not isinstance(parallelism, int) or parallelism < 1:
+            raise ConfigError(f"set_parallelism({parallelism!r}): expected a whole number of at least 1.")
+        self._config.set(JobOptions.PARALLELISM, parallelism)
+        return self
+
+    def get_parallelism(self) -> int:
+        return self._config.get(JobOptions.PARALLELISM)
+
+    def set_max_parallelism(self, max_parallelism: int) -> StreamExecutionEnvironment:
+        if not 0 < max_parallelism <= MAX_PARALLELISM_MAX:
+            raise ConfigError(f"set_max_parallelism({max_parallelism!r}): expected 1 to {MAX_PARALLELISM_MAX}.")
+        self._config.set(JobOptions.MAX_PARALLELISM, max_parallelism)
+        return self
+
+    def get_max_parallelism(self) -> int:
+        return self._config.get(JobOptions.MAX_PARALLELISM)
+
+    def set_runtime_mode(self, execution_mode: RuntimeExecutionMode) -> StreamExecutionEnvironment:
+        self._config.set(JobOptions.RUNTIME_MODE, execution_mode.name)
+        return self
+
+    def set_buffer_timeout(self, timeout_millis: int) -> StreamExecutionEnvironment:
+        """Set how long a record may wait in an output buffer: 0 = sent at once, -1 = only full buffers,
+        ``BufferTimeout.INFINITE`` = the consumer starts when the whole partition is complete (batch exchange)."""
+        _check_buffer_timeout(timeout_millis)
+        self._config.set(JobOptions.BUFFER_TIMEOUT, timeout_millis)
+        return self
+
+    def get_buffer_timeout(self) -> int:
+        if not self._config.get(JobOptions.BUFFER_TIMEOUT_ENABLED):
+            return BufferTimeout.FULL_BUFFERS
+        return self._config.get(JobOptions.BUFFER_TIMEOUT)
+
+    def disable_operator_chaining(self) -> StreamExecutionEnvironment:
+        self._config.set(JobOptions.CHAINING, False)
+        return self
+
+    def is_chaining_enabled(self) -> bool:
+        return self._config.get(JobOptions.CHAINING)
+
+    def register_slot_sharing_group(self, slot_sharing_group: SlotSharingGroup) -> StreamExecutionEnvironment:
+        """Accepted for compatibility: slots of this release have equal resources, so only the name counts."""
+        return self
+
+    def get_default_local_parallelism(self) -> int:
+        return self.get_parallelism()
+
+    def set_default_local_parallelism(self, parallelism: int) -> None:
+        self.set_parallelism(parallelism)
+
+    def add_python_file(self, file_path: str) -> None:
+        """Ship a .py file, package folder, zip or wheel with the job; user functions can import it."""
+        self._append(JobOptions.PYTHON_FILES.key, file_path)
+
+    def set_python_requirements(self, requirements_file_path: str, requirements_cache_dir: str | None = None) -> None:
+        cached = f"#{requirements_cache_dir}" if requirements_cache_dir else ""
+        self._config.set(JobOptions.PYTHON_REQUIREMENTS, requirements_file_path + cached)
+
+    def add_python_archive(self, archive_path: str, target_dir: str | None = None) -> None:
+        self._append(JobOptions.PYTHON_ARCHIVES.key, archive_path + (f"#{target_dir}" if target_dir else ""))
+
+    def set_python_executable(self, python_exec: str) -> None:
+        self._config.set(JobOptions.PYTHON_EXECUTABLE, python_exec)
+
+    def register_cached_file(self, file_path: str, name: str, executable: bool = False) -> None:
+        """Ship a file to all tasks; ``RuntimeContext.get_cached_file(name)`` gives its local path there."""
+        self._cached_files.append((name, file_path))
+
+    def add_jars(self, *jars_path: str) -> None:
+        raise ProgramError("add_jars: this engine runs no Java; connectors are Python packages. Remove the call.")
+
+    def add_classpaths(self, *classpaths: str) -> None:
+        raise ProgramError("add_classpaths: this engine runs no Java. Use add_python_file for Python code.")
+
+    def _append(self, key: str, value: str) -> None:
+        known = self._config.get_string(key)
+        self._config.set(key, f"{known},{value}" if known else value)
+
+    # --- sources -------------------------------------------------------------------------------------------------
+
+    def from_collection(self, collection: Iterable[Any], type_info: TypeInformation | None = None) -> DataStream:
+        """Make a stream of the elements, in order; the source's parallelism is 1."""
+        rows = list(collection)
+        return self._source(
+            "Collection Source", CollectionSpec(tuple(rows)), type_info, forced_non_parallel=True, parallelism=1
+        )
+
+    def from_elements(self, *elements: Any, type_info: TypeInformation | None = None) -> DataStream:
+        return self.from_collection(elements, type_info)
+
+    def from_sequence(self, start: int, end: int) -> DataStream:
+        """Make the numbers ``start`` to ``end``, both included, in parallel; order holds within a subtask."""
+        return self._source("Sequence Source", SourceSpec(SequenceSource(start, end)), Types.LONG())
+
+    def read_text_file(self, file_path: str, charset_name: str = "UTF-8") -> DataStream:
+        """Make a stream of the lines of a file, folder or glob, local or ``hdfs://``; large files are read in parallel."""
+        from engine.connectors.files import TextFileSource
+
+        return self._source(
+            "Text File Source", SourceSpec(TextFileSource((file_path,), charset_name.lower())), Types.STRING()
+        )
+
+    def socket_text_stream(self, hostname: str, port: int, delimiter: str = "\n", max_retry: int = 0) -> DataStream:
+        """Make a stream of the lines that a server sends; reconnects up to ``max_retry`` times (-1: for ever)."""
+        spec = SocketTextSpec(hostname, port, delimiter, max_retry)
+        return self._source(
+            "Socket Stream", spec, Types.STRING(), forced_non_parallel=True, parallelism=1, bounded=False
+        )
+
+    def from_source(
+        self,
+        source: Any,
+        watermark_strategy: WatermarkStrategy,
+        source_name: str,
+        type_info: TypeInformation | None = None,
+    ) -> DataStream:
+        """Make a stream of a ``FileSource``, ``NumberSequenceSource``, ``DataGeneratorSource`` or your own ``Source``."""
+        to_spec = getattr(source, "to_spec", None)
+        if to_spec is not None:
+            spec, bounded = to_spec(), getattr(source, "boundedness", Boundedness.BOUNDED) is Boundedness.BOUNDED
+        elif isinstance(source, Source):
+            spec, bounded = SourceSpec(source), source.boundedness is Boundedness.BOUNDED
+        else:
+            raise ProgramError(f"from_source: {source!r} is not a source; expected FileSource.…build() or the like.")
+        produced = type_info or getattr(source, "produced_type", None)
+        parallelism = getattr(source, "parallelism", None)
+        stream = self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
+        if watermark_strategy.out_of_orderness_ms is None and watermark_strategy.timestamp_assigner is None:
+            return stream
+        return stream.assign_timestamps_and_watermarks(watermark_strategy)
+
+    def add_source(
+        self, source_func: SourceFunction, source_name: str = "Custom Source", type_info: TypeInformation | None = None
+    ) -> DataStream:
+        """Make a stream of a ``SourceFunction`` written in Python; parallelism 1. Treated as unbounded."""
+        if not isinstance(source_func, SourceFunction):
+            raise ProgramError(f"add_source: {source_func!r} is not a SourceFunction.")
+        return self._source(
+            source_name,
+            FunctionSourceSpec(source_func),
+            type_info,
+            forced_non_parallel=True,
+            parallelism=1,
+            bounded=False,
+        )
+
+    def _source(
+        self,
+        name: str,
+        spec: Any,
+        type_info: TypeInformation | None,
+        *,
+        bounded: bool = True,
+        forced_non_parallel: bool = False,
+        parallelism: int | None = None,
+    ) -> DataStream:
+        from engine.datastream.data_stream import DataStream
+
+        node = Transformation(
+            name=name,
+            spec=spec,
+            output_type=type_info,
+            kind="Source",
+            is_bounded_source=bounded,
+            forced_non_parallel=forced_non_parallel,
+            parallelism=parallelism,
+        )
+        return DataStream(self, node)
+
+    # --- execution -----------------------------------------------------------------------------------------------
+
+    def _add_sink(self, node: Transformation) -> None:
+        self._sinks.append(node)
+
+    def _build(self, job_name: str | None) -> tuple[JobGraph, dict[str, str]]:
+        if not self._sinks:
+            raise ProgramError(
+                "No operators defined in streaming topology. Cannot execute: "
+                "add a sink (print, sink_to, write_as_text, …) or use execute_and_collect."
+            )
+        mode = self._config.get(JobOptions.RUNTIME_MODE)
+        batch = mode == "BATCH" or (mode == "AUTOMATIC" and is_bounded(self._sinks))
+        ends = lower(self._sinks, batch=batch)
+        files, paths = collect_user_files(self._config, self._cached_files)
+        job_graph = build_job_graph(
+            ends,
+            job_name=job_name or self._config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
+            config=self._config,
+            files=tuple(files),
+            parameters=ExecutionConfig(self._config).get_global_job_parameters(),
+            batch=batch,
+        )
+        return job_graph, paths
+
+    def execute(self, job_name: str | None = None) -> JobExecutionResult:
+        """Run the program and wait for its end.
+
+        Raises: ProgramError if it cannot become a job, JobExecutionError with the root cause if it fails.
+        """
+        return _result_of(self.execute_async(job_name))
+
+    def execute_async(self, job_name: str | None = None) -> JobClient:
+        """Start the program and return at once with a handle on the job."""
+        job_graph, paths = self._build(job_name)
+        self._sinks.clear()
+        return execute_async(job_graph, paths, self._config)
+
+    def get_execution_plan(self) -> str:
+        """Return the program's plan as JSON, without running it."""
+        mode = self._config.get(JobOptions.RUNTIME_MODE)
+        batch = mode == "BATCH" or (mode == "AUTOMATIC" and is_bounded(self._sinks))
+        return execution_plan_json(lower(self._sinks, batch=batch), self._config)
+
+    def close(self) -> None:
+        """Kept for compatibility: there is nothing to close."""
+
+
+def _result_of(client: JobClient) -> JobExecutionResult:
+    try:
+        return client.get_job_execution_result().result()
+    except KeyboardInterrupt:
+        client.on_interrupt()
+        raise
+
+
+def _check_buffer_timeout(timeout_millis: int) -> None:
+    if not isinstance(timeout_millis, int) or timeout_millis < -1:
+        raise ConfigError(
+            f"set_buffer_timeout({timeout_millis!r}): expected -1 (full buffers), 0 (at once), milliseconds, "
+            "or BufferTimeout.INFINITE."
+        )

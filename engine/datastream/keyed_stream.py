@@ -1,0 +1,106 @@
+"""KeyedStream: records of one key meet in one subtask. PyFlink's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.core.errors import ProgramError
+from engine.core.type_info import TupleTypeInfo, TypeInformation
+from engine.datastream.data_stream import DataStream, DataStreamSink, Member, _check_function
+from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.base import OperatorSpec
+from engine.operators.functions import Function
+
+__all__ = ["KeyedStream"]
+
+
+class KeyedStream(DataStream):
+    """A stream whose records go, by the hash of their key, to the subtask that owns the key's group."""
+
+    def __init__(self, origin: DataStream, key_selector: Any, key_type: TypeInformation | None) -> None:
+        partitioning = Partitioning(ShipStrategy.HASH, key_selector)
+        super().__init__(origin._env, *(Member(m.node, partitioning, m.side_tag) for m in origin._members))
+        self._origin = origin
+        self._key_selector = key_selector
+        self._key_type = key_type
+
+    def get_key_type(self) -> TypeInformation | None:
+        return self._key_type
+
+    def _keyed(self, name: str, spec: OperatorSpec) -> DataStream:
+        edges = [member.edge() for member in self._members]
+        node = Transformation(name=name, spec=spec, inputs=edges, output_type=self._node.output_type)
+        return DataStream(self._env, node)
+
+    def reduce(self, func: Function | Callable[[Any, Any], Any]) -> DataStream:
+        """Combine the records of a key one by one; streaming: every input gives the result so far."""
+        _check_function(func, "reduce")
+        return self._keyed("Keyed Reduce", KeyedReduceSpec(self._key_selector, func, False))
+
+    def _aggregate(self, kind: str, field: int | str) -> DataStream:
+        self._check_field(kind, field)
+        return self._keyed("Keyed Aggregation", KeyedAggregateSpec(self._key_selector, kind, field, False))
+
+    def _check_field(self, kind: str, field: int | str) -> None:
+        if isinstance(field, bool) or not isinstance(field, int | str):
+            raise ProgramError(f"{kind}({field!r}): expected a field's index or name.")
+        own = self._node.output_type
+        if not isinstance(own, TupleTypeInfo):
+            return
+        names = own.get_field_names()
+        if isinstance(field, str) and field not in names:
+            raise ProgramError(f"{kind}({field!r}): the stream's fields are {names}.")
+        if isinstance(field, int) and not 0 <= field < len(names):
+            raise ProgramError(f"{kind}({field}): the stream has fields 0 to {len(names) - 1}.")
+
+    def sum(self, position_to_sum: int | str = 0) -> DataStream:
+        return self._aggregate("sum", position_to_sum)
+
+    def min(self, position_to_min: int | str = 0) -> DataStream:
+        return self._aggregate("min", position_to_min)
+
+    def max(self, position_to_max: int | str = 0) -> DataStream:
+        return self._aggregate("max", position_to_max)
+
+    def min_by(self, position_to_min_by: int | str = 0) -> DataStream:
+        return self._aggregate("min_by", position_to_min_by)
+
+    def max_by(self, position_to_max_by: int | str = 0) -> DataStream:
+        return self._aggregate("max_by", position_to_max_by)
+
+    def key_by(self, key_selector: Any, key_type: TypeInformation | None = None) -> KeyedStream:
+        return self._origin.key_by(key_selector, key_type)
+
+    # A keyed stream has its partitioning: what follows acts on the stream before key_by, as in PyFlink.
+
+    def union(self, *streams: DataStream) -> DataStream:
+        return self._origin.union(*streams)
+
+    def shuffle(self) -> DataStream:
+        return self._origin.shuffle()
+
+    def rescale(self) -> DataStream:
+        return self._origin.rescale()
+
+    def rebalance(self) -> DataStream:
+        return self._origin.rebalance()
+
+    def forward(self) -> DataStream:
+        return self._origin.forward()
+
+    def project(self, *field_indexes: int) -> DataStream:
+        return self._origin.project(*field_indexes)
+
+    def partition_custom(self, partitioner: Any, key_selector: Any) -> DataStream:
+        return self._origin.partition_custom(partitioner, key_selector)
+
+    def print(self, sink_identifier: str | None = None) -> DataStreamSink:
+        return self._origin.print(sink_identifier)
+
+    def _settings_not_here(self, *args: Any, **kwargs: Any) -> Any:
+        raise ProgramError("A keyed stream has no settings of its own; set name, uid, parallelism… before key_by().")
+
+    name = uid = set_uid_hash = set_parallelism = set_max_parallelism = force_non_parallel = _settings_not_here
+    set_buffer_timeout = start_new_chain = disable_chaining = slot_sharing_group = _settings_not_here
