@@ -25,12 +25,12 @@ from engine.protocol.control import (
 )
 from engine.runtime.jobmanager.scheduler import SlotRequestKey
 
-# --- events (besides protocol's SlotAllocated, SlotAllocationFailed, SlotFreed, SlotLost) --------------------------------
+# --- events (besides protocol's SlotAllocated, SlotAllocationFailed, SlotFreed, SlotLost) ---------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TaskManagerAdded:
-    """A TaskManager registered, or registered again after a broken connection (then its ``held`` slots are compared)."""
+    """A TaskManager registered, perhaps again after a broken connection (then its ``held`` slots are compared)."""
 
     registration: TaskManagerRegistered
 
@@ -83,7 +83,7 @@ Event: TypeAlias = (
     | Tick
 )
 
-# --- commands ----------------------------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,54 @@
+"""Exceptions as they are reported: which operator, which record, whose fault.
+
+Not to be confused with ``core/errors`` (the exception tree) or ``protocol/control.ErrorInfo`` (the failure as data).
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final
+
+from engine.core.errors import Domain, EngineError, UserCodeError
+from engine.core.user_code import describe_record, user_frames, user_traceback
+from engine.protocol.control import ErrorInfo
+
+__all__ = ["NO_RECORD", "error_info", "user_error"]
+
+#: For ``user_error``: the function was not called on a record (open, close, end of input).
+NO_RECORD: Final = object()
+
+
+def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECORD) -> UserCodeError:
+    """Return the error to raise (``from exc``) for an exception of a user function."""
+    if isinstance(exc, UserCodeError):
+        return exc
+    on_record = "" if record is NO_RECORD else f" on record: {describe_record(record)}"
+    lines = [_first_line(exc), f"  in operator {operator_name!r}{on_record}"]
+    frames = user_frames(exc)
+    if frames:
+        lines.append(frames)
+    error = UserCodeError("\n".join(lines))
+    error.__cause__ = exc
+    return error
+
+
+def _first_line(exc: BaseException) -> str:
+    if isinstance(exc, EngineError):
+        return str(exc)
+    return "".join(traceback.format_exception_only(exc)).strip()
+
+
+def error_info(exc: BaseException) -> ErrorInfo:
+    """Return the failure as data. Errors of user code carry the user's frames, ours the whole stack."""
+    whole = "".join(traceback.format_exception(exc)).rstrip("\n")
+    if isinstance(exc, UserCodeError):
+        cause = exc.__cause__ or exc
+        return ErrorInfo(type(cause).__name__, str(exc), user_traceback(cause), exc.domain.value)
+    if isinstance(exc, EngineError):
+        trace = user_traceback(exc) if exc.domain is Domain.USER else whole
+        return ErrorInfo(type(exc).__name__, str(exc) or type(exc).__name__, trace, exc.domain.value)
+    if user_frames(exc):
+        return ErrorInfo(type(exc).__name__, _first_line(exc), user_traceback(exc), Domain.USER.value)
+    # The disk is full, a host is gone: not ours to mend. Anything else that comes unwrapped is a bug of the engine.
+    domain = Domain.EXTERNAL if isinstance(exc, OSError) else Domain.INTERNAL
+    return ErrorInfo(type(exc).__name__, _first_line(exc), whole, domain.value)
