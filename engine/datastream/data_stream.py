@@ -23,7 +23,7 @@ from engine.graph.job_graph import JobGraph
 from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
 from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
-from engine.operators.keys import as_key_selector
+from engine.datastream.key_selectors import as_key_selector
 from engine.operators.stateless import (
     CoFlatMapSpec,
     CoMapSpec,
