@@ -87,6 +87,8 @@ class ResultPartitionDescriptor:
     num_subpartitions: int
     blocking: bool  #: complete the whole partition (spilled) before a consumer reads
     buffer_timeout_ms: int  #: 0 = flush each batch at once; > 0; -1 = only full buffers
+    #: key groups of the consuming vertex (HASH); 0 = what is usual for ``num_subpartitions``
+    max_parallelism: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,8 @@ class TaskManagerRegistered:
 @dataclass(frozen=True, slots=True)
 class HeartbeatFromTaskManager:
     resource_id: ResourceID
-    metrics: dict[ExecutionAttemptID, TaskMetrics]
+    #: by allocation, because attempt ids are unique within one job only
+    metrics: dict[AllocationID, dict[ExecutionAttemptID, TaskMetrics]]
     rss_bytes: int
     slot_rss_bytes: dict[AllocationID, int]
 

@@ -1,0 +1,77 @@
+"""Bytes ⇄ protocol objects: pickle, read back by an unpickler that admits the engine's own classes and plain values only.
+
+A peer can therefore make this process build data, but not call a function, import a foreign module or touch user code:
+what users wrote stays opaque bytes until a slot process loads it. Not here: user code (``core/user_code``).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, Final, TypeVar
+
+from engine.core.errors import ExternalError
+from engine.protocol.control import Envelope
+
+__all__ = ["decode", "decode_envelope", "encode"]
+
+T = TypeVar("T")
+
+#: Foreign classes whose construction does nothing but hold a value.
+_SAFE: Final[frozenset[tuple[str, str]]] = frozenset(
+    {("builtins", name) for name in ("set", "frozenset", "bytearray", "complex", "range", "slice", "object")}
+    | {("collections", name) for name in ("deque", "OrderedDict", "defaultdict", "Counter")}
+    | {("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")}
+    | {("decimal", "Decimal"), ("uuid", "UUID")}
+)
+#: Layers that hold data. Shells (clusters, processes, servers) are never built by a message.
+_DATA_LAYERS: Final[tuple[str, ...]] = (
+    "engine.core.",
+    "engine.formats.",
+    "engine.time.",
+    "engine.state.",
+    "engine.protocol.",
+    "engine.checkpoint.",
+    "engine.operators.",
+    "engine.connectors.",
+    "engine.graph.",
+)
+
+
+class _EngineUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _SAFE:
+            return super().find_class(module, name)
+        # A dotted name would walk through attributes ("os.system" of a module that imports os).
+        if module.startswith(_DATA_LAYERS) and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__.startswith(_DATA_LAYERS):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is not a class that a message may hold")
+
+
+def encode(value: object) -> bytes:
+    """Return ``value`` as bytes; it must be made of engine classes and plain values."""
+    return pickle.dumps(value, protocol=5)
+
+
+def decode(data: bytes | memoryview, expected: type[T]) -> T:
+    """Return the object in ``data``.
+
+    Raises: ExternalError when the bytes are damaged, hold a class that a message may not hold, or are not an ``expected``.
+    """
+    try:
+        value = _EngineUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # damaged bytes raise almost anything
+        raise ExternalError(
+            f"Received {len(data)} bytes that are not a valid {expected.__name__}: {error}. "
+            "Client, JobManager and TaskManagers must run the same release."
+        ) from error
+    if not isinstance(value, expected):
+        raise ExternalError(f"Received a {type(value).__name__}; expected a {expected.__name__}.")
+    return value
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Return the Envelope in ``data``. Raises ExternalError."""
+    return decode(data, Envelope)

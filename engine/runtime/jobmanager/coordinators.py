@@ -1,0 +1,219 @@
+"""Runs a job's OperatorCoordinators (split enumerators, committers, collect sinks) in one I/O thread of the job.
+
+They may block on a file system; the event loop never does. No two calls of one job overlap, and they happen in the order
+in which they were asked for. Not here: what a coordinator does (``connectors``), what follows from its failure
+(``scheduler``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from engine.core.errors import JobNotFoundError
+from engine.core.ids import JobVertexID, OperatorID
+from engine.graph.job_graph import JobGraph
+from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
+from engine.operators.failure import error_info
+from engine.protocol.control import OperatorEventSent
+from engine.rpc.codec import decode, encode
+from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
+
+__all__ = ["JobCoordinators"]
+
+logger = logging.getLogger(__name__)
+
+#: A coordinator that hangs (a dead file system) must not keep a cancelled job from ending.
+STUCK_S: Final = 1.0
+#: Clean-up of a cancelled or failed job that has begun may take this long.
+CLEAN_UP_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class _Hosted:
+    vertex_id: JobVertexID
+    operator_id: OperatorID
+    parallelism: int
+    spec: bytes
+    coordinator: OperatorCoordinator | None = None
+
+
+@final
+class JobCoordinators:
+    """``post`` takes scheduler events, ``send`` takes (vertex, operator, subtask, pickled event); both are called on the
+    loop. All methods are called on the loop."""
+
+    def __init__(
+        self,
+        job_graph: JobGraph,
+        config: dict[str, str],
+        *,
+        post: Callable[[Event], None],
+        send: Callable[[JobVertexID, OperatorID, int, bytes], None],
+    ) -> None:
+        self._job_graph = job_graph
+        self._config = config
+        self._post = post
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._hosted = [
+            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec)
+            for vertex in job_graph.vertices
+            for operator_id, spec in vertex.coordinators.items()
+        ]
+        self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._end_begun = False
+        self._end_answered = False
+
+    # --- asked for by the JobMaster ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Create and start all; posts CoordinatorsStarted or CoordinatorFailed."""
+        if not self._hosted:
+            self._post(CoordinatorsStarted())
+            return
+        self._submit(self._start_all)
+
+    def handle_event(self, message: OperatorEventSent) -> None:
+        hosted = self._by_operator.get(message.operator_id)
+        if hosted is None:
+            logger.warning("job=%s operator=%s has no coordinator for an event", message.job_id, message.operator_id)
+            return
+        attempt_number = int(message.attempt_id.rsplit("_", 1)[1])
+
+        def call(coordinator: OperatorCoordinator) -> None:
+            event = decode(message.event, object)
+            coordinator.handle_event(message.subtask_index, attempt_number, event)
+
+        self._submit(lambda: self._guarded(hosted, call))
+
+    def subtask_finished(self, vertex_id: JobVertexID, subtask_index: int) -> None:
+        for hosted in self._hosted:
+            if hosted.vertex_id == vertex_id:
+                self._submit(lambda hosted=hosted: self._guarded(hosted, lambda c: c.subtask_finished(subtask_index)))
+
+    async def request(self, operator_id: str, request: object) -> object:
+        """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
+        hosted = self._by_operator.get(OperatorID(operator_id))
+        if hosted is None:
+            raise JobNotFoundError(
+                f"Job {self._job_graph.job_id} has no operator {operator_id} that answers requests of clients."
+            )
+        answer: asyncio.Future[object] = self._loop.create_future()
+
+        def call() -> None:
+            if hosted.coordinator is None:
+                error = JobNotFoundError(f"Operator {operator_id} of job {self._job_graph.job_id} was never started.")
+                self._on_loop(_fail, answer, error)
+                return
+            try:
+                result = hosted.coordinator.handle_request(request)
+            except Exception as error:
+                self._on_loop(_fail, answer, error)
+            else:
+                self._on_loop(_succeed, answer, result)
+
+        self._submit(call)
+        return await answer
+
+    def end(self, outcome: JobOutcome) -> None:
+        """Tell all that the job has ended; posts JobEndHandled."""
+        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._thread is None:
+            self._answer_end(None)
+            return
+        self._submit(lambda: self._end_all(outcome))
+        if outcome is not JobOutcome.FINISHED:
+            self._loop.call_later(STUCK_S, self._give_up_if, lambda: not self._end_begun)
+            self._loop.call_later(CLEAN_UP_S, self._give_up_if, lambda: True)
+
+    def close(self) -> None:
+        """The job is forgotten: end the thread when it has done what it was asked for."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread = None
+
+    # --- in the thread ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, call: Callable[[], None]) -> None:
+        if self._thread is None:
+            name = f"coordinators-{self._job_graph.job_id[:8]}"
+            # A daemon: a file system that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+        self._calls.put(call)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: the process is ending
+            logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
+
+    def _start_all(self) -> None:
+        for hosted in self._hosted:
+
+            def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
+                self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
+
+            try:
+                coordinator = decode(hosted.spec, CoordinatorSpec).create()
+                context = CoordinatorContext(hosted.parallelism, self._job_graph.job_id, self._config, send)
+                hosted.coordinator = coordinator
+                coordinator.start(context)
+            except Exception as error:
+                self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+                return
+        self._on_loop(self._post, CoordinatorsStarted())
+
+    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
+        if hosted.coordinator is None:
+            return
+        try:
+            call(hosted.coordinator)
+        except Exception as error:
+            self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+
+    def _end_all(self, outcome: JobOutcome) -> None:
+        self._end_begun = True
+        first: Exception | None = None
+        for hosted in self._hosted:
+            if hosted.coordinator is None:
+                continue
+            try:
+                hosted.coordinator.job_ended(outcome)
+            except Exception as error:
+                logger.warning("job=%s: end of a coordinator failed", self._job_graph.job_id, exc_info=True)
+                first = first or error
+        self._on_loop(self._answer_end, first)
+
+    # --- end -------------------------------------------------------------------------------------------------------------
+
+    def _answer_end(self, error: Exception | None) -> None:
+        if not self._end_answered:
+            self._end_answered = True
+            self._post(JobEndHandled(None if error is None else error_info(error)))
+
+    def _give_up_if(self, condition: Callable[[], bool]) -> None:
+        if not self._end_answered and condition():
+            logger.warning("job=%s: a coordinator hangs; the job ends without its clean-up", self._job_graph.job_id)
+            self._answer_end(None)
+
+
+def _succeed(answer: asyncio.Future[object], result: object) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: asyncio.Future[object], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

@@ -1,0 +1,231 @@
+"""The JobManager's front: accepts jobs, owns their JobMasters, answers questions about them. One event loop for all.
+
+Implements ``gateway.DispatcherGateway``. Not here: how one job runs (``job_master``), where slots come from
+(``resource_manager``), HTTP (``rest``), which classes a process is made of (``engine/cluster``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
+
+from engine.core.clock import Clock
+from engine.core.config import Configuration
+from engine.core.errors import JobNotFoundError, ProgramError
+from engine.core.ids import JobID, ResourceID
+from engine.core.options import ClusterOptions, RestOptions
+from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.job_graph import JobGraph
+from engine.protocol.control import OperatorEventSent
+from engine.protocol.lifecycle import JobStatus
+from engine.runtime.jobmanager import scheduler as sched
+from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
+from engine.runtime.jobmanager.blob_store import BlobStore
+from engine.runtime.jobmanager.gateway import ClusterOverview, TaskManagerView
+from engine.runtime.jobmanager.job_master import JobMaster
+from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger(__name__)
+
+#: Jobs get this long to be cancelled when the cluster is shut down.
+SHUT_DOWN_S: Final = 5.0
+#: Archives of the last jobs get this long to be written when the process ends.
+ARCHIVE_S: Final = 10.0
+
+
+@final
+class Dispatcher:
+    """Use: create in a running loop, ``start``, serve connections with ``resource_manager.handle_connection``, ``close``."""
+
+    def __init__(
+        self,
+        config: Configuration,
+        *,
+        clock: Clock,
+        driver: ResourceDriver | None = None,
+        slots_per_worker: int | None = None,
+        log_dir: str | None = None,
+        extras: dict[str, Any] | None = None,
+        render_archive: ArchiveRenderer = summary,
+        temp_dir: str | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._log_dir = log_dir
+        self._extras = extras or {}
+        self._render_archive = render_archive
+        self._archive_dir = config.get(RestOptions.ARCHIVE_DIR)
+        self._history_max = max(0, config.get(RestOptions.HISTORY))
+        self._jobs: dict[JobID, JobMaster] = {}  # in order of submission
+        self._driver = driver or StandaloneDriver()
+        temp = temp_dir or config.get(RestOptions.TMP_DIR) or _first_folder(config.get(ClusterOptions.TMP_DIRS))
+        self.blobs = BlobStore(temp, clock)
+        self.resource_manager = ResourceManager(
+            config, driver=self._driver, clock=clock, jobs=self, slots_per_worker=slots_per_worker
+        )
+        self._background: set[asyncio.Future[Any]] = set()
+        #: Set when somebody asked this cluster to end; the process main waits for it.
+        self.shut_down_requested = asyncio.Event()
+        #: Called with each ended job; for per-job clusters.
+        self.on_job_ended: Callable[[ExecutionGraph], None] | None = None
+
+    async def start(self) -> None:
+        await self.resource_manager.start()
+
+    async def close(self, *, stop_workers: bool = False) -> None:
+        """Cancel what runs, wait a moment for it, give everything back."""
+        try:
+            running = [master for master in self._jobs.values() if not master.has_ended]
+            for master in running:
+                master.cancel()
+            if running:
+                waits = [asyncio.ensure_future(master.result()) for master in running]
+                await asyncio.wait(waits, timeout=SHUT_DOWN_S)
+            if self._background:
+                await asyncio.wait(set(self._background), timeout=ARCHIVE_S)
+            await self.resource_manager.close(stop_workers=stop_workers)
+            for master in self._jobs.values():
+                master.close()
+        finally:
+            self.blobs.close()
+
+    # --- gateway: cluster -----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Configuration:
+        return self._config
+
+    @property
+    def log_dir(self) -> str | None:
+        return self._log_dir
+
+    def rest_extras(self) -> dict[str, Any]:
+        return dict(self._extras)
+
+    def overview(self) -> ClusterOverview:
+        taskmanagers = self.resource_manager.taskmanagers()
+        statuses = [master.graph.status for master in self._jobs.values()]
+        return ClusterOverview(
+            num_taskmanagers=len(taskmanagers),
+            slots_total=sum(view.registration.num_slots for view in taskmanagers),
+            slots_available=sum(view.slots_free for view in taskmanagers),
+            jobs_running=sum(not status.is_globally_terminal_state() for status in statuses),
+            jobs_finished=statuses.count(JobStatus.FINISHED),
+            jobs_cancelled=statuses.count(JobStatus.CANCELED),
+            jobs_failed=statuses.count(JobStatus.FAILED),
+        )
+
+    async def shut_down_cluster(self) -> None:
+        logger.info("the cluster is asked to shut down")
+        self.shut_down_requested.set()
+
+    # --- gateway: jobs --------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> Sequence[ExecutionGraph]:
+        return [master.graph for master in reversed(self._jobs.values())]
+
+    def job(self, job_id: JobID) -> ExecutionGraph:
+        return self._master(job_id).graph
+
+    def _master(self, job_id: JobID) -> JobMaster:
+        master = self._jobs.get(job_id)
+        if master is None:
+            raise JobNotFoundError(f"No job {job_id} is known here; it never was or is no longer remembered (web.history).")
+        return master
+
+    async def submit_job(self, job_graph: JobGraph) -> JobID:
+        if self.shut_down_requested.is_set():
+            raise ProgramError("The cluster is shutting down and takes no more jobs.")
+        if job_graph.job_id in self._jobs:
+            raise ProgramError(f"Job {job_graph.job_id} was submitted before; every submission needs an id of its own.")
+        if not job_graph.vertices:
+            raise ProgramError(f"Job {job_graph.name!r} has no operators: define a sink before execute().")
+        for file in job_graph.files:
+            if self.blobs.path(file.sha256) is None:
+                raise ProgramError(f"File {file.name!r} of job {job_graph.name!r} was not uploaded; submit again.")
+        master = JobMaster(
+            job_graph,
+            config=self._config,
+            slots=self.resource_manager,
+            clock=self._clock,
+            on_terminated=self._job_terminated,
+        )
+        self._jobs[job_graph.job_id] = master
+        self.blobs.retain(job_graph.job_id, (file.sha256 for file in job_graph.files))
+        logger.info("job=%s name=%r submitted", job_graph.job_id, job_graph.name)
+        master.start()
+        return job_graph.job_id
+
+    async def cancel_job(self, job_id: JobID) -> None:
+        self._master(job_id).cancel()
+
+    async def job_result(self, job_id: JobID) -> ExecutionGraph:
+        return await self._master(job_id).result()
+
+    async def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
+        return await self._master(job_id).coordinator_request(operator_id, request)
+
+    def _job_terminated(self, master: JobMaster) -> None:
+        if self.on_job_ended is not None:
+            self.on_job_ended(master.graph)
+        if self._archive_dir:
+            loop = asyncio.get_running_loop()
+            writing = loop.run_in_executor(None, self._archive, master.graph)
+            self._background.add(writing)
+            writing.add_done_callback(self._background.discard)
+        ended = [job_id for job_id, other in self._jobs.items() if other.has_ended]
+        for job_id in ended[: max(0, len(ended) - self._history_max)]:
+            # Clients that wait for the result still hold it; the newest job is always remembered for them.
+            if job_id != master.job_id:
+                self._jobs.pop(job_id).close()
+                self.blobs.release(job_id)
+
+    def _archive(self, graph: ExecutionGraph) -> None:
+        try:
+            path = archive_job(graph, self._archive_dir, self._render_archive)
+            logger.info("job=%s archived to %s", graph.job_graph.job_id, path)
+        except Exception:
+            logger.exception("job=%s could not be archived", graph.job_graph.job_id)
+
+    # --- news from TaskManagers (JobEvents) --------------------------------------------------------------------------------
+
+    def post_to_job(self, job_id: JobID, event: sched.Event) -> None:
+        master = self._jobs.get(job_id)
+        if master is not None:
+            master.post(event)
+
+    def operator_event(self, message: OperatorEventSent) -> None:
+        master = self._jobs.get(message.job_id)
+        if master is not None:
+            master.handle_operator_event(message)
+
+    # --- gateway: blobs, TaskManagers ---------------------------------------------------------------------------------------
+
+    def put_blob(self, content_path: str) -> str:
+        return self.blobs.put(content_path)
+
+    def has_blob(self, sha256: str) -> bool:
+        return self.blobs.path(sha256) is not None
+
+    def taskmanagers(self) -> Sequence[TaskManagerView]:
+        return self.resource_manager.taskmanagers()
+
+    def taskmanager(self, resource_id: ResourceID) -> TaskManagerView:
+        return self.resource_manager.taskmanager(resource_id)
+
+    async def read_taskmanager_log(self, resource_id: ResourceID, name: str) -> bytes:
+        return await self.resource_manager.read_log(resource_id, name)
+
+    async def list_taskmanager_logs(self, resource_id: ResourceID) -> Sequence[tuple[str, int, int]]:
+        return await self.resource_manager.list_logs(resource_id)
+
+
+def _first_folder(text: str) -> str | None:
+    """Return the first of folders separated by , or :."""
+    folders = [part.strip() for part in text.replace(",", os.pathsep).split(os.pathsep) if part.strip()]
+    return folders[0] if folders else None

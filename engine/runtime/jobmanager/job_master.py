@@ -1,0 +1,247 @@
+"""The shell of one job: feeds the pure Scheduler and carries out its commands. Everything happens on the event loop.
+
+An exception in here fails this job and nothing else. Not here: what to do next (``scheduler``), slots of other jobs
+(``resource_manager``), the list of jobs (``dispatcher``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any, Protocol, final
+
+from engine.core.clock import Clock
+from engine.core.config import Configuration
+from engine.core.ids import AllocationID, JobID, JobVertexID, OperatorID
+from engine.core.metrics import Accumulator
+from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.job_graph import JobGraph
+from engine.operators.base import JobOutcome
+from engine.operators.failure import error_info
+from engine.protocol.control import (
+    CancelTask,
+    DeployTask,
+    DownMessage,
+    ErrorInfo,
+    JobInformation,
+    OperatorEventSent,
+    SendOperatorEvent,
+)
+from engine.protocol.lifecycle import JobStatus
+from engine.rpc.codec import decode
+from engine.runtime.jobmanager import scheduler as sched
+from engine.runtime.jobmanager.coordinators import JobCoordinators
+
+__all__ = ["JobMaster", "SlotService", "merged_accumulators"]
+
+logger = logging.getLogger(__name__)
+
+
+class SlotService(Protocol):
+    """What a JobMaster asks of the ResourceManager. Answers come as scheduler events through ``JobMaster.post``."""
+
+    def request_slots(self, job: JobInformation, keys: tuple[sched.SlotRequestKey, ...]) -> None: ...
+
+    def release_slots(self, allocation_ids: tuple[AllocationID, ...], reason: str, grace_ms: int) -> None: ...
+
+    def job_ended(self, job_id: JobID) -> None: ...
+
+    def send_to_slot(self, allocation_id: AllocationID, message: DownMessage) -> None:
+        """Send to the TaskManager that holds the allocation; dropped when it is gone (its loss is reported)."""
+        ...
+
+
+@final
+class JobMaster:
+    def __init__(
+        self,
+        job_graph: JobGraph,
+        *,
+        config: Configuration,
+        slots: SlotService,
+        clock: Clock,
+        on_terminated: Callable[[JobMaster], None],
+    ) -> None:
+        self.job_id = job_graph.job_id
+        self._slots = slots
+        self._clock = clock
+        self._on_terminated = on_terminated
+        effective = Configuration(config).add_all(job_graph.config).to_dict()
+        self._information = JobInformation(job_graph.job_id, job_graph.name, dict(job_graph.config), job_graph.files)
+        self._scheduler = sched.Scheduler(job_graph, clock.now_ms())
+        self._coordinators = JobCoordinators(
+            job_graph, effective, post=self.post, send=self._send_operator_event
+        )
+        self._events: deque[sched.Event] = deque()
+        self._handling = False
+        self._ended: asyncio.Future[ExecutionGraph] = asyncio.get_running_loop().create_future()
+        #: Events of coordinators to subtasks that are not deployed yet, in order.
+        self._undelivered: defaultdict[tuple[JobVertexID, int], list[tuple[OperatorID, bytes]]] = defaultdict(list)
+        self._deployed: dict[tuple[JobVertexID, int], sched.Deploy] = {}
+
+    @property
+    def graph(self) -> ExecutionGraph:
+        return self._scheduler.graph
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
+
+    def start(self) -> None:
+        self.post(sched.StartScheduling())
+
+    def cancel(self) -> None:
+        """Does nothing when the job has ended."""
+        self.post(sched.CancelRequested())
+
+    async def result(self) -> ExecutionGraph:
+        """Wait for the job's end."""
+        return await asyncio.shield(self._ended)
+
+    def post(self, event: sched.Event) -> None:
+        """Hand an event to the scheduler. Events that arrive while commands are carried out wait their turn."""
+        if self.has_ended:
+            return
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events and not self.has_ended:
+                commands = self._scheduler.handle(self._events.popleft(), self._clock.now_ms())
+                for command in commands:
+                    self._carry_out(command)
+        except Exception as error:
+            self._crash(error)
+        finally:
+            self._handling = False
+
+    def handle_operator_event(self, message: OperatorEventSent) -> None:
+        """A subtask sends to its operator's coordinator."""
+        if not self.has_ended:
+            self._coordinators.handle_event(message)
+
+    async def coordinator_request(self, operator_id: str, request: object) -> object:
+        """Also works after the job's end: a client fetches the rest of a result. Raises JobNotFoundError."""
+        return await self._coordinators.request(operator_id, request)
+
+    def close(self) -> None:
+        """The job is forgotten."""
+        self._coordinators.close()
+
+    # --- commands ----------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: sched.Command) -> None:
+        match command:
+            case sched.RequestSlots(keys):
+                self._slots.request_slots(self._information, keys)
+            case sched.ReleaseSlots(allocation_ids, reason, grace_ms):
+                self._slots.release_slots(allocation_ids, reason, grace_ms)
+            case sched.Deploy(allocation_id, task):
+                self._deployed[task.vertex_id, task.subtask_index] = command
+                self._slots.send_to_slot(allocation_id, DeployTask(allocation_id, task))
+                self._deliver(task.vertex_id, task.subtask_index)
+            case sched.Cancel(allocation_id, attempt_id):
+                self._slots.send_to_slot(allocation_id, CancelTask(allocation_id, attempt_id))
+            case sched.StartCoordinators():
+                self._coordinators.start()
+            case sched.NotifySubtaskFinished(vertex_id, subtask_index):
+                self._coordinators.subtask_finished(vertex_id, subtask_index)
+            case sched.EndCoordinators(outcome):
+                self._coordinators.end(outcome)
+            case sched.JobStatusChanged(status):
+                logger.info("job=%s name=%r is %s", self.job_id, self.graph.job_graph.name, status.value)
+            case sched.JobTerminated():
+                self._terminate()
+            case _:
+                raise AssertionError(command)
+
+    def _send_operator_event(self, vertex_id: JobVertexID, operator_id: OperatorID, subtask: int, event: bytes) -> None:
+        if not self.has_ended:
+            self._undelivered[vertex_id, subtask].append((operator_id, event))
+            self._deliver(vertex_id, subtask)
+
+    def _deliver(self, vertex_id: JobVertexID, subtask: int) -> None:
+        deployed = self._deployed.get((vertex_id, subtask))
+        if deployed is None or (vertex_id, subtask) not in self._undelivered:
+            return
+        allocation_id = deployed.allocation_id
+        for operator_id, event in self._undelivered.pop((vertex_id, subtask)):
+            message = SendOperatorEvent(allocation_id, deployed.task.attempt_id, operator_id, event)
+            self._slots.send_to_slot(allocation_id, message)
+
+    def _terminate(self) -> None:
+        self._slots.job_ended(self.job_id)
+        self.graph.accumulator_results = merged_accumulators(self.graph)
+        if self.graph.failure is not None and self.graph.status is JobStatus.FAILED:
+            logger.error("job=%s failed: %s", self.job_id, self.graph.failure.message)
+            if self.graph.failure.trace:
+                logger.info("job=%s trace of the failure:\n%s", self.job_id, self.graph.failure.trace)
+        self._ended.set_result(self.graph)
+        self._on_terminated(self)
+
+    def _crash(self, error: Exception) -> None:
+        """A bug of ours: fail this job, whatever state it is in, and go on with the others."""
+        logger.exception("job=%s: internal error, the job is failed", self.job_id)
+        graph, now_ms = self.graph, self._clock.now_ms()
+        graph.failure = graph.failure or _internal(error)
+        if not graph.status.is_globally_terminal_state():
+            graph.story.append(f"{now_ms} internal error in state {graph.status.name}: {error!r}")
+            graph.status = JobStatus.FAILED
+            graph.status_timestamps[JobStatus.FAILED] = now_ms
+        self._coordinators.end(JobOutcome.FAILED)
+        self._slots.job_ended(self.job_id)
+        if not self._ended.done():
+            self._ended.set_result(graph)
+            self._on_terminated(self)
+
+
+def _internal(error: Exception) -> ErrorInfo:
+    info = error_info(error)
+    message = f"Internal error in the JobMaster: {info.message}"
+    return ErrorInfo(info.type_name, message, info.trace, "internal")
+
+
+def merged_accumulators(graph: ExecutionGraph) -> dict[str, tuple[str, Any]]:
+    """Return name → (type, value) over the last attempts of all subtasks.
+
+    An accumulator that cannot be read or merged has its error as value: it never fails a job that has done its work.
+    """
+    merged: dict[str, Accumulator] = {}
+    failed: dict[str, tuple[str, Any]] = {}
+    for subtask in graph.all_subtasks():
+        data = subtask.current.accumulators
+        if not data:
+            continue
+        try:
+            found = _load_accumulators(data)
+        except Exception as error:
+            failed[f"accumulators of {subtask.name}"] = ("Error", f"cannot be read: {error}")
+            continue
+        for name, accumulator in found.items():
+            try:
+                if name in merged:
+                    merged[name].merge(accumulator)
+                else:
+                    merged[name] = accumulator
+            except Exception as error:
+                failed[name] = ("Error", f"cannot be merged: {error}")
+    results: dict[str, tuple[str, Any]] = {}
+    for name, accumulator in merged.items():
+        try:
+            results[name] = (type(accumulator).__name__, accumulator.get_local_value())
+        except Exception as error:
+            failed[name] = ("Error", f"has no value: {error}")
+    return results | failed
+
+
+def _load_accumulators(data: bytes) -> dict[str, Accumulator]:
+    try:
+        return decode(data, dict)
+    except Exception:  # an accumulator class or a value of the user's own
+        import cloudpickle
+
+        loaded: dict[str, Accumulator] = cloudpickle.loads(data)
+        return loaded
