@@ -1,0 +1,119 @@
+"""Entry point of the child interpreter that runs an uploaded program: ``python -m engine.rest.program_main``.
+
+Not a command for people: ``flink run`` is. Imports nothing of the engine, so that a program sees the modules that it
+would see when it is started by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+import traceback
+from typing import Final
+
+PR_SET_PDEATHSIG: Final = 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="program_main")
+    parser.add_argument("--entry", default="")
+    parser.add_argument("--name", default="")
+    parser.add_argument("path")
+    parser.add_argument("arguments", nargs="*")
+    options = parser.parse_args()
+    die_with_parent()
+    sys.argv = [options.name or options.path, *options.arguments]
+    try:
+        run(options.path, options.entry)
+    except SystemExit as error:
+        if error.code not in (None, 0) and not isinstance(error.code, int):
+            report(str(error.code))
+        raise
+    except Exception as error:
+        report(describe(error, options.path))
+        return 1
+    return 0
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the JobManager, however that ends."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+    if parent == 1 or os.getppid() != parent:
+        sys.exit("The JobManager is gone.")
+
+
+def run(path: str, entry: str) -> None:
+    """Run a ``.py`` file or an archive. ``entry``: "" = as a script, "module" = ``python -m``, "module:function"."""
+    module_name, _, function_name = entry.partition(":")
+    if path.endswith(".py"):
+        sys.path.insert(0, os.path.dirname(path))
+        if function_name or (module_name and module_name not in ("__main__", os.path.basename(path)[:-3])):
+            # A single file has one module; what was named is the function.
+            names = runpy.run_path(path, run_name="__flink_program__")
+            call(names.get(function_name or module_name), function_name or module_name, path)
+        else:
+            runpy.run_path(path, run_name="__main__")
+        return
+    sys.path.insert(0, path)
+    if function_name:
+        module = importlib.import_module(module_name)
+        call(getattr(module, function_name, None), function_name, module_name)
+    elif module_name and module_name != "__main__":
+        runpy.run_module(module_name, run_name="__main__", alter_sys=True)
+    elif has_main(path):
+        runpy.run_path(path, run_name="__main__")
+    else:
+        raise LookupError(
+            f"{sys.argv[0]} has no __main__.py; name the entry class: package.module or package.module:function."
+        )
+
+
+def has_main(path: str) -> bool:
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        return "__main__.py" in archive.namelist()
+
+
+def call(function: object, name: str, where: str) -> None:
+    if not callable(function):
+        raise LookupError(f"{os.path.basename(where)} has no function {name}.")
+    function()
+
+
+def describe(error: BaseException, path: str) -> str:
+    """Return the traceback from the program's first frame on; ours above it says nothing to its author."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = os.path.dirname(os.path.abspath(__file__))
+    while frames and (frames[0].filename.startswith((own, "<frozen")) or frames[0].filename == runpy.__file__):
+        del frames[0]
+    head = "".join(traceback.format_exception_only(error)).strip()
+    if not frames:
+        return head
+    return f"{head}\nTraceback (most recent call last):\n{''.join(frames.format()).rstrip()}".replace(path, sys.argv[0])
+
+
+def report(text: str) -> None:
+    """Write the error where the web server looks first; the log gets it too."""
+    print(text, file=sys.stderr)
+    try:
+        with open(os.environ["_FLINK_CLIENT_CONTEXT"], encoding="utf-8") as stream:
+            result_path = json.load(stream)["result_file"]
+        with open(result_path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"error": text}) + "\n")
+    except (KeyError, OSError, ValueError):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
