@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -85,9 +86,9 @@ def run_up(args: argparse.Namespace) -> None:
     except BaseException:
         _take_down(folder)  # Nothing half-started stays behind; the logs do.
         raise
-    if args.foreground:
+    if args.foreground or args.until_eof:
         try:
-            _stay(cluster)
+            _stay(args.until_eof)
         finally:
             _take_down(folder)
 
@@ -184,7 +185,7 @@ def _bring_up(cluster: Cluster, seconds: float, began: float) -> None:
         if formatting is not None:
             code = formatting.popen.wait(timeout=seconds)
             if code != 0:
-                raise ClusterError(f"formatting HDFS failed. {daemons.log_tail(formatting.log)}")
+                raise ClusterError(f"formatting HDFS failed. {formatting.log_tail()}")
     finally:
         if formatting is not None and formatting.popen.poll() is None:
             formatting.popen.kill()
@@ -227,14 +228,19 @@ def _take_down(folder: Path) -> int:
     return ended
 
 
-def _stay(cluster: Cluster) -> None:
-    """Stay until told to end, and collect daemons that are killed meanwhile (we are their parent)."""
+def _stay(until_eof: bool) -> None:
+    """Stay until told to end, and collect daemons that are killed meanwhile (we are their parent).
+
+    With ``until_eof`` also until standard input ends, which it does however the program that holds it dies.
+    """
     while True:
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             pass
-        time.sleep(0.5)
+        readable = select.select([sys.stdin] if until_eof else [], [], [], 0.5)[0]
+        if readable and not os.read(sys.stdin.fileno(), 4096):
+            return
 
 
 def _state(cluster: Cluster, name: str) -> str:
@@ -301,6 +307,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
     up.add_argument("--foreground", action="store_true", help="stay, and end the cluster when told to end")
+
+    up.add_argument("--until-eof", action="store_true", help="as --foreground, also until standard input ends")
 
     down = add("down", run_down, "end every process of a cluster; its data stays")
     down.add_argument("--wipe", action="store_true", help="also remove the folder")

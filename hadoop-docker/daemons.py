@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,8 @@ from settings import Cluster, node_path
 
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.05
-LOG_TAIL_LINES = 25
+LOG_TAIL_LINES, LOG_CAUSE_LINES = 15, 10
+COMPLAINT = re.compile(r" (ERROR|FATAL) |^\S*(Exception|Error): |^Caused by: |Exception: ")
 MARK = "ENGINE_HADOOP_DIR"  # in the environment of every daemon, so that strays of this cluster are found again
 
 CLASSES = {
@@ -118,7 +120,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME") if key in os.environ}
     return {
         **kept,
-        "PATH": f"{cluster.home}/bin{os.pathsep}{node_path()}",
+        "PATH": node_path(cluster),
         "JAVA_HOME": str(cluster.java_home),
         "HADOOP_HOME": str(cluster.home),
         "HADOOP_CONF_DIR": str(cluster.conf),
@@ -129,7 +131,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
 def start(cluster: Cluster, name: str) -> Process:
     """Start one daemon and return at once; its port and log are those of its earlier starts."""
     cluster.data(name).mkdir(parents=True, exist_ok=True)
-    return Process(name, _spawn(cluster, name, command(cluster, name)), cluster.log(name))
+    return _spawn(cluster, name, name, command(cluster, name))
 
 
 def start_format(cluster: Cluster) -> Process | None:
@@ -139,31 +141,38 @@ def start_format(cluster: Cluster) -> Process | None:
         return None
     java = [str(cluster.java_home / "bin" / "java"), *JVM, f"-Djava.io.tmpdir={folder}/tmp"]
     words = [*_hadoop_java(cluster, java), CLASSES["nn"], "-format", "-force", "-nonInteractive"]
-    return Process("format", _spawn(cluster, "nn", words, log="format"), cluster.log("format"))
+    return _spawn(cluster, "format", "nn", words)
 
 
-def _spawn(cluster: Cluster, name: str, words: list[str], log: str | None = None) -> subprocess.Popen[bytes]:
-    with open(cluster.log(log or name), "ab") as out:
-        return subprocess.Popen(
+def _spawn(cluster: Cluster, name: str, owner: str, words: list[str]) -> Process:
+    log = cluster.log(name)
+    log_from = log.stat().st_size if log.exists() else 0
+    with open(log, "ab") as out:
+        popen = subprocess.Popen(
             words,
-            cwd=cluster.data(name),
+            cwd=cluster.data(owner),
             env=environment(cluster),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    return Process(name, popen, log, log_from)
 
 
 class Process:
     """A daemon that this very program has started."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path, log_from: int) -> None:
         self.name = name
         self.popen = popen
-        self.log = log
-        self.log_from = log.stat().st_size if log.exists() else 0
         self.since_ms = time.time() * 1000
+        self._log = log
+        self._log_from = log_from  # earlier lives have written into the same file
+
+    def log_tail(self) -> str:
+        """Return what the log of this life says of its trouble."""
+        return log_tail(self._log, self._log_from)
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -175,16 +184,22 @@ class Process:
         if code is None:
             return None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{self.name} {how} instead of getting ready. {log_tail(self.log)}"
+        return f"{self.name} {how} instead of getting ready. {self.log_tail()}"
 
 
-def log_tail(log: Path) -> str:
-    """Return the last lines of a log, indented, under its name."""
+def log_tail(log: Path, since: int = 0) -> str:
+    """Return what a log complains of after byte ``since``, and its last lines, indented, under its name."""
     try:
-        lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        with open(log, "rb") as source:
+            source.seek(since)
+            lines = source.read().decode(errors="replace").splitlines()
     except OSError as error:
         return f"Its log cannot be read: {error}"
-    return "\n".join([f"The end of {log}:", *(f"  {line[:300]}" for line in lines)])
+    tail = lines[-LOG_TAIL_LINES:]
+    # Hadoop says the cause early and then a long farewell, so the end alone often tells nothing.
+    causes = [line for line in lines[:-LOG_TAIL_LINES] if COMPLAINT.search(line)][:LOG_CAUSE_LINES]
+    shown = [*causes, "...", *tail] if causes else tail
+    return "\n".join([f"From {log}:", *(f"  {line[:400]}" for line in shown)])
 
 
 # ---------------------------------------------------------------------------------------------- readiness
@@ -273,7 +288,7 @@ def wait_ready(cluster: Cluster, waiting: list[Process], seconds: float, on_read
         if waiting and time.monotonic() > deadline:
             slow = waiting[0]
             raise ClusterError(
-                f"{', '.join(p.name for p in waiting)} not ready after {seconds:.0f} s. {log_tail(slow.log)}"
+                f"{', '.join(p.name for p in waiting)} not ready after {seconds:.0f} s. {slow.log_tail()}"
             )
         if waiting:
             time.sleep(POLL_SECONDS)

@@ -29,7 +29,7 @@ NODE_MEMORY_MB, NODE_VCORES = 8192, 8
 
 # What containers may inherit from the NodeManager, nothing more: neither HOME (user site-packages) nor anything
 # that a virtual environment sets.
-ENV_WHITELIST = "JAVA_HOME,HADOOP_CONF_DIR,HADOOP_HOME,PATH,LANG,TZ"
+ENV_WHITELIST = "JAVA_HOME,HADOOP_CONF_DIR,HADOOP_HOME,LANG,TZ"
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,18 @@ def reserve_ports(base: int | None = None) -> tuple[int, socket.socket]:
         if all(_is_free(candidate + offset) for offset in range(GUARD)):
             return candidate, guard
         guard.close()
-    which = f"{base} to {base + GUARD}" if base is not None else f"{PORTS_FROM} to {PORTS_TO}, in blocks of {BLOCK},"
-    raise ClusterError(f"of the ports {which} some are in use; stop what holds them, or say another --port-base")
+    if base is None:
+        raise ClusterError(f"from {PORTS_FROM} to {PORTS_TO} no {BLOCK} ports in a row are free; say a --port-base")
+    taken = [port for port in range(base, base + BLOCK) if not _is_free(port)]
+    raise ClusterError(
+        f"of the cluster's ports {base} to {base + GUARD} are in use: {', '.join(map(str, taken)) or 'none now'}; "
+        f"stop what holds them, or say another --port-base"
+    )
 
 
 def _listen(port: int) -> socket.socket | None:
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java: what only waits out is not in use
     try:
         found.bind(("127.0.0.1", port))
         found.listen()
@@ -191,11 +197,11 @@ def _is_free(port: int) -> bool:
     return found is not None
 
 
-def node_path() -> str:
+def node_path(cluster: Cluster) -> str:
     """Return the PATH of daemons, and so of containers: ours without virtual environments, as a node of its own has."""
     entries = [e for e in os.environ.get("PATH", os.defpath).split(os.pathsep) if e]
-    outside = [e for e in entries if not (Path(e).parent / "pyvenv.cfg").exists()]
-    return os.pathsep.join(dict.fromkeys([*outside, f"{sys.base_prefix}/bin"]))
+    outside = [e for e in entries if not (Path(e).parent / "pyvenv.cfg").exists() and "," not in e]
+    return os.pathsep.join(dict.fromkeys([f"{cluster.home}/bin", *outside, f"{sys.base_prefix}/bin"]))
 
 
 def write_files(cluster: Cluster) -> None:
@@ -319,6 +325,9 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         "yarn.nodemanager.delete.debug-delay-sec": 0,
         "yarn.nodemanager.sleep-delay-before-sigkill.ms": 2000,
         "yarn.nodemanager.env-whitelist": ENV_WHITELIST,
+        # In the whitelist PATH is of no use: YARN only sets what is unset, and bash has its own PATH by then. Here it
+        # comes after what an application asks for.
+        "yarn.nodemanager.admin-env": f"PATH={node_path(cluster)}",
         "yarn.nodemanager.user-home-dir": cluster.data("home"),
         "yarn.log-aggregation-enable": "true",
         "yarn.nodemanager.remote-app-log-dir": "/tmp/logs",

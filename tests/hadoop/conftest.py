@@ -1,0 +1,128 @@
+"""One real Hadoop and ZooKeeper for all tests of this folder: the fixture ``hadoop``.
+
+It is started at the first test that asks for it and ends with the session, also when pytest itself is killed. All
+tests here share one xdist group, so with ``--dist loadgroup`` they share one cluster; without it each worker that
+meets one of them starts its own, on ports of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLUSTER_PY = Path(__file__).resolve().parents[2] / "hadoop-docker" / "cluster.py"
+TOOL_MISSING = 3  # cluster.py's exit code for "no Java or no Maven"
+END_SECONDS = 60.0
+
+
+def run_cluster(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``cluster.py`` with these words; a failure shows what it said."""
+    command = [sys.executable, str(CLUSTER_PY), *words]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    if check and done.returncode != 0:
+        raise AssertionError(f"cluster.py {' '.join(words)} ended with {done.returncode}:\n{done.stdout}")
+    return done
+
+
+@dataclass(frozen=True)
+class HadoopCluster:
+    """Where the cluster is, and the way to hurt it."""
+
+    dir: Path
+    conf_dir: Path
+    env: dict[str, str]  # for subprocesses: ours, with HADOOP_CONF_DIR, JAVA_HOME and the launchers in front
+    webhdfs_url: str
+    namenode_uri: str  # hdfs://localhost:PORT
+    rm_url: str
+    zookeeper: str  # host:port,…
+    user: str
+
+    @classmethod
+    def of(cls, folder: Path) -> HadoopCluster:
+        """Return the cluster that ``up`` has made in the folder."""
+        said: dict[str, Any] = json.loads((folder / "cluster.json").read_text())
+        env = {**os.environ, **said["env"], "SKEIN_CONFIG": str(folder / "skein")}
+        env["PATH"] = f"{said['env']['PATH']}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return cls(
+            dir=folder,
+            conf_dir=Path(said["conf_dir"]),
+            env=env,
+            webhdfs_url=said["webhdfs_url"],
+            namenode_uri=said["namenode_uri"],
+            rm_url=said["rm_url"] or "",
+            zookeeper=said["zookeeper"] or "",
+            user=said["user"],
+        )
+
+    def daemon(self, action: str, name: str) -> None:
+        """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done."""
+        run_cluster("daemon", action, name, "--dir", str(self.dir))
+
+    def daemons(self) -> dict[str, dict[str, Any]]:
+        """Return pid, ports and log of every daemon by name, as they are now."""
+        found: dict[str, dict[str, Any]] = json.loads((self.dir / "cluster.json").read_text())["daemons"]
+        return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all users of the cluster in one worker."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("hadoop"))
+
+
+@pytest.fixture(scope="session")
+def hadoop_jars() -> None:
+    """Java is here and the jars are fetched; a clear skip where they cannot be, a failure in CI."""
+    done = run_cluster("install", check=False)
+    if done.returncode == TOOL_MISSING and os.environ.get("CI", "").lower() not in ("true", "1"):
+        pytest.skip(done.stdout.strip())
+    if done.returncode != 0:
+        pytest.fail(f"the jars of Hadoop cannot be installed: {done.stdout.strip()}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
+    """A cluster of one DataNode, two NodeManagers and one ZooKeeper."""
+    folder = Path(tempfile.mkdtemp(prefix="hadoop-"))
+    words = ["up", "--dir", str(folder), "--datanodes", "1", "--nodemanagers", "2", "--zookeeper", "1", "--until-eof"]
+    keeper = subprocess.Popen(
+        [sys.executable, str(CLUSTER_PY), *words],
+        stdin=subprocess.PIPE,  # It ends the cluster when this closes, however this process dies.
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        said = []
+        for line in keeper.stdout:
+            said.append(line)
+            if line.startswith("ready after"):
+                break
+        else:
+            pytest.fail(f"the Hadoop cluster did not come up:\n{''.join(said)}", pytrace=False)
+        yield HadoopCluster.of(folder)
+    finally:
+        keeper.stdin.close()
+        try:
+            keeper.wait(END_SECONDS)
+        finally:
+            if keeper.poll() is None:
+                keeper.kill()
+                keeper.wait()
+                run_cluster("down", "--dir", str(folder), check=False)
+            keeper.stdout.close()
+            shutil.rmtree(folder, ignore_errors=True)
