@@ -1,0 +1,49 @@
+"""A user's function inside an operator: which method is called, its ``open`` and ``close``, its failures.
+
+Not here: the interfaces that users implement (``operators/functions``) and how failures read (``operators/failure``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from engine.core.errors import EngineError
+from engine.operators.base import OperatorContext
+from engine.operators.failure import NO_RECORD, user_error
+from engine.operators.functions import Function, callable_of
+
+__all__ = ["BoundFunction"]
+
+
+@final
+class BoundFunction:
+    """``call`` is the plain callable to use in loops; ``error`` wraps what it raised."""
+
+    def __init__(self, function: Any, method: str) -> None:
+        self.call: Callable[..., Any] = callable_of(function, method)
+        self._function = function
+        self.operator_name = ""
+        self._opened = False
+
+    def open(self, ctx: OperatorContext) -> None:
+        """Open a Function object in the task; raises UserCodeError when its ``open`` raises."""
+        self.operator_name = ctx.operator_name
+        self._opened = True
+        if isinstance(self._function, Function):
+            try:
+                self._function.open(ctx.runtime_context)
+            except Exception as error:
+                raise self.error(error) from error
+
+    def close(self) -> None:
+        if self._opened and isinstance(self._function, Function):
+            self._opened = False
+            try:
+                self._function.close()
+            except Exception as error:
+                raise self.error(error) from error
+
+    def error(self, error: Exception, record: Any = NO_RECORD) -> EngineError:
+        """Return what to raise for an exception of the function on ``record``."""
+        return user_error(error, operator_name=self.operator_name, record=record)

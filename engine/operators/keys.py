@@ -1,0 +1,97 @@
+"""Key selectors as values: what ``key_by(0)``, ``group_by("word")`` and ``key_by(lambda r: …)`` become.
+
+Not here: which subtask a key goes to (``state/key_groups``).
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine.core.records import Row
+from engine.operators.functions import callable_of
+
+__all__ = ["NAN", "ComposedKey", "FieldKey", "canonical_key", "field_of", "key_function", "key_name"]
+
+#: The one NaN that keyed state stores: NaN differs from itself, so a dict finds it only by identity.
+NAN: Final = float("nan")
+
+
+def field_of(record: Any, field: int | str) -> Any:
+    """Return a field of a tuple, list, Row or dict, or an attribute (by name) of any other object."""
+    if isinstance(field, str) and not isinstance(record, (Row, dict)):
+        return getattr(record, field)
+    return record[field]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldKey:
+    """The key is one field, by position or by name. Vectorised operators and the exchange look inside."""
+
+    field: int | str
+
+    def __call__(self, record: Any) -> Any:
+        return field_of(record, self.field)
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedKey:
+    """The key is a tuple of several fields."""
+
+    fields: tuple[int | str, ...]
+
+    def __call__(self, record: Any) -> tuple[Any, ...]:
+        return tuple(field_of(record, field) for field in self.fields)
+
+
+def key_function(selector: Any) -> Callable[[Any], Any]:
+    """Return record → key at the best speed: C where positions are known, the user's function otherwise.
+
+    ``selector``: FieldKey, ComposedKey, a KeySelector object, or a callable. The caller opens and closes KeySelectors.
+    """
+    match selector:
+        case FieldKey(int(field)):
+            return operator.itemgetter(field)
+        case ComposedKey(fields) if len(fields) > 1 and all(isinstance(field, int) for field in fields):
+            return operator.itemgetter(*fields)
+        case FieldKey() | ComposedKey():
+            return selector
+    return callable_of(selector, "get_key")
+
+
+def key_name(selector: Any) -> str:
+    """Return how plans and messages name the key."""
+    match selector:
+        case FieldKey(field):
+            return f"field {field!r}"
+        case ComposedKey(fields):
+            return f"fields {fields!r}"
+    return getattr(selector, "__name__", type(selector).__name__)
+
+
+def canonical_key(key: Any) -> Any:
+    """Return ``key`` with every NaN in it replaced by ``NAN``, so that all NaN are one key.
+
+    Keyed state calls it only when a key is not found: a stored key is always canonical, hence a NaN that is
+    another object always misses.
+    """
+    match key:
+        case float():
+            return NAN if math.isnan(key) else key
+        case tuple():
+            parts = tuple(map(canonical_key, key))
+            changed = any(a is not b for a, b in zip(parts, key, strict=True))
+            return parts if changed and type(key) is tuple else key
+        case Row():
+            if any(canonical_key(part) is not part for part in key):
+                return Row(*map(canonical_key, key))
+            return key
+        case decimal.Decimal():
+            return NAN if key.is_nan() else key
+    if type(key).__module__ == "numpy" and key != key:
+        return NAN
+    return key

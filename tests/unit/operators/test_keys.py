@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import decimal
+import math
+import pickle
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from engine.core.records import Row
+from engine.operators.functions import KeySelector
+from engine.operators.keys import NAN, ComposedKey, FieldKey, canonical_key, key_function, key_name
+
+
+class Pair(NamedTuple):
+    word: str
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("selector", "record", "key"),
+    [
+        (FieldKey(1), ("a", 2), 2),
+        (FieldKey(0), Row("a", 2), "a"),
+        (FieldKey("n"), Row(w="a", n=2), 2),
+        (FieldKey("n"), {"n": 2}, 2),
+        (FieldKey("n"), Pair("a", 2), 2),
+        (ComposedKey((1, 0)), ("a", 2), (2, "a")),
+        (ComposedKey((0,)), ("a", 2), ("a",)),
+        (ComposedKey(("n", "w")), Row(w="a", n=2), (2, "a")),
+        (lambda r: r[0], ("a", 2), "a"),
+    ],
+)
+def test_key_function_gives_the_key(selector, record, key):
+    assert key_function(selector)(record) == key
+    if isinstance(selector, (FieldKey, ComposedKey)):
+        assert pickle.loads(pickle.dumps(selector))(record) == key
+
+
+def test_a_key_selector_object_is_called_by_its_method():
+    class Select(KeySelector):
+        def get_key(self, value):
+            return value + 1
+
+    assert key_function(Select())(1) == 2
+    assert key_name(Select()) == "Select"
+    assert key_name(FieldKey(0)) == "field 0"
+
+
+@pytest.mark.parametrize(
+    "nan", [float("nan"), -float("nan"), np.float64("nan"), np.float32("nan"), decimal.Decimal("nan")]
+)
+def test_every_nan_becomes_the_same_key(nan):
+    assert canonical_key(nan) is NAN
+    assert canonical_key(("a", (nan, 1))) == ("a", (NAN, 1))
+    assert canonical_key(Row("a", nan))[1] is NAN
+
+
+@pytest.mark.parametrize("key", ["a", 1, None, 1.5, (1, "x"), b"x", math.inf])
+def test_other_keys_stay_as_they_are(key):
+    assert canonical_key(key) is key
