@@ -84,13 +84,17 @@ def run_up(args: argparse.Namespace) -> None:
             flush=True,
         )
     except BaseException:
-        _take_down(folder)  # Nothing half-started stays behind; the logs do.
+        _take_down(folder)  # Nothing half-started stays behind; the logs do, unless told otherwise.
+        if args.wipe:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     if args.foreground or args.until_eof:
         try:
             _stay(args.until_eof)
         finally:
             _take_down(folder)
+            if args.wipe:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_down(args: argparse.Namespace) -> None:
@@ -309,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--foreground", action="store_true", help="stay, and end the cluster when told to end")
 
     up.add_argument("--until-eof", action="store_true", help="as --foreground, also until standard input ends")
+    up.add_argument("--wipe", action="store_true", help="remove the folder when the cluster fails to start, or ends")
 
     down = add("down", run_down, "end every process of a cluster; its data stays")
     down.add_argument("--wipe", action="store_true", help="also remove the folder")

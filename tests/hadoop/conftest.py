@@ -96,7 +96,19 @@ def hadoop_jars() -> None:
 def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
     """A cluster of one DataNode, two NodeManagers and one ZooKeeper."""
     folder = Path(tempfile.mkdtemp(prefix="hadoop-"))
-    words = ["up", "--dir", str(folder), "--datanodes", "1", "--nodemanagers", "2", "--zookeeper", "1", "--until-eof"]
+    words = [
+        "up",
+        "--dir",
+        str(folder),
+        "--datanodes",
+        "1",
+        "--nodemanagers",
+        "2",
+        "--zookeeper",
+        "1",
+        "--until-eof",
+        "--wipe",
+    ]
     keeper = subprocess.Popen(
         [sys.executable, str(CLUSTER_PY), *words],
         stdin=subprocess.PIPE,  # It ends the cluster when this closes, however this process dies.
