@@ -33,7 +33,7 @@ class JobType(enum.Enum):
     BATCH = "BATCH"
 
 
-# --- inside the blob of a vertex (loaded in the slot process only) -------------------------------------------------------
+# --- inside the blob of a vertex (loaded in the slot process only) --------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Exit:
     operator_index: int
     side_tag: str | None
     partitioning: Partitioning
+    #: number of key groups of the consumer: HASH goes by the consumer's, not the producer's
+    target_max_parallelism: int = 128
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ChainSpec:
     exits: tuple[Exit, ...]
 
 
-# --- what the JobManager sees -------------------------------------------------------------------------------------------
+# --- what the JobManager sees ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
