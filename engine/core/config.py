@@ -6,6 +6,7 @@ value and expectation; an unknown key is a warning with the nearest known one (`
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import os
 import re
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigOption",
     "Configuration",
     "duration_ms",
+    "find_config_dir",
     "format_memory",
     "load_config_dir",
     "memory_bytes",
@@ -151,7 +153,7 @@ class Configuration:
         self._values[option if isinstance(option, str) else option.key] = _as_text(value)
         return self
 
-    # --- PyFlink's -----------------------------------------------------------------------------------------------------
+    # --- PyFlink's ---------------------------------------------------------------------------------------------------
 
     def get_string(self, key: str, default_value: str | None = None) -> str | None:
         return self._values.get(key, default_value)
@@ -195,7 +197,7 @@ class Configuration:
     def parse_list_value(value: str) -> list[str]:
         return [part.strip() for part in value.strip("[]").split(";" if ";" in value else ",") if part.strip()]
 
-    def key_set(self) -> set[str]:
+    def key_set(self) -> builtins.set[str]:
         return set(self._values)
 
     def contains_key(self, key: str) -> bool:
@@ -280,6 +282,21 @@ def parse_config_text(text: str, name: str) -> dict[str, str]:
             raise ConfigError(f"{name}, line {line_number}: {line.strip()!r}; expected 'key: value'.")
         values[key.strip()] = value.strip().strip("'\"")
     return values
+
+
+def find_config_dir(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the configuration folder: ``FLINK_CONF_DIR``, else ``conf`` beside the engine's code, else None.
+
+    Raises: ConfigError when FLINK_CONF_DIR names a folder that does not exist.
+    """
+    named = (os.environ if environ is None else environ).get("FLINK_CONF_DIR", "")
+    if named:
+        if not os.path.isdir(named):
+            raise ConfigError(f"FLINK_CONF_DIR is {named!r}; expected a folder with config.yaml or flink-conf.yaml.")
+        return named
+    beside = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "conf")
+    holds_one = any(os.path.isfile(os.path.join(beside, name)) for name in ("config.yaml", "flink-conf.yaml"))
+    return beside if holds_one else None
 
 
 def load_config_dir(config_dir: str | None) -> Configuration:

@@ -1,0 +1,143 @@
+"""``flink run`` and ``flink info``: the program runs in a child interpreter, this process tells what becomes of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any, Final
+
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError, EngineError, ExternalError, ProgramError
+from engine.core.options import JobOptions, RestOptions
+from flink_yarn.cli_options import ParsedOptions
+from flink_yarn.cli_rest import connect, session_client
+from flink_yarn.program import Program, ProgramRun, locate_program, uploaded_id
+
+__all__ = ["info", "run"]
+
+_NO_JOB: Final = (
+    "The program didn't contain a Flink job. Perhaps you forgot to call execute() on the execution environment."
+)
+_INTERRUPTED: Final = 130
+
+
+class _ProgramFailed(EngineError):
+    """The program's own error, already one clear message."""
+
+
+def _program(parsed: ParsedOptions, config: Configuration) -> Program:
+    arguments = [*parsed.all("arguments"), *parsed.arguments]
+    module = parsed.get("pyModule")
+    path = parsed.get("python") or parsed.get("jarfile")
+    if not path and not module:
+        if not arguments:
+            raise ProgramError(
+                "The program is missing; expected a .py file, a .zip, .whl or .pyz with -c package.module, or -pym."
+            )
+        path, arguments = (parsed.arguments[0], [*parsed.all("arguments"), *parsed.arguments[1:]])
+    return locate_program(path=path, entry=parsed.get("class"), module=module, arguments=arguments, config=config)
+
+
+def _ship_program(program: Program, config: Configuration) -> None:
+    """Modules of an archive may be imported late, in a slot: it travels as a file too."""
+    if program.is_archive:
+        listed = [program.path, config.get(JobOptions.PYTHON_FILES)]
+        config.set(JobOptions.PYTHON_FILES, ",".join(part for part in listed if part))
+
+
+def info(parsed: ParsedOptions, config: Configuration) -> int:
+    """Print the plan of a program as JSON; nothing runs."""
+    program = _program(parsed, config)
+    with ProgramRun(program, config, mode="plan") as child:
+        code = child.wait()
+        _check_end(child, code)
+        if not child.plan:
+            return code or _no_job()
+    print("----------------------- Execution Plan -----------------------")
+    print(child.plan)
+    print("--------------------------------------------------------------")
+    print()
+    print("No description provided.")
+    return 0
+
+
+def run(parsed: ParsedOptions, config: Configuration) -> int:
+    """Run a program on the target; attached, this lasts as long as its jobs."""
+    if parsed.has("yarnquery"):
+        session_client().print_resources(config)
+        return 0
+    words = parsed.arguments
+    uploaded = uploaded_id(parsed.get("jarfile") or (words[0] if words else ""))
+    if uploaded and not (parsed.has("python") or parsed.has("pyModule")):
+        return _run_uploaded(uploaded, parsed, config)
+    program = _program(parsed, config)
+    target = config.get(JobOptions.TARGET)
+    if target == "yarn-application":
+        return int(session_client().deploy_application(config, program))
+    if target in ("remote", "yarn-session"):
+        client = connect(config)
+        # The program reaches the session as any other cluster.
+        config.set(JobOptions.TARGET, "remote")
+        config.set(RestOptions.ADDRESS, client.host).set(RestOptions.PORT, client.port)
+    _ship_program(program, config)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ProgramRun(program, config) as child:
+        try:
+            code = child.wait(lambda job_id: print(f"Job has been submitted with JobID {job_id}", flush=True))
+        except KeyboardInterrupt:
+            return _interrupted(child, config)
+        _check_end(child, code)
+        if not child.job_ids:
+            return code or _no_job()
+        return code
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_end(child: ProgramRun, code: int) -> None:
+    if child.error:
+        raise _ProgramFailed(child.error)
+    if code < 0:
+        raise _ProgramFailed(f"The interpreter of the program was ended by signal {signal.Signals(-code).name}.")
+
+
+def _no_job() -> int:
+    print(f"\n{_NO_JOB}", file=sys.stderr)
+    return 1
+
+
+def _interrupted(child: ProgramRun, config: Configuration) -> int:
+    """Cancel what was submitted if -sae asked for it, else say that it goes on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_this_process = config.get(JobOptions.TARGET) == "local"
+    if child.job_ids and not in_this_process:
+        if config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
+            _cancel_all(child.job_ids, config)
+        else:
+            for job_id in child.job_ids:
+                print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel {job_id}", file=sys.stderr)
+    else:
+        print("Interrupted.", file=sys.stderr)
+    child.end()
+    return _INTERRUPTED
+
+
+def _cancel_all(job_ids: Iterable[str], config: Configuration) -> None:
+    for job_id in job_ids:
+        print(f"Cancelling job {job_id}.", flush=True)
+        try:
+            connect(config).cancel(job_id)
+            print(f"Cancelled job {job_id}.", flush=True)
+        except (ExternalError, ConfigError) as error:
+            print(f"Job {job_id} may still run: {error}", file=sys.stderr)
+
+
+def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration) -> int:
+    raise NotImplementedError
+
+
+def _results(result: Any) -> None: ...

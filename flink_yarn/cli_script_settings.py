@@ -1,0 +1,76 @@
+"""Prints what the shell scripts need of the configuration, as assignments for ``eval``.
+
+Used by ``scripts/config.sh`` only: it keeps YAML, host files and value checks out of the shell. Warnings go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+
+from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
+from engine.core.errors import ConfigError
+from engine.core.option_warnings import check_values, key_warnings
+from engine.core.options import ClusterOptions
+
+__all__ = ["hosts_of", "main", "settings"]
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = [line.split("#", 1)[0].strip() for line in stream]
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line]
+
+
+def hosts_of(config_dir: str | None, *names: str) -> list[str]:
+    """Return the hosts of the first file of these names that lists any, else localhost.
+
+    A line is ``host`` or ``host:webui-port``; # starts a comment. A host may be listed more than once.
+    """
+    for name in names if config_dir is not None else ():
+        lines = _read_lines(os.path.join(config_dir or "", name))
+        if lines:
+            return lines
+    return ["localhost"]
+
+
+def settings(config_dir: str | None, config: Configuration, environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return variable → words. Folders named by environment variables win over the configuration."""
+    return {
+        "FLINK_EFFECTIVE_CONF_DIR": [config_dir or ""],
+        "FLINK_LOG_DIR": [environ.get("FLINK_LOG_DIR") or config.get(ClusterOptions.LOG_DIR)],
+        "FLINK_PID_DIR": [environ.get("FLINK_PID_DIR") or config.get(ClusterOptions.PID_DIR)],
+        "FLINK_SSH_OPTS": (environ.get("FLINK_SSH_OPTS") or config.get(ClusterOptions.SSH_OPTIONS)).split(),
+        "FLINK_MASTERS": hosts_of(config_dir, "masters"),
+        "FLINK_WORKERS": hosts_of(config_dir, "workers", "slaves"),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Arguments: the dynamic properties of the daemon (``-D key=value`` without the -D)."""
+    try:
+        config_dir = find_config_dir()
+        config = load_config_dir(config_dir)
+        config.add_all(parse_dynamic_properties(sys.argv[1:] if arguments is None else arguments))
+        check_values(config)
+        found = settings(config_dir, config, os.environ)
+    except ConfigError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    for line in key_warnings(config.key_set()):
+        print(f"WARNING: {line}", file=sys.stderr)
+    for name, words in found.items():
+        quoted = " ".join(shlex.quote(word) for word in words)
+        print(
+            f"{name}=({quoted})" if name in ("FLINK_SSH_OPTS", "FLINK_MASTERS", "FLINK_WORKERS") else f"{name}={quoted}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
