@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from engine.core.options import ClusterOptions
 from engine.rest import cluster_views
-from engine.rest.context import NotFound, context_of
+from engine.rest.context import NotFound, context_of, integer_parameter
 from engine.rest.logs import file_answer, list_logs, own_log, own_stdout
 
 __all__ = ["ROUTES"]
@@ -60,6 +60,11 @@ def _log_dir(request: Request) -> str:
     return folder
 
 
+def _tail(request: Request) -> int:
+    """The dashboard shows the end of a log and must not load all of a large one; not in Flink."""
+    return integer_parameter(request, "tail", 0, 1)
+
+
 async def get_jobmanager_logs(request: Request) -> Response:
     gateway = context_of(request).gateway
     if not (gateway.log_dir or gateway.config.get(ClusterOptions.LOG_DIR)):
@@ -68,17 +73,17 @@ async def get_jobmanager_logs(request: Request) -> Response:
 
 
 async def get_jobmanager_log_file(request: Request) -> Response:
-    return file_answer(_log_dir(request), request.path_params["filename"])
+    return file_answer(_log_dir(request), request.path_params["filename"], _tail(request))
 
 
 async def get_jobmanager_log(request: Request) -> Response:
     folder = _log_dir(request)
-    return file_answer(folder, own_log(folder))
+    return file_answer(folder, own_log(folder), _tail(request))
 
 
 async def get_jobmanager_stdout(request: Request) -> Response:
     folder = _log_dir(request)
-    return file_answer(folder, own_stdout(folder))
+    return file_answer(folder, own_stdout(folder), _tail(request))
 
 
 ROUTES = [

@@ -46,6 +46,8 @@ class RestContext:
     #: where this server listens, as a program on this machine reaches it; known once it serves
     host: str = "127.0.0.1"
     port: int = 0
+    #: the URL for clients anywhere
+    address: str = ""
     #: running programs, see ``programs``
     programs: Any = None
 

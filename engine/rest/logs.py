@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -32,8 +33,8 @@ def list_logs(folder: str) -> list[dict[str, Any]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
-                    stat = entry.stat()
-                    found.append({"name": entry.name, "mtime": int(stat.st_mtime * 1000), "size": stat.st_size})
+                    status = entry.stat()
+                    found.append({"name": entry.name, "mtime": int(status.st_mtime * 1000), "size": status.st_size})
     except FileNotFoundError:
         return []
     return sorted(found, key=lambda log: (-log["mtime"], log["name"]))
@@ -67,16 +68,21 @@ def _newest(folder: str, suffixes: tuple[str, ...]) -> str:
     raise NotFound(f"The JobManager has no {' or '.join(suffixes)} file in its log folder.")
 
 
-def file_answer(folder: str, name: str) -> Response:
-    """Stream a file of ``folder`` as it is now. Raises BadRequest, NotFound."""
+def file_answer(folder: str, name: str, tail_bytes: int = 0) -> Response:
+    """Stream a file of ``folder`` as it is now; ``tail_bytes`` > 0: only its end. Raises BadRequest, NotFound."""
     path = os.path.join(folder, check_log_name(name))
     try:
         # A link could lead out of the folder.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise NotFound(f"There is no log file {name}") from None
     stream = os.fdopen(descriptor, "rb")
-    size = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        stream.close()
+        raise NotFound(f"There is no log file {name}")
+    size = min(status.st_size, tail_bytes) if tail_bytes > 0 else status.st_size
+    stream.seek(status.st_size - size)
 
     def chunks() -> Iterator[bytes]:
         # The file may grow meanwhile; what was announced as Content-Length must be what is sent.

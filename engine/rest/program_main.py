@@ -1,12 +1,11 @@
-"""Entry point of the child interpreter that runs an uploaded program: ``python -m engine.rest.program_main``.
+"""Entry point of the child interpreter that runs an uploaded program.
 
-Not a command for people: ``flink run`` is. Imports nothing of the engine, so that a program sees the modules that it
+``python -m engine.rest.program_main path name entry argument…`` is no command for people: ``flink run`` is. Imports nothing of the engine, so that a program sees the modules that it
 would see when it is started by itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib
 import json
@@ -21,23 +20,22 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="program_main")
-    parser.add_argument("--entry", default="")
-    parser.add_argument("--name", default="")
-    parser.add_argument("path")
-    parser.add_argument("arguments", nargs="*")
-    options = parser.parse_args()
+    path, name, entry, *arguments = sys.argv[1:]
     die_with_parent()
-    sys.argv = [options.name or options.path, *options.arguments]
+    sys.argv = [name, *arguments]
     try:
-        run(options.path, options.entry)
+        run(path, entry)
     except SystemExit as error:
         if error.code not in (None, 0) and not isinstance(error.code, int):
             report(str(error.code))
         raise
     except Exception as error:
-        report(describe(error, options.path))
+        report(describe(error, path))
         return 1
+    except BaseException as error:
+        # execute() ends a program like this when only the plan was wanted; the class is above this layer.
+        if type(error).__name__ != "ProgramAbort":
+            raise
     return 0
 
 

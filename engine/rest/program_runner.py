@@ -93,6 +93,10 @@ class ProgramRunner:
             child.kill()
             await self._forget(child)
             raise
+        if program.mode == "plan":
+            child.kill()
+            await self._forget(child)
+            return result
         # The program may go on: it may submit more jobs or clean up after itself.
         child.watcher = asyncio.ensure_future(self._watch(child))
         return result
@@ -113,9 +117,7 @@ class ProgramRunner:
             with open(context_path, "w", encoding="utf-8") as stream:
                 json.dump(self._client_context(program, os.path.join(folder, "result.jsonl")), stream)
             command = [self._context.python, "-m", "engine.rest.program_main"]
-            if program.entry:
-                command += ["--entry", program.entry]
-            command += ["--name", program.name, program.path, "--", *program.arguments]
+            command += [program.path, program.name, program.entry, *program.arguments]
             with open(os.path.join(folder, "output.txt"), "wb") as output:
                 process = await asyncio.create_subprocess_exec(
                     *command,

@@ -89,8 +89,7 @@ async def list_programs(request: Request) -> Response:
                     }
                 )
     rows.sort(key=lambda row: (-int(str(row["uploaded"])), str(row["name"])))
-    host = f"[{context.host}]" if ":" in context.host else context.host
-    return JSONResponse({"address": f"http://{host}:{context.port}", "files": rows})
+    return JSONResponse({"address": context.address, "files": rows})
 
 
 async def upload_program(request: Request) -> Response:

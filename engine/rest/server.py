@@ -244,7 +244,9 @@ async def serve(
     except BaseException:
         listening.close()
         raise
-    return RestHandle(server, task, advertised_address or context.host, port, context)
+    handle = RestHandle(server, task, advertised_address or context.host, port, context)
+    context.address = handle.address
+    return handle
 
 
 def _ports(port_range: str) -> list[int]:
