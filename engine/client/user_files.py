@@ -39,8 +39,8 @@ def collect_user_files(
 
     ``python.files``: .py, .zip, .whl, .egg, .pyz as they are; a package folder stays importable by its name, the
     content of another folder is put on the path. ``python.requirements``: ``file[#folder]``; each package in it
-    becomes a file of kind "requirements-cache". ``python.archives``: ``file[#name]``, extracted to ``name``. ``cached_files``:
-    (name, path) of the distributed cache.
+    becomes a file of kind "requirements-cache". ``python.archives``: ``file[#name]``, extracted to ``name``.
+    ``cached_files``: (name, path) of the distributed cache.
 
     Raises: ConfigError that names key and path for what is missing or cannot be used.
     """

@@ -1,4 +1,4 @@
-"""Bytes ⇄ protocol objects: pickle, read back by an unpickler that admits the engine's own classes and plain values only.
+"""Bytes ⇄ protocol objects: pickle, read back by an unpickler that admits engine classes and plain values only.
 
 A peer can therefore make this process build data, but not call a function, import a foreign module or touch user code:
 what users wrote stays opaque bytes until a slot process loads it. Not here: user code (``core/user_code``).
@@ -58,7 +58,7 @@ def encode(value: object) -> bytes:
 def decode(data: bytes | memoryview, expected: type[T]) -> T:
     """Return the object in ``data``.
 
-    Raises: ExternalError when the bytes are damaged, hold a class that a message may not hold, or are not an ``expected``.
+    Raises: ExternalError when the bytes are damaged, hold a class that a message may not hold, or no ``expected``.
     """
     try:
         value = _EngineUnpickler(io.BytesIO(data)).load()

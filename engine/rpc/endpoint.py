@@ -114,7 +114,7 @@ class Fence:
         return envelope.message
 
 
-# --- in memory -------------------------------------------------------------------------------------------------------
+# --- in memory ------------------------------------------------------------------------------------------------------
 
 
 @final
@@ -230,7 +230,7 @@ class InMemoryServer:
             task.cancel()
 
 
-# --- gRPC ------------------------------------------------------------------------------------------------------------
+# --- gRPC -----------------------------------------------------------------------------------------------------------
 
 
 class _Outbox:
@@ -335,8 +335,8 @@ class GrpcServer:
             self.port = 0
         if self.port == 0:
             raise ExternalError(
-                f"Cannot listen on {host}:{port} (jobmanager.rpc.address, jobmanager.rpc.port): the port is in use or the "
-                "address is not of this host. Stop the other JobManager or choose another port."
+                f"Cannot listen on {host}:{port} (jobmanager.rpc.address, jobmanager.rpc.port): the port is in use or "
+                "the address is not of this host. Stop the other JobManager or choose another port."
             )
         await server.start()
         self._server = server

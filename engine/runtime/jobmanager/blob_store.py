@@ -1,4 +1,4 @@
-"""Users' files by content, in a private temporary folder of the JobManager. Not persistent: clients send what is missing.
+"""Users' files by content, in a private temporary folder of the JobManager. Not persistent: clients send what it lacks.
 
 A file is kept while a known job refers to it, and for a while longer for the client that is about to submit.
 """

@@ -1,13 +1,14 @@
 """Runs a job's OperatorCoordinators (split enumerators, committers, collect sinks) in one I/O thread of the job.
 
-They may block on a file system; the event loop never does. No two calls of one job overlap, and they happen in the order
-in which they were asked for. Not here: what a coordinator does (``connectors``), what follows from its failure
+They may block on a file system; the event loop never does. No two calls of one job overlap, and they happen in the
+order in which they were asked for. Not here: what a coordinator does (``connectors``), what follows from its failure
 (``scheduler``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import queue
 import threading
@@ -45,8 +46,8 @@ class _Hosted:
 
 @final
 class JobCoordinators:
-    """``post`` takes scheduler events, ``send`` takes (vertex, operator, subtask, pickled event); both are called on the
-    loop. All methods are called on the loop."""
+    """``post`` takes scheduler events, ``send`` takes (vertex, operator, subtask, pickled event); both are called on
+    the loop. All methods are called on the loop."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class JobCoordinators:
         self._end_begun = False
         self._end_answered = False
 
-    # --- asked for by the JobMaster ------------------------------------------------------------------------------------
+    # --- asked for by the JobMaster ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Create and start all; posts CoordinatorsStarted or CoordinatorFailed."""
@@ -97,7 +98,7 @@ class JobCoordinators:
     def subtask_finished(self, vertex_id: JobVertexID, subtask_index: int) -> None:
         for hosted in self._hosted:
             if hosted.vertex_id == vertex_id:
-                self._submit(lambda hosted=hosted: self._guarded(hosted, lambda c: c.subtask_finished(subtask_index)))
+                self._submit(functools.partial(self._guarded, hosted, lambda c: c.subtask_finished(subtask_index)))
 
     async def request(self, operator_id: str, request: object) -> object:
         """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
@@ -139,7 +140,7 @@ class JobCoordinators:
             self._calls.put(None)
             self._thread = None
 
-    # --- in the thread ---------------------------------------------------------------------------------------------------
+    # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], None]) -> None:
         if self._thread is None:
@@ -166,7 +167,9 @@ class JobCoordinators:
                 self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
 
             try:
-                coordinator = decode(hosted.spec, CoordinatorSpec).create()
+                spec = decode(hosted.spec, object)
+                assert isinstance(spec, CoordinatorSpec), spec
+                coordinator = spec.create()
                 context = CoordinatorContext(hosted.parallelism, self._job_graph.job_id, self._config, send)
                 hosted.coordinator = coordinator
                 coordinator.start(context)
@@ -196,7 +199,7 @@ class JobCoordinators:
                 first = first or error
         self._on_loop(self._answer_end, first)
 
-    # --- end -------------------------------------------------------------------------------------------------------------
+    # --- end ---------------------------------------------------------------------------------------------------------
 
     def _answer_end(self, error: Exception | None) -> None:
         if not self._end_answered:

@@ -40,7 +40,7 @@ ARCHIVE_S: Final = 10.0
 
 @final
 class Dispatcher:
-    """Use: create in a running loop, ``start``, serve connections with ``resource_manager.handle_connection``, ``close``."""
+    """Use: create in a running loop, ``start``, serve ``resource_manager.handle_connection``, ``close``."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Dispatcher:
         finally:
             self.blobs.close()
 
-    # --- gateway: cluster -----------------------------------------------------------------------------------------------
+    # --- gateway: cluster --------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> Configuration:
@@ -124,7 +124,7 @@ class Dispatcher:
         logger.info("the cluster is asked to shut down")
         self.shut_down_requested.set()
 
-    # --- gateway: jobs --------------------------------------------------------------------------------------------------
+    # --- gateway: jobs -----------------------------------------------------------------------------------------------
 
     def jobs(self) -> Sequence[ExecutionGraph]:
         return [master.graph for master in reversed(self._jobs.values())]
@@ -135,7 +135,9 @@ class Dispatcher:
     def _master(self, job_id: JobID) -> JobMaster:
         master = self._jobs.get(job_id)
         if master is None:
-            raise JobNotFoundError(f"No job {job_id} is known here; it never was or is no longer remembered (web.history).")
+            raise JobNotFoundError(
+                f"No job {job_id} is known here; it never was or is no longer remembered (web.history)."
+            )
         return master
 
     async def submit_job(self, job_graph: JobGraph) -> JobID:
@@ -192,7 +194,7 @@ class Dispatcher:
         except Exception:
             logger.exception("job=%s could not be archived", graph.job_graph.job_id)
 
-    # --- news from TaskManagers (JobEvents) --------------------------------------------------------------------------------
+    # --- news from TaskManagers (JobEvents) --------------------------------------------------------------------------
 
     def post_to_job(self, job_id: JobID, event: sched.Event) -> None:
         master = self._jobs.get(job_id)
@@ -204,7 +206,7 @@ class Dispatcher:
         if master is not None:
             master.handle_operator_event(message)
 
-    # --- gateway: blobs, TaskManagers ---------------------------------------------------------------------------------------
+    # --- gateway: blobs, TaskManagers --------------------------------------------------------------------------------
 
     def put_blob(self, content_path: str) -> str:
         return self.blobs.put(content_path)

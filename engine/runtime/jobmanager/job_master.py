@@ -7,10 +7,11 @@ An exception in here fails this job and nothing else. Not here: what to do next 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 from engine.core.clock import Clock
 from engine.core.config import Configuration
@@ -37,6 +38,9 @@ from engine.runtime.jobmanager.coordinators import JobCoordinators
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
 
 logger = logging.getLogger(__name__)
+
+#: Global job parameters travel to slots in the job's configuration, as JSON.
+PARAMETERS_KEY: Final = "pipeline.global-job-parameters"
 
 
 class SlotService(Protocol):
@@ -69,11 +73,12 @@ class JobMaster:
         self._clock = clock
         self._on_terminated = on_terminated
         effective = Configuration(config).add_all(job_graph.config).to_dict()
-        self._information = JobInformation(job_graph.job_id, job_graph.name, dict(job_graph.config), job_graph.files)
+        shared = dict(job_graph.config)
+        if job_graph.parameters:
+            shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
+        self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
         self._scheduler = sched.Scheduler(job_graph, clock.now_ms())
-        self._coordinators = JobCoordinators(
-            job_graph, effective, post=self.post, send=self._send_operator_event
-        )
+        self._coordinators = JobCoordinators(job_graph, effective, post=self.post, send=self._send_operator_event)
         self._events: deque[sched.Event] = deque()
         self._handling = False
         self._ended: asyncio.Future[ExecutionGraph] = asyncio.get_running_loop().create_future()
@@ -131,7 +136,7 @@ class JobMaster:
         """The job is forgotten."""
         self._coordinators.close()
 
-    # --- commands ----------------------------------------------------------------------------------------------------------
+    # --- commands ----------------------------------------------------------------------------------------------------
 
     def _carry_out(self, command: sched.Command) -> None:
         match command:

@@ -1,7 +1,7 @@
 """The shell around the slot book: TaskManager connections, heartbeats, logs, and the driver that starts workers.
 
-All on the event loop. Not here: who gets which slot (``slot_manager``, pure), jobs (``job_master``). Deployments that start
-TaskManagers on demand (YARN, a local environment) bring a ``ResourceDriver``.
+All on the event loop. Not here: who gets which slot (``slot_manager``, pure), jobs (``job_master``). Deployments that
+start TaskManagers on demand (YARN, a local environment) bring a ``ResourceDriver``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class WorkerEvents(Protocol):
 
 
 class ResourceDriver(Protocol):
-    """Starts and stops TaskManagers somewhere. All methods are called on the event loop and return at once, unless async."""
+    """Starts and stops TaskManagers somewhere. Called on the event loop; what is not async returns at once."""
 
     #: False: workers come by themselves, nothing can be started (standalone cluster).
     on_demand: bool
@@ -211,7 +211,7 @@ class ResourceManager:
             task.cancel()
         await self._driver.stop()
 
-    # --- connections ---------------------------------------------------------------------------------------------------------
+    # --- connections -------------------------------------------------------------------------------------------------
 
     async def handle_connection(self, connection: Connection) -> None:
         """Serve one TaskManager until its connection ends. A ConnectionHandler."""
@@ -322,7 +322,7 @@ class ResourceManager:
             except Exception:  # the slot book of all jobs: go on with the next tick
                 logger.exception("tick of the ResourceManager failed")
 
-    # --- the slot book ---------------------------------------------------------------------------------------------------------
+    # --- the slot book -----------------------------------------------------------------------------------------------
 
     def _decide(self, event: book.Event) -> None:
         for command in self._book.handle(event, self._clock.monotonic_ms()):
@@ -355,7 +355,7 @@ class ResourceManager:
             case _:
                 raise AssertionError(command)
 
-    # --- SlotService -------------------------------------------------------------------------------------------------------------
+    # --- SlotService -------------------------------------------------------------------------------------------------
 
     def request_slots(self, job: JobInformation, keys: tuple[sched.SlotRequestKey, ...]) -> None:
         self._waiting_jobs[job.job_id] = None
@@ -373,7 +373,7 @@ class ResourceManager:
         if held is not None and held.resource_id in self._taskmanagers:
             self._taskmanagers[held.resource_id].connection.send_nowait(message)
 
-    # --- WorkerEvents ------------------------------------------------------------------------------------------------------------
+    # --- WorkerEvents ------------------------------------------------------------------------------------------------
 
     def worker_lost(self, resource_id: ResourceID, reason: str) -> None:
         if resource_id in self._taskmanagers:
@@ -388,7 +388,7 @@ class ResourceManager:
             error = ErrorInfo("NoResourceAvailableError", message, "", "external")
             self._jobs.post_to_job(job_id, sched.SlotsUnavailable(error))
 
-    # --- views -----------------------------------------------------------------------------------------------------------------------
+    # --- views -------------------------------------------------------------------------------------------------------
 
     def taskmanagers(self) -> list[TaskManagerView]:
         return [self._view(taskmanager) for taskmanager in self._taskmanagers.values()]

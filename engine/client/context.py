@@ -1,0 +1,64 @@
+"""Where a program runs, as told by whoever started it (``flink run``, the JobManager's REST): one JSON file.
+
+``_FLINK_CLIENT_CONTEXT`` names it: ``{"configuration": {…}, "mode": "run" | "plan", "result_file": path}``. What the
+program submits is written to the result file, one JSON object a line. Without the variable the program was started by
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError
+
+__all__ = ["CONTEXT_VARIABLE", "ClientContext", "ProgramAbort"]
+
+CONTEXT_VARIABLE: Final = "_FLINK_CLIENT_CONTEXT"
+
+
+class ProgramAbort(BaseException):
+    """Ends a program of which only the plan was wanted. Not an Exception: programs must not catch it by accident."""
+
+
+@final
+@dataclass(frozen=True)
+class ClientContext:
+    configuration: Configuration = field(default_factory=Configuration)
+    mode: str = "run"
+    result_file: str = ""
+
+    @classmethod
+    def current(cls) -> ClientContext:
+        """Return the context of this process, an empty one when it was started by itself. Raises ConfigError."""
+        path = os.environ.get(CONTEXT_VARIABLE)
+        if not path:
+            return cls()
+        try:
+            with open(path, encoding="utf-8") as stream:
+                tree = json.load(stream)
+            mode = tree.get("mode", "run")
+            return cls(Configuration(tree.get("configuration", {})), mode, tree.get("result_file") or "")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{CONTEXT_VARIABLE} names {path}, which is not a readable context file: {error}. Unset the variable."
+            ) from None
+
+    def record_submission(self, job_id: str) -> None:
+        """Tell whoever started this program which job it submitted."""
+        self._append({"job_id": job_id})
+
+    def record_plan(self, plan: Any) -> None:
+        self._append({"plan": plan})
+
+    def record_result(self, result: dict[str, Any]) -> None:
+        """Tell how a job ended: ``{"job_id", "status", …}``."""
+        self._append(result)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.result_file:
+            with open(self.result_file, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")

@@ -1,0 +1,119 @@
+"""Sends a job where the configuration says: this process, a cluster's REST, or a deployment of ``flink_yarn``.
+
+``execution.target``: "" or ``local`` (a cluster in this process, reused by further jobs), ``remote`` (``rest.address``,
+``rest.port``), ``yarn-session``, ``yarn-per-job``, ``yarn-application``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.client.context import ClientContext, ProgramAbort
+from engine.client.job_client import JobClient, JobEnd
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError
+from engine.core.ids import JobID
+from engine.core.options import ClusterOptions, JobOptions, RestOptions
+from engine.graph.job_graph import JobGraph
+from engine.protocol.lifecycle import JobStatus
+
+if TYPE_CHECKING:
+    from engine.cluster import LocalCluster
+
+__all__ = ["execute_async", "rest_url", "warm_up"]
+
+_YARN_TARGETS: Final = ("yarn-session", "yarn-per-job", "yarn-application")
+
+
+def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    """Submit a job; ``files``: sha256 → path of every file that the job names.
+
+    Raises: ConfigError for an unknown target, ProgramError when the job is refused, ExternalError when the cluster does
+    not answer. In a program of which only the plan is wanted, ProgramAbort ends it here.
+    """
+    context = ClientContext.current()
+    if context.mode == "plan":
+        context.record_plan(job_graph.plan)
+        raise ProgramAbort()
+    target = config.get(JobOptions.TARGET)
+    if target in ("", "local"):
+        client = _execute_local(job_graph, files, config)
+    elif target == "remote":
+        client = _execute_remote(job_graph, files, config)
+    elif target in _YARN_TARGETS:
+        # Found by name: the engine never imports its deployments.
+        client = importlib.import_module("flink_yarn.executors").execute_async(job_graph, files, config)
+    else:
+        raise ConfigError(f"{JobOptions.TARGET.key} is {target!r}; expected local, remote, {', '.join(_YARN_TARGETS)}.")
+    context.record_submission(client.get_job_id())
+    return client
+
+
+def warm_up(config: Configuration) -> None:
+    """Begin to start the local cluster if ``config`` says local; returns at once. Saves time while the program goes on
+    to build its job."""
+    if config.get(JobOptions.TARGET) in ("", "local") and ClientContext.current().mode != "plan":
+        _local_cluster(config)
+
+
+# --- this process ---------------------------------------------------------------------------------------------------
+
+
+def _local_cluster(config: Configuration) -> LocalCluster:
+    from engine.cluster import LocalCluster
+
+    return LocalCluster.shared(config)
+
+
+def _execute_local(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    cluster = _local_cluster(config)
+    job_id = cluster.submit(job_graph, files)
+    return JobClient(job_id, _LocalAccess(cluster), cancel_on_interrupt=True)
+
+
+@final
+class _LocalAccess:
+    """JobAccess through the event loop of the cluster in this process."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+
+    def status(self, job_id: JobID) -> JobStatus:
+        return self._cluster.job_status(job_id)
+
+    def cancel(self, job_id: JobID) -> None:
+        self._cluster.cancel(job_id)
+
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+        graph = self._cluster.result(job_id, timeout_s)
+        if graph is None:
+            return None
+        accumulators = {name: value for name, (_, value) in graph.accumulator_results.items()}
+        return JobEnd(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+
+    def accumulators(self, job_id: JobID) -> dict[str, Any]:
+        return self._cluster.accumulators(job_id)
+
+    def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
+        return self._cluster.coordinator_request(job_id, operator_id, request)
+
+
+# --- a cluster's REST -----------------------------------------------------------------------------------------------
+
+
+def rest_url(config: Configuration) -> str:
+    """Return where clients reach the cluster."""
+    host = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{host}:{config.get(RestOptions.PORT)}"
+
+
+def _execute_remote(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    from engine.client.rest_client import RestClient
+
+    client = RestClient(rest_url(config))
+    job_id = client.submit(job_graph, files)
+    # -sae: the job goes with the client that waits for it.
+    return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))

@@ -1,0 +1,244 @@
+"""A handle on one submitted job, with PyFlink's names: status, cancel, result, accumulators, collected rows.
+
+Works the same for a job in this process and one on a cluster: the difference is the ``JobAccess`` behind it
+(``executors`` for local, ``rest_client`` for remote).
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar, final
+
+from engine.core.errors import ExternalError, JobCancelledError, JobExecutionError
+from engine.core.ids import JobID
+from engine.protocol.control import ErrorInfo
+from engine.protocol.lifecycle import JobStatus
+
+__all__ = ["CompletableFuture", "JobAccess", "JobClient", "JobEnd", "JobExecutionResult"]
+
+T = TypeVar("T")
+
+#: Between two questions: first, longest.
+BACKOFF_FIRST_S: Final = 0.02
+BACKOFF_MAX_S: Final = 0.5
+#: Rows come as fast as they are made: a client that waits for them asks more often than one that waits for the end.
+COLLECT_BACKOFF_FIRST_S: Final = 0.002
+COLLECT_BACKOFF_MAX_S: Final = 0.1
+
+
+@final
+class CompletableFuture(Generic[T]):
+    """A result that may not be there yet. Nothing runs behind it: it asks when it is asked.
+
+    ``poll(timeout_s)`` returns a 1-tuple with the value or None if it is not there after about ``timeout_s``.
+    """
+
+    def __init__(self, poll: Callable[[float], tuple[T] | None]) -> None:
+        self._poll = poll
+        self._value: tuple[T] | None = None
+        self._error: BaseException | None = None
+
+    @classmethod
+    def completed(cls, value: T) -> CompletableFuture[T]:
+        return cls(lambda timeout_s: (value,))
+
+    def _ask(self, timeout_s: float) -> bool:
+        if self._value is None and self._error is None:
+            try:
+                self._value = self._poll(timeout_s)
+            except Exception as error:
+                self._error = error
+        return self._value is not None or self._error is not None
+
+    def done(self) -> bool:
+        return self._ask(0.0)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the value, for ever or ``timeout`` seconds. Raises TimeoutError, and the error if it is one."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = BACKOFF_FIRST_S
+        while not self._ask(pause):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"No result within {timeout} s.")
+            pause = min(pause * 1.5, BACKOFF_MAX_S)
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None
+        return self._value[0]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, then return the error, or None if there is a value."""
+        try:
+            self.result(timeout)
+        except TimeoutError:
+            if self._error is None:
+                raise
+        except Exception:
+            pass
+        return self._error
+
+    def cancel(self) -> bool:
+        """Nothing can be taken back: False, as a finished Java future says."""
+        return False
+
+    def cancelled(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended."""
+
+    status: JobStatus
+    net_runtime_ms: int
+    accumulators: dict[str, Any]
+    failure: ErrorInfo | None
+
+
+class JobAccess(Protocol):
+    """One job, wherever it runs. Calls block briefly. Raises ExternalError when the cluster does not answer."""
+
+    def status(self, job_id: JobID) -> JobStatus: ...
+
+    def cancel(self, job_id: JobID) -> None: ...
+
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+        """Return how the job ended, or None if it has not after waiting for about ``timeout_s``."""
+        ...
+
+    def accumulators(self, job_id: JobID) -> dict[str, Any]:
+        """Values as they are now."""
+        ...
+
+    def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object: ...
+
+
+@final
+class JobExecutionResult:
+    def __init__(self, job_id: JobID, net_runtime_ms: int, accumulators: dict[str, Any]) -> None:
+        self._job_id = job_id
+        self._net_runtime_ms = net_runtime_ms
+        self._accumulators = accumulators
+
+    def get_job_id(self) -> JobID:
+        return self._job_id
+
+    def is_job_execution_result(self) -> bool:
+        return True
+
+    def get_net_runtime(self) -> int:
+        """Milliseconds from submission to the end."""
+        return self._net_runtime_ms
+
+    def get_accumulator_result(self, accumulator_name: str) -> Any:
+        """Return the merged value; None if there was no such accumulator."""
+        return self._accumulators.get(accumulator_name)
+
+    def get_all_accumulator_results(self) -> dict[str, Any]:
+        return dict(self._accumulators)
+
+    def __str__(self) -> str:
+        lines = ["Program execution finished", f"Job with JobID {self._job_id} has finished."]
+        lines.append(f"Job Runtime: {self._net_runtime_ms} ms")
+        if self._accumulators:
+            lines.append("Accumulator Results: ")
+            lines += [f"- {name} ({type(v).__name__}): {v}" for name, v in sorted(self._accumulators.items())]
+        return "\n".join(lines)
+
+
+@final
+class JobClient:
+    def __init__(self, job_id: JobID, access: JobAccess, *, cancel_on_interrupt: bool = False) -> None:
+        self._job_id = job_id
+        self._access = access
+        self._cancel_on_interrupt = cancel_on_interrupt
+
+    def get_job_id(self) -> JobID:
+        return self._job_id
+
+    def get_job_status(self) -> CompletableFuture[JobStatus]:
+        return CompletableFuture(lambda timeout_s: (self._access.status(self._job_id),))
+
+    def cancel(self) -> CompletableFuture[None]:
+        """Ask for the job's end; the future is done when the cluster has taken the request."""
+        self._access.cancel(self._job_id)
+        return CompletableFuture.completed(None)
+
+    def stop_with_savepoint(self, *args: Any, **kwargs: Any) -> CompletableFuture[str]:
+        raise NotImplementedError("Savepoints are not supported yet; use cancel().")
+
+    def trigger_savepoint(self, *args: Any, **kwargs: Any) -> CompletableFuture[str]:
+        raise NotImplementedError("Savepoints are not supported yet.")
+
+    def get_accumulators(self) -> CompletableFuture[dict[str, Any]]:
+        return CompletableFuture(lambda timeout_s: (self._access.accumulators(self._job_id),))
+
+    def get_job_execution_result(self) -> CompletableFuture[JobExecutionResult]:
+        """The result raises JobExecutionError with the root cause, or JobCancelledError."""
+
+        def poll(timeout_s: float) -> tuple[JobExecutionResult] | None:
+            outcome = self._access.outcome(self._job_id, timeout_s)
+            return None if outcome is None else (self._result(outcome),)
+
+        return CompletableFuture(poll)
+
+    def _result(self, outcome: JobEnd) -> JobExecutionResult:
+        match outcome.status:
+            case JobStatus.FINISHED:
+                return JobExecutionResult(self._job_id, outcome.net_runtime_ms, outcome.accumulators)
+            case JobStatus.CANCELED:
+                raise JobCancelledError(f"Job {self._job_id} was cancelled.")
+        message = outcome.failure.message if outcome.failure is not None else f"It ended as {outcome.status.value}."
+        error = JobExecutionError(message)
+        if outcome.failure is not None and outcome.failure.domain == "internal" and outcome.failure.trace:
+            error.add_note(outcome.failure.trace)  # a bug of ours: its reporter needs the stack
+        raise error
+
+    def on_interrupt(self) -> None:
+        """Ctrl-C while somebody waits for the job: cancel it if it was asked for, or if it dies with this process."""
+        if self._cancel_on_interrupt:
+            try:
+                self._access.cancel(self._job_id)
+            except ExternalError:
+                pass  # the cluster is gone, and the job with it
+
+    def collect_batches(self, operator_id: str) -> Iterator[list[Any]]:
+        """Yield lists of rows of a collect sink until the job has ended.
+
+        Raises: JobExecutionError, JobCancelledError when it did not end well, after the rows that it gave.
+        """
+        from engine.connectors.collect import FetchedResults, FetchResults
+
+        version, offset, pause = "", 0, COLLECT_BACKOFF_FIRST_S
+        while True:
+            answer = self._fetch(operator_id, FetchResults(version, offset))
+            if answer is None:
+                # Not started yet, or it never will be.
+                if self._access.outcome(self._job_id, pause) is not None:
+                    break
+            else:
+                assert isinstance(answer, FetchedResults), answer
+                version = answer.version
+                for number, blob in enumerate(answer.blobs, answer.offset):
+                    if number >= offset:
+                        offset = number + 1
+                        yield pickle.loads(blob)
+                if answer.finished:
+                    break
+                if answer.blobs:
+                    pause = COLLECT_BACKOFF_FIRST_S
+                    continue
+                time.sleep(pause)
+            pause = min(pause * 1.5, COLLECT_BACKOFF_MAX_S)
+        self.get_job_execution_result().result()
+
+    def _fetch(self, operator_id: str, request: object) -> object | None:
+        from engine.core.errors import JobNotFoundError
+
+        try:
+            return self._access.coordinator_request(self._job_id, operator_id, request)
+        except JobNotFoundError:
+            return None

@@ -1,0 +1,265 @@
+"""The cluster's REST from the client's side, over one kept-alive ``http.client`` connection. Blocking; one thread.
+
+Answers with ``errors`` become exceptions that carry the cluster's own message.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import pickle
+import secrets
+import time
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from engine.client.job_client import JobEnd
+from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
+from engine.core.ids import JobID
+from engine.graph.job_graph import JobGraph
+from engine.protocol.control import ErrorInfo
+from engine.protocol.lifecycle import JobStatus
+from engine.rpc.codec import decode, encode
+
+__all__ = ["RestClient"]
+
+TIMEOUT_S: Final = 60.0
+#: A program that is run by the cluster builds its job first; it may read files and import much.
+RUN_TIMEOUT_S: Final = 600.0
+UPLOAD_CHUNK_BYTES: Final = 1 << 20
+_STATUS: Final = {"SUCCEEDED": JobStatus.FINISHED, "CANCELED": JobStatus.CANCELED, "FAILED": JobStatus.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+
+
+@final
+class RestClient:
+    """``base_url``: ``http://host:8081``, with or without a path in front of Flink's paths (YARN's proxy)."""
+
+    def __init__(self, base_url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ExternalError(f"{base_url!r} is not the address of a cluster; expected http://host:port.")
+        self.base_url = base_url.rstrip("/")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._secure = parts.scheme == "https"
+        self._prefix = parts.path.rstrip("/")
+        self._timeout_s = timeout_s
+        self._connection: http.client.HTTPConnection | None = None
+
+    # --- transport ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> _Answer:
+        """Raises ExternalError when nobody answers."""
+        can_repeat = method == "GET" or (body is None and method == "PATCH")
+        for attempt in (1, 2):
+            fresh = self._connection is None
+            try:
+                connection = self._connect(timeout_s or self._timeout_s)
+                connection.request(method, self._prefix + path, body=body, headers=dict(headers or {}))
+                response = connection.getresponse()
+                return _Answer(response.status, response.read())
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                # A kept-alive connection may have been closed by the server meanwhile: that says nothing.
+                stale = not fresh and isinstance(error, (http.client.RemoteDisconnected, ConnectionError))
+                if attempt == 1 and stale and (can_repeat or isinstance(body, bytes)):
+                    continue
+                raise ExternalError(
+                    f"No cluster answers at {self.base_url}: {error}. Is it running? Check rest.address and rest.port, "
+                    "or -m host:port."
+                ) from error
+        raise AssertionError("unreachable")
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._connection is None:
+            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+            self._connection = kind(self._host, self._port, timeout=timeout_s)
+        self._connection.timeout = timeout_s
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout_s)
+        return self._connection
+
+    def _json(self, method: str, path: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        return self._decoded(self._request(method, path, data, headers, timeout_s=timeout_s), path)
+
+    def _decoded(self, answer: _Answer, path: str) -> Any:
+        try:
+            tree = json.loads(answer.body) if answer.body else {}
+        except ValueError:
+            tree = None
+        if answer.status < 300 and tree is not None:
+            return tree
+        errors = tree.get("errors") if isinstance(tree, dict) else None
+        text = "\n".join(str(error) for error in errors) if errors else answer.body[:500].decode("utf-8", "replace")
+        if answer.status == 404 and path.startswith("/jobs/"):
+            raise JobNotFoundError(text)
+        if answer.status in (400, 404, 409, 413):
+            raise ProgramError(text)
+        raise ExternalError(f"{self.base_url} answered {answer.status}: {text}")
+
+    # --- cluster and jobs --------------------------------------------------------------------------------------------
+
+    def overview(self) -> dict[str, Any]:
+        return dict(self._json("GET", "/overview"))
+
+    def config(self) -> dict[str, Any]:
+        return dict(self._json("GET", "/config"))
+
+    def taskmanagers(self) -> list[dict[str, Any]]:
+        return list(self._json("GET", "/taskmanagers")["taskmanagers"])
+
+    def shut_down(self) -> None:
+        self._json("DELETE", "/cluster")
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the rows of /jobs/overview: jid, name, state, start-time…"""
+        return list(self._json("GET", "/jobs/overview")["jobs"])
+
+    def job(self, job_id: JobID | str) -> dict[str, Any]:
+        """Raises JobNotFoundError."""
+        return dict(self._json("GET", f"/jobs/{job_id}"))
+
+    def submit(self, job_graph: JobGraph, files: Mapping[str, str]) -> JobID:
+        """Submit with the files (sha256 → path) that the cluster does not have yet.
+
+        Raises: ProgramError when the job is refused, ExternalError when the cluster does not answer.
+        """
+        missing = {sha256: path for sha256, path in files.items() if not self._has_blob(sha256)}
+        parts: list[tuple[str, str, bytes | None]] = [("request", "", encode(job_graph))]
+        parts += [(f"file_{sha256}", path, None) for sha256, path in missing.items()]
+        answer = self._multipart("/jobs", parts)
+        return JobID(answer.get("jobid") or job_graph.job_id)
+
+    def _has_blob(self, sha256: str) -> bool:
+        return self._request("GET", f"/blobs/{sha256}").status == 200
+
+    def status(self, job_id: JobID) -> JobStatus:
+        return JobStatus(self._json("GET", f"/jobs/{job_id}/status")["status"])
+
+    def cancel(self, job_id: JobID) -> None:
+        self._json("PATCH", f"/jobs/{job_id}?mode=cancel")
+
+    def execution_result(self, job_id: JobID) -> JobEnd | None:
+        """Return how the job ended, None while it runs."""
+        answer = self._json("GET", f"/jobs/{job_id}/execution-result")
+        if answer["status"]["id"] != "COMPLETED":
+            return None
+        result = answer["job-execution-result"]
+        accumulators = {name: _value(text) for name, text in (result.get("accumulator-results") or {}).items()}
+        status = _STATUS.get(result["application-status"], JobStatus.FAILED)
+        return JobEnd(status, int(result["net-runtime"]), accumulators, _failure(result.get("failure-cause")))
+
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+        """Return how the job ended; asks once, and when it has not ended returns None after ``timeout_s``."""
+        found = self.execution_result(job_id)
+        if found is None and timeout_s:
+            time.sleep(timeout_s)
+        return found
+
+    def accumulators(self, job_id: JobID) -> dict[str, Any]:
+        """Return the values as they are shown: as text."""
+        rows = self._json("GET", f"/jobs/{job_id}/accumulators")["user-task-accumulators"]
+        return {row["name"]: row["value"] for row in rows}
+
+    def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
+        path = f"/jobs/{job_id}/coordinators/{operator_id}"
+        answer = self._request("POST", path, encode(request), {"Content-Type": "application/octet-stream"})
+        if answer.status >= 300:
+            return self._decoded(answer, path)
+        return decode(answer.body, object)
+
+    # --- programs ----------------------------------------------------------------------------------------------------
+
+    def upload_program(self, path: str, name: str | None = None) -> str:
+        """Upload a program file; return its id for ``run_program``."""
+        answer = self._multipart("/jars/upload", [("jarfile", path, None)], filename=name or os.path.basename(path))
+        return str(answer["filename"]).rsplit("/", 1)[-1]
+
+    def list_programs(self) -> list[dict[str, Any]]:
+        return list(self._json("GET", "/jars")["files"])
+
+    def run_program(self, program_id: str, body: Mapping[str, Any]) -> JobID:
+        """Run an uploaded program on the cluster; ``body`` as Flink's JarRunRequestBody. Raises ProgramError."""
+        path = f"/jars/{urllib.parse.quote(program_id)}/run"
+        return JobID(self._json("POST", path, dict(body), timeout_s=RUN_TIMEOUT_S)["jobid"])
+
+    def delete_program(self, program_id: str) -> None:
+        self._json("DELETE", f"/jars/{urllib.parse.quote(program_id)}")
+
+    def _multipart(self, path: str, parts: list[tuple[str, str, bytes | None]], filename: str = "") -> dict[str, Any]:
+        """POST parts of (name, path of a file, or content). Files are streamed."""
+        boundary = secrets.token_hex(16)
+        heads = [_part_head(boundary, name, filename or name) for name, _, _ in parts]
+        tail = f"--{boundary}--\r\n".encode()
+        sizes = [len(content) if content is not None else os.path.getsize(file) for _, file, content in parts]
+        length = sum(map(len, heads)) + sum(sizes) + 2 * len(parts) + len(tail)
+
+        def body() -> Iterator[bytes]:
+            for head, (_, file, content) in zip(heads, parts):
+                yield head
+                if content is not None:
+                    yield content
+                else:
+                    with open(file, "rb") as stream:
+                        while chunk := stream.read(UPLOAD_CHUNK_BYTES):
+                            yield chunk
+                yield b"\r\n"
+            yield tail
+
+        # A fresh connection: a streamed body cannot be sent again when a kept-alive one turns out to be dead.
+        self.close()
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        return dict(self._decoded(self._request("POST", path, body(), headers), path))
+
+
+def _part_head(boundary: str, name: str, filename: str) -> bytes:
+    quoted = filename.replace("\\", "_").replace('"', "_").replace("\r", "_").replace("\n", "_")
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{quoted}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+
+
+def _value(text: str) -> Any:
+    # From the user's own cluster, about the user's own job: values may be of user classes.
+    try:
+        return pickle.loads(base64.b64decode(text))
+    except Exception as error:
+        return f"<value that cannot be read here: {error}>"
+
+
+def _failure(cause: dict[str, Any] | None) -> ErrorInfo | None:
+    if not cause:
+        return None
+    if cause.get("serialized-throwable"):
+        try:
+            return decode(base64.b64decode(cause["serialized-throwable"]), ErrorInfo)
+        except (ExternalError, ValueError):
+            pass
+    text = str(cause.get("stack-trace", ""))
+    return ErrorInfo(str(cause.get("class", "Error")), text, "")

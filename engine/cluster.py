@@ -1,0 +1,590 @@
+"""The composition root: puts configuration, JobManager, TaskManagers and REST together, in one process or in several.
+
+The only place that picks implementations. ``python -m engine.cluster jobmanager | taskmanager`` are the process mains;
+``LocalCluster`` is a whole cluster in a thread of the client's process. Not here: any decision or protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+
+from engine.core.clock import SystemClock
+from engine.core.config import (
+    Configuration,
+    load_config_dir,
+    parse_dynamic_properties,
+    unknown_key_warnings,
+)
+from engine.core.errors import EngineError, ExternalError
+from engine.core.ids import FencingToken, JobID, ResourceID
+from engine.core.options import (
+    FREE_PREFIXES,
+    KNOWN_UNREAD,
+    ClusterOptions,
+    RestOptions,
+    all_options,
+    known_keys,
+)
+from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.job_graph import JobGraph
+from engine.protocol.control import InitializeSlot
+from engine.protocol.lifecycle import JobStatus
+from engine.rpc.endpoint import GrpcServer, InMemoryServer, JobManagerConnection, connect
+from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.resource_manager import ResourceDriver, WorkerEvents
+from engine.runtime.taskmanager.task_executor import (
+    SlotHandle,
+    SlotHost,
+    TaskExecutor,
+    TaskExecutorSettings,
+    unique_resource_id,
+)
+
+if TYPE_CHECKING:
+    from engine.runtime.taskmanager.zygote import Zygote
+
+__all__ = ["JobManagerHandle", "LocalCluster", "main", "run_jobmanager", "run_taskmanager"]
+
+logger = logging.getLogger("engine.cluster")
+T = TypeVar("T")
+
+#: A local cluster that has to be given up with its process gets this long.
+LOCAL_CLOSE_S: Final = 5.0
+LOCAL_START_S: Final = 30.0
+#: Imported once by the zygote, so that no slot has to.
+ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class JobManagerHandle:
+    """A JobManager that is ready for clients and TaskManagers."""
+
+    dispatcher: Dispatcher
+    rpc_host: str
+    rpc_port: int
+    rest_address: str  #: "http://host:port", "" without REST
+    rest_port: int  #: 0 without REST
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+def check_config(config: Configuration) -> None:
+    """Log a warning per unknown key; raise ConfigError for the first bad value."""
+    prefixes = (*KNOWN_UNREAD, *FREE_PREFIXES)
+    for line in unknown_key_warnings(config.key_set(), known_keys(), prefixes):
+        logger.warning(line)
+    for option in all_options():
+        config.get(option)
+
+
+def configure_logging(log_file: str | None) -> None:
+    """Send all logs to a file, or to stderr. For process mains only."""
+    handler: logging.Handler = logging.FileHandler(log_file) if log_file else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-5s %(name)s - %(message)s"))
+    level = os.environ.get("FLINK_LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(
+        level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler], force=True
+    )
+
+
+def reachable_host(rpc_address: str, rpc_port: int) -> str:
+    """Return the address of this host on the way to the JobManager; "localhost" when that is on this host."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(rpc_address, rpc_port or 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing: asks the kernel for the route
+            host = str(probe.getsockname()[0])
+    except OSError as error:
+        raise ExternalError(
+            f"jobmanager.rpc.address is {rpc_address!r}, which cannot be reached from here: {error}."
+        ) from None
+    return "localhost" if host in ("127.0.0.1", "::1") else host
+
+
+def _temp_dir(config: Configuration) -> str | None:
+    text = config.get(ClusterOptions.TMP_DIRS).replace(",", os.pathsep)
+    folders = [part.strip() for part in text.split(os.pathsep) if part.strip()]
+    if not folders:
+        return None
+    os.makedirs(folders[0], exist_ok=True)
+    return folders[0]
+
+
+# --- JobManager -----------------------------------------------------------------------------------------------------
+
+
+async def _serve_rest(dispatcher: Dispatcher, config: Configuration, upload_dir: str) -> Any:
+    from engine.rest.server import create_app, serve
+
+    app = create_app(dispatcher, upload_dir=config.get(RestOptions.UPLOAD_DIR) or upload_dir)
+    advertised = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
+    return await serve(
+        app,
+        bind_address=config.get(RestOptions.BIND_ADDRESS) or advertised,
+        port_range=config.get(RestOptions.BIND_PORT) or str(config.get(RestOptions.PORT)),
+        advertised_address=advertised,
+    )
+
+
+async def run_jobmanager(
+    config: Configuration,
+    *,
+    rest: bool = True,
+    driver: ResourceDriver | None = None,
+    ready: Callable[[JobManagerHandle], None] | None = None,
+    log_dir: str | None = None,
+    extras: dict[str, Any] | None = None,
+) -> None:
+    """Run a JobManager until SIGTERM, SIGINT or a request to shut the cluster down.
+
+    ``ready`` is called when clients and TaskManagers can connect, before the driver is started.
+    Raises: ConfigError, ExternalError when it cannot start (port in use).
+    """
+    check_config(config)
+    loop = asyncio.get_running_loop()
+    dispatcher = Dispatcher(
+        config, clock=SystemClock(), driver=driver, log_dir=log_dir, extras=extras, temp_dir=_temp_dir(config)
+    )
+    token = FencingToken.generate()
+    server = GrpcServer(token, dispatcher.resource_manager.handle_connection, dispatcher.blobs.path)
+    upload_dir = tempfile.mkdtemp(prefix="flink-web-", dir=config.get(RestOptions.TMP_DIR) or _temp_dir(config))
+    web: Any = None
+    stop_workers = False
+    stopping = dispatcher.shut_down_requested
+    signalled = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        logger.info("%s received: the JobManager ends", signal.Signals(number).name)
+        signalled.set()
+        stopping.set()
+
+    with _signals(loop, on_signal):
+        try:
+            rpc_host = config.get(ClusterOptions.RPC_ADDRESS)
+            bind_host = config.get(ClusterOptions.JM_BIND_HOST) or rpc_host
+            await server.start(bind_host, config.get(ClusterOptions.RPC_PORT))
+            logger.info("JobManager listens for TaskManagers at %s:%d", rpc_host, server.port)
+            if rest:
+                web = await _serve_rest(dispatcher, config, upload_dir)
+                logger.info("Rest endpoint listening at %s", web.address)
+            handle = JobManagerHandle(
+                dispatcher, rpc_host, server.port, web.address if web else "", web.port if web else 0
+            )
+            if ready is not None:
+                ready(handle)
+            await dispatcher.start()
+            await stopping.wait()
+            stop_workers = not signalled.is_set()
+        finally:
+            await dispatcher.close(stop_workers=stop_workers)
+            if web is not None:
+                await web.close()
+            await server.close()
+            shutil.rmtree(upload_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[int], None]) -> Any:
+    """SIGTERM and SIGINT call ``handler`` on the loop; does nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handler, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+# --- TaskManager ----------------------------------------------------------------------------------------------------
+
+
+async def _start_zygote(python: str) -> Zygote:
+    from engine.runtime.taskmanager.zygote import Zygote
+
+    # Without a path of its own, what slots print goes where this process's output goes: .out file or terminal.
+    return await Zygote.start(python, _child_environment(), None, ZYGOTE_PRELOAD)
+
+
+def _child_environment() -> dict[str, str]:
+    """Return this process's environment, in which child interpreters find the engine too."""
+    import engine
+
+    home = os.path.dirname(os.path.dirname(os.path.abspath(engine.__file__)))
+    environment = dict(os.environ)
+    # An installed engine is found by itself, and site-packages in front of the standard library would shadow it.
+    if os.path.basename(home) not in ("site-packages", "dist-packages"):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
+    return environment
+
+
+async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "") -> None:
+    """Run a TaskManager until SIGTERM, SIGINT, its release, or until no JobManager accepts it.
+
+    Raises: ConfigError, ExternalError.
+    """
+    check_config(config)
+    loop = asyncio.get_running_loop()
+    rpc_host, rpc_port = config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)
+    host = config.get(ClusterOptions.TM_HOST) or reachable_host(rpc_host, rpc_port)
+    settings = TaskExecutorSettings(
+        resource_id=ResourceID(config.get(ClusterOptions.TM_RESOURCE_ID)) or unique_resource_id(host),
+        host=host,
+        bind_host=config.get(ClusterOptions.TM_BIND_HOST) or host,
+        num_slots=config.get(ClusterOptions.NUM_SLOTS),
+        config=config,
+        log_dir=log_dir,
+        main_log=main_log,
+    )
+
+    async def connector(timeout_s: float) -> JobManagerConnection:
+        return await connect(rpc_host, rpc_port, timeout_s)
+
+    executor = TaskExecutor(settings, connect=connector, slot_hosts=_start_zygote, temp_dir=_temp_dir(config))
+    with _signals(loop, lambda number: executor.stop(f"{signal.Signals(number).name} received")):
+        await executor.run()
+
+
+# --- everything in this process -------------------------------------------------------------------------------------
+
+
+@final
+class _SharedHost:
+    """A zygote that several TaskExecutors use and none of them closes."""
+
+    def __init__(self, zygote: SlotHost) -> None:
+        self._zygote = zygote
+
+    async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
+        return await self._zygote.fork_slot(init)
+
+    async def wait(self) -> int:
+        return await self._zygote.wait()
+
+    async def close(self) -> None:
+        pass
+
+
+@final
+class _LocalDriver:
+    """Starts TaskExecutors in this event loop with as many slots as are missing."""
+
+    on_demand = True
+    workers_min = 0
+
+    def __init__(self, start: Callable[[ResourceID, int], TaskExecutor]) -> None:
+        self._start = start
+        self._running: dict[ResourceID, tuple[TaskExecutor, asyncio.Task[None]]] = {}
+        self._pending: dict[ResourceID, int] = {}
+        self._count = 0
+        self._events: WorkerEvents | None = None
+
+    async def start(self, events: WorkerEvents) -> None:
+        self._events = events
+
+    def start_workers(self, num_workers: int) -> None:
+        missing = num_workers - sum(self._pending.values())  # a worker is one slot here
+        if missing <= 0:
+            return
+        self._count += 1
+        resource_id = ResourceID(f"localhost:{os.getpid()}-{self._count:06x}")
+        executor = self._start(resource_id, missing)
+        self._pending[resource_id] = missing
+        task = asyncio.get_running_loop().create_task(executor.run())
+        self._running[resource_id] = (executor, task)
+        task.add_done_callback(lambda ended: self._ended(resource_id, ended))
+
+    def _ended(self, resource_id: ResourceID, task: asyncio.Task[None]) -> None:
+        self._running.pop(resource_id, None)
+        self._pending.pop(resource_id, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._events is not None:
+            logger.error("local TaskManager failed", exc_info=error)
+            self._events.workers_failed(str(error))
+
+    def worker_registered(self, resource_id: ResourceID) -> None:
+        self._pending.pop(resource_id, None)
+
+    def stop_worker(self, resource_id: ResourceID) -> None:
+        if resource_id in self._running:
+            self._running[resource_id][0].stop("it was idle")
+
+    def workers(self) -> Sequence[ResourceID]:
+        return tuple(self._running)
+
+    async def diagnose(self, resource_id: ResourceID) -> str:
+        return ""
+
+    async def stop(self) -> None:
+        running = list(self._running.values())
+        for executor, _ in running:
+            executor.stop("the local cluster ends")
+        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+
+
+@final
+class LocalCluster:
+    """JobManager and TaskManagers in a background thread of this process; slots are made as jobs need them.
+
+    Thread-safe; all methods block. Ends with the process, leaving nothing. Not a singleton by itself: ``shared`` is.
+    """
+
+    _shared: LocalCluster | None = None
+    _shared_lock = threading.Lock()
+
+    @classmethod
+    def shared(cls, config: Configuration) -> LocalCluster:
+        """Return this process's cluster, started with ``config`` by the first caller."""
+        with cls._shared_lock:
+            # A forked child has no thread of its parent's cluster.
+            if cls._shared is None or cls._shared._closed or cls._shared._pid != os.getpid():
+                cls._shared = cls(config)
+                _end_on_sigterm()
+            return cls._shared
+
+    def __init__(self, config: Configuration) -> None:
+        for option in all_options():
+            config.get(option)
+        self._config = Configuration(config)
+        self._pid = os.getpid()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
+        self._web: Any = None
+        self._started: concurrent.futures.Future[Dispatcher] = concurrent.futures.Future()
+        # Without a handler Python prints our warnings to the user's terminal.
+        logging.getLogger("engine").addHandler(logging.NullHandler())
+        self._thread = threading.Thread(target=self._run, name="local-cluster", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    # --- in the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._ending = asyncio.Event()
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        self._zygote(sys.executable)
+        temp = tempfile.mkdtemp(prefix="flink-local-", dir=_temp_dir(self._config))
+        try:
+            driver = _LocalDriver(lambda resource_id, slots: self._executor(resource_id, slots, temp))
+            dispatcher = Dispatcher(self._config, clock=SystemClock(), driver=driver, slots_per_worker=1, temp_dir=temp)
+            self._server = InMemoryServer(
+                FencingToken.generate(), dispatcher.resource_manager.handle_connection, dispatcher.blobs.path
+            )
+            try:
+                if self._config.contains(RestOptions.PORT) or self._config.contains(RestOptions.BIND_PORT):
+                    self._web = await _serve_rest(dispatcher, self._config, os.path.join(temp, "web"))
+                await dispatcher.start()
+                self._started.set_result(dispatcher)
+                await self._ending.wait()
+            finally:
+                await dispatcher.close()
+                await self._server.close()
+                if self._web is not None:
+                    await self._web.close()
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+            else:
+                raise
+        finally:
+            for zygote in self._zygotes.values():
+                with contextlib.suppress(Exception):
+                    await (await zygote).close()
+            shutil.rmtree(temp, ignore_errors=True)
+
+    def _executor(self, resource_id: ResourceID, num_slots: int, temp: str) -> TaskExecutor:
+        settings = TaskExecutorSettings(resource_id, "localhost", "localhost", num_slots, self._config)
+
+        async def connector(timeout_s: float) -> JobManagerConnection:
+            return await self._server.connect()
+
+        async def slot_host(python: str) -> SlotHost:
+            return _SharedHost(await self._zygote(python))
+
+        return TaskExecutor(settings, connect=connector, slot_hosts=slot_host, temp_dir=temp)
+
+    def _zygote(self, python: str) -> asyncio.Task[Zygote]:
+        known = self._zygotes.get(python)
+        if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
+            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python))
+            self._loop.create_task(self._forget_when_ended(python, known))
+        return known
+
+    async def _forget_when_ended(self, python: str, started: asyncio.Task[Zygote]) -> None:
+        with contextlib.suppress(Exception):  # whoever wants a slot gets the error
+            await (await asyncio.shield(started)).wait()
+        if self._zygotes.get(python) is started and not self._ending.is_set():
+            del self._zygotes[python]
+
+    # --- for clients, from any thread --------------------------------------------------------------------------------
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Raises what kept the cluster from starting."""
+        return self._started.result(LOCAL_START_S)
+
+    @property
+    def rest_address(self) -> str:
+        """The dashboard's URL, "" when ``rest.port`` was not configured."""
+        assert self.dispatcher is not None
+        return "" if self._web is None else str(self._web.address)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function or coroutine function on the loop; return its result."""
+
+        async def call() -> Any:
+            result = function(*args)
+            return await result if asyncio.iscoroutine(result) else result
+
+        if self._closed:
+            raise ExternalError("The local cluster has ended with its program.")
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+
+    def submit(self, job_graph: JobGraph, files: Mapping[str, str]) -> JobID:
+        """Submit a job with its files (sha256 → path; they stay where they are). Raises ProgramError."""
+        dispatcher = self.dispatcher
+        for sha256, path in files.items():
+            if not dispatcher.has_blob(sha256):
+                copy = os.path.join(dispatcher.blobs.folder, f".{sha256}.copy")
+                shutil.copyfile(path, copy)
+                self._call(dispatcher.put_blob, copy)
+        job_id: JobID = self._call(dispatcher.submit_job, job_graph)
+        return job_id
+
+    def job_status(self, job_id: JobID) -> JobStatus:
+        graph: ExecutionGraph = self._call(self.dispatcher.job, job_id)
+        return graph.status
+
+    def cancel(self, job_id: JobID) -> None:
+        self._call(self.dispatcher.cancel_job, job_id)
+
+    def result(self, job_id: JobID, timeout_s: float) -> ExecutionGraph | None:
+        """Wait for about ``timeout_s`` for the job's end; return it, or None if it still runs."""
+
+        async def wait() -> ExecutionGraph | None:
+            try:
+                return await asyncio.wait_for(self.dispatcher.job_result(job_id), timeout_s or 0.001)
+            except TimeoutError:
+                return None
+
+        found: ExecutionGraph | None = self._call(wait)
+        return found
+
+    def accumulators(self, job_id: JobID) -> dict[str, Any]:
+        def collect() -> dict[str, Any]:
+            graph = self.dispatcher.job(job_id)
+            if graph.status.is_globally_terminal_state():
+                return {name: value for name, (_, value) in graph.accumulator_results.items()}
+            values: dict[str, Any] = {}
+            for subtask in graph.all_subtasks():
+                for name, value in subtask.current.metrics.user.items():
+                    known = values.get(name)
+                    both = isinstance(known, (int, float)) and isinstance(value, (int, float))
+                    values[name] = known + value if both else value
+            return values
+
+        found: dict[str, Any] = self._call(collect)
+        return found
+
+    def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
+        answer: object = self._call(self.dispatcher.coordinator_request, job_id, operator_id, request)
+        return answer
+
+    def close(self) -> None:
+        """End all jobs and processes; may be called again."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._ending.set())
+        self._thread.join(LOCAL_CLOSE_S)
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end the shared local cluster first, unless the program handles the signal itself."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+
+    def on_sigterm(number: int, frame: Any) -> None:
+        if LocalCluster._shared is not None:
+            LocalCluster._shared.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+# --- process mains --------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m engine.cluster", allow_abbrev=False)
+    parser.add_argument("process", choices=("jobmanager", "taskmanager"))
+    parser.add_argument("--configDir", "-c", dest="config_dir", help="folder with config.yaml or flink-conf.yaml")
+    parser.add_argument("-D", dest="properties", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--host", help="jobmanager.rpc.address (jobmanager) or taskmanager.host (taskmanager)")
+    parser.add_argument("--webui-port", type=int, help="rest.port")
+    parser.add_argument("--log-file", help="write logs there instead of to stderr")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one process of a cluster; return its exit code. A problem at start is one message on stderr."""
+    options = _parse(arguments)
+    log_file = os.path.abspath(options.log_file) if options.log_file else None
+    try:
+        if log_file:
+            os.makedirs(os.path.dirname(log_file), exist_ok=True)
+        configure_logging(log_file)
+        config = load_config_dir(options.config_dir)
+        config.add_all(parse_dynamic_properties(options.properties))
+        if options.host:
+            key = ClusterOptions.RPC_ADDRESS if options.process == "jobmanager" else ClusterOptions.TM_HOST
+            config.set(key, options.host)
+        if options.webui_port is not None:
+            config.set(RestOptions.PORT, options.webui_port)
+        log_dir = os.path.dirname(log_file) if log_file else config.get(ClusterOptions.LOG_DIR)
+        if options.process == "jobmanager":
+            asyncio.run(run_jobmanager(config, log_dir=log_dir or None))
+        else:
+            asyncio.run(run_taskmanager(config, log_dir=log_dir, main_log=os.path.basename(log_file or "")))
+    except (EngineError, OSError) as error:
+        logger.error("the %s ends: %s", options.process, error)
+        if log_file:
+            print(f"The {options.process} ends: {error}", file=sys.stderr)
+        return 1
+    except Exception:
+        logger.exception("the %s ends: internal error", options.process)
+        return 1
+    logger.info("the %s has ended", options.process)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,588 @@
+"""The TaskManager: registers with the JobManager, heartbeats, makes a slot process per allocation and supervises it.
+
+On asyncio, without user code. When the connection to the JobManager ends or falls silent, all slots are killed at
+once: the JobManager has given them up, and they must not go on writing. Not here: what happens inside a slot process
+(``slot_process``, ``stream_task``), how it is forked (``zygote``), its files (``slot_files``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeAlias, final
+
+from engine.core.config import Configuration
+from engine.core.errors import EngineError, ExternalError, InputError
+from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, ResourceID, SlotID
+from engine.core.options import ClusterOptions, JobOptions, MemoryOptions
+from engine.operators.failure import error_info
+from engine.protocol.control import (
+    AcceptRegistration,
+    AllocateSlot,
+    CancelTask,
+    DeployTask,
+    ErrorInfo,
+    FreeSlot,
+    HeartbeatFromJobManager,
+    HeartbeatFromTaskManager,
+    InitializeSlot,
+    ListLogs,
+    LogRead,
+    LogsListed,
+    OperatorEventSent,
+    ReadLog,
+    RejectRegistration,
+    SendOperatorEvent,
+    ShutDownTaskManager,
+    SlotAddress,
+    SlotAllocated,
+    SlotAllocationFailed,
+    SlotFreed,
+    SlotLost,
+    SlotReport,
+    TaskManagerRegistered,
+    TaskManagerUnregistered,
+    TaskMetrics,
+    TaskStateChanged,
+)
+from engine.protocol.lifecycle import ExecutionState
+from engine.rpc.endpoint import JobManagerConnection
+from engine.runtime.taskmanager.log_files import list_logs, read_log
+from engine.runtime.taskmanager.slot_files import SlotFiles
+
+__all__ = [
+    "SlotHandle",
+    "SlotHost",
+    "SlotHostFactory",
+    "TaskExecutor",
+    "TaskExecutorSettings",
+    "slot_memory_bytes",
+    "unique_resource_id",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Of the process size, what the supervisor and the zygote need.
+FRAMEWORK_BYTES: Final = 64 << 20
+SLOT_MEMORY_MIN_BYTES: Final = 32 << 20
+#: Metrics travel with heartbeats at least this often while tasks run; people watch them.
+METRICS_INTERVAL_S: Final = 1.0
+#: A slot that is freed has nothing left to do; if it has not ended after this, it is killed.
+FREE_GRACE_S: Final = 0.5
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+CONNECT_ATTEMPT_S: Final = 5.0
+#: A zygote that died is known to be dead after this.
+ZYGOTE_ENDED_S: Final = 0.3
+#: Longest path of a Unix socket on Linux is 107 bytes; room for the file's name.
+UNIX_FOLDER_MAX: Final = 80
+
+
+class SlotHandle(Protocol):
+    """A live slot process, see ``zygote.SlotHandle``."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def address(self) -> SlotAddress: ...
+
+    def send(self, message: Any) -> None: ...
+
+    async def receive(self) -> Any | None: ...
+
+    async def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+class SlotHost(Protocol):
+    """Makes slot processes, see ``zygote.Zygote``."""
+
+    async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
+        """Raises ExternalError."""
+        ...
+
+    async def wait(self) -> int:
+        """Return when the host has ended and can make no more slots."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+#: interpreter path → a host whose slots run in it
+SlotHostFactory: TypeAlias = Callable[[str], Awaitable[SlotHost]]
+Connector: TypeAlias = Callable[[float], Awaitable[JobManagerConnection]]
+
+
+def slot_memory_bytes(config: Configuration, num_slots: int) -> int:
+    """Return what a slot's job may use."""
+    return max(SLOT_MEMORY_MIN_BYTES, (config.get(MemoryOptions.TM_PROCESS) - FRAMEWORK_BYTES) // num_slots)
+
+
+@dataclass(frozen=True)
+class TaskExecutorSettings:
+    resource_id: ResourceID
+    host: str
+    bind_host: str
+    num_slots: int
+    config: Configuration
+    log_dir: str = ""
+    main_log: str = ""  #: file name in log_dir
+
+
+@dataclass(slots=True)
+class _Slot:
+    allocation_id: AllocationID
+    slot_id: SlotID
+    job_id: JobID
+    work_dir: str
+    handle: SlotHandle | None = None
+    freeing: bool = False
+    #: set when a task did not answer a cancel in time
+    killed_for_cancel: bool = False
+    live: dict[ExecutionAttemptID, None] = field(default_factory=dict)
+    metrics: dict[ExecutionAttemptID, TaskMetrics] = field(default_factory=dict)
+
+
+@final
+class TaskExecutor:
+    """``await run()`` serves until ``stop()`` or until the JobManager cannot be found."""
+
+    def __init__(
+        self, settings: TaskExecutorSettings, *, connect: Connector, slot_hosts: SlotHostFactory, temp_dir: str | None
+    ) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._connect = connect
+        self._slot_hosts = slot_hosts
+        self._hosts: dict[str, asyncio.Task[SlotHost]] = {}
+        self._folder = tempfile.mkdtemp(prefix="flink-tm-", dir=temp_dir or None)
+        self._socket_folder = self._folder
+        if len(self._folder) > UNIX_FOLDER_MAX:
+            self._socket_folder = tempfile.mkdtemp(prefix="flink-tm-")
+        self._files = SlotFiles(self._folder)
+        self._slots: dict[AllocationID, _Slot] = {}
+        self._connection: JobManagerConnection | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping: asyncio.Event = asyncio.Event()
+        self._stop_reason = "it was stopped"
+        self._last_heard = 0.0
+        self._closed = False
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str = "it was stopped") -> None:
+        """Make ``run`` return soon; may be called again and from signal handlers of the loop."""
+        if not self._stopping.is_set():
+            self._stop_reason = reason
+            self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises ExternalError when no JobManager accepts it in time."""
+        try:
+            # Warm while the connection is made: the first job finds a ready zygote.
+            self._host_for(self._python({}))
+            while not self._stopping.is_set():
+                connection = await self._register()
+                if connection is None:
+                    break
+                await self._serve(connection)
+        finally:
+            await self._close()
+
+    async def _register(self) -> JobManagerConnection | None:
+        """Return a connection whose first answer accepted us, or None when stopped meanwhile."""
+        loop = asyncio.get_running_loop()
+        timeout_ms = self._config.get(ClusterOptions.REGISTRATION_TIMEOUT)
+        deadline = loop.time() + timeout_ms / 1000
+        pause = BACKOFF_FIRST_S
+        problem: Exception = ExternalError("never tried")
+        while loop.time() < deadline:
+            attempt = asyncio.ensure_future(self._register_once())
+            stopping = asyncio.ensure_future(self._stopping.wait())
+            await asyncio.wait({attempt, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if not attempt.done():
+                attempt.cancel()
+                await asyncio.gather(attempt, return_exceptions=True)
+                return None
+            try:
+                return attempt.result()
+            except EngineError as error:
+                if str(error) != str(problem):
+                    logger.warning("cannot register yet: %s Trying again until %d ms have passed.", error, timeout_ms)
+                problem = error
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return None
+            pause = min(pause * 2, BACKOFF_MAX_S)
+        raise ExternalError(
+            f"No JobManager accepted this TaskManager within {timeout_ms} ms (taskmanager.registration.timeout): "
+            f"{problem}"
+        )
+
+    async def _register_once(self) -> JobManagerConnection:
+        connection = await self._connect(CONNECT_ATTEMPT_S)
+        try:
+            connection.send_nowait(self._registration())
+            answer = await asyncio.wait_for(connection.receive(), CONNECT_ATTEMPT_S)
+        except TimeoutError:
+            await connection.close()
+            raise ExternalError(f"The JobManager at {connection.peer} did not answer the registration.") from None
+        except BaseException:
+            await connection.close()
+            raise
+        match answer:
+            case AcceptRegistration():
+                self._heartbeat_interval_s = answer.heartbeat_interval_ms / 1000
+                self._heartbeat_timeout_s = answer.heartbeat_timeout_ms / 1000
+                logger.info("taskmanager=%s registered at %s", self._settings.resource_id, connection.peer)
+                return connection
+            case RejectRegistration(reason):
+                problem = f"The JobManager refused the registration: {reason}"
+            case None:
+                problem = f"The JobManager at {connection.peer} closed the connection during registration."
+            case _:
+                problem = f"The JobManager answered the registration with {type(answer).__name__}."
+        await connection.close()
+        raise ExternalError(problem)
+
+    def _registration(self) -> TaskManagerRegistered:
+        settings, config = self._settings, self._config
+        page = os.sysconf("SC_PAGE_SIZE")
+        return TaskManagerRegistered(
+            resource_id=settings.resource_id,
+            host=settings.host,
+            num_slots=settings.num_slots,
+            cpu_cores=os.cpu_count() or 1,
+            physical_memory_bytes=page * os.sysconf("SC_PHYS_PAGES"),
+            process_memory_bytes=config.get(MemoryOptions.TM_PROCESS),
+            slot_memory_bytes=slot_memory_bytes(config, settings.num_slots),
+            log_dir=settings.log_dir,
+            pid=os.getpid(),
+            data_port=config.get(ClusterOptions.TM_DATA_PORT),
+        )
+
+    async def _serve(self, connection: JobManagerConnection) -> None:
+        self._connection = connection
+        loop = asyncio.get_running_loop()
+        self._last_heard = loop.time()
+        receiving = asyncio.ensure_future(self._receive(connection))
+        beating = asyncio.ensure_future(self._beat(connection))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({receiving, beating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                connection.send_nowait(TaskManagerUnregistered(self._settings.resource_id, self._stop_reason))
+            else:
+                ended = receiving if receiving.done() else beating
+                why = ended.exception() or "the connection ended"
+                logger.warning("lost the JobManager (%s): all slots are killed, registering again", why)
+        finally:
+            self._connection = None
+            for task in (receiving, beating, stopping):
+                task.cancel()
+            await asyncio.gather(receiving, beating, stopping, return_exceptions=True)
+            await self._kill_all_slots()
+            await connection.close()
+
+    async def _receive(self, connection: JobManagerConnection) -> None:
+        while (message := await connection.receive()) is not None:
+            self._last_heard = asyncio.get_running_loop().time()
+            try:
+                self._on_message(message)
+            except Exception:  # one bad message must not end the other slots
+                logger.exception("handling %s failed", type(message).__name__)
+
+    async def _beat(self, connection: JobManagerConnection) -> None:
+        """Send heartbeats; returns when the JobManager has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
+        while loop.time() - self._last_heard < self._heartbeat_timeout_s:
+            has_news = any(slot.metrics for slot in self._slots.values())
+            if has_news or loop.time() >= next_beat:
+                next_beat = loop.time() + self._heartbeat_interval_s
+                connection.send_nowait(self._heartbeat())
+            await asyncio.sleep(min(METRICS_INTERVAL_S, self._heartbeat_interval_s))
+        raise ExternalError(f"no heartbeat from it for {self._heartbeat_timeout_s:g} s (heartbeat.timeout)")
+
+    def _heartbeat(self) -> HeartbeatFromTaskManager:
+        metrics = {slot.allocation_id: slot.metrics for slot in self._slots.values() if slot.metrics}
+        for slot in self._slots.values():
+            slot.metrics = {}
+        slot_rss = {s.allocation_id: _rss_bytes(s.handle.pid) for s in self._slots.values() if s.handle is not None}
+        return HeartbeatFromTaskManager(self._settings.resource_id, metrics, _rss_bytes(os.getpid()), slot_rss)
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._kill_all_slots()
+        for task in list(self._tasks):
+            task.cancel()
+        for host in self._hosts.values():
+            host.cancel() if not host.done() else None
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await (await host).close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for folder in {self._folder, self._socket_folder}:
+            shutil.rmtree(folder, ignore_errors=True)  # here and not in a thread: the interpreter may be ending
+
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _send(self, message: Any) -> None:
+        if self._connection is not None:
+            self._connection.send_nowait(message)
+
+    # --- commands of the JobManager ----------------------------------------------------------------------------------
+
+    def _on_message(self, message: Any) -> None:
+        match message:
+            case AllocateSlot(allocation_id, slot_id, job):
+                work_dir = os.path.join(self._folder, "slots", allocation_id)
+                slot = _Slot(allocation_id, slot_id, job.job_id, work_dir)
+                self._slots[allocation_id] = slot
+                self._spawn(self._run_slot(slot, message), f"slot-{allocation_id}")
+            case FreeSlot(allocation_id, reason, grace_ms):
+                self._free(allocation_id, reason, grace_ms)
+            case DeployTask(allocation_id, task):
+                deploying = self._slots.get(allocation_id)
+                if deploying is not None and deploying.handle is not None:
+                    deploying.live[task.attempt_id] = None
+                    deploying.handle.send(message)
+            case CancelTask(allocation_id, attempt_id):
+                self._cancel(allocation_id, attempt_id, message)
+            case SendOperatorEvent(allocation_id):
+                receiving = self._slots.get(allocation_id)
+                if receiving is not None and receiving.handle is not None:
+                    receiving.handle.send(message)
+            case HeartbeatFromJobManager():
+                pass
+            case ReadLog():
+                self._send(self._read_log(message))
+            case ListLogs(request_id):
+                self._send(LogsListed(request_id, list_logs(self._settings.log_dir)))
+            case ShutDownTaskManager(reason):
+                self.stop(reason)
+            case _:
+                logger.warning("the JobManager sent an unexpected %s", type(message).__name__)
+
+    def _read_log(self, message: ReadLog) -> LogRead:
+        try:
+            content, size = read_log(
+                self._settings.log_dir,
+                message.name,
+                main_log=self._settings.main_log,
+                offset=message.offset,
+                length_max=message.length_max,
+            )
+        except (InputError, OSError) as error:
+            return LogRead(message.request_id, b"", 0, str(error))
+        return LogRead(message.request_id, content, size)
+
+    def _cancel(self, allocation_id: AllocationID, attempt_id: ExecutionAttemptID, message: CancelTask) -> None:
+        slot = self._slots.get(allocation_id)
+        if slot is None or slot.handle is None or attempt_id not in slot.live:
+            return
+        slot.handle.send(message)
+        timeout_s = self._config.get(ClusterOptions.CANCELLATION_TIMEOUT) / 1000
+        asyncio.get_running_loop().call_later(timeout_s, self._escalate, slot, attempt_id)
+
+    def _escalate(self, slot: _Slot, attempt_id: ExecutionAttemptID) -> None:
+        if attempt_id in slot.live and slot.handle is not None and not slot.killed_for_cancel:
+            logger.warning("job=%s attempt=%s does not end on cancel: its slot is killed", slot.job_id, attempt_id)
+            slot.killed_for_cancel = True
+            slot.handle.kill()
+
+    def _free(self, allocation_id: AllocationID, reason: str, grace_ms: int) -> None:
+        slot = self._slots.get(allocation_id)
+        if slot is None or slot.freeing:
+            return
+        slot.freeing = True
+        logger.info("job=%s slot=%s freed: %s", slot.job_id, slot.slot_id, reason)
+        if slot.handle is not None:
+            slot.handle.send(FreeSlot(allocation_id, reason, grace_ms))
+            asyncio.get_running_loop().call_later(FREE_GRACE_S + grace_ms / 1000, self._kill, slot)
+
+    @staticmethod
+    def _kill(slot: _Slot) -> None:
+        if slot.handle is not None:
+            slot.handle.kill()
+
+    async def _kill_all_slots(self) -> None:
+        for slot in list(self._slots.values()):
+            slot.freeing = True
+            self._kill(slot)
+        waiting = [task for task in self._tasks if task.get_name().startswith("slot-")]
+        if waiting:
+            await asyncio.wait(waiting, timeout=FREE_GRACE_S * 4)
+        for task in waiting:
+            task.cancel()
+        self._slots.clear()
+
+    # --- one slot ----------------------------------------------------------------------------------------------------
+
+    async def _run_slot(self, slot: _Slot, message: AllocateSlot) -> None:
+        try:
+            handle = await self._make_slot(slot, message)
+        except Exception as error:
+            self._slots.pop(slot.allocation_id, None)
+            if not isinstance(error, EngineError):
+                logger.exception("job=%s slot=%s could not be made", slot.job_id, slot.slot_id)
+            info = error_info(error)
+            self._send(SlotAllocationFailed(slot.allocation_id, slot.slot_id, info))
+            await _remove(slot.work_dir)
+            return
+        try:
+            slot.handle = handle
+            if slot.freeing:
+                handle.kill()
+            else:
+                logger.info("job=%s slot=%s allocated: pid=%d", slot.job_id, slot.slot_id, handle.pid)
+                self._send(SlotAllocated(slot.allocation_id, slot.slot_id, handle.address))
+            while (up := await handle.receive()) is not None:
+                self._on_slot_message(slot, up)
+            self._slot_ended(slot, await handle.wait())
+        finally:
+            handle.kill()
+            self._slots.pop(slot.allocation_id, None)
+            await _remove(slot.work_dir)
+
+    async def _make_slot(self, slot: _Slot, message: AllocateSlot) -> SlotHandle:
+        connection = self._connection
+        if connection is None:
+            raise ExternalError("The JobManager is gone.")
+        job, config = message.job, self._config
+        effective = Configuration(config).add_all(job.config).to_dict()
+        python = self._python(job.config)
+        files_dir = os.path.join(slot.work_dir, "files")
+        work_dir = os.path.join(slot.work_dir, "work")
+        os.makedirs(work_dir)
+        os.makedirs(files_dir)
+        if job.files:
+            await self._files.prepare(job, files_dir, connection, python)
+        index = int(slot.slot_id.rsplit("_", 1)[1])
+        port = config.get(ClusterOptions.TM_DATA_PORT)
+        init = InitializeSlot(
+            allocation_id=slot.allocation_id,
+            slot_id=slot.slot_id,
+            slot_index=index,
+            resource_id=self._settings.resource_id,
+            job=job,
+            work_dir=work_dir,
+            files_dir=files_dir,
+            data_host=self._settings.host,
+            data_bind_host=self._settings.bind_host,
+            data_port=port + index if port else 0,
+            unix_path=os.path.join(self._socket_folder, f"{slot.allocation_id[:12]}.sock"),
+            memory_bytes=slot_memory_bytes(config, self._settings.num_slots),
+            config=effective,
+        )
+        host = await self._host_for(python)
+        try:
+            return await host.fork_slot(init)
+        except ExternalError as error:
+            # Is it this slot that cannot start, or did the zygote die (killed for memory by the kernel, by hand)?
+            try:
+                await asyncio.wait_for(host.wait(), ZYGOTE_ENDED_S)
+            except TimeoutError:
+                raise error from None
+            logger.warning("job=%s: the zygote is gone, starting another one", job.job_id)
+            self._hosts.pop(python, None)
+            return await (await self._host_for(python)).fork_slot(init)
+
+    def _python(self, job_config: dict[str, str]) -> str:
+        layered = Configuration(self._config).add_all(job_config)
+        return layered.get(JobOptions.PYTHON_EXECUTABLE) or sys.executable
+
+    def _host_for(self, python: str) -> asyncio.Task[SlotHost]:
+        found = self._hosts.get(python)
+        failed = found is not None and found.done() and (found.cancelled() or found.exception() is not None)
+        if found is None or failed:
+            found = asyncio.get_running_loop().create_task(_started(self._slot_hosts, python))
+            self._hosts[python] = found
+        return found
+
+    def _on_slot_message(self, slot: _Slot, message: Any) -> None:
+        match message:
+            case TaskStateChanged():
+                if message.state.is_terminal():
+                    slot.live.pop(message.attempt_id, None)
+                self._send(message)
+            case OperatorEventSent():
+                self._send(message)
+            case SlotReport():
+                slot.metrics = message.metrics
+            case _:
+                logger.warning("slot=%s sent an unexpected %s", slot.slot_id, type(message).__name__)
+
+    def _slot_ended(self, slot: _Slot, code: int) -> None:
+        self._slots.pop(slot.allocation_id, None)
+        if slot.freeing:
+            self._send(SlotFreed(slot.allocation_id, slot.slot_id))
+            return
+        if slot.killed_for_cancel:
+            for attempt_id in slot.live:
+                self._send(TaskStateChanged(slot.job_id, attempt_id, ExecutionState.CANCELED))
+            message = "its slot was killed because a task did not end on cancel (task.cancellation.timeout)"
+        else:
+            message = f"{_why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}."
+            logger.error("job=%s slot=%s lost: %s", slot.job_id, slot.slot_id, message)
+        error = ErrorInfo("SlotLost", message, "", "external")
+        self._send(SlotLost(slot.allocation_id, slot.slot_id, error))
+
+
+async def _started(factory: SlotHostFactory, python: str) -> SlotHost:
+    return await factory(python)
+
+
+async def _remove(folder: str) -> None:
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(folder, ignore_errors=True))
+    except RuntimeError:  # the interpreter is ending and starts no threads
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _why_ended(code: int) -> str:
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = {
+            "SIGKILL": " Perhaps it was out of memory: see dmesg, and taskmanager.memory.process.size.",
+            "SIGSEGV": " A native library crashed; the TaskManager's .out file has its last words.",
+            "SIGABRT": " A native library gave up; the TaskManager's .out file has its last words.",
+            "SIGBUS": " The disk or shared memory may be full.",
+        }.get(name, "")
+        return f"The slot process that ran the job's tasks was ended by {name}.{hint}"
+    return (
+        f"The slot process that ran the job's tasks ended with exit code {code}: user code ended it, or see the logs."
+    )
+
+
+def _rss_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def unique_resource_id(host: str) -> ResourceID:
+    """Return an id such as Flink prints: host, pid and six hex digits of the time."""
+    return ResourceID(f"{host}:{os.getpid()}-{time.time_ns() & 0xFFFFFF:06x}")
