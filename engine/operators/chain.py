@@ -1,0 +1,208 @@
+"""Runs the operators of a chain: builds them, links each one's Output to the next, carries calls from head to tail.
+
+A batch passes the chain by direct calls. What leaves it goes to exits, which are given (``runtime/exchange``). Not here:
+when the head is called (``runtime/taskmanager/stream_task``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol, final
+
+from engine.core.errors import EngineError
+from engine.core.records import Batch
+from engine.core.user_code import user_frames
+from engine.graph.job_graph import ChainedOperator, ChainSpec
+from engine.operators.base import Operator, OperatorContext
+from engine.operators.failure import user_error
+
+__all__ = ["ChainExit", "OperatorChain"]
+
+
+class ChainExit(Protocol):
+    """An edge that leaves the chain."""
+
+    def emit(self, batch: Batch) -> None: ...
+
+    def emit_watermark(self, watermark_ms: int) -> None: ...
+
+    def emit_superstep_end(self, superstep: int) -> None: ...
+
+
+@final
+class _Link:
+    """A chained successor: calls its operator and names it when it fails."""
+
+    def __init__(self, operator: Operator, input_index: int, name: str) -> None:
+        self._operator = operator
+        self._input_index = input_index
+        self._name = name
+
+    def emit(self, batch: Batch) -> None:
+        try:
+            self._operator.process_batch(self._input_index, batch)
+        except Exception as error:
+            _blame(error, self._name)
+
+    def emit_watermark(self, watermark_ms: int) -> None:
+        try:
+            self._operator.process_watermark(watermark_ms)
+        except Exception as error:
+            _blame(error, self._name)
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        try:
+            self._operator.end_superstep(superstep)
+        except Exception as error:
+            _blame(error, self._name)
+
+
+def _blame(error: Exception, operator_name: str) -> NoReturn:
+    """Raise the error again: one of user code with the operator's name, unless it has one; others as they are."""
+    if isinstance(error, EngineError) or not user_frames(error):
+        raise error
+    raise user_error(error, operator_name=operator_name) from error
+
+
+@final
+class _ChainOutput:
+    """An operator's Output."""
+
+    def __init__(self) -> None:
+        self.targets: list[_Link | ChainExit] = []
+        self.side_targets: dict[str, list[_Link | ChainExit]] = {}
+        self.num_records = 0
+
+    def emit(self, batch: Batch) -> None:
+        if not len(batch):
+            return
+        self.num_records += len(batch)
+        for target in self.targets:
+            target.emit(batch)
+
+    def emit_side(self, tag: str, batch: Batch) -> None:
+        if not len(batch):
+            return
+        for target in self.side_targets.get(tag, ()):
+            target.emit(batch)
+
+    def emit_watermark(self, watermark_ms: int) -> None:
+        for target in self._all():
+            target.emit_watermark(watermark_ms)
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        for target in self._all():
+            target.emit_superstep_end(superstep)
+
+    def _all(self) -> Iterator[_Link | ChainExit]:
+        yield from self.targets
+        for targets in self.side_targets.values():
+            yield from targets
+
+
+@final
+class OperatorChain:
+    """The running operators of one subtask, head first. Operators are listed after their predecessor in ``spec``."""
+
+    def __init__(self, spec: ChainSpec, exits: Sequence[ChainExit]) -> None:
+        assert len(exits) == len(spec.exits), "one exit per outgoing edge"
+        self.spec = spec
+        self.operators: list[Operator] = []
+        self._outputs = [_ChainOutput() for _ in spec.operators]
+        self._opened: list[int] = []
+        self._ended_inputs: set[int] = set()
+        for index, chained in enumerate(spec.operators):
+            with_name = _calling(chained.name)
+            self.operators.append(with_name(chained.spec.build))
+            assert all(following > index for following, _, _ in chained.next), "operators are listed head first"
+        for index, chained in enumerate(spec.operators):
+            for following, tag, input_index in chained.next:
+                self._link(index, tag, _Link(self.operators[following], input_index, spec.operators[following].name))
+        for exit_spec, target in zip(spec.exits, exits):
+            self._link(exit_spec.operator_index, exit_spec.side_tag, target)
+        self.head = self.operators[0]
+        #: operators that override ``next_timer_ms`` or ``is_ready``: asked every turn, so only those that answer
+        self.with_timers = [op for op in self.operators if type(op).next_timer_ms is not Operator.next_timer_ms]
+        self.with_readiness = [op for op in self.operators if type(op).is_ready is not Operator.is_ready]
+
+    def _link(self, index: int, tag: str | None, target: _Link | ChainExit) -> None:
+        output = self._outputs[index]
+        if tag is None:
+            output.targets.append(target)
+        else:
+            output.side_targets.setdefault(tag, []).append(target)
+
+    # --- life
+
+    def open(self, context_of: Callable[[ChainedOperator], OperatorContext]) -> None:
+        """Open tail first, so that an operator may emit as soon as it is open."""
+        for index in reversed(range(len(self.operators))):
+            chained = self.spec.operators[index]
+            self._opened.append(index)  # before the call: what opened half is closed too
+            _calling(chained.name)(self.operators[index].open, context_of(chained), self._outputs[index])
+
+    def close(self) -> list[Exception]:
+        """Close what was opened, head first; never raises. Returns what went wrong."""
+        errors: list[Exception] = []
+        for index in reversed(self._opened):
+            try:
+                _calling(self.spec.operators[index].name)(self.operators[index].close)
+            except Exception as error:
+                errors.append(error)
+        self._opened.clear()
+        return errors
+
+    # --- the head's input
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._call_head(self.head.process_batch, input_index, batch)
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        self._call_head(self.head.process_watermark, watermark_ms)
+
+    def end_superstep(self, superstep: int) -> None:
+        self._call_head(self.head.end_superstep, superstep)
+
+    def end_input(self, input_index: int) -> None:
+        self._call_head(self.head.end_input, input_index)
+
+    def finish(self) -> None:
+        """All inputs of the head have ended: finish it, then end its successors' input and finish them, and so on."""
+        for index, chained in enumerate(self.spec.operators):
+            call = _calling(chained.name)
+            if index:
+                for predecessor in self.spec.operators[:index]:
+                    for following, _, input_index in predecessor.next:
+                        if following == index:
+                            call(self.operators[index].end_input, input_index)
+            call(self.operators[index].finish)
+
+    def call(self, index: int, method: Callable[..., Any], *args: Any) -> Any:
+        """Call a method of operator ``index``, naming it when it fails."""
+        return _calling(self.spec.operators[index].name)(method, *args)
+
+    def _call_head(self, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            _blame(error, self.spec.operators[0].name)
+
+    # --- watching
+
+    def num_records_out(self) -> int:
+        """Records that the operators with exits have emitted; those of several exits count once."""
+        sources = {exit_spec.operator_index for exit_spec in self.spec.exits}
+        return sum(self._outputs[index].num_records for index in sources)
+
+    def num_records_of_head(self) -> int:
+        return self._outputs[0].num_records
+
+
+def _calling(operator_name: str) -> Callable[..., Any]:
+    def call(method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            _blame(error, operator_name)
+
+    return call

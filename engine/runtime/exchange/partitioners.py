@@ -1,0 +1,308 @@
+"""Ship strategy → which consumer channel each record goes to. Pure: a batch in, (channel, batch) pairs out.
+
+The order of records within a channel is that of the input. Row batches are cut with lists, column batches with one
+reordered copy; their hash follows the same law (``state/key_groups``, ``column_hash``). With a single consumer there
+is nothing to decide and no key is computed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+from engine.core.errors import ProgramError, UserCodeError
+from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
+from engine.graph.transformation import Partitioning, ShipStrategy
+from engine.operators.failure import user_error
+from engine.operators.functions import Function, KeySelector, Partitioner, RuntimeContext
+from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ChannelSelector", "default_max_parallelism", "make_channel_selector", "split_by_channel"]
+
+
+class ChannelSelector(Protocol):
+    """Cuts batches by channel. One per exit and subtask; stateful where the strategy is (round robin)."""
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        """Return the non-empty parts of a non-empty batch, channels rising."""
+        ...
+
+    def open(self, runtime_context: RuntimeContext) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def default_max_parallelism(parallelism: int) -> int:
+    """Return the number of key groups when nobody set it. Source: Flink's computeDefaultMaxParallelism."""
+    wanted = parallelism + parallelism // 2
+    power = 1 << max(0, wanted - 1).bit_length()
+    return min(max(power, MAX_PARALLELISM_DEFAULT), MAX_PARALLELISM_MAX)
+
+
+def make_channel_selector(
+    partitioning: Partitioning,
+    num_channels: int,
+    *,
+    operator_name: str,
+    subtask_index: int = 0,
+    max_parallelism: int = 0,
+) -> ChannelSelector:
+    """``max_parallelism``: of the consumer; 0 = the default for ``num_channels``."""
+    match partitioning.strategy:
+        case ShipStrategy.CUSTOM:  # also with one channel: a wrong partitioner must not pass unnoticed
+            return _Custom(partitioning, num_channels, operator_name)
+        case ShipStrategy.RANGE:
+            raise ProgramError("Range partitioning needs a sampled range partitioner: use CUSTOM with one.")
+        case _ if num_channels == 1:
+            return _Single()
+        case ShipStrategy.HASH:
+            max_parallelism = max_parallelism or default_max_parallelism(num_channels)
+            return _Hash(partitioning.key_selector, num_channels, max_parallelism, operator_name)
+        case ShipStrategy.REBALANCE:
+            # Subtasks begin at different channels, so that few records spread too.
+            return _RoundRobin(num_channels, subtask_index % num_channels)
+        case ShipStrategy.RESCALE | ShipStrategy.FORWARD:
+            return _RoundRobin(num_channels, 0)
+        case ShipStrategy.SHUFFLE:
+            return _Shuffle(num_channels, subtask_index)
+        case ShipStrategy.BROADCAST:
+            return _Broadcast(num_channels)
+        case ShipStrategy.GLOBAL:
+            return _Single()
+        case _:
+            raise AssertionError(partitioning.strategy)
+
+
+# --- cutting -------------------------------------------------------------------------------------------------------
+
+
+def split_by_channel(
+    batch: Batch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
+) -> list[tuple[int, Batch]]:
+    """Cut a batch into its parts by channel, keeping the order of rows. Every channel number is in range."""
+    if isinstance(batch, ColumnBatch):
+        return _split_columns(batch, channel_of_row, num_channels)
+    rows_by_channel: list[list[Any]] = [[] for _ in range(num_channels)]
+    appends = [rows.append for rows in rows_by_channel]
+    for row, channel in zip(batch.rows, channel_of_row, strict=True):
+        appends[channel](row)
+    stamps = batch.timestamps_ms
+    if stamps is None:
+        return [(channel, RowBatch(rows)) for channel, rows in enumerate(rows_by_channel) if rows]
+    stamps_by_channel: list[list[int]] = [[] for _ in range(num_channels)]
+    for stamp, channel in zip(stamps, channel_of_row, strict=True):
+        stamps_by_channel[channel].append(stamp)
+    return [(c, RowBatch(rows, stamps_by_channel[c])) for c, rows in enumerate(rows_by_channel) if rows]
+
+
+def _split_columns(
+    batch: ColumnBatch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
+) -> list[tuple[int, Batch]]:
+    import numpy as np
+    import pyarrow as pa
+
+    channel_of_row = np.asarray(channel_of_row)
+    rows_per_channel = np.bincount(channel_of_row, minlength=num_channels)
+    assert rows_per_channel.size == num_channels  # else rows would vanish
+    if rows_per_channel.max() == len(batch):
+        return [(int(rows_per_channel.argmax()), batch)]
+    order = np.argsort(channel_of_row.astype(np.uint16), kind="stable")  # a radix sort for 16 bits
+    end = np.cumsum(rows_per_channel)
+    grouped = ColumnBatch(
+        batch.columns.take(pa.array(order)),
+        None if batch.timestamps_ms is None else batch.timestamps_ms[order],
+        batch.scalar,
+    )
+    return [
+        (channel, grouped.slice(int(end[channel] - num), int(end[channel])))
+        for channel, num in enumerate(rows_per_channel.tolist())
+        if num
+    ]
+
+
+# --- strategies ----------------------------------------------------------------------------------------------------
+
+
+class _Stateless:
+    def open(self, runtime_context: RuntimeContext) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@final
+class _Single(_Stateless):
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        return ((0, batch),)
+
+
+@final
+class _Broadcast(_Stateless):
+    def __init__(self, num_channels: int) -> None:
+        self._channels = range(num_channels)
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        return [(channel, batch) for channel in self._channels]
+
+
+@final
+class _RoundRobin(_Stateless):
+    """Record by record, as Flink does."""
+
+    def __init__(self, num_channels: int, first: int) -> None:
+        self._num_channels = num_channels
+        self._next = first
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        num, first = self._num_channels, self._next
+        self._next = (first + len(batch)) % num
+        if isinstance(batch, ColumnBatch):
+            return self._split_columns(batch, first)
+        rows, stamps = batch.rows, batch.timestamps_ms
+        parts: list[tuple[int, Batch]] = []
+        for channel in range(num):
+            start = (channel - first) % num
+            if start < len(rows):
+                part_stamps = None if stamps is None else stamps[start::num]
+                parts.append((channel, RowBatch(rows[start::num], part_stamps)))
+        return parts
+
+    def _split_columns(self, batch: ColumnBatch, first: int) -> Sequence[tuple[int, Batch]]:
+        """Whole runs of rows: the counts per channel are those of round robin, and nothing is copied."""
+        num = self._num_channels
+        parts: list[tuple[int, Batch]] = []
+        at = 0
+        for channel in range(num):
+            start = (channel - first) % num
+            count = len(range(start, len(batch), num))
+            if count:
+                parts.append((channel, batch.slice(at, at + count)))
+                at += count
+        return parts
+
+
+@final
+class _Shuffle(_Stateless):
+    def __init__(self, num_channels: int, seed: int) -> None:
+        self._channels = range(num_channels)
+        self._random = random.Random(seed)
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        return split_by_channel(batch, self._random.choices(self._channels, k=len(batch)), len(self._channels))
+
+
+class _Keyed:
+    """Computes keys with the user's selector."""
+
+    def __init__(self, key_selector: Any, operator_name: str) -> None:
+        self._selector = key_selector
+        self._operator_name = operator_name
+        self._key_of = _callable_of(key_selector, KeySelector, "get_key")
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        if isinstance(self._selector, Function):
+            self._selector.open(runtime_context)
+
+    def close(self) -> None:
+        if isinstance(self._selector, Function):
+            self._selector.close()
+
+    def _keys(self, batch: Batch) -> tuple[list[Any], list[Any]]:
+        rows = rows_of(batch).rows
+        keys: list[Any] = []
+        try:
+            keys.extend(map(self._key_of, rows))
+        except Exception as error:
+            raise self._blame(error, rows, keys) from error
+        return rows, keys
+
+    def _blame(self, error: Exception, rows: list[Any], done: list[Any]) -> UserCodeError:
+        """``done`` holds the results of the rows before the one that failed."""
+        return user_error(error, operator_name=self._operator_name, record=rows[len(done)])
+
+
+@final
+class _Hash(_Keyed):
+    def __init__(self, key_selector: Any, num_channels: int, max_parallelism: int, operator_name: str) -> None:
+        super().__init__(key_selector, operator_name)
+        self._num_channels = num_channels
+        self._max_parallelism = max_parallelism
+        self._channel_of_key = KeyToSubtask(num_channels, max_parallelism)
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        if isinstance(batch, ColumnBatch):
+            from engine.runtime.exchange.column_hash import key_columns, subtask_of_rows
+
+            columns = key_columns(batch, self._selector)
+            if columns is not None:
+                channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
+                return _split_columns(batch, channels, self._num_channels)
+        rows, keys = self._keys(batch)
+        channel_of_row: list[int] = []
+        try:
+            channel_of_row.extend(map(self._channel_of_key.__getitem__, keys))
+        except Exception as error:  # a key that cannot be one
+            raise self._blame(error, rows, channel_of_row) from error
+        return split_by_channel(batch, channel_of_row, self._num_channels)
+
+
+@final
+class _Custom(_Keyed):
+    def __init__(self, partitioning: Partitioning, num_channels: int, operator_name: str) -> None:
+        selector = partitioning.key_selector
+        super().__init__(_identity if selector is None else selector, operator_name)
+        self._num_channels = num_channels
+        self._partitioner = partitioning.partitioner
+        self._channel_of_key = _callable_of(self._partitioner, Partitioner, "partition")
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        super().open(runtime_context)
+        if isinstance(self._partitioner, Function):
+            self._partitioner.open(runtime_context)
+
+    def close(self) -> None:
+        super().close()
+        if isinstance(self._partitioner, Function):
+            self._partitioner.close()
+
+    def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
+        rows, keys = self._keys(batch)
+        channel_of_row: list[int] = []
+        channel_of_key, num = self._channel_of_key, self._num_channels
+        try:
+            for key in keys:
+                channel = index(channel_of_key(key, num))
+                if not 0 <= channel < num:
+                    raise UserCodeError(
+                        f"The partitioner returned channel {channel!r} for key {key!r}; expected 0 to {num - 1} "
+                        f"(there are {num} partitions).\n  in operator {self._operator_name!r}"
+                    )
+                channel_of_row.append(channel)
+        except Exception as error:
+            raise self._blame(error, rows, channel_of_row) from error
+        if num == 1:
+            return ((0, batch),)
+        return split_by_channel(batch, channel_of_row, num)
+
+
+def _identity(record: Any) -> Any:
+    return record
+
+
+def _callable_of(function: Any, interface: type, method: str) -> Callable[..., Any]:
+    """Return what to call: a lambda itself, or the method of an interface's implementation."""
+    if isinstance(function, interface) or (not callable(function) and hasattr(function, method)):
+        bound: Callable[..., Any] = getattr(function, method)
+        return bound
+    if not callable(function):
+        raise ProgramError(
+            f"{function!r} cannot be used here; expected a function or an object with a method {method}()."
+        )
+    result: Callable[..., Any] = function
+    return result

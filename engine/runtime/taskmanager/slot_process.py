@@ -1,0 +1,201 @@
+"""A slot: one process, one job, one thread. Turns the mailbox, steps the tasks, talks to its TaskManager.
+
+Forked by ``zygote``; ends itself at FreeSlot or as soon as its TaskManager is gone. The loop is ``SlotProcess.run``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Final, final
+
+from engine.core.clock import SystemClock
+from engine.core.config import Configuration
+from engine.core.errors import EngineError
+from engine.core.options import ClusterOptions
+from engine.operators.failure import error_info
+from engine.protocol.control import (
+    CancelTask,
+    DeployTask,
+    FreeSlot,
+    InitializeSlot,
+    SendOperatorEvent,
+    SlotAddress,
+    SlotReady,
+    SlotReport,
+)
+from engine.protocol.lifecycle import ExecutionState
+from engine.runtime.exchange.partition import PartitionRegistry
+from engine.runtime.exchange.transport import Transport, bind_data_sockets
+from engine.runtime.taskmanager.mailbox import Mailbox
+from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.slot_control import ControlSocket
+from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
+from engine.runtime.taskmanager.user_files import prepare_files
+
+__all__ = ["SlotProcess", "slot_main"]
+
+_REPORT_INTERVAL: Final = 1.0
+#: With I/O threads beside the loop: how long one may keep the interpreter lock. Python's 5 ms would be each hop's latency.
+_SWITCH_INTERVAL: Final = 0.0005
+#: key of the job's global parameters in its configuration, as JSON
+_PARAMETERS_KEY: Final = "pipeline.global-job-parameters"
+
+
+@final
+class SlotProcess:
+    """Everything that lives as long as the slot."""
+
+    def __init__(self, control: ControlSocket, mailbox: Mailbox) -> None:
+        self._control = control
+        self._mailbox = mailbox
+        self._env: SlotEnvironment
+        self._tasks: list[StreamTask] = []
+        self._freed_at: float | None = None
+
+    def initialize(self, init: InitializeSlot) -> None:
+        """Prepare files and sockets, then say SlotReady.
+
+        Raises: EngineError when files are missing or sockets cannot be bound.
+        """
+        os.makedirs(init.work_dir, exist_ok=True)
+        os.chdir(init.work_dir)
+        cached_files = prepare_files(init.job.files, init.files_dir, init.work_dir)
+        unix, tcp = bind_data_sockets(init.unix_path, init.data_bind_host, init.data_port)
+        address = SlotAddress(init.resource_id, init.data_host, tcp.getsockname()[1], init.unix_path)
+        registry = PartitionRegistry()
+        transport = Transport(self._mailbox, init.job.job_id, registry, address)
+        transport.listen(unix, tcp)
+        config = Configuration(init.config)
+        self._env = SlotEnvironment(
+            init=init,
+            mailbox=self._mailbox,
+            registry=registry,
+            transport=transport,
+            clock=SystemClock(),
+            memory=SlotMemory.divide(init.memory_bytes, config.get(ClusterOptions.NUM_SLOTS), config),
+            send=self._control.send,
+            job_parameters=_job_parameters(init.config),
+            cached_files=cached_files,
+        )
+        self._control.send(SlotReady(init.allocation_id, address))
+        self._mailbox.call_later(_REPORT_INTERVAL, self._report)
+
+    def run(self) -> None:
+        """The loop. Returns when the slot is freed or its TaskManager is gone."""
+        control, mailbox, transport = self._control, self._mailbox, self._env.transport
+        while not control.is_closed:
+            mailbox.turn(self._sleep())
+            while control.messages:
+                self._handle(control.messages.popleft())
+            if self._freed_at is not None:
+                break
+            self._fire_timers()
+            for task in self._tasks:
+                if task.is_runnable():
+                    task.step()
+            transport.pump()
+        self._end()
+
+    def _sleep(self) -> float | None:
+        """Return how long nothing will be to do, as far as the tasks know; None = until the mailbox knows more."""
+        next_timer_ms: int | None = None
+        for task in self._tasks:
+            if task.is_runnable():
+                return 0.0
+            timer_ms = task.next_timer_ms()
+            if timer_ms is not None and (next_timer_ms is None or timer_ms < next_timer_ms):
+                next_timer_ms = timer_ms
+        if next_timer_ms is None:
+            return None
+        return max(0.0, (next_timer_ms - self._env.clock.now_ms()) / 1000)
+
+    def _fire_timers(self) -> None:
+        now_ms = 0
+        for task in self._tasks:
+            timer_ms = task.next_timer_ms()
+            if timer_ms is not None:
+                now_ms = now_ms or self._env.clock.now_ms()
+                if timer_ms <= now_ms:
+                    task.fire_timers(now_ms)
+
+    def _handle(self, message: object) -> None:
+        match message:
+            case DeployTask(_, deployment):
+                task = StreamTask(deployment, self._env)
+                self._tasks.append(task)
+                task.start()
+                if threading.active_count() > 1:
+                    sys.setswitchinterval(_SWITCH_INTERVAL)
+            case CancelTask(_, attempt_id):
+                for task in self._tasks:
+                    if task.attempt_id == attempt_id:
+                        task.cancel()
+            case SendOperatorEvent(_, attempt_id, operator_id, event):
+                for task in self._tasks:
+                    if task.attempt_id == attempt_id:
+                        task.handle_event(operator_id, event)
+            case FreeSlot():
+                self._freed_at = time.monotonic()
+            case _:
+                raise AssertionError(f"a slot does not understand {message!r}")
+
+    def _report(self) -> None:
+        metrics = {task.attempt_id: task.metrics() for task in self._tasks if task.state is ExecutionState.RUNNING}
+        if metrics:
+            self._control.send(SlotReport(self._env.init.allocation_id, metrics))
+        # Ended tasks have reported for the last time.
+        self._tasks = [task for task in self._tasks if not task.state.is_terminal()]
+        self._mailbox.call_later(_REPORT_INTERVAL, self._report)
+
+    def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._env.transport.close()
+        self._env.registry.release_all()
+
+
+def _job_parameters(config: dict[str, str]) -> dict[str, str]:
+    text = config.get(_PARAMETERS_KEY, "")
+    if not text.startswith("{"):
+        return {}
+    return {str(key): str(value) for key, value in json.loads(text).items()}
+
+
+def slot_main(sock: socket.socket) -> int:
+    """Run a slot in this freshly forked process; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)  # what a function prints shows at once
+    mailbox = Mailbox()
+    control = ControlSocket(sock, mailbox)
+    slot = SlotProcess(control, mailbox)
+    while not control.messages:
+        if control.is_closed:
+            return 0
+        mailbox.turn(None)
+    init = control.messages.popleft()
+    assert isinstance(init, InitializeSlot), init
+    _set_title(f"slot-{init.slot_index}")
+    try:
+        slot.initialize(init)
+    except (EngineError, OSError) as error:
+        control.send(error_info(error))
+        control.drain()
+        return 1
+    slot.run()
+    control.drain()
+    return 0
+
+
+def _set_title(title: str) -> None:
+    """Name the process as ``ps -o comm`` and ``top`` show it."""
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(title[:15])
+    except OSError:
+        pass  # not Linux, or no /proc

@@ -1,0 +1,409 @@
+"""One subtask as a step loop: take what is there, carry it through the chain, hand on what comes out.
+
+``slot_process`` calls ``step`` whenever ``is_runnable`` says so: there is input (or the source has more), every output
+has room, and the operators are ready. Nothing in here blocks; a step takes a few milliseconds. Backpressure is a step
+that is not taken.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from engine.core import user_code
+from engine.core.clock import Clock
+from engine.core.ids import ExecutionAttemptID, OperatorID
+from engine.graph.job_graph import ChainedOperator, ChainSpec
+from engine.operators.base import OperatorContext, PollResult, SourceOperator
+from engine.operators.chain import OperatorChain
+from engine.operators.failure import error_info
+from engine.operators.functions import RuntimeContext
+from engine.protocol.control import (
+    ErrorInfo,
+    InitializeSlot,
+    OperatorEventSent,
+    TaskDeployment,
+    TaskMetrics,
+    TaskStateChanged,
+)
+from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.stream import WatermarkStatus
+from engine.runtime.exchange.gate import (
+    BatchArrived,
+    GateEvent,
+    IdleChanged,
+    InputEnded,
+    InputGate,
+    SuperstepEnded,
+    WatermarkAdvanced,
+)
+from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
+from engine.runtime.exchange.transport import Transport
+from engine.runtime.taskmanager.mailbox import Mailbox
+from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.step_size import StepSize
+from engine.runtime.taskmanager.task_exit import TaskExit
+from engine.runtime.taskmanager.task_input import connect_gate
+from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
+
+__all__ = ["SlotEnvironment", "StreamTask"]
+
+#: A step goes on with further batches until this much time has passed; then others have their turn.
+_STEP_NS: Final = 2_000_000
+
+
+@dataclass
+class SlotEnvironment:
+    """What the tasks of one slot share."""
+
+    init: InitializeSlot
+    mailbox: Mailbox
+    registry: PartitionRegistry
+    transport: Transport
+    clock: Clock
+    memory: SlotMemory
+    send: Callable[[object], None]  #: to the TaskManager; never blocks
+    job_parameters: dict[str, str] = field(default_factory=dict)
+    cached_files: dict[str, str] = field(default_factory=dict)
+    slot_shared: dict[str, Any] = field(default_factory=dict)
+
+
+@final
+class StreamTask:
+    """One attempt of one subtask: INITIALIZING → RUNNING → FINISHED | FAILED | CANCELED, each reported once."""
+
+    def __init__(self, deployment: TaskDeployment, env: SlotEnvironment) -> None:
+        self.deployment = deployment
+        self.state = ExecutionState.DEPLOYING
+        self._env = env
+        self._chain: OperatorChain | None = None
+        self._gate: InputGate | None = None
+        self._exits: list[TaskExit] = []
+        self._partitions: list[ResultPartition] = []
+        self._contexts: list[tuple[str, RuntimeContext]] = []  #: by operator name
+        self._source: SourceOperator | None = None
+        #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
+        self._source_waits = False
+        self._num_open_inputs = 0
+        self._pending: BatchArrived | None = None
+        self._pending_at = 0  #: rows of the pending batch that were processed
+        self._step_size = StepSize()
+        self._clock = TaskClock()
+        self._records_in = 0
+        self._batches_in = 0
+
+    @property
+    def attempt_id(self) -> ExecutionAttemptID:
+        return self.deployment.attempt_id
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load, connect and open everything; on an error the task is FAILED when this returns."""
+        self._enter(ExecutionState.INITIALIZING)
+        try:
+            spec = user_code.loads(self.deployment.chain)
+            assert isinstance(spec, ChainSpec), spec
+            self._make_exits(spec)
+            chain = self._chain = OperatorChain(spec, self._exits)
+            if isinstance(chain.head, SourceOperator):
+                self._source = chain.head
+            else:
+                self._num_open_inputs = len({gate.input_index for gate in self.deployment.gates})
+                self._gate = connect_gate(
+                    self.deployment.gates, spec.operators[0].spec.inputs_first, self._env.registry, self._env.transport
+                )
+            hungry = sum(chained.spec.blocks or bool(chained.spec.inputs_first) for chained in spec.operators)
+            memory_bytes = self._env.memory.operator_bytes(hungry)
+            chain.open(lambda chained: self._context_of(chained, memory_bytes))
+            for task_exit in self._exits:
+                task_exit.open(self._runtime_context(self.deployment.vertex_name))
+        except BaseException as error:
+            self._fail(error)
+            return
+        self._clock.start()
+        self._enter(ExecutionState.RUNNING)
+
+    def _make_exits(self, spec: ChainSpec) -> None:
+        env = self._env
+        for descriptor, exit_spec in zip(self.deployment.partitions, spec.exits, strict=True):
+            partition: ResultPartition
+            if descriptor.blocking:
+                partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir)
+            else:
+                partition = PipelinedPartition(descriptor, env.memory.segment_bytes)
+            self._partitions.append(partition)
+            env.registry.register(partition)
+            name = spec.operators[exit_spec.operator_index].name
+            subtask_index = self.deployment.subtask_index
+            self._exits.append(TaskExit(partition, exit_spec.partitioning, name, subtask_index, env.mailbox.call_later))
+
+    def _runtime_context(self, operator_name: str) -> RuntimeContext:
+        deployment = self.deployment
+        return RuntimeContext(
+            task_name=deployment.vertex_name,
+            subtask_index=deployment.subtask_index,
+            parallelism=deployment.parallelism,
+            max_parallelism=deployment.max_parallelism,
+            attempt_number=deployment.attempt_number,
+            job_parameters=self._env.job_parameters,
+            cached_files=self._env.cached_files,
+        )
+
+    def _context_of(self, chained: ChainedOperator, memory_bytes: int) -> OperatorContext:
+        env, deployment = self._env, self.deployment
+        runtime_context = self._runtime_context(chained.name)
+        self._contexts.append((chained.name, runtime_context))
+        return OperatorContext(
+            runtime_context=runtime_context,
+            operator_id=chained.operator_id,
+            operator_name=chained.name,
+            job_id=deployment.job_id,
+            job_name=deployment.job_name,
+            config=env.init.config,
+            clock=env.clock,
+            work_dir=env.init.work_dir,
+            memory_bytes=memory_bytes,
+            send_event=lambda event: self._send_event(chained.operator_id, event),
+            wake=self.wake,
+            host=env.init.data_host,
+            slot_shared=env.slot_shared,
+        )
+
+    def _send_event(self, operator_id: OperatorID, event: object) -> None:
+        deployment = self.deployment
+        data = pickle.dumps(event, 5)
+        self._env.send(
+            OperatorEventSent(deployment.job_id, deployment.attempt_id, operator_id, deployment.subtask_index, data)
+        )
+
+    def wake(self) -> None:
+        """Thread-safe."""
+        self._source_waits = False
+        self._env.mailbox.wake()
+
+    # --- what the loop asks --------------------------------------------------------------------------------------
+
+    def is_runnable(self) -> bool:
+        """Whether ``step`` has something to do and may do it."""
+        if self.state is not ExecutionState.RUNNING:
+            return False
+        assert self._chain is not None
+        gate = self._gate
+        if gate is not None and gate.error is not None:
+            return True  # the step raises it
+        if not self._has_room():
+            self._clock.wait(backpressured=True)
+            return False
+        for operator in self._chain.with_readiness:
+            if not operator.is_ready():
+                self._clock.wait(backpressured=True)
+                return False
+        if gate is None:
+            ready = not self._source_waits
+        else:
+            ready = self._pending is not None or gate.has_next() or gate.is_ended
+        if not ready:
+            self._clock.wait(backpressured=False)
+        return ready
+
+    def _has_room(self) -> bool:
+        for partition in self._partitions:  # noqa: SIM110 - asked before each batch
+            if not partition.has_room():
+                return False
+        return True
+
+    def next_timer_ms(self) -> int | None:
+        """Wall-clock time at which ``fire_timers`` wants to be called."""
+        if self.state is not ExecutionState.RUNNING or self._chain is None or not self._chain.with_timers:
+            return None
+        if not self._has_room():
+            return None  # a timer emits: it waits as records do
+        times = [operator.next_timer_ms() for operator in self._chain.with_timers]
+        return min((time_ms for time_ms in times if time_ms is not None), default=None)
+
+    def fire_timers(self, now_ms: int) -> None:
+        chain = self._chain
+        assert chain is not None
+        try:
+            for index, operator in enumerate(chain.operators):
+                if operator in chain.with_timers:
+                    due_ms = operator.next_timer_ms()
+                    if due_ms is not None and due_ms <= now_ms:
+                        chain.call(index, operator.on_timer, now_ms)
+        except BaseException as error:
+            self._fail(error)
+        self._source_waits = False
+
+    def handle_event(self, operator_id: OperatorID, data: bytes) -> None:
+        """An event of the operator's coordinator; late ones, of a task that has ended, are dropped."""
+        chain = self._chain
+        if self.state is not ExecutionState.RUNNING or chain is None:
+            return
+        try:
+            event = pickle.loads(data)
+            for index, chained in enumerate(chain.spec.operators):
+                if chained.operator_id == operator_id:
+                    chain.call(index, chain.operators[index].handle_event, event)
+        except BaseException as error:
+            self._fail(error)
+        self._source_waits = False
+
+    # --- the step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
+        start_ns = time.monotonic_ns()
+        self._clock.begin(start_ns)
+        try:
+            if self._gate is None:
+                self._step_source(start_ns + _STEP_NS)
+            else:
+                self._step_input(self._gate, start_ns + _STEP_NS)
+        except BaseException as error:  # SystemExit too: sys.exit() in a user function
+            self._fail(error)
+        self._clock.end(time.monotonic_ns())
+
+    def _step_source(self, until_ns: int) -> None:
+        source, chain, size = self._source, self._chain, self._step_size
+        assert source is not None and chain is not None  # noqa: PT018
+        before_ns = time.monotonic_ns()
+        while True:
+            self._source_waits = True
+            emitted = chain.num_records_of_head()
+            result = chain.call(0, source.poll, size.rows_max)
+            now_ns = time.monotonic_ns()
+            size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns)
+            if result is PollResult.END:
+                self._finish()
+                return
+            if result is PollResult.IDLE:
+                return
+            self._source_waits = False
+            if now_ns >= until_ns or not self._has_room():
+                return
+            before_ns = now_ns
+
+    def _step_input(self, gate: InputGate, until_ns: int) -> None:
+        if gate.error is not None:
+            raise gate.error
+        while True:
+            if self._pending is not None:
+                self._process_pending()
+            else:
+                event = gate.next()
+                if event is None:
+                    if gate.is_ended:
+                        self._finish()
+                    return
+                self._handle(event)
+            if time.monotonic_ns() >= until_ns or not self._has_room():
+                return
+
+    def _handle(self, event: GateEvent) -> None:
+        chain = self._chain
+        assert chain is not None
+        match event:
+            case BatchArrived():
+                self._batches_in += 1
+                self._records_in += len(event.batch)
+                self._pending, self._pending_at = event, 0
+                self._process_pending()
+            case WatermarkAdvanced(watermark_ms):
+                chain.process_watermark(watermark_ms)
+            case IdleChanged(idle):
+                for task_exit in self._exits:
+                    task_exit.emit_event(WatermarkStatus(idle))
+            case SuperstepEnded(superstep):
+                chain.end_superstep(superstep)
+            case InputEnded(input_index):
+                chain.end_input(input_index)
+
+    def _process_pending(self) -> None:
+        """Process the next part of the batch that came in, as much as fits into a step."""
+        pending, chain = self._pending, self._chain
+        assert pending is not None and chain is not None  # noqa: PT018
+        batch, start = pending.batch, self._pending_at
+        num_rows = len(batch)
+        end = min(num_rows, start + self._step_size.rows_max)
+        if end == num_rows:
+            self._pending = None
+        self._pending_at = end
+        part = batch if start == 0 and end == num_rows else batch.slice(start, end)
+        before_ns = time.monotonic_ns()
+        chain.process_batch(pending.input_index, part)
+        self._step_size.observe(end - start, time.monotonic_ns() - before_ns)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """All input has ended: emit what is left, close, end the outputs."""
+        chain = self._chain
+        assert chain is not None
+        chain.finish()
+        errors = chain.close()
+        for task_exit in self._exits:
+            task_exit.close()
+        if errors:
+            raise errors[0]
+        accumulators = merged_accumulators(self._contexts)
+        for task_exit in self._exits:
+            task_exit.end()
+        self._enter(ExecutionState.FINISHED, accumulators=accumulators)
+
+    def cancel(self) -> None:
+        """Stop now; does nothing when the task has ended."""
+        if self.state.is_terminal():
+            return
+        if self._source is not None:
+            try:
+                self._source.cancel()
+            except BaseException:
+                pass  # close follows and the outcome is the same
+        self._release()
+        self._enter(ExecutionState.CANCELED)
+
+    def _fail(self, error: BaseException) -> None:
+        info = error_info(error)
+        self._release()
+        self._enter(ExecutionState.FAILED, info)
+
+    def _release(self) -> None:
+        """Close everything after a failure or a cancel; errors of closing are lost against the first one."""
+        if self._chain is not None:
+            self._chain.close()
+        for task_exit in self._exits:
+            try:
+                task_exit.close()
+            except Exception:
+                pass
+        if self._gate is not None:
+            self._gate.close()
+        # Consumers hear nothing: they are cancelled by the JobManager, which knows why.
+        for partition in self._partitions:
+            self._env.registry.release(partition.descriptor.partition_id)
+        self._pending = None
+
+    def _enter(self, state: ExecutionState, error: ErrorInfo | None = None, accumulators: bytes = b"") -> None:
+        self.state = state
+        metrics = self.metrics() if state.is_terminal() else None
+        deployment = self.deployment
+        self._env.send(TaskStateChanged(deployment.job_id, deployment.attempt_id, state, error, accumulators, metrics))
+
+    def metrics(self) -> TaskMetrics:
+        """Return the counters as of now."""
+        busy_ms, idle_ms, backpressured_ms = self._clock.milliseconds()
+        return TaskMetrics(
+            records_in=self._records_in,
+            records_out=0 if self._chain is None else self._chain.num_records_out(),
+            bytes_in=0 if self._gate is None else self._gate.bytes_in(),
+            bytes_out=sum(partition.bytes_out for partition in self._partitions),
+            busy_ms=busy_ms,
+            idle_ms=idle_ms,
+            backpressured_ms=backpressured_ms,
+            batches_in=self._batches_in,
+            user=user_metrics(self._contexts),
+        )

@@ -1,0 +1,82 @@
+"""An exit of a running chain: partitions what leaves and keeps the buffer timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from engine.core.records import Batch
+from engine.graph.transformation import Partitioning
+from engine.operators.functions import RuntimeContext
+from engine.protocol.stream import END_OF_DATA, Element, EndOfSuperstep, Watermark
+from engine.runtime.exchange.partition import ResultPartition
+from engine.runtime.exchange.partitioners import make_channel_selector
+
+__all__ = ["TaskExit"]
+
+
+@final
+class TaskExit:
+    """A ``ChainExit`` into one result partition.
+
+    Buffer timeout in milliseconds: 0 = hand on at once (a busy consumer still gets merged batches), > 0 = at most so
+    long after the first record came into an empty buffer, -1 = only full buffers and before events.
+    """
+
+    def __init__(
+        self,
+        partition: ResultPartition,
+        partitioning: Partitioning,
+        operator_name: str,
+        subtask_index: int,
+        call_later: Callable[[float, Callable[[], None]], Any],
+    ) -> None:
+        self.partition = partition
+        descriptor = partition.descriptor
+        self._selector = make_channel_selector(
+            partitioning,
+            descriptor.num_subpartitions,
+            operator_name=operator_name,
+            subtask_index=subtask_index,
+            max_parallelism=descriptor.max_parallelism,
+        )
+        self._timeout_ms = -1 if descriptor.blocking else descriptor.buffer_timeout_ms
+        self._call_later = call_later
+        self._flush_is_due = False
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._selector.open(runtime_context)
+
+    def close(self) -> None:
+        self._selector.close()
+
+    # ChainExit
+
+    def emit(self, batch: Batch) -> None:
+        partition = self.partition
+        for channel, part in self._selector.split(batch):
+            partition.add(channel, part)
+        if self._timeout_ms == 0:
+            partition.flush()
+        elif self._timeout_ms > 0 and not self._flush_is_due:
+            self._flush_is_due = True
+            self._call_later(self._timeout_ms / 1000, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        self.partition.flush()
+
+    def emit_watermark(self, watermark_ms: int) -> None:
+        self.partition.add_event(Watermark(watermark_ms))
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        self.partition.add_event(EndOfSuperstep(superstep))
+
+    # of the task
+
+    def emit_event(self, element: Element) -> None:
+        self.partition.add_event(element)
+
+    def end(self) -> None:
+        self.partition.add_event(END_OF_DATA)
+        self.partition.finish()

@@ -1,0 +1,354 @@
+"""The zygote: a small, warm, single-threaded process that forks slots; and the TaskManager's handles on both.
+
+``python -m engine.runtime.taskmanager.zygote`` imports what every slot needs once, then forks at request: a slot is
+ready in milliseconds and shares the imported pages. It stays single-threaded, since a fork copies one thread only. When
+its TaskManager dies it kills its slots; when it dies the kernel kills them: no orphan is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
+
+from engine.core.errors import ExternalError
+from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
+from engine.runtime.taskmanager.slot_control import pack_message, read_message
+
+__all__ = ["SlotHandle", "Zygote"]
+
+#: Numeric libraries must not start threads before the fork.
+_SINGLE_THREADED: Final = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "ARROW_IO_THREADS": "1",
+}
+#: How long a slot may take from fork to SlotReady; extracting large archives is the longest part.
+_READY_TIMEOUT: Final = 120.0
+_START_TIMEOUT: Final = 60.0
+_MESSAGE_SIZE: Final = 256
+_PR_SET_PDEATHSIG: Final = 1
+
+
+# --- the TaskManager's side ----------------------------------------------------------------------------------------
+
+
+@final
+class SlotHandle:
+    """A running slot process. All methods on the TaskManager's event loop."""
+
+    def __init__(
+        self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exited: asyncio.Future[int]
+    ) -> None:
+        self.pid = pid
+        self.address: SlotAddress
+        self._reader = reader
+        self._writer = writer
+        self._exited = exited
+
+    def send(self, message: object) -> None:
+        """Queue a message; never blocks. Does nothing when the slot is gone."""
+        if not self._writer.is_closing():
+            self._writer.write(pack_message(message))
+
+    async def receive(self) -> Any | None:
+        """Return the slot's next message; None when it closed its control socket or died."""
+        return await read_message(self._reader)
+
+    async def wait(self) -> int:
+        """Return the exit code; negative = the signal that ended it."""
+        try:
+            return await asyncio.shield(self._exited)
+        finally:
+            if self._exited.done():
+                self._writer.close()
+
+    def kill(self) -> None:
+        """End the process at once. Does nothing when it has ended: its pid may be another process by now."""
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+@final
+class Zygote:
+    """A running zygote process. Made by ``start``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
+        self._process = process
+        self._socket = sock
+        self._forked: asyncio.Queue[int] = asyncio.Queue()
+        self._fork_lock = asyncio.Lock()
+        self._exited: dict[int, asyncio.Future[int]] = {}
+        self._is_closed = False
+        self._ready = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(sock, self._on_message)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, python: str, env: dict[str, str], stdout_path: str | None, preload: Sequence[str]) -> Zygote:
+        """Start the process. ``env``: its whole environment. ``stdout_path``: file that gets what it and its slots print,
+        None = inherit. ``preload``: modules to import before forking.
+
+        Raises: ExternalError when the interpreter cannot be started or a preloaded module cannot be imported.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output = None if stdout_path is None else os.open(stdout_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                python,
+                "-m",
+                "engine.runtime.taskmanager.zygote",
+                str(theirs.fileno()),
+                *preload,
+                env={**env, **_SINGLE_THREADED},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+            )
+        except OSError as error:
+            ours.close()
+            raise ExternalError(
+                f"Cannot start {python} for slots: {error.strerror}. Set python.executable to an interpreter of this host."
+            ) from error
+        finally:
+            theirs.close()
+            if output is not None:
+                os.close(output)
+        ours.setblocking(False)
+        zygote = cls(process, ours)
+        try:
+            await asyncio.wait_for(asyncio.shield(zygote._ready), _START_TIMEOUT)
+        except (TimeoutError, ExternalError):
+            await zygote.close()
+            raise ExternalError(
+                f"The process that starts slots ({python} -m engine.runtime.taskmanager.zygote) did not come up; exit code "
+                f"{process.returncode}. Its output says why: {stdout_path or 'see standard error'}."
+            ) from None
+        return zygote
+
+    async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
+        """Fork a slot, initialise it and wait until it is ready.
+
+        Raises: ExternalError with the slot's reason when it cannot start; its process is gone then.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        async with self._fork_lock:  # answers come in order
+            try:
+                if self._is_closed:
+                    raise BrokenPipeError
+                socket.send_fds(self._socket, [b"fork"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise ExternalError("The process that starts slots is gone; no slot can be started.") from error
+            finally:
+                theirs.close()
+            pid = await self._forked.get()
+        if pid <= 0:
+            ours.close()
+            raise ExternalError(
+                "No slot process could be forked: " + ("the zygote ended." if pid == 0 else os.strerror(-pid) + ".")
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        handle = SlotHandle(pid, reader, writer, self._exited[pid])
+        handle.send(init)
+        try:
+            answer = await asyncio.wait_for(handle.receive(), _READY_TIMEOUT)
+        except BaseException as error:  # also when the caller gave up: leave no process behind
+            handle.kill()
+            if isinstance(error, TimeoutError):
+                raise ExternalError(f"A slot process was not ready within {_READY_TIMEOUT:.0f} s.") from error
+            raise
+        if isinstance(answer, SlotReady):
+            handle.address = answer.address
+            return handle
+        handle.kill()
+        code = await handle.wait()
+        reason = answer.message if isinstance(answer, ErrorInfo) else f"it ended with exit code {code}"
+        raise ExternalError(f"A slot process could not start: {reason}")
+
+    async def wait(self) -> int:
+        """Return the zygote's exit code when it has ended."""
+        return await self._process.wait()
+
+    async def close(self) -> None:
+        """End the zygote and all its slots; returns when they are gone."""
+        self._lose()
+        try:
+            await asyncio.wait_for(self._process.wait(), 5)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _on_message(self) -> None:
+        try:
+            message = self._socket.recv(_MESSAGE_SIZE).decode()
+        except BlockingIOError:
+            return
+        except OSError:
+            message = ""
+        match message.split():
+            case ["ready"]:
+                self._ready.set_result(None)
+            case ["forked", pid]:
+                if int(pid) > 0:
+                    self._exited[int(pid)] = asyncio.get_running_loop().create_future()
+                self._forked.put_nowait(int(pid))
+            case ["exited", pid, code]:
+                exited = self._exited.pop(int(pid), None)
+                if exited is not None and not exited.done():
+                    exited.set_result(int(code))
+            case _:
+                self._lose()
+
+    def _lose(self) -> None:
+        """The zygote is gone or shall go: its slots die with it (it kills them, or the kernel does)."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._forked.put_nowait(0)
+        if not self._ready.done():
+            self._ready.set_exception(ExternalError("the zygote ended"))
+            self._ready.exception()  # seen
+        for pid, exited in self._exited.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            if not exited.done():
+                exited.set_result(-signal.SIGKILL)
+        self._exited.clear()
+
+
+# --- the zygote's side ---------------------------------------------------------------------------------------------
+
+
+@final
+class _Nursery:
+    """The zygote's loop: fork when asked, report who ended, end with the TaskManager."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._children: set[int] = set()
+        self._signal_in, self._signal_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> Callable[[], int]:
+        """Serve until the TaskManager is gone. Returns what to call next: in a forked slot that is the slot."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the client decides
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._signal_out, warn_on_full_buffer=False)
+        selector = selectors.DefaultSelector()
+        selector.register(self._control, selectors.EVENT_READ)
+        selector.register(self._signal_in, selectors.EVENT_READ)
+        self._control.send(b"ready")
+        while True:
+            selector.select()
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._signal_in, 4096)
+            self._reap()
+            while True:
+                try:
+                    request, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_SIZE, 1)
+                except BlockingIOError:
+                    break
+                if not request:
+                    selector.close()
+                    return self._end
+                slot = self._fork(fds[0])
+                if slot is not None:
+                    selector.close()
+                    return slot
+
+    def _fork(self, fd: int) -> Callable[[], int] | None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            self._control.send(f"forked {-(error.errno or 1)}".encode())
+            return None
+        if pid:
+            os.close(fd)
+            self._children.add(pid)
+            self._control.send(f"forked {pid}".encode())
+            return None
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _die_with(parent)
+        for inherited in (self._control, self._signal_in, self._signal_out):
+            os.close(inherited if isinstance(inherited, int) else inherited.detach())
+
+        def run_slot() -> int:
+            from engine.runtime.taskmanager.slot_process import slot_main
+
+            return slot_main(socket.socket(fileno=fd))
+
+        return run_slot
+
+    def _reap(self) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            self._children.discard(pid)
+            with contextlib.suppress(OSError):
+                self._control.send(f"exited {pid} {os.waitstatus_to_exitcode(status)}".encode())
+
+    def _end(self) -> int:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        return 0
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent dies, however that happens."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    control = socket.socket(fileno=int(arguments[0]))
+    control.setblocking(False)
+    control.set_inheritable(False)
+    for module in ("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]):
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
+    return _Nursery(control).run()()
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main(sys.argv[1:])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        exit_code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # Not sys.exit: threads of user code must not keep a slot alive, nor handlers of the zygote run in a fork.
+    os._exit(exit_code)
