@@ -1,0 +1,98 @@
+"""Runs a command with all its descendants and measures: wall and CPU seconds, peak memory, time to the first output line.
+
+CPU counts every descendant, also those that outlive their parent: this process becomes their reaper. Memory is the sum of
+proportional set sizes (PSS) over the tree, sampled four times a second, so that pages shared by forks count once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+SAMPLE_S = 0.25
+
+
+@dataclass(frozen=True)
+class Measurement:
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    first_line_s: float | None
+    exit_code: int
+    output: str
+
+
+def _pss_mb(root: psutil.Process) -> float:
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as rollup:
+                total += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+        except (OSError, StopIteration, psutil.Error):
+            continue
+    return total / 1024
+
+
+def run(command: list[str], *, timeout_s: float, env: dict[str, str] | None = None, cwd: str | None = None) -> Measurement:
+    """Run ``command`` to its end; it is killed with its whole session after ``timeout_s``."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=cwd, start_new_session=True
+    )
+    peak_mb, first_line_s, lines, ended = 0.0, None, [], threading.Event()
+
+    def sample() -> None:
+        nonlocal peak_mb
+        root = psutil.Process(process.pid)
+        while not ended.wait(SAMPLE_S):
+            try:
+                peak_mb = max(peak_mb, _pss_mb(root))
+            except psutil.Error:
+                return
+            if time.monotonic() - started > timeout_s:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if first_line_s is None:
+            first_line_s = time.monotonic() - started
+        lines.append(line)
+    exit_code = process.wait()
+    wall_s = time.monotonic() - started
+    ended.set()
+    sampler.join()
+    _reap_orphans(process.pid)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measurement(wall_s, cpu_s, peak_mb, first_line_s, exit_code, "".join(lines))
+
+
+def _reap_orphans(session: int) -> None:
+    """Wait for descendants that outlived the command; end those of its session that do not go within 5 s."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            continue
+        if time.monotonic() > deadline:
+            for child in psutil.Process().children(recursive=True):
+                if os.getsid(child.pid) == session:
+                    child.kill()
+            deadline = time.monotonic() + 5
+        time.sleep(0.02)

@@ -1,0 +1,16 @@
+"""The benchmark programs run and count alike: seconds, no peers, so that they cannot rot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_vectorised_and_lambda_word_counts_agree():
+    command = [sys.executable, "-m", "tests.bench", "smoke", "--size", "1MB"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "engine / engine-lambdas" in done.stdout
