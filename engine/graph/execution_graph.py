@@ -171,7 +171,10 @@ class ExecutionGraph:
 
     def find_attempt(self, attempt_id: ExecutionAttemptID) -> tuple[ExecutionVertex, Execution] | None:
         """Return the subtask and attempt with that id, also a former one; None if unknown."""
-        vertex_id, subtask, number = attempt_id.rsplit("_", 2)
+        parts = attempt_id.rsplit("_", 2)
+        if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit():
+            return None
+        vertex_id, subtask, number = parts
         vertex = self.vertices.get(JobVertexID(vertex_id))
         if vertex is None or int(subtask) >= len(vertex.subtasks):
             return None

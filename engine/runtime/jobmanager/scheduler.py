@@ -7,16 +7,35 @@ single operators (``coordinators``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from engine.core.config import Configuration
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID
-from engine.graph.execution_graph import ExecutionGraph, SlotGrant
-from engine.graph.job_graph import JobGraph
+from engine.core.options import ClusterOptions
+from engine.graph.execution_graph import (
+    EXCEPTIONS_MAX,
+    ExceptionEntry,
+    ExecutionGraph,
+    ExecutionVertex,
+    SlotGrant,
+    channels_of,
+    num_subpartitions,
+)
+from engine.graph.job_graph import JobEdge, JobGraph
 from engine.operators.base import JobOutcome
-from engine.protocol.control import ErrorInfo, TaskDeployment, TaskMetrics, TaskStateChanged
-from engine.protocol.lifecycle import JobStatus
+from engine.protocol.control import (
+    ErrorInfo,
+    InputChannelDescriptor,
+    InputGateDescriptor,
+    ResultPartitionDescriptor,
+    TaskDeployment,
+    TaskMetrics,
+    TaskStateChanged,
+)
+from engine.protocol.lifecycle import EXECUTION_LEGAL, ExecutionState, JobStatus
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -188,12 +207,431 @@ Command: TypeAlias = (
     | JobTerminated
 )
 
+# --- the decider ----------------------------------------------------------------------------------------------------
+
+
+class _Slots(enum.Enum):
+    NONE = "none"
+    REQUESTED = "requested"
+    HELD = "held"
+    RELEASED = "released"
+
+
+class _Coordinators(enum.Enum):
+    CREATED = "created"
+    STARTING = "starting"
+    STARTED = "started"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+#: States of an attempt that is, or may be, in its slot.
+_IN_SLOT: Final = frozenset(
+    {
+        ExecutionState.DEPLOYING,
+        ExecutionState.INITIALIZING,
+        ExecutionState.RUNNING,
+        ExecutionState.CANCELING,
+    }
+)
+_WINDING_DOWN: Final = frozenset({JobStatus.FAILING, JobStatus.CANCELLING})
+_OUTCOMES: Final = {
+    JobStatus.RUNNING: JobOutcome.FINISHED,
+    JobStatus.FAILING: JobOutcome.FAILED,
+    JobStatus.CANCELLING: JobOutcome.CANCELED,
+}
+
+
+def pipelined_regions(job_graph: JobGraph) -> dict[JobVertexID, JobVertexID]:
+    """Return for each vertex the first vertex of its region: vertices joined by exchanges that are not blocking, which
+    must run at the same time."""
+    region = {vertex.vertex_id: vertex.vertex_id for vertex in job_graph.vertices}
+    for edge in job_graph.edges:
+        one, other = region[edge.source_id], region[edge.target_id]
+        if not edge.blocking and one != other:
+            region = {vertex_id: one if value == other else value for vertex_id, value in region.items()}
+    return region
+
 
 class Scheduler:
-    """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST."""
+    """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST.
+
+    A job without restarts: it asks for all its slots at once, keeps them to its end, deploys a pipelined region when all
+    that it reads over blocking exchanges is complete, and fails with the first failure.
+    """
 
     def __init__(self, job_graph: JobGraph, now_ms: int) -> None:
         self.graph = ExecutionGraph(job_graph, now_ms)
+        self._slots = _Slots.NONE
+        self._coordinators = _Coordinators.CREATED
+        #: Slots that the job holds and that are not lost.
+        self._grants: dict[SlotRequestKey, SlotGrant] = {}
+        self._grace_ms = Configuration(job_graph.config).get(ClusterOptions.CANCELLATION_TIMEOUT)
+        self._now_ms = now_ms
+        self._commands: list[Command] = []
+        region_of = pipelined_regions(job_graph)
+        #: Regions not deployed yet, in topological order of their first vertices.
+        self._regions: dict[JobVertexID, list[JobVertexID]] = {}
+        for vertex in job_graph.vertices:
+            self._regions.setdefault(region_of[vertex.vertex_id], []).append(vertex.vertex_id)
 
     def handle(self, event: Event, now_ms: int) -> list[Command]:
-        raise NotImplementedError
+        """Return what to do now, in order. Events that come too late or twice change nothing."""
+        self._now_ms = now_ms
+        self._commands = []
+        match event:
+            case SlotsGranted(grants):
+                self._on_slots_granted(grants)
+            case MetricsReported(metrics):
+                self._on_metrics(metrics)
+            case _ if not self.graph.status.is_terminal_state():
+                self._handle_live(event)
+        return self._commands
+
+    def _handle_live(self, event: Event) -> None:
+        match event:
+            case StartScheduling():
+                self._start()
+            case SlotsUnavailable(error):
+                if self._slots is _Slots.REQUESTED:
+                    self._slots = _Slots.RELEASED
+                    self._fail(error)
+            case CoordinatorsStarted():
+                if self._coordinators is _Coordinators.STARTING:
+                    self._coordinators = _Coordinators.STARTED
+                    self._run_if_ready()
+            case CoordinatorFailed(error):
+                self._fail(error)
+            case TaskStateReported(report):
+                self._on_report(report)
+            case SlotsLost(allocation_ids, error):
+                self._on_slots_lost(frozenset(allocation_ids), error)
+            case CancelRequested():
+                self._on_cancel()
+            case JobEndHandled(error):
+                self._on_end_handled(error)
+            case Tick():
+                pass
+            case _:
+                raise AssertionError(event)
+
+    # --- start ------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self.graph.status is not JobStatus.INITIALIZING:
+            return
+        self._enter(JobStatus.CREATED)
+        for vertices in self._regions.values():
+            if self._inputs_complete(vertices):
+                self._mark_scheduled(vertices)
+        # Both at once: finding the input and forking slot processes take time, and neither needs the other.
+        self._coordinators = _Coordinators.STARTING
+        self._slots = _Slots.REQUESTED
+        self._commands += [StartCoordinators(), RequestSlots(self._slot_keys())]
+
+    def _slot_keys(self) -> tuple[SlotRequestKey, ...]:
+        width: dict[str, int] = {}
+        for vertex in self.graph.job_graph.vertices:
+            group = vertex.slot_sharing_group
+            width[group] = max(width.get(group, 0), vertex.parallelism)
+        return tuple(SlotRequestKey(group, index) for group in sorted(width) for index in range(width[group]))
+
+    def _on_slots_granted(self, grants: Sequence[tuple[SlotRequestKey, SlotGrant]]) -> None:
+        if self._slots is not _Slots.REQUESTED or self.graph.status is not JobStatus.CREATED:
+            held = {grant.allocation_id for grant in self._grants.values()}
+            self._release([grant for _, grant in grants if grant.allocation_id not in held], "the job has ended")
+            return
+        self._grants = dict(grants)
+        assert set(self._grants) == set(self._slot_keys()), "slots are granted all or nothing"
+        self._slots = _Slots.HELD
+        self._run_if_ready()
+
+    def _run_if_ready(self) -> None:
+        ready = self._slots is _Slots.HELD and self._coordinators is _Coordinators.STARTED
+        if ready and self.graph.status is JobStatus.CREATED:
+            self._enter(JobStatus.RUNNING)
+            self._deploy_ready_regions()
+
+    def _enter(self, status: JobStatus) -> None:
+        self.graph.transition(status, self._now_ms)
+        self._commands.append(JobStatusChanged(status))
+
+    # --- deployment -------------------------------------------------------------------------------------------------
+
+    def _inputs_complete(self, vertices: Sequence[JobVertexID]) -> bool:
+        """Whether everything that a region reads over blocking exchanges has been written."""
+        producers = {e.source_id for vertex_id in vertices for e in self.graph.vertices[vertex_id].inputs if e.blocking}
+        return all(self._is_finished(vertex_id) for vertex_id in producers)
+
+    def _is_finished(self, vertex_id: JobVertexID) -> bool:
+        subtasks = self.graph.vertices[vertex_id].subtasks
+        return all(subtask.current.state is ExecutionState.FINISHED for subtask in subtasks)
+
+    def _mark_scheduled(self, vertices: Sequence[JobVertexID]) -> None:
+        for subtask in self._subtasks_of(vertices):
+            if subtask.current.state is ExecutionState.CREATED:
+                subtask.current.transition(ExecutionState.SCHEDULED, self._now_ms)
+
+    def _subtasks_of(self, vertices: Iterable[JobVertexID]) -> list[ExecutionVertex]:
+        return [subtask for vertex_id in vertices for subtask in self.graph.vertices[vertex_id].subtasks]
+
+    def _deploy_ready_regions(self) -> None:
+        for region, vertices in list(self._regions.items()):
+            if self._inputs_complete(vertices):
+                del self._regions[region]
+                self._mark_scheduled(vertices)
+                for subtask in self._subtasks_of(vertices):
+                    self._deploy(subtask)
+
+    def _grant_of(self, subtask: ExecutionVertex) -> SlotGrant:
+        return self._grants[SlotRequestKey(subtask.job_vertex.slot_sharing_group, subtask.subtask_index)]
+
+    def _deploy(self, subtask: ExecutionVertex) -> None:
+        attempt, vertex = subtask.current, subtask.job_vertex
+        attempt.slot = self._grant_of(subtask)
+        attempt.transition(ExecutionState.DEPLOYING, self._now_ms)
+        links = self.graph.vertices[vertex.vertex_id]
+        task = TaskDeployment(
+            job_id=self.graph.job_graph.job_id,
+            job_name=self.graph.job_graph.name,
+            attempt_id=attempt.attempt_id,
+            vertex_id=vertex.vertex_id,
+            vertex_name=vertex.name,
+            subtask_index=subtask.subtask_index,
+            parallelism=vertex.parallelism,
+            max_parallelism=vertex.max_parallelism,
+            attempt_number=attempt.attempt_number,
+            chain=vertex.chain,
+            gates=tuple(self._gate(edge, subtask) for edge in links.inputs),
+            partitions=tuple(
+                self._partition(edge, subtask) for edge in sorted(links.outputs, key=lambda edge: edge.exit_index)
+            ),
+        )
+        self._commands.append(Deploy(attempt.slot.allocation_id, task))
+
+    def _gate(self, edge: JobEdge, consumer: ExecutionVertex) -> InputGateDescriptor:
+        producers = self.graph.vertices[edge.source_id].subtasks
+        channels = channels_of(edge, len(producers), consumer.job_vertex.parallelism, consumer.subtask_index)
+        return InputGateDescriptor(
+            edge.input_index,
+            edge.dataset_id,
+            tuple(
+                InputChannelDescriptor(
+                    self.graph.partition_id(edge.dataset_id, producers[index]),
+                    subpartition,
+                    self._grant_of(producers[index]).address,
+                )
+                for index, subpartition in channels
+            ),
+        )
+
+    def _partition(self, edge: JobEdge, producer: ExecutionVertex) -> ResultPartitionDescriptor:
+        num_consumers = len(self.graph.vertices[edge.target_id].subtasks)
+        return ResultPartitionDescriptor(
+            self.graph.partition_id(edge.dataset_id, producer),
+            edge.dataset_id,
+            num_subpartitions(edge, producer.subtask_index, producer.job_vertex.parallelism, num_consumers),
+            edge.blocking,
+            edge.buffer_timeout_ms,
+        )
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _on_metrics(self, metrics: Mapping[ExecutionAttemptID, TaskMetrics]) -> None:
+        for attempt_id, counters in metrics.items():
+            found = self.graph.find_attempt(attempt_id)
+            # The report of a terminal state carried the last word.
+            if found is not None and not found[1].state.is_terminal():
+                found[1].metrics = counters
+
+    def _on_report(self, report: TaskStateChanged) -> None:
+        found = self.graph.find_attempt(report.attempt_id)
+        if found is None or found[1] is not found[0].current or found[1].state not in _IN_SLOT:
+            return
+        subtask, attempt = found
+        before = attempt.state
+        if report.state not in EXECUTION_LEGAL[before]:
+            return  # e.g. RUNNING crossed our CancelTask on the way
+        if report.state is ExecutionState.CANCELING:
+            return
+        attempt.transition(report.state, self._now_ms)
+        attempt.accumulators = report.accumulators or attempt.accumulators
+        attempt.metrics = report.metrics or attempt.metrics
+        attempt.error = report.error
+        match report.state:
+            case ExecutionState.FINISHED:
+                self._on_finished(subtask)
+            case ExecutionState.FAILED:
+                self._fail(report.error or _unexplained(subtask, "failed without an error"), subtask)
+            case ExecutionState.CANCELED if before is not ExecutionState.CANCELING:
+                self._fail(report.error or _unexplained(subtask, "ended as cancelled, nobody asked for it"), subtask)
+        self._end_if_done()
+
+    def _on_finished(self, subtask: ExecutionVertex) -> None:
+        if self.graph.status is JobStatus.RUNNING:
+            self._commands.append(NotifySubtaskFinished(subtask.job_vertex.vertex_id, subtask.subtask_index))
+            self._deploy_ready_regions()
+
+    def _on_slots_lost(self, allocation_ids: frozenset[AllocationID], error: ErrorInfo) -> None:
+        lost = {key for key, grant in self._grants.items() if grant.allocation_id in allocation_ids}
+        if not lost:
+            return
+        is_needed = any(self._is_needed(key) for key in lost)
+        witness: ExecutionVertex | None = None
+        for key in lost:
+            del self._grants[key]
+        for subtask in self.graph.all_subtasks():
+            attempt = subtask.current
+            if _key_of(subtask) not in lost or attempt.state not in _IN_SLOT:
+                continue
+            witness = witness or subtask
+            if attempt.state is ExecutionState.CANCELING:
+                attempt.transition(ExecutionState.CANCELED, self._now_ms)
+            else:
+                attempt.error = error
+                attempt.transition(ExecutionState.FAILED, self._now_ms)
+        if witness is not None or (is_needed and self.graph.status not in _WINDING_DOWN):
+            self._fail(error, witness, is_slot_loss=True)
+        self._end_if_done()
+
+    def _is_needed(self, key: SlotRequestKey) -> bool:
+        """Whether a slot still has work to do or holds output that somebody has yet to read."""
+        for vertex in self.graph.vertices.values():
+            if vertex.job_vertex.slot_sharing_group != key.slot_sharing_group:
+                continue
+            if key.subtask_index >= len(vertex.subtasks):
+                continue
+            if vertex.subtasks[key.subtask_index].current.state is not ExecutionState.FINISHED:
+                return True
+            if not all(self._is_finished(edge.target_id) for edge in vertex.outputs):
+                return True
+        return False
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: ErrorInfo, subtask: ExecutionVertex | None = None, *, is_slot_loss: bool = False) -> None:
+        status = self.graph.status
+        if status is JobStatus.CANCELLING:
+            return  # whatever goes wrong while a job is cancelled, it ends as cancelled
+        if status in (JobStatus.CREATED, JobStatus.RUNNING):
+            self.graph.failure = error
+            self._enter(JobStatus.FAILING)
+            self._cancel_tasks()
+        elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
+            self.graph.failure = error
+        if self.graph.failure is error or len(self.graph.exceptions) < EXCEPTIONS_MAX:
+            self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
+        self._end_if_done()
+
+    def _is_deeper(self, error: ErrorInfo, is_slot_loss: bool) -> bool:
+        """Whether an error that came later explains the one that is stored.
+
+        When a task or slot dies, its neighbours report a broken connection, perhaps before its own report is here.
+        """
+        stored = self.graph.failure
+        return stored is not None and stored.domain == "external" and (error.domain != "external" or is_slot_loss)
+
+    def _cancel_tasks(self) -> None:
+        for subtask in self.graph.all_subtasks():
+            attempt = subtask.current
+            if attempt.state in (ExecutionState.CREATED, ExecutionState.SCHEDULED):
+                attempt.transition(ExecutionState.CANCELED, self._now_ms)
+            elif attempt.state in _IN_SLOT and attempt.state is not ExecutionState.CANCELING:
+                assert attempt.slot is not None
+                attempt.transition(ExecutionState.CANCELING, self._now_ms)
+                self._commands.append(Cancel(attempt.slot.allocation_id, attempt.attempt_id))
+
+    def _on_cancel(self) -> None:
+        match self.graph.status:
+            case JobStatus.INITIALIZING:
+                self._cancel_tasks()
+                self._terminate(JobStatus.CANCELED)
+            case JobStatus.CREATED | JobStatus.RUNNING if self._coordinators is not _Coordinators.ENDING:
+                self._enter(JobStatus.CANCELLING)
+                self._cancel_tasks()
+                self._end_if_done()
+            # Else it is being wound down already, or all tasks are done and only the commit is left: too late.
+
+    def _end_if_done(self) -> None:
+        """When no task is live and none will be: give the slots back and let the coordinators commit or clean up."""
+        status = self.graph.status
+        if self._coordinators in (_Coordinators.ENDING, _Coordinators.ENDED):
+            return
+        if status is not JobStatus.RUNNING and status not in _WINDING_DOWN:
+            return
+        if not all(subtask.current.state.is_terminal() for subtask in self.graph.all_subtasks()):
+            return
+        outcome = _OUTCOMES[status]
+        self._release(list(self._grants.values()), f"the job has {outcome.value}")
+        self._grants = {}
+        self._slots = _Slots.RELEASED
+        self._coordinators = _Coordinators.ENDING
+        self._commands.append(EndCoordinators(outcome))
+
+    def _release(self, grants: Sequence[SlotGrant], reason: str) -> None:
+        if grants:
+            self._commands.append(ReleaseSlots(tuple(g.allocation_id for g in grants), reason, self._grace_ms))
+
+    def _on_end_handled(self, error: ErrorInfo | None) -> None:
+        if self._coordinators is not _Coordinators.ENDING:
+            return
+        self._coordinators = _Coordinators.ENDED
+        if error is not None:
+            self._fail(error)
+        match self.graph.status:
+            case JobStatus.RUNNING:
+                self._terminate(JobStatus.FINISHED)
+            case JobStatus.FAILING:
+                self._terminate(JobStatus.FAILED)
+            case _:
+                self._terminate(JobStatus.CANCELED)
+
+    def _terminate(self, status: JobStatus) -> None:
+        self._enter(status)
+        self._commands.append(JobTerminated(status))
+
+    # --- invariants -------------------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself. For tests; cheap."""
+        status = self.graph.status
+        attempts = [subtask.current for subtask in self.graph.all_subtasks()]
+        states = {attempt.state for attempt in attempts}
+        held = {grant.allocation_id for grant in self._grants.values()}
+        assert len(held) == len(self._grants), "a slot serves one key"
+        for attempt in attempts:
+            assert attempt.state not in _IN_SLOT or (attempt.slot and attempt.slot.allocation_id in held), attempt
+        if status in (JobStatus.INITIALIZING, JobStatus.CREATED):
+            assert states <= {ExecutionState.CREATED, ExecutionState.SCHEDULED}, states
+        if status is JobStatus.RUNNING and self._coordinators is _Coordinators.STARTED:
+            assert states & _IN_SLOT, "nothing runs and nothing will"
+        if status in _WINDING_DOWN:
+            assert not states & {ExecutionState.CREATED, ExecutionState.SCHEDULED, ExecutionState.RUNNING}, states
+        if status.is_terminal_state() or self._coordinators is _Coordinators.ENDING:
+            assert all(state.is_terminal() for state in states), states
+            assert not held, "a job that is done holds no slot"
+        if status is JobStatus.FINISHED:
+            assert states == {ExecutionState.FINISHED}, states
+        assert (self.graph.failure is not None) == (status in (JobStatus.FAILING, JobStatus.FAILED)), status
+        for vertex in self.graph.vertices.values():
+            if any(subtask.current.state in _IN_SLOT for subtask in vertex.subtasks):
+                assert self._inputs_complete([vertex.job_vertex.vertex_id]), f"{vertex.job_vertex.name} was too early"
+
+
+def _key_of(subtask: ExecutionVertex) -> SlotRequestKey:
+    return SlotRequestKey(subtask.job_vertex.slot_sharing_group, subtask.subtask_index)
+
+
+def _unexplained(subtask: ExecutionVertex, what: str) -> ErrorInfo:
+    return ErrorInfo("InternalError", f"Task {subtask.name} {what}.", "", "internal")
+
+
+def _exception_entry(error: ErrorInfo, subtask: ExecutionVertex | None, now_ms: int) -> ExceptionEntry:
+    slot = None if subtask is None else subtask.current.slot
+    return ExceptionEntry(
+        error,
+        now_ms,
+        None if subtask is None else subtask.name,
+        None if slot is None else f"{slot.host}:{slot.address.port}",
+        None if slot is None else slot.resource_id,
+    )
