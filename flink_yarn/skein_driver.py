@@ -1,0 +1,165 @@
+"""Starts skein's driver, the Java process that talks to YARN for us, and ends it with the command that needed it.
+
+skein writes the application type "skein" and an overview page of its own into every application. A copy of its jar with
+two entries replaced (the type in the constant pool of two classes, the page) makes the ResourceManager show Flink's type
+and its tracking link open the dashboard; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import ConfigError, ExternalError
+
+__all__ = ["DASHBOARD_ROUTE", "JAVA_OPENS", "patched_jar", "rename_constant", "skein_module", "start_driver"]
+
+#: The dashboard's route among skein's proxied pages; the overview page forwards to it.
+DASHBOARD_ROUTE: Final = "flink"
+#: skein's templates reflect on maps; Java 17 must be told that this is fine. Older Javas ignore the variable.
+JAVA_OPENS: Final = "--add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=java.base/java.util=ALL-UNNAMED"
+TYPE_LENGTH_MAX: Final = 20  # YARN cuts at this
+_TYPE_CLASSES: Final = ("com/anaconda/skein/Driver.class", "com/anaconda/skein/Driver$DriverImpl.class")
+_PAGE: Final = "overview.mustache.html"
+_PAGE_TEXT: Final = f"""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{{{{appName}}}}</title>
+<meta http-equiv="refresh" content="{{{{^pages}}}}1{{{{/pages}}}}{{{{#pages}}}}0; url=pages/{{{{getValue}}}}{{{{/pages}}}}">
+</head>
+<body>{{{{^pages}}}}The JobManager is starting.{{{{/pages}}}}<a href="pages/{DASHBOARD_ROUTE}/">Dashboard of {{{{appId}}}}</a></body>
+</html>
+"""
+
+
+def skein_module() -> Any:
+    """Import skein; Python 3.12 and later need setuptools' distutils for it."""
+    if sys.version_info >= (3, 12):
+        import setuptools  # noqa: F401
+    import skein
+
+    return skein
+
+
+# --- the jar -----------------------------------------------------------------------------------------------------------
+
+
+def rename_constant(class_file: bytes, old: str, new: str) -> bytes:
+    """Return a Java class file in which the text constant ``old`` reads ``new``.
+
+    Raises: ValueError if it is not there exactly once.
+    """
+
+    def entry(text: str) -> bytes:
+        data = text.encode()
+        return struct.pack(">BH", 1, len(data)) + data  # CONSTANT_Utf8: tag, length, bytes; nothing points into it
+
+    if class_file.count(entry(old)) != 1:
+        raise ValueError(f"{class_file.count(entry(old))} constants {old!r}; expected 1")
+    return class_file.replace(entry(old), entry(new))
+
+
+def patched_jar(original: Path, application_type: str, folder: Path) -> Path:
+    """Return a copy of skein's jar with our type and page; made once and kept in the folder.
+
+    The original is returned when it is another version of skein than the one we know.
+    """
+    wanted = application_type[:TYPE_LENGTH_MAX]
+    seed = f"{original.stat().st_size} {original.stat().st_mtime_ns} {wanted} {_PAGE_TEXT}"
+    target = folder / f"skein-{hashlib.sha256(seed.encode()).hexdigest()[:16]}.jar"
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    number, temporary = tempfile.mkstemp(dir=folder, prefix=".patching-")
+    try:
+        with os.fdopen(number, "wb") as stream, zipfile.ZipFile(original) as source:
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as sink:
+                for info in source.infolist():
+                    data = source.read(info)
+                    if info.filename in _TYPE_CLASSES:
+                        data = rename_constant(data, "skein", wanted)
+                    elif info.filename == _PAGE:
+                        data = _PAGE_TEXT.encode()
+                    sink.writestr(info, data, zipfile.ZIP_DEFLATED)
+        os.replace(temporary, target)
+    except ValueError:
+        os.unlink(temporary)
+        return original
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return target
+
+
+# --- the process -------------------------------------------------------------------------------------------------------
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "engine" / "skein"
+
+
+def _check_tools(environ: Mapping[str, str]) -> None:
+    if shutil.which("yarn") is None:
+        home = environ.get("HADOOP_HOME") or environ.get("HADOOP_YARN_HOME") or ""
+        bin_folder = os.path.join(home, "bin") if home else ""
+        if not bin_folder or not os.access(os.path.join(bin_folder, "yarn"), os.X_OK):
+            raise ConfigError(
+                "There is no command `yarn` on PATH; it is needed to find Hadoop's classes. Install a Hadoop client and put "
+                "its bin folder on PATH, or set HADOOP_HOME."
+            )
+        os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    java_home = environ.get("JAVA_HOME")
+    java = os.path.join(java_home, "bin", "java") if java_home else shutil.which("java")
+    if not java or not os.access(java, os.X_OK):
+        raise ConfigError(f"There is no Java ({java or 'java'}); Hadoop's client needs it. Set JAVA_HOME.")
+
+
+@contextlib.contextmanager
+def start_driver(application_type: str) -> Iterator[Any]:
+    """Yield a ``skein.Client`` whose private driver lives as long as the block, and no longer than this process.
+
+    Nothing is written to the user's home: the driver's certificates are made for it alone.
+
+    Raises: ConfigError when Hadoop's client or Java is missing, ExternalError when the driver does not start.
+    """
+    _check_tools(os.environ)
+    skein = skein_module()
+    import skein.core as core
+
+    original = Path(core._SKEIN_JAR)
+    core._SKEIN_JAR = str(patched_jar(original, application_type, _cache_folder()))
+    log = tempfile.NamedTemporaryFile(prefix="flink-skein-", suffix=".log", delete=False)
+    log.close()
+    client = None
+    try:
+        try:
+            client = skein.Client(
+                security=skein.Security.new_credentials(),
+                log=log.name,
+                java_options=["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"],
+            )
+        except (skein.exceptions.SkeinError, OSError, subprocess.SubprocessError) as error:
+            with open(log.name, encoding="utf-8", errors="replace") as stream:
+                tail = "".join(stream.readlines()[-8:]).rstrip()
+            raise ExternalError(f"skein's driver, which talks to YARN, did not start: {error}\n{tail}") from None
+        yield client
+    finally:
+        core._SKEIN_JAR = str(original)
+        if client is not None:
+            client.close()
+        with contextlib.suppress(OSError):
+            os.unlink(log.name)

@@ -1,0 +1,205 @@
+"""Asks YARN's ResourceManager over its REST: what the cluster has, how an application is doing. Starts no JVM.
+
+Submitting and killing go through ``skein_driver``. Not here: what an application of ours needs (``cluster_spec``).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from engine.core.errors import ConfigError, ExternalError
+from flink_yarn.hadoop_conf import HadoopConf
+
+__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient"]
+
+CONNECT_TIMEOUT_S: Final = 5.0
+ENDED_STATES: Final = ("FINISHED", "FAILED", "KILLED")
+
+
+@dataclass(frozen=True)
+class Node:
+    node_id: str
+    state: str
+    memory_mb: int
+    vcores: int
+    used_memory_mb: int
+    used_vcores: int
+    containers: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    name: str
+    path: str
+    is_leaf: bool
+    state: str
+    capacity: float
+    used: float
+
+
+@dataclass(frozen=True)
+class ApplicationReport:
+    application_id: str
+    name: str
+    state: str  #: NEW, ACCEPTED, RUNNING, FINISHED, FAILED, KILLED…
+    final_status: str  #: UNDEFINED, SUCCEEDED, FAILED, KILLED
+    diagnostics: str
+    tracking_url: str
+    user: str
+    type: str
+    queue: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED_STATES
+
+
+@final
+class YarnClient:
+    """Raises ExternalError with one clear line when no ResourceManager answers."""
+
+    def __init__(self, conf: HadoopConf) -> None:
+        if conf.conf_dir is None:
+            raise ConfigError(
+                "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set; set one to the folder with the cluster's yarn-site.xml "
+                "and core-site.xml."
+            )
+        self._conf = conf
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    # --- addresses -----------------------------------------------------------------------------------------------------
+
+    def web_urls(self) -> list[str]:
+        """Return the web addresses of the ResourceManagers (several with high availability)."""
+        secure = self._conf.get("yarn.http.policy", "HTTP_ONLY") == "HTTPS_ONLY"
+        key, port = ("webapp.https.address", 8090) if secure else ("webapp.address", 8088)
+        return [f"{'https' if secure else 'http'}://{address}" for address in self._addresses(key, port)]
+
+    def _addresses(self, key: str, port: int) -> list[str]:
+        ids = [part.strip() for part in self._conf.get("yarn.resourcemanager.ha.rm-ids").split(",") if part.strip()]
+        suffixes = [f".{rm_id}" for rm_id in ids] or [""]
+        found = []
+        for suffix in suffixes:
+            host = self._conf.get(f"yarn.resourcemanager.hostname{suffix}", "0.0.0.0")
+            address = self._conf.get(f"yarn.resourcemanager.{key}{suffix}") or f"{host}:{port}"
+            found.append(address.replace("0.0.0.0:", "localhost:"))
+        return found
+
+    def check_reachable(self) -> None:
+        """Hadoop's own client would try for many minutes; ask the port first."""
+        problems = []
+        for address in self._addresses("address", 8032):
+            host, _, port = address.rpartition(":")
+            try:
+                with socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S):
+                    return
+            except (OSError, ValueError) as error:
+                problems.append(f"{address}: {getattr(error, 'strerror', None) or error}")
+        raise self._unreachable("; ".join(problems))
+
+    def _unreachable(self, problem: str) -> ExternalError:
+        return ExternalError(
+            f"The ResourceManager does not answer ({problem}). Is YARN up, and is {self._conf.conf_dir} (HADOOP_CONF_DIR) "
+            "its configuration?"
+        )
+
+    # --- questions -----------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str) -> Any:
+        problems = []
+        for base in self.web_urls():
+            request = urllib.request.Request(f"{base}/ws/v1/cluster{path}", headers={"Accept": "application/json"})
+            try:
+                with self._opener.open(request, timeout=CONNECT_TIMEOUT_S) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code == 404:
+                        raise KeyError(path) from None
+                    problems.append(f"{base}: HTTP {error.code}")
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                problems.append(f"{base}: {getattr(reason, 'strerror', None) or reason}")
+        raise self._unreachable("; ".join(problems))
+
+    def nodes(self) -> list[Node]:
+        rows = ((self._get("/nodes").get("nodes") or {}).get("node")) or []
+        return [
+            Node(
+                row["id"],
+                row["state"],
+                int(row["usedMemoryMB"]) + int(row["availMemoryMB"]),
+                int(row["usedVirtualCores"]) + int(row["availableVirtualCores"]),
+                int(row["usedMemoryMB"]),
+                int(row["usedVirtualCores"]),
+                int(row["numContainers"]),
+            )
+            for row in sorted(rows, key=lambda row: row["id"])
+        ]
+
+    def queues(self) -> list[Queue]:
+        """Return all queues below root; [] when the scheduler does not tell (it is neither capacity nor fair)."""
+        info = (self._get("/scheduler").get("scheduler") or {}).get("schedulerInfo") or {}
+        return list(_queues(info.get("rootQueue") or info))
+
+    def largest_container(self) -> tuple[int, int]:
+        """Return (MB, vcores) that one container can have: the largest node within the scheduler's limit; 0 = unknown."""
+        running = [node for node in self.nodes() if node.state == "RUNNING"]
+        memory = max((node.memory_mb for node in running), default=0)
+        vcores = max((node.vcores for node in running), default=0)
+        limit_mb = int(self._conf.get("yarn.scheduler.maximum-allocation-mb", "0") or 0)
+        limit_vcores = int(self._conf.get("yarn.scheduler.maximum-allocation-vcores", "0") or 0)
+        return min(memory, limit_mb or memory), min(vcores, limit_vcores or vcores)
+
+    def application(self, application_id: str) -> ApplicationReport:
+        """Raises ExternalError when YARN knows no such application."""
+        try:
+            row = self._get(f"/apps/{application_id}")["app"]
+        except KeyError:
+            raise ExternalError(
+                f"YARN knows no application {application_id}; `yarn application -list` shows those that run."
+            ) from None
+        return ApplicationReport(
+            row["id"],
+            row.get("name", ""),
+            row["state"],
+            row["finalStatus"],
+            (row.get("diagnostics") or "").strip(),
+            row.get("trackingUrl") or "",
+            row.get("user", ""),
+            row.get("applicationType", ""),
+            row.get("queue", ""),
+        )
+
+    def wait_until_ended(self, application_id: str, timeout_s: float) -> ApplicationReport:
+        """Return the report once the application has ended, the last one if it has not in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            report = self.application(application_id)
+            if report.ended or time.monotonic() > deadline:
+                return report
+            time.sleep(0.2)
+
+
+def _queues(node: dict[str, Any]) -> Iterator[Queue]:
+    children = (node.get("queues") or {}).get("queue") or (node.get("childQueues") or {}).get("queue") or []
+    for child in [children] if isinstance(children, dict) else children:
+        path = child.get("queuePath") or child.get("queueName", "")
+        below = list(_queues(child))
+        yield Queue(
+            path.rsplit(".", 1)[-1],
+            path,
+            not below,
+            child.get("state") or "RUNNING",
+            float(child.get("absoluteCapacity", 0) or 0),
+            float(child.get("absoluteUsedCapacity", 0) or 0),
+        )
+        yield from below
