@@ -301,6 +301,11 @@ class _ServerConnection:
             if not reading.done():
                 reading.cancel()
 
+    def lost(self) -> None:
+        """The peer is gone: the next ``receive`` says so."""
+        self._outbox.task.cancel()
+        self._closed.set()
+
     async def close(self) -> None:
         if not self._closed.is_set():
             await self._outbox.flush()
@@ -346,14 +351,20 @@ class GrpcServer:
 
         connection = _ServerConnection(context, Fence(self._token))
         self._connections.add(connection)
+        # A task of its own: gRPC cancels this one when the peer is gone, the handler shall see an ended connection.
+        serving = asyncio.ensure_future(self._handler(connection))
         try:
-            await self._handler(connection)
+            await asyncio.shield(serving)
         except StaleLeaderError as error:
             await connection.close()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except ExternalError as error:
             await connection.close()
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except asyncio.CancelledError:
+            connection.lost()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise
         finally:
             self._connections.discard(connection)
             await connection.close()
@@ -427,9 +438,17 @@ class _GrpcClient:
         self._closed = True
         await self._outbox.flush()
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._call.done_writing(), FLUSH_TIMEOUT_S)
+            await asyncio.wait_for(self._drained(), FLUSH_TIMEOUT_S)
         self._call.cancel()
         await self._channel.close()
+
+    async def _drained(self) -> None:
+        """Say that nothing follows and wait until the server has it all: a cancelled call drops what is under way."""
+        import grpc
+
+        await self._call.done_writing()
+        while await self._call.read() is not grpc.aio.EOF:
+            pass
 
     async def fetch_blob(self, sha256: str, target: str) -> None:
         import grpc
