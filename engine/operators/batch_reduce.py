@@ -1,6 +1,6 @@
 """Bounded aggregation to one row per key: reduce, sum/min/max of fields, distinct. Combined before the exchange.
 
-The combiner emits (key, partial row) pairs, so a reduce function may change what its key was computed from. Partial
+A combiner may emit (key, partial row) pairs, so a reduce function may change what its key was computed from. Partial
 rows are of the same form as input rows; merging is folding again. Past the memory budget the combiner empties
 itself, the final operator writes runs sorted by the key's hash and merges them.
 """
@@ -208,19 +208,21 @@ class FieldsFold(Fold):
 class FoldSpec(OperatorSpec):
     """Fold rows by key. ``key`` None: all rows of the subtask are one group.
 
-    ``reads_pairs``: input is (key, partial row) from a combiner. ``writes_pairs``: this is the combiner.
+    ``is_combiner``: rows that follow in the next operator are folded again, so memory may be emptied at any time.
+    ``reads_pairs``, ``writes_pairs``: records are (key, partial row), for folds that may change what the key came from.
     """
 
     key: Any  #: key selector, or None
     fold: Fold
     reads_pairs: bool = False
     writes_pairs: bool = False
+    is_combiner: bool = False
 
     def build(self) -> Operator:
         return _FoldOperator(self)
 
     def describe(self) -> str:
-        return "hash combine" if self.writes_pairs else "hash aggregate"
+        return "hash combine" if self.is_combiner else "hash aggregate"
 
 
 @final
@@ -266,7 +268,7 @@ class _FoldOperator(Operator):
         if entry_bytes * len(self._table) <= self._budget:
             self._check_at = max(self._check_at, min(len(self._table) * 2, self._budget // entry_bytes + 1))
             return
-        if self._spec.writes_pairs:
+        if self._spec.is_combiner:
             self._emit(self._drain())
         else:
             entries = sorted(((hash(key), key, row) for key, row in self._drain()), key=first_of)

@@ -1,0 +1,207 @@
+"""The program as the DataSet API builds it, and its lowering to transformations once all of it is known.
+
+A node may change until then (parallelism, name, broadcast sets). Lowering resolves parallelisms, finds what lies
+inside an iteration, and wraps operators that have broadcast sets or run once per superstep (``operators/rounds``).
+The user's nodes are never changed by it, so a program may be executed several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from engine.core.errors import ProgramError
+from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
+from engine.operators.base import OperatorSpec
+from engine.operators.batch_simple import PassSpec
+from engine.operators.iteration import RESULT_TAG
+from engine.operators.rounds import RoundSpec
+
+__all__ = ["BROADCAST", "FORWARD", "GLOBAL", "REBALANCE", "Loop", "Node", "Port", "hash_by", "lower"]
+
+FORWARD: Final = Partitioning(ShipStrategy.FORWARD, is_default=True)
+REBALANCE: Final = Partitioning(ShipStrategy.REBALANCE)
+BROADCAST: Final = Partitioning(ShipStrategy.BROADCAST)
+GLOBAL: Final = Partitioning(ShipStrategy.GLOBAL)
+
+
+def hash_by(selector: object) -> Partitioning:
+    return Partitioning(ShipStrategy.HASH, key_selector=selector)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Port:
+    """An output of a node, and how its records travel from there."""
+
+    node: Node
+    side_tag: str | None = None
+
+
+@final
+@dataclass(eq=False)
+class Node:
+    """One operator of the program."""
+
+    name: str
+    spec: OperatorSpec
+    #: (input index, where from, how); several with one index are a union
+    inputs: list[tuple[int, Port, Partitioning]] = field(default_factory=list)
+    parallelism: int | None = None
+    #: without a parallelism of its own it has this node's
+    follows: Node | None = None
+    forced_non_parallel: bool = False
+    kind: str = ""
+    is_sink: bool = False
+    uid_hash: str | None = None
+    broadcast: list[tuple[str, tuple[Port, ...]]] = field(default_factory=list)
+    #: set on head, intake and tails of an iteration
+    loop: Loop | None = None
+
+
+@final
+@dataclass(eq=False)
+class Loop:
+    """A bulk iteration: its head, and the ends that nobody else refers to."""
+
+    loop_id: str
+    head: Node
+    intake: Node
+    tails: list[Node] = field(default_factory=list)
+    is_closed: bool = False
+
+
+@final
+class _Lowering:
+    def __init__(self, default_parallelism: int) -> None:
+        self._default = default_parallelism
+        self._made: dict[Node, Transformation] = {}
+        self._loops: dict[Node, set[Loop]] = {}
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    def closure(self, ends: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+        """Return all nodes, producers first, and the ends with those of iterations added."""
+        all_ends = list(ends)
+        order: list[Node] = []
+        seen: set[Node] = set()
+        position = 0
+        while position < len(all_ends):
+            pending: list[tuple[Node, bool]] = [(all_ends[position], False)]
+            position += 1
+            while pending:
+                node, expanded = pending.pop()
+                if expanded:
+                    order.append(node)
+                elif node not in seen:
+                    seen.add(node)
+                    pending.append((node, True))
+                    pending.extend((port.node, False) for port in _ports_of(node))
+                    if node.loop is not None and node is node.loop.head:
+                        if not node.loop.is_closed:
+                            raise ProgramError(
+                                "An iteration is used but never closed; call iteration.close_with(result) and use what "
+                                "it returns."
+                            )
+                        all_ends.extend((node.loop.intake, *node.loop.tails))
+        return order, all_ends
+
+    def parallelism_of(self, node: Node) -> int:
+        if node.forced_non_parallel:
+            return 1
+        if node.parallelism is not None:
+            return node.parallelism
+        return self._default if node.follows is None else self.parallelism_of(node.follows)
+
+    # --- iterations ------------------------------------------------------------------------------------------------
+
+    def find_loops(self, order: Sequence[Node]) -> None:
+        """Find for each node the iterations whose current records reach it."""
+        for node in order:
+            found: set[Loop] = set()
+            if node.loop is not None and node is node.loop.head:
+                found = {node.loop}
+            for port in _ports_of(node):
+                found |= self._of_port(port)
+            self._loops[node] = found
+            if len(found) > 1 or (node.loop is not None and node is node.loop.intake and found):
+                raise ProgramError(f"Operator {node.name!r} lies in two iterations; iterations cannot be nested.")
+            if found and node.is_sink and node.loop is None:
+                raise ProgramError(
+                    f"Sink {node.name!r} is inside an iteration; write the result of close_with(…) instead."
+                )
+        for node in order:
+            if node.loop is not None and node in node.loop.tails and not self._loops[node]:
+                raise ProgramError(
+                    "close_with(result): the result does not depend on the iteration; it must be made of it."
+                )
+
+    def _of_port(self, port: Port) -> set[Loop]:
+        return set() if port.side_tag == RESULT_TAG else self._loops[port.node]
+
+    # --- nodes -----------------------------------------------------------------------------------------------------
+
+    def make(self, node: Node) -> None:
+        loops = self._loops[node]
+        inputs = [(index, port, how) for index, port, how in node.inputs]
+        own = node.spec.num_inputs
+        names = [name for name, _ in node.broadcast]
+        for number, (_, ports) in enumerate(node.broadcast):
+            inputs.extend((own + number, port, BROADCAST) for port in ports)
+        spec = node.spec
+        is_body = bool(loops) and node.loop is None
+        if is_body:
+            inputs = self._part_mixed_unions(inputs)
+            static = {index for index, port, _ in inputs} - {i for i, port, _ in inputs if self._of_port(port)}
+            spec = RoundSpec(spec, tuple(names), in_loop=True, static_inputs=frozenset(static))
+        elif names:
+            spec = RoundSpec(spec, tuple(names))
+        self._made[node] = Transformation(
+            name=node.name,
+            spec=spec,
+            inputs=[Edge(self._made[port.node], how, index, port.side_tag) for index, port, how in inputs],
+            parallelism=self.parallelism_of(node),
+            forced_non_parallel=node.forced_non_parallel,
+            is_sink=node.is_sink,
+            kind=node.kind,
+            uid_hash=node.uid_hash,
+            co_location_group=node.loop.loop_id if node.loop is not None else None,
+        )
+
+    def _part_mixed_unions(self, inputs: list[tuple[int, Port, Partitioning]]) -> list[tuple[int, Port, Partitioning]]:
+        """Where an input unites records of the iteration with others, let the others be repeated in each superstep."""
+        result: list[tuple[int, Port, Partitioning]] = []
+        for index in sorted({index for index, _, _ in inputs}):
+            parts = [(port, how) for own, port, how in inputs if own == index]
+            dynamic = [(port, how) for port, how in parts if self._of_port(port)]
+            static = [(port, how) for port, how in parts if not self._of_port(port)]
+            if not dynamic or not static:
+                result.extend((index, port, how) for port, how in parts)
+                continue
+            union = Node("Union", PassSpec(num_inputs=2), follows=dynamic[0][0].node)
+            union.inputs = [*((0, port, FORWARD) for port, _ in dynamic), *((1, port, FORWARD) for port, _ in static)]
+            self._loops[union] = set().union(*(self._of_port(port) for port, _ in dynamic))
+            self.make(union)
+            result.append((index, Port(union), parts[0][1]))
+        return result
+
+    def transformation(self, node: Node) -> Transformation:
+        return self._made[node]
+
+
+def _ports_of(node: Node) -> list[Port]:
+    return [port for _, port, _ in node.inputs] + [port for _, ports in node.broadcast for port in ports]
+
+
+def lower(ends: Iterable[Node], default_parallelism: int) -> list[Transformation]:
+    """Return the transformations behind the ends (sinks), and those that end an iteration.
+
+    Raises: ProgramError for iterations that are open, nested, or used from outside.
+    """
+    lowering = _Lowering(default_parallelism)
+    order, all_ends = lowering.closure(ends)
+    lowering.find_loops(order)
+    for node in order:
+        lowering.make(node)
+    return [lowering.transformation(node) for node in all_ends]
