@@ -1,8 +1,8 @@
 """Bytes between slots: frames, the handshake, and how elements become payloads and back. No socket here: ``transport``.
 
 A frame is a 16-byte header (payload size, channel, kind) and a payload. Rows travel pickled, one list a frame, whatever
-their size; columns travel as Arrow IPC messages (the schema once a channel) and are read without a copy. The same frames
-are what a blocking partition spills.
+their size; columns travel as Arrow IPC messages (the schema once a channel) and are read without a copy. A blocking
+partition spills the same frames.
 
 Pickles are loaded only after the handshake named this very job: both ends are slots of one job, which run its user code
 anyway.

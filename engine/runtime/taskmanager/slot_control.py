@@ -5,7 +5,6 @@ Both ends are one program of one user; nothing of a job's own classes is in thes
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 import socket
 import struct
@@ -14,23 +13,14 @@ from typing import Any, Final, final
 
 from engine.runtime.taskmanager.mailbox import READ, WRITE, Mailbox
 
-__all__ = ["ControlSocket", "pack_message", "read_message"]
+__all__ = ["LENGTH", "ControlSocket", "pack_message"]
 
-_LENGTH: Final = struct.Struct("<I")
+LENGTH: Final = struct.Struct("<I")
 
 
 def pack_message(message: object) -> bytes:
     content = pickle.dumps(message, 5)
-    return _LENGTH.pack(len(content)) + content
-
-
-async def read_message(reader: asyncio.StreamReader) -> Any | None:
-    """Return the next message, None when the slot closed its end or died."""
-    try:
-        head = await reader.readexactly(_LENGTH.size)
-        return pickle.loads(await reader.readexactly(_LENGTH.unpack(head)[0]))
-    except (asyncio.IncompleteReadError, OSError):
-        return None
+    return LENGTH.pack(len(content)) + content
 
 
 @final
@@ -94,9 +84,9 @@ class ControlSocket:
             self._mailbox.watch(self._sock, 0, self._on_ready)
             return
         self._incoming += received
-        while len(self._incoming) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._incoming)[0]
+        while len(self._incoming) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
             if len(self._incoming) < end:
                 break
-            self.messages.append(pickle.loads(self._incoming[_LENGTH.size : end]))
+            self.messages.append(pickle.loads(self._incoming[LENGTH.size : end]))
             del self._incoming[:end]

@@ -35,12 +35,12 @@ from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
 from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
-from engine.runtime.taskmanager.user_files import prepare_files
+from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
 
 __all__ = ["SlotProcess", "slot_main"]
 
 _REPORT_INTERVAL: Final = 1.0
-#: With I/O threads beside the loop: how long one may keep the interpreter lock. Python's 5 ms would be each hop's latency.
+#: How long an I/O thread may keep the interpreter lock. Python's 5 ms would be added to each hop.
 _SWITCH_INTERVAL: Final = 0.0005
 #: key of the job's global parameters in its configuration, as JSON
 _PARAMETERS_KEY: Final = "pipeline.global-job-parameters"
@@ -64,7 +64,9 @@ class SlotProcess:
         """
         os.makedirs(init.work_dir, exist_ok=True)
         os.chdir(init.work_dir)
-        cached_files = prepare_files(init.job.files, init.files_dir, init.work_dir)
+        cached_files = prepare_files(
+            init.job.files, init.files_dir, init.work_dir, init.config.get(SITE_FOLDER_KEY, "")
+        )
         unix, tcp = bind_data_sockets(init.unix_path, init.data_bind_host, init.data_port)
         address = SlotAddress(init.resource_id, init.data_host, tcp.getsockname()[1], init.unix_path)
         registry = PartitionRegistry()

@@ -18,7 +18,6 @@ from engine.core.clock import Clock
 from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
-from engine.operators.chain import OperatorChain
 from engine.operators.failure import error_info
 from engine.operators.functions import RuntimeContext
 from engine.protocol.control import (
@@ -42,6 +41,7 @@ from engine.runtime.exchange.gate import (
 )
 from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
 from engine.runtime.exchange.transport import Transport
+from engine.runtime.taskmanager.chain_runner import OperatorChain
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.step_size import StepSize

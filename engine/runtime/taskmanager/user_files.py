@@ -1,4 +1,4 @@
-"""Makes a job's files usable in a slot: modules on ``sys.path``, archives extracted, other files beside the work folder."""
+"""Makes a job's files usable in a slot: modules on ``sys.path``, archives extracted, others linked into its folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Final
 from engine.core.errors import InputError
 from engine.protocol.control import UserFile
 
-__all__ = ["REQUIREMENTS_FOLDER", "prepare_files"]
+__all__ = ["SITE_FOLDER_KEY", "prepare_files"]
 
-#: Where the TaskManager installs a job's requirements, under the folder of its files.
-REQUIREMENTS_FOLDER: Final = ".requirements"
+#: Configuration key under which the TaskManager says where it installed the job's requirements.
+SITE_FOLDER_KEY: Final = "$internal.python.site-folder"
 
 
-def prepare_files(files: Sequence[UserFile], files_dir: str, work_dir: str) -> dict[str, str]:
+def prepare_files(files: Sequence[UserFile], files_dir: str, work_dir: str, site_folder: str = "") -> dict[str, str]:
     """Prepare all files; return {registered name: local path} of the distributed cache.
+
+    ``site_folder``: installed requirements; they come after the job's own modules on ``sys.path``.
 
     Raises: InputError when a file is missing or an archive cannot be read.
     """
@@ -34,14 +36,16 @@ def prepare_files(files: Sequence[UserFile], files_dir: str, work_dir: str) -> d
             case "module":
                 # A .py file is found through its folder; a package folder, zip or wheel stands on the path itself.
                 paths.append(os.path.dirname(path) if path.endswith(".py") else path)
-            case "requirements":
-                paths.append(os.path.join(files_dir, REQUIREMENTS_FOLDER))
+            case "requirements" | "requirements-cache":
+                pass  # installed by the TaskManager
             case "archive":
                 _extract(path, _inside(work_dir, file.target or file.name))
             case "cache":
                 cached[file.target or file.name] = path
             case _:
                 _link(path, _inside(work_dir, file.target or file.name))
+    if site_folder:
+        paths.append(site_folder)
     sys.path[:0] = [path for path in dict.fromkeys(paths) if path not in sys.path]
     return cached
 

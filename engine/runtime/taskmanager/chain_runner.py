@@ -1,7 +1,7 @@
 """Runs the operators of a chain: builds them, links each one's Output to the next, carries calls from head to tail.
 
-A batch passes the chain by direct calls. What leaves it goes to exits, which are given (``runtime/exchange``). Not here:
-when the head is called (``runtime/taskmanager/stream_task``).
+A batch passes the chain by direct calls. What leaves it goes to exits, which are given (``task_exit``). Not here:
+when the head is called (``stream_task``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""The zygote: a small, warm, single-threaded process that forks slots.
+
+``python -m engine.runtime.taskmanager.zygote_process FD MODULE…`` imports what every slot needs once, then forks at
+request: a slot is ready in milliseconds and shares the imported pages. It stays single-threaded, since a fork copies one
+thread only. When its TaskManager dies it kills its slots; when it dies the kernel kills them: no orphan is left.
+
+Not here: the TaskManager's side (``zygote``), what a slot does (``slot_process``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+__all__ = ["main"]
+
+_MESSAGE_SIZE: Final = 256
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@final
+class _Nursery:
+    """The zygote's loop: fork when asked, report who ended, end with the TaskManager."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._children: set[int] = set()
+        self._signal_in, self._signal_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> Callable[[], int]:
+        """Serve until the TaskManager is gone. Returns what to call next: in a forked slot that is the slot."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the client decides
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._signal_out, warn_on_full_buffer=False)
+        selector = selectors.DefaultSelector()
+        selector.register(self._control, selectors.EVENT_READ)
+        selector.register(self._signal_in, selectors.EVENT_READ)
+        self._control.send(b"ready")
+        while True:
+            selector.select()
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._signal_in, 4096)
+            self._reap()
+            while True:
+                try:
+                    request, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_SIZE, 1)
+                except BlockingIOError:
+                    break
+                if not request:
+                    selector.close()
+                    return self._end
+                slot = self._fork(fds[0])
+                if slot is not None:
+                    selector.close()
+                    return slot
+
+    def _fork(self, fd: int) -> Callable[[], int] | None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            self._control.send(f"forked {-(error.errno or 1)}".encode())
+            return None
+        if pid:
+            os.close(fd)
+            self._children.add(pid)
+            self._control.send(f"forked {pid}".encode())
+            return None
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _die_with(parent)
+        for inherited in (self._control, self._signal_in, self._signal_out):
+            os.close(inherited if isinstance(inherited, int) else inherited.detach())
+
+        def run_slot() -> int:
+            from engine.runtime.taskmanager.slot_process import slot_main
+
+            return slot_main(socket.socket(fileno=fd))
+
+        return run_slot
+
+    def _reap(self) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            self._children.discard(pid)
+            with contextlib.suppress(OSError):
+                self._control.send(f"exited {pid} {os.waitstatus_to_exitcode(status)}".encode())
+
+    def _end(self) -> int:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        return 0
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent dies, however that happens."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    control = socket.socket(fileno=int(arguments[0]))
+    control.setblocking(False)
+    control.set_inheritable(False)
+    for module in ("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]):
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
+    return _Nursery(control).run()()
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main(sys.argv[1:])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        exit_code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # Not sys.exit: threads of user code must not keep a slot alive, nor handlers of the zygote run in a fork.
+    os._exit(exit_code)
