@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ProgramError
+from engine.core.ids import JobID
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect
 
@@ -69,7 +70,7 @@ def cancel(parsed: ParsedOptions, config: Configuration) -> int:
         )
     client = connect(config)
     print(f"Cancelling job {job_id}.", flush=True)
-    client.cancel(job_id)
+    client.cancel(JobID(job_id))
     deadline = time.monotonic() + _CANCEL_WAIT_S
     while client.job(job_id)["state"] not in _TERMINAL and time.monotonic() < deadline:
         time.sleep(0.05)

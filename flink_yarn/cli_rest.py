@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Final
 
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ExternalError
 from engine.core.options import ClusterOptions, JobOptions, RestOptions, YarnOptions
+
+#: A cluster that is there answers at once; an address behind a silent firewall must not hang a command for long.
+_FIRST_ANSWER_S: Final = 10.0
 
 __all__ = ["cluster_address", "connect", "session_client"]
 
@@ -59,12 +63,8 @@ def connect(config: Configuration) -> RestClient:
     Raises: ExternalError that names the address when nobody answers.
     """
     address = cluster_address(config)
-    client = RestClient(address)
     try:
-        client.overview()
+        RestClient(address, timeout_s=_FIRST_ANSWER_S).overview()
     except ExternalError as error:
-        raise ExternalError(
-            f"Cannot reach the JobManager at {address}: {error} Start a cluster with scripts/start-cluster.sh, or name "
-            "another with -m host:port (rest.address and rest.port)."
-        ) from None
-    return client
+        raise ExternalError(f"{error} Start one with scripts/start-cluster.sh.") from None
+    return RestClient(address)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import types
-from collections.abc import Iterable
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, EngineError, ExternalError, ProgramError
+from engine.core.errors import EngineError, ProgramError
+from engine.core.ids import JobID
 from engine.core.options import JobOptions, RestOptions
+from engine.protocol.lifecycle import JobStatus
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect, session_client
 from flink_yarn.program import Program, ProgramRun, locate_program, uploaded_id
@@ -21,6 +24,7 @@ _NO_JOB: Final = (
     "The program didn't contain a Flink job. Perhaps you forgot to call execute() on the execution environment."
 )
 _INTERRUPTED: Final = 130
+_POLL_S: Final = 0.2
 
 
 class _ProgramFailed(EngineError):
@@ -79,15 +83,18 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
     if target in ("remote", "yarn-session"):
         client = connect(config)
         # The program reaches the session as any other cluster.
+        address = urllib.parse.urlsplit(client.base_url)
         config.set(JobOptions.TARGET, "remote")
-        config.set(RestOptions.ADDRESS, client.host).set(RestOptions.PORT, client.port)
+        config.set(RestOptions.ADDRESS, address.hostname).set(RestOptions.PORT, address.port)
     _ship_program(program, config)
     signal.signal(signal.SIGTERM, _interrupt)
     with ProgramRun(program, config) as child:
         try:
-            code = child.wait(lambda job_id: print(f"Job has been submitted with JobID {job_id}", flush=True))
+            code = child.wait(_print_submission, _print_result)
         except KeyboardInterrupt:
-            return _interrupted(child, config)
+            _interrupted(child.job_ids, config)
+            child.end()
+            return _INTERRUPTED
         _check_end(child, code)
         if not child.job_ids:
             return code or _no_job()
@@ -110,34 +117,70 @@ def _no_job() -> int:
     return 1
 
 
-def _interrupted(child: ProgramRun, config: Configuration) -> int:
+def _print_submission(job_id: str) -> None:
+    print(f"Job has been submitted with JobID {job_id}", flush=True)
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
+    """Print how a job ended well; one that did not is told by the program's error."""
+    if result["status"] != "FINISHED":
+        return
+    accumulators = result.get("accumulators") or {}
+    lines = ["Program execution finished", f"Job with JobID {result['job_id']} has finished."]
+    lines.append(f"Job Runtime: {result.get('net_runtime_ms', 0)} ms")
+    if accumulators:
+        lines.append("Accumulator Results: ")
+        lines += [f"- {name} ({type(value).__name__}): {value}" for name, value in sorted(accumulators.items())]
+    print("\n".join(lines), flush=True)
+
+
+def _interrupted(job_ids: Sequence[str], config: Configuration) -> None:
     """Cancel what was submitted if -sae asked for it, else say that it goes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    in_this_process = config.get(JobOptions.TARGET) == "local"
-    if child.job_ids and not in_this_process:
-        if config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
-            _cancel_all(child.job_ids, config)
-        else:
-            for job_id in child.job_ids:
-                print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel {job_id}", file=sys.stderr)
-    else:
+    if config.get(JobOptions.TARGET) == "local" or not job_ids:
         print("Interrupted.", file=sys.stderr)
-    child.end()
-    return _INTERRUPTED
-
-
-def _cancel_all(job_ids: Iterable[str], config: Configuration) -> None:
+        return
     for job_id in job_ids:
+        if not config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
+            print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel {job_id}", file=sys.stderr)
+            continue
         print(f"Cancelling job {job_id}.", flush=True)
         try:
-            connect(config).cancel(job_id)
+            connect(config).cancel(JobID(job_id))
             print(f"Cancelled job {job_id}.", flush=True)
-        except (ExternalError, ConfigError) as error:
+        except EngineError as error:
             print(f"Job {job_id} may still run: {error}", file=sys.stderr)
 
 
 def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration) -> int:
-    raise NotImplementedError
-
-
-def _results(result: Any) -> None: ...
+    """Run a program that lies on the cluster already; its main runs there."""
+    client = connect(config)
+    words = parsed.arguments if parsed.has("jarfile") else parsed.arguments[1:]
+    body: dict[str, Any] = {"programArgsList": [*parsed.all("arguments"), *words]}
+    if parsed.has("class"):
+        body["entryClass"] = parsed.get("class")
+    if parsed.has("parallelism"):
+        body["parallelism"] = config.get(JobOptions.PARALLELISM)
+    job_id = client.run_program(program_id, body)
+    _print_submission(str(job_id))
+    if not config.get(JobOptions.ATTACHED):
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while (outcome := client.outcome(job_id, _POLL_S)) is None:
+            pass
+    except KeyboardInterrupt:
+        _interrupted([str(job_id)], config)
+        return _INTERRUPTED
+    if outcome.status is not JobStatus.FINISHED:
+        told = f"Job {job_id} ended as {outcome.status.value}."
+        raise _ProgramFailed(outcome.failure.message if outcome.failure is not None else told)
+    _print_result(
+        {
+            "job_id": job_id,
+            "status": outcome.status.value,
+            "net_runtime_ms": outcome.net_runtime_ms,
+            "accumulators": outcome.accumulators,
+        }
+    )
+    return 0

@@ -130,6 +130,8 @@ class ProgramRun:
         self._process: subprocess.Popen[bytes] | None = None
         self._read_to = 0
         self.job_ids: list[str] = []
+        #: how jobs ended: {"job_id", "status", "net_runtime_ms", "accumulators"}
+        self.results: list[dict[str, Any]] = []
         self.plan: str = ""
         self.error: str = ""
 
@@ -186,22 +188,32 @@ class ProgramRun:
                 f"{error.strerror}."
             ) from None
 
-    def wait(self, on_job: Callable[[str], None] = lambda job_id: None) -> int:
-        """Return the program's exit code (negative: a signal) when it has ended; tell each submission at once."""
+    def wait(
+        self,
+        on_job: Callable[[str], None] = lambda job_id: None,
+        on_result: Callable[[dict[str, Any]], None] = lambda result: None,
+    ) -> int:
+        """Return the program's exit code (negative: a signal) when it has ended; tell each submission and each end of a
+        job at once."""
         assert self._process is not None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_POLL_S)
             code = self._process.returncode  # before reading: what it wrote last must be seen
             for line in self._new_results():
-                self._take(line, on_job)
+                self._take(line, on_job, on_result)
             if code is not None:
                 return code
 
-    def _take(self, line: dict[str, Any], on_job: Callable[[str], None]) -> None:
+    def _take(
+        self, line: dict[str, Any], on_job: Callable[[str], None], on_result: Callable[[dict[str, Any]], None]
+    ) -> None:
         if "job_id" in line and str(line["job_id"]) not in self.job_ids:
             self.job_ids.append(str(line["job_id"]))
             on_job(self.job_ids[-1])
+        if "status" in line:
+            self.results.append(line)
+            on_result(line)
         if "plan" in line:
             plan = line["plan"]
             self.plan = plan if isinstance(plan, str) else json.dumps(plan)

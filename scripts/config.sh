@@ -127,32 +127,29 @@ start_daemon() {
     echo "Starting $daemon daemon on host $HOSTNAME."
     rotate "$prefix.log"
     rotate "$prefix.out"
-    FLINK_LOG_FILE=$prefix.log FLINK_READY_FILE=$prefix.ready \
-        setsid nohup "$FLINK_PYTHON" -m engine.cluster "$role" "$@" >"$prefix.out" 2>&1 </dev/null 9<&- &
+    setsid nohup "$FLINK_PYTHON" -m engine.cluster "$role" --log-file "$prefix.log" "$@" \
+        >"$prefix.out" 2>&1 </dev/null 9<&- &
     local pid=$!
     echo "$pid" >>"$pid_file"
     exec 9<&-
     await_start "$daemon" "$pid" "$pid_file" "$prefix"
 }
 
-# Wait until the daemon says that it is ready; one that dies first (port in use…) is an error with its last words.
+# Wait until the daemon's log says that it is up; one that dies first (port in use…) is an error with its last words.
 await_start() {
     local daemon=$1 pid=$2 pid_file=$3 prefix=$4 i
-    for ((i = 0; i < 300; i++)); do
-        if [[ -e $prefix.ready ]]; then
-            rm -f "$prefix.ready"
-            return 0
-        fi
+    # A log level that hides these lines costs the wait, no more.
+    for ((i = 0; i < 100; i++)); do
+        grep -qE 'Rest endpoint listening at| registered at |cannot register yet' "$prefix.log" 2>/dev/null && return 0
         if ! kill -0 "$pid" 2>/dev/null; then
             echo "ERROR: The $daemon daemon on host $HOSTNAME ended at once:" >&2
-            tail -n 20 "$prefix.out" >&2
+            if [[ -s $prefix.out ]]; then tail -n 20 "$prefix.out" >&2; else tail -n 3 "$prefix.log" >&2; fi
             echo "See $prefix.log and $prefix.out." >&2
             drop_pid "$pid" "$pid_file"
             return 1
         fi
         sleep 0.1
     done
-    echo "[WARN] The $daemon daemon on host $HOSTNAME is not ready after 30 s; see $prefix.log."
 }
 
 drop_pid() {

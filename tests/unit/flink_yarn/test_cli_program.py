@@ -1,0 +1,111 @@
+"""Finding programs and hosts: what can be run, and what is told about the rest."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from engine.core.config import Configuration
+from engine.core.errors import ProgramError
+from flink_yarn.cli_script_settings import hosts_of
+from flink_yarn.program import locate_program, uploaded_id
+from flink_yarn.program_main import kind_of
+
+
+def locate(path: str, entry: str = "", **config: str):
+    return locate_program(path=path, entry=entry, module="", arguments=["a"], config=Configuration(config))
+
+
+def archive(path, *names: str):
+    with zipfile.ZipFile(path, "w") as stream:
+        for name in names:
+            stream.writestr(name, "")
+    return str(path)
+
+
+def test_a_script_is_run_by_its_absolute_path(tmp_path, monkeypatch):
+    (tmp_path / "job.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert locate("job.py").path == str(tmp_path / "job.py")
+    assert locate(f"file://{tmp_path}/job.py").path == str(tmp_path / "job.py")
+
+
+def test_a_missing_file_is_told():
+    with pytest.raises(ProgramError, match=r"The program file does not exist: none\.py"):
+        locate("none.py")
+
+
+@pytest.mark.parametrize("name", ["job.jar", "job.zip"])
+def test_a_java_program_gets_a_clear_answer(tmp_path, name):
+    path = archive(tmp_path / name, "META-INF/MANIFEST.MF", "org/Main.class")
+    with pytest.raises(ProgramError, match="is a Java program; this engine runs Python programs"):
+        locate(path)
+
+
+def test_an_archive_without_main_needs_an_entry(tmp_path):
+    path = archive(tmp_path / "job.zip", "pkg/__init__.py")
+    with pytest.raises(ProgramError, match=r"has no __main__\.py, so there is no main to run; name it with -c"):
+        locate(path)
+    assert locate(path, "pkg.main").entry == "pkg.main"
+
+
+def test_an_archive_with_main_needs_no_entry(tmp_path):
+    assert locate(archive(tmp_path / "job.pyz", "__main__.py")).is_archive
+
+
+def test_other_files_are_no_programs(tmp_path):
+    (tmp_path / "job.txt").write_text("")
+    with pytest.raises(ProgramError, match=r"is not a program that can be run; expected a \.py file"):
+        locate(str(tmp_path / "job.txt"))
+    (tmp_path / "job.zip").write_text("no zip")
+    with pytest.raises(ProgramError, match="damaged"):
+        locate(str(tmp_path / "job.zip"))
+
+
+def test_python_files_are_on_the_programs_path(tmp_path):
+    package = tmp_path / "lib" / "pkg"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "job.py").write_text("")
+    files = f"{package},{tmp_path / 'plain'},{tmp_path / 'job.py'}"
+    found = locate(str(tmp_path / "job.py"), **{"python.files": files})
+    assert found.python_path == (str(tmp_path / "lib"), str(tmp_path / "plain"), str(tmp_path))
+
+
+def test_an_uploaded_program_is_known_by_its_id(tmp_path):
+    assert uploaded_id("0123456789abcdef0123456789abcdef_job.py") != ""
+    assert uploaded_id("01234567-89ab-cdef-0123-456789abcdef_job.py") != ""
+    assert uploaded_id("job.py") == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("def main(): pass\nif __name__ == '__main__':\n    main()", "script"),
+        ("x = 1\ndef main(): pass", "main"),
+        ("from a import b\nb.execute()", "script"),
+        ('"""Doc."""\nimport a\nX = 1\ndef helper(): pass', ""),
+        ("", ""),
+    ],
+)
+def test_what_a_module_does_when_it_is_run(source, kind):
+    assert kind_of(source) == kind
+
+
+def test_hosts_are_read_without_comments(tmp_path):
+    (tmp_path / "workers").write_text("# three\nhost1\n\n  host2  # second\nhost1\n")
+    assert hosts_of(str(tmp_path), "workers", "slaves") == ["host1", "host2", "host1"]
+
+
+def test_the_old_name_of_the_workers_file_is_read(tmp_path):
+    (tmp_path / "slaves").write_text("old\n")
+    assert hosts_of(str(tmp_path), "workers", "slaves") == ["old"]
+    (tmp_path / "workers").write_text("new\n")
+    assert hosts_of(str(tmp_path), "workers", "slaves") == ["new"]
+
+
+def test_without_a_file_there_is_this_host(tmp_path):
+    assert hosts_of(str(tmp_path), "workers", "slaves") == ["localhost"]
+    assert hosts_of(None, "workers") == ["localhost"]
