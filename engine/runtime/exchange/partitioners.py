@@ -16,7 +16,8 @@ from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.failure import user_error
-from engine.operators.functions import Function, KeySelector, Partitioner, RuntimeContext
+from engine.operators.functions import Function, RuntimeContext, callable_of
+from engine.operators.keys import key_function
 from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class _Keyed:
     def __init__(self, key_selector: Any, operator_name: str) -> None:
         self._selector = key_selector
         self._operator_name = operator_name
-        self._key_of = _callable_of(key_selector, KeySelector, "get_key")
+        self._key_of = key_function(key_selector)
 
     def open(self, runtime_context: RuntimeContext) -> None:
         if isinstance(self._selector, Function):
@@ -259,7 +260,7 @@ class _Custom(_Keyed):
         super().__init__(_identity if selector is None else selector, operator_name)
         self._num_channels = num_channels
         self._partitioner = partitioning.partitioner
-        self._channel_of_key = _callable_of(self._partitioner, Partitioner, "partition")
+        self._channel_of_key: Callable[..., Any] = callable_of(self._partitioner, "partition")
 
     def open(self, runtime_context: RuntimeContext) -> None:
         super().open(runtime_context)
@@ -293,16 +294,3 @@ class _Custom(_Keyed):
 
 def _identity(record: Any) -> Any:
     return record
-
-
-def _callable_of(function: Any, interface: type, method: str) -> Callable[..., Any]:
-    """Return what to call: a lambda itself, or the method of an interface's implementation."""
-    if isinstance(function, interface) or (not callable(function) and hasattr(function, method)):
-        bound: Callable[..., Any] = getattr(function, method)
-        return bound
-    if not callable(function):
-        raise ProgramError(
-            f"{function!r} cannot be used here; expected a function or an object with a method {method}()."
-        )
-    result: Callable[..., Any] = function
-    return result

@@ -513,15 +513,13 @@ class _ConsumerConnection(_Connection):
     def on_closed(self, reason: str) -> None:
         self._deadline.cancel()
         self._transport.forget_peer(self._address, self)
-        where = f"{self._address.host}:{self._address.port}"
+        slot = f"slot of TaskManager {self._address.resource_id} at {self._address.host}:{self._address.port}"
         if self._refusal:
-            text = f"The slot of TaskManager {self._address.resource_id} at {where} refused the connection: {self._refusal}."
+            text = f"The {slot} refused the connection: {self._refusal}."
         elif self._is_welcome:
-            text = (
-                f"The connection to the slot of TaskManager {self._address.resource_id} at {where} was lost ({reason})."
-            )
+            text = f"The connection to the {slot} was lost ({reason})."
         else:
-            text = f"Cannot connect to the slot of TaskManager {self._address.resource_id} at {where}: {reason}."
+            text = f"Cannot connect to the {slot}: {reason}."
         receivers, self._receivers = self._receivers, {}
         for receiver, _ in receivers.values():
             receiver.fail(ExternalError(text))

@@ -133,7 +133,7 @@ class Zygote:
         except (TimeoutError, ExternalError):
             await zygote.close()
             raise ExternalError(
-                f"The process that starts slots ({python} -m engine.runtime.taskmanager.zygote_process) did not come up; "
+                f"The process that forks slots ({python} -m engine.runtime.taskmanager.zygote_process) did not come up; "
                 f"exit code {process.returncode}. Its output says why: {stdout_path or 'see standard error'}."
             ) from None
         return zygote

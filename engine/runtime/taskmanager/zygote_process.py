@@ -1,8 +1,8 @@
 """The zygote: a small, warm, single-threaded process that forks slots.
 
 ``python -m engine.runtime.taskmanager.zygote_process FD MODULE…`` imports what every slot needs once, then forks at
-request: a slot is ready in milliseconds and shares the imported pages. It stays single-threaded, since a fork copies one
-thread only. When its TaskManager dies it kills its slots; when it dies the kernel kills them: no orphan is left.
+request: a slot is ready in milliseconds and shares the imported pages. It stays single-threaded: a fork copies but
+one thread. When its TaskManager dies it kills its slots; when it dies the kernel kills them: no orphan is left.
 
 Not here: the TaskManager's side (``zygote``), what a slot does (``slot_process``).
 """
