@@ -1,7 +1,7 @@
 """Entry point of the child interpreter that runs an uploaded program.
 
-``python -m engine.rest.program_main path name entry argument…`` is no command for people: ``flink run`` is. Imports nothing of the engine, so that a program sees the modules that it
-would see when it is started by itself.
+``python -m engine.rest.program_main path name entry argument…`` is no command for people: ``flink run`` is. It imports
+nothing of the engine, so that a program sees the modules that it would see when it is started by itself.
 """
 
 from __future__ import annotations
