@@ -18,12 +18,12 @@ from engine.connectors.simple import FunctionSinkSpec, PrintSpec
 from engine.core.errors import ConfigError, ProgramError
 from engine.core.ids import OperatorID
 from engine.core.type_info import TupleTypeInfo, TypeInformation, Types
+from engine.datastream.key_selectors import as_key_selector
 from engine.datastream.slot_sharing_group import SlotSharingGroup
 from engine.graph.job_graph import JobGraph
 from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
 from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
-from engine.datastream.key_selectors import as_key_selector
 from engine.operators.stateless import (
     CoFlatMapSpec,
     CoMapSpec,

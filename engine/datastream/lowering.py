@@ -12,8 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from engine.connectors.source import SourceSpec
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.stateless import FlatMapSpec
+from engine.operators.text import plan_word_count
 
 __all__ = ["is_bounded", "lower"]
 
@@ -47,6 +50,8 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         copies[node.id] = dataclasses.replace(node, inputs=inputs)
     rewritten = [copies[end.id] for end in ends]
     if batch:
+        _vectorise_word_counts(reachable(rewritten))
+    if batch:
         for node in reachable(rewritten):
             _emit_final(node)
             _pre_aggregate(node)
@@ -78,3 +83,31 @@ def _pre_aggregate(node: Transformation) -> None:
             slot_sharing_group=edge.source.slot_sharing_group,
         )
         node.inputs[position] = dataclasses.replace(edge, source=combiner, side_tag=None)
+
+
+def _vectorise_word_counts(nodes: Sequence[Transformation]) -> None:
+    """Rewrite text → WordTokenizer → key_by(0) → sum(1) into chunks → count → hash exchange of columns → merge."""
+    num_users: dict[int, int] = {}
+    for node in nodes:
+        for edge in node.inputs:
+            num_users[edge.source.id] = num_users.get(edge.source.id, 0) + 1
+    for node in nodes:
+        spec = node.spec
+        if not isinstance(spec, KeyedAggregateSpec) or spec.kind != "sum" or len(node.inputs) != 1:
+            continue
+        words = node.inputs[0].source
+        if not isinstance(words.spec, FlatMapSpec) or len(words.inputs) != 1:
+            continue
+        text = words.inputs[0].source
+        forwarded = words.inputs[0].partitioning.strategy is ShipStrategy.FORWARD
+        if not isinstance(text.spec, SourceSpec) or not forwarded or num_users[text.id] > 1 or num_users[words.id] > 1:
+            continue
+        plan = plan_word_count(text.spec.source, words.spec.function, spec.key_selector, spec.field)
+        if plan is None:
+            continue
+        text.spec = SourceSpec(plan.source)
+        words.spec, words.name, words.parallelism = plan.count, "Tokenize and count", text.parallelism
+        node.spec = plan.merge
+        node.inputs[0] = dataclasses.replace(
+            node.inputs[0], partitioning=Partitioning(ShipStrategy.HASH, plan.key), side_tag=None
+        )
