@@ -16,7 +16,6 @@ from typing import Final, Protocol, final
 
 from engine.core.errors import ExternalError, ProgramError
 from engine.protocol.control import JobInformation, UserFile
-from engine.runtime.taskmanager.user_files import REQUIREMENTS_FOLDER
 
 __all__ = ["BlobSource", "SlotFiles"]
 
@@ -37,8 +36,8 @@ class SlotFiles:
         os.makedirs(self._blobs, exist_ok=True)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def prepare(self, job: JobInformation, files_dir: str, source: BlobSource, python: str) -> None:
-        """Put the job's files into ``files_dir`` (made), its installed requirements into REQUIREMENTS_FOLDER in it.
+    async def prepare(self, job: JobInformation, files_dir: str, source: BlobSource, python: str) -> str:
+        """Put the job's files into ``files_dir`` (made) and install its requirements; return the site folder or "".
 
         Raises: ExternalError when a file cannot be fetched, ProgramError when requirements cannot be installed.
         """
@@ -57,9 +56,7 @@ class SlotFiles:
                     shutil.copyfile(blob, target)
             if file.kind == "requirements":
                 requirements.append(file.sha256)
-        if requirements:
-            site = await self._install(requirements, files_dir, job, python)
-            os.symlink(site, os.path.join(files_dir, REQUIREMENTS_FOLDER))
+        return await self._install(requirements, files_dir, job, python) if requirements else ""
 
     async def _fetch(self, file: UserFile, source: BlobSource) -> str:
         path = os.path.join(self._blobs, file.sha256)

@@ -58,6 +58,7 @@ from engine.protocol.lifecycle import ExecutionState
 from engine.rpc.endpoint import JobManagerConnection
 from engine.runtime.taskmanager.log_files import list_logs, read_log
 from engine.runtime.taskmanager.slot_files import SlotFiles
+from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY
 
 __all__ = [
     "SlotHandle",
@@ -474,7 +475,9 @@ class TaskExecutor:
         os.makedirs(work_dir)
         os.makedirs(files_dir)
         if job.files:
-            await self._files.prepare(job, files_dir, connection, python)
+            site = await self._files.prepare(job, files_dir, connection, python)
+            if site:
+                effective[SITE_FOLDER_KEY] = site
         index = int(slot.slot_id.rsplit("_", 1)[1])
         port = config.get(ClusterOptions.TM_DATA_PORT)
         init = InitializeSlot(
