@@ -14,7 +14,17 @@ from engine.core.ids import JobID, JobVertexID, ResourceID
 from engine.graph.execution_graph import ExecutionGraph, ExecutionJobVertex
 from engine.runtime.jobmanager.gateway import DispatcherGateway, TaskManagerView
 
-__all__ = ["BadRequest", "Forbidden", "NotFound", "RestContext", "RestError", "context_of", "job_of", "vertex_of"]
+__all__ = [
+    "BadRequest",
+    "Forbidden",
+    "NotFound",
+    "RestContext",
+    "RestError",
+    "Unavailable",
+    "context_of",
+    "job_of",
+    "vertex_of",
+]
 
 
 class RestError(Exception):
@@ -33,6 +43,10 @@ class Forbidden(RestError):
 
 class NotFound(RestError):
     status = 404
+
+
+class Unavailable(RestError):
+    status = 503
 
 
 @dataclass

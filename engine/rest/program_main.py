@@ -55,20 +55,22 @@ def run(path: str, entry: str) -> None:
     module_name, _, function_name = entry.partition(":")
     if path.endswith(".py"):
         sys.path.insert(0, os.path.dirname(path))
-        if function_name or (module_name and module_name not in ("__main__", os.path.basename(path)[:-3])):
+        own_names = ("", "__main__", sys.argv[0].removesuffix(".py"))
+        if function_name or module_name not in own_names:
             # A single file has one module; what was named is the function.
             names = runpy.run_path(path, run_name="__flink_program__")
             call(names.get(function_name or module_name), function_name or module_name, path)
         else:
             runpy.run_path(path, run_name="__main__")
         return
+    path = extracted(path)
     sys.path.insert(0, path)
     if function_name:
         module = importlib.import_module(module_name)
         call(getattr(module, function_name, None), function_name, module_name)
     elif module_name and module_name != "__main__":
         runpy.run_module(module_name, run_name="__main__", alter_sys=True)
-    elif has_main(path):
+    elif os.path.exists(os.path.join(path, "__main__.py")):
         runpy.run_path(path, run_name="__main__")
     else:
         raise LookupError(
@@ -76,11 +78,17 @@ def run(path: str, entry: str) -> None:
         )
 
 
-def has_main(path: str) -> bool:
+def extracted(path: str) -> str:
+    """Return a folder with the archive's content, below the working folder, which is private to this run.
+
+    Importing from the archive itself would fail for native modules, data files and packages without ``__init__``.
+    """
     import zipfile
 
+    folder = os.path.abspath("program")
     with zipfile.ZipFile(path) as archive:
-        return "__main__.py" in archive.namelist()
+        archive.extractall(folder)
+    return folder
 
 
 def call(function: object, name: str, where: str) -> None:
@@ -96,9 +104,8 @@ def describe(error: BaseException, path: str) -> str:
     while frames and (frames[0].filename.startswith((own, "<frozen")) or frames[0].filename == runpy.__file__):
         del frames[0]
     head = "".join(traceback.format_exception_only(error)).strip()
-    if not frames:
-        return head
-    return f"{head}\nTraceback (most recent call last):\n{''.join(frames.format()).rstrip()}".replace(path, sys.argv[0])
+    text = f"{head}\nTraceback (most recent call last):\n{''.join(frames.format()).rstrip()}" if frames else head
+    return text.replace(path, sys.argv[0]).replace(os.path.abspath("program") + os.sep, "")
 
 
 def report(text: str) -> None:

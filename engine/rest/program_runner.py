@@ -20,7 +20,7 @@ from typing import Any, Final, final
 
 from starlette.requests import Request
 
-from engine.rest.context import BadRequest, RestContext, RestError
+from engine.rest.context import BadRequest, RestContext, RestError, Unavailable
 
 __all__ = ["ProgramRequest", "ProgramRunner", "watch_disconnect"]
 
@@ -83,7 +83,7 @@ class ProgramRunner:
         Raises: BadRequest with the program's own error when it ends or fails before that.
         """
         if self._closed:
-            raise RestError("The cluster is shutting down.")
+            raise Unavailable("The cluster is shutting down and runs no more programs.")
         if len(self._children) >= CONCURRENT_MAX:
             raise BadRequest(f"{CONCURRENT_MAX} programs are running here already; try again when one has ended.")
         child = await self._start(program)
@@ -169,6 +169,10 @@ class ProgramRunner:
                         return line
                     if "error" in line:
                         raise BadRequest(_failure(program, str(line["error"])))
+                if has_ended and self._closed:
+                    raise Unavailable(
+                        f"The cluster is shutting down; {program.name} was ended before it submitted a job."
+                    )
                 if has_ended:
                     raise BadRequest(_failure(program, _why_it_ended(child)))
                 await asyncio.wait([ended], timeout=POLL_S)
