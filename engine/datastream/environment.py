@@ -182,7 +182,7 @@ class StreamExecutionEnvironment:
         return self._source("Sequence Source", SourceSpec(SequenceSource(start, end)), Types.LONG())
 
     def read_text_file(self, file_path: str, charset_name: str = "UTF-8") -> DataStream:
-        """Make a stream of the lines of a file, folder or glob, local or ``hdfs://``; large files are read in parallel."""
+        """Make a stream of the lines of a file, folder or glob, local or ``hdfs://``; large files in parallel."""
         from engine.connectors.files import TextFileSource
 
         return self._source(
@@ -203,7 +203,7 @@ class StreamExecutionEnvironment:
         source_name: str,
         type_info: TypeInformation | None = None,
     ) -> DataStream:
-        """Make a stream of a ``FileSource``, ``NumberSequenceSource``, ``DataGeneratorSource`` or your own ``Source``."""
+        """Make a stream of a FileSource, NumberSequenceSource, DataGeneratorSource or a ``Source`` of your own."""
         to_spec = getattr(source, "to_spec", None)
         if to_spec is not None:
             spec, bounded = to_spec(), getattr(source, "boundedness", Boundedness.BOUNDED) is Boundedness.BOUNDED

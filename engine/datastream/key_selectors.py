@@ -1,7 +1,7 @@
 """Turns what users pass to key_by into what the exchange knows best.
 
-A field's index or name, and a lambda that only picks a field (``lambda x: x[0]``), become a ``FieldKey``: it is quicker than
-a call, it is shown in plans, and vectorised operators understand it.
+A field's index or name, and a lambda that only picks a field (``lambda x: x[0]``), become a ``FieldKey``: it is quicker
+than a call, it is shown in plans, and vectorised operators understand it.
 """
 
 from __future__ import annotations
