@@ -1,0 +1,264 @@
+"""Real JobManager and TaskManager processes on the loopback, over gRPC: what happens when things go right and wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from engine.client.job_client import JobClient
+from engine.client.rest_client import RestClient
+from engine.core.errors import JobCancelledError, JobExecutionError
+from engine.core.metrics import IntCounter
+from engine.operators.functions import MapFunction
+from engine.protocol.lifecycle import JobStatus
+from tests.process.cluster_jobs import Process, StandaloneCluster, children_of, is_alive, operator_id, program, until
+
+RESULT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), slot_request_timeout="1500 ms")
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def client(cluster):
+    client = RestClient(cluster.rest_url)
+    until(lambda: client.overview()["slots-available"] == client.overview()["slots-total"] == 4, "4 free slots")
+    yield client
+    client.close()
+
+
+def submit(client, graph):
+    return JobClient(client.submit(graph, {}), client)
+
+
+def rows_of(job, graph):
+    return sorted(row for rows in job.collect_batches(operator_id(graph)) for row in rows)
+
+
+def running(client, job):
+    """Wait until the map runs. (A function that never returns keeps the other tasks of its slot from going on.)"""
+
+    def map_runs():
+        detail = client.job(job.get_job_id())
+        assert detail["state"] in ("CREATED", "INITIALIZING", "RUNNING"), detail["state"]
+        return any("map" in vertex["name"] and vertex["tasks"]["RUNNING"] for vertex in detail["vertices"])
+
+    until(map_runs, "the map runs")
+
+
+class Sleeper(MapFunction):
+    def map(self, value):
+        time.sleep(600)
+        return value
+
+
+class Spinner(MapFunction):
+    def map(self, value):
+        while True:
+            pass
+
+
+class KillsItself(MapFunction):
+    def map(self, value):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Exits(MapFunction):
+    def map(self, value):
+        os._exit(7)
+
+
+class Counts(MapFunction):
+    def open(self, runtime_context):
+        self.counter = IntCounter()
+        runtime_context.add_accumulator("rows", self.counter)
+
+    def map(self, value):
+        self.counter.add(1)
+        return value
+
+
+def test_a_job_over_two_taskmanagers_gives_its_rows(client):
+    graph = program(lambda n: n * 2, 1000, parallelism=4, collect=True)
+    assert rows_of(submit(client, graph), graph) == [n * 2 for n in range(1, 1001)]
+
+
+def test_two_jobs_run_at_once(client):
+    sleepers = [submit(client, program(Sleeper(), 100, parallelism=2)) for _ in range(2)]
+    for job in sleepers:
+        running(client, job)
+    assert client.overview()["jobs-running"] == 2
+    for job in sleepers:
+        job.cancel()
+    for job in sleepers:
+        with pytest.raises(JobCancelledError):
+            job.get_job_execution_result().result(RESULT_S)
+
+
+@pytest.mark.parametrize("function", [Sleeper(), Spinner()], ids=["sleeps", "spins"])
+def test_cancel_takes_less_than_two_seconds_whatever_the_function_does(client, function):
+    job = submit(client, program(function, 100, parallelism=2))
+    running(client, job)
+    start = time.monotonic()
+    job.cancel()
+    with pytest.raises(JobCancelledError, match=job.get_job_id()):
+        job.get_job_execution_result().result(RESULT_S)
+    assert time.monotonic() - start < 2.0
+
+
+def test_accumulators_of_all_subtasks_are_merged(client):
+    result = submit(client, program(Counts(), 1000, parallelism=4)).get_job_execution_result().result(RESULT_S)
+    assert result.get_accumulator_result("rows") == 1000
+    assert result.get_net_runtime() > 0
+
+
+def test_a_failing_function_shows_its_operator_and_record_and_none_of_our_frames(client):
+    job = submit(client, program(lambda n: 1 // (n - 7), 10))
+    with pytest.raises(JobExecutionError) as caught:
+        job.get_job_execution_result().result(RESULT_S)
+    text = str(caught.value)
+    assert "ZeroDivisionError" in text
+    assert "'map'" in text
+    assert "7" in text
+    assert "engine/runtime" not in text
+    assert job.get_job_status().result() is JobStatus.FAILED
+
+
+@pytest.mark.parametrize(("function", "words"), [(KillsItself(), "SIGKILL.*memory"), (Exits(), "exit code 7")])
+def test_a_slot_that_dies_fails_its_job_with_the_reason_and_a_later_job_runs(client, function, words):
+    job = submit(client, program(function))
+    with pytest.raises(JobExecutionError, match=words):
+        job.get_job_execution_result().result(RESULT_S)
+    graph = program(lambda n: n, 100, parallelism=4, collect=True)
+    assert rows_of(submit(client, graph), graph) == list(range(1, 101))
+
+
+def test_too_few_slots_fail_the_job_in_time_with_what_to_change_and_a_later_job_runs(client):
+    job = submit(client, program(lambda n: n, 10, parallelism=5))
+    assert job.get_job_status().result() in (JobStatus.CREATED, JobStatus.INITIALIZING, JobStatus.RUNNING)
+    with pytest.raises(JobExecutionError) as caught:
+        job.get_job_execution_result().result(RESULT_S)
+    for words in ("5", "4", "taskmanager.numberOfTaskSlots"):
+        assert words in str(caught.value)
+    graph = program(lambda n: n, 10, parallelism=4, collect=True)
+    assert rows_of(submit(client, graph), graph) == list(range(1, 11))
+
+
+def test_a_waiting_job_can_be_cancelled(client):
+    job = submit(client, program(lambda n: n, 10, parallelism=5))
+    job.cancel()
+    with pytest.raises(JobCancelledError):
+        job.get_job_execution_result().result(RESULT_S)
+
+
+def test_a_session_starts_a_job_quickly(client):
+    times = []
+    for _ in range(5):
+        graph = program(lambda n: n, collect=True)
+        start = time.monotonic()
+        next(iter(submit(client, graph).collect_batches(operator_id(graph))))
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.3
+
+
+def test_slots_are_given_back_and_their_processes_end(cluster, client):
+    graph = program(lambda n: n, 10, parallelism=4, collect=True)
+    rows_of(submit(client, graph), graph)
+    # What stays: the zygote of each TaskManager.
+    until(lambda: all(len(children_of(tm.popen.pid)) <= 1 for tm in cluster.taskmanagers), "slot processes ended")
+    assert list(cluster.temp.glob("flink-tm-*/slots/*")) == []
+
+
+def test_sigterm_leaves_no_process_and_no_file(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=1)
+    try:
+        client = RestClient(cluster.rest_url)
+        job = submit(client, program(Sleeper(), 100, parallelism=2))
+        running(client, job)
+        client.close()
+        family = [pid for p in (*cluster.taskmanagers, cluster.jobmanager) for pid in children_of(p.popen.pid)]
+        assert len(family) >= 3
+        assert cluster.taskmanagers[0].end(timeout_s=5) == 0, cluster.taskmanagers[0].output
+        assert cluster.jobmanager.end(timeout_s=8) == 0, cluster.jobmanager.output
+        until(lambda: not any(is_alive(pid) for pid in family), "all children ended", 3)
+        assert list(cluster.temp.iterdir()) == []
+    finally:
+        cluster.close()
+
+
+def test_a_killed_taskmanager_fails_its_jobs_and_the_cluster_goes_on(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=2)
+    try:
+        client = RestClient(cluster.rest_url)
+        job = submit(client, program(Sleeper(), 100, parallelism=4))
+        running(client, job)
+        victim = cluster.taskmanagers[0]
+        family = children_of(victim.popen.pid)
+        victim.end(signal.SIGKILL)
+        with pytest.raises(JobExecutionError, match=r"TaskManager .* was lost"):
+            job.get_job_execution_result().result(RESULT_S)
+        until(lambda: not any(is_alive(pid) for pid in family), "orphans of the killed TaskManager ended", 5)
+        graph = program(lambda n: n, 10, parallelism=2, collect=True)
+        assert rows_of(submit(client, graph), graph) == list(range(1, 11))
+        # A new TaskManager takes the lost one's place.
+        cluster.add_taskmanager().find("registered at")
+        graph = program(lambda n: n, 10, parallelism=4, collect=True)
+        assert rows_of(submit(client, graph), graph) == list(range(1, 11))
+        client.close()
+    finally:
+        cluster.close()
+
+
+def test_a_taskmanager_survives_its_jobmanager_only_for_its_registration_timeout(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=1, taskmanager_registration_timeout="2 s")
+    try:
+        client = RestClient(cluster.rest_url)
+        job = submit(client, program(Sleeper(), 100, parallelism=2))
+        running(client, job)
+        client.close()
+        taskmanager = cluster.taskmanagers[0]
+        slots = [pid for pid in children_of(taskmanager.popen.pid) if psutil.Process(pid).children() == []]
+        cluster.jobmanager.end(signal.SIGKILL)
+        until(lambda: not any(is_alive(pid) for pid in slots), "slots killed", 5)
+        assert taskmanager.popen.wait(15) == 1
+        assert "taskmanager.registration.timeout" in taskmanager.output
+    finally:
+        cluster.close()
+
+
+def test_a_port_in_use_is_one_message_and_exit_code_1(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=0)
+    try:
+        second = Process("jobmanager", f"-Djobmanager.rpc.port={cluster.rpc_port}", "-Drest.port=0")
+        assert second.popen.wait(20) == 1
+        second.end()
+        assert f"{cluster.rpc_port}" in second.output
+        assert "in use" in second.output
+        assert "Traceback" not in second.output
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize("kind", ["jobmanager", "taskmanager"])
+def test_a_bad_value_says_key_value_and_expectation(kind):
+    process = Process(kind, "-Dheartbeat.interval=soon", "-Djobmanager.rpc.port=0", "-Drest.port=0")
+    assert process.popen.wait(20) == 1
+    process.end()
+    assert "heartbeat.interval is 'soon'; expected a duration" in process.output
+    assert "Traceback" not in process.output
+
+
+def test_an_unknown_key_warns_with_the_nearest(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=0, taskmanager_numberOfTaskSlot="2")
+    try:
+        assert "Did you mean taskmanager.numberOfTaskSlots?" in cluster.jobmanager.output
+    finally:
+        cluster.close()
