@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,14 +93,20 @@ def served(gateway: FakeGateway, folder: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    yield from served(filled_gateway(tmp_path), tmp_path)
+def site(tmp_path: Path, browser: Browser) -> Iterator[Site]:
+    with contextlib.contextmanager(served)(filled_gateway(tmp_path), tmp_path) as opened:
+        yield opened
+        # No page may go on asking a server that is gone: that would be a console error of the next test.
+        browser.open("about:blank")
 
 
 @pytest.fixture
-def empty_site(tmp_path: Path) -> Iterator[Site]:
+def empty_site(tmp_path: Path, browser: Browser) -> Iterator[Site]:
     now_ms = time.time_ns() // 1_000_000
-    yield from served(FakeGateway(str(tmp_path), {"web.refresh-interval": "300 ms"}, now_ms=now_ms), tmp_path)
+    gateway = FakeGateway(str(tmp_path), {"web.refresh-interval": "300 ms"}, now_ms=now_ms)
+    with contextlib.contextmanager(served)(gateway, tmp_path) as opened:
+        yield opened
+        browser.open("about:blank")
 
 
 @pytest.fixture(scope="module")
