@@ -90,11 +90,11 @@ def test_a_vertex_opens_its_subtasks_and_leads_to_their_taskmanager(browser: Bro
 
 def test_numbers_follow_the_cluster_without_rebuilding_the_page(browser: Browser, site: Site):
     go(browser, site.address, f"/job/{JOB}")
-    browser.script("document.querySelector('.node').dataset.mark = 'kept'; window.scrollTo(0, 120)")
+    browser.script("document.querySelector('.node').kept = true; window.scrollTo(0, 120)")
     graph = site.gateway.job(JOB)
     site.call(lambda: count(graph, 4_000_000))
     browser.wait_text("4.0 M", ".graph")
-    assert browser.script("return document.querySelector('.node[data-mark=kept]') !== null")
+    assert browser.script("return document.querySelector('.node').kept === true")
     assert browser.script("return scrollY") == 120
     site.call(lambda: end(graph, JobStatus.FINISHED, graph.start_ms + 200_000))
     browser.wait_text("FINISHED", ".head-card")
@@ -153,9 +153,7 @@ def test_an_empty_cluster_says_so_on_every_page(browser: Browser, empty_site: Si
         ("/submit", "No program has been uploaded"),
         ("/nonsense", "There is no such page"),
     ):
-        go(browser, empty_site.address, path) if path != "/nonsense" else browser.open(
-            empty_site.address + "/#/nonsense"
-        )
+        browser.open(f"{empty_site.address}/#{path}")
         browser.wait_text(text)
     go(browser, empty_site.address, "/overview")
     browser.screenshot(str(tmp_path / "empty.png"))
@@ -168,7 +166,8 @@ if "fail" in sys.argv:
     raise ValueError("the input is missing")
 plan = {"jid": "%(job)s", "name": "x", "type": "STREAMING", "nodes": [
     {"id": "a", "parallelism": 1, "description": "Source: numbers"},
-    {"id": "b", "parallelism": 2, "description": "map", "inputs": [{"num": 0, "id": "a", "ship_strategy": "REBALANCE"}]}]}
+    {"id": "b", "parallelism": 2, "description": "map",
+     "inputs": [{"num": 0, "id": "a", "ship_strategy": "REBALANCE"}]}]}
 with open(context["result_file"], "a") as stream:
     stream.write(json.dumps({"plan": plan} if context["mode"] == "plan" else {"job_id": "%(job)s"}) + "\\n")
 """ % {"job": JOB}  # noqa: UP031 (braces everywhere)
