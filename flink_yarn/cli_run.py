@@ -9,6 +9,8 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from engine.client.job_client import JobEnd
+from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import EngineError, ProgramError
 from engine.core.ids import JobID
@@ -98,6 +100,8 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
         _check_end(child, code)
         if not child.job_ids:
             return code or _no_job()
+        if config.get(JobOptions.TARGET) == "remote" and config.get(JobOptions.ATTACHED):
+            _print_missing_results(child, connect(config))
         return code
 
 
@@ -132,6 +136,29 @@ def _print_result(result: Mapping[str, Any]) -> None:
         lines.append("Accumulator Results: ")
         lines += [f"- {name} ({type(value).__name__}): {value}" for name, value in sorted(accumulators.items())]
     print("\n".join(lines), flush=True)
+
+
+def _print_missing_results(child: ProgramRun, client: RestClient) -> None:
+    """Print the ends of jobs that the program did not report itself, in order of their submission."""
+    reported = {str(result["job_id"]) for result in child.results}
+    for job_id in child.job_ids:
+        if job_id in reported:
+            continue
+        try:
+            outcome = client.execution_result(JobID(job_id))
+        except EngineError:
+            continue  # forgotten meanwhile (web.history), which is no failure of the program
+        if outcome is not None:
+            _print_result(_result_of(job_id, outcome))
+
+
+def _result_of(job_id: str, outcome: JobEnd) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "status": outcome.status.value,
+        "net_runtime_ms": outcome.net_runtime_ms,
+        "accumulators": outcome.accumulators,
+    }
 
 
 def _interrupted(job_ids: Sequence[str], config: Configuration) -> None:
@@ -175,12 +202,5 @@ def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration)
     if outcome.status is not JobStatus.FINISHED:
         told = f"Job {job_id} ended as {outcome.status.value}."
         raise _ProgramFailed(outcome.failure.message if outcome.failure is not None else told)
-    _print_result(
-        {
-            "job_id": job_id,
-            "status": outcome.status.value,
-            "net_runtime_ms": outcome.net_runtime_ms,
-            "accumulators": outcome.accumulators,
-        }
-    )
+    _print_result(_result_of(str(job_id), outcome))
     return 0

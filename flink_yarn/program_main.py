@@ -184,6 +184,9 @@ def describe(error: BaseException) -> str:
     if tree is not None and isinstance(error, tree.EngineError):
         tells_place = isinstance(error, (tree.ProgramError, tree.ConfigError)) and frames
         return f"{error}\n{''.join(traceback.format_list(frames[-1:])).rstrip()}" if tells_place else str(error)
+    inner = traceback.extract_tb(error.__traceback__)[-1:]
+    if frames and inner != frames[-1:]:
+        frames += inner  # where in the engine it happened: a wrong argument, or a bug of ours
     head = "".join(traceback.format_exception_only(error)).rstrip()
     if not frames:
         return head
