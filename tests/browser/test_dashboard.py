@@ -90,7 +90,9 @@ def test_a_vertex_opens_its_subtasks_and_leads_to_their_taskmanager(browser: Bro
 
 def test_numbers_follow_the_cluster_without_rebuilding_the_page(browser: Browser, site: Site):
     go(browser, site.address, f"/job/{JOB}")
-    browser.script("document.querySelector('.node').kept = true; window.scrollTo(0, 120)")
+    browser.script(
+        "document.querySelector('.node').kept = true; document.body.style.minHeight = '3000px'; scrollTo(0, 120)"
+    )
     graph = site.gateway.job(JOB)
     site.call(lambda: count(graph, 4_000_000))
     browser.wait_text("4.0 M", ".graph")

@@ -71,7 +71,7 @@ export function graph(plan, { vertices = null, link = null, selected = "" } = {}
   }
   return h("div", { class: "scroll graph-scroll" }, h("div", { class: "graph", style: { width: `${width}px`, height: `${height}px` } },
     h("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
-      h("defs", null, h("marker", { id: "arrow", viewBox: "0 0 8 8", refX: "1", refY: "4", markerWidth: "8", markerHeight: "8", orient: "auto" }, h("path", { d: "M0 0L8 4L0 8z", class: "arrow" }))),
+      h("defs", null, h("marker", { id: "arrow", viewBox: "0 0 8 8", refX: "1", refY: "4", markerWidth: "8", markerHeight: "8", markerUnits: "userSpaceOnUse", orient: "auto" }, h("path", { d: "M0 0L8 4L0 8z", class: "arrow" }))),
       edges),
     labels,
     plan.nodes.map((node) => drawn(node, places.get(node.id), nodeHeight, vertices && vertices.get(node.id), link, selected))));
