@@ -313,8 +313,12 @@ def load_config_dir(config_dir: str | None) -> Configuration:
     for name in ("config.yaml", "flink-conf.yaml"):
         path = os.path.join(config_dir, name)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as stream:
-                return Configuration(parse_config_text(stream.read(), path))
+            try:
+                with open(path, encoding="utf-8") as stream:
+                    text = stream.read()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"Cannot read configuration file {path}: {error}.") from error
+            return Configuration(parse_config_text(text, path))
     return Configuration()
 
 

@@ -1,16 +1,18 @@
 """File systems by scheme: one contract for local disk and HDFS (``flink_yarn/hdfs`` registers ``hdfs``).
 
-Paths are strings as users write them: ``/data/x``, ``file:///data/x``, ``hdfs://host:port/x``, ``hdfs:///x``. Reading and
-writing block; call from an I/O thread or a coordinator.
+Paths are strings as users write them: ``/data/x``, ``file:///data/x``, ``hdfs://host:port/x``, ``hdfs:///x``. Reading
+and writing block; call from an I/O thread or a coordinator.
 """
 
 from __future__ import annotations
 
 import abc
+import builtins
 import fnmatch
 import glob
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class FileSystem(abc.ABC):
         """Return what is there, or None if nothing is."""
 
     @abc.abstractmethod
-    def list(self, path: str) -> list[FileStatus]:
+    def list(self, path: str) -> builtins.list[FileStatus]:
         """Return the children of a folder, sorted by path. Raises InputError if it is missing."""
 
     @abc.abstractmethod
@@ -71,13 +73,13 @@ class FileSystem(abc.ABC):
         """Return hosts that hold most of the range, best first; () when the file system does not know."""
         return ()
 
-    def glob(self, pattern: str) -> list[FileStatus]:
+    def glob(self, pattern: str) -> builtins.list[FileStatus]:
         """Return what matches a pattern with ``*``, ``?`` and ``[…]`` in any component, sorted by path."""
-        head, _, tail = _split_at_magic(pattern)
-        found = [] if self.status(head) is None else list(self._expand(head, tail.split("/")))
+        head, parts = _split_at_magic(pattern)
+        found = [] if self.status(head) is None else list(self._expand(head, parts))
         return sorted(found, key=lambda status: status.path)
 
-    def _expand(self, folder: str, parts: list[str]) -> Iterator[FileStatus]:
+    def _expand(self, folder: str, parts: builtins.list[str]) -> Iterator[FileStatus]:
         if not parts:
             status = self.status(folder)
             if status is not None:
@@ -95,16 +97,21 @@ class FileSystem(abc.ABC):
                     yield from self._expand(child.path, parts[1:])
 
 
-def _split_at_magic(pattern: str) -> tuple[str, str, str]:
+def _split_at_magic(pattern: str) -> tuple[str, list[str]]:
+    """Return the folder to begin in and the components from the first one with magic."""
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return "/".join(parts[:first]) or "/", "/", "/".join(parts[first:])
+    if first == 0:
+        return ".", parts
+    return "/".join(parts[:first]) or "/", [part for part in parts[first:] if part]
 
 
 def scheme_of(path: str) -> str:
     """Return the scheme of a path, "file" when it has none."""
-    head, sep, _ = path.partition("://")
-    return head.lower() if sep and head.isidentifier() else ("file" if not path.startswith("hdfs:") else "hdfs")
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
+    if match:
+        return match[1].lower()
+    return "hdfs" if path.startswith("hdfs:") else "file"
 
 
 @final
@@ -130,8 +137,8 @@ class LocalFileSystem(FileSystem):
         from engine.core.errors import ExternalError, OutputExistsError
 
         local = self.local(path)
+        self.make_dirs(os.path.dirname(local) or ".")
         try:
-            os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
             return open(local, "wb" if overwrite else "xb")
         except FileExistsError as error:
             raise OutputExistsError(f"{path} exists; choose another path or WriteMode.OVERWRITE.") from error
@@ -148,7 +155,7 @@ class LocalFileSystem(FileSystem):
         is_dir = os.path.isdir(self.local(path))
         return FileStatus(path, 0 if is_dir else found.st_size, is_dir, found.st_mtime_ns // 1_000_000)
 
-    def list(self, path: str) -> list[FileStatus]:
+    def list(self, path: str) -> builtins.list[FileStatus]:
         try:
             names = sorted(os.listdir(self.local(path)))
         except OSError as error:
@@ -168,6 +175,8 @@ class LocalFileSystem(FileSystem):
         from engine.core.errors import ExternalError, OutputExistsError
 
         to = self.local(target)
+        if not os.path.lexists(self.local(source)):  # before the target is removed
+            raise ExternalError(f"Cannot rename {source} to {target}: the source does not exist.")
         if os.path.exists(to):
             if not overwrite:
                 raise OutputExistsError(f"{target} exists; choose another path or WriteMode.OVERWRITE.")
@@ -221,19 +230,21 @@ def file_system_of(path: str) -> FileSystem:
 def list_input_files(path: str) -> list[FileStatus]:
     """Return the files behind a user's input path: a file, a folder (recursively) or a glob, sorted by path.
 
-    Files and folders whose name begins with ``.`` or ``_`` are left out inside folders, as Flink and Hadoop do.
+    Files and folders whose name begins with ``.`` or ``_`` are left out inside folders and by wildcards, as Flink and
+    Hadoop do. A file whose name holds ``[`` or ``*`` itself is found by its name.
     Raises InputError when nothing is there or nothing matches.
     """
     fs = file_system_of(path)
-    if glob.has_magic(path):
-        roots = fs.glob(path)
+    status = fs.status(path)
+    if status is not None:
+        roots = [status]
+    elif glob.has_magic(path):
+        last = path.rstrip("/").rsplit("/", 1)[-1]
+        roots = [root for root in fs.glob(path) if not _is_hidden(root.path) or last[:1] in (".", "_")]
         if not roots:
             raise InputError(f"Input pattern {path} matches nothing.")
     else:
-        status = fs.status(path)
-        if status is None:
-            raise InputError(f"Input path {path} does not exist.")
-        roots = [status]
+        raise InputError(f"Input path {path} does not exist.")
     files: list[FileStatus] = []
     pending = list(reversed(roots))
     while pending:
@@ -242,6 +253,9 @@ def list_input_files(path: str) -> list[FileStatus]:
             files.append(status)
             continue
         children = fs.list(status.path)
-        visible = [c for c in children if not c.path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))]
-        pending.extend(reversed(visible))
+        pending.extend(child for child in reversed(children) if not _is_hidden(child.path))
     return files
+
+
+def _is_hidden(path: str) -> bool:
+    return path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))

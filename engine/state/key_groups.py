@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import decimal
+import enum
 import math
+import uuid
 import zlib
 from typing import Any, Final
 
@@ -90,6 +92,10 @@ def _hash_rare(key: Any) -> int:
         case dt.datetime():
             moment = key.astimezone(dt.UTC) if key.tzinfo else key
             return zlib.crc32(moment.isoformat().encode())
+        case dt.time() if key.tzinfo is not None and key.utcoffset() is not None:
+            # Aware times are equal when they mean the same moment: 12:00+00:00 == 13:00+01:00.
+            since_midnight = dt.timedelta(0, (key.hour * 60 + key.minute) * 60 + key.second, key.microsecond)
+            return _hash_rare(since_midnight - (key.utcoffset() or dt.timedelta()))
         case dt.date() | dt.time():
             return zlib.crc32(key.isoformat().encode())
         case dt.timedelta():
@@ -100,6 +106,10 @@ def _hash_rare(key: Any) -> int:
             return stable_hash(int(key))
         case tuple():
             return stable_hash(tuple(key))
+        case enum.Enum():
+            return zlib.crc32(f"{type(key).__qualname__}.{key.name}".encode())
+        case uuid.UUID():
+            return zlib.crc32(key.bytes)
     if dataclasses.is_dataclass(key) and not isinstance(key, type):
         return stable_hash(tuple(getattr(key, field.name) for field in dataclasses.fields(key)))
     item = getattr(key, "item", None)  # numpy scalars
@@ -107,7 +117,7 @@ def _hash_rare(key: Any) -> int:
         return stable_hash(key.item())
     raise ProgramError(
         f"{key!r} of type {type(key).__name__} cannot be a key: its hash is not the same in every process. "
-        "Use str, bytes, int, float, bool, None, tuple, Decimal, date/time, a dataclass or Row of these."
+        "Use str, bytes, int, float, bool, None, tuple, Decimal, date/time, Enum, UUID, a dataclass or Row of these."
     )
 
 
