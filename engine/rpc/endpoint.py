@@ -397,6 +397,10 @@ class _GrpcClient:
         self._fence = Fence()
         self._call = channel.stream_stream(f"/{_SERVICE}/Connect")()
         self._outbox = _Outbox(self._call.write, self._fence)
+        #: What was read: bytes, then None or the error that ended the stream.
+        self._inbox: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        # A task of its own, because gRPC ends the whole call when one read is cancelled.
+        self._reader = asyncio.get_running_loop().create_task(self._read())
         self._closed = False
 
     @property
@@ -407,48 +411,41 @@ class _GrpcClient:
         self._outbox.put(message)
 
     async def receive(self) -> Any | None:
-        import grpc
-
         if self._closed:
             return None
-        try:
-            data = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            return self._ended(error.code(), error.details())
-        except asyncio.CancelledError:
-            if self._call.cancelled() and not _is_cancelled():
-                return None
-            raise
-        if data is grpc.aio.EOF:
-            return self._ended(await self._call.code(), await self._call.details())
-        return self._fence.admit(decode_envelope(data))
+        data = await self._inbox.get()
+        if isinstance(data, bytes):
+            return self._fence.admit(decode_envelope(data))
+        self._inbox.put_nowait(data)  # whoever asks again is told again
+        if data is None:
+            return None
+        raise data
 
-    @staticmethod
-    def _ended(code: Any, details: str | None) -> None:
+    async def _read(self) -> None:
         import grpc
 
-        if code is grpc.StatusCode.FAILED_PRECONDITION:
-            raise StaleLeaderError(details or "The JobManager refused the fencing token.")
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
-            raise ExternalError(details or "The JobManager could not read a message.")
+        end: Exception | None = None
+        try:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                self._inbox.put_nowait(data)
+            end = _refusal(await self._call.code(), await self._call.details())
+        except grpc.aio.AioRpcError as error:
+            end = _refusal(error.code(), error.details())
+        finally:
+            self._inbox.put_nowait(end)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         await self._outbox.flush()
+        # A cancelled call drops what is under way: say that nothing follows, and wait until the server has ended too.
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._drained(), FLUSH_TIMEOUT_S)
-        self._call.cancel()
+            await asyncio.wait_for(self._call.done_writing(), FLUSH_TIMEOUT_S)
+        await asyncio.wait({self._reader}, timeout=FLUSH_TIMEOUT_S)
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
         await self._channel.close()
-
-    async def _drained(self) -> None:
-        """Say that nothing follows and wait until the server has it all: a cancelled call drops what is under way."""
-        import grpc
-
-        await self._call.done_writing()
-        while await self._call.read() is not grpc.aio.EOF:
-            pass
 
     async def fetch_blob(self, sha256: str, target: str) -> None:
         import grpc
@@ -462,9 +459,15 @@ class _GrpcClient:
             raise ExternalError(f"Cannot fetch file {sha256} from {self._address}: {error.details()}") from error
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _refusal(code: Any, details: str | None) -> Exception | None:
+    """Return what the server's status means, None for an ordinary end."""
+    import grpc
+
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return StaleLeaderError(details or "The JobManager refused the fencing token.")
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return ExternalError(details or "The JobManager could not read a message.")
+    return None
 
 
 async def connect(host: str, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> JobManagerConnection:
