@@ -47,15 +47,15 @@ def test_map_function_object_is_opened_before_and_closed_after():
     "spec", [MapSpec(lambda x: 1 / x), FilterSpec(lambda x: 1 / x), FlatMapSpec(lambda x: [1 / x])], ids=str
 )
 def test_an_exception_names_the_operator_and_the_record(spec):
-    with OperatorHarness(spec, name="Divide") as harness:
-        with pytest.raises(UserCodeError, match=r"ZeroDivisionError.*\n.*'Divide' on record: 0\b"):
-            harness.process([4, 2, 0, 1])
+    error = pytest.raises(UserCodeError, match=r"ZeroDivisionError.*\n.*'Divide' on record: 0\b")
+    with OperatorHarness(spec, name="Divide") as harness, error:
+        harness.process([4, 2, 0, 1])
 
 
 def test_stop_iteration_out_of_a_function_is_an_error_not_an_end():
-    with OperatorHarness(MapSpec(lambda x: next(iter([])))) as harness:
-        with pytest.raises(UserCodeError, match="StopIteration"):
-            harness.process([1, 2])
+    error = pytest.raises(UserCodeError, match="StopIteration")
+    with OperatorHarness(MapSpec(lambda x: next(iter([])))) as harness, error:
+        harness.process([1, 2])
 
 
 def test_filter_keeps_records_with_their_timestamps():
@@ -114,15 +114,15 @@ def test_flat_map_that_fails_in_its_generator_names_the_record():
 
 
 def test_flat_map_that_returns_a_string_is_an_error_with_a_hint():
-    with OperatorHarness(FlatMapSpec(lambda line: line)) as harness:
-        with pytest.raises(UserCodeError, match=r"cut into characters.*\[value\].*map"):
-            harness.process(["to be"])
+    error = pytest.raises(UserCodeError, match=r"cut into characters.*\[value\].*map")
+    with OperatorHarness(FlatMapSpec(lambda line: line)) as harness, error:
+        harness.process(["to be"])
 
 
 def test_flat_map_that_returns_a_number_is_an_error():
-    with OperatorHarness(FlatMapSpec(lambda line: 5)) as harness:
-        with pytest.raises(UserCodeError, match="expected an iterable"):
-            harness.process(["to be"])
+    error = pytest.raises(UserCodeError, match="expected an iterable")
+    with OperatorHarness(FlatMapSpec(lambda line: 5)) as harness, error:
+        harness.process(["to be"])
 
 
 def test_columns_become_rows_at_the_entrance_of_a_function():
@@ -185,6 +185,6 @@ def test_map_batches_gives_whole_columns(batch_format):
 
 
 def test_map_batches_that_returns_a_list_is_an_error():
-    with OperatorHarness(MapBatchesSpec(lambda columns: [1])) as harness:
-        with pytest.raises(UserCodeError, match="map_batches returned a list"):
-            harness.process([("a", 1)])
+    error = pytest.raises(UserCodeError, match="map_batches returned a list")
+    with OperatorHarness(MapBatchesSpec(lambda columns: [1])) as harness, error:
+        harness.process([("a", 1)])
