@@ -1,0 +1,259 @@
+"""A cluster in the program's own process: as a user's script starts it, and what is left when the script has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from engine.client.executors import execute_async
+from engine.cluster import LocalCluster
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError, JobCancelledError, JobExecutionError, ProgramError
+from engine.protocol.lifecycle import JobStatus
+from tests.process.cluster_jobs import ROOT, children_of, is_alive, operator_id, program, until
+
+PROLOGUE = """
+import os, sys, time
+from engine.client.executors import execute_async
+from engine.core.config import Configuration
+from tests.process.cluster_jobs import operator_id, program
+"""
+
+
+def start(script: str, temp: Path, **popen) -> subprocess.Popen[str]:
+    path = temp / "script.py"
+    path.write_text(PROLOGUE + textwrap.dedent(script))
+    scratch = temp / "tmp"
+    scratch.mkdir()
+    environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(scratch)}
+    return subprocess.Popen(
+        [sys.executable, str(path)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen
+    )
+
+
+def left_over(temp: Path) -> list[Path]:
+    return list((temp / "tmp").iterdir())
+
+
+@pytest.fixture(scope="module")
+def config():
+    yield Configuration({"taskmanager.memory.process.size": "512m"})
+    LocalCluster.shared(Configuration()).close()
+
+
+def submit(graph, config, files=None):
+    return execute_async(graph, files or {}, config)
+
+
+def test_a_script_prints_its_rows_and_leaves_nothing(tmp_path):
+    script = start(
+        """
+        graph = program(lambda n: n * 2, collect=True)
+        job = execute_async(graph, {}, Configuration())
+        print(sorted(row for rows in job.collect_batches(operator_id(graph)) for row in rows))
+        """,
+        tmp_path,
+    )
+    out, err = script.communicate(timeout=30)
+    assert (script.returncode, out, err) == (0, "[2, 4, 6]\n", "")
+    assert left_over(tmp_path) == []
+
+
+def test_what_a_function_prints_comes_to_the_terminal(tmp_path):
+    script = start(
+        """
+        def show(n):
+            print("saw", n)
+            return n
+        execute_async(program(show), {}, Configuration()).get_job_execution_result().result()
+        """,
+        tmp_path,
+    )
+    out, _ = script.communicate(timeout=30)
+    assert out.splitlines() == ["saw 1", "saw 2", "saw 3"]
+
+
+def test_a_script_that_raises_shows_its_error_only_and_leaves_nothing(tmp_path):
+    script = start(
+        """
+        job = execute_async(program(lambda n: 1 // (n - 2)), {}, Configuration())
+        job.get_job_execution_result().result()
+        """,
+        tmp_path,
+    )
+    _, err = script.communicate(timeout=30)
+    assert script.returncode == 1
+    assert err.rstrip().count("ZeroDivisionError") == 1
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_within_a_few_seconds(tmp_path, number):
+    script = start(
+        """
+        def sleep(n):
+            print("sleeping", flush=True)
+            time.sleep(600)
+        execute_async(program(sleep), {}, Configuration()).get_job_execution_result().result()
+        """,
+        tmp_path,
+        start_new_session=True,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "sleeping\n"
+    family = children_of(script.pid)
+    assert len(family) >= 2
+    begun = time.monotonic()
+    script.send_signal(number)
+    script.communicate(timeout=30)
+    assert time.monotonic() - begun < 4
+    assert script.returncode == -number
+    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 3)
+    assert left_over(tmp_path) == []
+
+
+def test_a_killed_script_leaves_no_process(tmp_path):
+    script = start(
+        """
+        def sleep(n):
+            print("sleeping", flush=True)
+            time.sleep(600)
+        execute_async(program(sleep), {}, Configuration()).get_job_execution_result().result()
+        """,
+        tmp_path,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "sleeping\n"
+    family = children_of(script.pid)
+    script.kill()
+    script.communicate()
+    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 5)
+
+
+def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
+    times = []
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        script = start(
+            """
+            graph = program(lambda n: n, collect=True)
+            begun = time.monotonic()
+            job = execute_async(graph, {}, Configuration())
+            next(iter(job.collect_batches(operator_id(graph))))
+            print(time.monotonic() - begun)
+            """,
+            folder,
+        )
+        out, _ = script.communicate(timeout=30)
+        times.append(float(out))
+    # The bound is 0.6 s on an idle machine; the best of three shows what the code needs.
+    assert min(times) < 0.9
+
+
+def test_jobs_of_growing_parallelism_get_the_slots_that_they_need(config):
+    for parallelism in (1, 4, 2, 6):
+        graph = program(lambda n: n, 100, parallelism=parallelism, collect=True)
+        job = submit(graph, config)
+        rows = sorted(row for rows in job.collect_batches(operator_id(graph)) for row in rows)
+        assert rows == list(range(1, 101))
+
+
+def test_jobs_run_at_once_and_are_cancelled_one_by_one(config):
+    def sleep(n):
+        time.sleep(600)
+
+    jobs = [submit(program(sleep), config) for _ in range(2)]
+    for job in jobs:
+        until(lambda job=job: job.get_job_status().result() is JobStatus.RUNNING, "running")
+        job.cancel().result()
+        with pytest.raises(JobCancelledError):
+            job.get_job_execution_result().result(10)
+
+
+def test_the_zygote_may_die_and_a_later_job_runs(config):
+    graph = program(lambda n: n, collect=True)
+    assert list(submit(graph, config).collect_batches(operator_id(graph)))
+    zygotes = children_of(os.getpid())
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    graph = program(lambda n: n, collect=True)
+    rows = [row for rows in submit(graph, config).collect_batches(operator_id(graph)) for row in rows]
+    assert rows == [1, 2, 3]
+
+
+def test_a_submitted_job_without_its_file_is_refused(config, tmp_path):
+    import dataclasses
+
+    from engine.protocol.control import UserFile
+
+    graph = dataclasses.replace(program(lambda n: n), files=(UserFile("a.txt", "0" * 64, 1, "file"),))
+    with pytest.raises(ProgramError, match=r"a\.txt"):
+        submit(graph, config)
+
+
+def test_files_are_in_the_slot_under_their_names(config, tmp_path):
+    import dataclasses
+    import hashlib
+
+    from engine.protocol.control import UserFile
+
+    source = tmp_path / "answer.py"
+    source.write_text("ANSWER = 42\n")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+
+    def look(n):
+        import answer
+
+        return answer.ANSWER
+
+    graph = program(look, (1,), collect=True)
+    graph = dataclasses.replace(graph, files=(UserFile("answer.py", digest, 12, "module"),))
+    job = submit(graph, config, {digest: str(source)})
+    assert list(job.collect_batches(operator_id(graph))) == [[42]]
+
+
+def test_requirements_that_cannot_be_installed_fail_the_job_with_pips_words(config, tmp_path):
+    import dataclasses
+    import hashlib
+
+    from engine.protocol.control import UserFile
+
+    source = tmp_path / "requirements.txt"
+    source.write_text(f"{tmp_path}/no-such-package.whl\n")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    file = UserFile("requirements.txt", digest, source.stat().st_size, "requirements")
+    graph = dataclasses.replace(program(lambda n: n), files=(file,))
+    with pytest.raises(JobExecutionError, match=r"(?s)python\.requirements.*no-such-package"):
+        submit(graph, config, {digest: str(source)}).get_job_execution_result().result(60)
+
+
+def test_an_interpreter_that_is_missing_fails_the_job_by_name(config):
+    import dataclasses
+
+    graph = program(lambda n: n)
+    graph = dataclasses.replace(graph, config={**graph.config, "python.executable": "/no/such/python"})
+    with pytest.raises(JobExecutionError, match="/no/such/python"):
+        submit(graph, config).get_job_execution_result().result(10)
+
+
+def test_rest_is_served_when_its_port_is_configured():
+    cluster = LocalCluster(Configuration({"rest.port": "0"}))
+    try:
+        with urllib.request.urlopen(f"{cluster.rest_address}/overview", timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        cluster.close()
+
+
+def test_a_bad_value_is_an_error_of_the_caller():
+    with pytest.raises(ConfigError, match=r"heartbeat\.timeout is 'long'"):
+        LocalCluster(Configuration({"heartbeat.timeout": "long"}))
