@@ -62,7 +62,7 @@ EQUAL: list[tuple[Any, ...]] = [
 ]
 
 
-@pytest.mark.parametrize("same", EQUAL, ids=lambda same: repr(same[0]))
+@pytest.mark.parametrize("same", EQUAL, ids=lambda same: type(same[0]).__name__)
 def test_keys_that_are_equal_have_the_same_hash(same: tuple[Any, ...]) -> None:
     assert all(one == same[0] for one in same)
     assert len({stable_hash(one) for one in same}) == 1
@@ -88,7 +88,7 @@ def test_a_hash_has_32_bits(key: Any) -> None:
     assert 0 <= stable_hash(key) < 1 << 32
 
 
-@pytest.mark.parametrize("key", [object(), [1], {1}, {1: 2}, lambda: 1, (1, [2])], ids=repr)
+@pytest.mark.parametrize("key", [object(), [1], {1}, {1: 2}, len, (1, [2])], ids=lambda key: type(key).__name__)
 def test_a_key_whose_hash_differs_between_processes_is_refused(key: Any) -> None:
     with pytest.raises(ProgramError, match="cannot be a key"):
         stable_hash(key)
