@@ -56,7 +56,9 @@ def _log_dir(request: Request) -> str:
     gateway = context_of(request).gateway
     folder = gateway.log_dir or gateway.config.get(ClusterOptions.LOG_DIR)
     if not folder:
-        raise NotFound("This JobManager writes no log files: it runs inside the program's own process.")
+        raise NotFound(
+            "This JobManager writes no log files; its log goes to its terminal. Set env.log.dir to have files."
+        )
     return folder
 
 

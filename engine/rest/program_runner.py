@@ -29,7 +29,8 @@ _LOGGER = logging.getLogger(__name__)
 POLL_S: Final = 0.02
 #: How much of a failed program's output is shown to its user.
 OUTPUT_MAX_BYTES: Final = 16 << 10
-#: Programs that build their jobs at the same time; each is an interpreter with its own imports.
+#: Programs that build their jobs at the same time: each is an interpreter with its own imports. Those that have
+#: submitted do not count: they may wait for an endless job.
 CONCURRENT_MAX: Final = 16
 
 
@@ -84,8 +85,8 @@ class ProgramRunner:
         """
         if self._closed:
             raise Unavailable("The cluster is shutting down and runs no more programs.")
-        if len(self._children) >= CONCURRENT_MAX:
-            raise BadRequest(f"{CONCURRENT_MAX} programs are running here already; try again when one has ended.")
+        if sum(child.watcher is None for child in self._children) >= CONCURRENT_MAX:
+            raise Unavailable(f"{CONCURRENT_MAX} programs are building their jobs here already; try again in a moment.")
         child = await self._start(program)
         try:
             result = await self._first_result(child, program)

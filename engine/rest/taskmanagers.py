@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from engine.core.errors import ExternalError
 from engine.rest import cluster_views
 from engine.rest.context import NotFound, context_of, taskmanager_of
 from engine.rest.logs import check_log_name, text_answer
@@ -35,6 +36,9 @@ async def _read_log(request: Request, name: str) -> Response:
     except KeyError:
         # Also when the TaskManager went away between the two questions.
         raise NotFound(f"TaskManager {resource_id} has no log file {name or 'of its own'}") from None
+    except ExternalError as error:
+        # What the TaskManager itself says: no such file, or it writes none.
+        raise NotFound(f"TaskManager {resource_id}: {error}") from None
 
 
 async def get_log(request: Request) -> Response:

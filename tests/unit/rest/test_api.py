@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from engine.core.errors import ExternalError
 from engine.core.ids import JobID, JobVertexID
 from engine.protocol.control import ErrorInfo
 from engine.rest.server import create_app
@@ -243,6 +244,16 @@ def test_taskmanager_logs_are_read_through_the_gateway(gateway: FakeGateway, cli
     assert client.get(f"{base}/stdout").text == "1> (a,1)"
     assert client.get(f"{base}/logs/x.log").content == b"rotated"
     assert client.get(f"{base}/log").headers["content-type"].startswith("text/plain")
+
+
+def test_what_a_taskmanager_says_about_a_missing_log_is_a_404(gateway: FakeGateway, client: TestClient):
+    async def refuse(*_: object) -> bytes:
+        raise ExternalError("There is no log file here.")
+
+    gateway.read_taskmanager_log = refuse  # type: ignore[method-assign]
+    answer = client.get(f"/taskmanagers/{TASKMANAGER}/log")
+    assert answer.status_code == 404
+    assert "There is no log file here." in answer.json()["errors"][0]
 
 
 def test_jobmanager_logs_are_served_and_nothing_outside_their_folder(

@@ -307,6 +307,20 @@ def test_a_program_goes_on_after_its_submission_and_ends_with_the_server(gateway
     assert runs(tmp_path) == []
 
 
+def test_programs_that_wait_for_their_jobs_do_not_keep_others_out(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("engine.rest.program_runner.CONCURRENT_MAX", 1)
+    program = upload(client, PRELUDE + f"import time\nresult({{'job_id': {JOB_ID!r}}})\ntime.sleep(600)\n")
+    for _ in range(3):
+        assert client.post(f"/jars/{program}/run").status_code == 200
+    monkeypatch.setattr("engine.rest.program_runner.CONCURRENT_MAX", 0)
+    answer = client.post(f"/jars/{program}/run")
+    assert answer.status_code == 503
+    assert "try again" in answer.json()["errors"][0]
+    assert len(runs(tmp_path)) == 3
+
+
 def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
