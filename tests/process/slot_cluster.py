@@ -1,4 +1,4 @@
-"""Real slots without a TaskManager or JobManager: forks them from a zygote, deploys a small graph, gathers what comes up."""
+"""Real slots without a TaskManager or JobManager: forks them from a zygote, deploys a small graph, gathers reports."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class SlotCluster:
         slot_of: Callable[[str, int], int] | None = None,
         only: Sequence[str] | None = None,
     ) -> list[ExecutionAttemptID]:
-        """Deploy all (or ``only`` the named) vertices; by default subtask i goes to slot i modulo the number of slots."""
+        """Deploy all (or ``only`` the named) vertices; by default subtask i goes to slot i modulo their number."""
         place = slot_of or (lambda name, subtask: subtask % len(self.slots))
         by_name = {vertex.name: vertex for vertex in vertices}
         attempts = []
@@ -221,9 +221,7 @@ class SlotCluster:
             ResultPartitionDescriptor(
                 ResultPartitionID.of(dataset_of(wire), subtask, 0),
                 dataset_of(wire),
-                num_subpartitions(
-                    edge_of(wire), subtask, vertex.parallelism, by_name[wire.target].parallelism
-                ),
+                num_subpartitions(edge_of(wire), subtask, vertex.parallelism, by_name[wire.target].parallelism),
                 wire.blocking,
                 wire.buffer_timeout_ms,
             )

@@ -1,7 +1,7 @@
 """Key → subtask for columns: the law of ``state/key_groups`` on whole arrays.
 
-Strings and integers are hashed by kernels; other types through their distinct values, each hashed once by the scalar
-law, so both forms agree by construction or by test. pyarrow and numpy are loaded only when a column batch is partitioned.
+Strings and integers are hashed by kernels; other types through their distinct values, each hashed once by the law for
+single keys. pyarrow and numpy are loaded only when a column batch is partitioned.
 """
 
 from __future__ import annotations

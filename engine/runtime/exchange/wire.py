@@ -11,17 +11,17 @@ anyway.
 from __future__ import annotations
 
 import enum
-import io
 import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from engine.core.errors import InternalError
 from engine.core.ids import JobID
 from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.protocol.stream import Element, Records
+from engine.runtime.exchange.row_pickle import RowPickler
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,6 @@ _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone
 
 #: Rows of which one sample is pickled to guess the size of all, before a frame was sent.
 _SAMPLE_ROWS: Final = 4
-_PLAIN_TYPES: Final = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 class FrameKind(enum.IntEnum):
@@ -131,37 +130,11 @@ def check_hello(data: Buffer, job_id: JobID) -> str:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _is_plain(row: Any) -> bool:
-    return type(row) in _PLAIN_TYPES or (type(row) is tuple and _PLAIN_TYPES.issuperset(map(type, row)))
-
-
-def _dump_rows(rows: list[Any], stamps: list[int] | None) -> bytes:
-    content = rows if stamps is None else (rows, stamps)
-    if rows and _is_plain(rows[0]) and _is_plain(rows[-1]):
-        # Without the memo of shared objects: 35 ns a row of (word, 1) instead of 87. What is shared inside a row or
-        # cyclic is rare in such rows; a cycle raises and goes the other way.
-        stream = io.BytesIO()
-        pickler = pickle.Pickler(stream, 5)
-        pickler.fast = True
-        try:
-            pickler.dump(content)
-            return stream.getvalue()
-        except Exception:
-            pass
-    try:
-        return pickle.dumps(content, 5)
-    except Exception:
-        # Classes of the program's own __main__, lambdas: by value, as the program itself came here.
-        import cloudpickle
-
-        return bytes(cloudpickle.dumps(content, 5))
-
-
 def estimate_row_bytes(batch: RowBatch) -> float:
     """Return about how many bytes a row of the batch takes on the wire, from a sample."""
     step = max(1, len(batch.rows) // _SAMPLE_ROWS)
     sample = batch.rows[::step][:_SAMPLE_ROWS]
-    return len(_dump_rows(sample, None)) / len(sample)
+    return len(RowPickler().dump(sample, sample)) / len(sample)
 
 
 # --- encode and decode ---------------------------------------------------------------------------------------------
@@ -169,10 +142,11 @@ def estimate_row_bytes(batch: RowBatch) -> float:
 
 @final
 class Encoder:
-    """Turns the elements of one channel into frames. Holds the schema that the channel's reader knows."""
+    """Turns the elements of one channel into frames. Holds what the channel's reader knows: schema and classes."""
 
     def __init__(self) -> None:
         self._schema: pa.Schema | None = None
+        self._rows = RowPickler()
 
     def encode(self, element: Element) -> list[Frame]:
         if type(element) is not Records:
@@ -181,7 +155,7 @@ class Encoder:
         batch = element.batch
         if type(batch) is RowBatch:
             stamps = batch.timestamps_ms
-            payload = _dump_rows(batch.rows, stamps)
+            payload = self._rows.dump(batch.rows, batch.rows if stamps is None else (batch.rows, stamps))
             # The first byte tells a bare list from a pair with timestamps.
             head = b"\x00" if stamps is None else b"\x01"
             return [Frame(FrameKind.ROWS, (head, payload), len(payload) + 1)]

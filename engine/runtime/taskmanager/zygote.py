@@ -20,6 +20,7 @@ from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
 
 __all__ = ["SlotHandle", "Zygote"]
 
+ZYGOTE_MODULE: Final = "engine.runtime.taskmanager.zygote_process"
 #: Numeric libraries must not start threads before the fork.
 _SINGLE_THREADED: Final = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -108,7 +109,7 @@ class Zygote:
             process = await asyncio.create_subprocess_exec(
                 python,
                 "-m",
-                "engine.runtime.taskmanager.zygote_process",
+                ZYGOTE_MODULE,
                 str(theirs.fileno()),
                 *preload,
                 env={**env, **_SINGLE_THREADED},
@@ -133,7 +134,7 @@ class Zygote:
         except (TimeoutError, ExternalError):
             await zygote.close()
             raise ExternalError(
-                f"The process that forks slots ({python} -m engine.runtime.taskmanager.zygote_process) did not come up; "
+                f"The process that forks slots ({python} -m {ZYGOTE_MODULE}) did not come up; "
                 f"exit code {process.returncode}. Its output says why: {stdout_path or 'see standard error'}."
             ) from None
         return zygote

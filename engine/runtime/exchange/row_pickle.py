@@ -1,0 +1,92 @@
+"""Rows → bytes → rows. Fast for plain rows, right for rows with classes that live in the user's program only.
+
+Such a class (of ``__main__``, say) came to this slot inside the chain, by value. It is sent by value too, but once a
+channel, and a receiver that has it already keeps its own: one class stays one class, with its state.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import types
+from typing import Any, Final, final
+
+__all__ = ["RowPickler"]
+
+_PLAIN_TYPES: Final = frozenset((str, int, float, bool, bytes, type(None)))
+#: Classes that came with records. Strong references: cloudpickle itself forgets a class that has no instance left.
+_received: dict[str, type] = {}
+
+
+def _is_plain(row: Any) -> bool:
+    return type(row) in _PLAIN_TYPES or (type(row) is tuple and _PLAIN_TYPES.issuperset(map(type, row)))
+
+
+@final
+class RowPickler:
+    """Pickles the frames of one channel; ``pickle.loads`` reads them, in order."""
+
+    def __init__(self) -> None:
+        self._by_value = False
+        self._sent_classes: set[str] = set()
+
+    def dump(self, rows: list[Any], content: Any) -> bytes:
+        """Return the pickle of ``content``, which holds ``rows`` and nothing unusual besides."""
+        if rows and _is_plain(rows[0]) and _is_plain(rows[-1]):
+            # Without the memo of shared objects: 35 ns a row of (word, 1) instead of 87. Sharing inside a row and
+            # cycles are rare in such rows; a cycle raises and goes the other way.
+            stream = io.BytesIO()
+            pickler = pickle.Pickler(stream, 5)
+            pickler.fast = True
+            try:
+                pickler.dump(content)
+                return stream.getvalue()
+            except Exception:
+                pass
+        if not self._by_value:
+            try:
+                return pickle.dumps(content, 5)
+            except Exception:
+                self._by_value = True
+        return _dump_by_value(content, self._sent_classes)
+
+
+def _dump_by_value(content: Any, sent_classes: set[str]) -> bytes:
+    import cloudpickle
+    from cloudpickle import cloudpickle as internals
+
+    new_classes: set[str] = set()
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type):
+                if internals._should_pickle_by_reference(obj):
+                    return NotImplemented
+                class_id = internals._get_or_create_tracker_id(obj)
+                if class_id in sent_classes:
+                    return _class_of, (class_id, b"")
+                if class_id not in new_classes:
+                    new_classes.add(class_id)
+                    return _class_of, (class_id, cloudpickle.dumps(obj, 5))
+            if isinstance(obj, (type, types.FunctionType)):
+                return super().reducer_override(obj)
+            return NotImplemented
+
+    stream = io.BytesIO()
+    Pickler(stream, 5).dump(content)
+    sent_classes |= new_classes
+    return stream.getvalue()
+
+
+def _class_of(class_id: str, definition: bytes) -> type:
+    """Return the class with this id: this slot's own if it has one, else as defined by the sender."""
+    found = _received.get(class_id)
+    if found is None:
+        from cloudpickle import cloudpickle as internals
+
+        found = internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(class_id)
+        if found is None:
+            found = pickle.loads(definition)
+        assert isinstance(found, type), found
+        _received[class_id] = found
+    return found
