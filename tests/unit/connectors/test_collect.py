@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pickle
+
+from engine.connectors.collect import CollectSinkSpec, FetchedResults, FetchResults
+from engine.operators.base import JobOutcome
+from tests.testing.operator_harness import OperatorHarness, end_job, start_coordinators
+
+
+def rows_of(fetched: FetchedResults) -> list:
+    return [row for blob in fetched.blobs for row in pickle.loads(blob)]
+
+
+def sinks(parallelism: int):
+    harnesses: list[OperatorHarness] = []
+    coordinators = start_coordinators(CollectSinkSpec(), parallelism=parallelism, harnesses=harnesses)
+    for i in range(parallelism):
+        harnesses.append(
+            OperatorHarness(CollectSinkSpec(), subtask_index=i, parallelism=parallelism, coordinators=coordinators)
+        )
+        harnesses[-1].__enter__()
+    return coordinators[0], harnesses
+
+
+def test_a_client_fetches_rows_in_order_until_the_sink_has_finished():
+    coordinator, [sink] = sinks(1)
+    first = coordinator.handle_request(FetchResults("", 0))
+    assert (first.offset, first.blobs, first.finished) == (0, [], False)
+    sink.process([1, ("a", None)])
+    second = coordinator.handle_request(FetchResults(first.version, 0))
+    assert (rows_of(second), second.finished) == ([1, ("a", None)], False)
+    sink.process([3])
+    sink.end()
+    coordinator.subtask_finished(0)
+    third = coordinator.handle_request(FetchResults(first.version, 1))
+    assert (third.offset, rows_of(third), third.finished) == (1, [3], True)
+    sink.__exit__()
+
+
+def test_an_answer_that_was_lost_is_given_again():
+    coordinator, [sink] = sinks(1)
+    sink.process([1])
+    version = coordinator.handle_request(FetchResults("", 0)).version
+    assert rows_of(coordinator.handle_request(FetchResults(version, 0))) == [1]
+    assert rows_of(coordinator.handle_request(FetchResults(version, 0))) == [1]
+    assert rows_of(coordinator.handle_request(FetchResults(version, 1))) == []
+    sink.__exit__()
+
+
+def test_the_sink_is_not_ready_while_the_client_is_slow():
+    coordinator, [sink] = sinks(1)
+    sent = 0
+    while sink.head.is_ready():
+        sink.process([sent])
+        sent += 1
+        assert sent < 1000
+    answer = coordinator.handle_request(FetchResults("", 0))
+    assert not sink.head.is_ready()
+    sink.woken.clear()
+    coordinator.handle_request(FetchResults(answer.version, 1))
+    assert sink.head.is_ready()
+    assert sink.woken.is_set()
+    sink.__exit__()
+
+
+def test_large_batches_fill_the_sink_by_bytes_and_answers_are_cut():
+    coordinator, [sink] = sinks(1)
+    sent = 0
+    while sink.head.is_ready():
+        sink.process([b"x" * (3 << 20)])
+        sent += 1
+    assert sent <= 6
+    answer = coordinator.handle_request(FetchResults("", 0))
+    assert 1 <= len(answer.blobs) < sent
+    sink.__exit__()
+
+
+def test_all_subtasks_must_finish_and_all_rows_be_fetched_before_the_end():
+    coordinator, [one, two] = sinks(2)
+    one.process(["one"])
+    two.process(["two"])
+    coordinator.subtask_finished(0)
+    assert not coordinator.handle_request(FetchResults("", 0)).finished
+    coordinator.subtask_finished(1)
+    answer = coordinator.handle_request(FetchResults("", 0))
+    assert (rows_of(answer), answer.finished) == (["one", "two"], True)
+    end_job([coordinator], JobOutcome.FINISHED)
+    assert rows_of(coordinator.handle_request(FetchResults("", 0))) == ["one", "two"]
+    assert coordinator.handle_request(FetchResults("", 2)).finished
+    one.__exit__()
+    two.__exit__()
+
+
+def test_a_failed_job_ends_the_stream_of_results():
+    coordinator, [sink] = sinks(1)
+    end_job([coordinator], JobOutcome.FAILED)
+    assert coordinator.handle_request(FetchResults("", 0)).finished
+    sink.__exit__()
+
+
+def test_rows_of_classes_that_only_the_program_has_are_collected():
+    class Local:
+        pass
+
+    coordinator, [sink] = sinks(1)
+    sink.process([Local()])
+    [row] = rows_of(coordinator.handle_request(FetchResults("", 0)))
+    assert type(row).__name__ == "Local"
+    sink.__exit__()

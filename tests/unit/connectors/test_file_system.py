@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pickle
+
+import pytest
+
+from engine.connectors.file_system import (
+    BucketAssigner,
+    Encoder,
+    FileSink,
+    FileSource,
+    OutputFileConfig,
+    RollingPolicy,
+    StreamFormat,
+)
+from engine.connectors.source import SourceSpec
+from engine.core.clock import ManualClock
+from engine.core.errors import ConfigError, ExternalError
+from engine.core.type_info import Types
+from engine.operators.base import JobOutcome
+from tests.testing.operator_harness import OperatorHarness, end_job, start_coordinators
+
+NOON_MS = 1_700_049_600_000  # 2023-11-15 12:00 UTC
+
+
+def visible(folder):
+    return sorted(
+        os.path.relpath(os.path.join(where, name), folder)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def hidden(folder):
+    return [name for _, _, names in os.walk(folder) for name in names if name.startswith(".")]
+
+
+def run(sink: FileSink, steps, *, outcome=JobOutcome.FINISHED, publish_on_cancel=False, parallelism=1):
+    """``steps``: (milliseconds to wait, rows) of each subtask."""
+    spec = pickle.loads(pickle.dumps(sink.to_spec(publish_on_cancel=publish_on_cancel)))
+    coordinators = start_coordinators(spec, parallelism=parallelism, harnesses=[])
+    for subtask in range(parallelism):
+        clock = ManualClock(NOON_MS)
+        with OperatorHarness(
+            spec, clock=clock, subtask_index=subtask, parallelism=parallelism, coordinators=coordinators
+        ) as harness:
+            for wait_ms, rows in steps:
+                clock.advance(wait_ms)
+                due_ms = harness.head.next_timer_ms()
+                if due_ms is not None and due_ms <= clock.now_ms():
+                    harness.head.on_timer(clock.now_ms())
+                harness.process(rows)
+            if outcome is JobOutcome.FINISHED:
+                harness.end()
+    end_job(coordinators, outcome)
+
+
+def builder(tmp_path):
+    sink = FileSink.for_row_format(str(tmp_path), Encoder.simple_string_encoder("UTF-8"))
+    return sink.with_bucket_assigner(BucketAssigner.base_path_bucket_assigner())
+
+
+def test_a_file_source_is_built_as_in_pyflink(tmp_path):
+    (tmp_path / "a").write_bytes("ü\n".encode("latin-1"))
+    source = FileSource.for_record_stream_format(StreamFormat.text_line_format("latin-1"), str(tmp_path))
+    with OperatorHarness(SourceSpec(source.process_static_file_set().build())) as harness:
+        assert harness.run_source().rows == ["ü"]
+    assert source.monitor_continuously(dt.timedelta(seconds=2)).build().monitor_interval_ms == 2000
+    with pytest.raises(ConfigError, match="at least one path"):
+        FileSource.for_record_stream_format(StreamFormat.text_line_format())
+
+
+def test_each_subtask_writes_its_part_and_nothing_hidden_stays(tmp_path):
+    run(builder(tmp_path).build(), [(0, ["a", ("b", 1)])], parallelism=2)
+    assert visible(tmp_path) == ["part-0-0", "part-1-0"]
+    assert (tmp_path / "part-0-0").read_text() == "a\n('b', 1)\n"
+    assert hidden(tmp_path) == []
+
+
+def test_records_are_formatted_by_type(tmp_path):
+    spec = builder(tmp_path).build().to_spec(Types.TUPLE([Types.STRING(), Types.INT()]))
+    with OperatorHarness(spec) as harness:
+        harness.process([("a", 1)])
+        harness.end()
+        harness._coordinators[0].job_ended(JobOutcome.FINISHED)
+    assert (tmp_path / "part-0-0").read_text() == "(a,1)\n"
+
+
+def test_a_part_rolls_by_size_age_and_inactivity(tmp_path):
+    policy = RollingPolicy.default_rolling_policy(10, 1000, 300)
+    steps = [(0, ["0123456789"]), (1, ["b"]), (200, ["c"]), (200, ["d"]), (300, ["e"]), *[(250, ["f"])] * 5]
+    run(builder(tmp_path).with_rolling_policy(policy).build(), steps)
+    parts = [(tmp_path / f"part-0-{i}").read_text() for i in range(len(visible(tmp_path)))]
+    assert parts == ["0123456789\n", "b\nc\nd\n", "e\nf\nf\nf\n", "f\nf\n"]
+
+
+def test_without_checkpoints_the_checkpoint_policy_writes_one_part(tmp_path):
+    policy = RollingPolicy.on_checkpoint_rolling_policy()
+    run(builder(tmp_path).with_rolling_policy(policy).build(), [(10**9, ["x"])] * 3)
+    assert visible(tmp_path) == ["part-0-0"]
+
+
+def test_buckets_follow_the_clock_and_the_time_zone(tmp_path):
+    assigner = BucketAssigner.date_time_bucket_assigner("yyyy-MM-dd--HH", "Asia/Tokyo")
+    sink = builder(tmp_path).with_bucket_assigner(assigner).build()
+    run(sink, [(0, ["a"]), (1_800_000, ["b"]), (1_800_000, ["c"])])
+    assert visible(tmp_path) == ["2023-11-15--21/part-0-0", "2023-11-15--21/part-0-1", "2023-11-15--22/part-0-2"]
+    with pytest.raises(ConfigError, match="Mars/Olympus"):
+        BucketAssigner.date_time_bucket_assigner(timezone_id="Mars/Olympus")
+
+
+def test_part_names_are_configurable(tmp_path):
+    config = OutputFileConfig.builder().with_part_prefix("pre").with_part_suffix(".txt").build()
+    run(builder(tmp_path).with_output_file_config(config).build(), [(0, ["a"])])
+    assert visible(tmp_path) == ["pre-0-0.txt"]
+    assert (config.get_part_prefix(), config.get_part_suffix()) == ("pre", ".txt")
+
+
+def test_a_second_run_adds_files_and_replaces_none(tmp_path):
+    for text in ("one", "two"):
+        run(builder(tmp_path).build(), [(0, [text])])
+    assert [(tmp_path / name).read_text() for name in visible(tmp_path)] == ["one\n", "two\n"]
+
+
+@pytest.mark.parametrize("outcome", [JobOutcome.FAILED, JobOutcome.CANCELED])
+def test_a_failed_or_cancelled_job_leaves_no_part(tmp_path, outcome):
+    policy = RollingPolicy.default_rolling_policy(1)
+    run(builder(tmp_path).with_rolling_policy(policy).build(), [(0, ["a"]), (0, ["b"])], outcome=outcome)
+    assert (visible(tmp_path), hidden(tmp_path)) == ([], [])
+
+
+def test_a_cancelled_unbounded_job_publishes_its_parts(tmp_path):
+    run(builder(tmp_path).build(), [(0, ["a"])], outcome=JobOutcome.CANCELED, publish_on_cancel=True)
+    assert visible(tmp_path) == ["part-0-0"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExternalError, match="Cannot make folder"):
+        run(builder(tmp_path / "file" / "x").build(), [])
