@@ -80,7 +80,7 @@ def _act(action: Action, words: list[str]) -> int:
     if action.missing:
         raise ConfigError(f'"{action.name}" is not supported yet: {action.missing}.')
     try:
-        config = _configuration(parsed)
+        config = _configuration(action, parsed)
         check_values(config)
     except ConfigError as error:
         raise _UsageError(str(error)) from None
@@ -101,7 +101,7 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     return handlers[action.name]
 
 
-def _configuration(parsed: ParsedOptions) -> Configuration:
+def _configuration(action: Action, parsed: ParsedOptions) -> Configuration:
     base = load_config_dir(find_config_dir())
     path = yarn_properties_path(base, os.environ.get("USER") or _login_name())
     generic = any(parsed.has(name) for name in ("target", "executor", "jobmanager", "yarnapplicationId"))
@@ -109,7 +109,9 @@ def _configuration(parsed: ParsedOptions) -> Configuration:
     config = effective_config(parsed, base, properties)
     if properties is not None and config.get_string("execution.target") == "yarn-session":
         print(f"Found Yarn properties file under {properties.path}.")
-    for line in key_warnings(config.key_set()):
+    # What the file says without effect concerns those who start something, not every look at the jobs.
+    quiet = set() if action.stops_at_program else base.key_set()
+    for line in key_warnings(config.key_set() - quiet):
         print(f"WARNING: {line}", file=sys.stderr)
     return config
 

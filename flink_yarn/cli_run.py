@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from engine.client.job_client import JobEnd
+from engine.client.job_client import JobOutcomeView
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import EngineError, ProgramError
@@ -82,6 +82,8 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
     target = config.get(JobOptions.TARGET)
     if target == "yarn-application":
         return int(session_client().deploy_application(config, program))
+    if target == "yarn-per-job":
+        session_client()  # its lack is told before the program runs
     if target in ("remote", "yarn-session"):
         client = connect(config)
         # The program reaches the session as any other cluster.
@@ -152,7 +154,7 @@ def _print_missing_results(child: ProgramRun, client: RestClient) -> None:
             _print_result(_result_of(job_id, outcome))
 
 
-def _result_of(job_id: str, outcome: JobEnd) -> dict[str, Any]:
+def _result_of(job_id: str, outcome: JobOutcomeView) -> dict[str, Any]:
     return {
         "job_id": job_id,
         "status": outcome.status.value,

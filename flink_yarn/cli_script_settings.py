@@ -9,13 +9,16 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from typing import Final
 
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError
 from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions
 
-__all__ = ["hosts_of", "main", "settings"]
+__all__ = ["hosts_of", "log_level", "main", "settings"]
+
+_LEVELS: Final = ("DEBUG", "INFO", "WARN", "ERROR")
 
 
 def _read_lines(path: str) -> list[str]:
@@ -39,12 +42,30 @@ def hosts_of(config_dir: str | None, *names: str) -> list[str]:
     return ["localhost"]
 
 
+def log_level(config_dir: str | None) -> str:
+    """Return rootLogger.level of log.properties (or of Flink's log4j.properties), else INFO.
+
+    Raises: ConfigError when it is no level.
+    """
+    for name in ("log.properties", "log4j.properties") if config_dir is not None else ():
+        path = os.path.join(config_dir or "", name)
+        for line in _read_lines(path):
+            key, _, value = line.partition("=")
+            if key.strip() == "rootLogger.level":
+                level = value.strip().upper()
+                if level not in _LEVELS:
+                    raise ConfigError(f"{path}: rootLogger.level is {value.strip()!r}; expected {', '.join(_LEVELS)}.")
+                return level
+    return "INFO"
+
+
 def settings(config_dir: str | None, config: Configuration, environ: Mapping[str, str]) -> dict[str, list[str]]:
     """Return variable → words. Folders named by environment variables win over the configuration."""
     return {
         "FLINK_EFFECTIVE_CONF_DIR": [config_dir or ""],
         "FLINK_LOG_DIR": [environ.get("FLINK_LOG_DIR") or config.get(ClusterOptions.LOG_DIR)],
         "FLINK_PID_DIR": [environ.get("FLINK_PID_DIR") or config.get(ClusterOptions.PID_DIR)],
+        "FLINK_LOG_LEVEL": [environ.get("FLINK_LOG_LEVEL") or log_level(config_dir)],
         "FLINK_SSH_OPTS": (environ.get("FLINK_SSH_OPTS") or config.get(ClusterOptions.SSH_OPTIONS)).split(),
         "FLINK_MASTERS": hosts_of(config_dir, "masters"),
         "FLINK_WORKERS": hosts_of(config_dir, "workers", "slaves"),

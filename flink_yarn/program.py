@@ -28,7 +28,7 @@ __all__ = ["Program", "ProgramRun", "local_path", "locate_program", "uploaded_id
 
 _ARCHIVES: Final = (".zip", ".whl", ".pyz")
 #: How often a running program's results are looked at.
-_POLL_S: Final = 0.05
+_POLL_S: Final = 0.02
 #: How long an interrupted program may clean up after itself before it is killed.
 _GRACE_S: Final = 5.0
 

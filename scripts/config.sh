@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2153 # FLINK_PID_DIR comes from read_settings
 #
 # Environment: FLINK_CONF_DIR, FLINK_LOG_DIR, FLINK_PID_DIR (default /tmp), FLINK_IDENT_STRING (default: the user),
-# FLINK_PYTHON, FLINK_SSH (default ssh), FLINK_SSH_OPTS.
+# FLINK_PYTHON, FLINK_SSH (default ssh), FLINK_SSH_OPTS, FLINK_LOG_LEVEL (default: conf/log.properties).
 
 FLINK_BIN_DIR=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 FLINK_HOME=$(dirname "$FLINK_BIN_DIR")
@@ -10,7 +10,7 @@ FLINK_IDENT_STRING=${FLINK_IDENT_STRING:-${USER:-$(id -un)}}
 HOSTNAME=${HOSTNAME:-$(hostname)}
 # What a daemon on another host must be told, as far as it was set for this one.
 FLINK_FORWARDED=()
-for name in FLINK_CONF_DIR FLINK_LOG_DIR FLINK_PID_DIR FLINK_IDENT_STRING FLINK_PYTHON; do
+for name in FLINK_CONF_DIR FLINK_LOG_DIR FLINK_PID_DIR FLINK_IDENT_STRING FLINK_PYTHON FLINK_LOG_LEVEL; do
     [[ -n ${!name:-} ]] && FLINK_FORWARDED+=("$name=${!name}")
 done
 export PYTHONPATH=$FLINK_HOME${PYTHONPATH:+:$PYTHONPATH}
@@ -42,6 +42,7 @@ read_settings() {
     assignments=$("$FLINK_PYTHON" -m flink_yarn.cli_script_settings "$@") || exit 1
     eval "$assignments"
     FLINK_LOG_DIR=${FLINK_LOG_DIR:-$FLINK_HOME/log}
+    export FLINK_LOG_LEVEL
 }
 
 is_local() {

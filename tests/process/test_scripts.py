@@ -123,6 +123,13 @@ def test_an_unknown_key_warns_and_starts(cluster):
     assert "heartbeat.timeoutt is unknown and has no effect. Did you mean heartbeat.timeout?" in started.stderr
 
 
+def test_the_log_level_comes_from_the_log_configuration(cluster):
+    (cluster.conf / "log.properties").write_text("rootLogger.level = DEBUG\n")
+    assert cluster.run("jobmanager.sh", "start").returncode == 0, cluster.logs()
+    log = (cluster.log / f"flink-test-standalonesession-0-{HOST}.log").read_text()
+    assert " DEBUG " in log
+
+
 def test_a_pid_that_now_belongs_to_somebody_else_is_left_alone(cluster):
     cluster.pid.mkdir()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:

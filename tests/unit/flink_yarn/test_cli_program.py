@@ -7,8 +7,8 @@ import zipfile
 import pytest
 
 from engine.core.config import Configuration
-from engine.core.errors import ProgramError
-from flink_yarn.cli_script_settings import hosts_of
+from engine.core.errors import ConfigError, ProgramError
+from flink_yarn.cli_script_settings import hosts_of, log_level
 from flink_yarn.program import locate_program, uploaded_id
 from flink_yarn.program_main import kind_of
 
@@ -109,3 +109,17 @@ def test_the_old_name_of_the_workers_file_is_read(tmp_path):
 def test_without_a_file_there_is_this_host(tmp_path):
     assert hosts_of(str(tmp_path), "workers", "slaves") == ["localhost"]
     assert hosts_of(None, "workers") == ["localhost"]
+
+
+def test_the_log_level_is_read_from_our_file_or_from_flinks(tmp_path):
+    assert log_level(str(tmp_path)) == log_level(None) == "INFO"
+    (tmp_path / "log4j.properties").write_text("# Flink's\nrootLogger.level = warn\nrootLogger.appenderRef.x = y\n")
+    assert log_level(str(tmp_path)) == "WARN"
+    (tmp_path / "log.properties").write_text("rootLogger.level = DEBUG\n")
+    assert log_level(str(tmp_path)) == "DEBUG"
+
+
+def test_a_log_level_that_is_none_is_told(tmp_path):
+    (tmp_path / "log.properties").write_text("rootLogger.level = LOUD\n")
+    with pytest.raises(ConfigError, match=r"rootLogger.level is 'LOUD'; expected DEBUG, INFO, WARN, ERROR"):
+        log_level(str(tmp_path))
