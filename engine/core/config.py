@@ -52,7 +52,10 @@ def duration_ms(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)\s*", text)
     if not match or match[2].lower() not in _DURATION_UNITS_MS:
         raise ValueError("a duration such as 500 ms, 10 s, 5 min, 1 h")
-    return round(float(match[1]) * _DURATION_UNITS_MS[match[2].lower()])
+    factor = _DURATION_UNITS_MS[match[2].lower()]
+    if match[1].isdigit() and factor >= 1:
+        return int(match[1]) * int(factor)  # exact, also beyond 2**53
+    return round(float(match[1]) * factor)
 
 
 def memory_bytes(text: str, default_unit: str = "b") -> int:
