@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from engine.protocol.lifecycle import JobStatus
 from engine.rpc.endpoint import GrpcServer, InMemoryServer, JobManagerConnection, connect
 from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, WorkerEvents
+from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.task_executor import (
     SlotHandle,
     SlotHost,
@@ -158,12 +158,12 @@ async def run_jobmanager(
     """
     check_config(config)
     loop = asyncio.get_running_loop()
+    folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or _temp_dir(config))
     dispatcher = Dispatcher(
-        config, clock=SystemClock(), driver=driver, log_dir=log_dir, extras=extras, temp_dir=_temp_dir(config)
+        config, clock=SystemClock(), driver=driver, log_dir=log_dir, extras=extras, temp_dir=folder.path
     )
     token = FencingToken.generate()
     server = GrpcServer(token, dispatcher.resource_manager.handle_connection, dispatcher.blobs.path)
-    upload_dir = tempfile.mkdtemp(prefix="flink-web-", dir=config.get(RestOptions.TMP_DIR) or _temp_dir(config))
     web: Any = None
     stop_workers = False
     stopping = dispatcher.shut_down_requested
@@ -181,7 +181,7 @@ async def run_jobmanager(
             await server.start(bind_host, config.get(ClusterOptions.RPC_PORT))
             logger.info("JobManager listens for TaskManagers at %s:%d", rpc_host, server.port)
             if rest:
-                web = await _serve_rest(dispatcher, config, upload_dir)
+                web = await _serve_rest(dispatcher, config, os.path.join(folder.path, "web"))
                 logger.info("Rest endpoint listening at %s", web.address)
             handle = JobManagerHandle(
                 dispatcher, rpc_host, server.port, web.address if web else "", web.port if web else 0
@@ -196,7 +196,7 @@ async def run_jobmanager(
             if web is not None:
                 await web.close()
             await server.close()
-            shutil.rmtree(upload_dir, ignore_errors=True)
+            folder.close()
 
 
 @contextlib.contextmanager
@@ -258,9 +258,13 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     async def connector(timeout_s: float) -> JobManagerConnection:
         return await connect(rpc_host, rpc_port, timeout_s)
 
-    executor = TaskExecutor(settings, connect=connector, slot_hosts=_start_zygote, temp_dir=_temp_dir(config))
-    with _signals(loop, lambda number: executor.stop(f"{signal.Signals(number).name} received")):
-        await executor.run()
+    folder = PrivateFolder("flink-tm-", _temp_dir(config))
+    try:
+        executor = TaskExecutor(settings, connect=connector, slot_hosts=_start_zygote, temp_dir=folder.path)
+        with _signals(loop, lambda number: executor.stop(f"{signal.Signals(number).name} received")):
+            await executor.run()
+    finally:
+        folder.close()
 
 
 # --- everything in this process -------------------------------------------------------------------------------------
@@ -388,7 +392,8 @@ class LocalCluster:
 
     async def _main(self) -> None:
         self._zygote(sys.executable)
-        temp = tempfile.mkdtemp(prefix="flink-local-", dir=_temp_dir(self._config))
+        folder = PrivateFolder("flink-local-", _temp_dir(self._config))
+        temp = folder.path
         try:
             driver = _LocalDriver(lambda resource_id, slots: self._executor(resource_id, slots, temp))
             dispatcher = Dispatcher(self._config, clock=SystemClock(), driver=driver, slots_per_worker=1, temp_dir=temp)
@@ -415,7 +420,7 @@ class LocalCluster:
             for zygote in self._zygotes.values():
                 with contextlib.suppress(Exception):
                     await (await zygote).close()
-            shutil.rmtree(temp, ignore_errors=True)
+            folder.close()
 
     def _executor(self, resource_id: ResourceID, num_slots: int, temp: str) -> TaskExecutor:
         settings = TaskExecutorSettings(resource_id, "localhost", "localhost", num_slots, self._config)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.client.context import ClientContext, ProgramAbort
-from engine.client.job_client import JobClient, JobEnd
+from engine.client.job_client import JobClient, JobOutcomeView
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import JobID
@@ -86,12 +86,12 @@ class _LocalAccess:
     def cancel(self, job_id: JobID) -> None:
         self._cluster.cancel(job_id)
 
-    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         graph = self._cluster.result(job_id, timeout_s)
         if graph is None:
             return None
         accumulators = {name: value for name, (_, value) in graph.accumulator_results.items()}
-        return JobEnd(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+        return JobOutcomeView(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
 
     def accumulators(self, job_id: JobID) -> dict[str, Any]:
         return self._cluster.accumulators(job_id)

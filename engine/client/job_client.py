@@ -17,7 +17,7 @@ from engine.core.ids import JobID
 from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
 
-__all__ = ["CompletableFuture", "JobAccess", "JobClient", "JobEnd", "JobExecutionResult"]
+__all__ = ["CompletableFuture", "JobAccess", "JobClient", "JobExecutionResult", "JobOutcomeView"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class CompletableFuture(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class JobEnd:
+class JobOutcomeView:
     """How a job ended."""
 
     status: JobStatus
@@ -105,7 +105,7 @@ class JobAccess(Protocol):
 
     def cancel(self, job_id: JobID) -> None: ...
 
-    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         """Return how the job ended, or None if it has not after waiting for about ``timeout_s``."""
         ...
 
@@ -185,7 +185,7 @@ class JobClient:
 
         return CompletableFuture(poll)
 
-    def _result(self, outcome: JobEnd) -> JobExecutionResult:
+    def _result(self, outcome: JobOutcomeView) -> JobExecutionResult:
         match outcome.status:
             case JobStatus.FINISHED:
                 return JobExecutionResult(self._job_id, outcome.net_runtime_ms, outcome.accumulators)

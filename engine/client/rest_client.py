@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.client.job_client import JobEnd
+from engine.client.job_client import JobOutcomeView
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
 from engine.graph.job_graph import JobGraph
@@ -164,7 +164,7 @@ class RestClient:
     def cancel(self, job_id: JobID) -> None:
         self._json("PATCH", f"/jobs/{job_id}?mode=cancel")
 
-    def execution_result(self, job_id: JobID) -> JobEnd | None:
+    def execution_result(self, job_id: JobID) -> JobOutcomeView | None:
         """Return how the job ended, None while it runs."""
         answer = self._json("GET", f"/jobs/{job_id}/execution-result")
         if answer["status"]["id"] != "COMPLETED":
@@ -172,9 +172,9 @@ class RestClient:
         result = answer["job-execution-result"]
         accumulators = {name: _value(text) for name, text in (result.get("accumulator-results") or {}).items()}
         status = _STATUS.get(result["application-status"], JobStatus.FAILED)
-        return JobEnd(status, int(result["net-runtime"]), accumulators, _failure(result.get("failure-cause")))
+        return JobOutcomeView(status, int(result["net-runtime"]), accumulators, _failure(result.get("failure-cause")))
 
-    def outcome(self, job_id: JobID, timeout_s: float) -> JobEnd | None:
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         """Return how the job ended; asks once, and when it has not ended returns None after ``timeout_s``."""
         found = self.execution_result(job_id)
         if found is None and timeout_s:

@@ -174,7 +174,7 @@ def test_slots_are_given_back_and_their_processes_end(cluster, client):
     rows_of(submit(client, graph), graph)
     # What stays: the zygote of each TaskManager.
     until(lambda: all(len(children_of(tm.popen.pid)) <= 1 for tm in cluster.taskmanagers), "slot processes ended")
-    assert list(cluster.temp.glob("flink-tm-*/slots/*")) == []
+    assert list(cluster.temp.glob("flink-tm-*/tm-*/slots/*")) == []
 
 
 def test_sigterm_leaves_no_process_and_no_file(tmp_path):

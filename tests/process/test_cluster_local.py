@@ -138,11 +138,35 @@ def test_a_killed_script_leaves_no_process(tmp_path):
     until(lambda: not any(is_alive(pid) for pid in family), "children ended", 5)
 
 
+def test_the_folder_of_a_killed_script_is_removed_by_the_next_cluster(tmp_path):
+    script = start(
+        """
+        execute_async(program(lambda n: n), {}, Configuration()).get_job_execution_result().result()
+        if len(sys.argv) == 1:
+            os.kill(os.getpid(), 9)
+        """,
+        tmp_path,
+    )
+    script.communicate(timeout=30)
+    assert left_over(tmp_path) != []
+    next_script = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), "end"],
+        env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp")},
+        timeout=30,
+    )
+    assert next_script.returncode == 0
+    assert left_over(tmp_path) == []
+
+
 def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
-    times = []
-    for attempt in range(3):
+    """On an idle machine it takes 0.4 s, of which an interpreter with numpy and pyarrow needs half; on a busy one, too."""
+    ratios = []
+    for attempt in range(4):
         folder = tmp_path / str(attempt)
         folder.mkdir()
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import numpy, pyarrow, asyncio, cloudpickle"], check=True, timeout=30)
+        bare = time.monotonic() - begun
         script = start(
             """
             graph = program(lambda n: n, collect=True)
@@ -153,10 +177,10 @@ def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
             """,
             folder,
         )
-        out, _ = script.communicate(timeout=30)
-        times.append(float(out))
-    # The bound is 0.6 s on an idle machine; the best of three shows what the code needs.
-    assert min(times) < 0.9
+        out, err = script.communicate(timeout=30)
+        assert script.returncode == 0, err
+        ratios.append(float(out) / bare)
+    assert min(ratios) < 3.0
 
 
 def test_jobs_of_growing_parallelism_get_the_slots_that_they_need(config):

@@ -31,7 +31,7 @@ def sha256_of_file(path: str) -> str:
 @final
 class BlobStore:
     def __init__(self, parent_dir: str | None, clock: Clock) -> None:
-        self.folder = tempfile.mkdtemp(prefix="flink-blobs-", dir=parent_dir or None)
+        self.folder = tempfile.mkdtemp(prefix="blobs-", dir=parent_dir or None)
         self._clock = clock
         self._used_ms: dict[str, int] = {}
         self._jobs_by_blob: dict[str, set[JobID]] = {}

@@ -57,6 +57,7 @@ from engine.protocol.control import (
 from engine.protocol.lifecycle import ExecutionState
 from engine.rpc.endpoint import JobManagerConnection
 from engine.runtime.taskmanager.log_files import list_logs, read_log
+from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.slot_files import SlotFiles
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY
 
@@ -167,10 +168,9 @@ class TaskExecutor:
         self._connect = connect
         self._slot_hosts = slot_hosts
         self._hosts: dict[str, asyncio.Task[SlotHost]] = {}
-        self._folder = tempfile.mkdtemp(prefix="flink-tm-", dir=temp_dir or None)
-        self._socket_folder = self._folder
-        if len(self._folder) > UNIX_FOLDER_MAX:
-            self._socket_folder = tempfile.mkdtemp(prefix="flink-tm-")
+        self._folder = tempfile.mkdtemp(prefix="tm-", dir=temp_dir or None)
+        too_long = len(self._folder) > UNIX_FOLDER_MAX
+        self._socket_folder = PrivateFolder("flink-sockets-", None) if too_long else None
         self._files = SlotFiles(self._folder)
         self._slots: dict[AllocationID, _Slot] = {}
         self._connection: JobManagerConnection | None = None
@@ -336,8 +336,9 @@ class TaskExecutor:
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await (await host).close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for folder in {self._folder, self._socket_folder}:
-            shutil.rmtree(folder, ignore_errors=True)  # here and not in a thread: the interpreter may be ending
+        shutil.rmtree(self._folder, ignore_errors=True)  # here and not in a thread: the interpreter may be ending
+        if self._socket_folder is not None:
+            self._socket_folder.close()
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -480,6 +481,7 @@ class TaskExecutor:
                 effective[SITE_FOLDER_KEY] = site
         index = int(slot.slot_id.rsplit("_", 1)[1])
         port = config.get(ClusterOptions.TM_DATA_PORT)
+        sockets = self._folder if self._socket_folder is None else self._socket_folder.path
         init = InitializeSlot(
             allocation_id=slot.allocation_id,
             slot_id=slot.slot_id,
@@ -491,7 +493,7 @@ class TaskExecutor:
             data_host=self._settings.host,
             data_bind_host=self._settings.bind_host,
             data_port=port + index if port else 0,
-            unix_path=os.path.join(self._socket_folder, f"{slot.allocation_id[:12]}.sock"),
+            unix_path=os.path.join(sockets, f"{slot.allocation_id[:12]}.sock"),
             memory_bytes=slot_memory_bytes(config, self._settings.num_slots),
             config=effective,
         )
