@@ -1,0 +1,382 @@
+"""What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is there for.
+
+A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application cluster
+runs the program's main here; both end as the job did, and say why. Started by the script that ``cluster_spec`` writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
+from engine.core.config import Configuration, load_config_dir
+from engine.core.errors import ConfigError, EngineError
+from engine.core.options import ClusterOptions, JobOptions, RestOptions, YarnOptions
+from engine.graph.execution_graph import ExecutionGraph
+from engine.protocol.lifecycle import JobStatus
+from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, JOB_FOLDER, Mode, address_path
+from flink_yarn.resource_driver import YarnResourceDriver
+from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
+
+__all__ = ["Outcome", "bind_host", "main", "outcome_of"]
+
+logger = logging.getLogger("flink_yarn.application_master")
+
+#: An attached client asks for the result and then ends the cluster itself; it gets this long.
+LINGER_S: Final = 30.0
+PROGRESS_S: Final = 1.0
+DIAGNOSTICS_MAX: Final = 4000
+_PORTS_FILE: Final = "jobmanager.ports"
+#: The supervising script starts the JobManager again after this code, not after 0 and 1.
+EXIT_CRASH: Final = 70
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the application ends: YARN's final status and its diagnostics."""
+
+    status: str  #: SUCCEEDED, FAILED, KILLED
+    diagnostics: str
+
+
+def outcome_of(graph: ExecutionGraph) -> Outcome:
+    """Return what the end of a job means for its application."""
+    name = graph.job_graph.name
+    match graph.status:
+        case JobStatus.FINISHED:
+            return Outcome("SUCCEEDED", f"Job {name!r} finished.")
+        case JobStatus.CANCELED:
+            return Outcome("KILLED", f"Job {name!r} was cancelled.")
+    return Outcome("FAILED", graph.failure.message if graph.failure is not None else f"Job {name!r} failed.")
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _ports(again: bool) -> tuple[int, int]:
+    """Return the ports for TaskManagers and REST. A JobManager that was started again has the ones of before, so that
+    those who knew it find it."""
+    if again:
+        with contextlib.suppress(OSError, ValueError):
+            with open(_PORTS_FILE, encoding="utf-8") as stream:
+                rpc, rest = map(int, stream.read().split())
+                return rpc, rest
+    rpc, rest = _free_port(), _free_port()
+    with open(_PORTS_FILE, "w", encoding="utf-8") as stream:
+        stream.write(f"{rpc} {rest}")
+    return rpc, rest
+
+
+def bind_host(node: str) -> str:
+    """Return what to bind so that other nodes reach us: everything, but for a node that is only known to itself."""
+    with contextlib.suppress(OSError):
+        if socket.gethostbyname(node).startswith("127."):
+            return node
+    return "0.0.0.0"
+
+
+def _effective_config(mode: Mode, again: bool) -> Configuration:
+    config = load_config_dir(CONF_FOLDER)
+    host = os.environ["NM_HOST"]
+    rpc_port, rest_port = _ports(again)
+    config.set(ClusterOptions.RPC_ADDRESS, host).set(ClusterOptions.RPC_PORT, rpc_port)
+    config.set(ClusterOptions.JM_BIND_HOST, bind_host(host))
+    config.set(RestOptions.ADDRESS, host).set(RestOptions.PORT, rest_port)
+    config.set(RestOptions.BIND_ADDRESS, bind_host(host))
+    if not config.contains(RestOptions.BIND_PORT) or config.get(RestOptions.BIND_PORT) in ("8081", "0"):
+        config.set(RestOptions.BIND_PORT, str(rest_port))
+    config.set(ClusterOptions.TMP_DIRS, os.environ["TMPDIR"])
+    config.set(YarnOptions.ID, os.environ["SKEIN_APPLICATION_ID"])
+    if mode is not Mode.SESSION and not config.contains(RestOptions.SUBMIT_ENABLE):
+        config.set(RestOptions.SUBMIT_ENABLE, mode is Mode.APPLICATION)
+    return config
+
+
+# --- the application ---------------------------------------------------------------------------------------------------
+
+
+@final
+class ApplicationMaster:
+    def __init__(self, application: Any, config: Configuration, mode: Mode, user: str) -> None:
+        self._app = application
+        self._config = config
+        self._mode = mode
+        self._user = user
+        self._attached = config.get(JobOptions.ATTACHED)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: JobManagerHandle | None = None
+        self._ended_jobs: list[ExecutionGraph] = []
+        self._work: threading.Thread | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+        #: set once it is known how the application ends
+        self.outcome: Outcome | None = None
+        #: YARN or a person ended this process; the application's end is not ours to tell
+        self.was_killed = False
+
+    async def run(self) -> Outcome:
+        """Serve until the end and return how that is."""
+        self._loop = asyncio.get_running_loop()
+        driver = YarnResourceDriver(self._app, fixed=self._config.get(YarnOptions.NUM_CONTAINERS), user=self._user)
+        await run_jobmanager(
+            self._config,
+            driver=driver,
+            ready=self._ready,
+            log_dir=os.environ.get("logs"),
+            extras={"yarn-application-id": os.environ["SKEIN_APPLICATION_ID"]},
+        )
+        for task in self._tasks:
+            task.cancel()
+        return self.outcome or self._outcome_at_stop()
+
+    def _outcome_at_stop(self) -> Outcome:
+        """Return what it means that somebody stopped the cluster."""
+        if self._mode is Mode.SESSION:
+            return Outcome("SUCCEEDED", "The session was stopped.")
+        if self._ended_jobs:
+            return outcome_of(self._ended_jobs[-1])
+        return Outcome("KILLED", "The cluster was stopped before its job ended.")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ready(self, handle: JobManagerHandle) -> None:
+        self._handle = handle
+        handle.dispatcher.on_job_ended = self._job_ended
+        assert self._loop is not None
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        self._spawn(self._start())
+
+    def _on_sigterm(self) -> None:
+        logger.info("SIGTERM received: YARN ends this container")
+        self.was_killed = True
+        assert self._handle is not None
+        self._handle.dispatcher.shut_down_requested.set()
+
+    async def _start(self) -> None:
+        """Tell everybody where we are, then begin with the work."""
+        assert self._handle is not None
+        try:
+            await asyncio.to_thread(self._publish, self._handle)
+            if self._mode is Mode.PER_JOB:
+                await self._submit_shipped_job(self._handle)
+            elif self._mode is Mode.APPLICATION:
+                self._work = threading.Thread(target=self._run_program, name="program", daemon=True)
+                self._work.start()
+            if self._mode is not Mode.SESSION:
+                self._spawn(self._report_progress())
+        except EngineError as error:
+            self._finish(Outcome("FAILED", str(error)))
+        except Exception as error:
+            logger.exception("the application cannot start")
+            self._finish(Outcome("FAILED", f"{type(error).__name__}: {error}"))
+
+    def _publish(self, handle: JobManagerHandle) -> None:
+        address = {"host": handle.rpc_host, "port": handle.rpc_port, "rest": handle.rest_address}
+        with contextlib.suppress(Exception):  # from before a restart in place
+            self._app.ui.remove_page(DASHBOARD_ROUTE)
+        self._app.ui.add_page(DASHBOARD_ROUTE, f"http://{handle.rpc_host}:{handle.rest_port}", "Flink dashboard")
+        self._app.kv[ADDRESS_KEY] = json.dumps(address).encode()
+        from engine.core.fs import file_system_of
+
+        path = address_path(os.environ["SKEIN_APPLICATION_ID"], os.environ["FLINK_YARN_HOME"])
+        with file_system_of(path).open_write(path, overwrite=True) as stream:
+            stream.write(json.dumps(address).encode())
+        logger.info("clients and TaskManagers can find the JobManager: %s", address)
+
+    def _finish(self, outcome: Outcome) -> None:
+        """End the cluster; the first outcome stays."""
+        if self.outcome is None:
+            self.outcome = outcome
+            logger.info("the application ends as %s: %s", outcome.status, outcome.diagnostics)
+        assert self._handle is not None
+        self._handle.dispatcher.shut_down_requested.set()
+
+    # --- one job -----------------------------------------------------------------------------------------------------------
+
+    async def _submit_shipped_job(self, handle: JobManagerHandle) -> None:
+        from engine.graph.job_graph import JobGraph
+        from engine.rpc.codec import decode
+
+        with open(os.path.join(JOB_FOLDER, "job-graph"), "rb") as stream:
+            graph = decode(stream.read(), JobGraph)
+        for file in graph.files:
+            path = os.path.join(JOB_FOLDER, file.sha256)
+            copy = os.path.join(handle.dispatcher.blobs.folder, f".{file.sha256}.copy")
+            await asyncio.to_thread(_copy, path, copy)
+            handle.dispatcher.put_blob(copy)
+        await handle.dispatcher.submit_job(graph)
+
+    def _job_ended(self, graph: ExecutionGraph) -> None:
+        self._ended_jobs.append(graph)
+        if self._mode is Mode.PER_JOB:
+            self._spawn(self._end_with(outcome_of(graph)))
+
+    async def _end_with(self, outcome: Outcome) -> None:
+        self._set_progress(1.0)
+        if self._attached:
+            logger.info("the job has ended (%s); its client may ask for the result", outcome.status)
+            await asyncio.sleep(LINGER_S)
+        else:
+            await asyncio.sleep(0.5)  # who asks just now gets an answer
+        self._finish(outcome)
+
+    # --- a program's main -----------------------------------------------------------------------------------------------------
+
+    def _run_program(self) -> None:
+        """Run in a thread: the program is a child process and a client of this JobManager like any other."""
+        assert self._loop is not None
+        try:
+            outcome = self._program_outcome()
+        except EngineError as error:
+            outcome = Outcome("FAILED", str(error))
+        except Exception as error:
+            logger.exception("running the program failed")
+            outcome = Outcome("FAILED", f"{type(error).__name__}: {error}")
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_with(outcome)))
+
+    def _program_outcome(self) -> Outcome:
+        from flink_yarn.program import ProgramRun, locate_program
+
+        assert self._handle is not None
+        with open(os.path.join(JOB_FOLDER, "program.json"), encoding="utf-8") as stream:
+            spec = json.load(stream)
+        config = Configuration(self._config)
+        config.set(JobOptions.TARGET, "remote")
+        config.set(RestOptions.ADDRESS, self._handle.rpc_host).set(RestOptions.PORT, self._handle.rest_port)
+        config.remove_config(RestOptions.BIND_PORT.key)
+        config.remove_config(JobOptions.PYTHON_CLIENT_EXECUTABLE.key)
+        # The program waits for its jobs here, also when nobody waits for the application.
+        config.set(JobOptions.ATTACHED, True)
+        folder = os.path.abspath(JOB_FOLDER)
+        local = [os.path.join(folder, name) for name in spec["python_files"]]
+        config.set(JobOptions.PYTHON_FILES, ",".join(local))
+        if spec.get("requirements"):
+            config.set(JobOptions.PYTHON_REQUIREMENTS, os.path.join(folder, spec["requirements"]))
+        program = locate_program(
+            path=os.path.join(folder, spec["path"]) if spec["path"] else "",
+            entry=spec["entry"] if spec["path"] else "",
+            module="" if spec["path"] else spec["entry"],
+            arguments=spec["arguments"],
+            config=config,
+        )
+        with ProgramRun(program, config) as child:
+            code = child.wait(lambda job_id: logger.info("job=%s submitted by the program", job_id))
+            error, job_ids = child.error, child.job_ids
+        for job_id in job_ids:
+            self._wait_for_job(job_id)
+        if error:
+            cancelled = self._ended_jobs and self._ended_jobs[-1].status is JobStatus.CANCELED
+            return Outcome("KILLED" if cancelled else "FAILED", error)
+        if code != 0:
+            return Outcome("FAILED", f"The program ended with exit code {code}; see jobmanager.out of the application.")
+        if not job_ids:
+            return Outcome("FAILED", "The program did not submit a job. Does it call execute()?")
+        by_id = {str(graph.job_graph.job_id): graph for graph in self._ended_jobs}
+        outcomes = [outcome_of(by_id[job_id]) for job_id in job_ids if job_id in by_id]
+        bad = [outcome for outcome in outcomes if outcome.status != "SUCCEEDED"]
+        return bad[0] if bad else outcomes[-1]
+
+    def _wait_for_job(self, job_id: str) -> None:
+        """Jobs of ``execute_async`` may outlive the program's main."""
+        while not any(str(graph.job_graph.job_id) == job_id for graph in self._ended_jobs):
+            if self.outcome is not None:
+                return
+            time.sleep(0.1)
+
+    # --- progress --------------------------------------------------------------------------------------------------------------
+
+    async def _report_progress(self) -> None:
+        assert self._handle is not None
+        shown = -1.0
+        while True:
+            graphs = self._handle.dispatcher.jobs()
+            if graphs:
+                subtasks = list(graphs[0].all_subtasks())
+                done = sum(1 for subtask in subtasks if subtask.current.state.is_terminal())
+                progress = done / max(1, len(subtasks))
+                if progress != shown and self.outcome is None:
+                    shown = progress
+                    await asyncio.to_thread(self._set_progress, progress)
+            await asyncio.sleep(PROGRESS_S)
+
+    def _set_progress(self, progress: float) -> None:
+        try:
+            self._app.set_progress(progress)
+        except Exception as error:  # a number on a page
+            logger.debug("YARN was not told of the progress: %s", error)
+
+
+def _copy(source: str, target: str) -> None:
+    import shutil
+
+    shutil.copyfile(source, target)
+
+
+def _shut_down(application: Any, outcome: Outcome) -> None:
+    """Unregister the application; all its containers end."""
+    text = outcome.diagnostics
+    if len(text) > DIAGNOSTICS_MAX:
+        text = text[: DIAGNOSTICS_MAX // 2] + "\n…\n" + text[-DIAGNOSTICS_MAX // 2 :]
+    application.shutdown(outcome.status, text)
+
+
+def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
+    """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
+    logs = os.environ.get("logs") or "."
+    configure_logging(os.path.join(logs, "jobmanager.log"))
+    mode = Mode(os.environ.get("FLINK_YARN_MODE", "session"))
+    again = os.environ.get("FLINK_RESTART", "0") != "0"
+    user = os.environ.get("HADOOP_USER_NAME", "")
+    application = skein_module().ApplicationClient.from_current()
+    try:
+        config = _effective_config(mode, again)
+        logger.info(
+            "JobManager of application %s (%s), %s", os.environ["SKEIN_APPLICATION_ID"], mode.value, sys.version.split()[0]
+        )
+        logger.info("memory of the JobManager: %s", config.get_string("jobmanager.memory.process.size"))
+        master = ApplicationMaster(application, config, mode, user)
+        outcome = run(master)
+    except ConfigError as error:
+        logger.error("the JobManager cannot start: %s", error)
+        if "in use" in str(error):  # somebody took the port between our look and our bind
+            with contextlib.suppress(OSError):
+                os.unlink(_PORTS_FILE)
+            return EXIT_CRASH
+        _shut_down(application, Outcome("FAILED", str(error)))
+        return 1
+    except EngineError as error:
+        logger.error("the JobManager ends: %s", error)
+        _shut_down(application, Outcome("FAILED", str(error)))
+        return 1
+    except Exception:
+        logger.exception("the JobManager died")
+        return EXIT_CRASH
+    if master.was_killed:
+        return 1
+    _shut_down(application, outcome)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

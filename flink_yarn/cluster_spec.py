@@ -1,0 +1,433 @@
+"""Configuration → what is asked of YARN: memory, cores, files, environment and scripts of both kinds of container. Pure.
+
+``plan_cluster`` validates and divides, ``application_spec`` puts it into skein's form. Where files lie is handed in;
+packing, uploading and submitting are in ``session_client``.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError
+from engine.core.options import ClusterOptions, JobOptions, MemoryOptions, YarnOptions
+
+__all__ = [
+    "ADDRESS_KEY",
+    "CONF_FOLDER",
+    "EXIT_NO_PYTHON",
+    "EXIT_PYTHON_MINOR",
+    "JOB_FOLDER",
+    "SERVICE",
+    "ClusterPlan",
+    "LocalFiles",
+    "Mode",
+    "YarnLimits",
+    "address_path",
+    "application_spec",
+    "exit_message",
+    "plan_cluster",
+    "session_config",
+]
+
+SERVICE: Final = "taskmanager"
+#: Key of skein's key-value store under which TaskManagers find the JobManager.
+ADDRESS_KEY: Final = "jobmanager"
+#: Folders in a container's working directory.
+DIST_FILE: Final = "flink-dist.zip"
+CONF_FOLDER: Final = "flink-conf"
+JOB_FOLDER: Final = "flink-job"
+
+#: skein's ApplicationMaster is a JVM with -Xmx128M; with its code, threads and buffers it stays below this.
+SKEIN_MB: Final = 288
+#: The least that a JobManager runs in.
+JOBMANAGER_MB_MIN: Final = 224
+#: The least for supervisor and zygote, and per slot.
+TASKMANAGER_MB_BASE: Final = 192
+TASKMANAGER_MB_PER_SLOT: Final = 64
+
+#: Exit codes of a container's script before any of our Python runs. 100 + n: the node's Python is 3.n.
+EXIT_NO_PYTHON: Final = 99
+EXIT_PYTHON_MINOR: Final = 100
+
+
+#: Unpacks the engine beside the file that the NodeManager keeps for all containers of the user, once per node; that the
+#: NodeManager unpacks it itself costs a process per file where Hadoop has no native library. Prints the folder.
+_UNPACK: Final = """\
+import fcntl, os, shutil, sys, zipfile
+source = os.path.realpath(sys.argv[1])
+places = [os.path.dirname(source), os.environ["local"], os.getcwd()]
+place = next(p for p in places if os.access(p, os.W_OK))
+target = os.path.join(place, "unpacked-" + os.path.basename(source))
+with open(os.path.join(place, ".unpacking"), "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not os.path.isdir(target):
+        shutil.rmtree(target + ".part", ignore_errors=True)
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(target + ".part")
+        os.rename(target + ".part", target)
+print(target)
+"""
+
+
+class Mode(enum.Enum):
+    SESSION = "session"
+    PER_JOB = "per-job"
+    APPLICATION = "application"
+
+
+@dataclass(frozen=True)
+class YarnLimits:
+    """What the cluster can give at most; 0 and () mean that it is not known."""
+
+    memory_mb: int = 0
+    vcores: int = 0
+    queues: tuple[str, ...] = ()
+    #: queue → state, for those that are not RUNNING
+    stopped_queues: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    mode: Mode
+    name: str
+    queue: str
+    application_type: str
+    node_label: str
+    tags: tuple[str, ...]
+    attempts: int
+    master_mb: int  #: of the whole container
+    jobmanager_mb: int  #: of it, for the JobManager
+    master_vcores: int
+    taskmanager_mb: int
+    taskmanager_vcores: int
+    slots: int
+    #: TaskManagers that are always there; 0 = they come and go with the jobs
+    taskmanagers: int
+    config: Configuration
+
+    @property
+    def on_demand(self) -> bool:
+        return self.taskmanagers == 0
+
+    def describe(self) -> str:
+        """Return Flink's line about the cluster."""
+        return (
+            f"Cluster specification: ClusterSpecification{{masterMemoryMB={self.master_mb}, "
+            f"taskManagerMemoryMB={self.taskmanager_mb}, slotsPerTaskManager={self.slots}}}"
+        )
+
+    def division(self) -> str:
+        """Return how the master's container is divided."""
+        return (
+            f"Of the {self.master_mb} MB of the ApplicationMaster's container, {self.master_mb - self.jobmanager_mb} MB are "
+            f"for YARN's Java ApplicationMaster (skein) and {self.jobmanager_mb} MB for the JobManager."
+        )
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """What is shipped: container name → URL (``hdfs://``, ``file://``)."""
+
+    dist: str
+    conf: str
+    job: str = ""
+    #: name in the container → (URL, is an archive to be unpacked)
+    shipped: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+
+
+# --- planning ----------------------------------------------------------------------------------------------------------
+
+
+def _megabytes(size_bytes: int) -> int:
+    return math.ceil(size_bytes / (1 << 20))
+
+
+def plan_cluster(config: Configuration, mode: Mode, *, limits: YarnLimits = YarnLimits()) -> ClusterPlan:
+    """Return what to ask for.
+
+    Raises: ConfigError that says which value is wrong and the least (or most) that works.
+    """
+    slots = config.get(ClusterOptions.NUM_SLOTS)
+    taskmanagers = config.get(YarnOptions.NUM_CONTAINERS)
+    if taskmanagers < 0:
+        raise ConfigError(f"The number of TaskManagers (-n) is {taskmanagers}; expected at least 1.")
+    master_mb = _megabytes(config.get(MemoryOptions.JM_PROCESS))
+    least = SKEIN_MB + JOBMANAGER_MB_MIN
+    if master_mb < least:
+        raise ConfigError(
+            f"The JobManager's container (-jm, {MemoryOptions.JM_PROCESS.key}) has {master_mb} MB; expected at least "
+            f"{least} MB: {SKEIN_MB} for YARN's Java ApplicationMaster and {JOBMANAGER_MB_MIN} for the JobManager."
+        )
+    taskmanager_mb = _megabytes(config.get(MemoryOptions.TM_PROCESS))
+    least = TASKMANAGER_MB_BASE + slots * TASKMANAGER_MB_PER_SLOT
+    if taskmanager_mb < least:
+        raise ConfigError(
+            f"A TaskManager's container (-tm, {MemoryOptions.TM_PROCESS.key}) has {taskmanager_mb} MB; expected at least "
+            f"{least} MB for {slots} slot{'s' if slots > 1 else ''}."
+        )
+    vcores = config.get(YarnOptions.TM_VCORES)
+    plan = ClusterPlan(
+        mode=mode,
+        name=_name(config, mode),
+        queue=config.get(YarnOptions.QUEUE),
+        application_type=config.get(YarnOptions.TYPE),
+        node_label=config.get(YarnOptions.NODE_LABEL),
+        tags=tuple(tag.strip() for tag in re.split("[,;]", config.get(YarnOptions.TAGS)) if tag.strip()),
+        attempts=config.get(YarnOptions.ATTEMPTS),
+        master_mb=master_mb,
+        jobmanager_mb=master_mb - SKEIN_MB,
+        master_vcores=config.get(YarnOptions.JM_VCORES),
+        taskmanager_mb=taskmanager_mb,
+        taskmanager_vcores=vcores if vcores > 0 else slots,
+        slots=slots,
+        taskmanagers=taskmanagers,
+        config=config,
+    )
+    _check_plan(plan)
+    _check_limits(plan, limits)
+    return plan
+
+
+def _name(config: Configuration, mode: Mode) -> str:
+    if config.contains(YarnOptions.NAME) or mode is Mode.SESSION:
+        return config.get(YarnOptions.NAME)
+    return "Flink per-job cluster" if mode is Mode.PER_JOB else "Flink Application Cluster"
+
+
+def _check_plan(plan: ClusterPlan) -> None:
+    if plan.attempts < 1:
+        raise ConfigError(f"{YarnOptions.ATTEMPTS.key} is {plan.attempts}; expected at least 1.")
+    if plan.master_vcores < 1:
+        raise ConfigError(f"{YarnOptions.JM_VCORES.key} is {plan.master_vcores}; expected at least 1.")
+    for tag in plan.tags:
+        if not tag.isascii():
+            raise ConfigError(f"{YarnOptions.TAGS.key} has {tag!r}; expected ASCII: YARN takes nothing else.")
+
+
+def _check_limits(plan: ClusterPlan, limits: YarnLimits) -> None:
+    for what, option, size in (
+        ("The JobManager's container (-jm", MemoryOptions.JM_PROCESS, plan.master_mb),
+        ("A TaskManager's container (-tm", MemoryOptions.TM_PROCESS, plan.taskmanager_mb),
+    ):
+        if limits.memory_mb and size > limits.memory_mb:
+            raise ConfigError(
+                f"{what}, {option.key}) is to have {size} MB, but the largest container of this YARN cluster has "
+                f"{limits.memory_mb} MB. Ask for less, or raise yarn.scheduler.maximum-allocation-mb or "
+                "yarn.nodemanager.resource.memory-mb."
+            )
+    if limits.vcores and plan.taskmanager_vcores > limits.vcores:
+        raise ConfigError(
+            f"A TaskManager's container is to have {plan.taskmanager_vcores} virtual cores, but the largest container of this "
+            f"YARN cluster has {limits.vcores}. Use fewer slots (-s), or set {YarnOptions.TM_VCORES.key}."
+        )
+    known = {queue for path in limits.queues for queue in (path, path.rsplit(".", 1)[-1])}
+    if known and plan.queue not in known:
+        raise ConfigError(
+            f"YARN has no queue {plan.queue!r} (-qu, {YarnOptions.QUEUE.key}) to which applications can be submitted; it has: "
+            f"{', '.join(sorted({path.rsplit('.', 1)[-1] for path in limits.queues}))}."
+        )
+    state = limits.stopped_queues.get(plan.queue)
+    if state:
+        raise ConfigError(f"The queue {plan.queue!r} is {state}; it takes no applications now.")
+
+
+def session_config(plan: ClusterPlan) -> Configuration:
+    """Return the configuration that the containers get: ours, with each process's own memory."""
+    config = Configuration(plan.config)
+    for key in ("jobmanager.heap.size", "jobmanager.heap.mb", "taskmanager.heap.size", "taskmanager.heap.mb"):
+        config.remove_config(key)
+    config.set(MemoryOptions.JM_PROCESS, f"{plan.jobmanager_mb}m")
+    config.set(MemoryOptions.TM_PROCESS, f"{plan.taskmanager_mb}m")
+    # Addresses and folders of the client's host mean nothing on a node.
+    for option in (
+        ClusterOptions.RPC_ADDRESS,
+        ClusterOptions.RPC_PORT,
+        ClusterOptions.JM_BIND_HOST,
+        ClusterOptions.TM_HOST,
+        ClusterOptions.TM_BIND_HOST,
+        ClusterOptions.TM_RESOURCE_ID,
+        ClusterOptions.LOG_DIR,
+        ClusterOptions.TMP_DIRS,
+        JobOptions.TARGET,
+        JobOptions.PYTHON_CLIENT_EXECUTABLE,
+    ):
+        for key in (option.key, *option.older_keys):
+            config.remove_config(key)
+    for key in ("rest.address", "rest.bind-address", "rest.port", "web.port", "web.tmpdir", "web.upload.dir"):
+        config.remove_config(key)
+    return config
+
+
+# --- skein's form ------------------------------------------------------------------------------------------------------
+
+
+def _script(command: str, output: str, *, python: str, shipped: Sequence[str], restarts: bool) -> str:
+    """Return the bash script of a container.
+
+    Nothing of ours can run in another Python, so that is checked first; the exit code tells which one was found.
+    """
+    minor = sys.version_info.minor
+    candidates = [python] if python else [f"python3.{minor}", "python3"]
+    words = " ".join(shlex.quote(word) for word in candidates)
+    wanted = f"Python 3.{minor}"
+    path = ":".join(["$dist", *(f"$PWD/{name}" for name in shipped), "$PWD"])
+    mend = "Install it there, or bring an interpreter with -pyexec and -pyarch."
+    lines = [
+        "set -u",
+        'logs=${LOG_DIRS%%,*}; local=${LOCAL_DIRS%%,*}; export logs local',
+        f'exec >>"$logs/{output}" 2>&1',
+        "unset PYTHONHOME PYTHONSTARTUP",
+        "python= seen= code=",
+        f"for candidate in {words}; do",
+        '  found=$("$candidate" -c \'import sys; print("%d.%d" % sys.version_info[:2])\' 2>/dev/null) || continue',
+        '  seen="${seen:+$seen and }$found"',
+        f'  if [[ $found == 3.{minor} ]]; then python=$(command -v "$candidate"); break; fi',
+        f"  [[ $found == 3.* ]] && code=$(({EXIT_PYTHON_MINOR} + ${{found#3.}}))",
+        "done",
+        'if [[ -z $python && -z $seen ]]; then',
+        f'  echo "The node $(hostname) has no Python ({words}), but the engine was packed for {wanted}. {mend}"',
+        f"  exit {EXIT_NO_PYTHON}",
+        "elif [[ -z $python ]]; then",
+        f'  echo "The node $(hostname) has Python $seen, but the engine was packed for {wanted}. {mend}"',
+        f"  exit ${{code:-{EXIT_NO_PYTHON}}}",
+        "fi",
+        f'dist=$("$python" -I -c {shlex.quote(_UNPACK)} {DIST_FILE}) || exit {EXIT_NO_PYTHON - 1}',
+        f'export PYTHONPATH="{path}" PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 FLINK_PYTHON="$python"',
+        f'export FLINK_CONF_DIR="$PWD/{CONF_FOLDER}" NUMBA_CACHE_DIR="$local/numba-cache" TMPDIR="$PWD/tmp"',
+        f'if [[ -d $PWD/{CONF_FOLDER}/hadoop ]]; then export HADOOP_CONF_DIR="$PWD/{CONF_FOLDER}/hadoop"; fi',
+        'mkdir -p "$TMPDIR"',
+        "unset YARN_CONF_DIR",
+    ]
+    if not restarts:
+        lines.append(f'exec "$python" -P -m {command}')
+        return "\n".join(lines) + "\n"
+    # A JobManager that dies is started again in place: no container notices more than a broken connection.
+    lines += [
+        "child= attempt=0",
+        "trap 'kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM",
+        "while true; do",
+        "  started=$SECONDS",
+        f'  FLINK_RESTART=$attempt "$python" -P -m {command} &',
+        "  child=$!",
+        "  wait $child; code=$?",
+        "  # 0: it has ended the application; 1: there is no use in trying again.",
+        "  [[ $code -le 1 ]] && exit $code",
+        "  if ((SECONDS - started > 30)); then attempt=0; fi",
+        "  attempt=$((attempt + 1))",
+        '  if ((attempt > 5)); then echo "The JobManager died too often (last exit code $code)."; exit $code; fi',
+        '  echo "The JobManager died with exit code $code; starting it again."',
+        "  sleep 0.2",
+        "done",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def address_path(application_id: str, home: str) -> str:
+    """Return the file on HDFS in which clients find the JobManager; skein removes its folder with the application."""
+    return f"{home.rstrip('/')}/.skein/{application_id}/jobmanager.json"
+
+
+def exit_message(diagnostics: str) -> str:
+    """Return one clear message for what skein says of a master script that ended before our Python ran, else ""."""
+    match = re.search(r"driver failed with exit code (\d+)", diagnostics)
+    if not match:
+        return ""
+    code, minor = int(match[1]), sys.version_info.minor
+    mend = f"Install Python 3.{minor} there, or bring an interpreter with -pyexec and -pyarch."
+    if code == EXIT_NO_PYTHON:
+        return f"YARN's node has no Python, but the engine was packed for Python 3.{minor}. {mend}"
+    if EXIT_PYTHON_MINOR < code < EXIT_PYTHON_MINOR + 27:
+        seen = code - EXIT_PYTHON_MINOR
+        return f"YARN's node has Python 3.{seen}, but the engine was packed for Python 3.{minor}. {mend}"
+    return ""
+
+
+def application_spec(
+    plan: ClusterPlan, files: LocalFiles, *, user: str, home: str, java_opens: str, skein: Any
+) -> Any:
+    """Return the ``skein.ApplicationSpec``; ``home``: the user's folder on HDFS, ``skein``: the module."""
+    config = plan.config
+    python = config.get(JobOptions.PYTHON_EXECUTABLE)
+
+    def file(url: str, archive: bool, visibility: str = "application") -> Any:
+        return skein.File(url, type="archive" if archive else "file", visibility=visibility)
+
+    common = {DIST_FILE: file(files.dist, False, "private"), CONF_FOLDER: file(files.conf, True)}
+    for name, (url, is_archive) in files.shipped.items():
+        common[name] = file(url, is_archive)
+    master_files = dict(common)
+    if files.job:
+        master_files[JOB_FOLDER] = file(files.job, True)
+    on_path = [name for name, (url, is_archive) in files.shipped.items() if is_archive or name.endswith((".zip", ".whl"))]
+    environment = {"HADOOP_USER_NAME": user, "FLINK_YARN_MODE": plan.mode.value, "FLINK_YARN_HOME": home}
+    prefixes = {"containerized.master.env.": {}, "containerized.taskmanager.env.": {}}
+    for key, value in config.to_dict().items():
+        for prefix, extra in prefixes.items():
+            if key.startswith(prefix):
+                extra[key[len(prefix) :]] = value
+    service = skein.Service(
+        resources=skein.Resources(memory=f"{plan.taskmanager_mb} MiB", vcores=plan.taskmanager_vcores),
+        script=_script(
+            "flink_yarn.taskmanager_container",
+            "taskmanager.out",
+            python=python,
+            shipped=on_path,
+            restarts=False,
+        ),
+        instances=plan.taskmanagers,
+        files=common,
+        env={**environment, **prefixes["containerized.taskmanager.env."]},
+        max_restarts=0,  # the resource driver replaces what is lost
+        allow_failures=True,
+    )
+    master = skein.Master(
+        resources=skein.Resources(memory=f"{plan.master_mb} MiB", vcores=plan.master_vcores),
+        script=_script(
+            "flink_yarn.application_master",
+            "jobmanager.out",
+            python=python,
+            shipped=on_path,
+            restarts=plan.mode is Mode.SESSION,
+        ),
+        files=master_files,
+        env={**environment, "JDK_JAVA_OPTIONS": java_opens, **prefixes["containerized.master.env."]},
+        log_level="INFO",
+    )
+    return skein.ApplicationSpec(
+        name=plan.name,
+        queue=plan.queue,
+        node_label=plan.node_label,
+        tags=set(plan.tags),
+        max_attempts=plan.attempts,
+        services={SERVICE: service},
+        master=master,
+        acls=_acls(config, skein),
+    )
+
+
+def _acls(config: Configuration, skein: Any) -> Any:
+    """Return skein's form of Flink's yarn.view.acls and yarn.modify.acls ("user1,user2 group1,group2", "*")."""
+    view, modify = config.get_string("yarn.view.acls", "") or "", config.get_string("yarn.modify.acls", "") or ""
+    if not view and not modify:
+        return skein.ACLs()
+
+    def part(text: str, index: int) -> list[str]:
+        words = text.split(" ")
+        return [name for name in (words[index] if len(words) > index else "").split(",") if name]
+
+    return skein.ACLs(
+        enable=True,
+        view_users=part(view, 0),
+        view_groups=part(view, 1),
+        modify_users=part(modify, 0),
+        modify_groups=part(modify, 1),
+        ui_users=part(view, 0),
+    )

@@ -1,0 +1,117 @@
+"""Runs jobs of a program on YARN: in a session, or each in a cluster of its own (``yarn-per-job``).
+
+Called by ``engine/client/executors`` by name, in the process that runs the program's main.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, final
+
+from engine.client.job_client import JobClient, JobOutcomeView
+from engine.client.rest_client import RestClient
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError, EngineError, ExternalError
+from engine.core.ids import JobID
+from engine.core.options import JobOptions
+from engine.graph.job_graph import JobGraph
+from engine.protocol.lifecycle import JobStatus
+from engine.rpc.codec import encode
+from flink_yarn.cluster_spec import Mode
+from flink_yarn.session_client import deploy, find_session, yarn_client
+from flink_yarn.yarn_client import YarnClient
+
+__all__ = ["execute_async"]
+
+#: How long to wait for YARN to agree that the application has ended.
+_END_TIMEOUT_S: Final = 20.0
+
+
+def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    """Submit a job to the YARN target of the configuration."""
+    match config.get(JobOptions.TARGET):
+        case "yarn-session":
+            return _execute_in_session(job_graph, files, config)
+        case "yarn-per-job":
+            return _execute_per_job(job_graph, files, config)
+    raise ConfigError(
+        "With yarn-application the program's main runs on YARN: start it with `flink run -t yarn-application program.py`."
+    )
+
+
+def _execute_in_session(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    client = RestClient(find_session(config))
+    job_id = client.submit(job_graph, files)
+    return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+
+
+def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
+    shipped: dict[str, str | bytes] = {"job-graph": encode(job_graph)}
+    shipped.update({sha256: os.fspath(path) for sha256, path in files.items()})
+    deployment = deploy(config, Mode.PER_JOB, job_files=shipped)
+    print(f"JobManager Web Interface: {deployment.address}", flush=True)
+    access = _PerJobAccess(deployment.application_id, RestClient(deployment.address), yarn_client())
+    return JobClient(job_graph.job_id, access, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+
+
+@final
+class _PerJobAccess:
+    """JobAccess to a cluster that ends with its job: once the outcome is known here, the cluster may go."""
+
+    def __init__(self, application_id: str, rest: RestClient, yarn: YarnClient) -> None:
+        self._application_id = application_id
+        self._rest = rest
+        self._yarn = yarn
+        self._outcome: JobOutcomeView | None = None
+
+    def status(self, job_id: JobID) -> JobStatus:
+        return self._outcome.status if self._outcome is not None else self._ask(lambda: self._rest.status(job_id), job_id)
+
+    def cancel(self, job_id: JobID) -> None:
+        if self._outcome is None:
+            self._rest.cancel(job_id)
+
+    def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
+        if self._outcome is None:
+            found = self._ask(lambda: self._rest.outcome(job_id, timeout_s), job_id)
+            if found is not None:
+                self._outcome = found
+                self._release()
+        return self._outcome
+
+    def accumulators(self, job_id: JobID) -> dict[str, Any]:
+        if self._outcome is not None:
+            return self._outcome.accumulators
+        return dict(self._rest.accumulators(job_id))
+
+    def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
+        return self._ask(lambda: self._rest.coordinator_request(job_id, operator_id, request), job_id)
+
+    def _ask(self, question: Any, job_id: JobID) -> Any:
+        """A JobManager that is gone has taken its job along; YARN knows why."""
+        try:
+            return question()
+        except ExternalError as error:
+            report = self._yarn.wait_until_ended(self._application_id, 5.0)
+            if not report.ended:
+                raise
+            raise ExternalError(
+                f"The YARN application {self._application_id} of job {job_id} ended as {report.state} "
+                f"({report.final_status}): {report.diagnostics or error}"
+            ) from None
+
+    def _release(self) -> None:
+        """Let the application end and wait for it, so that YARN shows what we say."""
+        with contextlib.suppress(EngineError):
+            self._rest.shut_down()
+        self._rest.close()
+        try:
+            report = self._yarn.wait_until_ended(self._application_id, _END_TIMEOUT_S)
+        except EngineError as error:
+            print(f"Cannot ask YARN how {self._application_id} ended: {error}", file=sys.stderr)
+            return
+        if not report.ended:
+            print(f"Application {self._application_id} is still {report.state}.", file=sys.stderr)

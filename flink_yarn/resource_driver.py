@@ -1,0 +1,212 @@
+"""The ResourceManager's hands on YARN: asks skein for TaskManager containers, notices lost ones, gives idle ones back.
+
+One task compares what is wanted with what YARN has, again and again; skein's blocking calls run in threads. Not here:
+how many are wanted (``slot_manager``), what runs in a container (``taskmanager_container``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, final
+
+from engine.core.ids import ResourceID
+from engine.runtime.jobmanager.resource_manager import WorkerEvents
+from flink_yarn.cluster_spec import SERVICE
+
+__all__ = ["SkeinApplication", "YarnResourceDriver"]
+
+logger = logging.getLogger(__name__)
+
+POLL_S: Final = 0.5
+#: A released TaskManager ends by itself; YARN kills it when it has not after this.
+RELEASE_GRACE_S: Final = 3.0
+#: So many containers in a row that end before they register: no use in going on quickly.
+FAILURES_MAX: Final = 3
+BACKOFF_MAX_S: Final = 30.0
+LOG_TAIL_BYTES: Final = 2000
+_ACTIVE: Final = ("WAITING", "REQUESTED", "RUNNING")
+
+
+class SkeinApplication(Protocol):
+    """The part of ``skein.ApplicationClient`` that is used here."""
+
+    def get_containers(self, services: Any = None, states: Any = None) -> list[Any]: ...
+
+    def add_container(self, service: str, env: dict[str, str] | None = None) -> Any: ...
+
+    def kill_container(self, id: str) -> None: ...
+
+
+def _state(container: Any) -> str:
+    return str(container.state)
+
+
+@final
+class YarnResourceDriver:
+    """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs."""
+
+    workers_min = 0
+
+    def __init__(self, application: SkeinApplication, *, fixed: int, user: str) -> None:
+        self.on_demand = fixed == 0
+        self._app = application
+        self._fixed = fixed
+        self._user = user
+        self._level = 0
+        self._events: WorkerEvents | None = None
+        self._active: dict[str, Any] = {}  # skein id → container, as of the last look
+        self._registered: set[ResourceID] = set()
+        self._released: set[ResourceID] = set()
+        self._reasons: dict[ResourceID, str] = {}
+        self._failures = 0
+        self._wake = asyncio.Event()
+        self._looked = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+        self._kills: set[asyncio.Task[None]] = set()
+
+    # --- ResourceDriver --------------------------------------------------------------------------------------------------
+
+    async def start(self, events: WorkerEvents) -> None:
+        self._events = events
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def start_workers(self, num_workers: int) -> None:
+        if num_workers != self._level:
+            self._level = num_workers
+            self._wake.set()
+
+    def worker_registered(self, resource_id: ResourceID) -> None:
+        self._registered.add(resource_id)
+        self._failures = 0
+        self._wake.set()
+
+    def stop_worker(self, resource_id: ResourceID) -> None:
+        self._released.add(resource_id)
+        task = asyncio.get_running_loop().create_task(self._kill_later(resource_id))
+        self._kills.add(task)
+        task.add_done_callback(self._kills.discard)
+
+    def workers(self) -> Sequence[ResourceID]:
+        return tuple(ResourceID(c.yarn_container_id or c.id) for c in self._active.values())
+
+    async def diagnose(self, resource_id: ResourceID) -> str:
+        async with self._looked:
+            self._wake.set()
+            while resource_id not in self._reasons:
+                await self._looked.wait()
+        return self._reasons[resource_id]
+
+    async def stop(self) -> None:
+        for task in [*self._kills, *([self._task] if self._task else [])]:
+            task.cancel()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause = POLL_S
+        while True:
+            try:
+                self._wake.clear()
+                await self._look()
+                await self._adjust()
+                pause = POLL_S if self._failures < FAILURES_MAX else min(pause * 2, BACKOFF_MAX_S)
+            except Exception as error:  # YARN or skein is busy or restarting: the next look tells
+                logger.warning("cannot ask YARN for containers now: %s", error)
+            try:
+                await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.sleep(0.02)  # several wishes at once are one
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        """Learn what YARN has; tell what is gone."""
+        found = await asyncio.to_thread(self._app.get_containers, [SERVICE], list(_ACTIVE))
+        active = {container.id: container for container in found}
+        gone = [skein_id for skein_id in self._active if skein_id not in active]
+        self._active = active
+        if gone:
+            ended = await asyncio.to_thread(self._app.get_containers, [SERVICE], ["SUCCEEDED", "FAILED", "KILLED"])
+            for container in ended:
+                if container.id in gone:
+                    await self._ended(container)
+        async with self._looked:
+            self._looked.notify_all()
+
+    async def _ended(self, container: Any) -> None:
+        assert self._events is not None
+        resource_id = ResourceID(container.yarn_container_id or container.id)
+        if resource_id in self._released or _state(container) == "KILLED":
+            self._reasons[resource_id] = "it was released"
+            self._forget(resource_id)
+            return
+        message = (container.exit_message or "").strip() or f"it ended as {_state(container)}"
+        tail = await asyncio.to_thread(self._log_tail, container)
+        reason = f"YARN says: {message}" + (f" Its last words: {tail}" if tail else "")
+        self._reasons[resource_id] = reason
+        logger.warning("container=%s ended: %s", resource_id, reason)
+        if resource_id not in self._registered:
+            self._failures += 1
+            if self._failures >= FAILURES_MAX:
+                self._events.workers_failed(
+                    f"{self._failures} containers in a row ended before they registered. The last one: {reason}"
+                )
+        self._forget(resource_id)
+        self._events.worker_lost(resource_id, reason)
+
+    def _forget(self, resource_id: ResourceID) -> None:
+        self._registered.discard(resource_id)
+        self._released.discard(resource_id)
+
+    def _log_tail(self, container: Any) -> str:
+        """Return the last line that a failed container printed; "" when its node does not tell."""
+        address, container_id = container.yarn_node_http_address, container.yarn_container_id
+        if not address or not container_id:
+            return ""
+        url = f"http://{address}/ws/v1/node/containers/{container_id}/logs/taskmanager.out?size=-{LOG_TAIL_BYTES}"
+        try:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(f"{url}&user.name={self._user}", timeout=2) as answer:
+                text = answer.read(4 * LOG_TAIL_BYTES).decode("utf-8", "replace")
+        except (OSError, ValueError):
+            return ""
+        return _last_line(text)
+
+    async def _adjust(self) -> None:
+        """Ask for what is missing, take back requests that are not needed any more."""
+        pending = [c for c in self._active.values() if (c.yarn_container_id or c.id) not in self._registered]
+        alive = len(self._active) - len(pending)
+        wanted = max(0, self._fixed - alive) if self._fixed else self._level
+        if len(pending) < wanted and self._failures >= FAILURES_MAX and pending:
+            return  # one at a time until one of them registers
+        for _ in range(len(pending), wanted):
+            container = await asyncio.to_thread(self._app.add_container, SERVICE)
+            self._active[container.id] = container
+            logger.info("asked YARN for container %s", container.id)
+            if self._failures >= FAILURES_MAX:
+                break
+        surplus = len(pending) - wanted
+        for container in [c for c in pending if _state(c) != "RUNNING"][: max(0, surplus)]:
+            logger.info("container request %s is not needed any more", container.id)
+            await asyncio.to_thread(self._app.kill_container, container.id)
+            self._active.pop(container.id, None)
+
+    async def _kill_later(self, resource_id: ResourceID) -> None:
+        await asyncio.sleep(RELEASE_GRACE_S)
+        for container in list(self._active.values()):
+            if container.yarn_container_id == resource_id:
+                try:
+                    await asyncio.to_thread(self._app.kill_container, container.id)
+                except Exception as error:  # it ended meanwhile
+                    logger.debug("killing %s: %s", container.id, error)
+        self._wake.set()
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of a log; the NodeManager's frame around it left out."""
+    body = text.partition("LogContents:")[2] or text
+    body = body.partition("\nEnd of LogType")[0]
+    lines = [line.strip() for line in body.splitlines() if line.strip() and not line.startswith("*****")]
+    return lines[-1] if lines else ""
