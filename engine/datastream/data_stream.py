@@ -313,7 +313,7 @@ def _sink_spec(sink: Any) -> OperatorSpec:
 
 
 def _check_function(func: Any, method: str) -> None:
-    if isinstance(func, type):
+    if isinstance(func, type) and issubclass(func, Function):
         raise ProgramError(f"{method}({func.__name__}): got a class; pass an object of it: {func.__name__}().")
     if isinstance(func, Function):
         if not hasattr(func, method):

@@ -6,6 +6,7 @@ than a call, it is shown in plans, and vectorised operators understand it.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from engine.core.errors import ProgramError
@@ -39,7 +40,8 @@ def _picked_field(selector: Any) -> int | None:
     code = getattr(selector, "__code__", None)
     if code is None or code.co_code != _PICK_FIELD.co_code or selector.__defaults__:
         return None
-    if code.co_argcount != 1 or code.co_flags != _PICK_FIELD.co_flags or code.co_freevars or len(code.co_consts) != 2:
+    flags = code.co_flags & ~inspect.CO_NESTED  # a lambda inside a function picks just as well
+    if code.co_argcount != 1 or flags != _PICK_FIELD.co_flags or code.co_freevars or len(code.co_consts) != 2:
         return None
     picked = code.co_consts[1]
     return picked if type(picked) is int and picked >= 0 else None

@@ -36,6 +36,10 @@ def test_anything_else_stays_a_call(selector):
     assert as_key_selector(selector) is selector
 
 
+def test_a_pick_inside_a_function_is_seen_too():
+    assert as_key_selector(lambda pair: pair[2]) == FieldKey(2)
+
+
 def test_a_key_selector_object_stays():
     class First(KeySelector):
         def get_key(self, value):
