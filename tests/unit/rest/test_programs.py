@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -327,3 +330,45 @@ def alive(pid: int) -> bool:
             return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+SERVER = """
+import asyncio, sys
+from engine.rest.server import create_app, serve
+from tests.testing.fake_gateway import FakeGateway
+async def main():
+    app = create_app(FakeGateway(sys.argv[1]), upload_dir=sys.argv[1] + "/upload")
+    print((await serve(app, bind_address="127.0.0.1", port_range="0")).address, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_a_program_dies_with_a_jobmanager_that_is_killed(tmp_path: Path):
+    root = Path(__file__).resolve().parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        pid_file = tmp_path / "pid"
+        text = PRELUDE + f"import time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\n"
+        text += f"result({{'job_id': {JOB_ID!r}}})\ntime.sleep(600)\n"
+        with httpx.Client(base_url=address, timeout=30) as remote:
+            answer = remote.post("/jars/upload", files={"jarfile": ("p.py", text)})
+            name = answer.json()["filename"].rsplit("/", 1)[1]
+            assert remote.post(f"/jars/{name}/run").json() == {"jobid": JOB_ID}
+        pid = int(pid_file.read_text())
+        assert alive(pid)
+        process.kill()
+        wait_until(lambda: not alive(pid))
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

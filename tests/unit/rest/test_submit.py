@@ -98,3 +98,12 @@ def test_a_coordinator_gets_the_request_and_its_answer_comes_back(gateway: FakeG
     other = OperatorID.from_text("no coordinator")
     assert client.post(f"{path}/{other}", content=codec.encode(1)).status_code == 404
     assert client.post(f"{path}/{operator}", content=pickle.dumps(Exploit())).status_code == 400
+
+
+def test_an_upload_that_is_cut_off_is_not_kept_as_a_program(client: TestClient, tmp_path: Path):
+    body = b'--b\r\nContent-Disposition: form-data; name="jarfile"; filename="a.py"\r\n\r\nx = 1\r\n--b\r\n'
+    answer = client.post("/jars/upload", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 400
+    assert "cut off" in answer.json()["errors"][0]
+    assert client.get("/jars").json()["files"] == []
+    assert nothing_left(tmp_path)
