@@ -293,7 +293,7 @@ def test_a_slot_that_cannot_bind_says_why():
 
 def test_a_zygote_that_cannot_start_says_why(tmp_path: Any):
     async def run(python: str, output: str) -> None:
-        with pytest.raises(ExternalError, match="did not come up|Cannot start"):
+        with pytest.raises(ExternalError, match=r"did not come up|Cannot start"):
             await Zygote.start(python, {"PYTHONPATH": ROOT}, output, ["no_such_module_anywhere"])
 
     output = str(tmp_path / "out")
@@ -311,5 +311,39 @@ def test_slots_share_no_socket_with_each_other():
             fds = [os.readlink(f"/proc/{slot.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{slot.pid}/fd")]
             # control, data by Unix path, data by TCP
             assert len([fd for fd in fds if fd.startswith("socket:")]) == 3, fds
+
+    in_slots(UNIX, body)
+
+
+@pytest.mark.parametrize("count", [5, ENDLESS], ids=["producer has ended", "producer runs"])
+def test_a_record_that_cannot_be_pickled_is_an_error_of_the_user(count: int):
+    async def body(cluster: SlotCluster) -> None:
+        vertices = [Vertex("src", [Numbers(count, lambda i: (i, (x for x in "ab")))]), Vertex("sink", [Collect()])]
+        cluster.deploy(vertices, [Wire("src", "sink")], sink_elsewhere)
+        await cluster.until(lambda: bool(cluster.story.errors))
+        (error,) = cluster.story.errors.values()
+        assert "cannot pickle 'generator' object" in error.message
+        assert "record: (0, <generator" in error.message
+        assert error.domain == "user"
+
+    in_slots(UNIX, body)
+
+
+def test_what_a_user_function_starts_ends_with_the_slot(tmp_path: Any):
+    path = str(tmp_path / "pid")
+
+    def start(row: int) -> None:
+        child = subprocess.Popen(["sleep", "1000"])
+        with open(path, "w") as out:
+            out.write(str(child.pid))
+
+    async def body(cluster: SlotCluster) -> None:
+        cluster.deploy([Vertex("src", [Numbers(1), Apply(start)])], [])
+        await cluster.until(lambda: cluster.has_ended(cluster.attempt("src")))
+        with open(path) as written:
+            pid = int(written.read())
+        assert is_alive(pid)
+        cluster.slots[0].kill()
+        await until_dead(pid)
 
     in_slots(UNIX, body)

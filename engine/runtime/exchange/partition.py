@@ -66,6 +66,8 @@ class ResultPartition(Protocol):
 
     descriptor: ResultPartitionDescriptor
     bytes_out: int
+    #: Called when what was added turns out to be impossible to send: the producing task fails. False when it has ended.
+    on_error: Callable[[BaseException], bool]
 
     def add(self, subpartition: int, batch: Batch) -> None: ...
 
@@ -214,6 +216,10 @@ def _concatenated(batches: list[ColumnBatch]) -> ColumnBatch:
     return ColumnBatch(parts[0], stamps, batches[0].scalar)
 
 
+def _raise(error: BaseException) -> bool:
+    raise error
+
+
 # --- pipelined -----------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +306,7 @@ class PipelinedPartition:
     def __init__(self, descriptor: ResultPartitionDescriptor, segment_bytes: int) -> None:
         self.descriptor = descriptor
         self.bytes_out = 0
+        self.on_error: Callable[[BaseException], bool] = _raise
         self._subpartitions = [_PipelinedSubpartition(segment_bytes) for _ in range(descriptor.num_subpartitions)]
 
     def add(self, subpartition: int, batch: Batch) -> None:
@@ -345,6 +352,7 @@ class BlockingPartition:
     def __init__(self, descriptor: ResultPartitionDescriptor, segment_bytes: int, work_dir: str) -> None:
         self.descriptor = descriptor
         self.bytes_out = 0
+        self.on_error: Callable[[BaseException], bool] = _raise
         num = descriptor.num_subpartitions
         self._buffers = [_Buffer(segment_bytes) for _ in range(num)]
         self._encoders = [Encoder() for _ in range(num)]

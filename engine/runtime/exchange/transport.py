@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, final
 
-from engine.core.errors import ConfigError, EngineError, ExternalError
+from engine.core.errors import ConfigError, EngineError, ExternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.protocol.control import SlotAddress
 from engine.protocol.stream import Element, EndOfData, Records
@@ -306,7 +306,15 @@ class _Sender:
                 self._send(item)
                 continue
             assert not isinstance(item, Frame)
-            for frame in self._encoder.encode(item):
+            try:
+                frames = self._encoder.encode(item)
+            except Exception as error:
+                assert self.partition is not None
+                if not self.partition.on_error(error):
+                    message = pickle.dumps(RemoteError(str(error), is_user_error=True), 5)
+                    self.connection.send(pack_frame(FrameKind.ERROR, self.channel, message))
+                return
+            for frame in frames:
                 self._send(frame)
                 if type(item) is Records and frame.kind is FrameKind.ROWS:
                     view.observe(len(item.batch), frame.size_bytes)
@@ -407,7 +415,7 @@ class _ProducerConnection(_Connection):
     def _refuse(self, channel: int, message: str) -> None:
         self.senders.pop(channel, None)
         if not self.is_closed:
-            self.send(pack_frame(FrameKind.ERROR, channel, message.encode()))
+            self.send(pack_frame(FrameKind.ERROR, channel, pickle.dumps(RemoteError(message), 5)))
             self.flush()
 
     def _forget(self, channel: int) -> None:
@@ -504,7 +512,10 @@ class _ConsumerConnection(_Connection):
             return
         if isinstance(element, RemoteError):
             self._receivers.pop(channel)
-            receiver.fail(ExternalError(f"Slot of TaskManager {self._address.resource_id}: {element.message}."))
+            if element.is_user_error:
+                receiver.fail(UserCodeError(element.message))
+            else:
+                receiver.fail(ExternalError(f"Slot of TaskManager {self._address.resource_id}: {element.message}."))
             return
         if type(element) is EndOfData:
             self._receivers.pop(channel)
@@ -526,8 +537,6 @@ class _ConsumerConnection(_Connection):
 
 
 def _undecodable(error: Exception) -> EngineError:
-    from engine.core.errors import UserCodeError
-
     failure = UserCodeError(
         f"Records could not be unpickled after the exchange: {type(error).__name__}: {error}. "
         "Classes of records must be importable by, or shipped to, every TaskManager."

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
-from engine.core.errors import InternalError
+from engine.core.errors import InternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.protocol.stream import Element, Records
@@ -58,6 +58,8 @@ _FLAG_SCALAR: Final = 1
 _FLAG_STAMPS: Final = 2
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 
+_SAMPLE_BYTES_MAX: Final = 64 << 10
+_UNKNOWN_ROW_BYTES: Final = 256
 #: Rows of which one sample is pickled to guess the size of all, before a frame was sent.
 _SAMPLE_ROWS: Final = 4
 
@@ -103,6 +105,7 @@ class RemoteError:
     """The producer cannot serve a channel."""
 
     message: str
+    is_user_error: bool = False
 
 
 def pack_frame(kind: FrameKind, channel: int, payload: Buffer = b"") -> bytes:
@@ -133,8 +136,16 @@ def check_hello(data: Buffer, job_id: JobID) -> str:
 def estimate_row_bytes(batch: RowBatch) -> float:
     """Return about how many bytes a row of the batch takes on the wire, from a sample."""
     step = max(1, len(batch.rows) // _SAMPLE_ROWS)
-    sample = batch.rows[::step][:_SAMPLE_ROWS]
-    return len(RowPickler().dump(sample, sample)) / len(sample)
+    size = num = 0
+    for row in batch.rows[: step * _SAMPLE_ROWS : step]:
+        try:
+            size += len(RowPickler().dump([row], row))
+        except UserCodeError:
+            return _UNKNOWN_ROW_BYTES  # inside one slot it may pass all the same
+        num += 1
+        if size > _SAMPLE_BYTES_MAX:
+            break
+    return size / num
 
 
 # --- encode and decode ---------------------------------------------------------------------------------------------
@@ -216,7 +227,8 @@ class Decoder:
                 event: Element = pickle.loads(payload)
                 return event
             case FrameKind.ERROR:
-                return RemoteError(bytes(payload).decode("utf-8", "replace"))
+                error: RemoteError = pickle.loads(payload)
+                return error
             case _:
                 raise InternalError(f"Frame kind {kind.name} does not belong in a channel.")
 

@@ -91,7 +91,8 @@ class _ChainOutput:
             target.emit_watermark(watermark_ms)
 
     def emit_superstep_end(self, superstep: int) -> None:
-        for target in self._all():
+        # Not to side outputs: what leaves a loop (its result) knows nothing of supersteps.
+        for target in self.targets:
             target.emit_superstep_end(superstep)
 
     def _all(self) -> Iterator[_Link | ChainExit]:

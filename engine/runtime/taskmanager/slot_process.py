@@ -5,6 +5,7 @@ Forked by ``zygote``; ends itself at FreeSlot or as soon as its TaskManager is g
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -42,6 +43,7 @@ __all__ = ["SlotProcess", "slot_main"]
 _REPORT_INTERVAL: Final = 1.0
 #: How long an I/O thread may keep the interpreter lock. Python's 5 ms would be added to each hop.
 _SWITCH_INTERVAL: Final = 0.0005
+_GC_THRESHOLDS: Final = (20_000, 50, 100)
 #: key of the job's global parameters in its configuration, as JSON
 _PARAMETERS_KEY: Final = "pipeline.global-job-parameters"
 
@@ -173,6 +175,10 @@ def slot_main(sock: socket.socket) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # what a function prints shows at once
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # else all slots of this zygote would draw the same numbers
+    # Batches of rows make many objects and few cycles: collect them more rarely than Python's 700 allocations.
+    gc.set_threshold(*_GC_THRESHOLDS)
     mailbox = Mailbox()
     control = ControlSocket(sock, mailbox)
     slot = SlotProcess(control, mailbox)

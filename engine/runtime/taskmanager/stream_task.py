@@ -135,6 +135,7 @@ class StreamTask:
                 partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir)
             else:
                 partition = PipelinedPartition(descriptor, env.memory.segment_bytes)
+            partition.on_error = self._fail
             self._partitions.append(partition)
             env.registry.register(partition)
             name = spec.operators[exit_spec.operator_index].name
@@ -366,10 +367,14 @@ class StreamTask:
         self._release()
         self._enter(ExecutionState.CANCELED)
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> bool:
+        """Return False when the task has ended before."""
+        if self.state.is_terminal():
+            return False
         info = error_info(error)
         self._release()
         self._enter(ExecutionState.FAILED, info)
+        return True
 
     def _release(self) -> None:
         """Close everything after a failure or a cancel; errors of closing are lost against the first one."""

@@ -6,7 +6,6 @@ What runs in the zygote itself is ``zygote_process``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pickle
 import signal
@@ -17,6 +16,7 @@ from typing import Any, Final, final
 from engine.core.errors import ExternalError
 from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
 from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
+from engine.runtime.taskmanager.zygote_process import kill_slot
 
 __all__ = ["SlotHandle", "Zygote"]
 
@@ -72,8 +72,7 @@ class SlotHandle:
     def kill(self) -> None:
         """End the process at once. Does nothing when it has ended: its pid may be another process by now."""
         if not self._exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            kill_slot(self.pid)
 
 
 @final
@@ -225,8 +224,7 @@ class Zygote:
             self._ready.set_exception(ExternalError("the zygote ended"))
             self._ready.exception()  # seen
         for pid, exited in self._exited.items():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill_slot(pid)
             if not exited.done():
                 exited.set_result(-signal.SIGKILL)
         self._exited.clear()

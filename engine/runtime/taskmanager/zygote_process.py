@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
-__all__ = ["main"]
+__all__ = ["kill_slot", "main"]
 
 _MESSAGE_SIZE: Final = 256
 _PR_SET_PDEATHSIG: Final = 1
@@ -75,6 +75,8 @@ class _Nursery:
             self._children.add(pid)
             self._control.send(f"forked {pid}".encode())
             return None
+        # A group of its own: what a user function starts ends with the slot, and Ctrl-C reaches neither.
+        os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _die_with(parent)
@@ -99,12 +101,19 @@ class _Nursery:
 
     def _end(self) -> int:
         for pid in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill_slot(pid)
         for pid in self._children:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         return 0
+
+
+def kill_slot(pid: int) -> None:
+    """End a slot and what it started."""
+    for kill in (os.killpg, os.kill):  # it may not have its group yet
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+            return
 
 
 def _die_with(parent: int) -> None:
