@@ -91,6 +91,18 @@ def test_an_operator_of_two_inputs_heads_a_chain() -> None:
     assert names(build(op("map", both))) == ["Source: l", "Source: r", "join -> map"]
 
 
+def test_operators_of_different_co_location_groups_do_not_share_a_task() -> None:
+    head = op("head", (source(), HASH), co_location_group="one")
+    assert names(build(op("tail", head, co_location_group="two"))) == ["Source: in", "head", "tail"]
+
+
+def test_branches_are_listed_in_order_of_the_program() -> None:
+    lines = source("lines")
+    graph = build(sink("a", op("map", lines)), sink("b", op("filter", lines)))
+    listed = [operator.name for operator in chain_of(graph).operators]
+    assert listed == ["Source: lines", "map", "Sink: a", "filter", "Sink: b"]
+
+
 def test_chaining_can_be_switched_off() -> None:
     graph = build(op("b", op("a", source())), pipeline__operator_chaining__enabled="false")
     assert names(graph) == ["Source: in", "a", "b"]

@@ -167,6 +167,11 @@ def test_a_slot_sharing_group_is_inherited_from_inputs_that_agree() -> None:
     }
 
 
+def test_inputs_of_different_groups_leave_the_default_one() -> None:
+    one, two = source("1", slot_sharing_group="one"), source("2", slot_sharing_group="two")
+    assert build(op("union", one, two)).vertices[-1].slot_sharing_group == "default"
+
+
 def test_co_located_operators_need_equal_parallelism_and_group() -> None:
     head = op("head", (source(), HASH), co_location_group="loop", parallelism=2)
     with pytest.raises(ProgramError, match=r"'head' and 'tail' must run side by side .* parallelism: 2 and 3"):
@@ -248,6 +253,15 @@ def test_a_build_side_that_shares_its_producer_with_the_probe_side_is_blocking_a
 
 
 def test_stages_that_would_wait_for_each_other_and_cannot_be_cut_are_refused() -> None:
+    live = source("live", is_bounded_source=False)
+    head = op("head", (source(), HASH), co_location_group="loop", buffer_timeout_ms=INFINITE)
+    step = join("step", (head, HASH), (live, HASH))
+    tail = op("tail", (step, HASH), co_location_group="loop")
+    with pytest.raises(ProgramError, match=r"'Source: live'.*would wait for each other for ever"):
+        build(tail, join("aside", (head, HASH), (live, HASH)))
+
+
+def test_a_blocking_exchange_beside_a_live_source_is_fine() -> None:
     bounded = source("bounded", buffer_timeout_ms=INFINITE)
     side = op("side", (bounded, HASH))
     live = source("live", is_bounded_source=False)

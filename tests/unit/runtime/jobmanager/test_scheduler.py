@@ -85,6 +85,15 @@ def test_a_deployment_says_where_its_inputs_are_and_what_it_produces() -> None:
     assert [c.address for c in gate.channels] == [grant(key(i)).address for i in range(2)]
 
 
+def test_partitions_are_in_order_of_the_chains_exits() -> None:
+    start = source("start")
+    world = World(build(sink("a", (start, HASH), parallelism=3), sink("b", (start, HASH), parallelism=2))).run()
+    (task,) = (deploy.task for deploy in world.all(s.Deploy) if deploy.task.partitions)
+    edges = {edge.exit_index: edge.dataset_id for edge in world.scheduler.graph.job_graph.edges}
+    assert [partition.dataset_id for partition in task.partitions] == [edges[0], edges[1]]
+    assert [partition.num_subpartitions for partition in task.partitions] == [3, 2]
+
+
 @pytest.mark.parametrize("strategy", [ShipStrategy.RESCALE, ShipStrategy.HASH])
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 3), (3, 1), (2, 3), (3, 2), (4, 2), (2, 4), (5, 5), (7, 3)])
 def test_every_subpartition_has_exactly_one_reader(strategy: ShipStrategy, producers: int, consumers: int) -> None:
@@ -170,6 +179,14 @@ def test_the_slot_of_a_finished_stage_that_is_lost_with_unread_output_fails_the_
     world.send(s.SlotsLost([slot(0)], DIED))
     world.confirm_cancels()
     assert world.failure == DIED.message
+
+
+def test_a_slot_without_further_work_is_needed_as_long_as_its_output_is_unread() -> None:
+    first = source("first", slot_sharing_group="first")
+    world = World(build(sink("last", (first, HASH), slot_sharing_group="last"), batch=True)).run()
+    world.finish_all_live()
+    world.send(s.SlotsLost([grant(key(0, "first")).allocation_id], DIED))
+    assert world.status is JobStatus.FAILING
 
 
 def test_the_slot_of_a_finished_subtask_whose_output_was_read_may_be_lost() -> None:
@@ -316,6 +333,11 @@ def test_a_job_without_slots_fails_with_the_reason() -> None:
     assert world.end()[-1] == s.JobTerminated(JobStatus.FAILED)
     assert world.failure == BROKEN.message
     assert set(world.states().values()) == {"CANCELED"}
+
+
+def test_a_refusal_of_slots_that_nobody_asked_for_changes_nothing() -> None:
+    world = World(build(word_count(1))).run()
+    assert world.send(s.SlotsUnavailable(BROKEN)) == []
 
 
 def test_a_task_that_says_cancelled_unasked_fails_the_job() -> None:
