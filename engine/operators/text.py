@@ -156,6 +156,7 @@ class WordTable:
 
         self._kernels = kernels
         self._tables = _byte_tables(tokenizer or WordTokenizer())
+        self._same = np.arange(256, dtype=np.uint8)
         self._table = np.zeros((1 << 12, 4), dtype=np.uint64)
         self._arena = np.empty(1 << 15, dtype=np.uint8)
         self._offsets = np.zeros((1 << 11) + 1, dtype=np.int32)
@@ -173,7 +174,7 @@ class WordTable:
         position = 0
         while True:
             position, self._num_words = self._kernels.count_words(
-                data, position, *self._tables, self._table, self._arena, self._offsets, self._num_words
+                data, position, self._tables, self._table, self._arena, self._offsets, self._num_words
             )
             if position >= data.size:
                 return
@@ -185,7 +186,7 @@ class WordTable:
         row = 0
         while True:
             row, self._num_words = self._kernels.add_words(
-                values, begins, addends, row, self._table, self._arena, self._offsets, self._num_words
+                (values, begins, addends), row, self._same, self._table, self._arena, self._offsets, self._num_words
             )
             if row >= addends.size:
                 return
