@@ -149,7 +149,7 @@ def test_with_sae_an_interrupted_run_cancels_its_job(cluster, write):
 def test_a_detached_run_does_not_wait(cluster, write):
     process = cluster.popen("flink", "run", "-d", write(ENDLESS))
     try:
-        output, errors = process.communicate(timeout=15)
+        output, errors = process.communicate(timeout=6)
     finally:
         process.terminate()
         process.communicate()

@@ -200,7 +200,7 @@ def test_another_interpreter_runs_the_program(flink, tmp_path):
 
 
 def test_output_is_passed_on_at_once(flink, tmp_path):
-    path = script(tmp_path, "import sys\nprint('begin')\ninput()\n")
+    path = script(tmp_path, "import sys\nprint('begin')\nsys.stdin.readline()\n")
     command = [sys.executable, "-m", "flink_yarn.cli", "run", "-t", "local", str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=flink.environment, text=True, **pipes) as process:
