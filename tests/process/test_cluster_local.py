@@ -159,7 +159,7 @@ def test_the_folder_of_a_killed_script_is_removed_by_the_next_cluster(tmp_path):
 
 
 def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
-    """On an idle machine it takes 0.4 s, of which an interpreter with numpy and pyarrow needs half; on a busy one, too."""
+    """On an idle machine it takes 0.4 s, of which an interpreter with numpy and pyarrow needs half."""
     ratios = []
     for attempt in range(4):
         folder = tmp_path / str(attempt)

@@ -170,7 +170,7 @@ class TaskExecutor:
         self._hosts: dict[str, asyncio.Task[SlotHost]] = {}
         self._folder = tempfile.mkdtemp(prefix="tm-", dir=temp_dir or None)
         too_long = len(self._folder) > UNIX_FOLDER_MAX
-        self._socket_folder = PrivateFolder("flink-sockets-", None) if too_long else None
+        self._socket_folder = PrivateFolder("flink-sockets-", _short_temp_dir()) if too_long else None
         self._files = SlotFiles(self._folder)
         self._slots: dict[AllocationID, _Slot] = {}
         self._connection: JobManagerConnection | None = None
@@ -549,6 +549,14 @@ class TaskExecutor:
             logger.error("job=%s slot=%s lost: %s", slot.job_id, slot.slot_id, message)
         error = ErrorInfo("SlotLost", message, "", "external")
         self._send(SlotLost(slot.allocation_id, slot.slot_id, error))
+
+
+def _short_temp_dir() -> str | None:
+    """Return a temporary folder whose name leaves room for a socket's."""
+    for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(folder) <= UNIX_FOLDER_MAX - 24 and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
 
 
 async def _started(factory: SlotHostFactory, python: str) -> SlotHost:
