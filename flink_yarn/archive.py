@@ -1,7 +1,8 @@
-"""Packs the engine and the Python packages that it needs into one archive for YARN's nodes.
+"""Packs the engine and the Python packages that it needs into two archives for YARN's nodes.
 
-The archive is named by its content, kept in the user's cache folder and on HDFS, and cached by NodeManagers: a second
-deployment packs and uploads nothing. Its root is what belongs on ``PYTHONPATH``. Not here: users' files (``session_client``).
+One has the packages, which are large and change rarely, one the engine itself. They are named by their content, kept in
+the user's cache folder and on HDFS, and cached by NodeManagers: a second deployment packs and uploads nothing. Their roots
+belong on ``PYTHONPATH``. Not here: users' files (``session_client``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Final
 from engine.core.errors import ConfigError, ExternalError
 from engine.core.fs import FileSystem
 
-__all__ = ["ArchiveEntry", "archive_entries", "content_hash", "local_archive", "requirement_closure", "upload_archive"]
+__all__ = ["ArchiveEntry", "content_hash", "engine_entries", "local_archives", "package_entries", "requirement_closure", "upload_archive"]
 
 #: Changes whenever the same inputs would give another archive.
 _FORMAT: Final = "3"
@@ -34,7 +35,7 @@ _FORMAT: Final = "3"
 _LEFT_OUT: Final = re.compile(
     r"(^|/)(tests?|__pycache__|include|examples?)/"
     r"|\.(h|hpp|hh|pxd|pyx|pxi|pyi|a|c|cc|cpp|cu|pc|cmake|md|rst)$"
-    r"|^pyarrow/(src/|.*(flight|gandiva|_tests?\.|substrait|libarrow_python\.so\.\d+\.|encryption\.so\.\d+\.))"
+    r"|^pyarrow/(src/|.*(flight|gandiva|_tests?\.|libarrow_python\.so\.\d+\.|encryption\.so\.\d+\.))"
     r"|^numba/cuda/"
     r"|^(pip|setuptools|pkg_resources|wheel)/"
     r"|\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|licenses/|LICENSE|sboms/)"
@@ -46,6 +47,7 @@ _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _UNCHECKED_HASH: Final = 0b01
 #: Packages of extras that are shipped when they are there.
 _OPTIONAL: Final = ("hdfs-native",)
+_KEPT_ARCHIVES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,21 @@ def _own_requirements() -> list[str]:
     return [name for name in map(_required_name, requires) if name]
 
 
-def archive_entries() -> list[ArchiveEntry]:
-    """Return everything that a container needs besides Python itself, sorted by name."""
+def engine_entries() -> list[ArchiveEntry]:
+    """Return the files of ``engine`` and ``flink_yarn``, sorted by name."""
     home = _engine_home()
-    entries: dict[str, ArchiveEntry] = {}
+    entries = []
     for package in ("engine", "flink_yarn"):
-        for path in sorted((home / package).rglob("*")):
-            name = path.relative_to(home).as_posix()
-            if path.is_file() and "__pycache__" not in path.parts and not name.endswith(".pyc"):
-                entries[name] = ArchiveEntry(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in (home / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                entries.append(ArchiveEntry(path.relative_to(home).as_posix(), path, digest))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def package_entries() -> list[ArchiveEntry]:
+    """Return the files of everything that the engine needs besides Python itself, sorted by name."""
+    entries: dict[str, ArchiveEntry] = {}
     names = [*_own_requirements(), *_OPTIONAL]
     if sys.version_info >= (3, 12):
         names.append("setuptools")  # skein asks for distutils, which Python has no more
@@ -167,19 +175,25 @@ def _cache_folder() -> Path:
     return Path(base) / "engine" / "archives"
 
 
-def local_archive(say: Callable[[str], None] = lambda line: None) -> Path:
-    """Return the archive's path on this host; packs it unless the cache folder has it.
+def local_archives(say: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Return the paths of both archives on this host, the engine's first; packs what the cache folder does not have.
 
-    The two newest archives stay there, older ones are removed.
+    The newest of each kind stay there, older ones are removed.
     """
-    entries = archive_entries()
+    return [
+        _local_archive("engine", engine_entries(), lambda line: None),
+        _local_archive("packages", package_entries(), say),
+    ]
+
+
+def _local_archive(kind: str, entries: list[ArchiveEntry], say: Callable[[str], None]) -> Path:
     folder = _cache_folder()
-    path = folder / f"engine-{content_hash(entries)}.zip"
+    path = folder / f"{kind}-{content_hash(entries)}.zip"
     if path.is_file():
         with contextlib.suppress(OSError):
             os.utime(path)
         return path
-    say("Packing the engine for YARN's nodes; this is done once.")
+    say("Packing the engine's Python packages for YARN's nodes; this is done once.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number, temporary = tempfile.mkstemp(dir=folder, prefix=".packing-")
@@ -193,8 +207,8 @@ def local_archive(say: Callable[[str], None] = lambda line: None) -> Path:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    old = sorted(folder.glob("engine-*.zip"), key=lambda p: p.stat().st_mtime, reverse=True)[2:]
-    for stale in old:
+    by_age = sorted(folder.glob(f"{kind}-*.zip"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for stale in by_age[_KEPT_ARCHIVES:]:
         with contextlib.suppress(OSError):
             stale.unlink()
     return path
@@ -256,7 +270,7 @@ def upload_archive(
     there = fs.status(target)
     if there is not None and there.size_bytes == local.stat().st_size:
         return target
-    say(f"Uploading the engine ({local.stat().st_size >> 20} MB) to {folder}; this is done once.")
+    say(f"Uploading {local.name.partition('-')[0]} ({local.stat().st_size / (1 << 20):.1f} MB) to {folder}; this is done once.")
     temporary = f"{folder.rstrip('/')}/.uploading-{getpass.getuser()}-{os.getpid()}-{local.name}"
     try:
         with open(local, "rb") as source, fs.open_write(temporary, overwrite=True) as sink:

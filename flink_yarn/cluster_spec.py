@@ -41,14 +41,15 @@ SERVICE: Final = "taskmanager"
 #: Key of skein's key-value store under which TaskManagers find the JobManager.
 ADDRESS_KEY: Final = "jobmanager"
 #: Folders in a container's working directory.
-DIST_FILE: Final = "flink-dist.zip"
+#: The engine and the packages that it needs, see ``archive``.
+DIST_FILES: Final = ("flink-engine.zip", "flink-packages.zip")
 CONF_FOLDER: Final = "flink-conf"
 JOB_FOLDER: Final = "flink-job"
 
 #: skein's ApplicationMaster is a JVM with -Xmx128M; with its code, threads and buffers it stays below this.
-SKEIN_MB: Final = 288
+SKEIN_MB: Final = 320
 #: The least that a JobManager runs in.
-JOBMANAGER_MB_MIN: Final = 224
+JOBMANAGER_MB_MIN: Final = 192
 #: The least for supervisor and zygote, and per slot.
 TASKMANAGER_MB_BASE: Final = 192
 TASKMANAGER_MB_PER_SLOT: Final = 64
@@ -59,21 +60,24 @@ EXIT_PYTHON_MINOR: Final = 100
 
 
 #: Unpacks the engine beside the file that the NodeManager keeps for all containers of the user, once per node; that the
-#: NodeManager unpacks it itself costs a process per file where Hadoop has no native library. Prints the folder.
+#: NodeManager unpacks it itself costs a process per file where Hadoop has no native library. Prints the folders.
 _UNPACK: Final = """\
 import fcntl, os, shutil, sys, zipfile
-source = os.path.realpath(sys.argv[1])
-places = [os.path.dirname(source), os.environ["local"], os.getcwd()]
-place = next(p for p in places if os.access(p, os.W_OK))
-target = os.path.join(place, "unpacked-" + os.path.basename(source))
-with open(os.path.join(place, ".unpacking"), "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if not os.path.isdir(target):
-        shutil.rmtree(target + ".part", ignore_errors=True)
-        with zipfile.ZipFile(source) as archive:
-            archive.extractall(target + ".part")
-        os.rename(target + ".part", target)
-print(target)
+targets = []
+for name in sys.argv[1:]:
+    source = os.path.realpath(name)
+    places = [os.path.dirname(source), os.environ["local"], os.getcwd()]
+    place = next(p for p in places if os.access(p, os.W_OK))
+    target = os.path.join(place, "unpacked-" + os.path.basename(source)[:-4])
+    targets.append(target)
+    with open(os.path.join(place, ".unpacking"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(target):
+            shutil.rmtree(target + ".part", ignore_errors=True)
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(target + ".part")
+            os.rename(target + ".part", target)
+print(":".join(targets))
 """
 
 
@@ -136,7 +140,7 @@ class ClusterPlan:
 class LocalFiles:
     """What is shipped: container name → URL (``hdfs://``, ``file://``)."""
 
-    dist: str
+    dist: Sequence[str]  #: the archives of ``archive.local_archives``, in their order
     conf: str
     job: str = ""
     #: name in the container → (URL, is an archive to be unpacked)
@@ -279,6 +283,7 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
     words = " ".join(shlex.quote(word) for word in candidates)
     wanted = f"Python 3.{minor}"
     path = ":".join(["$dist", *(f"$PWD/{name}" for name in shipped), "$PWD"])
+    dist_files = " ".join(DIST_FILES)
     mend = "Install it there, or bring an interpreter with -pyexec and -pyarch."
     lines = [
         "set -u",
@@ -299,7 +304,7 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         f'  echo "The node $(hostname) has Python $seen, but the engine was packed for {wanted}. {mend}"',
         f"  exit ${{code:-{EXIT_NO_PYTHON}}}",
         "fi",
-        f'dist=$("$python" -I -c {shlex.quote(_UNPACK)} {DIST_FILE}) || exit {EXIT_NO_PYTHON - 1}',
+        f'dist=$("$python" -I -c {shlex.quote(_UNPACK)} {dist_files}) || exit {EXIT_NO_PYTHON - 1}',
         f'export PYTHONPATH="{path}" PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 FLINK_PYTHON="$python"',
         f'export FLINK_CONF_DIR="$PWD/{CONF_FOLDER}" NUMBA_CACHE_DIR="$local/numba-cache" TMPDIR="$PWD/tmp"',
         f'if [[ -d $PWD/{CONF_FOLDER}/hadoop ]]; then export HADOOP_CONF_DIR="$PWD/{CONF_FOLDER}/hadoop"; fi',
@@ -360,7 +365,8 @@ def application_spec(
     def file(url: str, archive: bool, visibility: str = "application") -> Any:
         return skein.File(url, type="archive" if archive else "file", visibility=visibility)
 
-    common = {DIST_FILE: file(files.dist, False, "private"), CONF_FOLDER: file(files.conf, True)}
+    common = {name: file(url, False, "private") for name, url in zip(DIST_FILES, files.dist, strict=True)}
+    common[CONF_FOLDER] = file(files.conf, True)
     for name, (url, is_archive) in files.shipped.items():
         common[name] = file(url, is_archive)
     master_files = dict(common)

@@ -27,7 +27,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobExecutionError
 from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
-from flink_yarn.archive import local_archive, upload_archive
+from flink_yarn.archive import local_archives, upload_archive
 from flink_yarn.cluster_spec import (
     ClusterPlan,
     LocalFiles,
@@ -236,7 +236,8 @@ def _prepare_files(
     staging = config.get(YarnOptions.STAGING_DIR) or _home(conf)
     if scheme_of(staging) == "file":
         staging = f"hdfs://{conf.default_authority()}{staging}"
-    dist = upload_archive(local_archive(say), fs, f"{staging.rstrip('/')}/.flink/archives", say=say)
+    archives = f"{staging.rstrip('/')}/.flink/archives"
+    dist = [upload_archive(path, fs, archives, say=say) for path in local_archives(say)]
     conf_zip = os.path.join(folder, "flink-conf.zip")
     contents: dict[str, str | bytes] = {"config.yaml": json.dumps(session_config(plan).to_dict(), indent=1).encode()}
     for name in _CONF_FILES:
