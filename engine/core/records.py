@@ -125,6 +125,9 @@ class Row:
     def set_row_kind(self, row_kind: RowKind) -> None:
         self._kind = row_kind
 
+    def has_field_names(self) -> bool:
+        return self._fields is not None
+
     def set_field_names(self, field_names: list[str]) -> None:
         self._fields = tuple(field_names)
 

@@ -19,6 +19,7 @@ from engine.core.errors import ConfigError, ProgramError
 from engine.core.ids import OperatorID
 from engine.core.type_info import TupleTypeInfo, TypeInformation, Types
 from engine.datastream.key_selectors import as_key_selector
+from engine.datastream.row_types import with_row_output
 from engine.datastream.slot_sharing_group import SlotSharingGroup
 from engine.graph.job_graph import JobGraph
 from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, ShipStrategy, Transformation
@@ -151,11 +152,11 @@ class DataStream(_Named):
 
     def map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
         _check_function(func, "map")
-        return self._apply("Map", MapSpec(func), output_type)
+        return self._apply("Map", MapSpec(with_row_output(func, "map", output_type)), output_type)
 
     def flat_map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
         _check_function(func, "flat_map")
-        return self._apply("Flat Map", FlatMapSpec(func), output_type)
+        return self._apply("Flat Map", FlatMapSpec(with_row_output(func, "flat_map", output_type)), output_type)
 
     def filter(self, func: Function | Callable[[Any], bool]) -> DataStream:
         _check_function(func, "filter")
@@ -254,11 +255,11 @@ class DataStream(_Named):
 
     def add_sink(self, sink_func: Any) -> DataStreamSink:
         """Hand each record to a ``SinkFunction`` written in Python, or to a plain function of one argument."""
-        return self._sink("Unnamed", _sink_spec(sink_func))
+        return self._sink("Unnamed", _sink_spec(sink_func, self._node.output_type))
 
     def sink_to(self, sink: Any) -> DataStreamSink:
         """Hand the records to a sink such as ``FileSink``."""
-        return self._sink("Writer", _sink_spec(sink))
+        return self._sink("Writer", _sink_spec(sink, self._node.output_type))
 
     def write_as_text(self, path: str, write_mode: WriteMode = WriteMode.NO_OVERWRITE) -> DataStreamSink:
         """Write one line a record: a file if this sink's parallelism is 1, else a folder of files 1, 2, …"""
@@ -300,10 +301,10 @@ def operator_id_of(job_graph: JobGraph, uid: str) -> OperatorID:
     return next(info.operator_id for info in operators if info.uid == uid)
 
 
-def _sink_spec(sink: Any) -> OperatorSpec:
+def _sink_spec(sink: Any, type_info: TypeInformation | None) -> OperatorSpec:
     to_spec = getattr(sink, "to_spec", None)
     if to_spec is not None:
-        spec: OperatorSpec = to_spec()
+        spec: OperatorSpec = to_spec(type_info)
         return spec
     if isinstance(sink, SinkFunction) or (callable(sink) and not isinstance(sink, type)):
         return FunctionSinkSpec(sink)

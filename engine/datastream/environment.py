@@ -22,6 +22,7 @@ from engine.core.options import JobOptions
 from engine.core.type_info import TypeInformation, Types
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.lowering import is_bounded, lower
+from engine.datastream.row_types import rows_of_type
 from engine.graph.job_graph import JobGraph
 from engine.graph.plan import execution_plan_json
 from engine.graph.stream_graph import build_job_graph
@@ -169,7 +170,7 @@ class StreamExecutionEnvironment:
 
     def from_collection(self, collection: Iterable[Any], type_info: TypeInformation | None = None) -> DataStream:
         """Make a stream of the elements, in order; the source's parallelism is 1."""
-        rows = list(collection)
+        rows = rows_of_type(collection, type_info)
         return self._source(
             "Collection Source", CollectionSpec(tuple(rows)), type_info, forced_non_parallel=True, parallelism=1
         )

@@ -1,6 +1,7 @@
 """Last rewrites of a program before it becomes a JobGraph, when it is known whether it runs as stream or as batch.
 
-Three rules, each a function node → None (keep) or a changed copy of the graph around it:
+Rules, each a function that changes nodes in place:
+- endless input: file sinks show what they have written when the job is cancelled;
 - batch: keyed aggregations emit one final result per key, and ``sum/min/max`` are pre-aggregated before the exchange;
 - a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
+from engine.connectors.file_system import FileSinkSpec
 from engine.connectors.source import SourceSpec
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
@@ -49,6 +52,9 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         inputs = [dataclasses.replace(edge, source=copies[edge.source.id]) for edge in node.inputs]
         copies[node.id] = dataclasses.replace(node, inputs=inputs)
     rewritten = [copies[end.id] for end in ends]
+    if not is_bounded(rewritten):
+        for node in rewritten:
+            _publish_on_cancel(node)
     if batch:
         _vectorise_word_counts(reachable(rewritten))
     if batch:
@@ -56,6 +62,12 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
             _emit_final(node)
             _pre_aggregate(node)
     return rewritten
+
+
+def _publish_on_cancel(sink: Transformation) -> None:
+    """An endless job ends by being cancelled: what its file sinks have written up to then is its result."""
+    if isinstance(sink.spec, CsvFileSinkSpec | FileSinkSpec | TextFileSinkSpec):
+        sink.spec = dataclasses.replace(sink.spec, publish_on_cancel=True)
 
 
 def _emit_final(node: Transformation) -> None:

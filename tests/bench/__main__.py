@@ -131,7 +131,10 @@ def word_count(name: str, contenders: list[str], arguments: argparse.Namespace) 
                     return 1
                 seen.add(count_of(target))
             results[contender].append(result)
-            print(f"  run {round_number + 1} {contender}: wall {result.wall_s:.2f} s, CPU {result.cpu_s:.2f} s", flush=True)
+            print(
+                f"  run {round_number + 1} {contender}: wall {result.wall_s:.2f} s, CPU {result.cpu_s:.2f} s",
+                flush=True,
+            )
     print(f"{name}: {size / 1e6:.0f} MB, parallelism {arguments.parallelism}, counts {seen}")
     if len(seen) != 1:
         print("The contenders' counts differ.")
@@ -189,7 +192,9 @@ def main() -> int:
     match arguments.workload:
         case "word-count":
             arguments.size = arguments.size or "500MB"
-            return word_count("word-count", ["engine", *(["flink-sql", "polars"] if arguments.peers else [])], arguments)
+            return word_count(
+                "word-count", ["engine", *(["flink-sql", "polars"] if arguments.peers else [])], arguments
+            )
         case "word-count-lambdas":
             arguments.size = arguments.size or "20MB"
             peers = ["pyflink-lambdas"] if arguments.peers else []

@@ -42,7 +42,9 @@ def _pss_mb(root: psutil.Process) -> float:
     return total / 1024
 
 
-def run(command: list[str], *, timeout_s: float, env: dict[str, str] | None = None, cwd: str | None = None) -> Measurement:
+def run(
+    command: list[str], *, timeout_s: float, env: dict[str, str] | None = None, cwd: str | None = None
+) -> Measurement:
     """Run ``command`` to its end; it is killed with its whole session after ``timeout_s``."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,0 +1,84 @@
+"""Streams of type ROW carry Rows, also when a program supplies tuples: PyFlink converts them at the next operator.
+
+``Types.ROW_NAMED(["id", "info"], …)`` over ``(1, "x")`` gives records with ``.id`` and ``.info``. Only ROW types pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, final
+
+from engine.core.records import Row
+from engine.core.type_info import RowTypeInfo, TypeInformation
+from engine.operators.functions import Function, RuntimeContext, callable_of
+
+__all__ = ["rows_of_type", "with_row_output"]
+
+
+def row_maker(row_type: RowTypeInfo) -> Callable[[Any], Any]:
+    """Return value → Row for tuples and lists of the type's length; everything else passes as it is."""
+    names = row_type.get_field_names()
+    num_fields = len(names)
+
+    def make(value: Any) -> Any:
+        if isinstance(value, tuple | list) and len(value) == num_fields:
+            row = Row(*value)
+            row.set_field_names(names)
+            return row
+        if isinstance(value, Row) and len(value) == num_fields and not value.has_field_names():
+            row = Row.of_kind(value.get_row_kind(), *value)
+            row.set_field_names(names)
+            return row
+        return value
+
+    return make
+
+
+def rows_of_type(rows: Iterable[Any], type_info: TypeInformation | None) -> list[Any]:
+    """Return the records as a stream of that type carries them."""
+    if not isinstance(type_info, RowTypeInfo):
+        return list(rows)
+    return list(map(row_maker(type_info), rows))
+
+
+def with_row_output(function: Any, method: str, output_type: TypeInformation | None) -> Any:
+    """Return ``function``, or one whose results are Rows when the output type is ROW."""
+    if not isinstance(output_type, RowTypeInfo):
+        return function
+    return {"map": _RowMap, "flat_map": _RowFlatMap}[method](function, output_type)
+
+
+class _RowOutput(Function):
+    def __init__(self, function: Any, output_type: RowTypeInfo) -> None:
+        self._function = function
+        self._output_type = output_type
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._make = row_maker(self._output_type)
+        if isinstance(self._function, Function):
+            self._function.open(runtime_context)
+
+    def close(self) -> None:
+        if isinstance(self._function, Function):
+            self._function.close()
+
+
+@final
+class _RowMap(_RowOutput):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        super().open(runtime_context)
+        self._call = callable_of(self._function, "map")
+
+    def map(self, value: Any) -> Any:
+        return self._make(self._call(value))
+
+
+@final
+class _RowFlatMap(_RowOutput):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        super().open(runtime_context)
+        self._call = callable_of(self._function, "flat_map")
+
+    def flat_map(self, value: Any) -> Iterator[Any] | None:
+        results = self._call(value)
+        return None if results is None else map(self._make, results)
