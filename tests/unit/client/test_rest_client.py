@@ -1,0 +1,115 @@
+"""RestClient against a web server whose answers are scripted. The real one: tests/process/test_cluster."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from engine.client.rest_client import RestClient
+from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
+from engine.core.ids import JobID
+from engine.protocol.lifecycle import JobStatus
+
+JOB = JobID.from_text("job")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_one(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        self.server.requests.append((self.command, self.path, dict(self.headers), body))
+        status, answer = self.server.answers.pop(0)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        if self.server.closes:
+            self.close_connection = True
+
+    do_GET = do_POST = do_PATCH = do_DELETE = handle_one
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.answers, server.closes = [], [], False
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def client(server):
+    client = RestClient(f"http://127.0.0.1:{server.server_port}/proxy/app/")
+    yield client
+    client.close()
+
+
+def test_a_path_in_front_is_kept(server, client):
+    server.answers = [(200, {"status": "RUNNING"})]
+    assert client.status(JOB) is JobStatus.RUNNING
+    assert server.requests[0][:2] == ("GET", f"/proxy/app/jobs/{JOB}/status")
+
+
+def test_an_unknown_job_is_told_as_such(server, client):
+    server.answers = [(404, {"errors": ["Job x not found"]})]
+    with pytest.raises(JobNotFoundError, match="Job x not found"):
+        client.job(JOB)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, ProgramError), (500, ExternalError), (503, ExternalError)])
+def test_errors_carry_the_clusters_own_words(server, client, status, kind):
+    server.answers = [(status, {"errors": ["first", "second"]})]
+    with pytest.raises(kind, match="first\nsecond"):
+        client.overview()
+
+
+def test_an_answer_that_is_no_json_is_shown(server, client):
+    server.answers = [(502, b"<html>Bad gateway</html>")]
+    with pytest.raises(ExternalError, match=r"502: <html>Bad gateway"):
+        client.overview()
+
+
+def test_a_kept_connection_that_was_closed_is_opened_again(server, client):
+    server.closes = True
+    server.answers = [(200, {"n": 1}), (200, {"n": 2})]
+    assert client.overview() == {"n": 1}
+    assert client.overview() == {"n": 2}
+
+
+def test_nobody_at_the_address_says_where_and_what_to_check():
+    with pytest.raises(ExternalError, match=r"(?s)http://127\.0\.0\.1:1: .*rest\.port"):
+        RestClient("127.0.0.1:1").overview()
+
+
+def test_an_address_that_is_none_is_an_error():
+    with pytest.raises(ExternalError, match="expected http://host:port"):
+        RestClient("ftp://x")
+
+
+def test_a_running_job_has_no_result_yet(server, client):
+    server.answers = [(200, {"status": {"id": "IN_PROGRESS"}, "job-execution-result": None})]
+    assert client.execution_result(JOB) is None
+
+
+def test_a_program_is_uploaded_whole(server, client, tmp_path):
+    program = tmp_path / "job.py"
+    program.write_bytes(b"print(1)\r\n" * 1000)
+    server.answers = [(200, {"filename": "/x/abc_job.py", "status": "success"})]
+    assert client.upload_program(str(program)) == "abc_job.py"
+    _, _, headers, body = server.requests[0]
+    assert int(headers["Content-Length"]) == len(body)
+    assert program.read_bytes() in body
+    assert b'filename="job.py"' in body
