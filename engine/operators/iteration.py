@@ -72,8 +72,9 @@ class LoopState:
     def __init__(self) -> None:
         self.rows: SpillableRows | None = None
         self.intake_ended = False
-        self.feedback: SpillableRows | None = None
-        self.num_termination_records = 0
+        # By superstep, as another slot's head may begin one and send rows here before this slot's head has heard of it.
+        self.feedback: dict[int, SpillableRows] = {}
+        self.num_termination_records: dict[int, int] = {}
         #: superstep that each tail ended last
         self.ended_by_tail: dict[str, int] = {}
         self.wake_head: Callable[[], None] = _nobody
@@ -166,7 +167,6 @@ class _Head(SourceOperator):
         super().open(ctx, out)
         self._state = _state_of(ctx, self._spec.loop_id)
         self._state.wake_head = ctx.wake
-        self._budget = memory_budget(ctx.memory_bytes) // 2
 
     def _begin(self, rows: SpillableRows | None) -> None:
         self._source = rows
@@ -186,14 +186,12 @@ class _Head(SourceOperator):
         done = all(state.ended_by_tail.get(tail, 0) >= self._superstep for tail in self._spec.tails)
         if done and self._reported < self._superstep:
             self._reported = self._superstep
-            self.ctx.send_event(SuperstepEnded(self._superstep, state.num_termination_records))
+            num_records = state.num_termination_records.pop(self._superstep, 0)
+            self.ctx.send_event(SuperstepEnded(self._superstep, num_records))
         return PollResult.IDLE
 
     def _start_superstep(self, superstep: int, rows: SpillableRows | None) -> None:
-        assert self._state is not None
         self._superstep = superstep
-        self._state.num_termination_records = 0
-        self._state.feedback = SpillableRows(_loop_dir(self.ctx, self._spec.loop_id), self._budget, "feedback")
         self._begin(rows)
 
     def _emit(self, rows_max: int) -> PollResult:
@@ -218,14 +216,13 @@ class _Head(SourceOperator):
     def handle_event(self, event: object) -> None:
         state = self._state
         assert state is not None
-        feedback = state.feedback
+        feedback = state.feedback.pop(self._superstep, None)
         match event:
             case SuperstepAllowed(superstep):
                 assert superstep == self._superstep + 1, (superstep, self._superstep)
                 self._start_superstep(superstep, feedback)
             case LoopEnded():
                 self._is_last = True
-                state.feedback = None
                 self._begin(feedback)
             case _:
                 raise AssertionError(event)
@@ -233,7 +230,7 @@ class _Head(SourceOperator):
 
     def close(self) -> None:
         state = self._state
-        for rows in (self._source, *((state.rows, state.feedback) if state is not None else ())):
+        for rows in (self._source, *((state.rows, *state.feedback.values()) if state is not None else ())):
             if rows is not None:
                 rows.clear()
         try:
@@ -258,19 +255,25 @@ class LoopTailSpec(OperatorSpec):
 class _Tail(Operator):
     def __init__(self, spec: LoopTailSpec) -> None:
         self._spec = spec
+        self._superstep = 1
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self._state = _state_of(ctx, self._spec.loop_id)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        state, superstep = self._state, self._superstep
         if self._spec.tail == "termination":
-            self._state.num_termination_records += len(batch)
-        else:
-            assert self._state.feedback is not None, "rows before the first superstep"
-            self._state.feedback.extend(rows_of(batch).rows)
+            counts = state.num_termination_records
+            counts[superstep] = counts.get(superstep, 0) + len(batch)
+            return
+        if superstep not in state.feedback:
+            budget = memory_budget(self.ctx.memory_bytes) // 2
+            state.feedback[superstep] = SpillableRows(_loop_dir(self.ctx, self._spec.loop_id), budget, "feedback")
+        state.feedback[superstep].extend(rows_of(batch).rows)
 
     def end_superstep(self, superstep: int) -> None:
+        self._superstep = superstep + 1
         self._state.ended_by_tail[self._spec.tail] = superstep
         self._state.wake()
 
