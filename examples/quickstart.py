@@ -1,6 +1,6 @@
 """What ``scripts/quickstart.sh`` runs: a stream of lines, counted by word, in a cluster inside this process.
 
-The bundled text is sent again and again at a fixed rate for some seconds, so that there is time to look at the dashboard.
+The bundled text is sent again and again at a fixed rate for some seconds: there is time to look at the dashboard.
 """
 
 import argparse

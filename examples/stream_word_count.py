@@ -1,6 +1,6 @@
 """Running word counts: over a socket (``--host H --port P``), a file (``--input PATH``), or a bundled text.
 
-Try it:  ``nc -lk 9999`` in one terminal, ``python examples/stream_word_count.py --host localhost --port 9999`` in another.
+Try it: ``nc -lk 9999`` in one terminal, ``python examples/stream_word_count.py --host localhost`` in another.
 ``--output PATH`` writes text files (local or ``hdfs://``) instead of printing.
 """
 
@@ -36,9 +36,8 @@ def main(argv=None):
         lines = env.read_text_file(arguments.input or BUNDLED)
     else:
         lines = env.from_collection(["To be, or not to be, that is the question"], Types.STRING())
-    counts = (
-        lines.flat_map(split, output_type=Types.TUPLE([Types.STRING(), Types.INT()])).key_by(lambda pair: pair[0]).sum(1)
-    )
+    pairs = lines.flat_map(split, output_type=Types.TUPLE([Types.STRING(), Types.INT()]))
+    counts = pairs.key_by(lambda pair: pair[0]).sum(1)
     if arguments.output:
         counts.write_as_text(arguments.output, WriteMode.OVERWRITE if arguments.overwrite else WriteMode.NO_OVERWRITE)
     else:

@@ -1,7 +1,7 @@
 """The source contract: splits, the enumerator that hands them out (in the JobManager), readers (in the tasks).
 
-A ``Source`` is configuration. ``SourceSpec`` turns it into a chain's head operator plus a coordinator; sources that need
-no splits (socket, datagen without a bound) implement an OperatorSpec of their own instead.
+A ``Source`` is configuration. ``SourceSpec`` turns it into a chain's head operator plus a coordinator; sources that
+need no splits (socket, datagen without a bound) implement an OperatorSpec of their own instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TypeInformation: what a stream's records are, in PyFlink's names (``Types.STRING()``, ``Types.TUPLE([...])``).
 
-A type is a hint for speed and printing, not a gate: records are plain Python objects and are not converted. ``to_arrow``
-gives the Arrow type of a column for the vectorised path, or None when the type has no columnar form.
+A type is a hint for speed and printing, not a gate: records are plain Python objects and are not converted.
+``to_arrow`` gives the Arrow type of a column for the vectorised path, or None when the type has no columnar form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""User code on its way to other processes: pickled by value, with its source lines; tracebacks cut to the user's frames.
+"""User code on its way to other processes: pickled by value, with source lines; tracebacks cut to the user's frames.
 
 "User code" is what is neither Python's standard library, nor installed in site-packages, nor the engine itself. Not
 here: how an error is reported (``operators/failure``), how files travel with a job (``protocol/control.UserFile``).

@@ -1,6 +1,6 @@
 """Streams of type ROW carry Rows, also when a program supplies tuples: PyFlink converts them at the next operator.
 
-``Types.ROW_NAMED(["id", "info"], …)`` over ``(1, "x")`` gives records with ``.id`` and ``.info``. Only ROW types pay for it.
+``Types.ROW_NAMED(["id", "info"], …)`` over ``(1, "x")`` gives records with ``.id`` and ``.info``. Only ROW types pay.
 """
 
 from __future__ import annotations

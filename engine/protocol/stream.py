@@ -1,4 +1,4 @@
-"""In-band elements: what travels through a channel, in order. Everything else travels by ``engine/protocol/control``."""
+"""In-band elements: what travels through a channel, in order. All else travels by ``engine/protocol/control``."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     python -m tests.bench start-up                               examples/word_count.py, beside a PyFlink hello world
     python -m tests.bench smoke                                  seconds, ours only: the programs run and count right
 
-Peers live in virtual environments of their own under --cache (made when missing: apache-flink, polars). Each line of the
-result is also appended to --json as one JSON object.
+Peers live in virtual environments of their own under --cache (made when missing: apache-flink, polars). Each
+line of the result is also appended to --json as one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs a command with all its descendants and measures: wall and CPU seconds, peak memory, time to the first output line.
+"""Runs a command with all its descendants and measures: wall and CPU seconds, peak memory, time to the first line.
 
-CPU counts every descendant, also those that outlive their parent: this process becomes their reaper. Memory is the sum of
-proportional set sizes (PSS) over the tree, sampled four times a second, so that pages shared by forks count once.
+CPU counts every descendant, also those that outlive their parent: this process becomes their reaper. Memory is the sum
+of proportional set sizes (PSS) over the tree, sampled four times a second, so that pages shared by forks count once.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def split(line):
     return [(word, 1) for word in line.split()]
 
 
-# --- one record at a time ---------------------------------------------------------------------------------------------
+# --- one record at a time --------------------------------------------------------------------------
 
 
 def test_map_flat_map_and_filter_with_lambdas(env):
@@ -94,7 +94,7 @@ def test_project_keeps_the_fields_asked_for(env):
     assert sorted(collected(stream)) == [(False, "b"), (True, "a")]
 
 
-# --- keyed --------------------------------------------------------------------------------------------------------------
+# --- keyed -----------------------------------------------------------------------------------------
 
 
 def test_streaming_sums_give_every_step(env):
@@ -162,7 +162,7 @@ def test_keys_of_every_kind_meet_their_equals(env):
     assert by_repr == sorted([9, 6, *[3] * 8])
 
 
-# --- several streams, shipping -------------------------------------------------------------------------------------------
+# --- several streams, shipping ---------------------------------------------------------------------
 
 
 def test_union_and_connect(env):
@@ -230,7 +230,7 @@ def test_slot_sharing_groups_use_slots_of_their_own(env):
     assert sorted(collected(stream)) == [1, 2, 3, 4, 5]
 
 
-# --- sources and sinks ----------------------------------------------------------------------------------------------------
+# --- sources and sinks -----------------------------------------------------------------------------
 
 
 def test_a_generator_source_counts_over_its_subtasks(env):
@@ -337,7 +337,7 @@ def test_execute_and_collect_with_a_limit_ends_the_job(env):
     assert len(rows) == 10
 
 
-# --- failures -----------------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------
 
 
 def test_a_raising_lambda_shows_operator_record_and_own_frames_only(env):

@@ -256,8 +256,8 @@ def pipelined_regions(job_graph: JobGraph) -> dict[JobVertexID, JobVertexID]:
 class Scheduler:
     """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST.
 
-    A job without restarts: it asks for all its slots at once, keeps them to its end, deploys a pipelined region when all
-    that it reads over blocking exchanges is complete, and fails with the first failure.
+    A job without restarts: it asks for all its slots at once, keeps them to its end, deploys a pipelined region when
+    all that it reads over blocking exchanges is complete, and fails with the first failure.
     """
 
     def __init__(self, job_graph: JobGraph, now_ms: int) -> None:

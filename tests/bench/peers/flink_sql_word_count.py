@@ -19,5 +19,6 @@ env.execute_sql(
     f"WITH ('connector' = 'filesystem', 'path' = 'file://{target}', 'format' = 'csv')"
 )
 env.execute_sql(
-    "INSERT INTO counts SELECT word, COUNT(*) FROM lines CROSS JOIN UNNEST(SPLIT(line, ' ')) AS words (word) GROUP BY word"
+    "INSERT INTO counts SELECT word, COUNT(*) "
+    "FROM lines CROSS JOIN UNNEST(SPLIT(line, ' ')) AS words (word) GROUP BY word"
 ).wait()

@@ -45,7 +45,7 @@ def test_a_collection_source_cannot_be_parallel(env):
 
 @pytest.mark.parametrize("value", [-2, 1.5])
 def test_a_bad_buffer_timeout_is_refused(env, value):
-    with pytest.raises(ConfigError, match="BufferTimeout.INFINITE"):
+    with pytest.raises(ConfigError, match=r"BufferTimeout\.INFINITE"):
         env.set_buffer_timeout(value)
 
 
