@@ -18,7 +18,7 @@ from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.failure import user_error
 from engine.operators.functions import Function, RuntimeContext, callable_of
 from engine.operators.keys import key_function
-from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask
+from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,6 +249,10 @@ class _Hash(_Keyed):
         try:
             channel_of_row.extend(map(self._channel_of_key.__getitem__, keys))
         except Exception as error:  # a key that cannot be one
+            try:
+                stable_hash(keys[len(channel_of_row)])
+            except ProgramError as clearer:  # says more than "unhashable type"
+                raise self._blame(clearer, rows, channel_of_row) from clearer
             raise self._blame(error, rows, channel_of_row) from error
         return split_by_channel(batch, channel_of_row, self._num_channels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from engine.core.errors import UserCodeError
@@ -25,19 +25,20 @@ class _Spending(enum.Enum):
 class TaskClock:
     """Divides the time since ``start`` into busy, idle and backpressured. Between steps the last reason counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
         self._spent_ns = dict.fromkeys(_Spending, 0)
         self._spending = _Spending.IDLE
         self._marked_ns = 0
 
     def start(self) -> None:
-        self._marked_ns = time.monotonic_ns()
+        self._marked_ns = self._now_ns()
 
     def wait(self, *, backpressured: bool) -> None:
         """The task cannot be stepped now, for this reason."""
         spending = _Spending.BACKPRESSURED if backpressured else _Spending.IDLE
         if spending is not self._spending:
-            self._turn(spending, time.monotonic_ns())
+            self._turn(spending, self._now_ns())
 
     def begin(self, now_ns: int) -> None:
         """A step begins."""
@@ -54,7 +55,7 @@ class TaskClock:
     def milliseconds(self) -> tuple[int, int, int]:
         """Return busy, idle and backpressured time."""
         if self._marked_ns:
-            self._turn(self._spending, time.monotonic_ns())
+            self._turn(self._spending, self._now_ns())
         busy, idle, backpressured = (self._spent_ns[kind] // 1_000_000 for kind in _Spending)
         return busy, idle, backpressured
 

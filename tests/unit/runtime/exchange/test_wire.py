@@ -1,0 +1,163 @@
+"""Elements → frames → elements, and who may speak."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.core.errors import UserCodeError
+from engine.core.ids import JobID
+from engine.core.records import ColumnBatch, Row, RowBatch
+from engine.protocol.stream import (
+    END_OF_DATA,
+    CheckpointBarrier,
+    Element,
+    EndOfSuperstep,
+    Records,
+    Watermark,
+    WatermarkStatus,
+)
+from engine.runtime.exchange.wire import (
+    Decoder,
+    Encoder,
+    FrameKind,
+    check_hello,
+    estimate_row_bytes,
+    hello,
+)
+
+
+def there_and_back(*elements: Element) -> list[Any]:
+    encoder, decoder = Encoder(), Decoder()
+    found = []
+    for element in elements:
+        for frame in encoder.encode(element):
+            payload = b"".join(frame.buffers)
+            assert len(payload) == frame.size_bytes
+            decoded = decoder.decode(frame.kind, payload)
+            if decoded is not None:
+                found.append(decoded)
+    return found
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("a", 1), ("b", 2)],
+        ["x"],
+        [1, 2.5, None, True, b"z"],
+        [("a", [1, {"k": (2,)}])],
+        [Row(name="a", n=1), Row(1, 2)],
+        [("a", 1), ("b", Row(1))],
+        [np.int64(3)],
+        [("é", float("inf"))],
+        [],
+    ],
+)
+def test_rows_come_back_as_they_were(rows: list[Any]):
+    assert there_and_back(Records(RowBatch(rows)), Records(RowBatch(rows, list(range(len(rows)))))) == [
+        Records(RowBatch(rows)),
+        Records(RowBatch(rows, list(range(len(rows))))),
+    ]
+    for element in there_and_back(Records(RowBatch(rows))):
+        assert [type(row) for row in element.batch.rows] == [type(row) for row in rows]
+
+
+def test_a_row_that_holds_itself_passes():
+    circle: list[Any] = []
+    circle.append(circle)
+    (element,) = there_and_back(Records(RowBatch([("a", 1), circle, ("b", 2)])))
+    found = element.batch.rows[1]
+    assert found[0] is found
+
+
+@pytest.mark.parametrize(
+    "element", [Watermark(5), WatermarkStatus(True), END_OF_DATA, EndOfSuperstep(3), CheckpointBarrier(1, 2)]
+)
+def test_events_come_back_and_need_no_credit(element: Element):
+    assert there_and_back(element) == [element]
+    assert not any(frame.kind.is_records for frame in Encoder().encode(element))
+
+
+def columns_of(element: Element) -> ColumnBatch:
+    assert isinstance(element, Records)
+    assert isinstance(element.batch, ColumnBatch)
+    return element.batch
+
+
+def test_columns_come_back_with_stamps_and_the_schema_travels_once():
+    batch = ColumnBatch(pa.record_batch({"a": ["x", None, "z"], "b": [1, 2, 3]}), np.array([7, 8, 9]), scalar=False)
+    encoder = Encoder()
+    assert [frame.kind for frame in encoder.encode(Records(batch))] == [FrameKind.SCHEMA, FrameKind.COLUMNS]
+    assert [frame.kind for frame in encoder.encode(Records(batch))] == [FrameKind.COLUMNS]
+    found = [columns_of(element) for element in there_and_back(Records(batch), Records(batch.slice(1, 3)))]
+    assert found[0].columns.equals(batch.columns)
+    assert found[1].columns.equals(batch.columns.slice(1))
+    assert found[1].timestamps_ms.tolist() == [8, 9]
+
+
+def test_a_new_schema_and_dictionaries_pass():
+    words = pa.record_batch({"w": pa.array(["a", "b", "a"]).dictionary_encode()})
+    lines = pa.record_batch({"line": ["one", "two"]})
+    found = there_and_back(
+        Records(ColumnBatch(lines, scalar=True)), Records(ColumnBatch(words)), Records(ColumnBatch(lines))
+    )
+    assert [columns_of(element).columns.to_pylist() for element in found] == [
+        lines.to_pylist(),
+        words.to_pylist(),
+        lines.to_pylist(),
+    ]
+    assert columns_of(found[0]).scalar
+    assert not columns_of(found[2]).scalar
+
+
+def test_columns_are_read_without_a_copy():
+    batch = ColumnBatch(pa.record_batch({"n": np.arange(1000)}))
+    encoder, decoder = Encoder(), Decoder()
+    schema, columns = encoder.encode(Records(batch))
+    decoder.decode(schema.kind, b"".join(schema.buffers))
+    payload = bytearray(b"".join(columns.buffers))
+    found = columns_of(decoder.decode(columns.kind, payload))
+    start = pa.py_buffer(payload).address
+    assert start <= found.columns.column(0).buffers()[1].address < start + len(payload)
+
+
+def test_a_record_that_cannot_be_pickled_is_named():
+    with pytest.raises(UserCodeError, match=r"cannot pickle 'generator'(.|\n)*record: \(2, <generator"):
+        Encoder().encode(Records(RowBatch([(1, 1), (2, (x for x in "a")), (3, 3)])))
+
+
+def test_a_class_of_the_program_is_sent_once_a_channel():
+    source: dict[str, Any] = {"__name__": "__main__"}
+    exec("class Point:\n    def __init__(self, x):\n        self.x = x\n", source)
+    point = source["Point"]
+    encoder = Encoder()
+    first, second = (encoder.encode(Records(RowBatch([point(i)] * 3)))[0] for i in (1, 2))
+    assert second.size_bytes < first.size_bytes / 2
+    decoder = Decoder()
+    rows = [row for f in (first, second) for row in decoder.decode(f.kind, b"".join(f.buffers)).batch.rows]
+    assert [row.x for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert {type(row) for row in rows} == {point}  # this process has the class already
+
+
+def test_row_size_is_estimated_from_few_rows():
+    assert 5 < estimate_row_bytes(RowBatch([("word", 1)] * 1000)) < 40
+    assert estimate_row_bytes(RowBatch([b"x" * 100_000] * 3)) > 90_000
+    assert estimate_row_bytes(RowBatch([(x for x in "a")])) > 0
+
+
+def test_only_slots_of_the_job_are_welcome():
+    job = JobID.generate()
+    assert check_hello(hello(job), job) == ""
+    assert "belongs to job" in check_hello(hello(JobID.generate()), job)
+    assert "does not speak" in check_hello(b"GET / HTTP/1.1\r\n" + bytes(24), job)
+    assert "version" in check_hello(hello(job)[:4] + b"\x63\x00" + hello(job)[6:], job)
+
+
+def test_a_frame_has_no_surprise_in_its_pickle():
+    (frame,) = Encoder().encode(Records(RowBatch([("a", 1)])))
+    assert pickle.loads(b"".join(frame.buffers)[1:]) == [("a", 1)]

@@ -1,0 +1,48 @@
+"""Steps grow for fast functions and shrink for slow ones."""
+
+from __future__ import annotations
+
+from engine.core.records import BATCH_ROWS_MAX
+from engine.runtime.taskmanager.step_size import StepSize
+
+MS = 1_000_000
+
+
+def test_it_begins_with_one_record():
+    assert StepSize().rows_max == 1
+
+
+def test_a_fast_function_soon_gets_large_batches():
+    size, steps = StepSize(), 0
+    while size.rows_max < BATCH_ROWS_MAX:
+        size.observe(size.rows_max, 200 * size.rows_max)  # 200 ns a record
+        steps += 1
+    assert steps < 10
+
+
+def test_a_function_that_takes_100_ms_gets_single_records():
+    size = StepSize()
+    size.observe(1, 100 * MS)
+    assert size.rows_max == 1
+
+
+def test_a_function_that_becomes_slow_shrinks_the_step_at_once():
+    size = StepSize()
+    size.rows_max = 4096
+    size.observe(4096, 4096 * MS)
+    assert size.rows_max == 5
+
+
+def test_steps_settle_between_2_and_10_ms():
+    size = StepSize()
+    for _ in range(20):
+        size.observe(size.rows_max, size.rows_max * 10_000)  # 10 µs a record
+    assert 2 * MS <= size.rows_max * 10_000 <= 10 * MS
+
+
+def test_small_batches_say_nothing_about_large_ones():
+    size = StepSize()
+    size.rows_max = 1000
+    size.observe(10, 1000)
+    size.observe(0, 0)
+    assert size.rows_max == 1000
