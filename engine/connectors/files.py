@@ -8,6 +8,7 @@ compressed one (by suffix), or one in UTF-16, by one reader. Not here: writing (
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import socket
 import struct
@@ -138,8 +139,8 @@ class _FileEnumerator(SplitEnumerator):
         self._find()
 
     def _find(self) -> None:
-        files = [file for path in self._source.paths for file in list_input_files(path) if file.path not in self._seen]
-        files = list({file.path: file for file in files}.values())
+        listed = {file.path: file for path in self._source.paths for file in self._list(path)}
+        files = [file for file in listed.values() if file.path not in self._seen]
         self._listed_s = time.monotonic()
         self._seen.update(file.path for file in files)
         size = split_size_of(sum(file.size_bytes for file in files), self._parallelism)
@@ -148,6 +149,14 @@ class _FileEnumerator(SplitEnumerator):
             if file.size_bytes:
                 self._splits.update((split.split_id, split) for split in _cut(file, size, splittable))
         self._locate()
+
+    def _list(self, path: str) -> list[FileStatus]:
+        if self._source.monitor_interval_ms is None or not glob.has_magic(path):
+            return list_input_files(path)
+        try:
+            return list_input_files(path)
+        except InputError:
+            return []  # nothing matches yet
 
     def _locate(self) -> None:
         """Ask where the splits lie, unless the file system says of the first one that it does not know."""

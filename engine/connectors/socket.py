@@ -15,6 +15,7 @@ from typing import Final, final
 
 from engine.core.errors import ExternalError, InputError
 from engine.core.records import RowBatch
+from engine.formats.text import DelimiterCutter
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output, PollResult, SourceOperator
 
 __all__ = ["SocketTextSpec"]
@@ -173,8 +174,7 @@ class _SocketTextOperator(SourceOperator):
 
     def _read(self, connection: socket.socket) -> None:
         """Read to the server's end (or a stop); a last line without delimiter counts."""
-        delimiter = self._spec.delimiter.encode(self._spec.charset)
-        partial: list[bytes] = []  # pieces of the unfinished line: joined once, however long it is
+        cutter = DelimiterCutter(self._spec.delimiter.encode(self._spec.charset))
         while not self._stopped.is_set():
             readable, _, _ = select.select([connection, self._stop_read], [], [])
             if self._stop_read in readable:
@@ -182,18 +182,9 @@ class _SocketTextOperator(SourceOperator):
             chunk = connection.recv(_RECEIVE_BYTES)
             if not chunk:
                 break
-            partial.append(chunk)
-            # A delimiter of several bytes may lie across the border of two chunks.
-            seam = chunk if len(delimiter) == 1 else b"".join(partial[-2:])
-            if len(delimiter) > 1 and len(partial) > 1 and len(partial[-1]) < len(delimiter):
-                seam = b"".join(partial)
-            if delimiter not in seam:
-                continue
-            *lines, rest = b"".join(partial).split(delimiter)
-            partial = [rest] if rest else []
-            self._hand_over(lines)
-        last = b"".join(partial)
-        if last and not self._stopped.is_set():
+            if lines := cutter.feed(chunk):
+                self._hand_over(lines)
+        if (last := cutter.rest()) and not self._stopped.is_set():
             self._hand_over([last])
 
     def _hand_over(self, raw_lines: list[bytes]) -> None:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, final
 
 from engine.core.errors import ConfigError, InputError
 
-__all__ = ["decode_lines", "is_byte_newline_charset", "lines_of_range", "normal_charset", "transcoded"]
+__all__ = [
+    "DelimiterCutter",
+    "decode_lines",
+    "is_byte_newline_charset",
+    "lines_of_range",
+    "normal_charset",
+    "transcoded",
+]
 
 UTF8_BOM: Final = codecs.BOM_UTF8
 
@@ -77,6 +84,37 @@ def lines_of_range(chunks: Iterable[bytes], start: int, end: int) -> Iterator[tu
         position += len(chunk)
     if pieces and not skipping:
         yield pieces_offset, b"".join(pieces)
+
+
+@final
+class DelimiterCutter:
+    """Cuts a stream of bytes, arriving in any pieces, at a delimiter of one or more bytes. Linear in the bytes fed,
+    however long a record is."""
+
+    def __init__(self, delimiter: bytes) -> None:
+        self._delimiter = delimiter
+        self._pieces: list[bytes] = []  # of the unfinished record: joined once
+        self._tail = b""  # the last bytes of the pieces, which may be the beginning of a delimiter
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the records that ``chunk`` ends, without their delimiters."""
+        seam = self._tail + chunk
+        self._pieces.append(chunk)
+        if self._delimiter not in seam:
+            self._tail = self._last_bytes(seam)
+            return []
+        *records, rest = b"".join(self._pieces).split(self._delimiter)
+        self._pieces = [rest] if rest else []
+        self._tail = self._last_bytes(rest)
+        return records
+
+    def rest(self) -> bytes:
+        """Return the record that no delimiter has ended, b"" if there is none."""
+        return b"".join(self._pieces)
+
+    def _last_bytes(self, data: bytes) -> bytes:
+        size = len(self._delimiter) - 1
+        return data[-size:] if size else b""
 
 
 def decode_lines(chunk: bytes, charset: str, errors: str = "strict") -> list[str]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.core.errors import ConfigError, InputError
 from engine.formats.text import (
+    DelimiterCutter,
     decode_lines,
     is_byte_newline_charset,
     lines_of_range,
@@ -99,3 +100,16 @@ def test_transcoding_names_file_and_offset_of_bad_bytes(size):
         list(transcoded(chunks_of(data, 0, size), "utf-8", "strict", "f.txt"))
     with pytest.raises(InputError, match="offset 3 "):
         list(transcoded(itertools.chain([b"abc"], [b"\xc3"]), "utf-8", "strict", "f.txt"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.lists(st.sampled_from([b";", b"a", b"-", b";;-"])).map(b"".join),
+    delimiter=st.sampled_from([b";", b";;", b";;-", b"-;"]),
+    cuts=st.lists(st.integers(0, 40)),
+)
+def test_a_delimiter_may_be_cut_anywhere(data, delimiter, cuts):
+    cutter = DelimiterCutter(delimiter)
+    borders = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    found = [record for a, b in itertools.pairwise(borders) for record in cutter.feed(data[a:b])]
+    assert [*found, cutter.rest()] == data.split(delimiter)
