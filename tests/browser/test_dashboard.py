@@ -182,12 +182,15 @@ def test_a_program_is_uploaded_planned_and_submitted(browser: Browser, site: Sit
     browser.type("#file", str(program))
     browser.wait_text("count.py", "table")
     browser.type("input[name=args]", "fail")
+    browser.script("window.field = document.querySelector('input[name=args]')")
     browser.click("#submit")
     browser.wait_text("ValueError: the input is missing", ".failure")
     assert browser.script("return document.querySelector('input[name=args]').value") == "fail", "typed text stays"
     browser.screenshot(str(tmp_path / "submit-failed.png"))
     browser.console_problems()  # the browser itself notes the answer 400
-    browser.click(".failure button")
+    browser.script("field.focus(); [...document.querySelectorAll('.failure button')].forEach((b) => b.click())")
+    browser.wait(lambda: browser.script("return document.querySelector('.failure') === null"), "dismissed error")
+    assert browser.script("return document.activeElement === field && field.isConnected"), "the form is not rebuilt"
     browser.script(
         "const i = document.querySelector('input[name=args]'); i.value = ''; i.dispatchEvent(new Event('input'))"
     )

@@ -59,6 +59,9 @@ export function morphChildren(target, source) {
   const wanted = [...source.childNodes];
   const keyed = new Map();
   for (const child of target.childNodes) if (keyOf(child)) keyed.set(keyOf(child), child);
+  const kept = new Set(wanted.map(keyOf));
+  // What goes is removed before anything is matched: moving a node would take the focus from a field inside it.
+  for (const [key, child] of keyed) if (!kept.has(key)) { child.remove(); keyed.delete(key); }
   let cursor = target.firstChild;
   for (const next of wanted) {
     const key = keyOf(next);

@@ -68,10 +68,10 @@ export const page = {
     const failure = failing && tab !== "exceptions" ? exceptions.entries[0] : null;
     return h("div", { class: "stack" },
       header(job, context),
-      failure ? h("section", { class: "card failure" }, h("h2", null, `${failure.exceptionName}${failure.taskName ? ` in ${failure.taskName}` : ""}`), h("pre", null, firstLines(failure.stacktrace, 8)), h("a", { href: `${base}/exceptions` }, "All of it")) : null,
-      h("section", { class: "card" }, job.plan.nodes.length
+      failure ? h("section", { class: "card failure", "data-key": "failure" }, h("h2", null, `${failure.exceptionName}${failure.taskName ? ` in ${failure.taskName}` : ""}`), h("pre", null, firstLines(failure.stacktrace, 8)), h("a", { href: `${base}/exceptions` }, "All of it")) : null,
+      h("section", { class: "card", "data-key": "graph" }, job.plan.nodes.length
         ? graph(job.plan, { vertices, link: (id) => (detail === id ? base : `${base}/vertex/${id}`), selected: detail }) : empty("The plan is empty")),
-      h("section", { class: "card" },
+      h("section", { class: "card", "data-key": "tabs" },
         tabs([["vertices", base, "Vertices"], ["timeline", `${base}/timeline`, "Timeline"], ["exceptions", `${base}/exceptions`, number ? `Exceptions (${number}${exceptions.truncated ? "+" : ""})` : "Exceptions"], ["config", `${base}/config`, "Configuration"]], tab === "vertex" ? "vertices" : tab),
         content(data, base, tab, detail)));
   },
@@ -87,7 +87,7 @@ function header(job, context) {
     try { await getJson(`jobs/${job.jid}/yarn-cancel`); } catch (error) { alert(error.message); }
     context.refresh();
   };
-  return h("section", { class: "card head-card" },
+  return h("section", { class: "card head-card", "data-key": "head" },
     h("div", { class: "title" }, h("h1", null, job.name), badge(job.state), h("span", { class: "grow" }),
       live && context.config.features["web-cancel"] ? h("button", { type: "button", class: "danger", id: "cancel", disabled: job.state === "CANCELLING", onclick: cancel }, job.state === "CANCELLING" ? "Cancelling…" : "Cancel job") : null),
     facts([["Id", h("code", null, job.jid)], ["Type", job["job-type"].toLowerCase()], ["Started", time(job["start-time"])], ["Ended", job["end-time"] > 0 ? time(job["end-time"]) : null], ["Duration", duration(job.duration)], ["Tasks", taskCounts(totals(job.vertices))]]));
@@ -129,7 +129,7 @@ function vertexTable(job, base, detail) {
 const withRate = (total, rate, job) => [count(total), ENDED.has(job.state) ? null : h("small", null, `${short(rate)}/s`)];
 
 function subtasks({ vertex, accumulators }) {
-  return h("div", { class: "detail" }, h("h3", null, `Subtasks of ${plainText(vertex.name)}`),
+  return h("div", { class: "detail", "data-key": vertex.id }, h("h3", null, `Subtasks of ${plainText(vertex.name)}`),
     table([
       { title: "Subtask", class: "number", cell: (row) => row.subtask },
       { title: "Attempt", class: "number", cell: (row) => row.attempt + 1 },

@@ -17,9 +17,9 @@ export const page = {
     if (!files.some((file) => file.id === form.selected)) form.selected = "";
     return h("div", { class: "stack" },
       uploadCard(address, context),
-      state.error ? h("section", { class: "card failure" }, h("div", { class: "title" }, h("h2", null, "That did not work"), h("span", { class: "grow" }),
+      state.error ? h("section", { class: "card failure", "data-key": "failure" }, h("div", { class: "title" }, h("h2", null, "That did not work"), h("span", { class: "grow" }),
         h("button", { type: "button", class: "plain", "aria-label": "Dismiss", onclick: () => { state.error = ""; context.refresh(); } }, "✕")), h("pre", null, state.error)) : null,
-      h("section", { class: "card" }, h("h2", null, "Uploaded programs"), table([
+      h("section", { class: "card", "data-key": "programs" }, h("h2", null, "Uploaded programs"), table([
         { title: "Program", class: "name", cell: (row) => row.name },
         { title: "Uploaded", class: "number", cell: (row) => time(row.uploaded) },
         { title: "Entry points", cell: (row) => row.entry.map((entry) => entry.name).join(", ") || "–" },
@@ -30,7 +30,7 @@ export const page = {
         none: empty("No program has been uploaded", "A .py file, or a .zip, .whl or .pyz archive."),
       }),
       form.selected ? runForm(files.find((file) => file.id === form.selected), address, context) : null),
-      state.plan ? h("section", { class: "card", id: "plan" }, h("h2", null, `Plan of ${state.plan.name}`), graph(state.plan)) : null);
+      state.plan ? h("section", { class: "card", id: "plan", "data-key": "plan" }, h("h2", null, `Plan of ${state.plan.name}`), graph(state.plan)) : null);
   },
 };
 
@@ -48,7 +48,7 @@ function uploadCard(address, context) {
     state.progress = null;
     context.refresh();
   };
-  return h("section", { class: "card" }, h("label", {
+  return h("section", { class: "card", "data-key": "upload" }, h("label", {
     class: "drop",
     ondragover: (event) => { event.preventDefault(); event.currentTarget.classList.add("over"); },
     ondragleave: (event) => event.currentTarget.classList.remove("over"),

@@ -43,10 +43,10 @@ export const page = {
   render({ view, log, logs }, { id, tab = "overview", file }, context) {
     const base = `#/taskmanager/${quoted(id)}`;
     return h("div", { class: "stack" },
-      h("section", { class: "card head-card" }, h("div", { class: "title" }, h("h1", null, view.id)),
+      h("section", { class: "card head-card", "data-key": "head" }, h("div", { class: "title" }, h("h1", null, view.id)),
         facts([["Address", view.path], ["Data port", view.dataPort], ["CPU cores", view.hardware.cpuCores], ["Host memory", bytes(view.hardware.physicalMemory)], ["Last heartbeat", ago(view.timeSinceLastHeartbeat)]])),
       tab === "overview" ? memoryTiles(view) : null,
-      h("section", { class: "card" },
+      h("section", { class: "card", "data-key": "tabs" },
         tabs([["overview", base, "Slots"], ["log", `${base}/log`, "Log"], ["stdout", `${base}/stdout`, "Standard output"], ["logs", `${base}/logs`, "Log files"]], tab),
         tab === "overview" ? slotTable(view) : null,
         logs ? logList(logs, `${base}/logs`) : null,
@@ -57,7 +57,7 @@ export const page = {
 function memoryTiles(view) {
   const { heapUsed, heapMax } = view.metrics;
   const used = heapMax ? heapUsed / heapMax : 0;
-  return h("div", { class: "tiles" },
+  return h("div", { class: "tiles", "data-key": "memory" },
     tile("Memory in use", bytes(heapUsed), `${percent(used)} of ${bytes(heapMax)}`, bar([[used, used > 0.9 ? "backpressured" : "used"]])),
     tile("For tasks", bytes(view.memoryConfiguration.taskHeap), `${bytes(view.memoryConfiguration.taskHeap / Math.max(1, view.slotsNumber))} a slot`),
     tile("Slots", `${view.freeSlots} of ${view.slotsNumber}`, "free", slots(view)),
