@@ -156,8 +156,8 @@ def test_a_file_that_vanished_after_the_listing_is_a_clear_error(tmp_path):
 
 
 def test_the_thread_reads_a_bounded_way_ahead_and_ends_at_close(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("0123456789abcde\n" * 1_000_000)
+    path = tmp_path / "a.gz"  # one split
+    path.write_bytes(gzip.compress(b"0123456789abcde\n" * 1_000_000, 1))
     source = TextFileSource((str(path),))
     with OperatorHarness(SourceSpec(source), name="Ahead") as harness:
         harness.run_source(until=lambda: bool(harness.output.batches))
