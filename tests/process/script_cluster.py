@@ -55,7 +55,7 @@ class ScriptCluster:
         (self.conf / "flink-conf.yaml").write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
         (self.conf / "workers").write_text(workers)
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK"))},
+            **{key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK", "PYTHON"))},
             "FLINK_CONF_DIR": str(self.conf),
             "FLINK_LOG_DIR": str(self.log),
             "FLINK_PID_DIR": str(self.pid),

@@ -23,7 +23,9 @@ FRAME = "-" * 60 + "\n The program finished with the following exception:\n\n"
 
 @pytest.fixture
 def flink(tmp_path):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK", "PYTHON"))
+    }
     environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     (tmp_path / "conf").mkdir()

@@ -137,7 +137,7 @@ class NetworkCluster:
         workers = [address for name, address in network.address_by_name.items() if name != "jm"]
         (conf / "workers").write_text("".join(f"{address}\n" for address in workers))
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK"))},
+            **{key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "_FLINK", "PYTHON"))},
             "FLINK_CONF_DIR": str(conf),
             "FLINK_PYTHON": sys.executable,
             "FLINK_IDENT_STRING": "test",
