@@ -1,6 +1,5 @@
 """The DataSet API: ``from engine.dataset import ExecutionEnvironment``. Batch programs under Flink's names."""
 
-from engine.dataset.constants import Aggregation, Aggregations, JoinHint, Order, WriteMode
 from engine.dataset.data_set import AggregateDataSet, DataSet, DataSink, SortedDataSet
 from engine.dataset.environment import ExecutionEnvironment
 from engine.dataset.functions import (
@@ -23,6 +22,7 @@ from engine.dataset.functions import (
 )
 from engine.dataset.groupings import Grouping, SortedGrouping, UnsortedGrouping
 from engine.dataset.iteration import IterativeDataSet
+from engine.dataset.vocabulary import Aggregation, Aggregations, JoinHint, Order, WriteMode
 
 __all__ = [
     "AggregateDataSet",

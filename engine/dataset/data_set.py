@@ -15,9 +15,9 @@ from engine.connectors.simple import DiscardSpec, FunctionSinkSpec, PrintSpec
 from engine.core.errors import ConfigError, ProgramError
 from engine.core.printing import format_record
 from engine.core.type_info import TupleTypeInfo, TypeInformation
-from engine.dataset.constants import Aggregation, JoinHint, Order
 from engine.dataset.keys import aggregation_field, as_selector, is_ascending
 from engine.dataset.plan import FORWARD, GLOBAL, REBALANCE, Node, Port, hash_by
+from engine.dataset.vocabulary import Aggregation, JoinHint, Order
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
 from engine.operators.batch_functions import FlatMapWithCollector, method_of, takes_collector

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
-from engine.dataset.constants import Aggregation, Order
 from engine.dataset.data_set import (
     AggregateDataSet,
     DataSet,
@@ -17,6 +16,7 @@ from engine.dataset.data_set import (
 )
 from engine.dataset.keys import aggregation_field, as_selector, is_ascending
 from engine.dataset.plan import hash_by
+from engine.dataset.vocabulary import Aggregation, Order
 from engine.operators.batch_group import FirstInGroupSpec, GroupCombineSpec
 from engine.operators.batch_reduce import ReduceFold
 from engine.operators.batch_simple import ExtremeFold

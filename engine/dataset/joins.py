@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, Final, Self, final
 
 from engine.core.errors import ProgramError
-from engine.dataset.constants import JoinHint
 from engine.dataset.data_set import DataSet, require
 from engine.dataset.keys import as_selector
 from engine.dataset.plan import BROADCAST, FORWARD, Node, Port, hash_by
+from engine.dataset.vocabulary import JoinHint
 from engine.operators.base import OperatorSpec
 from engine.operators.batch_co_group import CoGroupSpec
 from engine.operators.batch_join import CrossSpec, HashJoinSpec, Projection

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from engine.core.errors import ProgramError
-from engine.dataset.constants import Order
+from engine.dataset.vocabulary import Order
 from engine.operators.batch_simple import NamedFieldKey, PositionKey, whole_record
 from engine.operators.functions import Function, KeySelector
 from engine.operators.keys import ComposedKey, FieldKey

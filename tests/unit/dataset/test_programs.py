@@ -9,7 +9,7 @@ import pytest
 from engine.core.errors import ConfigError, ProgramError, UserCodeError
 from engine.core.type_info import Types
 from engine.dataset import ExecutionEnvironment, GroupReduceFunction, MapFunction, Order, WriteMode
-from engine.dataset.constants import INT, STRING
+from engine.dataset.vocabulary import INT, STRING
 from tests.testing.graph_runner import environment, run, source
 
 
