@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import itertools
 import numbers
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -67,7 +68,7 @@ class KeyedAggregateSpec(OperatorSpec):
 
     def build(self) -> Operator:
         aggregate = FieldAggregate(self.kind, self.field)
-        if self.kind == "sum" and self.key_selector == FieldKey(0) and self.field == 1:
+        if self.kind == "sum" and self.field == 1:
             return _PairSumOperator(self.key_selector, aggregate, self.emit_final)
         return _KeyedReduceOperator(self.key_selector, aggregate, self.emit_final)
 
@@ -221,13 +222,11 @@ class _Keys:
 
     def of(self, rows: list[Any]) -> list[Any]:
         call = self._call
-        keys: list[Any] = []
+        remaining = iter(rows)
         try:
-            for row in rows:
-                keys.append(call(row))
+            return [call(row) for row in remaining]
         except Exception as error:
-            raise user_error(error, operator_name=self._operator_name, record=rows[len(keys)]) from error
-        return keys
+            raise user_error(error, operator_name=self._operator_name, record=_last(rows, remaining)) from error
 
     def check(self, key: Any, row: Any) -> None:
         """Raise UserCodeError when the key cannot be looked up (a list, a dict…)."""
@@ -244,7 +243,7 @@ class _Keys:
 @final
 class _KeyedReduceOperator(Operator):
     def __init__(self, key_selector: Any, reducer: BoundFunction | FieldAggregate, emit_final: bool) -> None:
-        self._keys = _Keys(key_selector)
+        self.keys = _Keys(key_selector)
         self._reducer = reducer
         self._emit_final = emit_final
         #: key → value so far; keys are canonical (``canonical_key``)
@@ -252,7 +251,7 @@ class _KeyedReduceOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._keys.open(ctx)
+        self.keys.open(ctx)
         self._reducer.open(ctx)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
@@ -268,7 +267,7 @@ class _KeyedReduceOperator(Operator):
         results: list[Any] = []
         row = key = None
         try:
-            for key, row in zip(self._keys.of(rows), rows, strict=True):
+            for key, row in zip(self.keys.of(rows), rows, strict=True):
                 try:
                     so_far = state[key]
                 except KeyError:
@@ -279,7 +278,7 @@ class _KeyedReduceOperator(Operator):
         except EngineError:
             raise
         except Exception as error:
-            self._keys.check(key, row)
+            self.keys.check(key, row)
             raise self._reducer.error(error, row) from error
         return results
 
@@ -301,24 +300,27 @@ class _KeyedReduceOperator(Operator):
 
     def close(self) -> None:
         try:
-            self._keys.close()
+            self.keys.close()
         finally:
             self._reducer.close()
 
 
 @final
 class _PairSumOperator(Operator):
-    """sum(1) by field 0: the word count. Pairs take a tighter loop; all else goes to the general operator.
+    """sum(1): the word count. Pairs take a tighter loop; all else goes to the general operator.
 
-    Rate: 10 M pairs/s in batch form, 5 M/s in streaming form, 100 k keys, one core.
+    Rate: 7-10 M pairs/s in batch form, 5 M/s in streaming form by field 0, about half of it by a lambda, one core.
     """
 
     def __init__(self, key_selector: Any, aggregate: FieldAggregate, emit_final: bool) -> None:
         self._general = _KeyedReduceOperator(key_selector, aggregate, emit_final)
         self._aggregate = aggregate
         self._emit_final = emit_final
+        self._by_first = key_selector == FieldKey(0)
         #: key (as the first record had it, canonical) → sum
         self.sums: dict[Any, Any] = {}
+        #: key → field 0 of its first record, unless that is the key
+        self._firsts: dict[Any, Any] = {}
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
@@ -327,64 +329,87 @@ class _PairSumOperator(Operator):
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
         if self._general.state or set(map(type, batch.rows)) != {tuple} or set(map(len, batch.rows)) != {2}:
-            if self.sums:
-                self._general.state.update((key, (key, value)) for key, value in self.sums.items())
-                self.sums = {}
+            self._general.state.update(zip(self.sums, self._results(), strict=True))
+            self.sums, self._firsts = {}, {}
             self._general.process_batch(input_index, batch)
         elif self._emit_final:
-            self.accumulate(batch.rows)
+            self._accumulate(batch.rows)
         else:
-            self.out.emit(RowBatch(self.accumulate_and_list(batch.rows), batch.timestamps_ms))
+            self.out.emit(RowBatch(self._accumulate_and_list(batch.rows), batch.timestamps_ms))
 
-    def accumulate(self, pairs: list[tuple[Any, Any]]) -> None:
+    def _results(self) -> Iterable[tuple[Any, Any]]:
+        return self.sums.items() if self._by_first else zip(self._firsts.values(), self.sums.values(), strict=True)
+
+    def _keyed(self, pairs: list[tuple[Any, Any]], remaining: Iterator[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
+        """Return (key, value) of each pair; ``remaining`` is an iterator over ``pairs`` that shows how far it came."""
+        if self._by_first:
+            return remaining
+        return zip(self._general.keys.of(pairs), map(operator.itemgetter(1), remaining), strict=True)
+
+    def _accumulate(self, pairs: list[tuple[Any, Any]]) -> None:
         sums = self.sums
-        key = value = None
+        remaining = iter(pairs)
+        keyed = self._keyed(pairs, remaining)
+        key = None
         try:
-            for key, value in pairs:
+            for key, value in keyed:
                 try:
                     sums[key] += value
                 except KeyError:
-                    self._first_or_nan(key, value)
+                    self._first_or_nan(key, value, _last(pairs, remaining))
         except Exception as error:
-            self._general._keys.check(key, (key, value))
-            raise self._aggregate.error(error, (key, value)) from error
+            raise self._error(error, key, _last(pairs, remaining)) from error
 
-    def accumulate_and_list(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    def _accumulate_and_list(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         sums = self.sums
+        firsts = self._firsts
+        by_first = self._by_first
         results: list[tuple[Any, Any]] = []
         append = results.append
-        key = value = None
+        remaining = iter(pairs)
+        keyed = self._keyed(pairs, remaining)
+        key = None
         try:
-            for key, value in pairs:
+            for key, value in keyed:
                 try:
                     total = sums[key] + value
                 except KeyError:
-                    append((key, self._first_or_nan(key, value)))
+                    append(self._first_or_nan(key, value, _last(pairs, remaining)))
                 else:
                     sums[key] = total
-                    append((key, total))
+                    append((key if by_first else firsts[key], total))
         except Exception as error:
-            self._general._keys.check(key, (key, value))
-            raise self._aggregate.error(error, (key, value)) from error
+            raise self._error(error, key, _last(pairs, remaining)) from error
         return results
 
-    def _first_or_nan(self, key: Any, value: Any) -> Any:
+    def _first_or_nan(self, key: Any, value: Any, pair: tuple[Any, Any]) -> tuple[Any, Any]:
         key = canonical_key(key)
         if key in self.sums:
             self.sums[key] += value
         else:
-            self._aggregate.check_first((key, value))
+            self._aggregate.check_first(pair)
             self.sums[key] = value
-        return self.sums[key]
+            if not self._by_first:
+                self._firsts[key] = pair[0]
+        return (key if self._by_first else self._firsts[key], self.sums[key])
+
+    def _error(self, error: Exception, key: Any, pair: tuple[Any, Any]) -> EngineError:
+        self._general.keys.check(key, pair)
+        return self._aggregate.error(error, pair)
 
     def finish(self) -> None:
         if self._emit_final:
             self._general.finish()
-            _emit_in_chunks(self.out, self.sums.items())
-            self.sums = {}
+            _emit_in_chunks(self.out, self._results())
+            self.sums, self._firsts = {}, {}
 
     def close(self) -> None:
         self._general.close()
+
+
+def _last(rows: list[Any], remaining: Iterator[Any]) -> Any:
+    """Return the row that ``remaining = iter(rows)`` gave last."""
+    return rows[len(rows) - operator.length_hint(remaining) - 1]
 
 
 @final

@@ -213,3 +213,15 @@ def test_random_pairs_agree_with_a_counter():
     for key, value in rows:
         expected[key] += value
     assert dict(run(KeyedAggregateSpec(FieldKey(0), "sum", 1, True), rows)) == dict(expected)
+
+
+@pytest.mark.parametrize("emit_final", [False, True])
+def test_a_sum_by_a_computed_key_keeps_the_first_record_else(emit_final):
+    rows = [("apple", 1), ("pear", 10), ("avocado", 2), ("plum", 20)]
+    spec = KeyedAggregateSpec(lambda pair: pair[0][0], "sum", 1, emit_final)
+    assert run(spec, rows, [Row("acorn", 4)])[-2:] == (
+        [("apple", 7), ("pear", 30)] if emit_final else [("pear", 30), ("apple", 7)]
+    )
+    assert run(spec, rows[:1], rows[1:]) == (
+        [("apple", 3), ("pear", 30)] if emit_final else [("apple", 1), ("pear", 10), ("apple", 3), ("pear", 30)]
+    )
