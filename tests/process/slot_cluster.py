@@ -195,6 +195,10 @@ class SlotCluster:
                 attempts.append(deployment.attempt_id)
         return attempts
 
+    def deployment(self, vertex: Vertex) -> TaskDeployment:
+        """Return the deployment of a vertex that stands alone."""
+        return self._deployment(vertex, 0, {vertex.name: vertex}, [], lambda name, subtask: 0)
+
     def _deployment(
         self,
         vertex: Vertex,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from engine.core.errors import ExternalError
-from engine.core.ids import JobID
+from engine.core.ids import AllocationID, JobID
 from engine.graph.transformation import ShipStrategy
 from engine.operators.base import Operator, OperatorSpec, PollResult, SourceOperator
+from engine.protocol.control import DeployTask
 from engine.protocol.lifecycle import ExecutionState
 from engine.runtime.taskmanager.zygote import Zygote
 from tests.process.slot_cluster import ROOT, SlotCluster, Vertex, Wire
@@ -251,6 +253,7 @@ _PARENT = """
 import asyncio, sys
 from tests.process.slot_cluster import SlotCluster, Vertex
 from tests.process.slot_operators import Apply, Numbers
+from engine.protocol.control import DeployTask
 from engine.protocol.lifecycle import ExecutionState
 
 def spin(row):
@@ -345,5 +348,19 @@ def test_what_a_user_function_starts_ends_with_the_slot(tmp_path: Any):
         assert is_alive(pid)
         cluster.slots[0].kill()
         await until_dead(pid)
+
+    in_slots(UNIX, body)
+
+
+def test_operators_that_cannot_be_loaded_say_what_to_ship():
+    async def body(cluster: SlotCluster) -> None:
+        deployment = cluster.deployment(Vertex("src", [Numbers(1)]))
+        broken = dataclasses.replace(deployment, chain=b"cno_such_module_anywhere\nSpec\n.")
+        cluster.slots[0].send(DeployTask(AllocationID.generate(), broken))
+        await cluster.until(lambda: cluster.has_ended(broken.attempt_id))
+        error = cluster.story.errors[broken.attempt_id]
+        assert "No module named 'no_such_module_anywhere'" in error.message
+        assert "-pyfs" in error.message
+        assert error.domain == "user"
 
     in_slots(UNIX, body)

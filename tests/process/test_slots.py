@@ -294,6 +294,73 @@ def test_final_report_has_accumulators_merged_over_the_chain_and_metrics():
     in_slots(UNIX, body)
 
 
+@dataclass(frozen=True)
+class OneRecord(OperatorSpec):
+    """A source that emits one record, then as many as each event says."""
+
+    num_inputs = 0
+
+    def build(self) -> Operator:
+        return _OneRecord()
+
+
+class _OneRecord(SourceOperator):
+    due = 1
+
+    def poll(self, rows_max: int) -> PollResult:
+        self.out.emit(RowBatch(["only"] * self.due))
+        self.due = 0
+        return PollResult.IDLE
+
+    def handle_event(self, event: object) -> None:
+        assert isinstance(event, int)
+        self.due += event
+        self.ctx.wake()
+
+
+@dataclass(frozen=True)
+class Tell(OperatorSpec):
+    def build(self) -> Operator:
+        return _Tell()
+
+
+class _Tell(Operator):
+    def process_batch(self, input_index: int, batch: RowBatch) -> None:
+        self.ctx.send_event(batch.rows)
+
+
+@pytest.mark.parametrize("timeout_ms", [0, 30])
+@pytest.mark.parametrize("together", [True, False], ids=["same slot", "two slots"])
+def test_a_record_leaves_a_buffer_that_is_not_full_when_its_time_is_up(timeout_ms: int, together: bool):
+    async def body(cluster: SlotCluster) -> None:
+        vertices = [Vertex("src", [OneRecord()]), Vertex("sink", [Tell()])]
+        place = (lambda name, subtask: 0) if together else (lambda name, subtask: int(name == "sink"))
+        cluster.deploy(vertices, [Wire("src", "sink", buffer_timeout_ms=timeout_ms)], place)
+        for num in (1, 2, 3):
+            await cluster.until(lambda num=num: len(cluster.story.events) == num)
+            cluster.send_event(cluster.attempt("src"), "src0", 1)
+        assert {tuple(event) for _, event in cluster.story.events} == {("only",)}
+
+    in_slots(UNIX, body)
+
+
+def test_without_a_timeout_only_full_buffers_leave():
+    async def body(cluster: SlotCluster) -> None:
+        vertices = [Vertex("src", [OneRecord()]), Vertex("sink", [Tell()])]
+        cluster.deploy(vertices, [Wire("src", "sink", buffer_timeout_ms=-1)], lambda name, subtask: int(name == "sink"))
+        source = cluster.attempt("src")
+        # A report comes after a second of running: time enough for any timeout.
+        await cluster.until(
+            lambda: any(source in r.metrics and r.metrics[source].records_out for r in cluster.story.reports)
+        )
+        assert cluster.story.events == []
+        cluster.send_event(source, "src0", 10_000)
+        await cluster.until(lambda: sum(len(rows) for _, rows in cluster.story.events) > 1000)
+        assert sum(len(rows) for _, rows in cluster.story.events) <= 10_000, "the last buffer was not full"
+
+    in_slots(UNIX, body)
+
+
 def test_a_slot_is_light_before_columns_are_touched():
     heavy = ("numpy", "pyarrow", "numba", "asyncio", "grpc", "cloudpickle")
     program = f"import engine.runtime.taskmanager.slot_process, sys; print([m for m in {heavy!r} if m in sys.modules])"

@@ -15,6 +15,7 @@ from typing import Any, Final, final
 
 from engine.core import user_code
 from engine.core.clock import Clock
+from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
@@ -105,8 +106,7 @@ class StreamTask:
         """Load, connect and open everything; on an error the task is FAILED when this returns."""
         self._enter(ExecutionState.INITIALIZING)
         try:
-            spec = user_code.loads(self.deployment.chain)
-            assert isinstance(spec, ChainSpec), spec
+            spec = self._load()
             self._make_exits(spec)
             chain = self._chain = OperatorChain(spec, self._exits)
             if isinstance(chain.head, SourceOperator):
@@ -126,6 +126,18 @@ class StreamTask:
             return
         self._clock.start()
         self._enter(ExecutionState.RUNNING)
+
+    def _load(self) -> ChainSpec:
+        try:
+            spec = user_code.loads(self.deployment.chain)
+        except (ImportError, AttributeError) as error:
+            raise ProgramError(
+                f"The operators of {self.deployment.vertex_name!r} cannot be loaded on this TaskManager: {error}. "
+                "Ship the module with the job (-pyfs, python.files) or install it on every TaskManager "
+                "(-pyreq, python.requirements)."
+            ) from error
+        assert isinstance(spec, ChainSpec), spec
+        return spec
 
     def _make_exits(self, spec: ChainSpec) -> None:
         env = self._env

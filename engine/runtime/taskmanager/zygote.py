@@ -59,15 +59,13 @@ class SlotHandle:
             head = await self._reader.readexactly(LENGTH.size)
             return pickle.loads(await self._reader.readexactly(LENGTH.unpack(head)[0]))
         except (asyncio.IncompleteReadError, OSError):
+            # Only now: a slot's last words may still be on their way when its end is known.
+            self._writer.close()
             return None
 
     async def wait(self) -> int:
         """Return the exit code; negative = the signal that ended it."""
-        try:
-            return await asyncio.shield(self._exited)
-        finally:
-            if self._exited.done():
-                self._writer.close()
+        return await asyncio.shield(self._exited)
 
     def kill(self) -> None:
         """End the process at once. Does nothing when it has ended: its pid may be another process by now."""
