@@ -103,8 +103,11 @@ def configure_logging(log_file: str | None) -> None:
     )
 
 
-def reachable_host(rpc_address: str, rpc_port: int) -> str:
-    """Return the address of this host on the way to the JobManager; "localhost" when that is on this host."""
+def reachable_host(rpc_address: str, rpc_port: int) -> tuple[str, str]:
+    """Return (address of this host for others, interface to bind), as the way to the JobManager tells.
+
+    Raises: ExternalError when the JobManager's host has no address.
+    """
     try:
         family, kind, _, _, address = socket.getaddrinfo(rpc_address, rpc_port or 1, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
@@ -114,7 +117,12 @@ def reachable_host(rpc_address: str, rpc_port: int) -> str:
         raise ExternalError(
             f"jobmanager.rpc.address is {rpc_address!r}, which cannot be reached from here: {error}."
         ) from None
-    return "localhost" if host in ("127.0.0.1", "::1") else host
+    if not host.startswith("127.") and host != "::1":
+        return host, host
+    if rpc_address == "localhost" or rpc_address.startswith("127.") or rpc_address == "::1":
+        return "localhost", "localhost"
+    # The JobManager's own host, whose name stands for a loopback address in its hosts file, as Debian has it.
+    return rpc_address, "0.0.0.0"
 
 
 def _temp_dir(config: Configuration) -> str | None:
@@ -244,11 +252,13 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     check_config(config)
     loop = asyncio.get_running_loop()
     rpc_host, rpc_port = config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)
-    host = config.get(ClusterOptions.TM_HOST) or reachable_host(rpc_host, rpc_port)
+    host = bind_host = config.get(ClusterOptions.TM_HOST)
+    if not host:
+        host, bind_host = reachable_host(rpc_host, rpc_port)
     settings = TaskExecutorSettings(
         resource_id=ResourceID(config.get(ClusterOptions.TM_RESOURCE_ID)) or unique_resource_id(host),
         host=host,
-        bind_host=config.get(ClusterOptions.TM_BIND_HOST) or host,
+        bind_host=config.get(ClusterOptions.TM_BIND_HOST) or bind_host,
         num_slots=config.get(ClusterOptions.NUM_SLOTS),
         config=config,
         log_dir=log_dir,

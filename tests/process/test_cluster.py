@@ -234,6 +234,51 @@ def test_a_taskmanager_survives_its_jobmanager_only_for_its_registration_timeout
         cluster.close()
 
 
+def test_a_stopped_taskmanager_is_given_up_and_comes_back(tmp_path):
+    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "1500 ms"}
+    cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)
+    try:
+        client = RestClient(cluster.rest_url)
+        job = submit(client, program(Sleeper(), 100, parallelism=2))
+        running(client, job)
+        taskmanager = cluster.taskmanagers[0].popen
+        slots = [pid for pid in children_of(taskmanager.pid) if psutil.Process(pid).children() == []]
+        os.kill(taskmanager.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(JobExecutionError, match=r"no heartbeat for 1500 ms"):
+                job.get_job_execution_result().result(RESULT_S)
+        finally:
+            os.kill(taskmanager.pid, signal.SIGCONT)
+        until(lambda: not any(is_alive(pid) for pid in slots), "slots of the lost job ended", 10)
+        graph = program(lambda n: n, 10, parallelism=2, collect=True)
+        assert rows_of(submit(client, graph), graph) == list(range(1, 11))
+        client.close()
+    finally:
+        cluster.close()
+
+
+def test_a_stopped_jobmanager_costs_the_jobs_their_slots(tmp_path):
+    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "1500 ms"}
+    cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)
+    try:
+        client = RestClient(cluster.rest_url)
+        job = submit(client, program(Sleeper(), 100, parallelism=2))
+        running(client, job)
+        client.close()
+        slots = [pid for pid in children_of(cluster.taskmanagers[0].popen.pid) if not psutil.Process(pid).children()]
+        os.kill(cluster.jobmanager.popen.pid, signal.SIGSTOP)
+        try:
+            until(lambda: not any(is_alive(pid) for pid in slots), "slots killed", 10)
+        finally:
+            os.kill(cluster.jobmanager.popen.pid, signal.SIGCONT)
+        with pytest.raises(JobExecutionError, match=r"was lost"):
+            job.get_job_execution_result().result(RESULT_S)
+        until(lambda: client.overview()["slots-available"] == 2, "registered again")
+        client.close()
+    finally:
+        cluster.close()
+
+
 def test_a_port_in_use_is_one_message_and_exit_code_1(tmp_path):
     cluster = StandaloneCluster(tmp_path, taskmanagers=0)
     try:

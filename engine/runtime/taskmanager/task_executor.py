@@ -83,6 +83,8 @@ FREE_GRACE_S: Final = 0.5
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 CONNECT_ATTEMPT_S: Final = 5.0
+#: Keys that say what a cluster is, not how a job runs.
+CLUSTER_PREFIXES: Final = ("taskmanager.", "jobmanager.", "rest.", "web.", "heartbeat.", "env.", "io.tmp.dirs")
 #: A zygote that died is known to be dead after this.
 ZYGOTE_ENDED_S: Final = 0.3
 #: Longest path of a Unix socket on Linux is 107 bytes; room for the file's name.
@@ -148,6 +150,7 @@ class _Slot:
     slot_id: SlotID
     job_id: JobID
     work_dir: str
+    cancellation_s: float
     handle: SlotHandle | None = None
     freeing: bool = False
     #: set when a task did not answer a cancel in time
@@ -356,7 +359,8 @@ class TaskExecutor:
         match message:
             case AllocateSlot(allocation_id, slot_id, job):
                 work_dir = os.path.join(self._folder, "slots", allocation_id)
-                slot = _Slot(allocation_id, slot_id, job.job_id, work_dir)
+                cancellation_s = self._effective(job.config).get(ClusterOptions.CANCELLATION_TIMEOUT) / 1000
+                slot = _Slot(allocation_id, slot_id, job.job_id, work_dir, cancellation_s)
                 self._slots[allocation_id] = slot
                 self._spawn(self._run_slot(slot, message), f"slot-{allocation_id}")
             case FreeSlot(allocation_id, reason, grace_ms):
@@ -401,8 +405,7 @@ class TaskExecutor:
         if slot is None or slot.handle is None or attempt_id not in slot.live:
             return
         slot.handle.send(message)
-        timeout_s = self._config.get(ClusterOptions.CANCELLATION_TIMEOUT) / 1000
-        asyncio.get_running_loop().call_later(timeout_s, self._escalate, slot, attempt_id)
+        asyncio.get_running_loop().call_later(slot.cancellation_s, self._escalate, slot, attempt_id)
 
     def _escalate(self, slot: _Slot, attempt_id: ExecutionAttemptID) -> None:
         if attempt_id in slot.live and slot.handle is not None and not slot.killed_for_cancel:
@@ -469,7 +472,7 @@ class TaskExecutor:
         if connection is None:
             raise ExternalError("The JobManager is gone.")
         job, config = message.job, self._config
-        effective = Configuration(config).add_all(job.config).to_dict()
+        effective = self._effective(job.config).to_dict()
         python = self._python(job.config)
         files_dir = os.path.join(slot.work_dir, "files")
         work_dir = os.path.join(slot.work_dir, "work")
@@ -510,9 +513,14 @@ class TaskExecutor:
             self._hosts.pop(python, None)
             return await (await self._host_for(python)).fork_slot(init)
 
+    def _effective(self, job_config: dict[str, str]) -> Configuration:
+        """Return this TaskManager's configuration with the job's over it. What describes the cluster stays as it is:
+        a client's configuration file may be one for another cluster."""
+        jobs = {key: value for key, value in job_config.items() if not key.startswith(CLUSTER_PREFIXES)}
+        return Configuration(self._config).add_all(jobs)
+
     def _python(self, job_config: dict[str, str]) -> str:
-        layered = Configuration(self._config).add_all(job_config)
-        return layered.get(JobOptions.PYTHON_EXECUTABLE) or sys.executable
+        return self._effective(job_config).get(JobOptions.PYTHON_EXECUTABLE) or sys.executable
 
     def _host_for(self, python: str) -> asyncio.Task[SlotHost]:
         found = self._hosts.get(python)

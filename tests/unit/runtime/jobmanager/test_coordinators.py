@@ -1,0 +1,148 @@
+"""Coordinators run in a thread of their own, in order; one that hangs keeps no cancelled job from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+
+import pytest
+
+from engine.core.errors import InputError, JobNotFoundError
+from engine.core.ids import ExecutionAttemptID, JobID, JobVertexID, OperatorID
+from engine.graph.job_graph import JobGraph, JobType, JobVertex
+from engine.operators.base import CoordinatorSpec, JobOutcome, OperatorCoordinator
+from engine.protocol.control import OperatorEventSent
+from engine.runtime.jobmanager import coordinators as module
+from engine.runtime.jobmanager.coordinators import JobCoordinators
+from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, JobEndHandled
+
+VERTEX, OPERATOR = JobVertexID.from_text("vertex"), OperatorID.from_text("operator")
+
+
+class Recorder(OperatorCoordinator):
+    hang = threading.Event()
+
+    def start(self, ctx):
+        super().start(ctx)
+        self.calls = [threading.current_thread() is threading.main_thread()]
+        mode = ctx.config.get("mode")
+        if mode == "hang":
+            self.hang.wait(10)
+        if mode == "fail":
+            raise InputError("Input path /none does not exist.")
+        ctx.send_event(1, "hello")
+
+    def handle_event(self, subtask_index, attempt_number, event):
+        self.calls.append((subtask_index, attempt_number, event))
+
+    def subtask_finished(self, subtask_index):
+        self.calls.append(subtask_index)
+
+    def handle_request(self, request):
+        if request == "raise":
+            raise ValueError("bad request")
+        return self.calls
+
+    def job_ended(self, outcome):
+        if self.ctx.config.get("mode") == "fail at end":
+            raise InputError("cannot commit")
+        self.calls.append(outcome)
+
+
+class Spec(CoordinatorSpec):
+    def create(self):
+        return Recorder()
+
+
+@pytest.fixture
+def hosted(monkeypatch):
+    """Run a scenario(coordinators, next_event, sent) with the given mode."""
+    monkeypatch.setattr(module, "decode", lambda data, expected: pickle.loads(data))
+    monkeypatch.setattr(module, "STUCK_S", 0.05)
+    Recorder.hang.clear()
+
+    def run(scenario, mode="", vertices=None):
+        async def main():
+            events, sent = asyncio.Queue(), []
+            vertex = JobVertex(VERTEX, "v", 2, 128, b"", (), "default", None, {OPERATOR: pickle.dumps(Spec())})
+            graph = JobGraph(JobID.generate(), "job", JobType.BATCH, (vertex,) if vertices is None else vertices, ())
+            coordinators = JobCoordinators(
+                graph, {"mode": mode}, post=events.put_nowait, send=lambda *message: sent.append(message)
+            )
+            try:
+                await asyncio.wait_for(scenario(coordinators, events.get, sent), 5)
+            finally:
+                Recorder.hang.set()
+                coordinators.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_calls_happen_in_order_and_outside_of_the_event_loop(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        assert await next_event() == CoordinatorsStarted()
+        attempt = ExecutionAttemptID.of(VERTEX, 1, 3)
+        coordinators.handle_event(OperatorEventSent(JobID.generate(), attempt, OPERATOR, 1, pickle.dumps("event")))
+        coordinators.subtask_finished(VERTEX, 1)
+        coordinators.end(JobOutcome.FINISHED)
+        assert await next_event() == JobEndHandled()
+        assert await coordinators.request(OPERATOR, "") == [False, (1, 3, "event"), 1, JobOutcome.FINISHED]
+        assert [message[:3] for message in sent] == [(VERTEX, OPERATOR, 1)]
+
+    hosted(scenario)
+
+
+def test_a_job_without_coordinators_starts_and_ends_at_once(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        assert await next_event() == CoordinatorsStarted()
+        coordinators.end(JobOutcome.FINISHED)
+        assert await next_event() == JobEndHandled()
+
+    hosted(scenario, vertices=())
+
+
+def test_a_coordinator_that_cannot_start_fails_with_its_own_words(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        event = await next_event()
+        assert isinstance(event, CoordinatorFailed)
+        assert event.error.message == "Input path /none does not exist."
+        assert event.error.domain == "user"
+
+    hosted(scenario, "fail")
+
+
+def test_an_error_at_the_end_is_told(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        await next_event()
+        coordinators.end(JobOutcome.FINISHED)
+        assert (await next_event()).error.message == "cannot commit"
+
+    hosted(scenario, "fail at end")
+
+
+def test_a_hanging_coordinator_does_not_keep_a_cancelled_job(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        coordinators.end(JobOutcome.CANCELED)
+        assert await next_event() == JobEndHandled()
+
+    hosted(scenario, "hang")
+
+
+def test_a_clients_request_gets_the_answer_or_the_error(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        await next_event()
+        with pytest.raises(ValueError, match="bad request"):
+            await coordinators.request(OPERATOR, "raise")
+        with pytest.raises(JobNotFoundError, match="no operator"):
+            await coordinators.request(OperatorID.from_text("other"), "")
+
+    hosted(scenario)
