@@ -44,7 +44,9 @@ def test_map_function_object_is_opened_before_and_closed_after():
 
 
 @pytest.mark.parametrize(
-    "spec", [MapSpec(lambda x: 1 / x), FilterSpec(lambda x: 1 / x), FlatMapSpec(lambda x: [1 / x])], ids=str
+    "spec",
+    [MapSpec(lambda x: 1 / x), FilterSpec(lambda x: 1 / x), FlatMapSpec(lambda x: [1 / x])],
+    ids=["map", "filter", "flat_map"],
 )
 def test_an_exception_names_the_operator_and_the_record(spec):
     error = pytest.raises(UserCodeError, match=r"ZeroDivisionError.*\n.*'Divide' on record: 0\b")
