@@ -375,8 +375,7 @@ class LocalCluster:
             return cls._shared
 
     def __init__(self, config: Configuration) -> None:
-        for option in all_options():
-            config.get(option)
+        check_config(config)  # warnings come to the terminal, as long as the program configures no logging
         self._config = Configuration(config)
         self._pid = os.getpid()
         self._closed = False
@@ -384,7 +383,7 @@ class LocalCluster:
         self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
         self._web: Any = None
         self._started: concurrent.futures.Future[Dispatcher] = concurrent.futures.Future()
-        # Without a handler Python prints our warnings to the user's terminal.
+        # From here on errors come as exceptions: Python must not print our log to the user's terminal as well.
         logging.getLogger("engine").addHandler(logging.NullHandler())
         self._thread = threading.Thread(target=self._run, name="local-cluster", daemon=True)
         self._thread.start()

@@ -260,6 +260,62 @@ def test_requirements_that_cannot_be_installed_fail_the_job_with_pips_words(conf
         submit(graph, config, {digest: str(source)}).get_job_execution_result().result(60)
 
 
+def test_requirements_are_installed_for_the_job(config, tmp_path):
+    import dataclasses
+    import hashlib
+    import zipfile
+
+    from engine.protocol.control import UserFile
+
+    wheel = tmp_path / "tinything-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinything.py", "VALUE = 'tiny'\n")
+        archive.writestr("tinything-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n")
+        archive.writestr(
+            "tinything-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tinything-1.0.dist-info/RECORD", "")
+    source = tmp_path / "requirements.txt"
+    source.write_text(f"{wheel}\n")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+
+    def look(n):
+        import tinything
+
+        return tinything.VALUE
+
+    file = UserFile("requirements.txt", digest, source.stat().st_size, "requirements")
+    graph = dataclasses.replace(program(look, (1,), collect=True), files=(file,))
+    job = submit(graph, config, {digest: str(source)})
+    assert list(job.collect_batches(operator_id(graph))) == [["tiny"]]
+
+
+def test_idle_slots_go_and_come_again():
+    cluster = LocalCluster(Configuration({"resourcemanager.taskmanager-timeout": "200 ms"}))
+    try:
+        for _ in range(2):
+            job_id = cluster.submit(program(abs), {})
+            graph = until(lambda job_id=job_id: cluster.result(job_id, 0.1), "the job's end")
+            assert graph.status is JobStatus.FINISHED
+            until(lambda: not cluster.dispatcher.taskmanagers(), "idle TaskManager released")
+    finally:
+        cluster.close()
+
+
+def test_an_unknown_key_is_told_on_the_terminal(tmp_path):
+    script = start(
+        """
+        config = Configuration({"paralelism.default": "2"})
+        execute_async(program(abs), {}, config).get_job_execution_result().result()
+        """,
+        tmp_path,
+    )
+    _, err = script.communicate(timeout=30)
+    assert (
+        err == "Configuration key paralelism.default is unknown and has no effect. Did you mean parallelism.default?\n"
+    )
+
+
 def test_an_interpreter_that_is_missing_fails_the_job_by_name(config):
     import dataclasses
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import pickle
 from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, final
@@ -236,10 +237,19 @@ def merged_accumulators(graph: ExecutionGraph) -> dict[str, tuple[str, Any]]:
     results: dict[str, tuple[str, Any]] = {}
     for name, accumulator in merged.items():
         try:
-            results[name] = (type(accumulator).__name__, accumulator.get_local_value())
+            results[name] = (type(accumulator).__name__, _portable(accumulator.get_local_value()))
         except Exception as error:
             failed[name] = ("Error", f"has no value: {error}")
     return results | failed
+
+
+def _portable(value: Any) -> Any:
+    """Return a value that can be sent to clients: itself, or its text when its class is the user's own."""
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return repr(value)
+    return value
 
 
 def _load_accumulators(data: bytes) -> dict[str, Accumulator]:
