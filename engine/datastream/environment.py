@@ -283,11 +283,15 @@ class StreamExecutionEnvironment:
         return job_graph, paths
 
     def execute(self, job_name: str | None = None) -> JobExecutionResult:
-        """Run the program and wait for its end.
+        """Run the program and wait for its end; detached (``flink run -d``), only for its acceptance.
 
         Raises: ProgramError if it cannot become a job, JobExecutionError with the root cause if it fails.
         """
-        return _result_of(self.execute_async(job_name))
+        client = self.execute_async(job_name)
+        if self._config.get_string(JobOptions.ATTACHED.key) == "false":
+            # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
+            return JobExecutionResult(client.get_job_id(), -1, {})
+        return _result_of(client)
 
     def execute_async(self, job_name: str | None = None) -> JobClient:
         """Start the program and return at once with a handle on the job."""
