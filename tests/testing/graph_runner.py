@@ -1,7 +1,7 @@
 """Runs a lowered DataSet program in this thread: all subtasks, exchanges, supersteps and coordinators, no processes.
 
-It follows the operator contract as the slot runtime does (inputs that come first, supersteps aligned, end of input), one
-element at a time, in an order drawn from a seed.
+It follows the operator contract as the slot runtime does (inputs that come first, supersteps aligned, end of input),
+one element at a time, in an order drawn from a seed.
 """
 
 from __future__ import annotations
