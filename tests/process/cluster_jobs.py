@@ -135,12 +135,12 @@ class StandaloneCluster:
             self.close()
             raise
 
-    def _start(self, kind: str, extra: dict[str, str]) -> Process:
+    def _start(self, kind: str, extra: dict[str, str], *arguments: str) -> Process:
         properties = [f"-D{key}={value}" for key, value in {**self.config, **extra}.items()]
-        return Process(kind, *properties, env={"TMPDIR": str(self.temp)})
+        return Process(kind, *properties, *arguments, env={"TMPDIR": str(self.temp)})
 
-    def add_taskmanager(self) -> Process:
-        taskmanager = self._start("taskmanager", {"jobmanager.rpc.port": self.rpc_port})
+    def add_taskmanager(self, *arguments: str) -> Process:
+        taskmanager = self._start("taskmanager", {"jobmanager.rpc.port": self.rpc_port}, *arguments)
         self.taskmanagers.append(taskmanager)
         return taskmanager
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import signal
 import time
@@ -14,6 +16,7 @@ from engine.client.rest_client import RestClient
 from engine.core.errors import JobCancelledError, JobExecutionError
 from engine.core.metrics import IntCounter
 from engine.operators.functions import MapFunction
+from engine.protocol.control import UserFile
 from engine.protocol.lifecycle import JobStatus
 from tests.process.cluster_jobs import Process, StandaloneCluster, children_of, is_alive, operator_id, program, until
 
@@ -169,12 +172,55 @@ def test_a_session_starts_a_job_quickly(client):
     assert min(times) < 0.3
 
 
+def test_files_are_fetched_by_taskmanagers_and_found_by_functions(client, tmp_path):
+    source = tmp_path / "answer.py"
+    source.write_text("ANSWER = 42\n" + "#" * 3_000_000)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+
+    def look(n):
+        import answer
+
+        return answer.ANSWER
+
+    for _ in range(2):  # the second time the cluster has it
+        graph = program(look, 40, parallelism=4, collect=True)
+        file = UserFile("answer.py", digest, source.stat().st_size, "module")
+        graph = dataclasses.replace(graph, files=(file,))
+        job = JobClient(client.submit(graph, {digest: str(source)}), client)
+        assert rows_of(job, graph) == [42] * 40
+
+
+def test_cancelling_at_any_moment_ends_the_job(client):
+    for pause in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15):
+        job = submit(client, program(lambda n: n, 10**9, parallelism=2))
+        time.sleep(pause)  # what is tested is the moment
+        job.cancel()
+        with pytest.raises(JobCancelledError):
+            job.get_job_execution_result().result(RESULT_S)
+
+
 def test_slots_are_given_back_and_their_processes_end(cluster, client):
     graph = program(lambda n: n, 10, parallelism=4, collect=True)
     rows_of(submit(client, graph), graph)
     # What stays: the zygote of each TaskManager.
     until(lambda: all(len(children_of(tm.popen.pid)) <= 1 for tm in cluster.taskmanagers), "slot processes ended")
     assert list(cluster.temp.glob("flink-tm-*/tm-*/slots/*")) == []
+
+
+def test_logs_are_read_through_rest_and_only_from_the_log_folder(tmp_path):
+    cluster = StandaloneCluster(tmp_path, taskmanagers=0)
+    try:
+        logs = tmp_path / "log"
+        taskmanager = cluster.add_taskmanager("--log-file", str(logs / "tm.log"))
+        client = RestClient(cluster.rest_url)
+        taskmanager_id = until(client.taskmanagers, "a TaskManager")[0]["id"]
+        assert b"registered at" in client._request("GET", f"/taskmanagers/{taskmanager_id}/log").body
+        (tmp_path / "secret").write_text("secret")
+        assert client._request("GET", f"/taskmanagers/{taskmanager_id}/logs/..%2Fsecret").status >= 400
+        assert taskmanager.end() == 0
+        client.close()
+    finally:
+        cluster.close()
 
 
 def test_sigterm_leaves_no_process_and_no_file(tmp_path):
