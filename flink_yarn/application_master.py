@@ -62,7 +62,7 @@ def outcome_of(graph: ExecutionGraph) -> Outcome:
     return Outcome("FAILED", graph.failure.message if graph.failure is not None else f"Job {name!r} failed.")
 
 
-# --- addresses ---------------------------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------------------------
 
 
 def _free_port() -> int:
@@ -75,10 +75,9 @@ def _ports(again: bool) -> tuple[int, int]:
     """Return the ports for TaskManagers and REST. A JobManager that was started again has the ones of before, so that
     those who knew it find it."""
     if again:
-        with contextlib.suppress(OSError, ValueError):
-            with open(_PORTS_FILE, encoding="utf-8") as stream:
-                rpc, rest = map(int, stream.read().split())
-                return rpc, rest
+        with contextlib.suppress(OSError, ValueError), open(_PORTS_FILE, encoding="utf-8") as stream:
+            rpc, rest = map(int, stream.read().split())
+            return rpc, rest
     rpc, rest = _free_port(), _free_port()
     with open(_PORTS_FILE, "w", encoding="utf-8") as stream:
         stream.write(f"{rpc} {rest}")
@@ -110,7 +109,7 @@ def _effective_config(mode: Mode, again: bool) -> Configuration:
     return config
 
 
-# --- the application ---------------------------------------------------------------------------------------------------
+# --- the application ------------------------------------------------------------------------------------------------
 
 
 @final
@@ -139,7 +138,7 @@ class ApplicationMaster:
             self._config,
             driver=driver,
             ready=self._ready,
-            log_dir=os.environ.get("logs"),
+            log_dir=os.environ.get("FLINK_LOGS"),
             extras={"yarn-application-id": os.environ["SKEIN_APPLICATION_ID"]},
         )
         for task in self._tasks:
@@ -212,7 +211,7 @@ class ApplicationMaster:
         assert self._handle is not None
         self._handle.dispatcher.shut_down_requested.set()
 
-    # --- one job -----------------------------------------------------------------------------------------------------------
+    # --- one job ----------------------------------------------------------------------------------------------------
 
     async def _submit_shipped_job(self, handle: JobManagerHandle) -> None:
         from engine.graph.job_graph import JobGraph
@@ -241,7 +240,7 @@ class ApplicationMaster:
             await asyncio.sleep(0.5)  # who asks just now gets an answer
         self._finish(outcome)
 
-    # --- a program's main -----------------------------------------------------------------------------------------------------
+    # --- a program's main -------------------------------------------------------------------------------------------
 
     def _run_program(self) -> None:
         """Run in a thread: the program is a child process and a client of this JobManager like any other."""
@@ -304,7 +303,7 @@ class ApplicationMaster:
                 return
             time.sleep(0.1)
 
-    # --- progress --------------------------------------------------------------------------------------------------------------
+    # --- progress ---------------------------------------------------------------------------------------------------
 
     async def _report_progress(self) -> None:
         assert self._handle is not None
@@ -343,16 +342,24 @@ def _shut_down(application: Any, outcome: Outcome) -> None:
 
 def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
     """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
-    logs = os.environ.get("logs") or "."
+    logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, "jobmanager.log"))
+    logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
     mode = Mode(os.environ.get("FLINK_YARN_MODE", "session"))
     again = os.environ.get("FLINK_RESTART", "0") != "0"
     user = os.environ.get("HADOOP_USER_NAME", "")
-    application = skein_module().ApplicationClient.from_current()
+    try:
+        application = skein_module().ApplicationClient.from_current()
+    except Exception:
+        logger.exception("the JobManager cannot reach YARN's ApplicationMaster")
+        return EXIT_CRASH
     try:
         config = _effective_config(mode, again)
         logger.info(
-            "JobManager of application %s (%s), %s", os.environ["SKEIN_APPLICATION_ID"], mode.value, sys.version.split()[0]
+            "JobManager of application %s (%s), %s",
+            os.environ["SKEIN_APPLICATION_ID"],
+            mode.value,
+            sys.version.split()[0],
         )
         logger.info("memory of the JobManager: %s", config.get_string("jobmanager.memory.process.size"))
         master = ApplicationMaster(application, config, mode, user)

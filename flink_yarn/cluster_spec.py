@@ -66,16 +66,17 @@ import fcntl, os, shutil, sys, zipfile
 targets = []
 for name in sys.argv[1:]:
     source = os.path.realpath(name)
-    places = [os.path.dirname(source), os.environ["local"], os.getcwd()]
+    places = [os.path.dirname(source), os.environ["FLINK_LOCAL"], os.getcwd()]
     place = next(p for p in places if os.access(p, os.W_OK))
-    target = os.path.join(place, "unpacked-" + os.path.basename(source)[:-4])
-    targets.append(target)
+    target = os.path.join(place, "flink-" + os.path.basename(source)[:-4])
+    # User code is told from installed code by this name.
+    targets.append(os.path.join(target, "site-packages"))
     with open(os.path.join(place, ".unpacking"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(target):
             shutil.rmtree(target + ".part", ignore_errors=True)
             with zipfile.ZipFile(source) as archive:
-                archive.extractall(target + ".part")
+                archive.extractall(os.path.join(target + ".part", "site-packages"))
             os.rename(target + ".part", target)
 print(":".join(targets))
 """
@@ -115,6 +116,8 @@ class ClusterPlan:
     slots: int
     #: TaskManagers that are always there; 0 = they come and go with the jobs
     taskmanagers: int
+    #: TaskManagers that are asked for together with the master, since its job will need them
+    first_taskmanagers: int
     config: Configuration
 
     @property
@@ -147,15 +150,17 @@ class LocalFiles:
     shipped: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
 
-# --- planning ----------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------------------------
 
 
 def _megabytes(size_bytes: int) -> int:
     return math.ceil(size_bytes / (1 << 20))
 
 
-def plan_cluster(config: Configuration, mode: Mode, *, limits: YarnLimits = YarnLimits()) -> ClusterPlan:
-    """Return what to ask for.
+def plan_cluster(
+    config: Configuration, mode: Mode, *, limits: YarnLimits = YarnLimits(), slots_needed: int = 0
+) -> ClusterPlan:
+    """Return what to ask for. ``slots_needed``: of the job that the cluster is for, when that is known.
 
     Raises: ConfigError that says which value is wrong and the least (or most) that works.
     """
@@ -193,6 +198,7 @@ def plan_cluster(config: Configuration, mode: Mode, *, limits: YarnLimits = Yarn
         taskmanager_vcores=vcores if vcores > 0 else slots,
         slots=slots,
         taskmanagers=taskmanagers,
+        first_taskmanagers=taskmanagers or -(-slots_needed // slots),
         config=config,
     )
     _check_plan(plan)
@@ -270,7 +276,7 @@ def session_config(plan: ClusterPlan) -> Configuration:
     return config
 
 
-# --- skein's form ------------------------------------------------------------------------------------------------------
+# --- skein's form ---------------------------------------------------------------------------------------------------
 
 
 def _script(command: str, output: str, *, python: str, shipped: Sequence[str], restarts: bool) -> str:
@@ -287,8 +293,8 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
     mend = "Install it there, or bring an interpreter with -pyexec and -pyarch."
     lines = [
         "set -u",
-        'logs=${LOG_DIRS%%,*}; local=${LOCAL_DIRS%%,*}; export logs local',
-        f'exec >>"$logs/{output}" 2>&1',
+        "export FLINK_LOGS=${LOG_DIRS%%,*} FLINK_LOCAL=${LOCAL_DIRS%%,*}",
+        f'exec >>"$FLINK_LOGS/{output}" 2>&1',
         "unset PYTHONHOME PYTHONSTARTUP",
         "python= seen= code=",
         f"for candidate in {words}; do",
@@ -297,7 +303,7 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         f'  if [[ $found == 3.{minor} ]]; then python=$(command -v "$candidate"); break; fi',
         f"  [[ $found == 3.* ]] && code=$(({EXIT_PYTHON_MINOR} + ${{found#3.}}))",
         "done",
-        'if [[ -z $python && -z $seen ]]; then',
+        "if [[ -z $python && -z $seen ]]; then",
         f'  echo "The node $(hostname) has no Python ({words}), but the engine was packed for {wanted}. {mend}"',
         f"  exit {EXIT_NO_PYTHON}",
         "elif [[ -z $python ]]; then",
@@ -306,7 +312,7 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         "fi",
         f'dist=$("$python" -I -c {shlex.quote(_UNPACK)} {dist_files}) || exit {EXIT_NO_PYTHON - 1}',
         f'export PYTHONPATH="{path}" PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 FLINK_PYTHON="$python"',
-        f'export FLINK_CONF_DIR="$PWD/{CONF_FOLDER}" NUMBA_CACHE_DIR="$local/numba-cache" TMPDIR="$PWD/tmp"',
+        f'export FLINK_CONF_DIR="$PWD/{CONF_FOLDER}" NUMBA_CACHE_DIR="$FLINK_LOCAL/numba-cache" TMPDIR="$PWD/tmp"',
         f'if [[ -d $PWD/{CONF_FOLDER}/hadoop ]]; then export HADOOP_CONF_DIR="$PWD/{CONF_FOLDER}/hadoop"; fi',
         'mkdir -p "$TMPDIR"',
         "unset YARN_CONF_DIR",
@@ -355,9 +361,7 @@ def exit_message(diagnostics: str) -> str:
     return ""
 
 
-def application_spec(
-    plan: ClusterPlan, files: LocalFiles, *, user: str, home: str, java_opens: str, skein: Any
-) -> Any:
+def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: str, java_opens: str, skein: Any) -> Any:
     """Return the ``skein.ApplicationSpec``; ``home``: the user's folder on HDFS, ``skein``: the module."""
     config = plan.config
     python = config.get(JobOptions.PYTHON_EXECUTABLE)
@@ -372,9 +376,11 @@ def application_spec(
     master_files = dict(common)
     if files.job:
         master_files[JOB_FOLDER] = file(files.job, True)
-    on_path = [name for name, (url, is_archive) in files.shipped.items() if is_archive or name.endswith((".zip", ".whl"))]
+    on_path = [
+        name for name, (url, is_archive) in files.shipped.items() if is_archive or name.endswith((".zip", ".whl"))
+    ]
     environment = {"HADOOP_USER_NAME": user, "FLINK_YARN_MODE": plan.mode.value, "FLINK_YARN_HOME": home}
-    prefixes = {"containerized.master.env.": {}, "containerized.taskmanager.env.": {}}
+    prefixes: dict[str, dict[str, str]] = {"containerized.master.env.": {}, "containerized.taskmanager.env.": {}}
     for key, value in config.to_dict().items():
         for prefix, extra in prefixes.items():
             if key.startswith(prefix):
@@ -388,7 +394,7 @@ def application_spec(
             shipped=on_path,
             restarts=False,
         ),
-        instances=plan.taskmanagers,
+        instances=plan.first_taskmanagers,
         files=common,
         env={**environment, **prefixes["containerized.taskmanager.env."]},
         max_restarts=0,  # the resource driver replaces what is lost

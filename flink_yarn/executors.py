@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, final
 
+from engine.client.context import ClientContext
 from engine.client.job_client import JobClient, JobOutcomeView
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
@@ -51,10 +52,22 @@ def _execute_in_session(job_graph: JobGraph, files: Mapping[str, str], config: C
 def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
     shipped: dict[str, str | bytes] = {"job-graph": encode(job_graph)}
     shipped.update({sha256: os.fspath(path) for sha256, path in files.items()})
-    deployment = deploy(config, Mode.PER_JOB, job_files=shipped)
+    deployment = deploy(config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph))
     print(f"JobManager Web Interface: {deployment.address}", flush=True)
     access = _PerJobAccess(deployment.application_id, RestClient(deployment.address), yarn_client())
     return JobClient(job_graph.job_id, access, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+
+
+def _slots_of(job_graph: JobGraph) -> int:
+    """Return how many slots the job needs: of each slot sharing group as many as its widest vertex has subtasks."""
+    widest: dict[str, int] = {}
+    for vertex in job_graph.vertices:
+        widest[vertex.slot_sharing_group] = max(widest.get(vertex.slot_sharing_group, 0), vertex.parallelism)
+    return sum(widest.values())
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | bool | None) else str(value)
 
 
 @final
@@ -68,7 +81,9 @@ class _PerJobAccess:
         self._outcome: JobOutcomeView | None = None
 
     def status(self, job_id: JobID) -> JobStatus:
-        return self._outcome.status if self._outcome is not None else self._ask(lambda: self._rest.status(job_id), job_id)
+        return (
+            self._outcome.status if self._outcome is not None else self._ask(lambda: self._rest.status(job_id), job_id)
+        )
 
     def cancel(self, job_id: JobID) -> None:
         if self._outcome is None:
@@ -79,6 +94,7 @@ class _PerJobAccess:
             found = self._ask(lambda: self._rest.outcome(job_id, timeout_s), job_id)
             if found is not None:
                 self._outcome = found
+                self._record(job_id, found)
                 self._release()
         return self._outcome
 
@@ -102,6 +118,18 @@ class _PerJobAccess:
                 f"The YARN application {self._application_id} of job {job_id} ended as {report.state} "
                 f"({report.final_status}): {report.diagnostics or error}"
             ) from None
+
+    @staticmethod
+    def _record(job_id: JobID, outcome: JobOutcomeView) -> None:
+        """Tell ``flink run``: the cluster that could be asked is about to go."""
+        ClientContext.current().record_result(
+            {
+                "job_id": str(job_id),
+                "status": outcome.status.value,
+                "net_runtime_ms": outcome.net_runtime_ms,
+                "accumulators": {name: _plain(value) for name, value in outcome.accumulators.items()},
+            }
+        )
 
     def _release(self) -> None:
         """Let the application end and wait for it, so that YARN shows what we say."""

@@ -56,6 +56,7 @@ class YarnResourceDriver:
         self._fixed = fixed
         self._user = user
         self._level = 0
+        self._level_known = False  # containers that came with the master are kept until somebody says what is needed
         self._events: WorkerEvents | None = None
         self._active: dict[str, Any] = {}  # skein id → container, as of the last look
         self._registered: set[ResourceID] = set()
@@ -67,15 +68,16 @@ class YarnResourceDriver:
         self._task: asyncio.Task[None] | None = None
         self._kills: set[asyncio.Task[None]] = set()
 
-    # --- ResourceDriver --------------------------------------------------------------------------------------------------
+    # --- ResourceDriver ---------------------------------------------------------------------------------------------
 
     async def start(self, events: WorkerEvents) -> None:
         self._events = events
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def start_workers(self, num_workers: int) -> None:
-        if num_workers != self._level:
+        if num_workers != self._level or not self._level_known:
             self._level = num_workers
+            self._level_known = True
             self._wake.set()
 
     def worker_registered(self, resource_id: ResourceID) -> None:
@@ -103,7 +105,7 @@ class YarnResourceDriver:
         for task in [*self._kills, *([self._task] if self._task else [])]:
             task.cancel()
 
-    # --- the loop ----------------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         pause = POLL_S
@@ -187,7 +189,7 @@ class YarnResourceDriver:
             logger.info("asked YARN for container %s", container.id)
             if self._failures >= FAILURES_MAX:
                 break
-        surplus = len(pending) - wanted
+        surplus = len(pending) - wanted if self._fixed or self._level_known else 0
         for container in [c for c in pending if _state(c) != "RUNNING"][: max(0, surplus)]:
             logger.info("container request %s is not needed any more", container.id)
             await asyncio.to_thread(self._app.kill_container, container.id)

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobExecutionError
 from engine.core.fs import FileSystem, file_system_of, scheme_of
@@ -80,7 +79,7 @@ def _home(conf: HadoopConf) -> str:
     return f"hdfs://{conf.default_authority()}{prefix}/{hadoop_user()}"
 
 
-# --- deploying ---------------------------------------------------------------------------------------------------------
+# --- deploying ------------------------------------------------------------------------------------------------------
 
 
 def limits_of(client: YarnClient) -> YarnLimits:
@@ -99,6 +98,7 @@ def deploy(
     mode: Mode,
     *,
     job_files: Mapping[str, str | bytes] | None = None,
+    slots_needed: int = 0,
     say: Say = _log,
 ) -> Deployment:
     """Start a cluster on YARN and return when its JobManager answers.
@@ -111,7 +111,7 @@ def deploy(
     conf = HadoopConf.load()
     client = YarnClient(conf)
     client.check_reachable()
-    plan = plan_cluster(config, mode, limits=limits_of(client))
+    plan = plan_cluster(config, mode, limits=limits_of(client), slots_needed=slots_needed)
     fs = file_system_of("hdfs:/")
     _check_name_node(fs, conf)
     say(plan.describe())
@@ -221,7 +221,7 @@ def _kill_quietly(driver: Any, application_id: str) -> None:
         )
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def _prepare_files(
@@ -318,7 +318,7 @@ def _folder_contents(folder: str) -> dict[str, str | bytes]:
     return found
 
 
-# --- finding and ending ------------------------------------------------------------------------------------------------
+# --- finding and ending ---------------------------------------------------------------------------------------------
 
 
 def find_session(config: Configuration) -> str:
@@ -372,10 +372,12 @@ def print_resources(config: Configuration) -> None:
     print(f"Summary: totalMemory {memory} totalCores {vcores}")
     for queue in client.queues():
         if queue.is_leaf:
-            print(f"Queue: {queue.name}, Current Capacity: {queue.used / 100:.4g} Max Capacity: {queue.capacity / 100:.4g}")
+            print(
+                f"Queue: {queue.name}, Current Capacity: {queue.used / 100:.4g} Max Capacity: {queue.capacity / 100:.4g}"
+            )
 
 
-# --- an application cluster --------------------------------------------------------------------------------------------
+# --- an application cluster -----------------------------------------------------------------------------------------
 
 
 def deploy_application(config: Configuration, program: Program) -> int:
@@ -429,5 +431,7 @@ def _program_files(config: Configuration, program: Program) -> tuple[dict[str, s
         name, _, cached = requirements.partition("#")
         spec["requirements"] = add(_local(JobOptions.PYTHON_REQUIREMENTS.key, name)[0], "requirements")
         if cached:
-            spec["requirements"] += "#" + add(_local(JobOptions.PYTHON_REQUIREMENTS.key, cached)[0], "requirements-cache")
+            spec["requirements"] += "#" + add(
+                _local(JobOptions.PYTHON_REQUIREMENTS.key, cached)[0], "requirements-cache"
+            )
     return files, spec

@@ -39,8 +39,9 @@ def container_config(config: Configuration, address: dict[str, Any], environ: di
 
 
 def main() -> int:
-    logs = os.environ.get("logs") or "."
+    logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, MAIN_LOG))
+    logging.getLogger("hdfs").setLevel(logging.WARNING)
     # Containers' folders have names too long for a Unix socket; this is the same folder by a short name, which other
     # processes of this host can use as long as we live.
     tempfile.tempdir = f"/proc/{os.getpid()}/cwd/{os.path.basename(os.environ['TMPDIR'])}"
@@ -48,7 +49,9 @@ def main() -> int:
     try:
         address = json.loads(application.kv.wait(ADDRESS_KEY))
         application.close()
-        logger.info("container %s: the JobManager is at %s:%d", os.environ["CONTAINER_ID"], address["host"], address["port"])
+        logger.info(
+            "container %s: the JobManager is at %s:%d", os.environ["CONTAINER_ID"], address["host"], address["port"]
+        )
         config = container_config(load_config_dir(CONF_FOLDER), address, dict(os.environ))
         asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG))
     except EngineError as error:
