@@ -6,7 +6,7 @@ import signal
 import sys
 import types
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from engine.client.job_client import JobOutcomeView
@@ -27,6 +27,8 @@ _NO_JOB: Final = (
 )
 _INTERRUPTED: Final = 130
 _POLL_S: Final = 0.2
+#: How long the program of a per-job cluster may take to cancel its job and see the cluster end.
+_CANCEL_GRACE_S: Final = 20.0
 
 
 class _ProgramFailed(EngineError):
@@ -96,8 +98,7 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
         try:
             code = child.wait(_print_submission, _print_result)
         except KeyboardInterrupt:
-            _interrupted(child.job_ids, config)
-            child.end()
+            _interrupted(child.job_ids, config, lambda: child.end(_CANCEL_GRACE_S))
             return _INTERRUPTED
         _check_end(child, code)
         if not child.job_ids:
@@ -163,22 +164,34 @@ def _result_of(job_id: str, outcome: JobOutcomeView) -> dict[str, Any]:
     }
 
 
-def _interrupted(job_ids: Sequence[str], config: Configuration) -> None:
-    """Cancel what was submitted if -sae asked for it, else say that it goes on."""
+def _interrupted(job_ids: Sequence[str], config: Configuration, end_program: Callable[[], None]) -> None:
+    """Cancel what was submitted if -sae asked for it, else say that it goes on; then end the program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if config.get(JobOptions.TARGET) == "local" or not job_ids:
+    target = config.get(JobOptions.TARGET)
+    if target == "local" or not job_ids:
         print("Interrupted.", file=sys.stderr)
-        return
-    for job_id in job_ids:
-        if not config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
-            print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel {job_id}", file=sys.stderr)
-            continue
-        print(f"Cancelling job {job_id}.", flush=True)
-        try:
-            connect(config).cancel(JobID(job_id))
-            print(f"Cancelled job {job_id}.", flush=True)
-        except EngineError as error:
-            print(f"Job {job_id} may still run: {error}", file=sys.stderr)
+    elif not config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
+        where = " -yid <application id>" if target == "yarn-per-job" else ""
+        for job_id in job_ids:
+            print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel{where} {job_id}", file=sys.stderr)
+    elif target == "yarn-per-job":
+        # Only the program knows its cluster; interrupted, it cancels the job itself.
+        print(f"Cancelling job {job_ids[-1]}.", flush=True)
+        end_program()
+        print(f"Cancelled job {job_ids[-1]}.", flush=True)
+    else:
+        for job_id in job_ids:
+            _cancel(job_id, config)
+    end_program()
+
+
+def _cancel(job_id: str, config: Configuration) -> None:
+    print(f"Cancelling job {job_id}.", flush=True)
+    try:
+        connect(config).cancel(JobID(job_id))
+        print(f"Cancelled job {job_id}.", flush=True)
+    except EngineError as error:
+        print(f"Job {job_id} may still run: {error}", file=sys.stderr)
 
 
 def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration) -> int:
@@ -199,7 +212,7 @@ def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration)
         while (outcome := client.outcome(job_id, _POLL_S)) is None:
             pass
     except KeyboardInterrupt:
-        _interrupted([str(job_id)], config)
+        _interrupted([str(job_id)], config, lambda: None)
         return _INTERRUPTED
     if outcome.status is not JobStatus.FINISHED:
         told = f"Job {job_id} ended as {outcome.status.value}."

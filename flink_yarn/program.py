@@ -232,14 +232,14 @@ class ProgramRun:
         self._read_to += len(complete)
         return [json.loads(line) for line in complete.splitlines() if line.strip()]
 
-    def end(self) -> None:
-        """End the child if it still runs; it may clean up for a few seconds."""
+    def end(self, grace_s: float = _GRACE_S) -> None:
+        """Interrupt the child if it still runs; it may clean up for ``grace_s``, then it is killed."""
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_GRACE_S)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

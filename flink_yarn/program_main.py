@@ -52,7 +52,8 @@ def main() -> int:
 
 
 def _terminated(signum: int, frame: types.FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    # What waits for a job knows what an interrupt means: cancel it with -sae or when it runs in this process.
+    raise KeyboardInterrupt
 
 
 def _end_with_parent(parent: int) -> None:

@@ -250,3 +250,21 @@ def test_a_local_target_needs_no_cluster(cluster, write):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"\('to', 20\)|\(to,20\)", ended.stdout)
     assert "after the job" in ended.stdout
+
+
+def test_an_interrupted_local_run_ends_everything_that_it_started(cluster, write):
+    process = cluster.popen("flink", "run", "-t", "local", write(ENDLESS))
+    assert SUBMITTED.fullmatch(next(line for line in process.stdout if "submitted" in line).strip())
+    next(line for line in process.stdout if re.fullmatch(r"\d+", line.strip()))
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "Interrupted.\n")
+
+    def is_gone() -> bool:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(is_gone, "end of all processes of the run")
