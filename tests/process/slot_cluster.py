@@ -91,6 +91,7 @@ class SlotCluster:
     def __init__(self, hosts: Sequence[str] = ("127.0.0.1", "127.0.0.1"), config: dict[str, str] | None = None) -> None:
         self.hosts = hosts
         self.config = config or {}
+        self.preload: tuple[str, ...] = ()
         self.job_id = JobID.generate()
         self.story = Story()
         self.slots: list[SlotHandle] = []
@@ -102,7 +103,7 @@ class SlotCluster:
         self._folder = tempfile.TemporaryDirectory(prefix="slots")
         self.stdout_path = os.path.join(self._folder.name, "slots.out")
         env = {**os.environ, "PYTHONPATH": ROOT}
-        self.zygote = await Zygote.start(sys.executable, env, self.stdout_path, ())
+        self.zygote = await Zygote.start(sys.executable, env, self.stdout_path, self.preload)
         try:
             for index, host in enumerate(self.hosts):
                 await self.add_slot(index, host)

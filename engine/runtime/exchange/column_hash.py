@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["hash_of_column", "key_columns", "subtask_of_rows"]
+__all__ = ["hash_of_column", "key_columns", "subtask_of_rows", "warm_up"]
 
 _MASK32: Final = 0xFFFFFFFF
 #: Rows below which the scalar law beats loading and calling kernels.
@@ -123,6 +123,14 @@ def _hash_text(column: pa.Array, offset_type: Any) -> Array:
     hashes = np.empty(len(column), dtype=np.uint64)
     _crc32_kernel()(offsets, content, _crc_table(), hashes)
     return hashes
+
+
+def warm_up() -> None:
+    """Load the kernel for texts of both widths. Called in the zygote when this module is preloaded."""
+    import pyarrow as pa
+
+    for kind in (pa.string(), pa.large_string()):
+        hash_of_column(pa.array(["text"] * _KERNEL_ROWS_MIN, kind))
 
 
 @cache

@@ -24,7 +24,7 @@ from engine.protocol.stream import (
     WatermarkStatus,
 )
 from engine.runtime.exchange.partition import ResultPartition, SubpartitionView
-from engine.runtime.exchange.wire import Decoder, Frame
+from engine.runtime.exchange.wire import Decoder, Frame, RemoteError
 
 __all__ = [
     "BatchArrived",
@@ -158,8 +158,8 @@ class LocalChannel:
                 element = self._decoder.decode(item.kind, item.buffers[0])
                 if element is None:
                     continue  # a schema
-                assert not hasattr(element, "message"), element
-                return element  # type: ignore[return-value]
+                assert not isinstance(element, RemoteError), element
+                return element
             if type(item) is Records:
                 assert self._partition is not None
                 size = self._view.size_of(item.batch)

@@ -17,12 +17,13 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol, final
 
 from engine.core.errors import ConfigError, EngineError, ExternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.protocol.control import SlotAddress
 from engine.protocol.stream import Element, EndOfData, Records
+from engine.runtime.exchange.connection import READ, WRITE, Connection, EventLoop
 from engine.runtime.exchange.partition import PartitionRegistry, ResultPartition, SubpartitionView
 from engine.runtime.exchange.wire import (
     HEADER,
@@ -48,19 +49,6 @@ CONNECT_TIMEOUT_MS: Final = 30_000
 HELLO_TIMEOUT_MS: Final = 10_000
 #: Bytes that may wait in a connection before its channels are polled no more.
 OUTGOING_MAX: Final = 1 << 20
-_RECEIVE_SIZE: Final = 256 << 10
-#: Buffers handed to one sendmsg; IOV_MAX is 1024.
-_IOV_MAX: Final = 512
-_READ: Final = 1
-_WRITE: Final = 2
-
-
-class EventLoop(Protocol):
-    """What the transport needs of the slot's loop (``taskmanager/mailbox``)."""
-
-    def watch(self, file: Any, events: int, on_ready: Callable[[int], None]) -> None: ...
-
-    def call_later(self, delay: float, action: Callable[[], None]) -> Any: ...
 
 
 class ChannelReceiver(Protocol):
@@ -112,159 +100,6 @@ def bind_data_sockets(unix_path: str, bind_host: str, port: int) -> tuple[socket
     return unix, tcp
 
 
-# --- connection ----------------------------------------------------------------------------------------------------
-
-
-class _Connection:
-    """Frames in and out of one non-blocking socket. Subclasses say what a frame means."""
-
-    def __init__(self, loop: EventLoop, sock: socket.socket, greeting_size: int = 0) -> None:
-        self._loop = loop
-        self.sock = sock
-        self._outgoing: deque[Buffer] = deque()
-        self.outgoing_bytes = 0
-        self._is_writable = True
-        self.is_closed = False
-        self._scratch = bytearray(_RECEIVE_SIZE)
-        self._filled = 0  #: bytes of ``_scratch`` not parsed yet
-        self._greeting_size = greeting_size
-        #: a payload that is being received straight into its own memory: zero-copy for columns and large rows
-        self._large: bytearray | None = None
-        self._large_filled = 0
-        self._large_head = (0, FrameKind.EVENT)
-
-    def start(self) -> None:
-        self._loop.watch(self.sock, _READ, self._on_ready)
-
-    # --- out
-
-    def send(self, *buffers: Buffer) -> None:
-        """Queue bytes; they leave at the next ``flush`` or as soon as the socket takes them."""
-        for buffer in buffers:
-            self._outgoing.append(buffer)
-            self.outgoing_bytes += len(buffer)
-
-    def flush(self) -> None:
-        """Write as much as the socket takes now."""
-        outgoing = self._outgoing
-        if not self._is_writable or self.is_closed:
-            return
-        while outgoing:
-            try:
-                sent = self.sock.sendmsg([outgoing[i] for i in range(min(len(outgoing), _IOV_MAX))])
-            except BlockingIOError:
-                self._is_writable = False
-                self._loop.watch(self.sock, _READ | _WRITE, self._on_ready)
-                return
-            except OSError as error:
-                self.close(error.strerror or str(error))
-                return
-            self.outgoing_bytes -= sent
-            while sent:
-                first = outgoing[0]
-                if len(first) <= sent:
-                    sent -= len(first)
-                    outgoing.popleft()
-                else:
-                    outgoing[0] = memoryview(first)[sent:]
-                    break
-            while outgoing and not outgoing[0]:
-                outgoing.popleft()  # empty buffers
-
-    # --- in
-
-    def _on_ready(self, events: int) -> None:
-        if events & _WRITE:
-            self._is_writable = True
-            self._loop.watch(self.sock, _READ, self._on_ready)
-            self.flush()
-            self.on_drained()
-        if events & _READ and not self.is_closed:
-            try:
-                self._receive()
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                self.close(error.strerror or str(error))
-
-    def _receive(self) -> None:
-        if self._large is not None:
-            view = memoryview(self._large)[self._large_filled :]
-            received = self.sock.recv_into(view)
-            if not received:
-                self.close("end of stream")
-                return
-            self._large_filled += received
-            if self._large_filled == len(self._large):
-                payload, (channel, kind) = self._large, self._large_head
-                self._large = None
-                self.on_frame(kind, channel, payload)
-            return
-        received = self.sock.recv_into(memoryview(self._scratch)[self._filled :])
-        if not received:
-            self.close("end of stream")
-            return
-        self._filled += received
-        self._parse()
-
-    def _parse(self) -> None:
-        view = memoryview(self._scratch)
-        at, filled = 0, self._filled
-        if self._greeting_size:
-            if filled < self._greeting_size:
-                return
-            at, self._greeting_size = self._greeting_size, 0
-            self.on_greeting(bytes(view[:at]))
-        while not self.is_closed and filled - at >= HEADER.size:
-            size, channel, kind_value = HEADER.unpack_from(view, at)
-            start = at + HEADER.size
-            try:
-                kind = FrameKind(kind_value)
-            except ValueError:
-                self.close(f"frame of unknown kind {kind_value}")
-                return
-            if filled - start >= size:
-                at = start + size
-                self.on_frame(kind, channel, bytes(view[start:at]))
-            elif HEADER.size + size > _RECEIVE_SIZE // 4:
-                self._large = bytearray(size)
-                self._large_filled = filled - start
-                self._large[: self._large_filled] = view[start:filled]
-                self._large_head = (channel, kind)
-                at = filled
-                break
-            else:
-                break
-        if at:
-            self._filled = filled - at
-            if self._filled:
-                self._scratch[: self._filled] = view[at:filled].tobytes()
-
-    # --- for subclasses
-
-    def on_greeting(self, data: bytes) -> None:
-        raise AssertionError("no greeting expected")
-
-    def on_frame(self, kind: FrameKind, channel: int, payload: Buffer) -> None:
-        raise NotImplementedError
-
-    def on_drained(self) -> None:
-        """The socket takes bytes again."""
-
-    def on_closed(self, reason: str) -> None:
-        pass
-
-    def close(self, reason: str) -> None:
-        if self.is_closed:
-            return
-        self.is_closed = True
-        self._loop.watch(self.sock, 0, self._on_ready)
-        self.sock.close()
-        self._outgoing.clear()
-        self.outgoing_bytes = 0
-        self.on_closed(reason)
-
-
 # --- producer side -------------------------------------------------------------------------------------------------
 
 
@@ -300,32 +135,26 @@ class _Sender:
                 if self.credit <= 0:
                     return
                 self.credit -= 1
-            item = view.poll()
-            assert item is not None
-            if type(item) is Frame:
-                self._send(item)
-                continue
-            assert not isinstance(item, Frame)
+            assert self.partition is not None
             try:
-                frames = self._encoder.encode(item)
-            except Exception as error:
-                assert self.partition is not None
+                item = view.poll()
+                assert item is not None
+                frames = [item] if isinstance(item, Frame) else self._encoder.encode(item)
+            except Exception as error:  # a record cannot be pickled, a spilled file cannot be read
                 if not self.partition.on_error(error):
-                    message = pickle.dumps(RemoteError(str(error), is_user_error=True), 5)
+                    is_user_error = isinstance(error, UserCodeError)
+                    message = pickle.dumps(RemoteError(str(error), is_user_error), 5)
                     self.connection.send(pack_frame(FrameKind.ERROR, self.channel, message))
                 return
             for frame in frames:
-                self._send(frame)
-                if type(item) is Records and frame.kind is FrameKind.ROWS:
-                    view.observe(len(item.batch), frame.size_bytes)
-                assert self.partition is not None
-                self.partition.bytes_out += frame.size_bytes
+                self.connection.send(HEADER.pack(frame.size_bytes, self.channel, frame.kind), *frame.buffers)
+                if type(item) is Records:
+                    self.partition.bytes_out += frame.size_bytes
+                    if frame.kind is FrameKind.ROWS:
+                        view.observe(len(item.batch), frame.size_bytes)
             if type(item) is EndOfData:
                 self.close()
                 return
-
-    def _send(self, frame: Frame) -> None:
-        self.connection.send(HEADER.pack(frame.size_bytes, self.channel, frame.kind), *frame.buffers)
 
     def close(self) -> None:
         self.connection.senders.pop(self.channel, None)
@@ -335,7 +164,7 @@ class _Sender:
 
 
 @final
-class _ProducerConnection(_Connection):
+class _ProducerConnection(Connection):
     """A consumer's slot connected to us."""
 
     def __init__(self, transport: Transport, sock: socket.socket) -> None:
@@ -442,7 +271,7 @@ class _ProducerConnection(_Connection):
 
 
 @final
-class _ConsumerConnection(_Connection):
+class _ConsumerConnection(Connection):
     """Our connection to one producer slot. Frames may be queued before it is established."""
 
     def __init__(self, transport: Transport, sock: socket.socket, address: SlotAddress) -> None:
@@ -454,7 +283,7 @@ class _ConsumerConnection(_Connection):
         self._is_welcome = False
         self._refusal = ""
         self._is_writable = False  # until connected
-        transport.loop.watch(sock, _WRITE, self._on_connected)
+        transport.loop.watch(sock, WRITE, self._on_connected)
         self._deadline = transport.loop.call_later(CONNECT_TIMEOUT_MS / 1000, self._give_up)
         self.send(hello(transport.job_id))
 
@@ -561,12 +390,12 @@ class Transport:
         self._producers: set[_ProducerConnection] = set()
         self._peers: dict[SlotAddress, _ConsumerConnection] = {}
         self._ready: list[_Sender] = []
-        self._to_flush: list[_Connection] = []
+        self._to_flush: list[Connection] = []
 
     def listen(self, *sockets: socket.socket) -> None:
         for sock in sockets:
             self._listening.append(sock)
-            self.loop.watch(sock, _READ, lambda events, sock=sock: self._accept(sock))  # type: ignore[misc]
+            self.loop.watch(sock, READ, lambda events, sock=sock: self._accept(sock))  # type: ignore[misc]
 
     def _accept(self, listening: socket.socket) -> None:
         try:
@@ -583,12 +412,12 @@ class Transport:
     def schedule(self, sender: _Sender) -> None:
         self._ready.append(sender)
 
-    def schedule_flush(self, connection: _Connection) -> None:
+    def schedule_flush(self, connection: Connection) -> None:
         self._to_flush.append(connection)
 
     def pump(self) -> None:
         """Send what tasks produced. Called once per turn of the loop, after the steps."""
-        touched: dict[_Connection, None] = {}
+        touched: dict[Connection, None] = {}
         while self._ready:
             ready, self._ready = self._ready, []
             for sender in ready:

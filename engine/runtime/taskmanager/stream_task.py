@@ -88,7 +88,6 @@ class StreamTask:
         self._source: SourceOperator | None = None
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
-        self._num_open_inputs = 0
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
         self._step_size = StepSize()
@@ -112,7 +111,6 @@ class StreamTask:
             if isinstance(chain.head, SourceOperator):
                 self._source = chain.head
             else:
-                self._num_open_inputs = len({gate.input_index for gate in self.deployment.gates})
                 self._gate = connect_gate(
                     self.deployment.gates, spec.operators[0].spec.inputs_first, self._env.registry, self._env.transport
                 )

@@ -96,7 +96,7 @@ class Zygote:
         """Start the process.
 
         ``env``: its whole environment. ``stdout_path``: file that gets what it and its slots print, None = inherit.
-        ``preload``: modules to import before forking.
+        ``preload``: modules to import before forking; ``warm_up()`` of those that have one is called.
 
         Raises: ExternalError when the interpreter cannot be started or a preloaded module cannot be imported.
         """

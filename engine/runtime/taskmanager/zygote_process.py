@@ -130,8 +130,10 @@ def main(arguments: Sequence[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     control.setblocking(False)
     control.set_inheritable(False)
-    for module in ("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]):
-        importlib.import_module(module)
+    for name in ("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]):
+        module = importlib.import_module(name)
+        if hasattr(module, "warm_up"):
+            module.warm_up()  # loads compiled kernels, once for all slots
     gc.collect()
     gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
     return _Nursery(control).run()()
