@@ -1,4 +1,4 @@
-"""One non-blocking socket that carries frames: queues what goes out, cuts what comes in. Meaning is in ``transport``."""
+"""One non-blocking socket that carries frames: queues what goes out, cuts what comes in. Meaning: ``transport``."""
 
 from __future__ import annotations
 
