@@ -222,7 +222,7 @@ class ExecutionEnvironment:
         return execute_async(job_graph, paths, self._config)
 
     def execute(self, job_name: str | None = None, local: bool = False) -> JobExecutionResult:
-        """Run all sinks defined since the last execution and wait for the end.
+        """Run all sinks defined since the last execution and wait for the end; detached, only for the acceptance.
 
         ``local``: run in this process (the old Python API). Raises: ProgramError if the program cannot become a job,
         JobExecutionError with the root cause if it fails.
@@ -232,6 +232,10 @@ class ExecutionEnvironment:
         if local:
             self._config.set(JobOptions.TARGET, "local")
         client = self._start(list(self._sinks), job_name)
+        if self._config.get_string(JobOptions.ATTACHED.key) == "false":
+            # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
+            self._last_call = "execute()"
+            return JobExecutionResult(client.get_job_id(), -1, {})
         return self._finish(client, "execute()")
 
     def execute_async(self, job_name: str | None = None) -> JobClient:

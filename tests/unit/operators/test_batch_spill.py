@@ -78,7 +78,7 @@ def test_what_cannot_be_compared_is_an_error_that_names_the_operator(tmp_path):
 
 def test_keys_order_by_value_across_number_types_and_inside_tuples():
     ordered = [None, -1, Decimal("0.5"), 1.5, float("inf"), float("nan"), "a", b"a", (1, None), (1, 2)]
-    assert sorted(ordered[::-1], key=order_key) == ordered
+    assert sorted([ordered[i] for i in (5, 9, 0, 3, 8, 1, 7, 2, 6, 4)], key=order_key) == ordered
     assert order_key(dt.date(2020, 1, 1)) < order_key(dt.date(2020, 1, 2))
 
 
