@@ -102,6 +102,11 @@ def effective_config(parsed: ParsedOptions, base: Configuration, properties: Yar
     if jobmanager and jobmanager != "yarn-cluster":
         host, port = _address(jobmanager)
         config.set(RestOptions.ADDRESS, host).set(RestOptions.PORT, port)
+    if target == "local":
+        # The file's port belongs to the cluster of this host, which may be running.
+        for option in (RestOptions.PORT, RestOptions.BIND_PORT):
+            for key in (option.key, *option.older_keys):
+                config.remove_config(key)
     config.add_all(dynamic)
     config.set(JobOptions.TARGET, target)
     _apply_program(parsed, config, attached_is_set=JobOptions.ATTACHED.key in dynamic)

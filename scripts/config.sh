@@ -167,9 +167,9 @@ drop_pid() {
 end_process() {
     local i
     kill "$1" 2>/dev/null
-    for ((i = 0; i < 150; i++)); do
-        kill -0 "$1" 2>/dev/null || return 0
-        sleep 0.1
+    for ((i = 0; i < 300; i++)); do
+        is_running "$1" || return 0 # unlike kill -0, this does not wait for init to bury the process
+        sleep 0.05
     done
     kill -KILL "$1" 2>/dev/null
 }

@@ -246,7 +246,7 @@ def test_an_uploaded_program_runs_by_its_id(cluster, write):
 
 
 def test_a_local_target_needs_no_cluster(cluster, write):
-    ended = cluster.flink("run", "-t", "local", "-Drest.port=0", write(COUNT))
+    ended = cluster.flink("run", "-t", "local", write(COUNT))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"\('to', 20\)|\(to,20\)", ended.stdout)
     assert "after the job" in ended.stdout

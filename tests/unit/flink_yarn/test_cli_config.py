@@ -65,6 +65,12 @@ def test_later_sources_win_over_earlier_ones():
     assert (found["taskmanager.numberOfTaskSlots"], found["parallelism.default"], found["rest.port"]) == ("3", "5", "1")
 
 
+def test_a_local_run_leaves_the_clusters_port_alone():
+    base = {"rest.port": "8081", "rest.bind-port": "8081-8090", "web.port": "8081"}
+    assert config("run -t local x.py", base).key_set() & set(base) == set()
+    assert config("run -t local -Drest.port=9 x.py", base).get_string("rest.port") == "9"
+
+
 def test_a_session_file_gives_id_and_properties():
     found = config("run x.py", {}, SESSION).to_dict()
     assert (found["yarn.application.id"], found["parallelism.default"]) == ("application_1_0002", "7")
