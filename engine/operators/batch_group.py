@@ -300,6 +300,9 @@ class FirstInGroupSpec(OperatorSpec):
     n: int
     order: tuple[tuple[Any, bool], ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", bool(self.order))
+
     def build(self) -> Operator:
         return _FirstInGroup(self) if not self.order else _FirstSorted(self)
 

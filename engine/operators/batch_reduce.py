@@ -291,6 +291,9 @@ class FoldSpec(OperatorSpec):
     writes_pairs: bool = False
     is_combiner: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", not self.is_combiner)
+
     def build(self) -> Operator:
         return _FoldOperator(self)
 

@@ -70,6 +70,7 @@ class RoundSpec(OperatorSpec):
             # The runtime ends a superstep when all inputs that have not ended say so: static ones must have.
             first = set(self.static_inputs)
         object.__setattr__(self, "num_inputs", total)
+        object.__setattr__(self, "blocks", self.inner.blocks or self.in_loop)
         object.__setattr__(self, "inputs_first", tuple(sorted(first)) if len(first) < total else ())
 
     def build(self) -> Operator:
