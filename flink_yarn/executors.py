@@ -77,6 +77,7 @@ class _PerJobAccess:
     def __init__(self, application_id: str, rest: RestClient, yarn: YarnClient) -> None:
         self._application_id = application_id
         self._rest = rest
+        self.base_url: str = rest.base_url
         self._yarn = yarn
         self._outcome: JobOutcomeView | None = None
 

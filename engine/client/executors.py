@@ -80,6 +80,10 @@ class _LocalAccess:
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
 
+    @property
+    def base_url(self) -> str:
+        return self._cluster.rest_address
+
     def status(self, job_id: JobID) -> JobStatus:
         return self._cluster.job_status(job_id)
 

@@ -101,6 +101,11 @@ class JobOutcomeView:
 class JobAccess(Protocol):
     """One job, wherever it runs. Calls block briefly. Raises ExternalError when the cluster does not answer."""
 
+    @property
+    def base_url(self) -> str:
+        """Address of REST and dashboard, "" without."""
+        ...
+
     def status(self, job_id: JobID) -> JobStatus: ...
 
     def cancel(self, job_id: JobID) -> None: ...
@@ -158,6 +163,11 @@ class JobClient:
 
     def get_job_id(self) -> JobID:
         return self._job_id
+
+    @property
+    def web_interface_url(self) -> str:
+        """Address of the dashboard; "" when the cluster in this process was started without ``rest.port``."""
+        return self._access.base_url
 
     def get_job_status(self) -> CompletableFuture[JobStatus]:
         return CompletableFuture(lambda timeout_s: (self._access.status(self._job_id),))

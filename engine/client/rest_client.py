@@ -48,7 +48,7 @@ class RestClient:
         parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ExternalError(f"{base_url!r} is not the address of a cluster; expected http://host:port.")
-        self.base_url = parts.geturl().rstrip("/")
+        self.base_url: str = parts.geturl().rstrip("/")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._secure = parts.scheme == "https"

@@ -167,7 +167,7 @@ class DataStream(_Named):
     ) -> DataStream:
         """Apply ``func`` to whole batches of columns (ours, not PyFlink's): a ``pyarrow.RecordBatch`` in and out, or
         pandas/numpy by ``batch_format``."""
-        return self._apply("Map Batches", MapBatchesSpec(func, output_type, batch_format), output_type)
+        return self._apply("Map Batches", MapBatchesSpec(func, batch_format), output_type)
 
     def project(self, *field_indexes: int) -> DataStream:
         """Keep the fields of tuple or Row records that are named by their indexes, in that order."""
