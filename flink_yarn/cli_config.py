@@ -158,7 +158,9 @@ def _apply_program(parsed: ParsedOptions, config: Configuration, *, attached_is_
             raise ConfigError(f"The parallelism is {text!r}; expected a whole number of at least 1 after -p.")
         config.set(JobOptions.PARALLELISM, int(text))
     detached = parsed.has("detached") or parsed.has("yarndetached")
-    if detached or not attached_is_set:
+    if config.get(JobOptions.TARGET) == "local":
+        config.set(JobOptions.ATTACHED, True)  # a local cluster ends with its program, so somebody must wait
+    elif detached or not attached_is_set:
         config.set(JobOptions.ATTACHED, not detached)
     if parsed.has("shutdownOnAttachedExit"):
         config.set(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT, True)

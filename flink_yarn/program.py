@@ -170,7 +170,7 @@ class ProgramRun:
             )
         python = self._config.get(JobOptions.PYTHON_CLIENT_EXECUTABLE) or sys.executable
         main = os.path.join(os.path.dirname(os.path.abspath(__file__)), "program_main.py")
-        environment = {**os.environ, "_FLINK_CLIENT_CONTEXT": context_path, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "_FLINK_CLIENT_CONTEXT": context_path}
         home = os.path.dirname(os.path.dirname(main))
         # An installed engine is found by itself, and site-packages in front of the standard library would shadow it.
         if os.path.basename(home) not in ("site-packages", "dist-packages"):

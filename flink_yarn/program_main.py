@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import io
 import json
 import os
 import runpy
@@ -29,6 +30,9 @@ def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as stream:
         spec = json.load(stream)
     _end_with_parent(int(spec["parent"]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Lines appear at once also in a pipe, and whole: the parent writes its own between them.
+        sys.stdout.reconfigure(line_buffering=True)
     # Ctrl-C reaches the whole process group; the parent decides what it means and ends this process if it must.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminated)

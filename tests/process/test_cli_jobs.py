@@ -145,16 +145,16 @@ def test_with_sae_an_interrupted_run_cancels_its_job(cluster, write):
     wait_until(lambda: state_of(cluster, job_id) == "CANCELED", "CANCELED")
 
 
-@pytest.mark.xfail(reason="execute() waits although execution.attached is false")
 def test_a_detached_run_does_not_wait(cluster, write):
     process = cluster.popen("flink", "run", "-d", write(ENDLESS))
     try:
-        output, errors = process.communicate(timeout=6)
+        output, errors = process.communicate(timeout=20)
     finally:
         process.terminate()
         process.communicate()
     assert (process.returncode, errors) == (0, "")
-    assert SUBMITTED.fullmatch(output.strip())
+    job_id = SUBMITTED.fullmatch(output.strip())[1]
+    wait_until(lambda: state_of(cluster, job_id) == "RUNNING", "RUNNING")
 
 
 def test_a_function_that_raises_shows_the_users_frame_operator_and_record(cluster, write):

@@ -83,6 +83,7 @@ def test_a_session_file_gives_id_and_properties():
         ("run -d x.py", "false"),
         ("run -yd -m yarn-cluster x.py", "false"),
         ("run -Dexecution.attached=false x.py", "false"),
+        ("run -d -t local x.py", "true"),
     ],
 )
 def test_a_run_is_attached_unless_told_otherwise(line, attached):
