@@ -25,7 +25,7 @@ RESULT_S = 30.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), slot_request_timeout="1500 ms")
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), slot_request_timeout="5 s")
     yield cluster
     cluster.close()
 
