@@ -26,12 +26,14 @@ from engine.operators.batch_order import bind_key, keys_of
 from engine.operators.batch_spill import SpillableRows, chunks_of, memory_budget, rows_bytes
 from engine.operators.failure import user_error
 from engine.operators.functions import FlatJoinFunction
+from engine.state.key_groups import mix32
 
 __all__ = ["CrossSpec", "HashJoinSpec", "Projection"]
 
 KeyFunction = Callable[[Any], Any]
-_FAN_OUT: Final = 16
+_FAN_OUT: Final = 16  # four bits of a 32-bit hash for each depth
 _DEPTH_MAX: Final = 4
+_SALT: Final = 0x5BD1E995
 
 
 @final
@@ -356,8 +358,9 @@ def _distribute(parts: list[_Partition], keys: list[Any], rows: list[Any], depth
     hashes_of_part: list[list[int]] = [[] for _ in parts]
     for key, row in zip(keys, rows, strict=True):
         own = hash(key)
-        # Another mix at each depth, else a part would fall into one part again.
-        number = hash((own, depth)) % len(parts)
+        # Other bits at each depth, else a part would fall into one part again; salted, as the exchange that brought the
+        # rows here has looked at the bits of the plain mix.
+        number = (mix32((own ^ (own >> 32) ^ _SALT) & 0xFFFFFFFF) >> (4 * depth)) % _FAN_OUT
         rows_of_part[number].append(row)
         hashes_of_part[number].append(own)
     for part, own_rows, hashes in zip(parts, rows_of_part, hashes_of_part, strict=True):
