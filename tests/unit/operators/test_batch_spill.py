@@ -65,6 +65,16 @@ def test_runs_of_different_key_types_merge_in_the_total_order(tmp_path):
     own.close()
 
 
+def test_many_runs_of_two_key_types_are_merged_in_several_passes(tmp_path):
+    own = sorter(tmp_path, (FieldKey(0), True), memory_bytes=1)
+    for i in range(150):
+        own.add([(i % 70,)])
+        own.add([(f"{i:03}",)])
+    result = [key for (key,) in own.sorted()]
+    assert result == sorted(i % 70 for i in range(150)) + [f"{i:03}" for i in range(150)]
+    own.close()
+
+
 def test_what_cannot_be_compared_is_an_error_that_names_the_operator(tmp_path):
     own = sorter(tmp_path, (FieldKey(0), True))
     own.add([({"a": 1},), ({"b": 2},)])
