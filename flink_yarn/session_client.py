@@ -389,7 +389,12 @@ def deploy_application(config: Configuration, program: Program) -> int:
         config.remove_config(option.key)
     attached = config.get(JobOptions.ATTACHED)
     config.set(JobOptions.ATTACHED, False)  # nobody asks that JobManager for a result
-    deployment = deploy(config, Mode.APPLICATION, job_files={**files, "program.json": json.dumps(spec).encode()})
+    deployment = deploy(
+        config,
+        Mode.APPLICATION,
+        job_files={**files, "program.json": json.dumps(spec).encode()},
+        slots_needed=config.get(JobOptions.PARALLELISM),  # the least that its jobs will want
+    )
     print(f"JobManager Web Interface: {deployment.address}", flush=True)
     if not attached:
         return 0

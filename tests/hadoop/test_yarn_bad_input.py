@@ -1,0 +1,94 @@
+"""What goes wrong before an application starts: one clear line, exit code 1, within seconds, nothing left behind."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.hadoop.conftest import HadoopCluster
+from tests.hadoop.yarn_commands import DIVISION, SMALL, YarnUser, skein_drivers
+
+pytestmark = pytest.mark.hadoop
+QUICK_S = 15.0
+
+
+@pytest.fixture
+def user(hadoop: HadoopCluster, tmp_path) -> YarnUser:
+    return YarnUser.create(hadoop, tmp_path)
+
+
+def refused(user: YarnUser, *words: str, **env: str) -> str:
+    """Run a yarn-session.sh that must fail at once; return its one message."""
+    before = user.running_applications() if env.pop("ask", "yes") == "yes" else None
+    started = time.monotonic()
+    done = user.session("-d", *words, **env)
+    assert time.monotonic() - started < QUICK_S
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    if before is not None:
+        assert user.running_applications() == before
+    assert skein_drivers(str(user.folder)) == []
+    return done.stderr.strip()
+
+
+def test_without_a_hadoop_configuration(user):
+    said = refused(user, HADOOP_CONF_DIR="", YARN_CONF_DIR="")
+    assert said.count("\n") == 0
+    assert "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set" in said
+    done = user.flink("run", "-m", "yarn-cluster", user.write("division.py", DIVISION), HADOOP_CONF_DIR="", YARN_CONF_DIR="")
+    assert done.returncode == 1
+    assert "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set" in done.stderr
+
+
+def test_a_queue_that_does_not_exist(user):
+    said = refused(user, "-qu", "nowhere", *SMALL)
+    assert "YARN has no queue 'nowhere'" in said
+    assert "default, stream" in said
+
+
+@pytest.mark.parametrize(("option", "least"), [("-jm", "512"), ("-tm", "256")])
+def test_too_little_memory_names_the_least_that_works(user, option, least):
+    said = refused(user, option, "100")
+    assert "has 100 MB; expected at least" in said
+    assert least in said
+
+
+def test_more_memory_than_the_largest_container_has(user):
+    said = refused(user, "-tm", "9000")
+    assert "is to have 9000 MB, but the largest container of this YARN cluster has 8192 MB" in said
+
+
+def test_options_that_make_no_sense(user):
+    assert "Unrecognized option: -bogus" in refused(user, "-bogus")
+    assert "-n is 'many'" in refused(user, "-n", "many")
+    assert "taskmanager.numberOfTaskSlots is 'x'" in refused(user, "-s", "x")
+    assert "does not exist" in refused(user, *SMALL, "-t", "/nowhere/at/all")
+
+
+def test_an_application_that_nobody_knows(user):
+    assert "YARN knows no application application_1_0001" in refused(user, "-id", "application_1_0001")
+
+
+def test_the_resource_manager_is_down(user, hadoop):
+    hadoop.daemon("stop", "rm")
+    try:
+        said = refused(user, *SMALL, ask="no")
+        assert "The ResourceManager does not answer" in said
+        assert "Connection refused" in said
+        assert said.count("\n") == 0
+    finally:
+        hadoop.daemon("start", "rm")
+    deadline = time.monotonic() + 30
+    while "NodeManagers in the ClusterClient 2" not in user.session("-q").stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_the_name_node_is_down(user, hadoop):
+    hadoop.daemon("stop", "nn")
+    try:
+        said = refused(user, *SMALL)
+        assert "the NameNode or DataNode does not answer" in said
+    finally:
+        hadoop.daemon("start", "nn")

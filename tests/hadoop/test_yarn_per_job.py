@@ -1,0 +1,172 @@
+"""One application a job on real YARN: it ends as its job did and says why. Sessions whose containers come and go."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.hadoop.conftest import HadoopCluster
+from tests.hadoop.yarn_commands import (
+    DIVISION,
+    ENDLESS,
+    ROOT,
+    SMALL,
+    SMALL_JOB,
+    WORD_COUNT,
+    YarnUser,
+    application_id_in,
+    dashboard_in,
+    eventually,
+    get,
+    processes_of,
+    skein_drivers,
+)
+
+pytestmark = pytest.mark.hadoop
+TEXT = "\n".join(f"whether tis nobler in the mind to suffer {i % 5}" for i in range(2000)) + "\n"
+
+
+@pytest.fixture
+def user(hadoop: HadoopCluster, tmp_path) -> YarnUser:
+    return YarnUser.create(hadoop, tmp_path)
+
+
+def test_a_job_that_finishes_makes_its_application_succeed(user):
+    source = user.put("/job/in/text.txt", TEXT)
+    target = f"{user.hadoop.namenode_uri}/job/counts"
+    done = user.flink(
+        "run", "-m", "yarn-cluster", "-ys", "2", *SMALL_JOB, "-ynm", "counting", "-c", "word_count",
+        user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("Job has been submitted with JobID [0-9a-f]{32}", done.stdout)
+    assert "Program execution finished" in done.stdout
+    counts = Counter({word: int(count) for word, count in (line.split() for line in user.lines("/job/counts"))})
+    assert counts == Counter(TEXT.split())
+    report = user.application_named("counting")
+    assert (report["state"], report["finalStatus"], report["applicationType"]) == ("FINISHED", "SUCCEEDED", "Apache Flink")
+    assert report["diagnostics"] == "Job 'word count' finished."
+    eventually("no process is left", lambda: not processes_of(report["id"]), 15)
+    assert skein_drivers(str(user.folder)) == []
+
+
+def test_a_job_that_fails_tells_its_root_cause_to_yarn_and_to_the_user(user):
+    done = user.flink("run", "-t", "yarn-per-job", *SMALL_JOB, "-ynm", "failing", user.write("division.py", DIVISION))
+    assert done.returncode == 1
+    for text in (done.stderr, user.application_named("failing")["diagnostics"]):
+        assert "ZeroDivisionError: integer division or modulo by zero" in text
+        assert "in operator 'Divide' on record: 0" in text
+    report = user.application_named("failing")
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
+
+
+def test_a_cancelled_job_makes_its_application_killed(user):
+    done = user.flink(
+        "run", "-d", "-m", "yarn-cluster", *SMALL_JOB, "-ynm", "cancelled", user.write("endless.py", ENDLESS)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    job_id = re.search("JobID ([0-9a-f]{32})", done.stdout)
+    assert job_id
+    application_id = user.application_named("cancelled")["id"]
+    dashboard = dashboard_in(done.stdout)
+    eventually("it runs", lambda: get(f"{dashboard}/jobs/{job_id[1]}")["state"] == "RUNNING")
+    ended = user.flink("cancel", "-yid", application_id, job_id[1])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = eventually("it has ended", lambda: _ended(user, application_id))
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "KILLED")
+    assert report["diagnostics"] == "Job 'endless' was cancelled."
+    eventually("no process is left", lambda: not processes_of(application_id), 15)
+
+
+def _ended(user: YarnUser, application_id: str) -> dict | None:
+    report = user.application(application_id)
+    return report if report["state"] in ("FINISHED", "FAILED", "KILLED") else None
+
+
+def test_an_application_runs_the_programs_main_on_yarn(user):
+    source = user.put("/application/in/text.txt", TEXT)
+    target = f"{user.hadoop.namenode_uri}/application/counts"
+    program = user.write("word_count.py", WORD_COUNT)
+    done = user.flink(
+        "run-application", "-t", "yarn-application", *SMALL_JOB, "-ynm", "main there",
+        program, "--input", source, "--output", target,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = Counter({word: int(count) for word, count in (line.split() for line in user.lines("/application/counts"))})
+    assert counts == Counter(TEXT.split())
+    assert user.application_named("main there")["finalStatus"] == "SUCCEEDED"
+
+
+def test_output_without_permission_fails_with_one_clear_message(user):
+    source = user.put("/guarded/in/text.txt", TEXT)
+    user.hdfs.makedirs("/user/alice")
+    user.hdfs.set_owner("/user/alice", owner="alice")
+    target = f"{user.hadoop.namenode_uri}/guarded/counts"
+    done = user.run(
+        "flink", "run", "-m", "yarn-cluster", *SMALL_JOB, "-ynm", "guarded",
+        user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target, HADOOP_USER_NAME="alice",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Permission denied: user=alice, access=WRITE" in done.stderr
+    assert "/guarded" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert user.hdfs.list("/guarded") == ["in"]
+    report = user.application_named("guarded")
+    assert (report["user"], report["finalStatus"]) == ("alice", "FAILED")
+
+
+def test_a_client_interrupted_while_it_deploys_leaves_no_application(user):
+    client = subprocess.Popen(
+        [str(ROOT / "scripts" / "yarn-session.sh"), "-n", "1", *SMALL, "-d"],
+        env=user.env,
+        cwd=user.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert client.stdout is not None
+    application_id = ""
+    for line in client.stdout:
+        if line.startswith("Submitted application "):
+            application_id = application_id_in(line)
+            break
+    assert application_id
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=60)
+    assert client.returncode != 0
+    assert eventually("it is killed", lambda: _ended(user, application_id))["finalStatus"] == "KILLED"
+    assert skein_drivers(str(user.folder)) == []
+    eventually("no process is left", lambda: not processes_of(application_id), 15)
+
+
+def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
+    done = user.session("-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    application_id, dashboard = application_id_in(done.stdout), dashboard_in(done.stdout)
+    try:
+        assert get(f"{dashboard}/overview")["taskmanagers"] == 0
+        target = f"{user.hadoop.namenode_uri}/demand/counts"
+        source = user.put("/demand/in/text.txt", TEXT)
+        ran = user.flink("run", user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert get(f"{dashboard}/overview")["taskmanagers"] == 1
+        eventually("its container is given back", lambda: user.application(application_id)["runningContainers"] == 1)
+        assert get(f"{dashboard}/overview")["taskmanagers"] == 0
+    finally:
+        user.session("-id", application_id, stdin="stop\n")
+    assert user.application(application_id)["finalStatus"] == "SUCCEEDED"
+
+
+def test_a_node_with_another_python_is_told_with_both_versions(user):
+    other = user.folder / "python-of-the-node"
+    other.write_text('#!/bin/sh\necho 3.7\n')
+    other.chmod(0o755)
+    done = user.session("-n", "1", *SMALL, "-nm", "wrong python", "-d", f"-Dpython.executable={other}")
+    assert done.returncode == 1
+    assert f"has Python 3.7, but the engine was packed for Python 3.{sys.version_info.minor}" in done.stderr
+    assert user.application_named("wrong python")["finalStatus"] == "FAILED"
