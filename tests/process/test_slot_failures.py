@@ -250,40 +250,62 @@ def test_a_killed_zygote_takes_its_slots_along():
 
 
 _PARENT = """
-import asyncio, sys
+import asyncio, subprocess, sys
 from tests.process.slot_cluster import SlotCluster, Vertex
 from tests.process.slot_operators import Apply, Numbers
-from engine.protocol.control import DeployTask
-from engine.protocol.lifecycle import ExecutionState
 
 def spin(row):
+    child = subprocess.Popen(["sleep", "1000"])
+    with open(sys.argv[1] + ".part", "w") as out:
+        out.write(str(child.pid))
+    import os
+    os.rename(sys.argv[1] + ".part", sys.argv[1])
     while True:
         pass
 
 async def main():
     async with SlotCluster() as cluster:
+        path = sys.argv[1]
         cluster.deploy([Vertex("src", [Numbers(10), Apply(spin)])], [])
-        await cluster.until(lambda: ExecutionState.RUNNING in cluster.story.states[cluster.attempt("src")])
-        print(cluster.zygote.pid, *(slot.pid for slot in cluster.slots), cluster._folder.name, flush=True)
+        import os
+        while not os.path.exists(path):
+            await asyncio.sleep(0.01)
+        print(cluster.zygote.pid, *(slot.pid for slot in cluster.slots), open(path).read(), flush=True)
         await asyncio.sleep(60)
 
 asyncio.run(main())
 """
 
 
-def test_nothing_is_left_when_the_taskmanager_is_killed(tmp_path: Any):
+def start_parent(tmp_path: Any) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a process with two slots, one of which spins; return it and the pids of zygote, slots, and a child."""
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
-    try:
-        assert parent.stdout is not None
-        pids = [int(pid) for pid in parent.stdout.readline().split()[:3]]
-        assert all(map(is_alive, pids))
-    finally:
+    script = _PARENT.replace("sys.argv[1]", repr(str(tmp_path / "child")))
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 4
+    assert all(map(is_alive, pids))
+    return parent, pids
+
+
+def test_nothing_is_left_when_the_taskmanager_is_killed(tmp_path: Any):
+    parent, pids = start_parent(tmp_path)
+    with parent:
         parent.kill()
-        parent.wait()
-        parent.stdout.close()
     for pid in pids:
         asyncio.run(until_dead(pid))
+
+
+def test_a_killed_zygote_takes_its_slots_along_though_nobody_looks(tmp_path: Any):
+    parent, (zygote, first, second, child) = start_parent(tmp_path)
+    with parent:
+        os.kill(parent.pid, signal.SIGSTOP)
+        os.kill(zygote, signal.SIGKILL)
+        asyncio.run(until_dead(first))
+        asyncio.run(until_dead(second))
+        parent.kill()
+    os.kill(child, signal.SIGKILL)  # its slot had no time to end it
 
 
 def test_a_slot_that_cannot_bind_says_why():

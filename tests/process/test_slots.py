@@ -161,19 +161,34 @@ class Point:
         self.x = x
 
 
-def test_records_of_the_programs_own_class_keep_their_class():
-    def check(point: Any) -> tuple[int, bool]:
-        Point.made += 1  # state of the class survives further batches
-        return Point.made, isinstance(point, Point)
+@dataclass(frozen=True)
+class CheckPoints(OperatorSpec):
+    def build(self) -> Operator:
+        return _CheckPoints()
 
+
+class _CheckPoints(Operator):
+    def open(self, ctx: Any, out: Any) -> None:
+        super().open(ctx, out)
+        Point.made = 100  # state of the class in this slot, before any record of it came
+
+    def process_batch(self, input_index: int, batch: RowBatch) -> None:
+        checked = []
+        for point in batch.rows:
+            Point.made += 1
+            checked.append((Point.made, isinstance(point, Point)))
+        self.out.emit(RowBatch(checked))
+
+
+def test_records_of_the_programs_own_class_keep_their_class_and_its_state():
     async def body(cluster: SlotCluster) -> None:
         wire = Wire("src", "sink", buffer_timeout_ms=0)
         await cluster.run(
-            [Vertex("src", [Numbers(3000, Point)]), Vertex("sink", [Apply(check), Collect()])],
+            [Vertex("src", [Numbers(3000, Point)]), Vertex("sink", [CheckPoints(), Collect()])],
             [wire],
             lambda name, subtask: int(name == "sink"),
         )
-        assert rows_by_subtask(cluster) == {0: [(i + 1, True) for i in range(3000)]}
+        assert rows_by_subtask(cluster) == {0: [(i + 101, True) for i in range(3000)]}
 
     in_slots(UNIX, body)
 
