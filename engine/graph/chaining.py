@@ -130,7 +130,7 @@ def _chain_spec(made: _Chain, ids: dict[StreamNode, OperatorID]) -> ChainSpec:
         )
         for node in made.nodes
     )
-    exits = tuple(Exit(index[e.source], e.side_tag, e.partitioning, e.target.max_parallelism) for e in made.exits)
+    exits = tuple(Exit(index[e.source], e.side_tag, e.partitioning) for e in made.exits)
     return ChainSpec(operators, exits)
 
 

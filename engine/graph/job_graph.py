@@ -54,8 +54,6 @@ class Exit:
     operator_index: int
     side_tag: str | None
     partitioning: Partitioning
-    #: number of key groups of the consumer: HASH goes by the consumer's, not the producer's
-    target_max_parallelism: int = 128
 
 
 @dataclass(frozen=True)

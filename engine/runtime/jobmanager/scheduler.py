@@ -433,6 +433,7 @@ class Scheduler:
             num_subpartitions(edge, producer.subtask_index, producer.job_vertex.parallelism, num_consumers),
             edge.blocking,
             edge.buffer_timeout_ms,
+            max_parallelism=self.graph.vertices[edge.target_id].job_vertex.max_parallelism,
         )
 
     # --- reports ----------------------------------------------------------------------------------------------------

@@ -447,14 +447,23 @@ class SlotManager:
                 self._reject(request, self._no_resource_error(request))
 
     def _no_resource_error(self, request: _Request) -> ErrorInfo:
-        num_free = self.num_free_slots + len(request.slots)
+        wanted = _count(len(request.keys), "slot")
         message = (
             f"Job {request.job.job_name!r} did not get its slots within {request.timeout_ms / 1000:g} s "
-            f"(slot.request.timeout): it needs {_count(len(request.keys), 'slot')}, the cluster has "
-            f"{_count(self.num_slots, 'slot')} on {_count(len(self._taskmanagers), 'TaskManager')}, {num_free} of them "
-            "free. Lower the parallelism of the job (-p, parallelism.default), raise taskmanager.numberOfTaskSlots, "
-            "start more TaskManagers, or wait for other jobs to end."
+            f"(slot.request.timeout): it needs {wanted}, "
         )
+        if request.slots:
+            message += (
+                "which were assigned, but not all of their processes were ready in time. Raise slot.request.timeout, "
+                "or see the TaskManagers' logs for what holds them up."
+            )
+        else:
+            message += (
+                f"the cluster has {_count(self.num_slots, 'slot')} on "
+                f"{_count(len(self._taskmanagers), 'TaskManager')}, {self.num_free_slots} of them free. "
+                "Lower the parallelism of the job (-p, parallelism.default), raise taskmanager.numberOfTaskSlots, "
+                "start more TaskManagers, or wait for other jobs to end."
+            )
         return ErrorInfo(NoResourceAvailableError.__name__, message, "", NoResourceAvailableError.domain.value)
 
     # --- workers ----------------------------------------------------------------------------------------------------

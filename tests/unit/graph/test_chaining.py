@@ -126,9 +126,7 @@ def test_the_chain_blob_wires_operators_side_outputs_and_exits() -> None:
     assert [operator.name for operator in chain.operators] == ["Source: lines", "late"]
     assert chain.operators[0].next == ((1, "late", 0),)
     assert chain.operators[1].next == ()
-    assert [(e.operator_index, e.partitioning.strategy.name, e.target_max_parallelism) for e in chain.exits] == [
-        (0, "HASH", 9)
-    ]
+    assert [(e.operator_index, e.partitioning.strategy.name) for e in chain.exits] == [(0, "HASH")]
 
 
 # --- ids ------------------------------------------------------------------------------------------------------------

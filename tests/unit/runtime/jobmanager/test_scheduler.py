@@ -85,6 +85,12 @@ def test_a_deployment_says_where_its_inputs_are_and_what_it_produces() -> None:
     assert [c.address for c in gate.channels] == [grant(key(i)).address for i in range(2)]
 
 
+def test_a_partition_names_the_key_groups_of_its_consumer() -> None:
+    world = World(build(op("sum", (source(parallelism=2), HASH), parallelism=2, max_parallelism=9))).run()
+    (partition,) = {d.task.partitions[0].max_parallelism for d in world.all(s.Deploy) if d.task.partitions}
+    assert partition == 9
+
+
 def test_partitions_are_in_order_of_the_chains_exits() -> None:
     start = source("start")
     world = World(build(sink("a", (start, HASH), parallelism=3), sink("b", (start, HASH), parallelism=2))).run()

@@ -197,6 +197,14 @@ def test_a_job_that_waited_too_long_is_told_what_is_missing_and_what_to_change()
     assert world.pending == []
 
 
+def test_a_job_whose_processes_start_too_slowly_is_told_so() -> None:
+    world = World()
+    world.add("tm", 2)
+    world.request(A, 2)
+    rejected = next(command for command in world.later(1000) if isinstance(command, book.RejectSlots))
+    assert "needs 2 slots, which were assigned, but not all of their processes were ready" in rejected.error.message
+
+
 def test_a_job_may_bring_its_own_timeout() -> None:
     world = World()
     world.request(job("a", slot__request__timeout="5 ms"), 1)
