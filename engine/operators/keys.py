@@ -5,20 +5,16 @@ Not here: which subtask a key goes to (``state/key_groups``).
 
 from __future__ import annotations
 
-import decimal
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from engine.core.records import Row
 from engine.operators.functions import callable_of
+from engine.state.key_groups import NAN, canonical_key
 
 __all__ = ["NAN", "ComposedKey", "FieldKey", "canonical_key", "field_of", "key_function", "key_name"]
-
-#: The one NaN that keyed state stores: NaN differs from itself, so a dict finds it only by identity.
-NAN: Final = float("nan")
 
 
 def field_of(record: Any, field: int | str) -> Any:
@@ -71,27 +67,3 @@ def key_name(selector: Any) -> str:
         case ComposedKey(fields):
             return f"fields {fields!r}"
     return getattr(selector, "__name__", type(selector).__name__)
-
-
-def canonical_key(key: Any) -> Any:
-    """Return ``key`` with every NaN in it replaced by ``NAN``, so that all NaN are one key.
-
-    Keyed state calls it only when a key is not found: a stored key is always canonical, hence a NaN that is
-    another object always misses.
-    """
-    match key:
-        case float():
-            return NAN if math.isnan(key) else key
-        case tuple():
-            parts = tuple(map(canonical_key, key))
-            changed = any(a is not b for a, b in zip(parts, key, strict=True))
-            return parts if changed and type(key) is tuple else key
-        case Row():
-            if any(canonical_key(part) is not part for part in key):
-                return Row(*map(canonical_key, key))
-            return key
-        case decimal.Decimal():
-            return NAN if key.is_nan() else key
-    if type(key).__module__ == "numpy" and key != key:
-        return NAN
-    return key

@@ -23,7 +23,9 @@ from engine.core.records import Row
 __all__ = [
     "MAX_PARALLELISM_DEFAULT",
     "MAX_PARALLELISM_MAX",
+    "NAN",
     "KeyToSubtask",
+    "canonical_key",
     "key_group_of",
     "key_group_range",
     "stable_hash",
@@ -34,6 +36,9 @@ MAX_PARALLELISM_DEFAULT: Final = 128
 MAX_PARALLELISM_MAX: Final = 1 << 15
 #: Entries of the key → subtask memo of one exchange; enough for skewed keys, bounded for unique ones.
 _MEMO_SIZE_MAX: Final = 1 << 17
+
+#: The one NaN that keyed state stores: NaN differs from itself, so a dict finds it only by identity.
+NAN: Final = float("nan")
 
 _MASK32 = 0xFFFFFFFF
 
@@ -154,3 +159,27 @@ class KeyToSubtask(dict[Any, int]):
             self.clear()
         self[key] = subtask
         return subtask
+
+
+def canonical_key(key: Any) -> Any:
+    """Return ``key`` with every NaN in it replaced by ``NAN``, so that all NaN are one key.
+
+    Keyed state calls it only when a key is not found: a stored key is always canonical, hence a NaN that is
+    another object always misses.
+    """
+    match key:
+        case float():
+            return NAN if math.isnan(key) else key
+        case tuple():
+            parts = tuple(map(canonical_key, key))
+            changed = any(a is not b for a, b in zip(parts, key, strict=True))
+            return parts if changed and type(key) is tuple else key
+        case Row():
+            if any(canonical_key(part) is not part for part in key):
+                return Row(*map(canonical_key, key))
+            return key
+        case decimal.Decimal():
+            return NAN if key.is_nan() else key
+    if type(key).__module__ == "numpy" and key != key:
+        return NAN
+    return key
