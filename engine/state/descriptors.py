@@ -44,7 +44,8 @@ class StateDescriptor:
         """Let values expire as ``ttl_config`` says."""
         if not isinstance(ttl_config, StateTtlConfig):
             raise ProgramError(
-                f"enable_time_to_live({ttl_config!r}): expected StateTtlConfig.new_builder(Duration.of_hours(1)).build()."
+                f"enable_time_to_live({ttl_config!r}): expected a StateTtlConfig, "
+                "e.g. StateTtlConfig.new_builder(Duration.of_hours(1)).build()."
             )
         self.ttl_config = ttl_config if ttl_config.is_enabled() else None
 

@@ -1,0 +1,240 @@
+"""The kinds of keyed state over tables in memory: namespace → key → cell.
+
+A cell is the value (value, reducing), the accumulator (aggregating), a list or a dict. Values that expire stand in
+``ttl``; tables, current key and snapshots in ``heap_backend``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from engine.state.backend import (
+    VOID,
+    NamespacedAggregatingState,
+    NamespacedListState,
+    NamespacedMapState,
+    NamespacedReducingState,
+    NamespacedValueState,
+)
+from engine.state.descriptors import AggregatingStateDescriptor, ReducingStateDescriptor, StateDescriptor
+
+__all__ = [
+    "MISSING",
+    "HeapAggregatingState",
+    "HeapListState",
+    "HeapMapState",
+    "HeapReducingState",
+    "HeapState",
+    "HeapValueState",
+    "KeyContext",
+    "Spaces",
+]
+
+MISSING: Final[Any] = object()
+
+#: namespace → key → cell
+Spaces = dict[Any, dict[Any, Any]]
+
+
+class KeyContext(Protocol):
+    """Who knows the current key."""
+
+    #: the current key without the check; a value that is in no table when there is none
+    key_or_none: Any
+
+    @property
+    def current_key(self) -> Any: ...
+
+
+class HeapState:
+    """The cell of the current key in the current namespace: read, written, forgotten."""
+
+    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: StateDescriptor) -> None:
+        self._keys = keys
+        self._spaces = spaces
+        self._descriptor = descriptor
+        self._namespace: Any = VOID
+
+    def set_current_namespace(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def _get(self) -> Any:
+        """Return the cell or MISSING."""
+        cells = self._spaces.get(self._namespace)
+        if cells is not None:
+            try:
+                return cells[self._keys.key_or_none]
+            except KeyError:
+                pass
+        self._keys.current_key  # noqa: B018 - raises when there is none
+        return MISSING
+
+    def _put(self, cell: Any) -> None:
+        key = self._keys.current_key
+        cells = self._spaces.get(self._namespace)
+        if cells is None:
+            cells = self._spaces[self._namespace] = self._new_cells()
+        cells[key] = cell
+
+    def _new_cells(self) -> dict[Any, Any]:
+        return {}
+
+    def clear(self) -> None:
+        key = self._keys.current_key
+        cells = self._spaces.get(self._namespace)
+        if cells is not None:
+            cells.pop(key, None)
+            if not cells:
+                del self._spaces[self._namespace]
+
+    def _take_of(self, namespaces: Iterable[Any]) -> list[Any]:
+        """Return the cells of the current key in other namespaces and forget them."""
+        current = self._namespace
+        taken = []
+        for self._namespace in namespaces:
+            cell = self._get()
+            if cell is not MISSING:
+                taken.append(cell)
+                self.clear()
+        self._namespace = current
+        return taken
+
+    def merge_namespaces(self, target: Any, sources: Iterable[Any]) -> None:
+        taken = self._take_of(source for source in sources if source != target)
+        if not taken:
+            return
+        current, self._namespace = self._namespace, target
+        merged = self._get()
+        for cell in taken:
+            merged = cell if merged is MISSING else self._merged(merged, cell)
+        self._put(merged)
+        self._namespace = current
+
+    def _merged(self, first: Any, second: Any) -> Any:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{self._descriptor.kind} state {self._descriptor.name!r}>"
+
+
+class HeapValueState(HeapState, NamespacedValueState):
+    def value(self) -> Any:
+        cell = self._get()
+        return None if cell is MISSING else cell
+
+    def update(self, value: Any) -> None:
+        if value is None:
+            self.clear()
+        else:
+            self._put(value)
+
+
+class HeapReducingState(HeapState, NamespacedReducingState):
+    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: ReducingStateDescriptor) -> None:
+        super().__init__(keys, spaces, descriptor)
+        self._reduce = descriptor.reducer()
+
+    def get(self) -> Any:
+        cell = self._get()
+        return None if cell is MISSING else cell
+
+    def add(self, value: Any) -> None:
+        cell = self._get()
+        self._put(value if cell is MISSING else self._reduce(cell, value))
+
+    def _merged(self, first: Any, second: Any) -> Any:
+        return self._reduce(first, second)
+
+
+class HeapAggregatingState(HeapState, NamespacedAggregatingState):
+    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: AggregatingStateDescriptor) -> None:
+        super().__init__(keys, spaces, descriptor)
+        self._function = descriptor.get_agg_function()
+
+    def get(self) -> Any:
+        cell = self._get()
+        return None if cell is MISSING else self._function.get_result(cell)
+
+    def add(self, value: Any) -> None:
+        cell = self._get()
+        self._put(self._function.add(value, self._function.create_accumulator() if cell is MISSING else cell))
+
+    def _merged(self, first: Any, second: Any) -> Any:
+        return self._function.merge(first, second)
+
+
+class HeapListState(HeapState, NamespacedListState):
+    def get(self) -> list[Any]:
+        cell = self._get()
+        return [] if cell is MISSING else cell.copy()
+
+    def add(self, value: Any) -> None:
+        cell = self._get()
+        if cell is MISSING:
+            self._put([value])
+        else:
+            cell.append(value)
+
+    def add_all(self, values: Iterable[Any]) -> None:
+        added = list(values)
+        cell = self._get()
+        if cell is not MISSING:
+            cell += added
+        elif added:
+            self._put(added)
+
+    def update(self, values: Iterable[Any]) -> None:
+        replaced = list(values)
+        if replaced:
+            self._put(replaced)
+        else:
+            self.clear()
+
+    def _merged(self, first: Any, second: Any) -> Any:
+        first += second
+        return first
+
+
+class HeapMapState(HeapState, NamespacedMapState):
+    def get(self, key: Any) -> Any:
+        cell = self._get()
+        return None if cell is MISSING else cell.get(key)
+
+    def contains(self, key: Any) -> bool:
+        cell = self._get()
+        return cell is not MISSING and key in cell
+
+    def put(self, key: Any, value: Any) -> None:
+        cell = self._get()
+        if cell is MISSING:
+            self._put({key: value})
+        else:
+            cell[key] = value
+
+    def put_all(self, dict_value: Any) -> None:
+        for key, value in dict_value.items() if hasattr(dict_value, "items") else dict_value:
+            self.put(key, value)
+
+    def remove(self, key: Any) -> None:
+        cell = self._get()
+        if cell is not MISSING:
+            cell.pop(key, None)
+            if not cell:
+                self.clear()
+
+    # Copies: the map may be changed while what they return is iterated.
+
+    def items(self) -> list[tuple[Any, Any]]:
+        cell = self._get()
+        return [] if cell is MISSING else list(cell.items())
+
+    def keys(self) -> list[Any]:
+        return [key for key, _ in self.items()]
+
+    def values(self) -> list[Any]:
+        return [value for _, value in self.items()]
+
+    def is_empty(self) -> bool:
+        cell = self._get()
+        return cell is MISSING or not cell
