@@ -1,20 +1,5 @@
-"""OutputTag: names a side output. PyFlink's."""
+"""OutputTag, where a PyFlink program looks for it."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from engine.core.errors import ProgramError
-from engine.core.type_info import TypeInformation
+from engine.operators.output_tag import OutputTag
 
 __all__ = ["OutputTag"]
-
-
-@dataclass(frozen=True)
-class OutputTag:
-    tag_id: str
-    type_info: TypeInformation | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tag_id:
-            raise ProgramError("OutputTag needs a tag_id that is not empty.")

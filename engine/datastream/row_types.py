@@ -5,33 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
-from engine.core.records import Row
 from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.functions import Function, RuntimeContext, callable_of
+from engine.operators.row_output import row_maker
 
 __all__ = ["rows_of_type", "with_row_output"]
-
-
-def row_maker(row_type: RowTypeInfo) -> Callable[[Any], Any]:
-    """Return value → Row for tuples and lists of the type's length; everything else passes as it is."""
-    names = row_type.get_field_names()
-    num_fields = len(names)
-
-    def make(value: Any) -> Any:
-        if isinstance(value, tuple | list) and len(value) == num_fields:
-            row = Row(*value)
-            row.set_field_names(names)
-            return row
-        if isinstance(value, Row) and len(value) == num_fields and not value.has_field_names():
-            row = Row.of_kind(value.get_row_kind(), *value)
-            row.set_field_names(names)
-            return row
-        return value
-
-    return make
 
 
 def rows_of_type(rows: Iterable[Any], type_info: TypeInformation | None) -> list[Any]:

@@ -20,7 +20,8 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
-from engine.operators.keys import FieldKey, canonical_key, field_of, key_function
+from engine.operators.keyed import Keys, last_row
+from engine.operators.keys import FieldKey, canonical_key, field_of
 
 __all__ = ["AGGREGATE_KINDS", "CombineAggregateSpec", "FieldAggregate", "KeyedAggregateSpec", "KeyedReduceSpec"]
 
@@ -199,51 +200,10 @@ def _replaced(row: Any, field: Any, value: Any) -> Any:
     return changed
 
 
-class _Keys:
-    """A key selector inside an operator: opened, closed, and its failures told from those of the aggregation."""
-
-    def __init__(self, selector: Any) -> None:
-        self._function: BoundFunction | None = None
-        if callable(selector) and isinstance(selector, FieldKey):
-            self._call = key_function(selector)
-        else:
-            self._function = BoundFunction(selector, "get_key")
-            self._call = key_function(selector)
-        self._operator_name = ""
-
-    def open(self, ctx: OperatorContext) -> None:
-        self._operator_name = ctx.operator_name
-        if self._function is not None:
-            self._function.open(ctx)
-
-    def close(self) -> None:
-        if self._function is not None:
-            self._function.close()
-
-    def of(self, rows: list[Any]) -> list[Any]:
-        call = self._call
-        remaining = iter(rows)
-        try:
-            return [call(row) for row in remaining]
-        except Exception as error:
-            raise user_error(error, operator_name=self._operator_name, record=_last(rows, remaining)) from error
-
-    def check(self, key: Any, row: Any) -> None:
-        """Raise UserCodeError when the key cannot be looked up (a list, a dict…)."""
-        try:
-            hash(key)
-        except TypeError as error:
-            seen = TypeError(
-                f"{key!r:.80} of type {type(key).__name__} cannot be a key: it is not hashable. "
-                "Return a str, number, bytes or a tuple of these from the key selector."
-            )
-            raise user_error(seen, operator_name=self._operator_name, record=row) from error
-
-
 @final
 class _KeyedReduceOperator(Operator):
     def __init__(self, key_selector: Any, reducer: BoundFunction | FieldAggregate, emit_final: bool) -> None:
-        self.keys = _Keys(key_selector)
+        self.keys = Keys(key_selector)
         self._reducer = reducer
         self._emit_final = emit_final
         #: key → value so far; keys are canonical (``canonical_key``)
@@ -356,9 +316,9 @@ class _PairSumOperator(Operator):
                 try:
                     sums[key] += value
                 except KeyError:
-                    self._first_or_nan(key, value, _last(pairs, remaining))
+                    self._first_or_nan(key, value, last_row(pairs, remaining))
         except Exception as error:
-            raise self._error(error, key, _last(pairs, remaining)) from error
+            raise self._error(error, key, last_row(pairs, remaining)) from error
 
     def _accumulate_and_list(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         sums = self.sums
@@ -374,12 +334,12 @@ class _PairSumOperator(Operator):
                 try:
                     total = sums[key] + value
                 except KeyError:
-                    append(self._first_or_nan(key, value, _last(pairs, remaining)))
+                    append(self._first_or_nan(key, value, last_row(pairs, remaining)))
                 else:
                     sums[key] = total
                     append((key if by_first else firsts[key], total))
         except Exception as error:
-            raise self._error(error, key, _last(pairs, remaining)) from error
+            raise self._error(error, key, last_row(pairs, remaining)) from error
         return results
 
     def _first_or_nan(self, key: Any, value: Any, pair: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -405,11 +365,6 @@ class _PairSumOperator(Operator):
 
     def close(self) -> None:
         self._general.close()
-
-
-def _last(rows: list[Any], remaining: Iterator[Any]) -> Any:
-    """Return the row that ``remaining = iter(rows)`` gave last."""
-    return rows[len(rows) - operator.length_hint(remaining) - 1]
 
 
 @final

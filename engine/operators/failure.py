@@ -18,11 +18,16 @@ __all__ = ["NO_RECORD", "error_info", "user_error"]
 NO_RECORD: Final = object()
 
 
-def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECORD) -> UserCodeError:
-    """Return the error to raise (``from exc``) for an exception of a user function."""
+def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECORD, occasion: str = "") -> UserCodeError:
+    """Return the error to raise (``from exc``) for an exception of a user function.
+
+    ``occasion``: on what it was called when that was no record, e.g. "event-time timer 5 of key 'a'".
+    """
     if isinstance(exc, UserCodeError):
         return exc
-    on_record = "" if record is NO_RECORD else f" on record: {describe_record(record)}"
+    on_record = f" on {occasion}" if occasion else ""
+    if record is not NO_RECORD:
+        on_record += f" on record: {describe_record(record)}"
     lines = [_first_line(exc), f"  in operator {operator_name!r}{on_record}"]
     frames = user_frames(exc)
     if frames:

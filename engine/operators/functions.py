@@ -9,7 +9,18 @@ import abc
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from engine.core.errors import ProgramError
 from engine.core.metrics import Accumulator, MetricGroup
+from engine.state.backend import KeyedStateBackend
+from engine.state.descriptors import (
+    AggregatingStateDescriptor,
+    ListStateDescriptor,
+    MapStateDescriptor,
+    ReducingStateDescriptor,
+    StateDescriptor,
+    ValueStateDescriptor,
+)
+from engine.state.states import AggregatingState, ListState, MapState, ReducingState, ValueState
 
 __all__ = [
     "AggregateFunction",
@@ -25,6 +36,7 @@ __all__ = [
     "GroupReduceFunction",
     "JoinFunction",
     "KeySelector",
+    "KeyedStateStore",
     "MapFunction",
     "MapPartitionFunction",
     "Partitioner",
@@ -35,7 +47,26 @@ __all__ = [
 ]
 
 
-class RuntimeContext:
+class KeyedStateStore(abc.ABC):
+    """Gives a function its keyed state, by descriptor. Best asked in ``open``; values are those of the current key."""
+
+    @abc.abstractmethod
+    def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState: ...
+
+    @abc.abstractmethod
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState: ...
+
+    @abc.abstractmethod
+    def get_map_state(self, state_descriptor: MapStateDescriptor) -> MapState: ...
+
+    @abc.abstractmethod
+    def get_reducing_state(self, state_descriptor: ReducingStateDescriptor) -> ReducingState: ...
+
+    @abc.abstractmethod
+    def get_aggregating_state(self, state_descriptor: AggregatingStateDescriptor) -> AggregatingState: ...
+
+
+class RuntimeContext(KeyedStateStore):
     """What a function may ask about the subtask that runs it. Made by the runtime, one per operator and subtask."""
 
     def __init__(
@@ -60,6 +91,8 @@ class RuntimeContext:
         self._cached_files = cached_files or {}
         self._accumulators: dict[str, Accumulator] = {}
         self._broadcast_variables: dict[str, list[Any]] = {}
+        #: set by operators whose input is keyed
+        self._keyed_state: KeyedStateBackend | None = None
 
     def get_task_name(self) -> str:
         return self._task_name
@@ -111,6 +144,31 @@ class RuntimeContext:
         if name not in self._cached_files:
             raise KeyError(f"No cached file {name!r}; known: {sorted(self._cached_files)}.")
         return self._cached_files[name]
+
+    def _backend(self, descriptor: StateDescriptor) -> KeyedStateBackend:
+        if self._keyed_state is None:
+            name = getattr(descriptor, "name", descriptor)
+            raise ProgramError(
+                f"Keyed state {name!r} was asked for, but the records of this operator have no key: "
+                "call key_by(...) before it (for a sink: keep the state in an operator before it)."
+            )
+        return self._keyed_state
+
+    def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState:
+        """Return the value state of that name. Raises ProgramError when the operator's input is not keyed."""
+        return self._backend(state_descriptor).value_state(state_descriptor)
+
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState:
+        return self._backend(state_descriptor).list_state(state_descriptor)
+
+    def get_map_state(self, state_descriptor: MapStateDescriptor) -> MapState:
+        return self._backend(state_descriptor).map_state(state_descriptor)
+
+    def get_reducing_state(self, state_descriptor: ReducingStateDescriptor) -> ReducingState:
+        return self._backend(state_descriptor).reducing_state(state_descriptor)
+
+    def get_aggregating_state(self, state_descriptor: AggregatingStateDescriptor) -> AggregatingState:
+        return self._backend(state_descriptor).aggregating_state(state_descriptor)
 
 
 class Function(abc.ABC):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, ro
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
+from engine.operators.results import iterator_of
 
 __all__ = [
     "CoFlatMapSpec",
@@ -199,7 +200,7 @@ class _FlatMapOperator(Operator):
                 elif results is None:
                     continue
                 else:
-                    rest = _iterator(results)
+                    rest = iterator_of(results, "flat_map")
                     pending += itertools.islice(rest, BATCH_ROWS_MAX)
             except Exception as error:
                 raise function.error(error, row) from error
@@ -221,7 +222,7 @@ class _FlatMapOperator(Operator):
                 results = call(row)
                 if results is None:
                     continue
-                rest = _iterator(results)
+                rest = iterator_of(results, "flat_map")
                 pending += itertools.islice(rest, BATCH_ROWS_MAX)
             except Exception as error:
                 raise function.error(error, row) from error
@@ -254,21 +255,6 @@ class _FlatMapOperator(Operator):
 
     def close(self) -> None:
         self._functions[0].close()
-
-
-def _iterator(results: Any) -> Iterator[Any]:
-    """Return an iterator over what flat_map returned; raises TypeError for what cannot be meant."""
-    if isinstance(results, (str, bytes)):
-        raise TypeError(
-            f"flat_map returned the {type(results).__name__} {results[:40]!r}, which would be cut into characters. "
-            "Return a list of records, e.g. [value], or use map."
-        )
-    if not isinstance(results, Iterable):
-        raise TypeError(
-            f"flat_map returned {results!r:.80} of type {type(results).__name__}; "
-            "expected an iterable of records (list, generator…), or None for nothing."
-        )
-    return iter(results)
 
 
 @final

@@ -1,0 +1,100 @@
+"""What process and window functions yield, on its way to the operator's outputs: batched, stamped, sent to its side.
+
+The caller iterates the user's generator through ``take`` inside its own try block and flushes outside of it, so that a
+failure of an operator further down is never taken for one of this function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, final
+
+from engine.core.records import BATCH_ROWS_MAX, RowBatch
+from engine.core.type_info import TypeInformation
+from engine.operators.base import Output
+from engine.operators.output_tag import OutputTag
+from engine.operators.row_output import maker_of
+
+__all__ = ["Results", "iterator_of"]
+
+
+def iterator_of(results: Any, method: str) -> Iterator[Any]:
+    """Return an iterator over what a function returned; raises TypeError for what cannot be meant."""
+    if isinstance(results, (str, bytes)):
+        raise TypeError(
+            f"{method} returned the {type(results).__name__} {results[:40]!r}, which would be cut into characters. "
+            "Return a list of records, e.g. [value], or use map."
+        )
+    if not isinstance(results, Iterable):
+        raise TypeError(
+            f"{method} returned {results!r:.80} of type {type(results).__name__}; "
+            "expected an iterable of records (list, generator…), or None for nothing."
+        )
+    return iter(results)
+
+
+@final
+class Results:
+    """Collects results of one operator; ``flush`` hands them on. ``method`` names the function in messages."""
+
+    def __init__(self, out: Output, output_type: TypeInformation | None, method: str) -> None:
+        self._out = out
+        self._method = method
+        self._make = maker_of(output_type)
+        self._rows: list[Any] = []
+        self._stamps: list[int] = []
+        self._stamped = False
+        #: tag id → rows, stamps, what makes them Rows
+        self._sides: dict[str, tuple[list[Any], list[int], Callable[[Any], Any] | None]] = {}
+        self._num_side = 0
+
+    def take(self, results: Any, stamp_ms: int | None) -> Iterator[Any] | None:
+        """Take what ``results`` (an iterable) gives, all with that event time.
+
+        Returns the rest of it when as much as fits into a batch was taken: ``flush``, then take the rest.
+        """
+        if self._stamped is not (stamp_ms is not None):
+            if self._rows or self._num_side:
+                return iterator_of(results, self._method)  # stamped and unstamped records never share a batch
+            self._stamped = stamp_ms is not None
+        iterator = iterator_of(results, self._method)
+        rows = self._rows
+        size = len(rows)
+        make = self._make
+        try:
+            for result in iterator:
+                if type(result) is tuple and result and type(result[0]) is OutputTag:
+                    self._take_side(result, stamp_ms)
+                else:
+                    rows.append(result if make is None else make(result))
+                if len(rows) + self._num_side >= BATCH_ROWS_MAX:
+                    return iterator
+        finally:
+            if stamp_ms is not None:
+                self._stamps += [stamp_ms] * (len(rows) - size)
+        return None
+
+    def _take_side(self, result: tuple[Any, ...], stamp_ms: int | None) -> None:
+        if len(result) != 2:
+            raise TypeError(f"{self._method} gave {result!r:.120}: expected (tag, value) for a side output.")
+        tag, value = result
+        side = self._sides.get(tag.tag_id)
+        if side is None:
+            side = self._sides[tag.tag_id] = ([], [], maker_of(tag.type_info))
+        rows, stamps, make = side
+        rows.append(value if make is None else make(value))
+        if stamp_ms is not None:
+            stamps.append(stamp_ms)
+        self._num_side += 1
+
+    def flush(self) -> None:
+        """Hand on everything taken."""
+        rows, stamps = self._rows, self._stamps
+        if rows:
+            self._rows, self._stamps = [], []
+            self._out.emit(RowBatch(rows, stamps if self._stamped else None))
+        if self._num_side:
+            sides, self._sides = self._sides, {}
+            self._num_side = 0
+            for tag_id, (side_rows, side_stamps, _) in sides.items():
+                self._out.emit_side(tag_id, RowBatch(side_rows, side_stamps if self._stamped else None))
