@@ -1,4 +1,4 @@
-"""What operators on keyed streams share: the key of each record, their keyed state, state of one namespace for users."""
+"""What operators on keyed streams share: the key of each record, keyed state, and state of one namespace for users."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ class HeapKeyedStateBackend:
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._tables: dict[str, _Table] = {}
-        #: expiring states that want to clean up with every record
-        self._cleaned: list[Any] = []
+        #: expiring states that want to clean up with every record, by name
+        self._cleaned: dict[str, Any] = {}
         self.key_or_none: Any = MISSING
 
     # --- the key ---------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class HeapKeyedStateBackend:
                     "Return a str, number, bytes or a tuple of these from the key selector."
                 ) from error
         self.key_or_none = key
-        for state in self._cleaned:
+        for state in self._cleaned.values():
             state.clean_up()
 
     def clear_current_key(self) -> None:
@@ -131,7 +131,7 @@ class HeapKeyedStateBackend:
             return _STATES[descriptor.kind](self, table.spaces, descriptor)
         state = TTL_STATES[descriptor.kind](self, table.spaces, descriptor, self._clock)
         if state.cleans_every_record:
-            self._cleaned.append(state)
+            self._cleaned.setdefault(descriptor.name, state)
         return state
 
     def _table_of(self, descriptor: StateDescriptor) -> _Table:
