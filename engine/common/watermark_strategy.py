@@ -1,5 +1,11 @@
-"""WatermarkStrategy, where a PyFlink program looks for it."""
+"""WatermarkStrategy and custom generators, where a PyFlink program looks for them."""
 
-from engine.time.watermarks import TimestampAssigner, WatermarkStrategy
+from engine.time.watermarks import (
+    TimestampAssigner,
+    Watermark,
+    WatermarkGenerator,
+    WatermarkOutput,
+    WatermarkStrategy,
+)
 
-__all__ = ["TimestampAssigner", "WatermarkStrategy"]
+__all__ = ["TimestampAssigner", "Watermark", "WatermarkGenerator", "WatermarkOutput", "WatermarkStrategy"]

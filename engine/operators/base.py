@@ -50,6 +50,10 @@ class Output(Protocol):
 
     def emit_watermark(self, watermark_ms: int) -> None: ...
 
+    def emit_idle(self, idle: bool) -> None:
+        """Event time no longer waits for this stream, or does again; a watermark makes it active too."""
+        ...
+
     def emit_superstep_end(self, superstep: int) -> None:
         """Bulk iterations only: all of this superstep's records have been emitted."""
         ...
@@ -99,6 +103,10 @@ class Operator(abc.ABC):
     def process_watermark(self, watermark_ms: int) -> None:
         """Event time has reached ``watermark_ms`` on all inputs. Default: hand it on."""
         self.out.emit_watermark(watermark_ms)
+
+    def process_idle(self, idle: bool) -> None:
+        """All inputs have gone idle, or one has come back. Default: hand it on."""
+        self.out.emit_idle(idle)
 
     def end_input(self, input_index: int) -> None:
         """No batch of this input follows."""

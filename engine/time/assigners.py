@@ -1,4 +1,4 @@
-"""Window assigners: which windows an element goes to. PyFlink's names; ``with_dynamic_gap`` also takes a plain function.
+"""Window assigners: which windows an element goes to. PyFlink's names; a dynamic gap may be a plain function too.
 
 An assigner is immutable and shared by all keys. Those by count keep their count in keyed state, through the context.
 Not here: what a window is (``time/windows``) and when it is evaluated (``time/triggers``).
@@ -32,6 +32,7 @@ __all__ = [
     "GlobalWindows",
     "MergingWindowAssigner",
     "ProcessingTimeSessionWindows",
+    "RegularWindows",
     "SessionWindowTimeGapExtractor",
     "SlidingEventTimeWindows",
     "SlidingProcessingTimeWindows",
@@ -101,7 +102,7 @@ def _checked_size(name: str, size: int, slide: int, offset: int) -> None:
         raise ProgramError(f"{name}: the offset must be shorter than {slide} ms, got {offset}.")
 
 
-class _Regular(WindowAssigner):
+class RegularWindows(WindowAssigner):
     """Windows of one size that begin every ``slide`` milliseconds; tumbling ones have slide = size."""
 
     _event_time: bool
@@ -144,7 +145,7 @@ def _optional_ms(offset: Span | None, what: str) -> int:
 
 
 @final
-class TumblingEventTimeWindows(_Regular):
+class TumblingEventTimeWindows(RegularWindows):
     """Windows of one size, side by side, by event time. ``offset`` shifts them: of(Time.days(1), Time.hours(-8))."""
 
     _event_time = True
@@ -159,7 +160,7 @@ class TumblingEventTimeWindows(_Regular):
 
 
 @final
-class TumblingProcessingTimeWindows(_Regular):
+class TumblingProcessingTimeWindows(RegularWindows):
     """Windows of one size, side by side, by the clock."""
 
     _event_time = False
@@ -174,7 +175,7 @@ class TumblingProcessingTimeWindows(_Regular):
 
 
 @final
-class SlidingEventTimeWindows(_Regular):
+class SlidingEventTimeWindows(RegularWindows):
     """Windows of one size that begin every ``slide``, by event time."""
 
     _event_time = True
@@ -186,7 +187,7 @@ class SlidingEventTimeWindows(_Regular):
 
 
 @final
-class SlidingProcessingTimeWindows(_Regular):
+class SlidingProcessingTimeWindows(RegularWindows):
     """Windows of one size that begin every ``slide``, by the clock."""
 
     _event_time = False

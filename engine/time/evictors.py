@@ -1,6 +1,6 @@
 """Evictors: which elements of a window are dropped before or after its function sees them. Flink's names and rules.
 
-A window with an evictor keeps all its elements. An element is a ``TimestampedValue``; an evictor returns those that stay.
+A window with an evictor keeps all its elements, as ``TimestampedValue``s; an evictor returns those that stay.
 """
 
 from __future__ import annotations

@@ -10,7 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Duration", "Instant", "Time", "TimestampAssigner", "WatermarkStrategy"]
+__all__ = [
+    "Duration",
+    "Instant",
+    "Time",
+    "TimestampAssigner",
+    "Watermark",
+    "WatermarkGenerator",
+    "WatermarkOutput",
+    "WatermarkStrategy",
+]
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,57 @@ class TimestampAssigner(abc.ABC):
 
 
 @dataclass(frozen=True)
+class Watermark:
+    """No record with an event time up to ``timestamp`` is expected any more. What a custom generator emits."""
+
+    timestamp: int
+
+    def get_timestamp(self) -> int:
+        return self.timestamp
+
+
+class WatermarkOutput(abc.ABC):
+    """Where a generator sends its watermarks; one that is not later than the last is ignored."""
+
+    @abc.abstractmethod
+    def emit_watermark(self, watermark: Watermark | int) -> None: ...
+
+    @abc.abstractmethod
+    def mark_idle(self) -> None:
+        """Do not wait for this stream until it has a record or a watermark again."""
+
+    @abc.abstractmethod
+    def mark_active(self) -> None: ...
+
+
+class WatermarkGenerator(abc.ABC):
+    """Flink's: says when event time advances. One object per subtask, made by the strategy's supplier."""
+
+    @abc.abstractmethod
+    def on_event(self, event: Any, event_timestamp: int, output: WatermarkOutput) -> None:
+        """A record has come. A watermark emitted here follows it."""
+
+    @abc.abstractmethod
+    def on_periodic_emit(self, output: WatermarkOutput) -> None:
+        """Called after each batch and every ``pipeline.auto-watermark-interval``."""
+
+
+@dataclass(frozen=True)
 class WatermarkStrategy:
-    """How to stamp records and when to advance event time. ``out_of_orderness_ms`` None = no watermarks at all."""
+    """How to stamp records and when to advance event time. ``out_of_orderness_ms`` None = no watermarks at all, or
+    those of ``generator_supplier``."""
 
     out_of_orderness_ms: int | None = None
     timestamp_assigner: TimestampAssigner | Callable[[Any, int], int] | None = None
     idle_timeout_ms: int | None = None
     alignment: tuple[str, int, int] | None = None
+    #: without arguments → WatermarkGenerator
+    generator_supplier: Callable[[], WatermarkGenerator] | None = None
+
+    @staticmethod
+    def for_generator(generator_supplier: Callable[[], WatermarkGenerator]) -> WatermarkStrategy:
+        """Let a WatermarkGenerator decide; pass its class or a function that makes one (Flink's, not PyFlink's)."""
+        return WatermarkStrategy(generator_supplier=generator_supplier)
 
     @staticmethod
     def no_watermarks() -> WatermarkStrategy:

@@ -1,4 +1,4 @@
-"""Windows as values: a span of time, a run of elements, or everything; and which spans belong together. PyFlink's names.
+"""Windows as values: a span of time, a run of elements, or everything; and which spans are one. PyFlink's names.
 
 Not here: which windows an element goes to (``time/assigners``) and when they are evaluated (``time/triggers``).
 """
@@ -58,7 +58,7 @@ class _Span(NamedTuple):
 
 
 class TimeWindow(_Span, Window):
-    """From ``start`` (inclusive) to ``end`` (exclusive), milliseconds since the epoch. A tuple: it is looked up a lot."""
+    """From ``start`` (inclusive) to ``end`` (exclusive), milliseconds since the epoch. A tuple: quick to look up."""
 
     __slots__ = ()
 

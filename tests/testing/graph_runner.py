@@ -55,6 +55,9 @@ class _TaskOutput:
     def emit_watermark(self, watermark_ms: int) -> None:
         raise AssertionError("no watermarks in batch")
 
+    def emit_idle(self, idle: bool) -> None:
+        raise AssertionError("nothing is idle in batch")
+
     def emit_superstep_end(self, superstep: int) -> None:
         # A side output of a loop's head is outside of the loop: supersteps are the main output's.
         self._broadcast(superstep, side_outputs=False)

@@ -34,6 +34,7 @@ class CollectedOutput:
         self.batches: list[Batch] = []
         self.side: dict[str, list[Batch]] = {}
         self.watermarks_ms: list[int] = []
+        self.idle: list[bool] = []
         self.supersteps: list[int] = []
 
     def emit(self, batch: Batch) -> None:
@@ -45,6 +46,9 @@ class CollectedOutput:
 
     def emit_watermark(self, watermark_ms: int) -> None:
         self.watermarks_ms.append(watermark_ms)
+
+    def emit_idle(self, idle: bool) -> None:
+        self.idle.append(idle)
 
     def emit_superstep_end(self, superstep: int) -> None:
         self.supersteps.append(superstep)
@@ -78,6 +82,9 @@ class _Next:
 
     def emit_watermark(self, watermark_ms: int) -> None:
         self._operator.process_watermark(watermark_ms)
+
+    def emit_idle(self, idle: bool) -> None:
+        self._operator.process_idle(idle)
 
     def emit_superstep_end(self, superstep: int) -> None:
         self._operator.end_superstep(superstep)

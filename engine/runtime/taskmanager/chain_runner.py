@@ -15,6 +15,7 @@ from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext
 from engine.operators.failure import user_error
+from engine.protocol.stream import WATERMARK_MAX_MS
 
 __all__ = ["ChainExit", "OperatorChain"]
 
@@ -25,6 +26,8 @@ class ChainExit(Protocol):
     def emit(self, batch: Batch) -> None: ...
 
     def emit_watermark(self, watermark_ms: int) -> None: ...
+
+    def emit_idle(self, idle: bool) -> None: ...
 
     def emit_superstep_end(self, superstep: int) -> None: ...
 
@@ -47,6 +50,12 @@ class _Link:
     def emit_watermark(self, watermark_ms: int) -> None:
         try:
             self._operator.process_watermark(watermark_ms)
+        except Exception as error:
+            _blame(error, self._name)
+
+    def emit_idle(self, idle: bool) -> None:
+        try:
+            self._operator.process_idle(idle)
         except Exception as error:
             _blame(error, self._name)
 
@@ -89,6 +98,10 @@ class _ChainOutput:
     def emit_watermark(self, watermark_ms: int) -> None:
         for target in self._all():
             target.emit_watermark(watermark_ms)
+
+    def emit_idle(self, idle: bool) -> None:
+        for target in self._all():
+            target.emit_idle(idle)
 
     def emit_superstep_end(self, superstep: int) -> None:
         # Not to side outputs: what leaves a loop (its result) knows nothing of supersteps.
@@ -161,11 +174,18 @@ class OperatorChain:
     def process_watermark(self, watermark_ms: int) -> None:
         self._call_head(self.head.process_watermark, watermark_ms)
 
+    def process_idle(self, idle: bool) -> None:
+        self._call_head(self.head.process_idle, idle)
+
     def end_superstep(self, superstep: int) -> None:
         self._call_head(self.head.end_superstep, superstep)
 
     def end_input(self, input_index: int) -> None:
         self._call_head(self.head.end_input, input_index)
+
+    def end_event_time(self) -> None:
+        """The source at the head has no more records: nothing is waited for any longer."""
+        self._outputs[0].emit_watermark(WATERMARK_MAX_MS)
 
     def finish(self) -> None:
         """All inputs of the head have ended: finish it, then end its successors' input and finish them, and so on."""

@@ -30,7 +30,6 @@ from engine.protocol.control import (
     TaskStateChanged,
 )
 from engine.protocol.lifecycle import ExecutionState
-from engine.protocol.stream import WatermarkStatus
 from engine.runtime.exchange.gate import (
     BatchArrived,
     GateEvent,
@@ -326,8 +325,7 @@ class StreamTask:
             case WatermarkAdvanced(watermark_ms):
                 chain.process_watermark(watermark_ms)
             case IdleChanged(idle):
-                for task_exit in self._exits:
-                    task_exit.emit_event(WatermarkStatus(idle))
+                chain.process_idle(idle)
             case SuperstepEnded(superstep):
                 chain.end_superstep(superstep)
             case InputEnded(input_index):
@@ -354,6 +352,8 @@ class StreamTask:
         """All input has ended: emit what is left, close, end the outputs."""
         chain = self._chain
         assert chain is not None
+        if self._source is not None:
+            chain.end_event_time()  # the tasks behind hear it from their gates
         chain.finish()
         errors = chain.close()
         for task_exit in self._exits:

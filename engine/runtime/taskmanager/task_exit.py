@@ -8,7 +8,7 @@ from typing import Any, final
 from engine.core.records import Batch
 from engine.graph.transformation import Partitioning
 from engine.operators.functions import RuntimeContext
-from engine.protocol.stream import END_OF_DATA, Element, EndOfSuperstep, Watermark
+from engine.protocol.stream import END_OF_DATA, EndOfSuperstep, Watermark, WatermarkStatus
 from engine.runtime.exchange.partition import ResultPartition
 from engine.runtime.exchange.partitioners import make_channel_selector
 
@@ -69,13 +69,13 @@ class TaskExit:
     def emit_watermark(self, watermark_ms: int) -> None:
         self.partition.add_event(Watermark(watermark_ms))
 
+    def emit_idle(self, idle: bool) -> None:
+        self.partition.add_event(WatermarkStatus(idle))
+
     def emit_superstep_end(self, superstep: int) -> None:
         self.partition.add_event(EndOfSuperstep(superstep))
 
     # of the task
-
-    def emit_event(self, element: Element) -> None:
-        self.partition.add_event(element)
 
     def end(self) -> None:
         self.partition.add_event(END_OF_DATA)

@@ -31,6 +31,9 @@ class Box:
     def emit_watermark(self, watermark_ms: int) -> None:
         self.seen.append(("watermark", watermark_ms))
 
+    def emit_idle(self, idle: bool) -> None:
+        self.seen.append(("idle", idle))
+
     def emit_superstep_end(self, superstep: int) -> None:
         self.seen.append(("superstep", superstep))
 

@@ -1,0 +1,429 @@
+"""The window operator: assigns elements to windows of their key, keeps them, fires as the trigger says, drops them.
+
+One operator serves all windows of all APIs: keyed and not, tumbling to sessions, reduce to process, one input or two
+(window join and co-group). What a window holds is ``window_contents``'s, what is called on it ``window_functions``'s,
+which sessions have become one ``window_merging``'s. Semantics are Flink's WindowOperator's.
+
+Elements of one batch that go to the same key and window are taken up together where the trigger cannot tell the
+difference (time windows with their default triggers): state is touched once a group, not once a record.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from engine.core.errors import EngineError, ProgramError
+from engine.core.records import Batch, RowBatch, rows_of
+from engine.core.type_info import TypeInformation
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.failure import user_error
+from engine.operators.keyed import Keys, open_keyed_state
+from engine.operators.results import Results
+from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold
+from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
+from engine.operators.window_functions import FoldedFunction, WindowCall
+from engine.operators.window_merging import MergingWindows
+from engine.state.descriptors import ValueStateDescriptor
+from engine.state.timers import TimerService
+from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
+from engine.time.evictors import Evictor, TimestampedValue
+from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+
+__all__ = ["WindowSpec"]
+
+LATE_RECORDS_DROPPED: Final = "numLateRecordsDropped"
+
+
+@final
+@dataclass(frozen=True)
+class WindowSpec(OperatorSpec):
+    """``key_selectors``: one per input; None = one key for everything (window_all). ``fold``: None = keep all elements.
+    ``late_tag``: side output of what comes too late. ``batch``: processing time ends with the input."""
+
+    key_selectors: tuple[Any, ...]
+    assigner: WindowAssigner
+    trigger: Trigger
+    function: WindowCall
+    fold: Fold | None = None
+    evictor: Evictor | None = None
+    allowed_lateness_ms: int = 0
+    late_tag: str | None = None
+    output_type: TypeInformation | None = None
+    batch: bool = False
+
+    @property
+    def num_inputs(self) -> int:  # type: ignore[override]
+        return len(self.key_selectors)
+
+    def build(self) -> Operator:
+        return WindowOperator(self)
+
+    def describe(self) -> str:
+        kept = "elements" if self.fold is None or self.evictor is not None else "one accumulator"
+        return f"{self.assigner!r}, {type(self.trigger).__name__}, {kept} a window"
+
+
+class _NoKeys:
+    """window_all: every record has the key None."""
+
+    def open(self, ctx: OperatorContext) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def of(self, rows: list[Any]) -> list[Any]:
+        return [None] * len(rows)
+
+
+@final
+class WindowOperator(Operator):
+    def __init__(self, spec: WindowSpec) -> None:
+        self._spec = spec
+        self._keys = [_NoKeys() if selector is None else Keys(selector) for selector in spec.key_selectors]
+        self._function = spec.function
+        self._contents: Contents
+        if spec.evictor is not None or spec.fold is None:
+            self._contents = ElementContents()
+            if spec.fold is not None:
+                self._function = FoldedFunction(spec.fold, spec.function)
+        else:
+            self._contents = AccumulatorContents(spec.fold)
+        assigner, trigger = spec.assigner, spec.trigger
+        self._is_event_time = assigner.is_event_time()
+        self._merging = assigner if isinstance(assigner, MergingWindowAssigner) else None
+        #: the assigner when elements may be taken up in groups
+        self._regular: RegularWindows | None = None
+        if isinstance(assigner, RegularWindows) and isinstance(trigger, EventTimeTrigger | ProcessingTimeTrigger):
+            self._regular = assigner
+        self._late_rows: list[Any] = []
+        self._late_stamps: list[int] = []
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        runtime = ctx.runtime_context
+        self.backend = open_keyed_state(ctx)
+        self.timers = TimerService(runtime.get_max_number_of_parallel_subtasks())
+        self._results = Results(out, self._spec.output_type, "The window function")
+        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._trigger_context = TriggerContext(self.backend, self.timers, ctx.clock, runtime)
+        self._function_context = FunctionContext(
+            self.backend, self.timers, ctx.clock, runtime, merges=self._merging is not None
+        )
+        self._assigner_context = AssignerContext(self.backend, ctx.clock, runtime)
+        self._evictor_context = EvictorContext(self.timers, ctx.clock)
+        if self._merging is not None:
+            self._merging_state = self.backend.value_state(ValueStateDescriptor("$merging-windows"))
+        for keys in self._keys:
+            keys.open(ctx)
+        self._contents.open(ctx, self.backend)
+        self._function.open(ctx)
+
+    def close(self) -> None:
+        closing = [*(keys.close for keys in self._keys), self._contents.close, self._function.close]
+        errors = []
+        for close in closing:
+            try:
+                close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    # --- elements ----------------------------------------------------------------------------------------------------
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        batch = rows_of(batch)
+        rows = batch.rows
+        keys = self._keys[input_index].of(rows)
+        stamps: Iterable[int] = batch.timestamps_ms or itertools.repeat(TIME_MIN_MS, len(rows))
+        if self._regular is not None:
+            self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True))
+        else:
+            for key, row, stamp in zip(keys, rows, stamps, strict=True):
+                self._process_row(input_index, key, row, stamp)
+        self._flush()
+
+    def _item(self, input_index: int, row: Any, stamp: int) -> Any:
+        """Return the row as the window keeps it."""
+        item = (input_index, row) if len(self._keys) > 1 else row
+        return item if self._spec.evictor is None else TimestampedValue(item, stamp)
+
+    def _process_groups(
+        self, input_index: int, assigner: RegularWindows, elements: Iterator[tuple[Any, Any, int]]
+    ) -> None:
+        plain = len(self._keys) == 1 and self._spec.evictor is None
+        groups: dict[tuple[Any, Any], list[Any]] = {}
+        #: timestamp → (windows that wait, windows that have fired but may fire again)
+        memo: dict[int, tuple[list[Any], list[Any]]] = {}
+        now_ms = None if self._is_event_time else self.ctx.clock.now_ms()
+        key = row = None
+        try:
+            for key, row, stamp in elements:
+                try:
+                    waiting, fired = memo[stamp]
+                except KeyError:
+                    waiting, fired = memo[stamp] = self._windows_of(assigner, row, stamp, now_ms)
+                item = row if plain else self._item(input_index, row, stamp)
+                for window in waiting:
+                    group = key, window
+                    if group in groups:
+                        groups[group].append(item)
+                    else:
+                        groups[group] = [item]
+                if fired:
+                    self._process_fired(input_index, key, row, stamp, fired)
+                elif not waiting:
+                    self._too_late(row, stamp)
+        except TypeError:
+            self.backend.set_current_key(key)  # says it when the key is not hashable
+            raise
+        for (key, window), items in groups.items():
+            self.backend.set_current_key(key)
+            self._contents.use(window)
+            self._contents.add(items)
+            self._trigger_context.window = window
+            self._spec.trigger.on_element(items[-1], TIME_MIN_MS, window, self._trigger_context)
+            self._register_cleanup(window)
+
+    def _windows_of(
+        self, assigner: RegularWindows, row: Any, stamp: int, now_ms: int | None
+    ) -> tuple[list[Any], list[Any]]:
+        if now_ms is not None:
+            return assigner.windows_of(now_ms), []
+        if stamp == TIME_MIN_MS:
+            assigner.assign_windows(row, stamp, self._assigner_context)  # raises
+        watermark_ms = self.timers.current_watermark
+        live = [window for window in assigner.windows_of(stamp) if self._cleanup_ms(window) > watermark_ms]
+        waiting = [window for window in live if window.max_timestamp() > watermark_ms]
+        return waiting, [window for window in live if window.max_timestamp() <= watermark_ms]
+
+    def _process_fired(self, input_index: int, key: Any, row: Any, stamp: int, windows: Sequence[Any]) -> None:
+        self.backend.set_current_key(key)
+        for window in windows:
+            self._take_up(input_index, key, row, stamp, window, window)
+
+    def _process_row(self, input_index: int, key: Any, row: Any, stamp: int) -> None:
+        self.backend.set_current_key(key)
+        try:
+            windows = self._spec.assigner.assign_windows(row, stamp, self._assigner_context)
+        except Exception as error:
+            raise self._user_error(error, row) from error
+        if self._merging is not None:
+            skipped = self._process_merging(self._merging, input_index, key, row, stamp, windows)
+        else:
+            skipped = True
+            for window in windows:
+                if not self._is_late(window):
+                    skipped = False
+                    self._take_up(input_index, key, row, stamp, window, window)
+        if skipped and self._is_event_time and stamp + self._spec.allowed_lateness_ms <= self.timers.current_watermark:
+            self._too_late(row, stamp)
+
+    def _process_merging(
+        self, assigner: MergingWindowAssigner, input_index: int, key: Any, row: Any, stamp: int, windows: Iterable[Any]
+    ) -> bool:
+        """Return whether the element was too late for all its windows."""
+        open_windows = MergingWindows(assigner, self._merging_state.value())
+        skipped = True
+        for window in windows:
+            try:
+                actual = open_windows.add(window, self._merge)
+            except Exception as error:
+                raise self._user_error(error, row) from error
+            if self._is_late(actual):
+                open_windows.retire(actual)
+                continue
+            skipped = False
+            state_window = open_windows.state_windows[actual]
+            self._take_up(input_index, key, row, stamp, actual, state_window)
+        if open_windows.is_changed:
+            self._merging_state.update(open_windows.state_windows or None)
+        return skipped
+
+    def _merge(self, result: Any, merged: list[Any], state_window: Any, state_windows: list[Any]) -> None:
+        if self._is_event_time and self._cleanup_ms(result) <= self.timers.current_watermark:
+            raise ProgramError(
+                f"{self._spec.assigner!r} merged windows that are still open into {result!r}, which is over: the "
+                f"watermark is {self.timers.current_watermark}. A merged window may not end before those it is made of."
+            )
+        context = self._trigger_context
+        merged = [window for window in merged if window != result]
+        context.window, context.merged_windows = result, merged
+        self._spec.trigger.on_merge(result, context)
+        for window in merged:
+            context.window = window
+            self._spec.trigger.clear(window, context)
+            self._delete_cleanup(window)
+        context.merged_windows = ()
+        self._contents.merge(state_window, state_windows)
+
+    def _take_up(self, input_index: int, key: Any, row: Any, stamp: int, window: Any, state_window: Any) -> None:
+        contents, context = self._contents, self._trigger_context
+        contents.use(state_window)
+        contents.add((self._item(input_index, row, stamp),))
+        context.window = window
+        try:
+            result = self._spec.trigger.on_element(row, stamp, window, context)
+        except Exception as error:
+            raise self._user_error(error, row) from error
+        self._obey(result, key, window)
+        self._register_cleanup(window)
+
+    def _obey(self, result: TriggerResult, key: Any, window: Any) -> None:
+        if result is TriggerResult.CONTINUE:
+            return
+        if result.is_fire():
+            self._fire(key, window)
+        if result.is_purge():
+            self._contents.clear()
+
+    def _too_late(self, row: Any, stamp: int) -> None:
+        tag = self._spec.late_tag
+        if tag is None:
+            self._late_dropped.inc()
+        else:
+            self._late_rows.append(row)
+            self._late_stamps.append(stamp)
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
+            self._on_timer(True, time_ms, key, window)
+        self._flush()
+        self.out.emit_watermark(watermark_ms)
+
+    def next_timer_ms(self) -> int | None:
+        time_ms = self.timers.next_processing_ms()
+        # One later: a window that ends at 10:00:00.000 has the timer 09:59:59.999, and that millisecond must be over.
+        return None if time_ms is None else time_ms + 1
+
+    def on_timer(self, now_ms: int) -> None:
+        for time_ms, key, window in self.timers.due_processing(now_ms - 1):
+            self._on_timer(False, time_ms, key, window)
+        self._flush()
+
+    def finish(self) -> None:
+        if self._spec.batch:
+            # What is registered meanwhile does not fire: a continuous trigger would go on for ever.
+            for time_ms, key, window in list(self.timers.due_processing(TIME_MAX_MS)):
+                self._on_timer(False, time_ms, key, window)
+        self._flush()
+
+    def _on_timer(self, event_time: bool, time_ms: int, key: Any, window: Any) -> None:
+        self.backend.set_current_key(key)
+        open_windows = None
+        state_window = window
+        if self._merging is not None:
+            open_windows = MergingWindows(self._merging, self._merging_state.value())
+            state_window = open_windows.state_windows.get(window)
+            if state_window is None:
+                return  # of a window that is gone: its trigger left the timer behind
+        self._contents.use(state_window)
+        context = self._trigger_context
+        context.window = window
+        trigger = self._spec.trigger
+        try:
+            fire = trigger.on_event_time if event_time else trigger.on_processing_time
+            result = fire(time_ms, window, context)
+        except Exception as error:
+            raise self._error_of_window(error, key, window) from error
+        self._obey(result, key, window)
+        if event_time is self._is_event_time and time_ms == self._cleanup_ms(window):
+            self._drop(key, window)
+            if open_windows is not None:
+                open_windows.retire(window)
+                self._merging_state.update(open_windows.state_windows or None)
+
+    def _cleanup_ms(self, window: Any) -> int:
+        end: int = window.max_timestamp()
+        return min(end + self._spec.allowed_lateness_ms, TIME_MAX_MS) if self._is_event_time else end
+
+    def _is_late(self, window: Any) -> bool:
+        return self._is_event_time and self._cleanup_ms(window) <= self.timers.current_watermark
+
+    def _register_cleanup(self, window: Any) -> None:
+        time_ms = self._cleanup_ms(window)
+        if time_ms == TIME_MAX_MS:
+            return
+        register = self.timers.register_event_time if self._is_event_time else self.timers.register_processing_time
+        register(self.backend.current_key, window, time_ms)
+
+    def _delete_cleanup(self, window: Any) -> None:
+        time_ms = self._cleanup_ms(window)
+        delete = self.timers.delete_event_time if self._is_event_time else self.timers.delete_processing_time
+        delete(self.backend.current_key, window, time_ms)
+
+    def _drop(self, key: Any, window: Any) -> None:
+        self._contents.clear()
+        self._function_context.window_now = window
+        try:
+            self._spec.trigger.clear(window, self._trigger_context)
+            self._function.clear(self._function_context)
+        except Exception as error:
+            raise self._error_of_window(error, key, window) from error
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    def _fire(self, key: Any, window: Any) -> None:
+        elements = self._contents.elements()
+        if elements is None:
+            return
+        evictor = self._spec.evictor
+        if evictor is None:
+            self._call(key, window, elements)
+            return
+        kept = elements
+        try:
+            kept = evictor.evict_before(elements, len(elements), window, self._evictor_context)
+        except Exception as error:
+            raise self._error_of_window(error, key, window) from error
+        if kept:
+            self._call(key, window, [element.value for element in kept])
+        try:
+            kept = evictor.evict_after(kept, len(kept), window, self._evictor_context)
+        except Exception as error:
+            raise self._error_of_window(error, key, window) from error
+        self._contents.replace(list(kept))
+
+    def _call(self, key: Any, window: Any, elements: Sequence[Any]) -> None:
+        context = self._function_context
+        context.window_now = window
+        stamp = window.max_timestamp()
+        results = self._results
+        rest: Any = None
+        while True:
+            try:
+                if rest is None:
+                    rest = self._function.call(key, window, context, elements)
+                rest = None if rest is None else results.take(rest, stamp)
+            except Exception as error:
+                raise self._error_of_window(error, key, window) from error
+            if rest is None:
+                return
+            results.flush()
+
+    def _flush(self) -> None:
+        self._results.flush()
+        if self._late_rows:
+            late = RowBatch(self._late_rows, self._late_stamps)
+            self._late_rows, self._late_stamps = [], []
+            assert self._spec.late_tag is not None
+            self.out.emit_side(self._spec.late_tag, late)
+
+    def _error_of_window(self, error: Exception, key: Any, window: Any) -> EngineError:
+        if isinstance(error, EngineError):
+            return error
+        return user_error(error, operator_name=self.ctx.operator_name, occasion=f"{window!r} of key {key!r:.80}")
+
+    def _user_error(self, error: Exception, record: Any) -> EngineError:
+        if isinstance(error, EngineError):
+            return error
+        return user_error(error, operator_name=self.ctx.operator_name, record=record)
