@@ -1,35 +1,53 @@
 """The DataStream API under PyFlink's names: ``from engine.datastream import StreamExecutionEnvironment``."""
 
 from engine.connectors.file_sinks import WriteMode
+from engine.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
 from engine.datastream.data_stream import CloseableIterator, ConnectedStreams, DataStream, DataStreamSink
 from engine.datastream.environment import StreamExecutionEnvironment
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.functions import (
     AggregateFunction,
+    AllWindowFunction,
+    BroadcastProcessFunction,
     CoFlatMapFunction,
     CoMapFunction,
+    CoProcessFunction,
     FilterFunction,
     FlatMapFunction,
     Function,
+    KeyedBroadcastProcessFunction,
+    KeyedCoProcessFunction,
+    KeyedProcessFunction,
     KeySelector,
     MapFunction,
     Partitioner,
+    ProcessAllWindowFunction,
+    ProcessFunction,
+    ProcessWindowFunction,
     ReduceFunction,
     RuntimeContext,
     SinkFunction,
     SourceFunction,
+    WindowFunction,
 )
 from engine.datastream.keyed_stream import KeyedStream
 from engine.datastream.output_tag import OutputTag
 from engine.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
+from engine.datastream.time_domain import TimeDomain
+from engine.datastream.timerservice import TimerService
 from engine.graph.transformation import BufferTimeout
 
 __all__ = [
     "AggregateFunction",
+    "AllWindowFunction",
+    "BroadcastConnectedStream",
+    "BroadcastProcessFunction",
+    "BroadcastStream",
     "BufferTimeout",
     "CloseableIterator",
     "CoFlatMapFunction",
     "CoMapFunction",
+    "CoProcessFunction",
     "ConnectedStreams",
     "DataStream",
     "DataStreamSink",
@@ -37,11 +55,17 @@ __all__ = [
     "FlatMapFunction",
     "Function",
     "KeySelector",
+    "KeyedBroadcastProcessFunction",
+    "KeyedCoProcessFunction",
+    "KeyedProcessFunction",
     "KeyedStream",
     "MapFunction",
     "MemorySize",
     "OutputTag",
     "Partitioner",
+    "ProcessAllWindowFunction",
+    "ProcessFunction",
+    "ProcessWindowFunction",
     "ReduceFunction",
     "RuntimeContext",
     "RuntimeExecutionMode",
@@ -49,5 +73,8 @@ __all__ = [
     "SlotSharingGroup",
     "SourceFunction",
     "StreamExecutionEnvironment",
+    "TimeDomain",
+    "TimerService",
+    "WindowFunction",
     "WriteMode",
 ]

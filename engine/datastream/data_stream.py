@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from engine.connectors.collect import CollectSinkSpec
@@ -24,7 +24,16 @@ from engine.datastream.slot_sharing_group import SlotSharingGroup
 from engine.graph.job_graph import JobGraph
 from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
+from engine.operators.co_process import CoProcessSpec
 from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
+from engine.operators.output_tag import OutputTag
+from engine.operators.process import ProcessSpec, keeps_state
+from engine.operators.process_functions import (
+    CoProcessFunction,
+    KeyedCoProcessFunction,
+    KeyedProcessFunction,
+    ProcessFunction,
+)
 from engine.operators.stateless import (
     CoFlatMapSpec,
     CoMapSpec,
@@ -35,6 +44,7 @@ from engine.operators.stateless import (
     ProjectSpec,
 )
 from engine.operators.timestamps import TimestampsSpec
+from engine.state.descriptors import MapStateDescriptor
 from engine.time.watermarks import WatermarkStrategy
 
 if TYPE_CHECKING:
@@ -56,6 +66,8 @@ class Member:
     node: Transformation
     partitioning: Partitioning = _DEFAULT_FORWARD
     side_tag: str | None = None
+    #: what the side output carries, if known
+    side_type: TypeInformation | None = None
 
     def edge(self, input_index: int = 0) -> Edge:
         return Edge(self.node, self.partitioning, input_index, self.side_tag)
@@ -109,13 +121,18 @@ class DataStream(_Named):
         self._members = tuple(m if isinstance(m, Member) else Member(m) for m in members)
         self._node = self._members[0].node
 
+    @property
+    def _output_type(self) -> TypeInformation | None:
+        first = self._members[0]
+        return first.node.output_type if first.side_tag is None else first.side_type
+
     # --- about the stream ----------------------------------------------------------------------------------------
 
     def get_name(self) -> str:
         return self._node.name
 
     def get_type(self) -> TypeInformation:
-        return self._node.output_type or Types.PICKLED_BYTE_ARRAY()
+        return self._output_type or Types.PICKLED_BYTE_ARRAY()
 
     def get_execution_environment(self) -> StreamExecutionEnvironment:
         return self._env
@@ -160,7 +177,14 @@ class DataStream(_Named):
 
     def filter(self, func: Function | Callable[[Any], bool]) -> DataStream:
         _check_function(func, "filter")
-        return self._apply("Filter", FilterSpec(func), self._node.output_type)
+        return self._apply("Filter", FilterSpec(func), self._output_type)
+
+    def process(self, func: ProcessFunction, output_type: TypeInformation | None = None) -> DataStream:
+        """Hand each record, with its context, to a ProcessFunction; what it yields with a tag is a side output."""
+        if isinstance(func, KeyedProcessFunction):
+            raise ProgramError(f"process({type(func).__name__}()): a KeyedProcessFunction needs key_by(...) before it.")
+        check_kind(func, "process", ProcessFunction)
+        return self._apply("Process", ProcessSpec(func, None, output_type), output_type)
 
     def map_batches(
         self, func: Callable[[Any], Any], output_type: TypeInformation, *, batch_format: str = "pyarrow"
@@ -174,7 +198,7 @@ class DataStream(_Named):
         indexes = tuple(
             itertools.chain.from_iterable(i if isinstance(i, (list, tuple)) else (i,) for i in field_indexes)
         )
-        own = self._node.output_type
+        own = self._output_type
         projected = None
         if isinstance(own, TupleTypeInfo):
             types = own.get_field_types()
@@ -184,7 +208,7 @@ class DataStream(_Named):
         return self._apply("Projection", ProjectSpec(indexes), projected)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
-        return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._node.output_type)
+        return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._output_type)
 
     # --- several streams -----------------------------------------------------------------------------------------
 
@@ -192,21 +216,28 @@ class DataStream(_Named):
         members = [member for stream in (self, *streams) for member in stream._members]
         return DataStream(self._env, *members)
 
-    def connect(self, ds: DataStream) -> ConnectedStreams:
+    def connect(self, ds: Any) -> Any:
+        """Return ConnectedStreams of this and another stream, or with a BroadcastStream a BroadcastConnectedStream."""
+        from engine.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
+
+        if isinstance(ds, BroadcastStream):
+            return BroadcastConnectedStream(self, ds, ds.broadcast_state_descriptors)
         if not isinstance(ds, DataStream):
-            raise ProgramError("connect: broadcast state streams are not supported yet; expected a DataStream.")
+            raise ProgramError(f"connect({ds!r:.80}): expected a DataStream or a BroadcastStream.")
         return ConnectedStreams(self, ds)
 
-    def get_side_output(self, output_tag: Any) -> DataStream:
-        tag = output_tag.tag_id
-        side = Member(self._node, side_tag=tag)
-        stream = DataStream(self._env, side)
-        return stream
+    def get_side_output(self, output_tag: OutputTag) -> DataStream:
+        """Return what this operator yields with that tag."""
+        if not isinstance(output_tag, OutputTag):
+            raise ProgramError(f"get_side_output({output_tag!r:.80}): expected an OutputTag.")
+        tag, side_type = output_tag.tag_id, output_tag.type_info
+        members = [Member(m.node, side_tag=tag, side_type=side_type) for m in self._members]
+        return SideOutputDataStream(self._env, *members)
 
     # --- how records travel --------------------------------------------------------------------------------------
 
     def _ship(self, partitioning: Partitioning) -> DataStream:
-        return DataStream(self._env, *(Member(m.node, partitioning, m.side_tag) for m in self._members))
+        return DataStream(self._env, *(replace(m, partitioning=partitioning) for m in self._members))
 
     def key_by(self, key_selector: Any, key_type: TypeInformation | None = None) -> KeyedStream:
         """Partition by key: a function, a KeySelector, a field's index or its name."""
@@ -230,10 +261,18 @@ class DataStream(_Named):
         """Send every record to the first subtask of the next operator."""
         return self._ship(Partitioning(ShipStrategy.GLOBAL))
 
-    def broadcast(self, broadcast_state_descriptor: Any = None, *other_broadcast_state_descriptors: Any) -> DataStream:
-        if broadcast_state_descriptor is not None or other_broadcast_state_descriptors:
-            raise ProgramError("broadcast: broadcast state is not supported yet; call broadcast() without descriptors.")
-        return self._ship(Partitioning(ShipStrategy.BROADCAST))
+    def broadcast(
+        self,
+        broadcast_state_descriptor: MapStateDescriptor | None = None,
+        *other_broadcast_state_descriptors: MapStateDescriptor,
+    ) -> Any:
+        """Send every record to all subtasks of the next operator. With descriptors: return a BroadcastStream, whose
+        elements may change the broadcast states of those names; ``connect`` another stream with it."""
+        if broadcast_state_descriptor is None and not other_broadcast_state_descriptors:
+            return self._ship(Partitioning(ShipStrategy.BROADCAST))
+        from engine.datastream.broadcast_stream import BroadcastStream
+
+        return BroadcastStream(self, (broadcast_state_descriptor, *other_broadcast_state_descriptors))
 
     def partition_custom(self, partitioner: Any, key_selector: Any) -> DataStream:
         return self._ship(Partitioning(ShipStrategy.CUSTOM, as_key_selector(key_selector), partitioner))
@@ -248,22 +287,22 @@ class DataStream(_Named):
 
     def print(self, sink_identifier: str | None = None) -> DataStreamSink:
         """Write each record to the TaskManager's standard output (the terminal, in a local run)."""
-        return self._sink("Print to Std. Out", PrintSpec(sink_identifier or "", False, self._node.output_type))
+        return self._sink("Print to Std. Out", PrintSpec(sink_identifier or "", False, self._output_type))
 
     def print_to_err(self, sink_identifier: str | None = None) -> DataStreamSink:
-        return self._sink("Print to Std. Err", PrintSpec(sink_identifier or "", True, self._node.output_type))
+        return self._sink("Print to Std. Err", PrintSpec(sink_identifier or "", True, self._output_type))
 
     def add_sink(self, sink_func: Any) -> DataStreamSink:
         """Hand each record to a ``SinkFunction`` written in Python, or to a plain function of one argument."""
-        return self._sink("Unnamed", _sink_spec(sink_func, self._node.output_type))
+        return self._sink("Unnamed", _sink_spec(sink_func, self._output_type))
 
     def sink_to(self, sink: Any) -> DataStreamSink:
         """Hand the records to a sink such as ``FileSink``."""
-        return self._sink("Writer", _sink_spec(sink, self._node.output_type))
+        return self._sink("Writer", _sink_spec(sink, self._output_type))
 
     def write_as_text(self, path: str, write_mode: WriteMode = WriteMode.NO_OVERWRITE) -> DataStreamSink:
         """Write one line a record: a file if this sink's parallelism is 1, else a folder of files 1, 2, …"""
-        return self._sink("Text Sink", TextFileSinkSpec(path, write_mode, self._node.output_type))
+        return self._sink("Text Sink", TextFileSinkSpec(path, write_mode, self._output_type))
 
     def write_as_csv(
         self,
@@ -323,6 +362,26 @@ def _check_function(func: Any, method: str) -> None:
         raise ProgramError(f"{method}({func!r}): expected a function or an object with {method}().")
 
 
+def check_kind(func: Any, method: str, *kinds: type) -> None:
+    """Raise ProgramError unless ``func`` is an object of one of the function classes."""
+    if isinstance(func, type):
+        raise ProgramError(f"{method}({func.__name__}): got a class; pass an object of it: {func.__name__}().")
+    if not isinstance(func, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ProgramError(f"{method}({func!r:.80}): expected a {expected} object.")
+
+
+class SideOutputDataStream(DataStream):
+    """A side output: a stream like any other, but the operator that it comes from has its settings elsewhere."""
+
+    def _settings_not_here(self, *args: Any, **kwargs: Any) -> Any:
+        raise ProgramError("A side output has no settings of its own; set name, uid, parallelism… on the main stream.")
+
+    name = uid = set_uid_hash = set_parallelism = set_max_parallelism = force_non_parallel = _settings_not_here
+    set_buffer_timeout = start_new_chain = disable_chaining = slot_sharing_group = _settings_not_here
+    set_description = _settings_not_here
+
+
 class DataStreamSink(_Named):
     """A sink in the program; settings only."""
 
@@ -350,11 +409,41 @@ class ConnectedStreams:
         node = Transformation(name=name, spec=spec, inputs=edges, output_type=output_type)
         return DataStream(self.stream1._env, node)
 
+    def _key_selectors(self) -> tuple[Any, Any] | None:
+        """Return both key selectors, or None when the streams are not keyed both."""
+        from engine.datastream.keyed_stream import KeyedStream
+
+        if isinstance(self.stream1, KeyedStream) and isinstance(self.stream2, KeyedStream):
+            return self.stream1._key_selector, self.stream2._key_selector
+        return None
+
     def map(self, func: CoMapFunction, output_type: TypeInformation | None = None) -> DataStream:
+        check_kind(func, "map", CoMapFunction)
+        keys = self._key_selectors()
+        if keys is not None and keeps_state(func):
+            return self._apply("Co-Map", CoProcessSpec(func, keys, output_type, "map"), output_type)
         return self._apply("Co-Map", CoMapSpec(func), output_type)
 
     def flat_map(self, func: CoFlatMapFunction, output_type: TypeInformation | None = None) -> DataStream:
+        check_kind(func, "flat_map", CoFlatMapFunction)
+        keys = self._key_selectors()
+        if keys is not None and keeps_state(func):
+            return self._apply("Co-Flat Map", CoProcessSpec(func, keys, output_type, "flat_map"), output_type)
         return self._apply("Co-Flat Map", CoFlatMapSpec(func), output_type)
+
+    def process(
+        self, func: CoProcessFunction | KeyedCoProcessFunction, output_type: TypeInformation | None = None
+    ) -> DataStream:
+        """Hand the records of both streams to one function; on keyed streams they share state and timers of a key."""
+        check_kind(func, "process", CoProcessFunction, KeyedCoProcessFunction)
+        keys = self._key_selectors()
+        if keys is None and isinstance(func, KeyedCoProcessFunction):
+            raise ProgramError(
+                f"process({type(func).__name__}()): a KeyedCoProcessFunction needs both streams keyed: "
+                "a.connect(b).key_by(k1, k2).process(…)."
+            )
+        name = "Co-Process" if keys is None else "Co-Keyed-Process"
+        return self._apply(name, CoProcessSpec(func, keys, output_type), output_type)
 
 
 class CloseableIterator(Generic[T]):

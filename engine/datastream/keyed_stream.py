@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import TupleTypeInfo, TypeInformation
-from engine.datastream.data_stream import DataStream, DataStreamSink, Member, _check_function
+from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
 from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.functions import Function
+from engine.operators.process import ProcessSpec, keeps_state
+from engine.operators.process_functions import KeyedProcessFunction, ProcessFunction
 
 __all__ = ["KeyedStream"]
 
@@ -21,7 +24,7 @@ class KeyedStream(DataStream):
 
     def __init__(self, origin: DataStream, key_selector: Any, key_type: TypeInformation | None) -> None:
         partitioning = Partitioning(ShipStrategy.HASH, key_selector)
-        super().__init__(origin._env, *(Member(m.node, partitioning, m.side_tag) for m in origin._members))
+        super().__init__(origin._env, *(replace(m, partitioning=partitioning) for m in origin._members))
         self._origin = origin
         self._key_selector = key_selector
         self._key_type = key_type
@@ -29,9 +32,39 @@ class KeyedStream(DataStream):
     def get_key_type(self) -> TypeInformation | None:
         return self._key_type
 
+    def _stateful(self, name: str, method: str, func: Any, output_type: TypeInformation | None) -> DataStream:
+        """A function with ``open`` may keep state: run it with the key of each record."""
+        return self._apply(name, ProcessSpec(func, self._key_selector, output_type, method), output_type)
+
+    def map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
+        """As on any stream; a MapFunction may have keyed state of its RuntimeContext."""
+        _check_function(func, "map")
+        return self._stateful("Map", "map", func, output_type) if keeps_state(func) else super().map(func, output_type)
+
+    def flat_map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
+        """As on any stream; a FlatMapFunction may have keyed state of its RuntimeContext."""
+        _check_function(func, "flat_map")
+        if keeps_state(func):
+            return self._stateful("Flat Map", "flat_map", func, output_type)
+        return super().flat_map(func, output_type)
+
+    def filter(self, func: Function | Callable[[Any], bool]) -> DataStream:
+        """As on any stream; a FilterFunction may have keyed state of its RuntimeContext."""
+        _check_function(func, "filter")
+        if keeps_state(func):
+            return self._stateful("Filter", "filter", func, self._output_type)
+        return super().filter(func)
+
+    def process(
+        self, func: KeyedProcessFunction | ProcessFunction, output_type: TypeInformation | None = None
+    ) -> DataStream:
+        """Hand each record, with its context, to a function that has keyed state and timers."""
+        check_kind(func, "process", KeyedProcessFunction, ProcessFunction)
+        return self._stateful("KeyedProcess", "process_element", func, output_type)
+
     def _keyed(self, name: str, spec: OperatorSpec) -> DataStream:
         edges = [member.edge() for member in self._members]
-        node = Transformation(name=name, spec=spec, inputs=edges, output_type=self._node.output_type)
+        node = Transformation(name=name, spec=spec, inputs=edges, output_type=self._output_type)
         return DataStream(self._env, node)
 
     def reduce(self, func: Function | Callable[[Any, Any], Any]) -> DataStream:
@@ -46,7 +79,7 @@ class KeyedStream(DataStream):
     def _check_field(self, kind: str, field: int | str) -> None:
         if isinstance(field, bool) or not isinstance(field, int | str):
             raise ProgramError(f"{kind}({field!r}): expected a field's index or name.")
-        own = self._node.output_type
+        own = self._output_type
         if not isinstance(own, TupleTypeInfo):
             return
         names = own.get_field_names()
