@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from engine.common.execution_config import ExecutionConfig
     from engine.datastream.environment import StreamExecutionEnvironment
     from engine.datastream.keyed_stream import KeyedStream
+    from engine.datastream.windowed_stream import AllWindowedStream, CoGroupedStreams, JoinedStreams
+    from engine.time.assigners import WindowAssigner
 
 __all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSink"]
 
@@ -209,6 +211,35 @@ class DataStream(_Named):
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
         return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._output_type)
+
+    # --- windows ---------------------------------------------------------------------------------------------------
+
+    def window(self, window_assigner: WindowAssigner) -> Any:
+        raise ProgramError("window(…) needs a key: call key_by(…) before it, or window_all(…) for one window of all.")
+
+    def window_all(self, window_assigner: WindowAssigner) -> AllWindowedStream:
+        """Gather the whole stream in windows; one subtask does it."""
+        from engine.datastream.windowed_stream import AllWindowedStream
+
+        return AllWindowedStream(self, window_assigner)
+
+    def count_window_all(self, size: int, slide: int = 0) -> AllWindowedStream:
+        """Gather runs of ``size`` elements; with ``slide``, one begins every ``slide`` elements (Flink's)."""
+        from engine.time.assigners import count_windows
+
+        return self.window_all(count_windows(size, slide))
+
+    def join(self, other: DataStream) -> JoinedStreams:
+        """Join by key and window: ``.where(k1).equal_to(k2).window(w).apply(f)`` (Flink's Java API)."""
+        from engine.datastream.windowed_stream import JoinedStreams
+
+        return JoinedStreams(self, other)
+
+    def co_group(self, other: DataStream) -> CoGroupedStreams:
+        """Group both streams by key and window: ``.where(k1).equal_to(k2).window(w).apply(f)`` (Flink's Java API)."""
+        from engine.datastream.windowed_stream import CoGroupedStreams
+
+        return CoGroupedStreams(self, other)
 
     # --- several streams -----------------------------------------------------------------------------------------
 

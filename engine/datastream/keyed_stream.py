@@ -9,12 +9,14 @@ from typing import Any
 from engine.core.errors import ProgramError
 from engine.core.type_info import TupleTypeInfo, TypeInformation
 from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
+from engine.datastream.windowed_stream import IntervalJoin, WindowedStream
 from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.functions import Function
 from engine.operators.process import ProcessSpec, keeps_state
 from engine.operators.process_functions import KeyedProcessFunction, ProcessFunction
+from engine.time.assigners import WindowAssigner, count_windows
 
 __all__ = ["KeyedStream"]
 
@@ -102,6 +104,18 @@ class KeyedStream(DataStream):
 
     def max_by(self, position_to_max_by: int | str = 0) -> DataStream:
         return self._aggregate("max_by", position_to_max_by)
+
+    def window(self, window_assigner: WindowAssigner) -> WindowedStream:
+        """Gather the records of each key in windows."""
+        return WindowedStream(self, window_assigner)
+
+    def count_window(self, size: int, slide: int = 0) -> WindowedStream:
+        """Gather runs of ``size`` records of each key; with ``slide``, one begins every ``slide`` records."""
+        return self.window(count_windows(size, slide))
+
+    def interval_join(self, other: KeyedStream) -> IntervalJoin:
+        """Join records whose event times are near each other: ``.between(lower, upper).process(f)`` (Flink's)."""
+        return IntervalJoin(self, other)
 
     def key_by(self, key_selector: Any, key_type: TypeInformation | None = None) -> KeyedStream:
         return self._origin.key_by(key_selector, key_type)

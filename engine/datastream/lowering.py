@@ -3,6 +3,7 @@
 Rules, each a function that changes nodes in place:
 - endless input: file sinks show what they have written when the job is cancelled;
 - batch: keyed aggregations emit one final result per key, and ``sum/min/max`` are pre-aggregated before the exchange;
+- batch: event time advances once, at the end of all input, so that nothing is late; processing time ends there too;
 - a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
 
 The user's own graph is never changed: rules work on a copy.
@@ -20,6 +21,8 @@ from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transf
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.stateless import FlatMapSpec
 from engine.operators.text import plan_word_count
+from engine.operators.timestamps import TimestampsSpec
+from engine.operators.window import WindowSpec
 
 __all__ = ["is_bounded", "lower"]
 
@@ -59,6 +62,7 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         _vectorise_word_counts(reachable(rewritten))
     if batch:
         for node in reachable(rewritten):
+            _end_time_with_input(node)
             _emit_final(node)
             _pre_aggregate(node)
     return rewritten
@@ -68,6 +72,17 @@ def _publish_on_cancel(sink: Transformation) -> None:
     """An endless job ends by being cancelled: what its file sinks have written up to then is its result."""
     if isinstance(sink.spec, CsvFileSinkSpec | FileSinkSpec | TextFileSinkSpec):
         sink.spec = dataclasses.replace(sink.spec, publish_on_cancel=True)
+
+
+def _end_time_with_input(node: Transformation) -> None:
+    spec = node.spec
+    if isinstance(spec, TimestampsSpec):
+        strategy = dataclasses.replace(
+            spec.strategy, out_of_orderness_ms=None, generator_supplier=None, idle_timeout_ms=None
+        )
+        node.spec = TimestampsSpec(strategy)
+    elif isinstance(spec, WindowSpec):
+        node.spec = dataclasses.replace(spec, batch=True)
 
 
 def _emit_final(node: Transformation) -> None:

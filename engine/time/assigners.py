@@ -39,6 +39,7 @@ __all__ = [
     "TumblingEventTimeWindows",
     "TumblingProcessingTimeWindows",
     "WindowAssigner",
+    "count_windows",
 ]
 
 Span = Time | Duration | dt.timedelta
@@ -396,3 +397,8 @@ class CountSlidingWindowAssigner(_Counting):
 
     def __repr__(self) -> str:
         return f"CountSlidingWindowAssigner({self._window_size}, {self._window_slide})"
+
+
+def count_windows(size: int, slide: int = 0) -> WindowAssigner:
+    """Return the assigner of ``count_window(size, slide)``; no slide = side by side."""
+    return CountSlidingWindowAssigner(size, slide) if slide else CountTumblingWindowAssigner(size)
