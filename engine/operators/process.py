@@ -16,6 +16,7 @@ from engine.core.clock import Clock
 from engine.core.errors import ProgramError
 from engine.core.records import Batch, rows_of
 from engine.core.type_info import TypeInformation
+from engine.core.user_code import describe_record
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
@@ -247,18 +248,18 @@ class ProcessOperator(Operator):
         assert backend is not None
         backend.set_current_key(key)
         ctx.now_at, ctx.domain = time_ms, domain
-        is_event_time = domain is TimeDomain.EVENT_TIME
-        stamp = time_ms if is_event_time else None  # what a processing-time timer emits has no event time
-        occasion = f"{'event' if is_event_time else 'processing'}-time timer {time_ms} of key {key!r:.200}"
+        stamp = (
+            time_ms if domain is TimeDomain.EVENT_TIME else None
+        )  # what a processing-time timer emits has no event time
         try:
             if self._on_timer is None:
                 raise ProgramError(f"{type(self._function).__name__} registers timers and has no on_timer().")
             results = self._on_timer(time_ms, ctx)
             rest = None if results is None else self._results.take(results, stamp)
         except Exception as error:
-            raise self._error(error, occasion=occasion) from error
+            raise self._error(error, occasion=_occasion(time_ms, key, domain)) from error
         if rest is not None:
-            self._drain(rest, stamp, occasion=occasion)
+            self._drain(rest, stamp, occasion=_occasion(time_ms, key, domain))
         ctx.domain = None
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -272,6 +273,11 @@ class ProcessOperator(Operator):
                     keys.close()
         finally:
             self._bound.close()
+
+
+def _occasion(time_ms: int, key: Any, domain: TimeDomain) -> str:
+    kind = "event" if domain is TimeDomain.EVENT_TIME else "processing"
+    return f"{kind}-time timer {time_ms} of key {describe_record(key)}"
 
 
 def keeps_state(function: Any) -> bool:

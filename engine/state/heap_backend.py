@@ -50,6 +50,10 @@ _STATES: Final[dict[str, Any]] = {
 }
 
 
+#: Of tuples, floats… remembered so that they are not searched for NaN again; some MB.
+_CANONICAL_KEYS_MAX: Final = 1 << 16
+
+
 @dataclass
 class _Table:
     """All values of one state."""
@@ -71,6 +75,8 @@ class HeapKeyedStateBackend:
         self._tables: dict[str, _Table] = {}
         #: expiring states that want to clean up with every record, by name
         self._cleaned: dict[str, Any] = {}
+        #: keys seen of late that need no second look; a NaN that is not the canonical one is never found in it
+        self._canonical: set[Any] = set()
         self.key_or_none: Any = MISSING
 
     # --- the key ---------------------------------------------------------------------------------------------------
@@ -88,9 +94,9 @@ class HeapKeyedStateBackend:
     def set_current_key(self, key: Any) -> None:
         kind = type(key)
         if kind is not str and kind is not int:
-            key = canonical_key(key)
             try:
-                hash(key)
+                if key not in self._canonical:
+                    key = self._new_canonical(key)
             except TypeError as error:
                 raise ProgramError(
                     f"{key!r:.80} of type {kind.__name__} cannot be a key: it is not hashable. "
@@ -99,6 +105,13 @@ class HeapKeyedStateBackend:
         self.key_or_none = key
         for state in self._cleaned.values():
             state.clean_up()
+
+    def _new_canonical(self, key: Any) -> Any:
+        if len(self._canonical) >= _CANONICAL_KEYS_MAX:
+            self._canonical.clear()
+        key = canonical_key(key)
+        self._canonical.add(key)
+        return key
 
     def clear_current_key(self) -> None:
         self.key_or_none = MISSING

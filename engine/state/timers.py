@@ -29,7 +29,7 @@ class _TimerQueue:
     """A set of timers in order of time; those of one time come in the order of their registration."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Any, Any]] = []
+        self._heap: list[tuple[int, int, Timer]] = []
         #: timer → its place in the order; what is in the heap but not in here was deleted
         self.live: dict[Timer, int] = {}
         self._count = itertools.count()
@@ -38,29 +38,30 @@ class _TimerQueue:
         if timer in self.live:
             return
         order = self.live[timer] = next(self._count)
-        heapq.heappush(self._heap, (timer[0], order, timer[1], timer[2]))
+        heapq.heappush(self._heap, (timer[0], order, timer))
 
     def delete(self, timer: Timer) -> None:
         if self.live.pop(timer, None) is not None and len(self._heap) > 2 * len(self.live) + _DEAD_TIMERS_MIN:
-            self._heap = [(time_ms, order, key, ns) for (time_ms, key, ns), order in self.live.items()]
+            self._heap = [(timer[0], order, timer) for timer, order in self.live.items()]
             heapq.heapify(self._heap)
 
     def next_ms(self) -> int | None:
         heap = self._heap
         while heap:
-            time_ms, order, key, namespace = heap[0]
-            if self.live.get((time_ms, key, namespace)) == order:
+            time_ms, order, timer = heap[0]
+            if self.live.get(timer) == order:
                 return time_ms
             heapq.heappop(heap)
         return None
 
     def pop_due(self, until_ms: int) -> Iterator[Timer]:
         """Take out timers up to ``until_ms``, also those registered while this runs."""
-        while (next_ms := self.next_ms()) is not None and next_ms <= until_ms:
-            time_ms, _, key, namespace = heapq.heappop(self._heap)
-            timer = (time_ms, key, namespace)
-            del self.live[timer]
-            yield timer
+        live = self.live
+        while self._heap and self._heap[0][0] <= until_ms:  # looked up anew: the caller may register and delete
+            _, order, timer = heapq.heappop(self._heap)
+            if live.get(timer) == order:
+                del live[timer]
+                yield timer
 
 
 @final
