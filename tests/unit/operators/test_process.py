@@ -295,16 +295,18 @@ def test_a_failing_key_selector_names_the_record():
         harness.process([{"name": "a"}, {"x": 1}], [1, 1])
 
 
-def test_time_domain_outside_a_timer_is_refused():
+def test_time_domain_outside_a_timer_is_refused_also_after_one_has_fired():
     class Asks(KeyedProcessFunction):
         def process_element(self, value, ctx):
-            ctx.time_domain()
+            if value[1]:
+                ctx.time_domain()
+            ctx.timer_service().register_event_time_timer(1)
 
-    with (
-        OperatorHarness(ProcessSpec(Asks(), FieldKey(0))) as harness,
-        pytest.raises(UserCodeError, match=r"time_domain\(\) is for on_timer\(\)"),
-    ):
-        harness.process([("a", 1)])
+    with OperatorHarness(ProcessSpec(Asks(), FieldKey(0))) as harness:
+        harness.process([("a", False)])
+        harness.watermark(1)
+        with pytest.raises(UserCodeError, match=r"time_domain\(\) is for on_timer\(\)"):
+            harness.process([("a", True)])
 
 
 # --- map, flat_map and filter with state ------------------------------------------------------------

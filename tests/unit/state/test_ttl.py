@@ -161,6 +161,29 @@ def test_cleanup_for_every_record_needs_no_access_to_the_state(backend, clock):
         assert len(list(backend.keys("v"))) == remaining
 
 
+def test_a_key_that_is_written_all_the_time_does_not_hide_the_expired_ones_behind_it(backend, clock):
+    state = backend.value_state(with_ttl(ValueStateDescriptor("v")))
+    for number in range(100):
+        backend.set_current_key("busy")
+        state.update(1)
+        backend.set_current_key(number)
+        state.update(1)
+        clock.advance(1)
+    assert len(list(backend.keys("v"))) <= 12
+
+
+@pytest.mark.parametrize(("shows_expired", "full_snapshot", "kept"), [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1)])
+def test_a_snapshot_leaves_out_what_nobody_may_see_any_more(backend, clock, shows_expired, full_snapshot, kept):
+    builder = StateTtlConfig.new_builder(TEN).disable_cleanup_in_background()
+    if shows_expired:
+        builder.return_expired_if_not_cleaned_up()
+    if full_snapshot:
+        builder.cleanup_full_snapshot()
+    backend.value_state(with_ttl(ValueStateDescriptor("v"), builder.build())).update(1)
+    clock.advance(10)
+    assert len(backend.snapshot(range(128))) == kept
+
+
 def test_without_background_cleanup_what_nobody_reads_stays_in_memory_but_not_in_snapshots(backend, clock):
     config = StateTtlConfig.new_builder(TEN).disable_cleanup_in_background().cleanup_full_snapshot().build()
     states = [
