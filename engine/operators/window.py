@@ -179,7 +179,7 @@ class WindowOperator(Operator):
                         groups[group] = [item]
                 if fired:
                     self._process_fired(input_index, key, row, stamp, fired)
-                elif not waiting:
+                elif not waiting and self._is_too_late(stamp):
                     self._too_late(row, stamp)
         except TypeError:
             self.backend.set_current_key(key)  # says it when the key is not hashable
@@ -223,7 +223,7 @@ class WindowOperator(Operator):
                 if not self._is_late(window):
                     skipped = False
                     self._take_up(input_index, key, row, stamp, window, window)
-        if skipped and self._is_event_time and stamp + self._spec.allowed_lateness_ms <= self.timers.current_watermark:
+        if skipped and self._is_too_late(stamp):
             self._too_late(row, stamp)
 
     def _process_merging(
@@ -283,6 +283,10 @@ class WindowOperator(Operator):
             self._fire(key, window)
         if result.is_purge():
             self._contents.clear()
+
+    def _is_too_late(self, stamp: int) -> bool:
+        """Return whether a record without a window is late, and not one between windows that have gaps."""
+        return self._is_event_time and stamp + self._spec.allowed_lateness_ms <= self.timers.current_watermark
 
     def _too_late(self, row: Any, stamp: int) -> None:
         tag = self._spec.late_tag

@@ -1,0 +1,98 @@
+"""Timestamps, watermarks, idleness and custom generators of one subtask."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.core.clock import ManualClock
+from engine.core.errors import UserCodeError
+from engine.operators.timestamps import TimestampsSpec
+from engine.time.watermarks import Duration, Watermark, WatermarkGenerator, WatermarkStrategy
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+from tests.testing.operator_harness import OperatorHarness
+
+
+def strategy(base):
+    return TimestampsSpec(base.with_timestamp_assigner(lambda value, stamp: value))
+
+
+def test_the_watermark_follows_the_highest_time_less_the_allowed_disorder_and_never_goes_back():
+    with OperatorHarness(strategy(WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_millis(5)))) as harness:
+        for batch in ([3, 20, 7], [10], [21]):
+            harness.process(batch)
+        assert harness.output.timestamps_ms == [3, 20, 7, 10, 21]
+        assert harness.output.watermarks_ms == [14, 15]
+
+
+def test_only_the_last_watermark_of_upstream_passes():
+    with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness:
+        harness.watermark(5)
+        harness.watermark(TIME_MAX_MS)
+        assert harness.output.watermarks_ms == [TIME_MAX_MS]
+
+
+@pytest.mark.parametrize("time", [TIME_MIN_MS, TIME_MAX_MS + 1])
+def test_a_time_outside_of_64_bits_is_refused(time):
+    error = pytest.raises(UserCodeError, match=rf"the timestamp {time} is no time.*\n.*on record: {time}")
+    with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness, error:
+        harness.process([1, time])
+
+
+def test_times_before_1970_and_at_the_limits_are_times():
+    with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness:
+        harness.process([TIME_MIN_MS + 1, -1, TIME_MAX_MS])
+        assert harness.output.timestamps_ms == [TIME_MIN_MS + 1, -1, TIME_MAX_MS]
+        assert harness.output.watermarks_ms == [TIME_MAX_MS - 1]
+
+
+def test_a_stream_without_records_goes_idle_and_comes_back_with_the_next_one():
+    clock = ManualClock(1000)
+    base = WatermarkStrategy.for_monotonous_timestamps().with_idleness(Duration.of_millis(50))
+    with OperatorHarness(strategy(base), clock=clock) as harness:
+        clock.advance(30)
+        harness.process([1])
+        assert harness.head.next_timer_ms() == 1080
+        clock.advance(50)
+        harness.head.on_timer(clock.now_ms())
+        assert (harness.output.idle, harness.head.next_timer_ms()) == ([True], None)
+        harness.process([2])
+        assert (harness.output.idle, harness.output.watermarks_ms) == ([True, False], [0, 1])
+
+
+class Punctuated(WatermarkGenerator):
+    def __init__(self):
+        self.highest = 0
+
+    def on_event(self, event, event_timestamp, output):
+        self.highest = max(self.highest, event_timestamp)
+        if event % 10 == 0:
+            output.emit_watermark(Watermark(event_timestamp))
+
+    def on_periodic_emit(self, output):
+        output.emit_watermark(self.highest - 1)
+
+
+def test_a_generator_puts_its_watermarks_between_records_and_is_asked_by_the_clock():
+    clock = ManualClock(0)
+    story = []
+    with OperatorHarness(strategy(WatermarkStrategy.for_generator(Punctuated)), clock=clock) as harness:
+        out = harness.output
+        out.emit = lambda batch: story.append(list(batch.rows)) if len(batch) else None
+        out.emit_watermark = story.append
+        harness.process([3, 10, 14])
+        assert story == [[3, 10], 10, [14], 13]
+        harness.head._generator.highest = 50
+        assert harness.head.next_timer_ms() == 200
+        clock.advance(200)
+        harness.head.on_timer(clock.now_ms())
+        assert (story[-1], harness.head.next_timer_ms()) == (49, 400)
+
+
+def test_a_failing_generator_names_the_record():
+    class Wrong(Punctuated):
+        def on_event(self, event, event_timestamp, output):
+            raise KeyError(event)
+
+    error = pytest.raises(UserCodeError, match=r"KeyError: 7\n.*on record: 7")
+    with OperatorHarness(strategy(WatermarkStrategy.for_generator(Wrong))) as harness, error:
+        harness.process([7])
