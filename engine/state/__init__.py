@@ -1,1 +1,1 @@
-"""engine.state — see docs/ARCHITECTURE.md."""
+"""engine.state — keyed and operator state, timers, key groups; see docs/ARCHITECTURE.md."""
