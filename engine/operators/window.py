@@ -98,7 +98,8 @@ class WindowOperator(Operator):
         self._merging = assigner if isinstance(assigner, MergingWindowAssigner) else None
         #: the assigner when elements may be taken up in groups
         self._regular: RegularWindows | None = None
-        if isinstance(assigner, RegularWindows) and isinstance(trigger, EventTimeTrigger | ProcessingTimeTrigger):
+        own_trigger = EventTimeTrigger if self._is_event_time else ProcessingTimeTrigger
+        if isinstance(assigner, RegularWindows) and isinstance(trigger, own_trigger):
             self._regular = assigner
         self._late_rows: list[Any] = []
         self._late_stamps: list[int] = []
@@ -187,7 +188,8 @@ class WindowOperator(Operator):
         for (key, window), items in groups.items():
             self.backend.set_current_key(key)
             self._contents.use(window)
-            self._contents.add(items)
+            if not self._contents.add(items):
+                continue  # its timers have been registered
             self._trigger_context.window = window
             self._spec.trigger.on_element(items[-1], TIME_MIN_MS, window, self._trigger_context)
             self._register_cleanup(window)

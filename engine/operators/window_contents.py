@@ -99,8 +99,11 @@ class Contents(Protocol):
         """From now on this window is meant."""
         ...
 
-    def add(self, elements: Sequence[Any]) -> None:
-        """Take up elements, at least one. Raises UserCodeError naming the element on which the function failed."""
+    def add(self, elements: Sequence[Any]) -> bool:
+        """Take up elements, at least one. Return False when it is known that the window held something before.
+
+        Raises: UserCodeError naming the element on which the function failed.
+        """
         ...
 
     def elements(self) -> Sequence[Any] | None:
@@ -125,11 +128,14 @@ class ElementContents:
     def open(self, ctx: OperatorContext, backend: KeyedStateBackend) -> None:
         self._state = backend.list_state(ListStateDescriptor(_STATE_NAME))
         self.use = self._state.set_current_namespace
-        self.add = self._state.add_all
         self.clear = self._state.clear
 
     def close(self) -> None:
         pass
+
+    def add(self, elements: Sequence[Any]) -> bool:
+        self._state.add_all(elements)
+        return True
 
     def elements(self) -> Sequence[Any] | None:
         return list(self._state.get() or ()) or None
@@ -160,7 +166,7 @@ class AccumulatorContents:
     def close(self) -> None:
         self._fold.close()
 
-    def add(self, elements: Sequence[Any]) -> None:
+    def add(self, elements: Sequence[Any]) -> bool:
         held = self._state.value()
         add = self._fold.add
         remaining = iter(elements)
@@ -176,6 +182,7 @@ class AccumulatorContents:
         except Exception as error:
             raise self._fold.error(error, element) from error
         self._state.update((accumulator,))
+        return held is None
 
     def elements(self) -> Sequence[Any] | None:
         held = self._state.value()
