@@ -6,6 +6,7 @@ outputs is meant (side tag) and what it is united with. ``KeyedStream`` stands i
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
@@ -393,6 +394,13 @@ def _check_function(func: Any, method: str) -> None:
         raise ProgramError(f"{method}({func!r}): expected a function or an object with {method}().")
 
 
+#: Methods of functions that take part in ``check_kind``, which the engine calls.
+_CALLED = (
+    *("process_element", "process_element1", "process_element2", "process_broadcast_element", "on_timer"),
+    *("map1", "map2", "flat_map1", "flat_map2"),
+)
+
+
 def check_kind(func: Any, method: str, *kinds: type) -> None:
     """Raise ProgramError unless ``func`` is an object of one of the function classes."""
     if isinstance(func, type):
@@ -400,6 +408,13 @@ def check_kind(func: Any, method: str, *kinds: type) -> None:
     if not isinstance(func, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise ProgramError(f"{method}({func!r:.80}): expected a {expected} object.")
+    for name in _CALLED:
+        called = getattr(func, name, None)
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise ProgramError(
+                f"{method}({type(func).__name__}()): {name} is async, and nobody would await it. "
+                "Make it a plain method; it may use asyncio.run inside."
+            )
 
 
 class SideOutputDataStream(DataStream):

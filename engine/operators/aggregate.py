@@ -150,11 +150,11 @@ class FieldAggregate:
     def _max_by(self, first: Any, second: Any) -> Any:
         return second if self.value(second) > self.value(first) else first
 
-    def error(self, error: Exception, record: Any) -> EngineError:
+    def error(self, error: BaseException, record: Any) -> EngineError:
         seen = TypeError(f"{self.kind} on field {self.field!r}: {self._explain(error, record)}")
         return user_error(seen, operator_name=self.operator_name, record=record)
 
-    def _explain(self, error: Exception, record: Any) -> str:
+    def _explain(self, error: BaseException, record: Any) -> str:
         if isinstance(error, (IndexError, KeyError, AttributeError)):
             fields = f"{len(record)} fields" if hasattr(record, "__len__") else "no fields"
             return f"the record has no such field ({fields}): {error}"
@@ -237,7 +237,7 @@ class _KeyedReduceOperator(Operator):
                 results.append(result)
         except EngineError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self.keys.check(key, row)
             raise self._reducer.error(error, row) from error
         return results

@@ -65,7 +65,7 @@ class Keys:
         remaining = iter(rows)
         try:
             return [call(row) for row in remaining]
-        except Exception as error:
+        except BaseException as error:
             raise user_error(error, operator_name=self._operator_name, record=last_row(rows, remaining)) from error
 
     def check(self, key: Any, row: Any) -> None:

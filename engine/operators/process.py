@@ -196,7 +196,7 @@ class ProcessOperator(Operator):
                 set_key(key)
                 results = call(row, ctx)
                 rest = None if results is None else take(results, stamp)
-            except Exception as error:
+            except BaseException as error:
                 raise self._error(error, record=row) from error
             if rest is not None:
                 self._drain(rest, stamp, record=row)
@@ -210,7 +210,7 @@ class ProcessOperator(Operator):
             try:
                 results = call(row, ctx)
                 rest = None if results is None else take(results, stamp)
-            except Exception as error:
+            except BaseException as error:
                 raise self._error(error, record=row) from error
             if rest is not None:
                 self._drain(rest, stamp, record=row)
@@ -221,10 +221,10 @@ class ProcessOperator(Operator):
             self._results.flush()
             try:
                 rest = self._results.take(rest, stamp)
-            except Exception as error:
+            except BaseException as error:
                 raise self._error(error, **on) from error
 
-    def _error(self, error: Exception, **on: Any) -> Exception:
+    def _error(self, error: BaseException, **on: Any) -> Exception:
         return user_error(error, operator_name=self.ctx.operator_name, **on)
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class ProcessOperator(Operator):
                 raise ProgramError(f"{type(self._function).__name__} registers timers and has no on_timer().")
             results = self._on_timer(time_ms, ctx)
             rest = None if results is None else self._results.take(results, stamp)
-        except Exception as error:
+        except BaseException as error:
             raise self._error(error, occasion=_occasion(time_ms, key, domain)) from error
         if rest is not None:
             self._drain(rest, stamp, occasion=_occasion(time_ms, key, domain))

@@ -101,6 +101,13 @@ def test_functions_of_the_wrong_kind_are_named_with_the_one_expected(stream):
         with pytest.raises(ProgramError, match=message):
             build()
 
+    class Async(ProcessFunction):
+        async def process_element(self, value, ctx):
+            yield value
+
+    with pytest.raises(ProgramError, match=r"process\(Async\(\)\): process_element is async"):
+        stream.process(Async())
+
     class OnlyKeyedCo(KeyedCoProcessFunction):
         process_element1 = process_element2 = Co.process_element1
 

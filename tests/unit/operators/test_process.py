@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from engine.core.clock import ManualClock
@@ -268,6 +270,23 @@ def test_a_failure_names_operator_and_record_and_that_of_a_timer_key_and_time():
             harness.watermark(10)
         assert "ValueError: too late\n  in operator 'Ratio' on event-time timer 5 of key 'a'" in str(caught.value)
         assert "yield 1 / value[1]" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["record", "timer"])
+def test_leaving_the_process_is_a_failure_like_any_other(where):
+    class Leaves(KeyedProcessFunction):
+        def process_element(self, value, ctx):
+            ctx.timer_service().register_event_time_timer(5)
+            if where == "record":
+                sys.exit(3)
+
+        def on_timer(self, timestamp, ctx):
+            sys.exit(3)
+
+    with OperatorHarness(ProcessSpec(Leaves(), FieldKey(0))) as harness, pytest.raises(UserCodeError) as caught:
+        harness.process([("a", 1)])
+        harness.watermark(10)
+    assert "SystemExit: 3\n  in operator 'Test' on " in str(caught.value)
 
 
 def test_a_timer_without_on_timer_and_a_time_that_is_no_int_are_explained():
