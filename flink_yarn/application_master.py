@@ -1,7 +1,7 @@
-"""What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is there for.
+"""What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is for.
 
-A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application cluster
-runs the program's main here; both end as the job did, and say why. Started by the script that ``cluster_spec`` writes.
+A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application
+cluster runs the program's main here; both end as the job did, and say why. Started by the script of ``cluster_spec``.
 """
 
 from __future__ import annotations

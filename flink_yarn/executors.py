@@ -39,7 +39,7 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
         case "yarn-per-job":
             return _execute_per_job(job_graph, files, config)
     raise ConfigError(
-        "With yarn-application the program's main runs on YARN: start it with `flink run -t yarn-application program.py`."
+        "With yarn-application the program's main runs on YARN: start it with `flink run -t yarn-application …`."
     )
 
 

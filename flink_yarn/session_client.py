@@ -103,8 +103,8 @@ def deploy(
 ) -> Deployment:
     """Start a cluster on YARN and return when its JobManager answers.
 
-    ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills the
-    application again: nothing is left behind.
+    ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills
+    the application again: nothing is left behind.
 
     Raises: ConfigError, ExternalError with one clear message.
     """
@@ -216,7 +216,8 @@ def _kill_quietly(driver: Any, application_id: str) -> None:
         driver.kill_application(application_id)
     except Exception as error:
         print(
-            f"Application {application_id} may still run ({error}); end it with: yarn application -kill {application_id}",
+            f"Application {application_id} may still run ({error}); end it with: "
+            f"yarn application -kill {application_id}",
             file=sys.stderr,
         )
 
@@ -340,8 +341,8 @@ def find_session(config: Configuration) -> str:
     address = _read_address(file_system_of("hdfs:/"), conf, application_id)
     if not address:
         raise ExternalError(
-            f"The YARN application {application_id} is {report.state}, but its JobManager has not said where it is. If it was "
-            "just started, try again in some seconds; if another user started it, only that user can find it."
+            f"The YARN application {application_id} is {report.state}, but its JobManager has not said where it is. If "
+            "it was just started, try again in some seconds; if another user started it, only that user can find it."
         )
     return address
 
@@ -372,9 +373,8 @@ def print_resources(config: Configuration) -> None:
     print(f"Summary: totalMemory {memory} totalCores {vcores}")
     for queue in client.queues():
         if queue.is_leaf:
-            print(
-                f"Queue: {queue.name}, Current Capacity: {queue.used / 100:.4g} Max Capacity: {queue.capacity / 100:.4g}"
-            )
+            used, capacity = queue.used / 100, queue.capacity / 100
+            print(f"Queue: {queue.name}, Current Capacity: {used:.4g} Max Capacity: {capacity:.4g}")
 
 
 # --- an application cluster -----------------------------------------------------------------------------------------

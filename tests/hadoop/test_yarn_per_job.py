@@ -49,7 +49,11 @@ def test_a_job_that_finishes_makes_its_application_succeed(user):
     counts = Counter({word: int(count) for word, count in (line.split() for line in user.lines("/job/counts"))})
     assert counts == Counter(TEXT.split())
     report = user.application_named("counting")
-    assert (report["state"], report["finalStatus"], report["applicationType"]) == ("FINISHED", "SUCCEEDED", "Apache Flink")
+    assert (report["state"], report["finalStatus"], report["applicationType"]) == (
+        "FINISHED",
+        "SUCCEEDED",
+        "Apache Flink",
+    )
     assert report["diagnostics"] == "Job 'word count' finished."
     eventually("no process is left", lambda: not processes_of(report["id"]), 15)
     assert skein_drivers(str(user.folder)) == []
@@ -164,7 +168,7 @@ def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
 
 def test_a_node_with_another_python_is_told_with_both_versions(user):
     other = user.folder / "python-of-the-node"
-    other.write_text('#!/bin/sh\necho 3.7\n')
+    other.write_text("#!/bin/sh\necho 3.7\n")
     other.chmod(0o755)
     done = user.session("-n", "1", *SMALL, "-nm", "wrong python", "-d", f"-Dpython.executable={other}")
     assert done.returncode == 1
