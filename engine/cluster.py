@@ -68,6 +68,8 @@ LOCAL_CLOSE_S: Final = 5.0
 LOCAL_START_S: Final = 30.0
 #: Imported once by the zygote, so that no slot has to.
 ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
+#: Of a TaskManager, which lives long and starts many jobs, vectorised ones too.
+TASKMANAGER_PRELOAD: Final = (*ZYGOTE_PRELOAD, "numba")
 
 
 @dataclass(frozen=True)
@@ -225,11 +227,11 @@ def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[int], None]) ->
 # --- TaskManager ----------------------------------------------------------------------------------------------------
 
 
-async def _start_zygote(python: str) -> Zygote:
+async def _start_zygote(python: str, preload: Sequence[str] = TASKMANAGER_PRELOAD) -> Zygote:
     from engine.runtime.taskmanager.zygote import Zygote
 
     # Without a path of its own, what slots print goes where this process's output goes: .out file or terminal.
-    return await Zygote.start(python, _child_environment(), None, ZYGOTE_PRELOAD)
+    return await Zygote.start(python, _child_environment(), None, preload)
 
 
 def _child_environment() -> dict[str, str]:
@@ -445,7 +447,7 @@ class LocalCluster:
     def _zygote(self, python: str) -> asyncio.Task[Zygote]:
         known = self._zygotes.get(python)
         if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
-            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python))
+            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python, ZYGOTE_PRELOAD))
             self._loop.create_task(self._forget_when_ended(python, known))
         return known
 
