@@ -15,7 +15,6 @@ from engine.connectors.files import FileSplit, TextFileSource, split_size_of
 from engine.connectors.source import Boundedness, SourceSpec
 from engine.core import fs
 from engine.core.errors import ConfigError, InputError
-from engine.core import fs
 from engine.core.fs import FileStatus, LocalFileSystem
 from tests.testing.operator_harness import OperatorHarness
 
