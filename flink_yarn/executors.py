@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Final, final
 
@@ -29,6 +30,7 @@ __all__ = ["execute_async"]
 
 #: How long to wait for YARN to agree that the application has ended.
 _END_TIMEOUT_S: Final = 20.0
+_CANCEL_WAIT_S: Final = 5.0
 
 
 def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
@@ -87,8 +89,12 @@ class _PerJobAccess:
         )
 
     def cancel(self, job_id: JobID) -> None:
+        """Cancel and wait a moment for the end, so that the cluster goes with this process, too."""
         if self._outcome is None:
             self._rest.cancel(job_id)
+            deadline = time.monotonic() + _CANCEL_WAIT_S
+            while self.outcome(job_id, 0.1) is None and time.monotonic() < deadline:
+                pass
 
     def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         if self._outcome is None:

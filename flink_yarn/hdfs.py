@@ -166,7 +166,9 @@ def _translated(error: Exception, path: str, action: str, *, writing: bool = Fal
 def _is_final(error: Exception) -> bool:
     """The NameNode has answered, and will not answer otherwise."""
     text = str(error)
-    return isinstance(error, HdfsError) and ("does not exist" in text or "Permission denied" in text)
+    return isinstance(error, HdfsError) and any(
+        part in text for part in ("does not exist", "not found", "Permission denied")
+    )
 
 
 class _ResumingReader(io.RawIOBase):

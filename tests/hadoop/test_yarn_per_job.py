@@ -92,6 +92,39 @@ def _ended(user: YarnUser, application_id: str) -> dict | None:
     return report if report["state"] in ("FINISHED", "FAILED", "KILLED") else None
 
 
+def test_an_interrupted_client_cancels_its_job_when_asked_to(user):
+    program = user.write("endless.py", ENDLESS)
+    client = subprocess.Popen(
+        [
+            str(ROOT / "scripts" / "flink"),
+            "run",
+            "-sae",
+            "-m",
+            "yarn-cluster",
+            *SMALL_JOB,
+            "-ynm",
+            "interrupted",
+            program,
+        ],
+        env=user.env,
+        cwd=user.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert client.stdout is not None
+    for line in client.stdout:
+        if line.startswith("Job has been submitted"):
+            break
+    client.send_signal(signal.SIGINT)
+    rest, _ = client.communicate(timeout=60)
+    assert client.returncode == 130, rest
+    assert "Cancelled job" in rest
+    application_id = user.application_named("interrupted")["id"]
+    report = eventually("it has ended", lambda: _ended(user, application_id), 15)
+    assert report["finalStatus"] == "KILLED"
+
+
 def test_an_application_runs_the_programs_main_on_yarn(user):
     source = user.put("/application/in/text.txt", TEXT)
     target = f"{user.hadoop.namenode_uri}/application/counts"
