@@ -182,7 +182,12 @@ def test_a_client_interrupted_while_it_deploys_leaves_no_application(user):
 
 
 def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
-    done = user.session("-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s")
+    (user.folder / "ship").mkdir()
+    (user.folder / "ship" / "shipped_words.py").write_text("WORDS = ['shipped']\n")
+    done = user.session(
+        "-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s",
+        "-t", str(user.folder / "ship"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     application_id, dashboard = application_id_in(done.stdout), dashboard_in(done.stdout)
     try:
@@ -192,6 +197,18 @@ def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
         ran = user.flink("run", user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert get(f"{dashboard}/overview")["taskmanagers"] == 1
+        shipped = user.write(
+            "shipped.py",
+            "import sys\n"
+            "from engine.datastream import StreamExecutionEnvironment\n"
+            "env = StreamExecutionEnvironment.get_execution_environment()\n"
+            "words = env.from_collection([1]).flat_map(lambda _: __import__('shipped_words').WORDS)\n"
+            "words.write_as_text(sys.argv[1])\n"
+            "env.execute('shipped')\n",
+        )
+        ran = user.flink("run", shipped, f"{user.hadoop.namenode_uri}/demand/shipped")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert user.lines("/demand/shipped") == ["shipped"]
         eventually("its container is given back", lambda: user.application(application_id)["runningContainers"] == 1)
         assert get(f"{dashboard}/overview")["taskmanagers"] == 0
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flink_yarn.cluster_spec import SKEIN_MB
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import (
     ENDLESS,
@@ -72,6 +73,23 @@ def test_a_session_says_what_flink_says_and_has_all_its_slots(session, user):
 def test_the_commands_leave_no_driver_and_nothing_in_the_home(session, user):
     assert skein_drivers(str(user.folder)) == []
     assert list((user.folder / "home").iterdir()) == []
+
+
+def test_most_of_a_containers_memory_is_the_jobs(session):
+    """Of -tm 1024 at least 600 MB: what supervisor and zygote hold for themselves fits into the rest."""
+    application_id, _, _ = session
+    held_kb = 0
+    for pid in processes_of(application_id, "taskmanager"):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        held_kb += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])  # type: ignore[index]
+    assert held_kb / 1024 / 2 < 1024 - 600
+
+
+def test_the_java_application_master_stays_within_its_part(session):
+    application_id, _, _ = session
+    (java,) = [p for p, c in processes_of(application_id, "skein.ApplicationMaster").items() if "/bin/java" in c[:60]]
+    status = Path(f"/proc/{java}/status").read_text()
+    assert int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024 < SKEIN_MB  # type: ignore[index]
 
 
 def test_the_tracking_link_opens_the_dashboard(session, user):
