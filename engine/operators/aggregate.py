@@ -149,11 +149,11 @@ class FieldAggregate:
     def _max_by(self, first: Any, second: Any) -> Any:
         return second if self.value(second) > self.value(first) else first
 
-    def error(self, error: Exception, record: Any) -> EngineError:
+    def error(self, error: BaseException, record: Any) -> EngineError:
         seen = TypeError(f"{self.kind} on field {self.field!r}: {self._explain(error, record)}")
         return user_error(seen, operator_name=self.operator_name, record=record)
 
-    def _explain(self, error: Exception, record: Any) -> str:
+    def _explain(self, error: BaseException, record: Any) -> str:
         if isinstance(error, (IndexError, KeyError, AttributeError)):
             fields = f"{len(record)} fields" if hasattr(record, "__len__") else "no fields"
             return f"the record has no such field ({fields}): {error}"
@@ -225,7 +225,7 @@ class _Keys:
         remaining = iter(rows)
         try:
             return [call(row) for row in remaining]
-        except Exception as error:
+        except BaseException as error:
             raise user_error(error, operator_name=self._operator_name, record=_last(rows, remaining)) from error
 
     def check(self, key: Any, row: Any) -> None:
@@ -277,7 +277,7 @@ class _KeyedReduceOperator(Operator):
                 results.append(result)
         except EngineError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self.keys.check(key, row)
             raise self._reducer.error(error, row) from error
         return results

@@ -1,5 +1,8 @@
 """A user's function inside an operator: which method is called, its ``open`` and ``close``, its failures.
 
+Whoever calls it catches ``BaseException``: ``sys.exit()`` in a function fails the task as any other exception does, and
+its user wants to know where.
+
 Not here: the interfaces that users implement (``operators/functions``) and how failures read (``operators/failure``).
 """
 
@@ -33,7 +36,7 @@ class BoundFunction:
         if isinstance(self._function, Function):
             try:
                 self._function.open(ctx.runtime_context)
-            except Exception as error:
+            except BaseException as error:
                 raise self.error(error) from error
 
     def close(self) -> None:
@@ -41,9 +44,9 @@ class BoundFunction:
             self._opened = False
             try:
                 self._function.close()
-            except Exception as error:
+            except BaseException as error:
                 raise self.error(error) from error
 
-    def error(self, error: Exception, record: Any = NO_RECORD) -> EngineError:
+    def error(self, error: BaseException, record: Any = NO_RECORD) -> EngineError:
         """Return what to raise for an exception of the function on ``record``."""
         return user_error(error, operator_name=self.operator_name, record=record)

@@ -155,7 +155,7 @@ class _MapOperator(Operator):
         try:
             # A comprehension, not map(): StopIteration out of the user's function must not end the loop silently.
             rows = [call(row) for row in remaining]
-        except Exception as error:
+        except BaseException as error:
             raise function.error(error, _failing(batch.rows, remaining)) from error
         self.out.emit(RowBatch(rows, batch.timestamps_ms))
 
@@ -201,7 +201,7 @@ class _FlatMapOperator(Operator):
                 else:
                     rest = _iterator(results)
                     pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             if len(pending) >= BATCH_ROWS_MAX:
                 self._emit(pending, None)
@@ -223,7 +223,7 @@ class _FlatMapOperator(Operator):
                     continue
                 rest = _iterator(results)
                 pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             pending_stamps += [stamp] * (len(pending) - size)
             if len(pending) >= BATCH_ROWS_MAX:
@@ -238,7 +238,7 @@ class _FlatMapOperator(Operator):
         while True:
             try:
                 chunk = list(itertools.islice(rest, BATCH_ROWS_MAX))
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             if not chunk:
                 return
@@ -292,7 +292,7 @@ class _FilterOperator(Operator):
                 keeps = [bool(call(row)) for row in remaining]
                 rows = list(itertools.compress(batch.rows, keeps))
                 stamps = list(itertools.compress(stamps, keeps))
-        except Exception as error:
+        except BaseException as error:
             raise self._function.error(error, _failing(batch.rows, remaining)) from error
         if rows:
             self.out.emit(RowBatch(rows, stamps))
@@ -345,7 +345,7 @@ class _MapBatchesOperator(Operator):
                     for name, column in zip(columns.schema.names, columns.columns, strict=True)
                 }
             results = _record_batches(self._function.call(given))
-        except Exception as error:
+        except BaseException as error:
             raise self._function.error(error, f"a batch of {len(batch)} records") from error
         stamps = batch.timestamps_ms if isinstance(batch, ColumnBatch) else None
         for result in results:
