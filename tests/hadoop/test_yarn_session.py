@@ -105,7 +105,9 @@ def test_the_tracking_link_opens_the_dashboard(session, user):
 def test_word_count_from_hdfs_to_hdfs_is_exact(session, user):
     source = user.put("/session/in/text.txt", TEXT)
     target = f"{user.hadoop.namenode_uri}/session/counts"
-    done = user.flink("run", user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target)
+    user.put("/session/programs/word_count.py", WORD_COUNT)
+    program = f"{user.hadoop.namenode_uri}/session/programs/word_count.py"
+    done = user.flink("run", program, "--input", source, "--output", target)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Found Yarn properties file under" in done.stdout
     assert re.search("Job has been submitted with JobID [0-9a-f]{32}", done.stdout)
@@ -130,7 +132,7 @@ def test_bad_input_and_output_are_one_clear_message_and_leave_nothing(session, u
     assert "/session/exists exists" in exists.stderr
     assert user.lines("/session/exists") == ["precious"]
 
-    left = [name for name in user.hdfs.list("/session") if name not in ("in", "counts", "exists")]
+    left = [name for name in user.hdfs.list("/session") if name not in ("in", "counts", "exists", "programs")]
     assert left == []
 
 
