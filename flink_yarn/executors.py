@@ -5,6 +5,7 @@ Called by ``engine/client/executors`` by name, in the process that runs the prog
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -57,7 +58,11 @@ def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Conf
     deployment = deploy(config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph))
     print(f"JobManager Web Interface: {deployment.address}", flush=True)
     access = _PerJobAccess(deployment.application_id, RestClient(deployment.address), yarn_client())
-    return JobClient(job_graph.job_id, access, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+    cancel = config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT)
+    if cancel and config.get(JobOptions.ATTACHED):
+        # However this process ends, between any two lines of the program: the job goes with it.
+        atexit.register(access.cancel_at_exit, job_graph.job_id)
+    return JobClient(job_graph.job_id, access, cancel_on_interrupt=cancel)
 
 
 def _slots_of(job_graph: JobGraph) -> int:
@@ -95,6 +100,10 @@ class _PerJobAccess:
             deadline = time.monotonic() + _CANCEL_WAIT_S
             while self.outcome(job_id, 0.1) is None and time.monotonic() < deadline:
                 pass
+
+    def cancel_at_exit(self, job_id: JobID) -> None:
+        with contextlib.suppress(EngineError):
+            self.cancel(job_id)
 
     def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         if self._outcome is None:

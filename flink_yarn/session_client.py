@@ -126,12 +126,16 @@ def deploy(
         spec = application_spec(
             plan, files, user=hadoop_user(), home=_home(conf), java_opens=JAVA_OPENS, skein=skein_module()
         )
-        application_id = _submit(driver, spec, say)
+        submitted: list[str] = []
         try:
+            with _interrupts_held():
+                submitted.append(_submit(driver, spec, say))
+            application_id = submitted[0]
             with _sigterm_as_interrupt():
                 address = _await_jobmanager(client, conf, fs, application_id, say)
         except BaseException:
-            _kill_quietly(driver, application_id)
+            if submitted:
+                _kill_quietly(driver, submitted[0])
             raise
     say(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
     return Deployment(application_id, address, plan)
@@ -140,6 +144,31 @@ def deploy(
 def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
     """The driver's Java client would try a NameNode that is down for minutes."""
     fs.status(f"hdfs://{conf.default_authority()}/")
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the block's end: an application whose id is not known yet cannot be killed."""
+    noted: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        noted.append(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for held, handler in before.items():
+            signal.signal(held, handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

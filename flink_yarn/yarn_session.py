@@ -128,11 +128,11 @@ def _run(parsed: ParsedOptions, config: Configuration) -> int:
     deployment = deploy(config, Mode.SESSION)
     application_id = deployment.application_id
     path = _properties_path(config)
-    write_properties(
-        path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
-    )
     client = RestClient(deployment.address)
     try:
+        write_properties(
+            path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
+        )
         _await_slots(client, deployment.plan)
     except BaseException:
         _remove_properties(path, application_id)

@@ -87,7 +87,11 @@ def test_most_of_a_containers_memory_is_the_jobs(session):
 
 def test_the_java_application_master_stays_within_its_part(session):
     application_id, _, _ = session
-    (java,) = [p for p, c in processes_of(application_id, "skein.ApplicationMaster").items() if "/bin/java" in c[:60]]
+    (java,) = [
+        p
+        for p, c in processes_of(application_id, "skein.ApplicationMaster").items()
+        if "/bin/java " in c and "bash" not in c
+    ]
     status = Path(f"/proc/{java}/status").read_text()
     assert int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024 < SKEIN_MB  # type: ignore[index]
 
