@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.core.errors import ExternalError
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
@@ -396,11 +397,17 @@ class _PrintOperator(Operator):
         # several slot processes do not mix.
         stream = sys.stderr if self._spec.to_stderr else sys.stdout
         try:
-            stream.write(text)
-        except UnicodeEncodeError:
-            encoding = stream.encoding or "ascii"
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                encoding = stream.encoding or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except OSError as error:  # a full disk, or a pipe whose reader has gone (| head)
+            raise ExternalError(
+                f"Operator {self.ctx.operator_name!r} cannot write to standard "
+                f"{'error' if self._spec.to_stderr else 'output'}: {error.strerror}."
+            ) from error
 
 
 @final

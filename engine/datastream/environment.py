@@ -174,6 +174,11 @@ class StreamExecutionEnvironment:
 
     def from_collection(self, collection: Iterable[Any], type_info: TypeInformation | None = None) -> DataStream:
         """Make a stream of the elements, in order; the source's parallelism is 1."""
+        if not isinstance(collection, Iterable):
+            raise ProgramError(
+                f"from_collection({collection!r:.80}): expected a list or another iterable; for single values there is "
+                "from_elements."
+            )
         rows = rows_of_type(collection, type_info)
         return self._source(
             "Collection Source", CollectionSpec(tuple(rows)), type_info, forced_non_parallel=True, parallelism=1
