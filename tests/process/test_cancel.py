@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,7 +19,8 @@ from engine.datastream import BufferTimeout, StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource
 from engine.datastream.functions import MapFunction, SourceFunction
 from engine.protocol.lifecycle import JobStatus
-from tests.process.cluster_jobs import children_of, until
+from tests.process.cluster_jobs import ROOT, children_of, is_alive, until
+from tests.process.script_cluster import ScriptCluster
 
 SECONDS = 2.0
 NO_WATERMARKS = WatermarkStrategy.no_watermarks()
@@ -86,8 +90,6 @@ def match_for_ever(_):
 
 
 def wait_for_a_child(_):
-    import subprocess
-
     subprocess.run(["sleep", "600"], check=False)
 
 
@@ -100,8 +102,6 @@ def ignore_exceptions(_):
 
 
 def ignore_signals(_):
-    import signal
-
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(600)
@@ -249,3 +249,103 @@ def test_other_jobs_go_on_when_one_is_cancelled(env, tmp_path):
     with pytest.raises(JobCancelledError):
         client.get_job_execution_result().result(10)
     assert len(list(slow)) == 199
+
+
+# --- ends that nobody asked for ---------------------------------------------------------------------------------------
+
+PROGRAM = """
+from engine.common import WatermarkStrategy
+from engine.datastream import StreamExecutionEnvironment
+from engine.datastream.connectors import DataGeneratorSource
+
+env = StreamExecutionEnvironment.get_execution_environment()
+source = DataGeneratorSource(lambda i: i, None, 100)
+env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers").print()
+env.execute("endless")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_local_program_that_is_told_to_end_leaves_nothing(tmp_path, number):
+    (tmp_path / "program.py").write_text(PROGRAM.replace(".print()", ".write_as_text('out')"))
+    (tmp_path / "tmp").mkdir()
+    program = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    until(lambda: any(path.suffix == ".inprogress" for path in tmp_path.iterdir()), "the sink writes")
+    family = children_of(program.pid)
+    os.killpg(program.pid, number)
+    program.communicate(timeout=5)
+    assert program.returncode == -number
+    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 3)
+    assert not any(path.suffix == ".inprogress" for path in tmp_path.iterdir())
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with ScriptCluster(tmp_path_factory.mktemp("cancel")) as found:
+        found.start()
+        yield found
+
+
+def start(cluster, tmp_path, *options: str):
+    """Start an attached ``flink run``; return its process and the id of its running job."""
+    (tmp_path / "job.py").write_text(PROGRAM)
+    process = cluster.popen("flink", "run", *options, tmp_path / "job.py")
+    line = process.stdout.readline()
+    assert "JobID" in line, process.communicate(timeout=10)
+    job_id = line.split()[-1]
+    until(lambda: cluster.client().job(job_id)["state"] == "RUNNING", "RUNNING")
+    return process, job_id
+
+
+def test_with_sae_the_job_of_a_killed_client_is_cancelled(cluster, tmp_path):
+    process, job_id = start(cluster, tmp_path, "-sae")
+    process.kill()
+    process.communicate(timeout=10)
+    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
+
+
+def test_a_killed_slot_process_is_told_and_the_next_job_runs(cluster, tmp_path):
+    (taskmanager,) = cluster.pids("taskexecutor")
+    before = set(children_of(taskmanager))
+    process, _ = start(cluster, tmp_path)
+    for pid in set(children_of(taskmanager)) - before:
+        os.kill(pid, signal.SIGKILL)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "ended by SIGKILL" in error
+    until(lambda: set(children_of(taskmanager)) == before, "slot processes ended", 5)
+    process, job_id = start(cluster, tmp_path)
+    assert cluster.flink("cancel", job_id).returncode == 0
+    assert process.wait(10) == 1
+    process.communicate()
+
+
+def test_a_killed_taskmanager_and_a_killed_jobmanager_are_told(cluster, tmp_path):
+    """The last test of the cluster: it ends it, daemon by daemon."""
+    (taskmanager,) = cluster.pids("taskexecutor")
+    (jobmanager,) = cluster.pids("standalonesession")
+    process, _ = start(cluster, tmp_path)
+    family = children_of(taskmanager)
+    os.kill(taskmanager, signal.SIGKILL)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert re.search(r"TaskManager \S+ on host \S+ was lost", error)
+    until(lambda: not any(is_alive(pid) for pid in family), "slots and zygote ended", 5)
+
+    assert cluster.run("taskmanager.sh", "start").returncode == 0
+    until(lambda: cluster.client().overview()["taskmanagers"] == 1, "the new TaskManager")
+    process, _ = start(cluster, tmp_path)
+    slot_pids = children_of(cluster.pids("taskexecutor")[-1])
+    os.kill(jobmanager, signal.SIGKILL)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "No cluster answers at" in error
+    # The zygote stays with its TaskManager, which looks for a JobManager; tasks do not outlive theirs.
+    until(lambda: sum(map(is_alive, slot_pids)) <= 1, "slot processes ended", 10)
