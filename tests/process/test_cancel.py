@@ -265,7 +265,7 @@ env.execute("endless")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_local_program_that_is_told_to_end_leaves_nothing(tmp_path, number):
     (tmp_path / "program.py").write_text(PROGRAM.replace(".print()", ".write_as_text('out')"))
     (tmp_path / "tmp").mkdir()
