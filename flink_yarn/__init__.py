@@ -1,1 +1,1 @@
-"""The command line, YARN, ZooKeeper and HDFS: everything that knows a cluster manager. ``engine`` never imports this."""
+"""The command line, YARN, ZooKeeper and HDFS: all that knows a cluster manager. ``engine`` never imports this."""

@@ -1,7 +1,7 @@
-"""What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is there for.
+"""What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is for.
 
-A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application cluster
-runs the program's main here; both end as the job did, and say why. Started by the script that ``cluster_spec`` writes.
+A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application
+cluster runs the program's main here; both end as the job did, and say why. Started by the script of ``cluster_spec``.
 """
 
 from __future__ import annotations
@@ -268,10 +268,11 @@ class ApplicationMaster:
         # The program waits for its jobs here, also when nobody waits for the application.
         config.set(JobOptions.ATTACHED, True)
         folder = os.path.abspath(JOB_FOLDER)
-        local = [os.path.join(folder, name) for name in spec["python_files"]]
+        local = [name if "://" in name else os.path.join(folder, name) for name in spec["python_files"]]
         config.set(JobOptions.PYTHON_FILES, ",".join(local))
         if spec.get("requirements"):
-            config.set(JobOptions.PYTHON_REQUIREMENTS, os.path.join(folder, spec["requirements"]))
+            parts = [os.path.join(folder, name) for name in spec["requirements"].split("#")]
+            config.set(JobOptions.PYTHON_REQUIREMENTS, "#".join(parts))
         program = locate_program(
             path=os.path.join(folder, spec["path"]) if spec["path"] else "",
             entry=spec["entry"] if spec["path"] else "",

@@ -1,8 +1,8 @@
 """Packs the engine and the Python packages that it needs into two archives for YARN's nodes.
 
-One has the packages, which are large and change rarely, one the engine itself. They are named by their content, kept in
-the user's cache folder and on HDFS, and cached by NodeManagers: a second deployment packs and uploads nothing. Their roots
-belong on ``PYTHONPATH``. Not here: users' files (``session_client``).
+One has the packages, which are large and change rarely, one the engine itself. They are named by their content, kept
+in the user's cache folder and on HDFS, and cached by NodeManagers: a second deployment packs and uploads nothing. Their
+roots belong on ``PYTHONPATH``. Not here: users' files (``session_client``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from typing import Final
 from engine.core.errors import ConfigError, ExternalError
 from engine.core.fs import FileSystem
 
-__all__ = ["ArchiveEntry", "content_hash", "engine_entries", "local_archives", "package_entries", "requirement_closure", "upload_archive"]
+__all__ = [
+    "ArchiveEntry",
+    "content_hash",
+    "engine_entries",
+    "local_archives",
+    "package_entries",
+    "requirement_closure",
+    "upload_archive",
+]
 
 #: Changes whenever the same inputs would give another archive.
 _FORMAT: Final = "3"
@@ -60,7 +68,7 @@ class ArchiveEntry:
     stamp: str
 
 
-# --- what goes in ----------------------------------------------------------------------------------------------------
+# --- what goes in ---------------------------------------------------------------------------------------------------
 
 
 def requirement_closure(names: Iterable[str]) -> list[importlib.metadata.Distribution]:
@@ -149,9 +157,11 @@ def _distribution_entries(distribution: importlib.metadata.Distribution) -> Iter
         name = file.as_posix()
         if name.startswith(("..", "/")) or name.endswith((".pyc", ".pth")):
             continue
-        if _LEFT_OUT.search(name) and not _KEPT.match(name):
-            if not (keep_setuptools and name.startswith(("setuptools/", "pkg_resources/")) and "/tests/" not in name):
-                continue
+        is_distutils = (
+            keep_setuptools and name.startswith(("setuptools/", "_distutils_hack/")) and "/tests/" not in name
+        )
+        if _LEFT_OUT.search(name) and not _KEPT.match(name) and not is_distutils:
+            continue
         path = Path(str(distribution.locate_file(file)))
         if not path.is_file():
             continue
@@ -167,7 +177,7 @@ def content_hash(entries: Iterable[ArchiveEntry]) -> str:
     return digest.hexdigest()[:32]
 
 
-# --- packing -----------------------------------------------------------------------------------------------------------
+# --- packing --------------------------------------------------------------------------------------------------------
 
 
 def _cache_folder() -> Path:
@@ -256,12 +266,10 @@ def _byte_code(path: Path, source: bytes) -> bytes | None:
         return None  # templates and files for other versions of Python
 
 
-# --- upload ------------------------------------------------------------------------------------------------------------
+# --- upload ---------------------------------------------------------------------------------------------------------
 
 
-def upload_archive(
-    local: Path, fs: FileSystem, folder: str, *, say: Callable[[str], None] = lambda line: None
-) -> str:
+def upload_archive(local: Path, fs: FileSystem, folder: str, *, say: Callable[[str], None] = lambda line: None) -> str:
     """Return the archive's path on HDFS; copies it only when it is not there yet.
 
     It gets a temporary name first: what is named by its content is always complete.
@@ -270,7 +278,10 @@ def upload_archive(
     there = fs.status(target)
     if there is not None and there.size_bytes == local.stat().st_size:
         return target
-    say(f"Uploading {local.name.partition('-')[0]} ({local.stat().st_size / (1 << 20):.1f} MB) to {folder}; this is done once.")
+    say(
+        f"Uploading {local.name.partition('-')[0]} ({local.stat().st_size / (1 << 20):.1f} MB) to {folder}; "
+        "this is done once."
+    )
     temporary = f"{folder.rstrip('/')}/.uploading-{getpass.getuser()}-{os.getpid()}-{local.name}"
     try:
         with open(local, "rb") as source, fs.open_write(temporary, overwrite=True) as sink:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from engine.core.config import Configuration, find_config_dir, load_config_dir
+from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError, EngineError
 from engine.core.option_warnings import check_values, key_warnings
 from flink_yarn.cli_config import effective_config, read_yarn_properties, yarn_properties_path
@@ -103,7 +103,8 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
 
 def _configuration(action: Action, parsed: ParsedOptions) -> Configuration:
     base = load_config_dir(find_config_dir())
-    path = yarn_properties_path(base, os.environ.get("USER") or _login_name())
+    dynamic = parse_dynamic_properties([*parsed.all("yD"), *parsed.all("D")])
+    path = yarn_properties_path(Configuration(base).add_all(dynamic), os.environ.get("USER") or _login_name())
     generic = any(parsed.has(name) for name in ("target", "executor", "jobmanager", "yarnapplicationId"))
     properties = None if generic else read_yarn_properties(path)
     config = effective_config(parsed, base, properties)

@@ -1,4 +1,4 @@
-"""Configuration → what is asked of YARN: memory, cores, files, environment and scripts of both kinds of container. Pure.
+"""Configuration → what is asked of YARN: memory, cores, files, environment, scripts of both kinds of container. Pure.
 
 ``plan_cluster`` validates and divides, ``application_spec`` puts it into skein's form. Where files lie is handed in;
 packing, uploading and submitting are in ``session_client``.
@@ -134,8 +134,8 @@ class ClusterPlan:
     def division(self) -> str:
         """Return how the master's container is divided."""
         return (
-            f"Of the {self.master_mb} MB of the ApplicationMaster's container, {self.master_mb - self.jobmanager_mb} MB are "
-            f"for YARN's Java ApplicationMaster (skein) and {self.jobmanager_mb} MB for the JobManager."
+            f"Of the {self.master_mb} MB of the ApplicationMaster's container, {self.master_mb - self.jobmanager_mb} "
+            f"MB are for YARN's Java ApplicationMaster (skein) and {self.jobmanager_mb} MB for the JobManager."
         )
 
 
@@ -179,8 +179,8 @@ def plan_cluster(
     least = TASKMANAGER_MB_BASE + slots * TASKMANAGER_MB_PER_SLOT
     if taskmanager_mb < least:
         raise ConfigError(
-            f"A TaskManager's container (-tm, {MemoryOptions.TM_PROCESS.key}) has {taskmanager_mb} MB; expected at least "
-            f"{least} MB for {slots} slot{'s' if slots > 1 else ''}."
+            f"A TaskManager's container (-tm, {MemoryOptions.TM_PROCESS.key}) has {taskmanager_mb} MB; expected at "
+            f"least {least} MB for {slots} slot{'s' if slots > 1 else ''}."
         )
     vcores = config.get(YarnOptions.TM_VCORES)
     plan = ClusterPlan(
@@ -235,14 +235,14 @@ def _check_limits(plan: ClusterPlan, limits: YarnLimits) -> None:
             )
     if limits.vcores and plan.taskmanager_vcores > limits.vcores:
         raise ConfigError(
-            f"A TaskManager's container is to have {plan.taskmanager_vcores} virtual cores, but the largest container of this "
-            f"YARN cluster has {limits.vcores}. Use fewer slots (-s), or set {YarnOptions.TM_VCORES.key}."
+            f"A TaskManager's container is to have {plan.taskmanager_vcores} virtual cores, but the largest container "
+            f"of this YARN cluster has {limits.vcores}. Use fewer slots (-s), or set {YarnOptions.TM_VCORES.key}."
         )
     known = {queue for path in limits.queues for queue in (path, path.rsplit(".", 1)[-1])}
     if known and plan.queue not in known:
         raise ConfigError(
-            f"YARN has no queue {plan.queue!r} (-qu, {YarnOptions.QUEUE.key}) to which applications can be submitted; it has: "
-            f"{', '.join(sorted({path.rsplit('.', 1)[-1] for path in limits.queues}))}."
+            f"YARN has no queue {plan.queue!r} (-qu, {YarnOptions.QUEUE.key}) to which applications can be submitted; "
+            f"it has: {', '.join(sorted({path.rsplit('.', 1)[-1] for path in limits.queues}))}."
         )
     state = limits.stopped_queues.get(plan.queue)
     if state:

@@ -5,9 +5,11 @@ Called by ``engine/client/executors`` by name, in the process that runs the prog
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Final, final
 
@@ -29,6 +31,7 @@ __all__ = ["execute_async"]
 
 #: How long to wait for YARN to agree that the application has ended.
 _END_TIMEOUT_S: Final = 20.0
+_CANCEL_WAIT_S: Final = 5.0
 
 
 def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
@@ -39,7 +42,7 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
         case "yarn-per-job":
             return _execute_per_job(job_graph, files, config)
     raise ConfigError(
-        "With yarn-application the program's main runs on YARN: start it with `flink run -t yarn-application program.py`."
+        "With yarn-application the program's main runs on YARN: start it with `flink run -t yarn-application …`."
     )
 
 
@@ -55,7 +58,11 @@ def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Conf
     deployment = deploy(config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph))
     print(f"JobManager Web Interface: {deployment.address}", flush=True)
     access = _PerJobAccess(deployment.application_id, RestClient(deployment.address), yarn_client())
-    return JobClient(job_graph.job_id, access, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+    cancel = config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT)
+    if cancel and config.get(JobOptions.ATTACHED):
+        # However this process ends, between any two lines of the program: the job goes with it.
+        atexit.register(access.cancel_at_exit, job_graph.job_id)
+    return JobClient(job_graph.job_id, access, cancel_on_interrupt=cancel)
 
 
 def _slots_of(job_graph: JobGraph) -> int:
@@ -87,8 +94,16 @@ class _PerJobAccess:
         )
 
     def cancel(self, job_id: JobID) -> None:
+        """Cancel and wait a moment for the end, so that the cluster goes with this process, too."""
         if self._outcome is None:
             self._rest.cancel(job_id)
+            deadline = time.monotonic() + _CANCEL_WAIT_S
+            while self.outcome(job_id, 0.1) is None and time.monotonic() < deadline:
+                pass
+
+    def cancel_at_exit(self, job_id: JobID) -> None:
+        with contextlib.suppress(EngineError):
+            self.cancel(job_id)
 
     def outcome(self, job_id: JobID, timeout_s: float) -> JobOutcomeView | None:
         if self._outcome is None:

@@ -41,7 +41,7 @@ class HdfsFileSystem(FileSystem):
         self._conf = conf or HadoopConf.load()
         self._clients: dict[str, Any] = {}
 
-    # --- addresses -----------------------------------------------------------------------------------------------
+    # --- addresses --------------------------------------------------------------------------------------------------
 
     def _resolve(self, path: str) -> tuple[Any, str, str]:
         """Return (client, path on HDFS, prefix that the caller's paths carry)."""
@@ -63,7 +63,7 @@ class HdfsFileSystem(FileSystem):
             )
         return self._clients[authority]
 
-    # --- FileSystem ----------------------------------------------------------------------------------------------
+    # --- FileSystem -------------------------------------------------------------------------------------------------
 
     def open_read(self, path: str, offset: int = 0) -> IO[bytes]:
         client, plain, _ = self._resolve(path)
@@ -163,6 +163,14 @@ def _translated(error: Exception, path: str, action: str, *, writing: bool = Fal
     return ExternalError(f"Cannot {action} {path}: {type(error).__name__}: {text}")
 
 
+def _is_final(error: Exception) -> bool:
+    """The NameNode has answered, and will not answer otherwise."""
+    text = str(error)
+    return isinstance(error, HdfsError) and any(
+        part in text for part in ("does not exist", "not found", "Permission denied")
+    )
+
+
 class _ResumingReader(io.RawIOBase):
     """Reads one file; when the connection breaks it opens the file again at the offset reached."""
 
@@ -201,7 +209,7 @@ class _ResumingReader(io.RawIOBase):
             except Exception as error:
                 self._drop_connection()
                 self._failures += 1
-                if self._failures > READ_RETRIES_MAX:
+                if self._failures > READ_RETRIES_MAX or _is_final(error):
                     raise _translated(error, f"{self._path} at byte {self._offset}", "read") from error
                 time.sleep(0.1 * 2**self._failures)
                 continue

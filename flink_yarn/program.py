@@ -6,6 +6,7 @@ reports what it submitted as JSON lines in a result file: ``{"job_id"}``, ``{"pl
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, ProgramError
+from engine.core.errors import ConfigError, InputError, ProgramError
+from engine.core.fs import file_system_of, scheme_of
 from engine.core.options import JobOptions
 
 __all__ = ["Program", "ProgramRun", "local_path", "locate_program", "uploaded_id"]
@@ -70,6 +72,8 @@ def locate_program(*, path: str, entry: str, module: str, arguments: Sequence[st
     if module:
         return Program("", module, extra, tuple(arguments))
     path = local_path(path)
+    if scheme_of(path) != "file":
+        path = _fetched(path)
     if not os.path.exists(path):
         raise ProgramError(f"The program file does not exist: {path}")
     if path.endswith(".jar") or (_is_zip(path) and _holds_java(path)):
@@ -90,6 +94,19 @@ def locate_program(*, path: str, entry: str, module: str, arguments: Sequence[st
         f"{path} is not a program that can be run; expected a .py file, or a .zip, .whl or .pyz archive"
         + (" (this one is damaged: it is no zip archive)." if path.endswith(_ARCHIVES) else ".")
     )
+
+
+def _fetched(path: str) -> str:
+    """Return a copy on this host of a program that lies elsewhere (hdfs://); it goes with this process."""
+    folder = tempfile.mkdtemp(prefix="flink-program-")
+    atexit.register(shutil.rmtree, folder, True)
+    target = os.path.join(folder, path.rstrip("/").rsplit("/", 1)[-1])
+    try:
+        with file_system_of(path).open_read(path) as source, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except InputError as error:
+        raise ProgramError(f"The program cannot be fetched: {error}") from None
+    return target
 
 
 def _is_zip(path: str) -> bool:

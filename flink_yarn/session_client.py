@@ -103,8 +103,8 @@ def deploy(
 ) -> Deployment:
     """Start a cluster on YARN and return when its JobManager answers.
 
-    ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills the
-    application again: nothing is left behind.
+    ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills
+    the application again: nothing is left behind.
 
     Raises: ConfigError, ExternalError with one clear message.
     """
@@ -126,12 +126,16 @@ def deploy(
         spec = application_spec(
             plan, files, user=hadoop_user(), home=_home(conf), java_opens=JAVA_OPENS, skein=skein_module()
         )
-        application_id = _submit(driver, spec, say)
+        submitted: list[str] = []
         try:
+            with _interrupts_held():
+                submitted.append(_submit(driver, spec, say))
+            application_id = submitted[0]
             with _sigterm_as_interrupt():
                 address = _await_jobmanager(client, conf, fs, application_id, say)
         except BaseException:
-            _kill_quietly(driver, application_id)
+            if submitted:
+                _kill_quietly(driver, submitted[0])
             raise
     say(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
     return Deployment(application_id, address, plan)
@@ -140,6 +144,31 @@ def deploy(
 def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
     """The driver's Java client would try a NameNode that is down for minutes."""
     fs.status(f"hdfs://{conf.default_authority()}/")
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the block's end: an application whose id is not known yet cannot be killed."""
+    noted: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        noted.append(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for held, handler in before.items():
+            signal.signal(held, handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -216,7 +245,8 @@ def _kill_quietly(driver: Any, application_id: str) -> None:
         driver.kill_application(application_id)
     except Exception as error:
         print(
-            f"Application {application_id} may still run ({error}); end it with: yarn application -kill {application_id}",
+            f"Application {application_id} may still run ({error}); end it with: "
+            f"yarn application -kill {application_id}",
             file=sys.stderr,
         )
 
@@ -340,8 +370,8 @@ def find_session(config: Configuration) -> str:
     address = _read_address(file_system_of("hdfs:/"), conf, application_id)
     if not address:
         raise ExternalError(
-            f"The YARN application {application_id} is {report.state}, but its JobManager has not said where it is. If it was "
-            "just started, try again in some seconds; if another user started it, only that user can find it."
+            f"The YARN application {application_id} is {report.state}, but its JobManager has not said where it is. If "
+            "it was just started, try again in some seconds; if another user started it, only that user can find it."
         )
     return address
 
@@ -372,9 +402,8 @@ def print_resources(config: Configuration) -> None:
     print(f"Summary: totalMemory {memory} totalCores {vcores}")
     for queue in client.queues():
         if queue.is_leaf:
-            print(
-                f"Queue: {queue.name}, Current Capacity: {queue.used / 100:.4g} Max Capacity: {queue.capacity / 100:.4g}"
-            )
+            used, capacity = queue.used / 100, queue.capacity / 100
+            print(f"Queue: {queue.name}, Current Capacity: {used:.4g} Max Capacity: {capacity:.4g}")
 
 
 # --- an application cluster -----------------------------------------------------------------------------------------

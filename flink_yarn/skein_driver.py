@@ -1,8 +1,8 @@
 """Starts skein's driver, the Java process that talks to YARN for us, and ends it with the command that needed it.
 
 skein writes the application type "skein" and an overview page of its own into every application. A copy of its jar with
-two entries replaced (the type in the constant pool of two classes, the page) makes the ResourceManager show Flink's type
-and its tracking link open the dashboard; nothing else is touched.
+two entries replaced (the type in the constant pool of two classes, the page) makes the ResourceManager show Flink's
+type and its tracking link open the dashboard; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ JAVA_OPENS: Final = "--add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=jav
 TYPE_LENGTH_MAX: Final = 20  # YARN cuts at this
 _TYPE_CLASSES: Final = ("com/anaconda/skein/Driver.class", "com/anaconda/skein/Driver$DriverImpl.class")
 _PAGE: Final = "overview.mustache.html"
-_PAGE_TEXT: Final = f"""\
+#: A mustache template of skein's; until our page is registered it asks again each second.
+_PAGE_TEXT: Final = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>{{{{appName}}}}</title>
-<meta http-equiv="refresh" content="{{{{^pages}}}}1{{{{/pages}}}}{{{{#pages}}}}0; url=pages/{{{{getValue}}}}{{{{/pages}}}}">
+<title>{{appName}}</title>
+{{^pages}}<meta http-equiv="refresh" content="1">{{/pages}}
+{{#pages}}<meta http-equiv="refresh" content="0; url=pages/{{getValue}}">{{/pages}}
 </head>
-<body>{{{{^pages}}}}The JobManager is starting.{{{{/pages}}}}<a href="pages/{DASHBOARD_ROUTE}/">Dashboard of {{{{appId}}}}</a></body>
+<body>
+{{^pages}}The JobManager is starting.{{/pages}}
+{{#pages}}<a href="pages/{{getValue}}">{{getKey}} of {{appId}}</a>{{/pages}}
+</body>
 </html>
 """
 
@@ -53,7 +58,7 @@ def skein_module() -> Any:
     return skein
 
 
-# --- the jar -----------------------------------------------------------------------------------------------------------
+# --- the jar --------------------------------------------------------------------------------------------------------
 
 
 def rename_constant(class_file: bytes, old: str, new: str) -> bytes:
@@ -84,15 +89,18 @@ def patched_jar(original: Path, application_type: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     number, temporary = tempfile.mkstemp(dir=folder, prefix=".patching-")
     try:
-        with os.fdopen(number, "wb") as stream, zipfile.ZipFile(original) as source:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as sink:
-                for info in source.infolist():
-                    data = source.read(info)
-                    if info.filename in _TYPE_CLASSES:
-                        data = rename_constant(data, "skein", wanted)
-                    elif info.filename == _PAGE:
-                        data = _PAGE_TEXT.encode()
-                    sink.writestr(info, data, zipfile.ZIP_DEFLATED)
+        with (
+            os.fdopen(number, "wb") as stream,
+            zipfile.ZipFile(original) as source,
+            zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as sink,
+        ):
+            for info in source.infolist():
+                data = source.read(info)
+                if info.filename in _TYPE_CLASSES:
+                    data = rename_constant(data, "skein", wanted)
+                elif info.filename == _PAGE:
+                    data = _PAGE_TEXT.encode()
+                sink.writestr(info, data, zipfile.ZIP_DEFLATED)
         os.replace(temporary, target)
     except ValueError:
         os.unlink(temporary)
@@ -104,7 +112,7 @@ def patched_jar(original: Path, application_type: str, folder: Path) -> Path:
     return target
 
 
-# --- the process -------------------------------------------------------------------------------------------------------
+# --- the process ----------------------------------------------------------------------------------------------------
 
 
 def _cache_folder() -> Path:
@@ -118,8 +126,8 @@ def _check_tools(environ: Mapping[str, str]) -> None:
         bin_folder = os.path.join(home, "bin") if home else ""
         if not bin_folder or not os.access(os.path.join(bin_folder, "yarn"), os.X_OK):
             raise ConfigError(
-                "There is no command `yarn` on PATH; it is needed to find Hadoop's classes. Install a Hadoop client and put "
-                "its bin folder on PATH, or set HADOOP_HOME."
+                "There is no command `yarn` on PATH; it is needed to find Hadoop's classes. Install a Hadoop client "
+                "and put its bin folder on PATH, or set HADOOP_HOME."
             )
         os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     java_home = environ.get("JAVA_HOME")

@@ -69,13 +69,13 @@ class YarnClient:
     def __init__(self, conf: HadoopConf) -> None:
         if conf.conf_dir is None:
             raise ConfigError(
-                "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set; set one to the folder with the cluster's yarn-site.xml "
-                "and core-site.xml."
+                "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set; set one to the folder with the cluster's "
+                "yarn-site.xml and core-site.xml."
             )
         self._conf = conf
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    # --- addresses -----------------------------------------------------------------------------------------------------
+    # --- addresses --------------------------------------------------------------------------------------------------
 
     def web_urls(self) -> list[str]:
         """Return the web addresses of the ResourceManagers (several with high availability)."""
@@ -107,11 +107,11 @@ class YarnClient:
 
     def _unreachable(self, problem: str) -> ExternalError:
         return ExternalError(
-            f"The ResourceManager does not answer ({problem}). Is YARN up, and is {self._conf.conf_dir} (HADOOP_CONF_DIR) "
-            "its configuration?"
+            f"The ResourceManager does not answer ({problem}). Is YARN up, and is {self._conf.conf_dir} "
+            "(HADOOP_CONF_DIR) its configuration?"
         )
 
-    # --- questions -----------------------------------------------------------------------------------------------------
+    # --- questions --------------------------------------------------------------------------------------------------
 
     def _get(self, path: str) -> Any:
         problems = []
@@ -151,7 +151,7 @@ class YarnClient:
         return list(_queues(info.get("rootQueue") or info))
 
     def largest_container(self) -> tuple[int, int]:
-        """Return (MB, vcores) that one container can have: the largest node within the scheduler's limit; 0 = unknown."""
+        """Return (MB, vcores) that a container can have: the largest node within the scheduler's limit; 0: unknown."""
         running = [node for node in self.nodes() if node.state == "RUNNING"]
         memory = max((node.memory_mb for node in running), default=0)
         vcores = max((node.vcores for node in running), default=0)

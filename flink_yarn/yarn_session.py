@@ -128,9 +128,11 @@ def _run(parsed: ParsedOptions, config: Configuration) -> int:
     deployment = deploy(config, Mode.SESSION)
     application_id = deployment.application_id
     path = _properties_path(config)
-    write_properties(path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)})
     client = RestClient(deployment.address)
     try:
+        write_properties(
+            path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
+        )
         _await_slots(client, deployment.plan)
     except BaseException:
         _remove_properties(path, application_id)
@@ -157,8 +159,8 @@ def _await_slots(client: RestClient, plan: ClusterPlan) -> None:
                 return
             if time.monotonic() > deadline:
                 print(
-                    f"WARNING: {total} of {wanted} slots are registered after {_SLOTS_TIMEOUT_S:g} s; YARN may have no more "
-                    "room now. The session runs, the others join when there is room.",
+                    f"WARNING: {total} of {wanted} slots are registered after {_SLOTS_TIMEOUT_S:g} s; YARN may have no "
+                    "more room now. The session runs, the others join when there is room.",
                     file=sys.stderr,
                 )
                 return
@@ -177,7 +179,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# --- the properties file -----------------------------------------------------------------------------------------------
+# --- the properties file --------------------------------------------------------------------------------------------
 
 
 def _properties_path(config: Configuration) -> str:
@@ -201,7 +203,8 @@ def write_properties(path: str, application_id: str, dynamic: dict[str, str]) ->
         os.replace(temporary, path)
     except OSError as error:
         print(
-            f"WARNING: Cannot write {path} ({error.strerror}); name the session with -yid {application_id}.", file=sys.stderr
+            f"WARNING: Cannot write {path} ({error.strerror}); name the session with -yid {application_id}.",
+            file=sys.stderr,
         )
 
 
@@ -214,7 +217,7 @@ def _remove_properties(path: str, application_id: str) -> None:
             os.unlink(path)
 
 
-# --- attached ----------------------------------------------------------------------------------------------------------
+# --- attached -------------------------------------------------------------------------------------------------------
 
 
 def _print_how_to_stop(application_id: str) -> None:
@@ -271,7 +274,8 @@ def _serve_terminal(client: RestClient, config: Configuration, application_id: s
                     if report.ended:
                         _remove_properties(_properties_path(config), application_id)
                         raise ExternalError(
-                            f"The session {application_id} has ended ({report.state}): {report.diagnostics or 'no reason given'}"
+                            f"The session {application_id} has ended ({report.state}): "
+                            f"{report.diagnostics or 'no reason given'}"
                         )
         except KeyboardInterrupt:
             print("Interrupted: the session is stopped.", file=sys.stderr)

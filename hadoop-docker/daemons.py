@@ -24,6 +24,8 @@ from settings import Cluster, node_path
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES, LOG_CAUSE_LINES = 15, 10
+#: What our own questions about readiness leave in the log of a daemon that is half up: never the cause.
+OWN_NOISE = re.compile(r"JMXJsonServlet|javax\.management\.|NullPointerException: Cannot invoke|requests\.\w+: ")
 COMPLAINT = re.compile(r" (ERROR|FATAL) |^\S*(Exception|Error): |^Caused by: |Exception: ")
 MARK = "ENGINE_HADOOP_DIR"  # in the environment of every daemon, so that strays of this cluster are found again
 
@@ -195,6 +197,7 @@ def log_tail(log: Path, since: int = 0) -> str:
             lines = source.read().decode(errors="replace").splitlines()
     except OSError as error:
         return f"Its log cannot be read: {error}"
+    lines = [line for line in lines if not OWN_NOISE.search(line)]
     tail = lines[-LOG_TAIL_LINES:]
     # Hadoop says the cause early and then a long farewell, so the end alone often tells nothing.
     causes = [line for line in lines[:-LOG_TAIL_LINES] if COMPLAINT.search(line)][:LOG_CAUSE_LINES]

@@ -49,6 +49,6 @@ hdfs dfs -cat '/quickstart/stream-counts/*' | tr -d '()' | sort -t, -k1,1 -k2,2n
 say "flink run -m yarn-cluster: one application for one job"
 run flink run -m yarn-cluster -ys 2 -yjm 1024 -ytm 1024 -ynm "quickstart word count" -p 2 "$root/examples/word_count.py" \
   --input hdfs:///quickstart/hamlet.txt --output hdfs:///quickstart/batch-counts
-hdfs dfs -cat /quickstart/batch-counts | sort -t, -k2,2nr | awk 'NR <= 5'
+hdfs dfs -cat /quickstart/batch-counts | sort -k2,2nr | awk 'NR <= 5'
 
 say "Done: both ways gave their counts on HDFS."

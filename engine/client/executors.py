@@ -64,7 +64,8 @@ def warm_up(config: Configuration) -> None:
 def _local_cluster(config: Configuration) -> LocalCluster:
     from engine.cluster import LocalCluster
 
-    return LocalCluster.shared(config)
+    # ``flink run`` warns of keys that have no effect before it starts the program.
+    return LocalCluster.shared(config, ClientContext.current().configuration.key_set())
 
 
 def _execute_local(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:

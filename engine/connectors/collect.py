@@ -9,9 +9,10 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Any, Final, final
 
 from engine.core import user_code
+from engine.core.errors import ProgramError
 from engine.core.records import Batch, rows_of
 from engine.operators.base import (
     CoordinatorContext,
@@ -21,6 +22,7 @@ from engine.operators.base import (
     OperatorCoordinator,
     OperatorSpec,
 )
+from engine.operators.failure import user_error
 
 __all__ = ["CollectSinkSpec", "FetchResults", "FetchedResults"]
 
@@ -89,10 +91,25 @@ class _CollectSinkOperator(Operator):
             blob = pickle.dumps(rows, pickle.HIGHEST_PROTOCOL)
         except Exception:
             # Objects of classes that only the user's program has; it costs too much to be done for every batch.
-            blob = user_code.dumps(rows, "a collected record")
+            blob = self._dumps_by_value(rows)
         self._ahead.append(len(blob))
         self._ahead_bytes += len(blob)
         self.ctx.send_event(RowsCollected(blob))
+
+    def _dumps_by_value(self, rows: list[Any]) -> bytes:
+        try:
+            return user_code.dumps(rows, "A record")
+        except ProgramError:
+            for row in rows:  # name the one that is to blame
+                try:
+                    user_code.dumps(row, "A record")
+                except ProgramError as error:
+                    reason = TypeError(
+                        f"the record cannot be pickled and sent to the client: {error.__cause__}. Collect plain values "
+                        "instead of open files, locks or generators."
+                    )
+                    raise user_error(reason, operator_name=self.ctx.operator_name, record=row) from error
+            raise
 
     def is_ready(self) -> bool:
         return len(self._ahead) < _BATCHES_AHEAD_MAX and self._ahead_bytes < _BYTES_AHEAD_MAX

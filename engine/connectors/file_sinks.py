@@ -254,10 +254,16 @@ class _SinkCoordinator(OperatorCoordinator):
                 self._check_replaceable()
         self._started = True
         # Fails now, not after hours of work, when the place is not writable.
-        self._fs.make_dirs(self._placement.staging)
         probe = f"{self._placement.staging}/.probe"
-        self._fs.open_write(probe, overwrite=True).close()
-        self._fs.delete(probe)
+        try:
+            self._fs.make_dirs(self._placement.staging)
+            self._fs.open_write(probe, overwrite=True).close()
+            self._fs.delete(probe)
+        except ExternalError as error:
+            raise ExternalError(
+                f"Output path {self._path} cannot be written: {error} Choose a place where the JobManager and the "
+                "TaskManagers may make files, or give them the right to."
+            ) from error
 
     def _check_replaceable(self) -> None:
         """A folder is overwritten only if it looks like output of before: numbered files, nothing else but hidden."""

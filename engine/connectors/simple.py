@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.core.errors import ExternalError
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output, PollResult, SourceOperator
 from engine.operators.bound_function import BoundFunction
+from engine.operators.failure import user_error
 from engine.operators.functions import Function
 
 __all__ = [
@@ -232,7 +234,7 @@ class _DataGeneratorOperator(SourceOperator):
         for index in itertools.islice(self._indexes, num_rows):
             try:
                 rows.append(call(index))
-            except Exception as error:
+            except BaseException as error:
                 raise self._function.error(error, index) from error
         if not rows:
             return PollResult.END
@@ -281,7 +283,7 @@ class _FunctionSourceOperator(SourceOperator):
         self._room = threading.Event()
         self._stopped = False
         self._ended = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
@@ -307,7 +309,7 @@ class _FunctionSourceOperator(SourceOperator):
                     self._room.clear()
                     if len(records) >= _AHEAD_MAX:
                         self._room.wait(1.0)
-        except Exception as error:
+        except BaseException as error:  # sys.exit() would end this thread alone, and the stream as if it were complete
             self._error = error
         finally:
             self._ended = True
@@ -383,16 +385,29 @@ class _PrintOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         prefix = self._prefix
-        text = "".join([f"{prefix}{line}\n" for line in map(self._format, rows_of(batch).rows)])
+        rows = rows_of(batch).rows
+        lines: list[str] = []
+        try:
+            for line in map(self._format, rows):
+                lines.append(f"{prefix}{line}\n")  # one by one: how many there are tells which record is bad
+        except Exception as error:  # of a __str__ or __repr__ of the user's
+            raise user_error(error, operator_name=self.ctx.operator_name, record=rows[len(lines)]) from error
+        text = "".join(lines)
         # Looked up now: whoever redirects standard output (tests, notebooks) is heard. One write, so that lines of
         # several slot processes do not mix.
         stream = sys.stderr if self._spec.to_stderr else sys.stdout
         try:
-            stream.write(text)
-        except UnicodeEncodeError:
-            encoding = stream.encoding or "ascii"
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                encoding = stream.encoding or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except OSError as error:  # a full disk, or a pipe whose reader has gone (| head)
+            raise ExternalError(
+                f"Operator {self.ctx.operator_name!r} cannot write to standard "
+                f"{'error' if self._spec.to_stderr else 'output'}: {error.strerror}."
+            ) from error
 
 
 @final
@@ -424,7 +439,7 @@ class _FunctionSinkOperator(Operator):
         try:
             for row in rows_of(batch).rows:
                 invoke(row)
-        except Exception as error:
+        except BaseException as error:
             raise self._function.error(error, row) from error
 
     def close(self) -> None:

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from engine.core.errors import ProgramError
+from engine.core.errors import Domain, EngineError, ProgramError
 
-__all__ = ["describe_record", "dumps", "is_user_file", "loads", "user_frames", "user_traceback"]
+__all__ = ["describe_record", "dumps", "is_user_file", "loads", "told_briefly", "user_frames", "user_traceback"]
 
 _OWN_PACKAGES: Final = ("engine", "flink_yarn")
 _SOURCE_SIZE_MAX: Final = 1 << 20  # characters of one file that travel for tracebacks; a longer one is generated code
@@ -164,13 +164,14 @@ def _explain(obj: Any, what: str, error: Exception) -> ProgramError:
     return ProgramError(
         f"{what} cannot be sent to the cluster: {reached}, which cannot be pickled ({type(error).__name__}: {reason}). "
         + _hint(culprit)
+        + (f"\n{frames}" if (frames := user_frames(error)) else "")
     )
 
 
 def _hint(culprit: Any) -> str:
     if isinstance(culprit, types.GeneratorType):
         return "Pass a list or a function that makes the generator instead."
-    if type(culprit).__module__.partition(".")[0] in _OWN_PACKAGES:
+    if _is_own(culprit):
         return "Environments and streams exist in the program only: a function must not refer to them."
     return (
         "Make it where it is used: in open() of a Function class (self.x = …), or inside the function; "
@@ -197,6 +198,8 @@ def _find_culprit(root: Any) -> tuple[list[str], Any]:
     seen = {id(root)}
     current = root
     while len(path) < _PATH_LENGTH_MAX:
+        if _is_own(current) and not all(_is_plumbing(owner) for owner, _ in path):
+            break  # the user's code refers to one of our objects: what is inside it is not their business
         for label, child in _children(current):
             if id(child) not in seen and not _is_picklable(child):
                 seen.add(id(child))
@@ -213,7 +216,11 @@ def _find_culprit(root: Any) -> tuple[list[str], Any]:
 
 
 def _is_plumbing(owner: Any) -> bool:
-    return isinstance(owner, (list, tuple, dict)) or type(owner).__module__.partition(".")[0] in _OWN_PACKAGES
+    return isinstance(owner, (list, tuple, dict)) or _is_own(owner)
+
+
+def _is_own(obj: Any) -> bool:
+    return type(obj).__module__.partition(".")[0] in _OWN_PACKAGES
 
 
 def _describe_owner(owner: Any) -> str:
@@ -288,6 +295,17 @@ def _children_of_instance(obj: Any) -> Iterator[tuple[str, Any]]:
 
 
 # --- tracebacks and records -----------------------------------------------------------------------------------------
+
+
+def told_briefly(error: EngineError) -> EngineError:
+    """Return an error for the program's author without the frames and causes inside the engine; its message says all.
+
+    Use: ``raise told_briefly(error) from error.__cause__``. Bugs of ours keep everything.
+    """
+    if error.domain is Domain.INTERNAL:
+        return error
+    error.__cause__ = None
+    return error.with_traceback(None)
 
 
 def _keep_user_frames(summary: traceback.TracebackException) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from engine.connectors.collect import CollectSinkSpec
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec, WriteMode
 from engine.connectors.simple import FunctionSinkSpec, PrintSpec
-from engine.core.errors import ConfigError, ProgramError
+from engine.core.errors import ConfigError, EngineError, ProgramError
 from engine.core.ids import OperatorID
 from engine.core.type_info import TupleTypeInfo, TypeInformation, Types
+from engine.core.user_code import told_briefly
 from engine.datastream.key_selectors import as_key_selector
 from engine.datastream.row_types import with_row_output
 from engine.datastream.slot_sharing_group import SlotSharingGroup
@@ -354,11 +355,14 @@ class DataStream(_Named):
         sink = self._sink("Collect Stream Sink", CollectSinkSpec())
         sink._node.uid = uid
         sink._node.parallelism = 1
-        job_graph, paths = self._env._build(job_execution_name)
-        self._env._sinks.clear()
         from engine.client.executors import execute_async
 
-        client = execute_async(job_graph, paths, self._env._config)
+        try:
+            job_graph, paths = self._env._build(job_execution_name)
+            self._env._sinks.clear()
+            client = execute_async(job_graph, paths, self._env._config)
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
         results: CloseableIterator[Any] = CloseableIterator(client, operator_id_of(job_graph, uid))
         if limit is None:
             return results
@@ -392,6 +396,12 @@ def _check_function(func: Any, method: str) -> None:
             raise ProgramError(f"{method}({type(func).__name__}()): the object has no method {method}().")
     elif not callable(func):
         raise ProgramError(f"{method}({func!r}): expected a function or an object with {method}().")
+    called = getattr(func, method) if isinstance(func, Function) else func
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise ProgramError(
+            f"{method}({getattr(func, '__name__', type(func).__name__)}): an async function, which nobody would await. "
+            "Pass a plain function; it may use asyncio.run inside."
+        )
 
 
 #: Methods of functions that take part in ``check_kind``, which the engine calls.
@@ -513,6 +523,8 @@ class CloseableIterator(Generic[T]):
         except StopIteration:
             self._ended = True
             raise
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
         except KeyboardInterrupt:
             self.close()
             raise

@@ -17,9 +17,10 @@ from engine.common.execution_config import ExecutionConfig
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource, SocketTextSpec
 from engine.connectors.source import Boundedness, Source, SourceSpec
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, ProgramError
+from engine.core.errors import ConfigError, EngineError, ProgramError
 from engine.core.options import JobOptions
 from engine.core.type_info import TypeInformation, Types
+from engine.core.user_code import told_briefly
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.lowering import is_bounded, lower
 from engine.datastream.row_types import rows_of_type
@@ -51,6 +52,9 @@ class StreamExecutionEnvironment:
             self._config.add_all(configuration)
         self._sinks: list[Transformation] = []
         self._cached_files: list[tuple[str, str]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("cannot pickle 'StreamExecutionEnvironment' object")
 
     @staticmethod
     def get_execution_environment(configuration: Configuration | None = None) -> StreamExecutionEnvironment:
@@ -170,6 +174,11 @@ class StreamExecutionEnvironment:
 
     def from_collection(self, collection: Iterable[Any], type_info: TypeInformation | None = None) -> DataStream:
         """Make a stream of the elements, in order; the source's parallelism is 1."""
+        if not isinstance(collection, Iterable):
+            raise ProgramError(
+                f"from_collection({collection!r:.80}): expected a list or another iterable; for single values there is "
+                "from_elements."
+            )
         rows = rows_of_type(collection, type_info)
         return self._source(
             "Collection Source", CollectionSpec(tuple(rows)), type_info, forced_non_parallel=True, parallelism=1
@@ -287,17 +296,23 @@ class StreamExecutionEnvironment:
 
         Raises: ProgramError if it cannot become a job, JobExecutionError with the root cause if it fails.
         """
-        client = self.execute_async(job_name)
-        if self._config.get_string(JobOptions.ATTACHED.key) == "false":
-            # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
-            return JobExecutionResult(client.get_job_id(), -1, {})
-        return _result_of(client)
+        try:
+            client = self.execute_async(job_name)
+            if self._config.get_string(JobOptions.ATTACHED.key) == "false":
+                # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
+                return JobExecutionResult(client.get_job_id(), -1, {})
+            return _result_of(client)
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
 
     def execute_async(self, job_name: str | None = None) -> JobClient:
         """Start the program and return at once with a handle on the job."""
-        job_graph, paths = self._build(job_name)
-        self._sinks.clear()
-        return execute_async(job_graph, paths, self._config)
+        try:
+            job_graph, paths = self._build(job_name)
+            self._sinks.clear()
+            return execute_async(job_graph, paths, self._config)
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
 
     def get_execution_plan(self) -> str:
         """Return the program's plan as JSON, without running it."""

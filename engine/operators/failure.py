@@ -17,6 +17,9 @@ __all__ = ["NO_RECORD", "error_info", "user_error"]
 #: For ``user_error``: the function was not called on a record (open, close, end of input).
 NO_RECORD: Final = object()
 
+#: Characters of an exception's text that are told; some carry a whole document.
+_TEXT_MAX: Final = 10_000
+
 
 def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECORD, occasion: str = "") -> UserCodeError:
     """Return the error to raise (``from exc``) for an exception of a user function.
@@ -40,20 +43,27 @@ def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECOR
 def _first_line(exc: BaseException) -> str:
     if isinstance(exc, EngineError):
         return str(exc)
-    return "".join(traceback.format_exception_only(exc)).strip()
+    return _shortened("".join(traceback.format_exception_only(exc)).strip())
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _TEXT_MAX:
+        return text
+    half = _TEXT_MAX // 2
+    return f"{text[:half]}\n… ({len(text) - 2 * half} characters left out) …\n{text[-half:]}"
 
 
 def error_info(exc: BaseException) -> ErrorInfo:
     """Return the failure as data. Errors of user code carry the user's frames, ours the whole stack."""
-    whole = "".join(traceback.format_exception(exc)).rstrip("\n")
+    whole = _shortened("".join(traceback.format_exception(exc)).rstrip("\n"))
     if isinstance(exc, UserCodeError):
         cause = exc.__cause__ or exc
-        return ErrorInfo(type(cause).__name__, str(exc), user_traceback(cause), exc.domain.value)
+        return ErrorInfo(type(cause).__name__, str(exc), _shortened(user_traceback(cause)), exc.domain.value)
     if isinstance(exc, EngineError):
-        trace = user_traceback(exc) if exc.domain is Domain.USER else whole
+        trace = _shortened(user_traceback(exc)) if exc.domain is Domain.USER else whole
         return ErrorInfo(type(exc).__name__, str(exc) or type(exc).__name__, trace, exc.domain.value)
     if user_frames(exc):
-        return ErrorInfo(type(exc).__name__, _first_line(exc), user_traceback(exc), Domain.USER.value)
+        return ErrorInfo(type(exc).__name__, _first_line(exc), _shortened(user_traceback(exc)), Domain.USER.value)
     # The disk is full, a host is gone: not ours to mend. Anything else that comes unwrapped is a bug of the engine.
     domain = Domain.EXTERNAL if isinstance(exc, OSError) else Domain.INTERNAL
     return ErrorInfo(type(exc).__name__, _first_line(exc), whole, domain.value)

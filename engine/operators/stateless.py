@@ -156,7 +156,7 @@ class _MapOperator(Operator):
         try:
             # A comprehension, not map(): StopIteration out of the user's function must not end the loop silently.
             rows = [call(row) for row in remaining]
-        except Exception as error:
+        except BaseException as error:
             raise function.error(error, _failing(batch.rows, remaining)) from error
         self.out.emit(RowBatch(rows, batch.timestamps_ms))
 
@@ -202,7 +202,7 @@ class _FlatMapOperator(Operator):
                 else:
                     rest = iterator_of(results, "flat_map")
                     pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             if len(pending) >= BATCH_ROWS_MAX:
                 self._emit(pending, None)
@@ -224,7 +224,7 @@ class _FlatMapOperator(Operator):
                     continue
                 rest = iterator_of(results, "flat_map")
                 pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             pending_stamps += [stamp] * (len(pending) - size)
             if len(pending) >= BATCH_ROWS_MAX:
@@ -239,7 +239,7 @@ class _FlatMapOperator(Operator):
         while True:
             try:
                 chunk = list(itertools.islice(rest, BATCH_ROWS_MAX))
-            except Exception as error:
+            except BaseException as error:
                 raise function.error(error, row) from error
             if not chunk:
                 return
@@ -278,7 +278,7 @@ class _FilterOperator(Operator):
                 keeps = [bool(call(row)) for row in remaining]
                 rows = list(itertools.compress(batch.rows, keeps))
                 stamps = list(itertools.compress(stamps, keeps))
-        except Exception as error:
+        except BaseException as error:
             raise self._function.error(error, _failing(batch.rows, remaining)) from error
         if rows:
             self.out.emit(RowBatch(rows, stamps))
@@ -331,7 +331,7 @@ class _MapBatchesOperator(Operator):
                     for name, column in zip(columns.schema.names, columns.columns, strict=True)
                 }
             results = _record_batches(self._function.call(given))
-        except Exception as error:
+        except BaseException as error:
             raise self._function.error(error, f"a batch of {len(batch)} records") from error
         stamps = batch.timestamps_ms if isinstance(batch, ColumnBatch) else None
         for result in results:

@@ -85,7 +85,7 @@ class _TimestampsOperator(Operator):
         for row, stamp in zip(batch.rows, known, strict=True):
             try:
                 stamps.append(int(extract(row, stamp)))
-            except Exception as error:
+            except BaseException as error:
                 raise user_error(error, operator_name=self.ctx.operator_name, record=row) from error
         if min(stamps) <= TIME_MIN_MS or max(stamps) > TIME_MAX_MS:
             self._refuse(batch.rows, stamps)

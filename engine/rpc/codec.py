@@ -6,6 +6,7 @@ what users wrote stays opaque bytes until a slot process loads it. Not here: use
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 from typing import Any, Final, TypeVar
@@ -38,8 +39,17 @@ _DATA_LAYERS: Final[tuple[str, ...]] = (
 )
 
 
+def _enum_member(enum_class: Any, name: str) -> enum.Enum:
+    """Stand in for ``getattr``, by which members of enums were pickled up to Python 3.11.3 (Debian 12 has 3.11.2)."""
+    if not (isinstance(enum_class, type) and issubclass(enum_class, enum.Enum)):
+        raise pickle.UnpicklingError("builtins.getattr is not a class that a message may hold")
+    return enum_class[name]
+
+
 class _EngineUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         if (module, name) in _SAFE:
             return super().find_class(module, name)
         # A dotted name would walk through attributes ("os.system" of a module that imports os).

@@ -36,7 +36,9 @@ def test_without_a_hadoop_configuration(user):
     said = refused(user, HADOOP_CONF_DIR="", YARN_CONF_DIR="")
     assert said.count("\n") == 0
     assert "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set" in said
-    done = user.flink("run", "-m", "yarn-cluster", user.write("division.py", DIVISION), HADOOP_CONF_DIR="", YARN_CONF_DIR="")
+    done = user.flink(
+        "run", "-m", "yarn-cluster", user.write("division.py", DIVISION), HADOOP_CONF_DIR="", YARN_CONF_DIR=""
+    )
     assert done.returncode == 1
     assert "Neither HADOOP_CONF_DIR nor YARN_CONF_DIR is set" in done.stderr
 

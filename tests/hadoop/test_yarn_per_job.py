@@ -49,7 +49,11 @@ def test_a_job_that_finishes_makes_its_application_succeed(user):
     counts = Counter({word: int(count) for word, count in (line.split() for line in user.lines("/job/counts"))})
     assert counts == Counter(TEXT.split())
     report = user.application_named("counting")
-    assert (report["state"], report["finalStatus"], report["applicationType"]) == ("FINISHED", "SUCCEEDED", "Apache Flink")
+    assert (report["state"], report["finalStatus"], report["applicationType"]) == (
+        "FINISHED",
+        "SUCCEEDED",
+        "Apache Flink",
+    )
     assert report["diagnostics"] == "Job 'word count' finished."
     eventually("no process is left", lambda: not processes_of(report["id"]), 15)
     assert skein_drivers(str(user.folder)) == []
@@ -86,6 +90,39 @@ def test_a_cancelled_job_makes_its_application_killed(user):
 def _ended(user: YarnUser, application_id: str) -> dict | None:
     report = user.application(application_id)
     return report if report["state"] in ("FINISHED", "FAILED", "KILLED") else None
+
+
+def test_an_interrupted_client_cancels_its_job_when_asked_to(user):
+    program = user.write("endless.py", ENDLESS)
+    client = subprocess.Popen(
+        [
+            str(ROOT / "scripts" / "flink"),
+            "run",
+            "-sae",
+            "-m",
+            "yarn-cluster",
+            *SMALL_JOB,
+            "-ynm",
+            "interrupted",
+            program,
+        ],
+        env=user.env,
+        cwd=user.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert client.stdout is not None
+    for line in client.stdout:
+        if line.startswith("Job has been submitted"):
+            break
+    client.send_signal(signal.SIGINT)
+    rest, _ = client.communicate(timeout=60)
+    assert client.returncode == 130, rest
+    assert "Cancelled job" in rest
+    application_id = user.application_named("interrupted")["id"]
+    report = eventually("it has ended", lambda: _ended(user, application_id), 15)
+    assert report["finalStatus"] == "KILLED"
 
 
 def test_an_application_runs_the_programs_main_on_yarn(user):
@@ -145,7 +182,12 @@ def test_a_client_interrupted_while_it_deploys_leaves_no_application(user):
 
 
 def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
-    done = user.session("-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s")
+    (user.folder / "ship").mkdir()
+    (user.folder / "ship" / "shipped_words.py").write_text("WORDS = ['shipped']\n")
+    done = user.session(
+        "-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s",
+        "-t", str(user.folder / "ship"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     application_id, dashboard = application_id_in(done.stdout), dashboard_in(done.stdout)
     try:
@@ -155,6 +197,18 @@ def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
         ran = user.flink("run", user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert get(f"{dashboard}/overview")["taskmanagers"] == 1
+        shipped = user.write(
+            "shipped.py",
+            "import sys\n"
+            "from engine.datastream import StreamExecutionEnvironment\n"
+            "env = StreamExecutionEnvironment.get_execution_environment()\n"
+            "words = env.from_collection([1]).flat_map(lambda _: __import__('shipped_words').WORDS)\n"
+            "words.write_as_text(sys.argv[1])\n"
+            "env.execute('shipped')\n",
+        )
+        ran = user.flink("run", shipped, f"{user.hadoop.namenode_uri}/demand/shipped")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert user.lines("/demand/shipped") == ["shipped"]
         eventually("its container is given back", lambda: user.application(application_id)["runningContainers"] == 1)
         assert get(f"{dashboard}/overview")["taskmanagers"] == 0
     finally:
@@ -164,7 +218,7 @@ def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
 
 def test_a_node_with_another_python_is_told_with_both_versions(user):
     other = user.folder / "python-of-the-node"
-    other.write_text('#!/bin/sh\necho 3.7\n')
+    other.write_text("#!/bin/sh\necho 3.7\n")
     other.chmod(0o755)
     done = user.session("-n", "1", *SMALL, "-nm", "wrong python", "-d", f"-Dpython.executable={other}")
     assert done.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flink_yarn.cluster_spec import SKEIN_MB
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import (
     ENDLESS,
@@ -55,7 +57,7 @@ def session(user: YarnUser) -> Iterator[tuple[str, str, str]]:
 def test_a_session_says_what_flink_says_and_has_all_its_slots(session, user):
     application_id, dashboard, said = session
     for line in (
-        "Cluster specification: ClusterSpecification{masterMemoryMB=768, taskManagerMemoryMB=768, slotsPerTaskManager=2}",
+        "ClusterSpecification{masterMemoryMB=768, taskManagerMemoryMB=768, slotsPerTaskManager=2}",
         f"Submitted application {application_id}",
         "YARN application has been deployed successfully.",
         f"Found Web Interface {dashboard.removeprefix('http://')} of application '{application_id}'.",
@@ -73,6 +75,27 @@ def test_the_commands_leave_no_driver_and_nothing_in_the_home(session, user):
     assert list((user.folder / "home").iterdir()) == []
 
 
+def test_most_of_a_containers_memory_is_the_jobs(session):
+    """Of -tm 1024 at least 600 MB: what supervisor and zygote hold for themselves fits into the rest."""
+    application_id, _, _ = session
+    held_kb = 0
+    for pid in processes_of(application_id, "taskmanager"):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        held_kb += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])  # type: ignore[index]
+    assert held_kb / 1024 / 2 < 1024 - 600
+
+
+def test_the_java_application_master_stays_within_its_part(session):
+    application_id, _, _ = session
+    (java,) = [
+        p
+        for p, c in processes_of(application_id, "skein.ApplicationMaster").items()
+        if "/bin/java " in c and "bash" not in c
+    ]
+    status = Path(f"/proc/{java}/status").read_text()
+    assert int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024 < SKEIN_MB  # type: ignore[index]
+
+
 def test_the_tracking_link_opens_the_dashboard(session, user):
     application_id, _, _ = session
     page = get(user.application(application_id)["trackingUrl"])
@@ -86,7 +109,9 @@ def test_the_tracking_link_opens_the_dashboard(session, user):
 def test_word_count_from_hdfs_to_hdfs_is_exact(session, user):
     source = user.put("/session/in/text.txt", TEXT)
     target = f"{user.hadoop.namenode_uri}/session/counts"
-    done = user.flink("run", user.write("word_count.py", WORD_COUNT), "--input", source, "--output", target)
+    user.put("/session/programs/word_count.py", WORD_COUNT)
+    program = f"{user.hadoop.namenode_uri}/session/programs/word_count.py"
+    done = user.flink("run", program, "--input", source, "--output", target)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Found Yarn properties file under" in done.stdout
     assert re.search("Job has been submitted with JobID [0-9a-f]{32}", done.stdout)
@@ -101,16 +126,17 @@ def test_bad_input_and_output_are_one_clear_message_and_leave_nothing(session, u
 
     missing = user.flink("run", program, "--input", f"{root}/session/nowhere", "--output", f"{root}/session/x1")
     assert missing.returncode == 1
-    assert "/session/nowhere" in missing.stderr and "does not exist" in missing.stderr
+    assert "/session/nowhere" in missing.stderr
+    assert "does not exist" in missing.stderr
     assert "Traceback" not in missing.stderr
 
     user.put("/session/exists/1", "precious\n")
     exists = user.flink("run", program, "--input", source, "--output", f"{root}/session/exists")
     assert exists.returncode == 1
-    assert "/session/exists" in exists.stderr and "exists" in exists.stderr
+    assert "/session/exists exists" in exists.stderr
     assert user.lines("/session/exists") == ["precious"]
 
-    left = [name for name in user.hdfs.list("/session") if name not in ("in", "counts", "exists")]
+    left = [name for name in user.hdfs.list("/session") if name not in ("in", "counts", "exists", "programs")]
     assert left == []
 
 
@@ -130,7 +156,6 @@ def test_flink_lists_and_cancels_jobs_of_the_session(session, user):
 
 
 def test_containers_see_neither_the_checkout_nor_its_virtual_environment(session, user):
-    application_id, _, _ = session
     program = user.write(
         "where.py",
         """
@@ -229,4 +254,4 @@ def test_a_cached_archive_makes_the_second_session_quick_and_kill_leaves_nothing
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):
-    assert [p for p in Path("/tmp").glob("flink-yarn-*")] == []
+    assert list(Path(tempfile.gettempdir()).glob("flink-yarn-*")) == []

@@ -174,9 +174,9 @@ def skein_drivers(environment_word: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"com.anaconda.skein.Driver" in (folder / "cmdline").read_bytes():
-                if environment_word.encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
+            is_driver = b"com.anaconda.skein.Driver" in (folder / "cmdline").read_bytes()
+            if is_driver and environment_word.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
         except OSError:
             continue
     return found

@@ -84,7 +84,10 @@ def _extract(archive: str, target: str) -> None:
             import tarfile
 
             with tarfile.open(archive) as content_tar:
-                content_tar.extractall(target, filter="data")
+                if hasattr(tarfile, "data_filter"):
+                    content_tar.extractall(target, filter="data")
+                else:  # Python before 3.11.4, such as Debian 12's
+                    content_tar.extractall(target)
     except Exception as error:
         shutil.rmtree(target, ignore_errors=True)
         raise InputError(

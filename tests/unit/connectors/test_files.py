@@ -13,8 +13,9 @@ import pytest
 
 from engine.connectors.files import FileSplit, TextFileSource, split_size_of
 from engine.connectors.source import Boundedness, SourceSpec
+from engine.core import fs
 from engine.core.errors import ConfigError, InputError
-from engine.core.fs import FileStatus, LocalFileSystem, register_file_system
+from engine.core.fs import FileStatus, LocalFileSystem
 from tests.testing.operator_harness import OperatorHarness
 
 
@@ -191,8 +192,10 @@ class _Blocks(LocalFileSystem.__base__):  # type: ignore[misc]
     def delete(self, path, *, recursive=False): ...
 
 
-def test_a_reader_gets_splits_of_its_own_host_first():
-    register_file_system("blocks", _Blocks)
+def test_a_reader_gets_splits_of_its_own_host_first(monkeypatch):
+    monkeypatch.setattr(fs, "_factories", dict(fs._factories))
+    monkeypatch.setattr(fs, "_instances", dict(fs._instances))
+    fs.register_file_system("blocks", _Blocks)
     enumerator = TextFileSource(("blocks://c/file",)).create_enumerator()
     enumerator.start(4)
     starts = [enumerator.next_split(0, "NODE1").start >> 20 for _ in range(5)]

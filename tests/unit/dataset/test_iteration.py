@@ -92,6 +92,30 @@ def test_static_records_are_united_anew_in_each_superstep():
     assert sorted(run(result)) == [4, 11 + 0, 12, 13]
 
 
+def test_both_sides_of_a_join_may_change_in_each_superstep():
+    env = environment(3)
+    rows = [(key, 1) for key in range(6)]
+    for memory_bytes in (300, 64 << 20):
+        loop = source(env, rows).iterate(4)
+        joined = loop.join(loop.map(lambda row: row)).where(0).equal_to(0).using(lambda a, b: (a[0], a[1] + b[1]))
+        assert sorted(run(loop.close_with(joined), memory_bytes=memory_bytes)) == [(key, 16) for key in range(6)]
+
+
+def test_a_union_with_static_records_is_exchanged_by_key():
+    env = environment(3)
+    loop = source(env, [(key, 0) for key in range(6)]).iterate(2)
+    both = loop.union(source(env, [(key, 1) for key in range(6)])).partition_by_hash(0)
+    summed = both.map_partition(lambda rows: sorted(sum_by_key(rows).items()))
+    assert sorted(run(loop.close_with(summed))) == [(key, 2) for key in range(6)]
+
+
+def sum_by_key(rows):
+    sums = {}
+    for key, value in rows:
+        sums[key] = sums.get(key, 0) + value
+    return sums
+
+
 def test_the_result_of_one_iteration_may_start_another():
     loop = source(environment(2), [1, 2]).iterate(2)
     second = loop.close_with(loop.map(lambda x: x + 1)).iterate(3)

@@ -37,6 +37,11 @@ def test_missing_values_are_left_out_unless_there_is_nothing_else():
     smallest, _ = fold(FoldSpec(FieldKey(0), FieldsFold((("min", 1),))), rows)
     assert smallest[:3] == [("a", 3), ("b", None), ("c", 2.0)]
     assert math.isnan(smallest[3][1])
+    for kind, expected in (("min", 1), ("max", 3)):
+        swapped, _ = fold(
+            FoldSpec(FieldKey(0), FieldsFold(((kind, 1),))), [("a", 3), ("a", None), ("a", nan), ("a", 1)]
+        )
+        assert swapped == [("a", expected)]
     total, _ = fold(FoldSpec(FieldKey(0), FieldsFold((("sum", 1),))), rows[:3], [("a", 4)])
     assert total == [("a", 7), ("b", None)]
 

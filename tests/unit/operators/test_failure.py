@@ -51,3 +51,12 @@ def test_error_info_knows_domains() -> None:
     assert error_info(OSError(28, "No space left on device")).domain == "external"
     assert error_info(AssertionError("bug")).domain == "internal"
     assert error_info(UserCodeError("plain")).type_name == "UserCodeError"
+
+
+def test_a_text_of_megabytes_is_cut_in_the_middle():
+    error = error_info(user_error(ValueError("begin" + "x" * 1_000_000 + "end"), operator_name="Map", record=1))
+    assert len(error.message) < 20_000
+    assert len(error.trace) < 20_000
+    assert error.message.startswith("ValueError: beginxxx")
+    assert "characters left out" in error.message
+    assert "xxxend\n  in operator 'Map' on record: 1" in error.message

@@ -87,3 +87,25 @@ def test_another_type_than_expected_is_refused():
 def test_damaged_bytes_are_an_external_error(data):
     with pytest.raises(ExternalError, match="same release"):
         decode(data, dict)
+
+
+class _AsOldPythons:
+    """Pickles as a member of an enum did up to Python 3.11.3."""
+
+    def __init__(self, owner, name):
+        self._reduced = (getattr, (owner, name))
+
+    def __reduce__(self):
+        return self._reduced
+
+
+def test_members_of_enums_are_read_from_older_pythons():
+    assert decode(pickle.dumps(_AsOldPythons(ExecutionState, "RUNNING")), ExecutionState) is ExecutionState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(ExecutionState, "__init__"), (ExecutionState, "mro"), (JobID, "generate"), ("text", "upper")]
+)
+def test_other_attributes_are_not_fetched(owner, name):
+    with pytest.raises(ExternalError, match="are not a valid"):
+        decode(pickle.dumps(_AsOldPythons(owner, name)), object)

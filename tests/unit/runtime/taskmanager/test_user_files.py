@@ -90,3 +90,20 @@ def test_missing_files_and_broken_archives_say_so(folders: tuple[Path, Path]):
     with pytest.raises(InputError, match=r"bad\.zip cannot be extracted"):
         prepare_files([user_file("bad.zip", "archive")], str(files), str(work))
     assert list(work.iterdir()) == []
+
+
+def test_archives_are_extracted_by_pythons_without_filters(folders: tuple[Path, Path], monkeypatch):
+    files, work = folders
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+    def extractall(archive, path):
+        for member in archive.getmembers():
+            archive.extract(member, path)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+    with tarfile.open(files / "words.tar", "w") as archive:
+        info = tarfile.TarInfo("words.txt")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+    prepare_files([user_file("words.tar", "archive")], str(files), str(work))
+    assert (work / "words.tar/words.txt").read_bytes() == b"abc"

@@ -1,0 +1,116 @@
+"""The file system contract on a real HDFS, and what only HDFS has: addresses, permissions, daemons that go away."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+
+import pytest
+
+from engine.core import fs
+from engine.core.errors import ExternalError, InputError
+from engine.core.fs import FileSystem
+from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.hdfs import HdfsFileSystem
+from tests.contract.test_file_system import *  # noqa: F403 (its tests run here too)
+from tests.hadoop.conftest import HadoopCluster
+
+pytestmark = pytest.mark.hadoop
+
+
+@pytest.fixture
+def hdfs(hadoop: HadoopCluster, monkeypatch: pytest.MonkeyPatch) -> FileSystem:
+    monkeypatch.setenv("HADOOP_USER_NAME", hadoop.user)
+    return HdfsFileSystem(HadoopConf.load({"HADOOP_CONF_DIR": str(hadoop.conf_dir)}))
+
+
+@pytest.fixture
+def file_systems(hdfs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> tuple[FileSystem, str]:
+    monkeypatch.setitem(fs._instances, "hdfs", hdfs)
+    folder = f"hdfs:///contract/{uuid.uuid4().hex}"
+    hdfs.make_dirs(folder)
+    return hdfs, folder
+
+
+def test_a_path_may_name_the_cluster_or_leave_it_to_the_configuration(hdfs, hadoop, file_systems):
+    _, folder = file_systems
+    plain = folder.removeprefix("hdfs://")
+    with hdfs.open_write(f"{hadoop.namenode_uri}{plain}/a b#1?.txt") as stream:
+        stream.write(b"x")
+    for path in (f"hdfs://{plain}/a b#1?.txt", f"{hadoop.namenode_uri}{plain}/a b#1?.txt", f"hdfs:{plain}/a b#1?.txt"):
+        found = hdfs.status(path)
+        assert found is not None
+        assert found.path == path
+
+
+def test_blocks_have_hosts(hdfs, file_systems):
+    _, folder = file_systems
+    with hdfs.open_write(f"{folder}/a") as stream:
+        stream.write(b"x" * 1000)
+    assert hdfs.block_hosts(f"{folder}/a", 0, 1000) == ("localhost",)
+
+
+def test_what_the_user_may_not_do_is_told_with_path_and_user(hdfs, hadoop, file_systems, monkeypatch):
+    _, folder = file_systems
+    monkeypatch.setenv("HADOOP_USER_NAME", "mallory")
+    other = HdfsFileSystem(HadoopConf.load({"HADOOP_CONF_DIR": str(hadoop.conf_dir)}))
+    with pytest.raises(ExternalError, match=r"Permission denied: user=mallory, access=WRITE"):
+        other.make_dirs(f"{folder}/of-mallory")
+    stream = other.open_write(f"{folder}/x")
+    stream.write(b"x")
+    with pytest.raises(ExternalError, match=f"{folder}/x.*Permission denied: user=mallory"):
+        stream.close()
+    assert hdfs.list(folder) == []
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(hdfs):
+    with pytest.raises(ExternalError, match="does not answer"):
+        hdfs.status("hdfs://localhost:1/x")
+    with pytest.raises(ExternalError, match="does not answer"):
+        hdfs.open_read("hdfs://localhost:1/x")
+
+
+def test_reading_goes_on_when_the_data_node_was_killed_meanwhile(hdfs, hadoop, file_systems):
+    _, folder = file_systems
+    data = bytes(range(256)) * (40 << 12)  # 40 MiB: more than any buffer on the way
+    with hdfs.open_write(f"{folder}/large") as stream:
+        stream.write(data)
+    digest = hashlib.sha256()
+    with hdfs.open_read(f"{folder}/large") as stream:
+        digest.update(stream.read(1 << 20))
+        hadoop.daemon("kill9", "dn1")
+        starter = threading.Thread(target=hadoop.daemon, args=("start", "dn1"))
+        starter.start()
+        try:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+        finally:
+            starter.join()
+    assert digest.digest() == hashlib.sha256(data).digest()
+
+
+def test_a_name_node_that_restarts_is_waited_for_while_reading(hdfs, hadoop, file_systems):
+    _, folder = file_systems
+    data = b"0123456789abcdef" * (2 << 16)
+    with hdfs.open_write(f"{folder}/file") as stream:
+        stream.write(data)
+    stream = hdfs.open_read(f"{folder}/file")
+    hadoop.daemon("stop", "nn")
+    starter = threading.Thread(target=hadoop.daemon, args=("start", "nn"))
+    starter.start()
+    try:
+        with stream:
+            assert stream.read() == data
+    finally:
+        starter.join()
+
+
+def test_a_file_cut_short_is_an_error_and_not_less_data(hdfs, hadoop, file_systems):
+    _, folder = file_systems
+    with hdfs.open_write(f"{folder}/file") as stream:
+        stream.write(b"x" * 100_000)
+    stream = hdfs.open_read(f"{folder}/file")
+    hdfs.delete(f"{folder}/file")
+    with stream, pytest.raises(InputError, match=f"{folder}/file at byte 0"):
+        stream.read()

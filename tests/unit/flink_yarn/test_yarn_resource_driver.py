@@ -1,0 +1,209 @@
+"""The driver that keeps as many containers as are wanted, against a fake of skein's client."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from flink_yarn import resource_driver
+from flink_yarn.resource_driver import YarnResourceDriver
+
+
+class FakeSkein:
+    """Containers start when ``start`` is called, and end when ``end`` is."""
+
+    def __init__(self) -> None:
+        self.containers: list[SimpleNamespace] = []
+        self.killed: list[str] = []
+        self.broken = False
+
+    def _container(self) -> SimpleNamespace:
+        number = len(self.containers)
+        found = SimpleNamespace(
+            id=f"taskmanager_{number}",
+            state="REQUESTED",
+            yarn_container_id="",
+            yarn_node_http_address="",
+            exit_message="",
+        )
+        self.containers.append(found)
+        return found
+
+    def add_container(self, service, env=None):
+        if self.broken:
+            raise RuntimeError("no connection")
+        return self._container()
+
+    def get_containers(self, services=None, states=None):
+        if self.broken:
+            raise RuntimeError("no connection")
+        return [c for c in self.containers if c.state in states]
+
+    def kill_container(self, id):
+        self.killed.append(id)
+        self._by_id(id).state = "KILLED"
+
+    def _by_id(self, id):
+        return next(c for c in self.containers if c.id == id)
+
+    def start(self, number):
+        self.containers[number].state = "RUNNING"
+        self.containers[number].yarn_container_id = f"container_{number}"
+
+    def end(self, number, message="exit 1"):
+        self.containers[number].state = "FAILED"
+        self.containers[number].exit_message = message
+
+    def active(self):
+        return sum(c.state in ("REQUESTED", "RUNNING") for c in self.containers)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.lost: list[tuple[str, str]] = []
+        self.failed: list[str] = []
+
+    def worker_lost(self, resource_id, reason):
+        self.lost.append((resource_id, reason))
+
+    def workers_failed(self, reason):
+        self.failed.append(reason)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(resource_driver, "POLL_S", 0.01)
+    monkeypatch.setattr(resource_driver, "RELEASE_GRACE_S", 0.02)
+
+
+async def until(holds):
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def settled(skein):
+    """Wait until the driver has looked some times more."""
+    before = -1
+    while before != len(skein.containers):
+        before = len(skein.containers)
+        await asyncio.sleep(0.1)
+
+
+def scenario(body, *, fixed=0, containers=0):
+    async def run():
+        skein, events = FakeSkein(), Events()
+        for _ in range(containers):
+            skein._container()
+        driver = YarnResourceDriver(skein, fixed=fixed, user="u")
+        await driver.start(events)
+        try:
+            await body(driver, skein, events)
+        finally:
+            await driver.stop()
+
+    asyncio.run(run())
+
+
+def test_containers_are_asked_for_until_the_level_is_reached_and_no_more():
+    async def body(driver, skein, events):
+        driver.start_workers(2)
+        await until(lambda: skein.active() == 2)
+        await settled(skein)
+        assert len(skein.containers) == 2
+        skein.start(0)
+        driver.worker_registered("container_0")
+        driver.start_workers(1)  # the other one is still on its way
+        await settled(skein)
+        assert len(skein.containers) == 2
+
+    scenario(body)
+
+
+def test_requests_that_nobody_needs_any_more_are_taken_back():
+    async def body(driver, skein, events):
+        driver.start_workers(3)
+        await until(lambda: skein.active() == 3)
+        skein.start(0)
+        driver.start_workers(0)
+        await until(lambda: len(skein.killed) == 2)
+        assert "taskmanager_0" not in skein.killed  # it runs: it goes when it is idle
+
+    scenario(body)
+
+
+def test_containers_that_came_with_the_master_are_kept_until_the_job_says_what_it_needs():
+    async def body(driver, skein, events):
+        await settled(skein)
+        assert skein.killed == []
+        driver.start_workers(2)
+        await settled(skein)
+        assert (len(skein.containers), skein.killed) == (2, [])
+
+    scenario(body, containers=2)
+
+
+def test_a_fixed_number_is_restored_and_the_loss_is_told_with_its_reason():
+    async def body(driver, skein, events):
+        for number in (0, 1):
+            skein.start(number)
+            driver.worker_registered(f"container_{number}")
+        await settled(skein)
+        skein.end(0, "Container killed on request. Exit code is 137")
+        await until(lambda: events.lost)
+        assert events.lost == [("container_0", "YARN says: Container killed on request. Exit code is 137")]
+        assert await driver.diagnose("container_0") == events.lost[0][1]
+        await until(lambda: len(skein.containers) == 3)
+
+    scenario(body, fixed=2, containers=2)
+
+
+def test_a_released_container_is_no_loss_and_is_not_replaced():
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        await until(lambda: skein.active() == 1)
+        skein.start(0)
+        driver.worker_registered("container_0")
+        driver.start_workers(0)
+        driver.stop_worker("container_0")
+        await until(lambda: skein.killed == ["taskmanager_0"])
+        await settled(skein)
+        assert (events.lost, len(skein.containers)) == ([], 1)
+
+    scenario(body)
+
+
+def test_containers_that_never_register_fail_the_waiting_jobs_instead_of_going_on_for_ever():
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number in range(3):
+            await until(lambda n=number: len(skein.containers) > n)
+            await asyncio.sleep(0.05)
+            skein.start(number)
+            await asyncio.sleep(0.05)
+            skein.end(number, "no Python")
+        await until(lambda: events.failed)
+        assert "3 containers in a row ended before they registered" in events.failed[0]
+        assert "no Python" in events.failed[0]
+
+    scenario(body)
+
+
+def test_skein_that_does_not_answer_for_a_while_is_asked_again():
+    async def body(driver, skein, events):
+        skein.broken = True
+        driver.start_workers(1)
+        await asyncio.sleep(0.1)
+        skein.broken = False
+        await until(lambda: skein.active() == 1)
+
+    scenario(body)
+
+
+def test_the_last_words_of_a_container_come_without_the_node_managers_frame():
+    text = "Container: c\n***\nLogType:t.out\nLogContents:\nfirst\nlast words\n\nEnd of LogType:t.out\n***\n"
+    assert resource_driver._last_line(text) == "last words"
+    assert resource_driver._last_line("plain\nlast\n") == "last"
+    assert resource_driver._last_line("") == ""
