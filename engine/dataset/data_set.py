@@ -22,8 +22,9 @@ from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
 from engine.operators.batch_functions import FlatMapWithCollector, method_of, takes_collector
 from engine.operators.batch_group import FirstInGroupSpec, GroupCombineSpec, GroupReduceSpec
-from engine.operators.batch_reduce import DistinctFold, FieldsFold, Fold, FoldSpec, ReduceFold
-from engine.operators.batch_simple import CountSpec, ExtremeFold, NumberRows, PassSpec, whole_record
+from engine.operators.batch_keys import whole_record
+from engine.operators.batch_reduce import DistinctFold, ExtremeFold, FieldsFold, Fold, FoldSpec, ReduceFold
+from engine.operators.batch_simple import CountSpec, NumberRows, PassSpec
 from engine.operators.batch_sort import SortPartitionSpec
 from engine.operators.functions import Function
 from engine.operators.keys import ComposedKey, FieldKey

@@ -18,8 +18,7 @@ from engine.dataset.keys import aggregation_field, as_selector, is_ascending
 from engine.dataset.plan import hash_by
 from engine.dataset.vocabulary import Aggregation, Order
 from engine.operators.batch_group import FirstInGroupSpec, GroupCombineSpec
-from engine.operators.batch_reduce import ReduceFold
-from engine.operators.batch_simple import ExtremeFold
+from engine.operators.batch_reduce import ExtremeFold, ReduceFold
 from engine.operators.functions import Function
 
 __all__ = ["Grouping", "SortedGrouping", "UnsortedGrouping"]

@@ -2,6 +2,7 @@
 
 A node may change until then (parallelism, name, broadcast sets). Lowering resolves parallelisms, finds what lies
 inside an iteration, and wraps operators that have broadcast sets or run once per superstep (``operators/rounds``).
+A ``WordTokenizer`` over text that is grouped by the word and summed becomes the vectorised word count.
 The user's nodes are never changed by it, so a program may be executed several times.
 """
 
@@ -11,12 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
+from engine.operators.batch_reduce import FieldsFold, FoldSpec
 from engine.operators.batch_simple import PassSpec
 from engine.operators.iteration import RESULT_TAG
 from engine.operators.rounds import RoundSpec
+from engine.operators.stateless import FlatMapSpec
+from engine.operators.text import plan_word_count
 
 __all__ = ["BROADCAST", "FORWARD", "GLOBAL", "REBALANCE", "Loop", "Node", "Port", "hash_by", "lower"]
 
@@ -204,4 +209,45 @@ def lower(ends: Iterable[Node], default_parallelism: int) -> list[Transformation
     lowering.find_loops(order)
     for node in order:
         lowering.make(node)
+    _vectorise_word_counts([lowering.transformation(node) for node in order])
     return [lowering.transformation(node) for node in all_ends]
+
+
+def _vectorise_word_counts(nodes: Sequence[Transformation]) -> None:
+    """Rewrite text → WordTokenizer → combine → hash exchange → sum(1) into chunks → count → hash exchange → merge.
+
+    Nobody else may read what lies between text and sum, as it is no longer computed.
+    """
+    num_users: dict[int, int] = {}
+    for node in nodes:
+        for edge in node.inputs:
+            num_users[edge.source.id] = num_users.get(edge.source.id, 0) + 1
+    for node in nodes:
+        fold = node.spec
+        if not isinstance(fold, FoldSpec) or fold.is_combiner or fold.fold != FieldsFold((("sum", 1),)):
+            continue
+        before = _sole_producers(node, 3, num_users)
+        if len(before) < 3:
+            continue
+        combiner, words, text = before
+        if not isinstance(words.spec, FlatMapSpec) or not isinstance(text.spec, SourceSpec):
+            continue
+        plan = plan_word_count(text.spec.source, words.spec.function, fold.key, 1)
+        if plan is None or not isinstance(combiner.spec, FoldSpec):
+            continue
+        text.spec = SourceSpec(plan.source)
+        words.spec, words.name, words.parallelism = plan.count, "Tokenize and count", text.parallelism
+        node.spec, node.inputs = plan.merge, [Edge(words, hash_by(plan.key), 0)]
+
+
+def _sole_producers(node: Transformation, count: int, num_users: dict[int, int]) -> list[Transformation]:
+    """Return the chain of producers, nearest first, as far as each is the only one of its only user."""
+    found: list[Transformation] = []
+    while len(found) < count and len(node.inputs) == 1 and node.inputs[0].side_tag is None:
+        if found and node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
+            break
+        node = node.inputs[0].source
+        if num_users[node.id] > 1:
+            break
+        found.append(node)
+    return found

@@ -16,6 +16,7 @@ from engine.core.config import Configuration
 from engine.core.errors import JobExecutionError, OutputExistsError, ProgramError
 from engine.core.metrics import IntCounter
 from engine.dataset import ExecutionEnvironment, FilterFunction, MapFunction, Order, WriteMode
+from engine.operators.text import WordTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ["to be or not to be", "that is the question", "", "ü be 日本 be"]
@@ -84,12 +85,43 @@ def test_csv_without_its_first_lines_is_joined(env, tmp_path):
     assert len(alone.filter(lambda pair: pair[1] is None).collect()) == 25
 
 
-def test_many_rows_come_out_of_one_partition_sorted(configuration):
-    env = ExecutionEnvironment(Configuration(configuration))
+def test_the_built_in_tokenizer_counts_as_plain_python_does(env, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("\n".join(TEXT * 500), encoding="utf-8")
+    counts = env.read_text_file(str(path)).flat_map(WordTokenizer()).group_by(0).sum(1)
+    assert "Tokenize and count" in plan_of(env, counts)
+    expected = [(word, 500 * n) for word, n in COUNTS]
+    assert sorted(counts.collect()) == expected
+    assert sorted(counts.map(lambda row: (row[0], row[1])).collect()) == expected
+    csv = tmp_path / "out.csv"
+    counts.write_as_csv(str(csv)).set_parallelism(1)
+    env.execute()
+    assert sorted(csv.read_text(encoding="utf-8").splitlines()) == sorted(f"{word},{n}" for word, n in expected)
+
+
+def plan_of(env, data):
+    data.output_to_nothing()
+    plan = env.get_execution_plan()
+    env._sinks.clear()
+    return plan
+
+
+class CountRuns(MapFunction):
+    """Row → (row, how many sorted runs lie in the slot's folder while they are merged)."""
+
+    def map(self, value):
+        return value[0], sum(name.startswith("sort") for _, _, names in os.walk(".") for name in names)
+
+
+def test_many_rows_come_out_of_one_partition_sorted_by_way_of_the_disk(configuration):
+    small = Configuration(configuration)
+    small.set("taskmanager.memory.managed.size", "2m")
+    env = ExecutionEnvironment(small)
     numbers = env.generate_sequence(1, 60_000).map(lambda i: ((i * 7919) % 60_013, "x" * (i % 50)))
-    result = numbers.partition_custom(lambda key, n: 0, 0).sort_partition(0, Order.DESCENDING).map(lambda r: r[0])
+    result = numbers.partition_custom(lambda key, n: 0, 0).sort_partition(0, Order.DESCENDING).map(CountRuns())
     rows = result.collect()
-    assert rows == sorted((i * 7919 % 60_013 for i in range(1, 60_001)), reverse=True)
+    assert [key for key, _ in rows] == sorted((i * 7919 % 60_013 for i in range(1, 60_001)), reverse=True)
+    assert max(runs for _, runs in rows) > 1
 
 
 def test_groups_co_groups_and_first_agree_with_a_model(env):
