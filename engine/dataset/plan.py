@@ -18,8 +18,6 @@ from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transf
 from engine.operators.base import OperatorSpec
 from engine.operators.batch_reduce import FieldsFold, FoldSpec
 from engine.operators.batch_simple import PassSpec
-from engine.operators.iteration import RESULT_TAG
-from engine.operators.rounds import RoundSpec
 from engine.operators.stateless import FlatMapSpec
 from engine.operators.text import plan_word_count
 
@@ -143,7 +141,9 @@ class _Lowering:
                 )
 
     def _of_port(self, port: Port) -> set[Loop]:
-        return set() if port.side_tag == RESULT_TAG else self._loops[port.node]
+        # What leaves the loop by the head's side output is its result, no longer one superstep's records.
+        head = port.node.loop is not None and port.node is port.node.loop.head
+        return set() if head and port.side_tag is not None else self._loops[port.node]
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 
@@ -159,9 +159,9 @@ class _Lowering:
         if is_body:
             inputs = self._part_mixed_unions(inputs)
             static = {index for index, port, _ in inputs} - {i for i, port, _ in inputs if self._of_port(port)}
-            spec = RoundSpec(spec, tuple(names), in_loop=True, static_inputs=frozenset(static))
+            spec = _in_rounds(spec, tuple(names), frozenset(static))
         elif names:
-            spec = RoundSpec(spec, tuple(names))
+            spec = _in_rounds(spec, tuple(names), None)
         self._made[node] = Transformation(
             name=node.name,
             spec=spec,
@@ -193,6 +193,15 @@ class _Lowering:
 
     def transformation(self, node: Node) -> Transformation:
         return self._made[node]
+
+
+def _in_rounds(spec: OperatorSpec, broadcast: tuple[str, ...], static_inputs: frozenset[int] | None) -> OperatorSpec:
+    """``static_inputs``: None outside of loops."""
+    from engine.operators.rounds import RoundSpec
+
+    if static_inputs is None:
+        return RoundSpec(spec, broadcast)
+    return RoundSpec(spec, broadcast, in_loop=True, static_inputs=static_inputs)
 
 
 def _ports_of(node: Node) -> list[Port]:
