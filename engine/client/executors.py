@@ -80,6 +80,7 @@ class _LocalAccess:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
+        self._told = False
 
     @property
     def base_url(self) -> str:
@@ -96,7 +97,12 @@ class _LocalAccess:
         if graph is None:
             return None
         accumulators = {name: value for name, (_, value) in graph.accumulator_results.items()}
-        return JobOutcomeView(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+        outcome = JobOutcomeView(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+        if not self._told:
+            # ``flink run`` has no cluster to ask: this one goes with the program.
+            self._told = True
+            ClientContext.current().record_outcome(str(job_id), outcome)
+        return outcome
 
     def accumulators(self, job_id: JobID) -> dict[str, Any]:
         return self._cluster.accumulators(job_id)

@@ -311,6 +311,15 @@ def test_with_sae_the_job_of_a_killed_client_is_cancelled(cluster, tmp_path):
     until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_with_sae_the_job_ends_with_its_client(cluster, tmp_path, number):
+    process, job_id = start(cluster, tmp_path, "-sae")
+    os.killpg(process.pid, number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
+
+
 def test_a_killed_slot_process_is_told_and_the_next_job_runs(cluster, tmp_path):
     (taskmanager,) = cluster.pids("taskexecutor")
     before = set(children_of(taskmanager))
