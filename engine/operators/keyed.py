@@ -10,7 +10,7 @@ from engine.operators.base import OperatorContext
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.functions import KeyedStateStore
-from engine.operators.keys import FieldKey, key_function
+from engine.operators.keys import FieldKey, key_error, key_function
 from engine.state.backend import KeyedStateBackend
 from engine.state.descriptors import (
     AggregatingStateDescriptor,
@@ -43,6 +43,7 @@ class Keys:
     """A key selector inside an operator: opened, closed, and its failures told from those of the function."""
 
     def __init__(self, selector: Any) -> None:
+        self._selector = selector
         self._function: BoundFunction | None = None
         if callable(selector) and isinstance(selector, FieldKey):
             self._call = key_function(selector)
@@ -66,7 +67,9 @@ class Keys:
         try:
             return [call(row) for row in remaining]
         except BaseException as error:
-            raise user_error(error, operator_name=self._operator_name, record=last_row(rows, remaining)) from error
+            row = last_row(rows, remaining)
+            seen = key_error(error, self._selector, row)
+            raise user_error(seen, operator_name=self._operator_name, record=row) from seen
 
     def check(self, key: Any, row: Any) -> None:
         """Raise UserCodeError when the key cannot be looked up (a list, a dict…)."""
