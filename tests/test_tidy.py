@@ -158,7 +158,8 @@ def test_no_file_is_named_for_its_kind():
 
 def test_the_repository_names_no_machine_path():
     pattern = re.compile(r"/work/(main|tmp|shared)|/root/")
-    texts = [p for p in ROOT.glob("**/*") if p.suffix in {".py", ".sh", ".md", ".cfg", ".yml", ".yaml", ".xml", ".toml"}]
+    kinds = {".py", ".sh", ".md", ".cfg", ".yml", ".yaml", ".xml", ".toml"}
+    texts = [path for path in ROOT.glob("**/*") if path.suffix in kinds]
     own = Path(__file__).resolve()
     found = [
         str(path.relative_to(ROOT))

@@ -6,6 +6,7 @@ outputs is meant (side tag) and what it is united with. ``KeyedStream`` stands i
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
@@ -325,6 +326,12 @@ def _check_function(func: Any, method: str) -> None:
             raise ProgramError(f"{method}({type(func).__name__}()): the object has no method {method}().")
     elif not callable(func):
         raise ProgramError(f"{method}({func!r}): expected a function or an object with {method}().")
+    called = getattr(func, method) if isinstance(func, Function) else func
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise ProgramError(
+            f"{method}({getattr(func, '__name__', type(func).__name__)}): an async function, which nobody would await. "
+            "Pass a plain function; it may use asyncio.run inside."
+        )
 
 
 class DataStreamSink(_Named):

@@ -4,8 +4,8 @@ Everything here is called by the task's mailbox thread, never concurrently. One 
 emits by calling its Output, which hands the batch straight to the next operator of the chain or to an exit.
 
 Life of an operator: ``OperatorSpec.build()`` → ``open`` → (``process_batch`` | ``process_watermark`` |
-``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called, also after a failure
-or a cancel; it must not emit.
+``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called,
+also after a failure or a cancel; it must not emit.
 
 Configuration (``OperatorSpec``: immutable, pickled with cloudpickle) is not logic (``Operator``), which is not state.
 """

@@ -216,6 +216,14 @@ def test_a_function_must_not_refer_to_the_environment(env):
         env.execute()
 
 
+def test_an_async_function_is_refused(env):
+    async def later(value):
+        return value
+
+    with pytest.raises(ProgramError, match=r"map\(later\): an async function"):
+        env.from_collection([1]).map(later)
+
+
 class Stubborn(FlatMapFunction):
     def flat_map(self, value):
         return [value]
