@@ -74,7 +74,6 @@ class JobCoordinators:
         self._thread: threading.Thread | None = None
         self._end_begun = False
         self._end_answered = False
-        #: Given up, and perhaps replaced: whatever the thread still has to do would disturb the next attempt.
         self._abandoned = False
 
     # --- asked for by the JobMaster ----------------------------------------------------------------------------------
@@ -144,6 +143,12 @@ class JobCoordinators:
             self._calls.put(None)
             self._thread = None
 
+    def abandon(self) -> None:
+        """Another attempt follows, with coordinators of its own: what hangs in the thread, should it go on one day, is
+        not to disturb them."""
+        self._abandoned = True
+        self.close()
+
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], None]) -> None:
@@ -156,8 +161,7 @@ class JobCoordinators:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            if not self._abandoned:
-                call()
+            call()
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -188,7 +192,7 @@ class JobCoordinators:
         self._on_loop(self._post, CoordinatorsStarted())
 
     def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
-        if hosted.coordinator is None:
+        if hosted.coordinator is None or self._abandoned:
             return
         try:
             call(hosted.coordinator)
@@ -218,7 +222,6 @@ class JobCoordinators:
     def _give_up_if(self, condition: Callable[[], bool]) -> None:
         if not self._end_answered and condition():
             logger.warning("job=%s: a coordinator hangs; the job ends without its clean-up", self._job_graph.job_id)
-            self._abandoned = True
             self._answer_end(None)
 
 

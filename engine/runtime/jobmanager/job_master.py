@@ -161,7 +161,7 @@ class JobMaster:
 
     def _start_coordinators(self, attempt_number: int) -> None:
         if attempt_number > 0:
-            self._coordinators.close()
+            self._coordinators.abandon()
             self._coordinators = self._new_coordinators(self.graph.job_graph, attempt_number)
             self._undelivered.clear()
             self._deployed.clear()
