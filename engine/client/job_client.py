@@ -230,6 +230,27 @@ class JobClient:
         Raises: JobExecutionError, JobCancelledError when it did not end well, after the rows that it gave; also
             JobExecutionError when the job was restarted after rows were given.
         """
+        for batch in self._batches(operator_id):
+            if batch is None:
+                self._access.cancel(self._job_id)
+                raise JobExecutionError(_RESTARTED.format(self._job_id))
+            yield batch
+
+    def collect_all(self, operator_id: str) -> list[Any]:
+        """Return all rows of a collect sink when the job has ended; those of attempts that failed are thrown away.
+
+        Raises: JobExecutionError, JobCancelledError when it did not end well.
+        """
+        rows: list[Any] = []
+        for batch in self._batches(operator_id):
+            if batch is None:
+                rows.clear()
+            else:
+                rows += batch
+        return rows
+
+    def _batches(self, operator_id: str) -> Iterator[list[Any] | None]:
+        """Yield lists of rows, and None when the job was restarted: all rows come again then."""
         from engine.connectors.collect import FetchedResults, FetchResults
 
         version, offset, pause = "", 0, COLLECT_BACKOFF_FIRST_S
@@ -242,11 +263,11 @@ class JobClient:
             else:
                 assert isinstance(answer, FetchedResults), answer
                 if answer.version != version:
-                    if offset > 0:
-                        self._access.cancel(self._job_id)
-                        raise JobExecutionError(_RESTARTED.format(self._job_id))
-                    version, is_new = answer.version, version != ""
-                    if is_new:
+                    is_first, version = version == "", answer.version
+                    if not is_first:
+                        if offset > 0:
+                            yield None
+                        offset = 0
                         continue
                 for number, blob in enumerate(answer.blobs, answer.offset):
                     if number >= offset:

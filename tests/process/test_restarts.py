@@ -19,6 +19,7 @@ import pytest
 from engine.client.rest_client import RestClient
 from engine.common import Configuration, Encoder, RestartStrategies
 from engine.core.errors import JobCancelledError, JobExecutionError
+from engine.dataset import ExecutionEnvironment
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.datastream.functions import MapFunction
@@ -238,6 +239,13 @@ def test_a_restart_after_the_first_rows_is_an_error_for_who_collects_and_no_row_
         with pytest.raises(JobExecutionError, match="restarted after rows of it had been given"):
             next(rows)
     until(lambda: client.jobs()[0]["state"] == "CANCELED", "the job is cancelled")
+
+
+def test_a_data_set_is_collected_whole_whatever_its_first_attempt_gave(cluster):
+    address = urlsplit(cluster.rest_url)
+    env = ExecutionEnvironment.create_remote_environment(address.hostname, address.port, parallelism=2)
+    env.set_restart_strategy(RestartStrategies.fixed_delay_restart(2, 100))
+    assert sorted(env.from_collection(LINES).map(FailsInFirstAttempts(2)).collect()) == sorted(LINES)
 
 
 def test_a_strategy_that_does_not_exist_is_refused_at_submission(env):

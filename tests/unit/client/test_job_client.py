@@ -157,3 +157,15 @@ def test_a_restart_after_the_first_rows_cancels_the_job_and_says_why():
     with pytest.raises(JobExecutionError, match=r"restarted after rows.*without checkpoints"):
         next(batches)
     assert job.cancelled == 1
+
+
+def test_who_collects_everything_at_once_gets_the_rows_of_the_last_attempt_only():
+    answers = [
+        FetchedResults("v", 0, [pickle.dumps([1]), pickle.dumps([2])]),
+        FetchedResults("w", 0),
+        FetchedResults("w", 0, [pickle.dumps([2])]),
+        FetchedResults("w", 1, [pickle.dumps([1])], True),
+    ]
+    job = ScriptedJob(FINISHED, answers=answers)
+    assert JobClient(JOB, job).collect_all("op") == [2, 1]
+    assert (job.cancelled, job.requests[-1]) == (0, FetchResults("w", 1))
