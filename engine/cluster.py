@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
@@ -27,18 +27,11 @@ from engine.core.config import (
     Configuration,
     load_config_dir,
     parse_dynamic_properties,
-    unknown_key_warnings,
 )
 from engine.core.errors import EngineError, ExternalError
 from engine.core.ids import FencingToken, JobID, ResourceID
-from engine.core.options import (
-    FREE_PREFIXES,
-    KNOWN_UNREAD,
-    ClusterOptions,
-    RestOptions,
-    all_options,
-    known_keys,
-)
+from engine.core.option_warnings import check_values, key_warnings
+from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.protocol.control import InitializeSlot
@@ -86,13 +79,14 @@ class JobManagerHandle:
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
-def check_config(config: Configuration) -> None:
-    """Log a warning per unknown key; raise ConfigError for the first bad value."""
-    prefixes = (*KNOWN_UNREAD, *FREE_PREFIXES)
-    for line in unknown_key_warnings(config.key_set(), known_keys(), prefixes):
+def check_config(config: Configuration, told: Collection[str] = ()) -> None:
+    """Log a warning per key without effect; raise ConfigError for the first bad value.
+
+    ``told``: keys of which the user has been warned already.
+    """
+    for line in key_warnings(config.key_set().difference(told)):
         logger.warning(line)
-    for option in all_options():
-        config.get(option)
+    check_values(config)
 
 
 def configure_logging(log_file: str | None) -> None:
@@ -161,7 +155,7 @@ async def run_jobmanager(
     log_dir: str | None = None,
     extras: dict[str, Any] | None = None,
 ) -> None:
-    """Run a JobManager until SIGTERM, SIGINT or a request to shut the cluster down.
+    """Run a JobManager until SIGTERM, SIGINT, SIGHUP or a request to shut the cluster down.
 
     ``ready`` is called when clients and TaskManagers can connect, before the driver is started.
     Raises: ConfigError, ExternalError when it cannot start (port in use).
@@ -211,16 +205,19 @@ async def run_jobmanager(
 
 @contextlib.contextmanager
 def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[int], None]) -> Any:
-    """SIGTERM and SIGINT call ``handler`` on the loop; does nothing outside of the main thread."""
+    """SIGTERM, SIGINT and SIGHUP call ``handler`` on the loop; does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it shall outlive its terminal
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, handler, number)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -247,7 +244,7 @@ def _child_environment() -> dict[str, str]:
 
 
 async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "") -> None:
-    """Run a TaskManager until SIGTERM, SIGINT, its release, or until no JobManager accepts it.
+    """Run a TaskManager until SIGTERM, SIGINT, SIGHUP, its release, or until no JobManager accepts it.
 
     Raises: ConfigError, ExternalError.
     """
@@ -367,17 +364,17 @@ class LocalCluster:
     _shared_lock = threading.Lock()
 
     @classmethod
-    def shared(cls, config: Configuration) -> LocalCluster:
-        """Return this process's cluster, started with ``config`` by the first caller."""
+    def shared(cls, config: Configuration, told: Collection[str] = ()) -> LocalCluster:
+        """Return this process's cluster, started with ``config`` by the first caller (``told``: see check_config)."""
         with cls._shared_lock:
             # A forked child has no thread of its parent's cluster.
             if cls._shared is None or cls._shared._closed or cls._shared._pid != os.getpid():
-                cls._shared = cls(config)
-                _end_on_sigterm()
+                cls._shared = cls(config, told)
+                _end_on_signals()
             return cls._shared
 
-    def __init__(self, config: Configuration) -> None:
-        check_config(config)  # warnings come to the terminal, as long as the program configures no logging
+    def __init__(self, config: Configuration, told: Collection[str] = ()) -> None:
+        check_config(config, told)  # warnings come to the terminal, as long as the program configures no logging
         self._config = Configuration(config)
         self._pid = os.getpid()
         self._closed = False
@@ -399,39 +396,50 @@ class LocalCluster:
         try:
             self._loop.run_until_complete(self._main())
         finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.close()
 
     async def _main(self) -> None:
         self._zygote(sys.executable)
-        folder = PrivateFolder("flink-local-", _temp_dir(self._config))
-        temp = folder.path
         try:
-            driver = _LocalDriver(lambda resource_id, slots: self._executor(resource_id, slots, temp))
-            dispatcher = Dispatcher(self._config, clock=SystemClock(), driver=driver, slots_per_worker=1, temp_dir=temp)
-            self._server = InMemoryServer(
-                FencingToken.generate(), dispatcher.resource_manager.handle_connection, dispatcher.blobs.path
-            )
-            try:
-                if self._config.contains(RestOptions.PORT) or self._config.contains(RestOptions.BIND_PORT):
-                    self._web = await _serve_rest(dispatcher, self._config, os.path.join(temp, "web"))
-                await dispatcher.start()
+            # Whatever goes wrong with one part, the others are closed too.
+            async with contextlib.AsyncExitStack() as parts:
+                folder = PrivateFolder("flink-local-", _temp_dir(self._config))
+                parts.callback(folder.close)
+                parts.push_async_callback(self._close_zygotes)
+                dispatcher = await self._start_parts(parts, folder.path)
                 self._started.set_result(dispatcher)
                 await self._ending.wait()
-            finally:
-                await dispatcher.close()
-                await self._server.close()
-                if self._web is not None:
-                    await self._web.close()
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
-            else:
+            if self._started.done():
                 raise
-        finally:
-            for zygote in self._zygotes.values():
-                with contextlib.suppress(Exception):
-                    await (await zygote).close()
-            folder.close()
+            self._started.set_exception(error)
+
+    async def _start_parts(self, parts: contextlib.AsyncExitStack, temp: str) -> Dispatcher:
+        driver = _LocalDriver(lambda resource_id, slots: self._executor(resource_id, slots, temp))
+        dispatcher = Dispatcher(self._config, clock=SystemClock(), driver=driver, slots_per_worker=1, temp_dir=temp)
+        self._server = InMemoryServer(
+            FencingToken.generate(), dispatcher.resource_manager.handle_connection, dispatcher.blobs.path
+        )
+        if self._config.contains(RestOptions.PORT) or self._config.contains(RestOptions.BIND_PORT):
+            self._web = await _serve_rest(dispatcher, self._config, os.path.join(temp, "web"))
+            parts.push_async_callback(self._web.close)
+        parts.push_async_callback(self._server.close)
+        parts.push_async_callback(dispatcher.close)
+        await dispatcher.start()
+        return dispatcher
+
+    async def _close_zygotes(self) -> None:
+        """End them, also those that are still starting: nobody else waits for these any more."""
+        zygotes = list(self._zygotes.values())
+        if not zygotes:
+            return
+        await asyncio.wait(zygotes)
+        started = [task.result() for task in zygotes if not task.cancelled() and task.exception() is None]
+        await asyncio.gather(*(zygote.close() for zygote in started), return_exceptions=True)
 
     def _executor(self, resource_id: ResourceID, num_slots: int, temp: str) -> TaskExecutor:
         settings = TaskExecutorSettings(resource_id, "localhost", "localhost", num_slots, self._config)
@@ -440,7 +448,8 @@ class LocalCluster:
             return await self._server.connect()
 
         async def slot_host(python: str) -> SlotHost:
-            return _SharedHost(await self._zygote(python))
+            # A slot that is given up must not take the zygote of all others with it.
+            return _SharedHost(await asyncio.shield(self._zygote(python)))
 
         return TaskExecutor(settings, connect=connector, slot_hosts=slot_host, temp_dir=temp)
 
@@ -542,18 +551,19 @@ class LocalCluster:
         self._thread.join(LOCAL_CLOSE_S)
 
 
-def _end_on_sigterm() -> None:
-    """Let SIGTERM end the shared local cluster first, unless the program handles the signal itself."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the shared local cluster first, unless the program handles or ignores them itself."""
 
-    def on_sigterm(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         if LocalCluster._shared is not None:
             LocalCluster._shared.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, on_signal)
 
 
 # --- process mains --------------------------------------------------------------------------------------------------

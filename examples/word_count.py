@@ -1,7 +1,9 @@
 """Batch word count: ``python examples/word_count.py [--input PATH] [--output PATH]``.
 
 Paths may be local or ``hdfs://``. Without --input a text from this file is counted, without --output the counts are
-printed. On a cluster: ``scripts/flink run examples/word_count.py --input hdfs:///in --output hdfs:///out``.
+printed as ``(word,n)``. On a cluster: ``scripts/flink run examples/word_count.py --input hdfs:///in --output hdfs:///out``.
+The output is one file, overwritten if it exists, with a line ``word n`` for each word: as Flink's own example, it tells
+``write_as_csv`` to put a blank between the fields, not a comma.
 """
 
 import re

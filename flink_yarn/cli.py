@@ -1,7 +1,8 @@
 """``flink``: runs programs, lists and cancels jobs. This file chooses the action and turns errors into exit codes; the
 actions are in ``cli_run`` and ``cli_jobs``, the grammar in ``cli_options``.
 
-Exit codes: 0 success, 1 error, 130 interrupted; a program that ends itself with another code keeps it.
+Exit codes: 0 success, 1 error, 130 interrupted, 143 terminated, 129 terminal closed; a program that ends itself with
+another code keeps it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from engine.core.option_warnings import check_values, key_warnings
 from flink_yarn.cli_config import effective_config, read_yarn_properties, yarn_properties_path
 from flink_yarn.cli_help import action_help, general_help, invalid_action
 from flink_yarn.cli_options import ACTIONS, Action, ParsedOptions, parse_options
+from flink_yarn.cli_signals import exit_code, say
 
 __all__ = ["main"]
 
@@ -51,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print(f"\n{_LINE}\n The program finished with the following exception:\n\n{error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        say("Interrupted.", sys.stderr)
+        return exit_code(interrupt)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import types
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -18,6 +17,7 @@ from engine.core.options import JobOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect, session_client
+from flink_yarn.cli_signals import exit_code, raise_on_signals, say
 from flink_yarn.program import Program, ProgramRun, locate_program, uploaded_id
 
 __all__ = ["info", "run"]
@@ -25,7 +25,6 @@ __all__ = ["info", "run"]
 _NO_JOB: Final = (
     "The program didn't contain a Flink job. Perhaps you forgot to call execute() on the execution environment."
 )
-_INTERRUPTED: Final = 130
 _POLL_S: Final = 0.2
 #: How long the program of a per-job cluster may take to cancel its job and see the cluster end.
 _CANCEL_GRACE_S: Final = 20.0
@@ -93,23 +92,19 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
         config.set(JobOptions.TARGET, "remote")
         config.set(RestOptions.ADDRESS, address.hostname).set(RestOptions.PORT, address.port)
     _ship_program(program, config)
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_on_signals()
     with ProgramRun(program, config) as child:
         try:
             code = child.wait(_print_submission, _print_result)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             _interrupted(child.job_ids, config, lambda: child.end(_CANCEL_GRACE_S))
-            return _INTERRUPTED
+            return exit_code(interrupt)
         _check_end(child, code)
         if not child.job_ids:
             return code or _no_job()
         if config.get(JobOptions.TARGET) == "remote" and config.get(JobOptions.ATTACHED):
             _print_missing_results(child, connect(config))
         return code
-
-
-def _interrupt(signum: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_end(child: ProgramRun, code: int) -> None:
@@ -166,19 +161,20 @@ def _result_of(job_id: str, outcome: JobOutcomeView) -> dict[str, Any]:
 
 def _interrupted(job_ids: Sequence[str], config: Configuration, end_program: Callable[[], None]) -> None:
     """Cancel what was submitted if -sae asked for it, else say that it goes on; then end the program."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # shell and kernel both tell of a closed terminal
+        signal.signal(number, signal.SIG_IGN)
     target = config.get(JobOptions.TARGET)
     if target == "local" or not job_ids:
-        print("Interrupted.", file=sys.stderr)
+        say("Interrupted.", sys.stderr)
     elif not config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT):
         where = " -yid <application id>" if target == "yarn-per-job" else ""
         for job_id in job_ids:
-            print(f"Interrupted. Job {job_id} goes on; end it with: flink cancel{where} {job_id}", file=sys.stderr)
+            say(f"Interrupted. Job {job_id} goes on; end it with: flink cancel{where} {job_id}", sys.stderr)
     elif target == "yarn-per-job":
         # Only the program knows its cluster; interrupted, it cancels the job itself.
-        print(f"Cancelling job {job_ids[-1]}.", flush=True)
+        say(f"Cancelling job {job_ids[-1]}.")
         end_program()
-        print(f"Cancelled job {job_ids[-1]}.", flush=True)
+        say(f"Cancelled job {job_ids[-1]}.")
     else:
         for job_id in job_ids:
             _cancel(job_id, config)
@@ -186,12 +182,12 @@ def _interrupted(job_ids: Sequence[str], config: Configuration, end_program: Cal
 
 
 def _cancel(job_id: str, config: Configuration) -> None:
-    print(f"Cancelling job {job_id}.", flush=True)
+    say(f"Cancelling job {job_id}.")
     try:
         connect(config).cancel(JobID(job_id))
-        print(f"Cancelled job {job_id}.", flush=True)
+        say(f"Cancelled job {job_id}.")
     except EngineError as error:
-        print(f"Job {job_id} may still run: {error}", file=sys.stderr)
+        say(f"Job {job_id} may still run: {error}", sys.stderr)
 
 
 def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration) -> int:
@@ -207,13 +203,13 @@ def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration)
     _print_submission(str(job_id))
     if not config.get(JobOptions.ATTACHED):
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_on_signals()
     try:
         while (outcome := client.outcome(job_id, _POLL_S)) is None:
             pass
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _interrupted([str(job_id)], config, lambda: None)
-        return _INTERRUPTED
+        return exit_code(interrupt)
     if outcome.status is not JobStatus.FINISHED:
         told = f"Job {job_id} ended as {outcome.status.value}."
         raise _ProgramFailed(outcome.failure.message if outcome.failure is not None else told)

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,11 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, InputError, ProgramError
 from engine.core.fs import file_system_of, scheme_of
 from engine.core.options import JobOptions
+from engine.runtime.taskmanager.private_folder import PrivateFolder
 
 __all__ = ["Program", "ProgramRun", "local_path", "locate_program", "uploaded_id"]
 
+_FOLDER_PREFIX: Final = "flink-program-"
 _ARCHIVES: Final = (".zip", ".whl", ".pyz")
 #: How often a running program's results are looked at.
 _POLL_S: Final = 0.02
@@ -98,9 +99,9 @@ def locate_program(*, path: str, entry: str, module: str, arguments: Sequence[st
 
 def _fetched(path: str) -> str:
     """Return a copy on this host of a program that lies elsewhere (hdfs://); it goes with this process."""
-    folder = tempfile.mkdtemp(prefix="flink-program-")
-    atexit.register(shutil.rmtree, folder, True)
-    target = os.path.join(folder, path.rstrip("/").rsplit("/", 1)[-1])
+    folder = PrivateFolder(_FOLDER_PREFIX, None)
+    atexit.register(folder.close)
+    target = os.path.join(folder.path, path.rstrip("/").rsplit("/", 1)[-1])
     try:
         with file_system_of(path).open_read(path) as source, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
@@ -143,7 +144,7 @@ class ProgramRun:
         self._program = program
         self._config = config
         self._mode = mode
-        self._folder = ""
+        self._folder: PrivateFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._read_to = 0
         self.job_ids: list[str] = []
@@ -153,28 +154,32 @@ class ProgramRun:
         self.error: str = ""
 
     def __enter__(self) -> ProgramRun:
-        self._folder = tempfile.mkdtemp(prefix="flink-program-")
+        self._folder = PrivateFolder(_FOLDER_PREFIX, None)
         try:
-            self._start()
+            self._start(self._folder)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        assert self._folder is not None
+        try:
+            self.end()
+        finally:
+            self._folder.close()
 
     @property
     def _result_path(self) -> str:
-        return os.path.join(self._folder, "result.jsonl")
+        assert self._folder is not None
+        return os.path.join(self._folder.path, "result.jsonl")
 
-    def _start(self) -> None:
-        context_path = os.path.join(self._folder, "context.json")
+    def _start(self, folder: PrivateFolder) -> None:
+        context_path = os.path.join(folder.path, "context.json")
         context = {"configuration": self._config.to_dict(), "mode": self._mode, "result_file": self._result_path}
         with open(context_path, "w", encoding="utf-8") as stream:
             json.dump(context, stream)
-        spec_path = os.path.join(self._folder, "program.json")
+        spec_path = os.path.join(folder.path, "program.json")
         with open(spec_path, "w", encoding="utf-8") as stream:
             json.dump(
                 {
@@ -196,6 +201,8 @@ class ProgramRun:
             self._process = subprocess.Popen(
                 [python, main, spec_path, *self._program.arguments],
                 env=environment,
+                # It goes on reading its files for a moment when this process is killed.
+                pass_fds=(folder.lock_fd,),
                 # The plan alone goes to stdout: what the program prints while it builds must not mix with the JSON.
                 stdout=sys.stderr.fileno() if self._mode == "plan" else None,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -33,8 +34,10 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Lines appear at once also in a pipe, and whole: the parent writes its own between them.
         sys.stdout.reconfigure(line_buffering=True)
-    # Ctrl-C reaches the whole process group; the parent decides what it means and ends this process if it must.
+    # Ctrl-C and the end of the terminal reach the whole process group; the parent decides what it means and ends this
+    # process if it must.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminated)
     own_folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != own_folder]
@@ -98,6 +101,7 @@ def run(path: str, entry: str) -> None:
         sys.path.insert(0, os.getcwd())
     module_name, sep, function_name = entry.partition(":")
     if sep:
+        _find_module(module_name)
         _call(importlib.import_module(module_name), function_name)
     else:
         _run_module(module_name)
@@ -109,7 +113,8 @@ def _run_file(path: str, entry: str) -> None:
     if entry and not sep and module_name not in (stem, "__main__"):
         function_name = module_name  # one file is one module, so this names a function in it
     if function_name:
-        _call(importlib.import_module(stem), function_name)
+        elsewhere = bool(sep) and module_name not in (stem, "__main__")  # in a file of -pyfs
+        _call(importlib.import_module(_find_module(module_name).name if elsewhere else stem), function_name)
         return
     with open(path, "rb") as stream:
         code = compile(stream.read(), path, "exec")
@@ -128,17 +133,25 @@ def _call(module: types.ModuleType, name: str) -> None:
     found()
 
 
-def _run_module(name: str) -> None:
-    """``python -m`` if the module is a script, else import it and call its main()."""
+def _find_module(name: str) -> importlib.machinery.ModuleSpec:
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name else None
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             spec = None
         else:
             raise
     if spec is None:
-        raise NoMain(f"There is no module {name} in the program; expected -c package.module as Python would import it.")
+        raise NoMain(
+            f"There is no module {name} in the program; expected -c package.module or -c package.module:function as "
+            "Python would import it."
+        )
+    return spec
+
+
+def _run_module(name: str) -> None:
+    """``python -m`` if the module is a script, else import it and call its main()."""
+    spec = _find_module(name)
     if spec.submodule_search_locations is not None and importlib.util.find_spec(name + ".__main__") is not None:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
         return

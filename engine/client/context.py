@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.client.job_client import JobOutcomeView
 
 __all__ = ["CONTEXT_VARIABLE", "ClientContext", "ProgramAbort"]
 
@@ -58,7 +61,26 @@ class ClientContext:
         """Tell how a job ended: ``{"job_id", "status", …}``."""
         self._append(result)
 
+    def record_outcome(self, job_id: str, outcome: JobOutcomeView) -> None:
+        """Tell how a job ended, with accumulators as far as JSON can say them, else as text."""
+        self.record_result(
+            {
+                "job_id": job_id,
+                "status": outcome.status.value,
+                "net_runtime_ms": outcome.net_runtime_ms,
+                "accumulators": {name: _plain(value) for name, value in outcome.accumulators.items()},
+            }
+        )
+
     def _append(self, line: dict[str, Any]) -> None:
         if self.result_file:
             with open(self.result_file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value

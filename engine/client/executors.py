@@ -64,7 +64,8 @@ def warm_up(config: Configuration) -> None:
 def _local_cluster(config: Configuration) -> LocalCluster:
     from engine.cluster import LocalCluster
 
-    return LocalCluster.shared(config)
+    # ``flink run`` warns of keys that have no effect before it starts the program.
+    return LocalCluster.shared(config, ClientContext.current().configuration.key_set())
 
 
 def _execute_local(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
@@ -79,6 +80,7 @@ class _LocalAccess:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
+        self._told = False
 
     @property
     def base_url(self) -> str:
@@ -95,7 +97,12 @@ class _LocalAccess:
         if graph is None:
             return None
         accumulators = {name: value for name, (_, value) in graph.accumulator_results.items()}
-        return JobOutcomeView(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+        outcome = JobOutcomeView(graph.status, graph.end_ms - graph.start_ms, accumulators, graph.failure)
+        if not self._told:
+            # ``flink run`` has no cluster to ask: this one goes with the program.
+            self._told = True
+            ClientContext.current().record_outcome(str(job_id), outcome)
+        return outcome
 
     def accumulators(self, job_id: JobID) -> dict[str, Any]:
         return self._cluster.accumulators(job_id)

@@ -21,10 +21,9 @@ from engine.dataset.vocabulary import Aggregation, JoinHint, Order
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
 from engine.operators.batch_functions import FlatMapWithCollector, method_of, takes_collector
-from engine.operators.batch_group import FirstInGroupSpec, GroupCombineSpec, GroupReduceSpec
-from engine.operators.batch_reduce import DistinctFold, FieldsFold, Fold, FoldSpec, ReduceFold
-from engine.operators.batch_simple import CountSpec, ExtremeFold, NumberRows, PassSpec, whole_record
-from engine.operators.batch_sort import SortPartitionSpec
+from engine.operators.batch_keys import whole_record
+from engine.operators.batch_reduce import DistinctFold, ExtremeFold, FieldsFold, Fold, FoldSpec, ReduceFold
+from engine.operators.batch_simple import CountSpec, NumberRows, PassSpec
 from engine.operators.functions import Function
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, ProjectSpec
@@ -137,6 +136,8 @@ class DataSet:
 
     def map_partition(self, operator: Callable[..., Any] | Function) -> DataSet:
         """Call a function once per subtask with an iterator over all its records."""
+        from engine.operators.batch_group import GroupReduceSpec
+
         require("map_partition", operator, "map_partition")
         spec = GroupReduceSpec(None, operator, methods=("map_partition",), call_on_empty=True)
         return self.derive("MapPartition", spec)
@@ -178,6 +179,8 @@ class DataSet:
 
     def combine_group(self, operator: Callable[..., Any] | Function) -> DataSet:
         """Call a function with the records of each subtask, possibly in several parts."""
+        from engine.operators.batch_group import GroupCombineSpec
+
         require("combine_group", operator, "combine")
         return self.combined("GroupCombine", GroupCombineSpec(None, operator))
 
@@ -207,6 +210,8 @@ class DataSet:
 
     def first(self, n: int) -> DataSet:
         """Keep any ``n`` records."""
+        from engine.operators.batch_group import FirstInGroupSpec
+
         spec = FirstInGroupSpec(None, checked_count(n))
         return self.combined(f"First {n}", spec).derive(f"First {n}", spec, GLOBAL, single=True)
 
@@ -445,6 +450,8 @@ class SortedDataSet(DataSet):
     """Result of ``sort_partition``; sorting it again adds a field to its order."""
 
     def __init__(self, source: DataSet, fields: tuple[tuple[Any, bool], ...]) -> None:
+        from engine.operators.batch_sort import SortPartitionSpec
+
         self._source = source
         self._fields = fields
         node = Node("SortPartition", SortPartitionSpec(fields), source.inputs(), follows=source._ports[0].node)
@@ -461,6 +468,8 @@ def reduce_groups(
     data: DataSet, selector: Any, order: tuple[tuple[Any, bool], ...], operator: Any, combinable: bool
 ) -> DataSet:
     """Return ``reduce_group`` of a grouped (or whole) DataSet, with a combiner where the function has one."""
+    from engine.operators.batch_group import GroupCombineSpec, GroupReduceSpec
+
     require("reduce_group", operator, "reduce", "reduce_group")
     has_combine = isinstance(operator, Function) and hasattr(operator, "combine")
     if combinable or has_combine:

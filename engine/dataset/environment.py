@@ -15,8 +15,9 @@ from engine.common.restart_strategy import RestartStrategyConfiguration
 from engine.connectors.simple import CollectionSpec, CollectSinkSpec, SequenceSource
 from engine.connectors.source import Source, SourceSpec
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, ProgramError
+from engine.core.errors import ConfigError, EngineError, ProgramError
 from engine.core.options import JobOptions
+from engine.core.user_code import told_briefly
 from engine.dataset.plan import Node, Port, lower
 from engine.graph.plan import execution_plan_json
 from engine.graph.stream_graph import build_job_graph
@@ -44,6 +45,9 @@ class ExecutionEnvironment:
         self._last_result: JobExecutionResult | None = None
         #: what ran last, for the message when there is nothing new to run
         self._last_call = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("cannot pickle 'ExecutionEnvironment' object")
 
     @staticmethod
     def get_execution_environment(configuration: Configuration | None = None) -> ExecutionEnvironment:
@@ -239,16 +243,22 @@ class ExecutionEnvironment:
             job_name, local = None, job_name
         if local:
             self._config.set(JobOptions.TARGET, "local")
-        client = self._start(list(self._sinks), job_name)
-        if self._config.get_string(JobOptions.ATTACHED.key) == "false":
-            # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
-            self._last_call = "execute()"
-            return JobExecutionResult(client.get_job_id(), -1, {})
-        return self._finish(client, "execute()")
+        try:
+            client = self._start(list(self._sinks), job_name)
+            if self._config.get_string(JobOptions.ATTACHED.key) == "false":
+                # Somebody said detached (flink run -d, REST): the program ends, the job goes on.
+                self._last_call = "execute()"
+                return JobExecutionResult(client.get_job_id(), -1, {})
+            return self._finish(client, "execute()")
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
 
     def execute_async(self, job_name: str | None = None) -> JobClient:
         """Start the program and return at once with a handle on the job."""
-        client = self._start(list(self._sinks), job_name)
+        try:
+            client = self._start(list(self._sinks), job_name)
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
         self._last_call = "execute()"
         return client
 
@@ -263,6 +273,12 @@ class ExecutionEnvironment:
 
     def collect(self, data: DataSet) -> list[Any]:
         """Run all pending sinks and return the records of ``data``. Use ``DataSet.collect``."""
+        try:
+            return self._collected(data)
+        except EngineError as error:
+            raise told_briefly(error) from error.__cause__
+
+    def _collected(self, data: DataSet) -> list[Any]:
         operator_id = secrets.token_hex(16)
         producer = data._ports[0].node
         sink = Node(

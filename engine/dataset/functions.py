@@ -1,5 +1,7 @@
 """Function classes of the DataSet API, where a program looks for them."""
 
+from typing import TYPE_CHECKING, Any
+
 from engine.operators.batch_functions import Collector
 from engine.operators.functions import (
     CoGroupFunction,
@@ -19,7 +21,10 @@ from engine.operators.functions import (
     RuntimeContext,
     SinkFunction,
 )
-from engine.operators.rounds import RoundContext as IterationRuntimeContext
+from engine.operators.text import WordTokenizer
+
+if TYPE_CHECKING:
+    from engine.operators.rounds import RoundContext as IterationRuntimeContext
 
 __all__ = [
     "CoGroupFunction",
@@ -40,4 +45,14 @@ __all__ = [
     "ReduceFunction",
     "RuntimeContext",
     "SinkFunction",
+    "WordTokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what only iterations need when it is asked for."""
+    if name == "IterationRuntimeContext":
+        from engine.operators.rounds import RoundContext
+
+        return RoundContext
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

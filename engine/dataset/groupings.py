@@ -17,9 +17,7 @@ from engine.dataset.data_set import (
 from engine.dataset.keys import aggregation_field, as_selector, is_ascending
 from engine.dataset.plan import hash_by
 from engine.dataset.vocabulary import Aggregation, Order
-from engine.operators.batch_group import FirstInGroupSpec, GroupCombineSpec
-from engine.operators.batch_reduce import ReduceFold
-from engine.operators.batch_simple import ExtremeFold
+from engine.operators.batch_reduce import ExtremeFold, ReduceFold
 from engine.operators.functions import Function
 
 __all__ = ["Grouping", "SortedGrouping", "UnsortedGrouping"]
@@ -42,11 +40,15 @@ class Grouping:
 
     def combine_group(self, operator: Callable[..., Any] | Function) -> DataSet:
         """Call a function with parts of groups, without bringing a group together first."""
+        from engine.operators.batch_group import GroupCombineSpec
+
         require("combine_group", operator, "combine")
         return self._data.combined("GroupCombine", GroupCombineSpec(self._selector, operator, self._order))
 
     def first(self, n: int) -> DataSet:
         """Keep ``n`` records of each group, the first ones of a sorted group."""
+        from engine.operators.batch_group import FirstInGroupSpec
+
         spec = FirstInGroupSpec(self._selector, checked_count(n), self._order)
         return self._data.combined(f"First {n}", spec).derive(f"First {n}", spec, hash_by(self._selector))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.core.errors import ProgramError
 from engine.dataset.vocabulary import Order
-from engine.operators.batch_simple import NamedFieldKey, PositionKey, whole_record
+from engine.operators.batch_keys import NamedFieldKey, PositionKey, whole_record
 from engine.operators.functions import Function, KeySelector
 from engine.operators.keys import ComposedKey, FieldKey
 
@@ -62,6 +62,9 @@ def _checked(selector: Any, what: str) -> Any:
         required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
         if len(required) > 1:
             raise ProgramError(f"{what}: the key function takes {len(required)} arguments; expected one, the record.")
+        from engine.datastream.key_selectors import as_key_selector
+
+        return as_key_selector(selector)  # lambda row: row[0] is a field
     return selector
 
 

@@ -2,6 +2,7 @@
 
 A node may change until then (parallelism, name, broadcast sets). Lowering resolves parallelisms, finds what lies
 inside an iteration, and wraps operators that have broadcast sets or run once per superstep (``operators/rounds``).
+A ``WordTokenizer`` over text that is grouped by the word and summed becomes the vectorised word count.
 The user's nodes are never changed by it, so a program may be executed several times.
 """
 
@@ -11,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
+from engine.operators.batch_reduce import FieldsFold, FoldSpec
 from engine.operators.batch_simple import PassSpec
-from engine.operators.iteration import RESULT_TAG
-from engine.operators.rounds import RoundSpec
+from engine.operators.stateless import FlatMapSpec
+from engine.operators.text import plan_word_count
 
 __all__ = ["BROADCAST", "FORWARD", "GLOBAL", "REBALANCE", "Loop", "Node", "Port", "hash_by", "lower"]
 
@@ -138,7 +141,9 @@ class _Lowering:
                 )
 
     def _of_port(self, port: Port) -> set[Loop]:
-        return set() if port.side_tag == RESULT_TAG else self._loops[port.node]
+        # What leaves the loop by the head's side output is its result, no longer one superstep's records.
+        head = port.node.loop is not None and port.node is port.node.loop.head
+        return set() if head and port.side_tag is not None else self._loops[port.node]
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 
@@ -154,9 +159,9 @@ class _Lowering:
         if is_body:
             inputs = self._part_mixed_unions(inputs)
             static = {index for index, port, _ in inputs} - {i for i, port, _ in inputs if self._of_port(port)}
-            spec = RoundSpec(spec, tuple(names), in_loop=True, static_inputs=frozenset(static))
+            spec = _in_rounds(spec, tuple(names), frozenset(static))
         elif names:
-            spec = RoundSpec(spec, tuple(names))
+            spec = _in_rounds(spec, tuple(names), None)
         self._made[node] = Transformation(
             name=node.name,
             spec=spec,
@@ -190,6 +195,15 @@ class _Lowering:
         return self._made[node]
 
 
+def _in_rounds(spec: OperatorSpec, broadcast: tuple[str, ...], static_inputs: frozenset[int] | None) -> OperatorSpec:
+    """``static_inputs``: None outside of loops."""
+    from engine.operators.rounds import RoundSpec
+
+    if static_inputs is None:
+        return RoundSpec(spec, broadcast)
+    return RoundSpec(spec, broadcast, in_loop=True, static_inputs=static_inputs)
+
+
 def _ports_of(node: Node) -> list[Port]:
     return [port for _, port, _ in node.inputs] + [port for _, ports in node.broadcast for port in ports]
 
@@ -204,4 +218,45 @@ def lower(ends: Iterable[Node], default_parallelism: int) -> list[Transformation
     lowering.find_loops(order)
     for node in order:
         lowering.make(node)
+    _vectorise_word_counts([lowering.transformation(node) for node in order])
     return [lowering.transformation(node) for node in all_ends]
+
+
+def _vectorise_word_counts(nodes: Sequence[Transformation]) -> None:
+    """Rewrite text → WordTokenizer → combine → hash exchange → sum(1) into chunks → count → hash exchange → merge.
+
+    Nobody else may read what lies between text and sum, as it is no longer computed.
+    """
+    num_users: dict[int, int] = {}
+    for node in nodes:
+        for edge in node.inputs:
+            num_users[edge.source.id] = num_users.get(edge.source.id, 0) + 1
+    for node in nodes:
+        fold = node.spec
+        if not isinstance(fold, FoldSpec) or fold.is_combiner or fold.fold != FieldsFold((("sum", 1),)):
+            continue
+        before = _sole_producers(node, 3, num_users)
+        if len(before) < 3:
+            continue
+        combiner, words, text = before
+        if not isinstance(words.spec, FlatMapSpec) or not isinstance(text.spec, SourceSpec):
+            continue
+        plan = plan_word_count(text.spec.source, words.spec.function, fold.key, 1)
+        if plan is None or not isinstance(combiner.spec, FoldSpec):
+            continue
+        text.spec = SourceSpec(plan.source)
+        words.spec, words.name, words.parallelism = plan.count, "Tokenize and count", text.parallelism
+        node.spec, node.inputs = plan.merge, [Edge(words, hash_by(plan.key), 0)]
+
+
+def _sole_producers(node: Transformation, count: int, num_users: dict[int, int]) -> list[Transformation]:
+    """Return the chain of producers, nearest first, as far as each is the only one of its only user."""
+    found: list[Transformation] = []
+    while len(found) < count and len(node.inputs) == 1 and node.inputs[0].side_tag is None:
+        if found and node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
+            break
+        node = node.inputs[0].source
+        if num_users[node.id] > 1:
+            break
+        found.append(node)
+    return found

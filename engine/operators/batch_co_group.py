@@ -5,15 +5,17 @@ Rows are tagged with their side and collected in one ``GroupTable``; within a ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+from engine.core.errors import UserCodeError
 from engine.core.records import Batch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import MultiResultFunction
 from engine.operators.batch_group import GroupTable
-from engine.operators.batch_order import bind_key, first_of
+from engine.operators.batch_keys import BoundKeys
+from engine.operators.batch_order import first_of, keys_of
 from engine.operators.batch_spill import SpillableRows
 
 __all__ = ["CoGroupSpec"]
@@ -41,13 +43,16 @@ class CoGroupSpec(OperatorSpec):
 class _CoGroup(Operator):
     def __init__(self, spec: CoGroupSpec) -> None:
         self._spec = spec
+        self._bound: BoundKeys | None = None
+        self._keys: list[Callable[[Any], Any]] = []
         self._table: GroupTable | None = None
         self._first: SpillableRows | None = None
         self._function: MultiResultFunction | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        keys = [bind_key(key, ctx.runtime_context) for key in (self._spec.first_key, self._spec.second_key)]
+        self._bound = BoundKeys(ctx)
+        self._keys = keys = [self._bound.bind(key) for key in (self._spec.first_key, self._spec.second_key)]
         self._table = GroupTable(
             lambda tagged: keys[tagged[0]](tagged[1]),
             work_dir=ctx.work_dir,
@@ -61,7 +66,12 @@ class _CoGroup(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         assert self._table is not None
-        self._table.add([(input_index, row) for row in rows_of(batch).rows])
+        rows = rows_of(batch).rows
+        try:
+            self._table.add([(input_index, row) for row in rows])
+        except UserCodeError:
+            keys_of(self._keys[input_index], rows, self.ctx.operator_name)  # the same error, without our tag
+            raise
 
     def finish(self) -> None:
         assert self._table is not None
@@ -90,12 +100,16 @@ class _CoGroup(Operator):
         return []
 
     def close(self) -> None:
-        if self._function is not None:
-            self._function.close()
-        if self._first is not None:
-            self._first.clear()
-        if self._table is not None:
-            self._table.close()
+        try:
+            if self._function is not None:
+                self._function.close()
+        finally:
+            if self._first is not None:
+                self._first.clear()
+            if self._table is not None:
+                self._table.close()
+            if self._bound is not None:
+                self._bound.close()
 
 
 def _chain(head: list[Any], tagged: Iterator[Any]) -> Iterator[Any]:

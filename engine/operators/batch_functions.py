@@ -1,8 +1,7 @@
 """User functions of the DataSet API in their two styles: results returned, or handed to a collector.
 
 ``def f(values): return [...]`` / ``yield`` and ``def f(values, collector): collector.collect(x)`` both work; which
-one is meant is told by the number of parameters. Also: opening and closing of Function objects, and errors that
-name operator and record.
+one is meant is told by the number of parameters. How functions are opened, closed and blamed: ``bound_function``.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from engine.core.errors import Domain, EngineError
 from engine.core.records import RowBatch
 from engine.operators.base import OperatorContext, Output
 from engine.operators.batch_spill import CHUNK_ROWS
-from engine.operators.failure import user_error
+from engine.operators.bound_function import BoundFunction
 from engine.operators.functions import FlatMapFunction, Function, RuntimeContext
 
 __all__ = [
     "Collector",
     "FlatMapWithCollector",
     "MultiResultFunction",
-    "close_function",
+    "bound",
     "method_of",
-    "open_function",
     "takes_collector",
 ]
 
@@ -98,17 +96,10 @@ def takes_collector(function: Callable[..., Any], num_values: int) -> bool:
     return len(required) == num_values + 1
 
 
-def open_function(function: Any, runtime_context: RuntimeContext, operator_name: str) -> None:
-    if isinstance(function, Function):
-        try:
-            function.open(runtime_context)
-        except Exception as error:
-            raise user_error(error, operator_name=operator_name) from error
-
-
-def close_function(function: Any) -> None:
-    if isinstance(function, Function):
-        function.close()
+def bound(function: Any, *methods: str) -> BoundFunction:
+    """Return the function of an operator, to be called by the first of ``methods`` that it has."""
+    method_of(function, *methods)
+    return BoundFunction(function, next((own for own in methods if getattr(function, own, None)), methods[0]))
 
 
 @final
@@ -118,17 +109,14 @@ class MultiResultFunction:
     def __init__(
         self, function: Any, methods: tuple[str, ...], num_values: int, ctx: OperatorContext, out: Output
     ) -> None:
-        self._function = function
-        self._call = method_of(function, *methods)
+        self._function = bound(function, *methods)
+        self._call = self._function.call
         self._with_collector = takes_collector(self._call, num_values)
-        self._name = ctx.operator_name
-        self._runtime_context = ctx.runtime_context
+        self._ctx = ctx
         self.collector = Collector(out)
-        self._is_open = False
 
     def open(self) -> None:
-        self._is_open = True
-        open_function(self._function, self._runtime_context, self._name)
+        self._function.open(self._ctx)
 
     def __call__(self, *values: Any, record: Any) -> None:
         """Call the function; its results go to the collector. ``record`` is what an error shows."""
@@ -139,17 +127,15 @@ class MultiResultFunction:
                 results = self._call(*values)
                 if results is not None:
                     self.collector.collect_all(results)
-        except Exception as error:
+        except BaseException as error:
             if error is self.collector.emit_error:
                 raise
             if isinstance(error, EngineError) and error.domain is not Domain.USER:
                 raise
-            raise user_error(error, operator_name=self._name, record=record) from error
+            raise self._function.error(error, record) from error
 
     def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            close_function(self._function)
+        self._function.close()
 
 
 @final
@@ -170,4 +156,5 @@ class FlatMapWithCollector(FlatMapFunction):
         return collector.rows
 
     def close(self) -> None:
-        close_function(self._function)
+        if isinstance(self._function, Function):
+            self._function.close()

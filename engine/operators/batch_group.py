@@ -16,7 +16,8 @@ from typing import Any, Final, final
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import MultiResultFunction
-from engine.operators.batch_order import Ordering, bind_key, bind_order, keys_of, normal_key
+from engine.operators.batch_keys import BoundKeys
+from engine.operators.batch_order import Ordering, keys_of, normal_key
 from engine.operators.batch_sort import ExternalSorter
 from engine.operators.batch_spill import memory_budget, rows_bytes
 
@@ -181,27 +182,51 @@ def _everything(row: Any) -> None:
     return None
 
 
-def _table_for(key: Any, order: tuple[tuple[Any, bool], ...], ctx: OperatorContext) -> GroupTable:
-    return GroupTable(
-        _everything if key is None else bind_key(key, ctx.runtime_context),
-        work_dir=ctx.work_dir,
-        memory_bytes=ctx.memory_bytes,
-        operator_name=ctx.operator_name,
-        order=bind_order(order, ctx.runtime_context),
-    )
+@final
+class _BoundTables:
+    """Makes the GroupTables of one operator, one or (in a combiner) several after each other, all by the same key."""
+
+    def __init__(self, key: Any, order: tuple[tuple[Any, bool], ...], ctx: OperatorContext) -> None:
+        self._ctx = ctx
+        self._keys = BoundKeys(ctx)
+        self._table: GroupTable | None = None
+        try:
+            self._key = _everything if key is None else self._keys.bind(key)
+            self._order = self._keys.bind_order(order)
+        except BaseException:
+            self._keys.close()
+            raise
+
+    def new(self) -> GroupTable:
+        ctx = self._ctx
+        self._table = GroupTable(
+            self._key,
+            work_dir=ctx.work_dir,
+            memory_bytes=ctx.memory_bytes,
+            operator_name=ctx.operator_name,
+            order=self._order,
+        )
+        return self._table
+
+    def close(self) -> None:
+        if self._table is not None:
+            self._table.close()
+        self._keys.close()
 
 
 @final
 class _GroupReduce(Operator):
     def __init__(self, spec: GroupReduceSpec) -> None:
         self._spec = spec
+        self._tables: _BoundTables | None = None
         self._table: GroupTable | None = None
         self._function: MultiResultFunction | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         spec = self._spec
-        self._table = _table_for(spec.key, spec.order, ctx)
+        self._tables = _BoundTables(spec.key, spec.order, ctx)
+        self._table = self._tables.new()
         self._function = MultiResultFunction(spec.function, spec.methods, 1, ctx, out)
         self._function.open()
 
@@ -221,10 +246,16 @@ class _GroupReduce(Operator):
         self._function.collector.flush()
 
     def close(self) -> None:
-        if self._function is not None:
-            self._function.close()
-        if self._table is not None:
-            self._table.close()
+        _close_both(self._function, self._tables)
+
+
+def _close_both(function: MultiResultFunction | None, tables: _BoundTables | None) -> None:
+    try:
+        if function is not None:
+            function.close()
+    finally:
+        if tables is not None:
+            tables.close()
 
 
 @final
@@ -260,16 +291,15 @@ class GroupCombineSpec(OperatorSpec):
 class _GroupCombine(Operator):
     def __init__(self, spec: GroupCombineSpec) -> None:
         self._spec = spec
+        self._tables: _BoundTables | None = None
         self._function: MultiResultFunction | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._table = self._new_table()
+        self._tables = _BoundTables(self._spec.key, self._spec.order, ctx)
+        self._table = self._tables.new()
         self._function = MultiResultFunction(self._spec.function, self._spec.methods, 1, ctx, out)
         self._function.open()
-
-    def _new_table(self) -> GroupTable:
-        return _table_for(self._spec.key, self._spec.order, self.ctx)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         self._table.add(rows_of(batch).rows)
@@ -277,18 +307,18 @@ class _GroupCombine(Operator):
             self._combine()
 
     def _combine(self) -> None:
+        assert self._tables is not None
         assert self._function is not None
         for key, rows in self._table.groups():
             self._function(rows, record=_GroupOf(key, self._spec.key is None))
         self._function.collector.flush()
-        self._table = self._new_table()
+        self._table = self._tables.new()
 
     def finish(self) -> None:
         self._combine()
 
     def close(self) -> None:
-        if self._function is not None:
-            self._function.close()
+        _close_both(self._function, self._tables)
 
 
 @final
@@ -314,13 +344,15 @@ class _FirstInGroup(Operator):
     def __init__(self, spec: FirstInGroupSpec) -> None:
         self._spec = spec
         self._n = spec.n
+        self._keys: BoundKeys | None = None
         self._key: KeyFunction | None = None
         self._seen_by_key: dict[Any, int] = {}
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         if self._spec.key is not None:
-            self._key = bind_key(self._spec.key, ctx.runtime_context)
+            self._keys = BoundKeys(ctx)
+            self._key = self._keys.bind(self._spec.key)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rows = rows_of(batch).rows
@@ -341,16 +373,22 @@ class _FirstInGroup(Operator):
         if kept:
             self.out.emit(RowBatch(kept))
 
+    def close(self) -> None:
+        if self._keys is not None:
+            self._keys.close()
+
 
 @final
 class _FirstSorted(Operator):
     def __init__(self, spec: FirstInGroupSpec) -> None:
         self._spec = spec
+        self._tables: _BoundTables | None = None
         self._table: GroupTable | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._table = _table_for(self._spec.key, self._spec.order, ctx)
+        self._tables = _BoundTables(self._spec.key, self._spec.order, ctx)
+        self._table = self._tables.new()
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         assert self._table is not None
@@ -368,5 +406,5 @@ class _FirstSorted(Operator):
             self.out.emit(RowBatch(kept))
 
     def close(self) -> None:
-        if self._table is not None:
-            self._table.close()
+        if self._tables is not None:
+            self._tables.close()

@@ -15,16 +15,10 @@ from typing import Any, Final, final
 from engine.core.errors import Domain, EngineError
 from engine.core.records import Batch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.batch_functions import (
-    Collector,
-    close_function,
-    method_of,
-    open_function,
-    takes_collector,
-)
-from engine.operators.batch_order import bind_key, keys_of
+from engine.operators.batch_functions import Collector, bound, takes_collector
+from engine.operators.batch_keys import BoundKeys, missing_field
+from engine.operators.batch_order import keys_of
 from engine.operators.batch_spill import SpillableRows, chunks_of, memory_budget, rows_bytes
-from engine.operators.failure import user_error
 from engine.operators.functions import FlatJoinFunction
 from engine.state.key_groups import mix32
 
@@ -47,7 +41,11 @@ class Projection:
         values: list[Any] = []
         for side, index in self.fields:
             row = second if side else first
-            values.append(row if index is None or row is None else row[index])
+            try:
+                values.append(row if index is None or row is None else row[index])
+            except (LookupError, TypeError) as error:
+                name = "project_second" if side else "project_first"
+                raise missing_field(f"{name}({index!r}):", row) from error
         return tuple(values)
 
 
@@ -61,17 +59,14 @@ class _PairFunction:
 
     def __init__(self, function: Any, methods: tuple[str, ...], ctx: OperatorContext, out: Output) -> None:
         self.collector = Collector(out)
-        self._function = function
-        self._name = ctx.operator_name
+        self._function = bound(_pair if function is None else function, *methods)
         self._ctx = ctx
-        self._call: Callable[..., Any] = _pair if function is None else method_of(function, *methods)
+        self._call = self._function.call
         self._with_collector = function is not None and takes_collector(self._call, 2)
         self._is_flat = isinstance(function, FlatJoinFunction)
-        self._is_open = False
 
     def open(self) -> None:
-        self._is_open = True
-        open_function(self._function, self._ctx.runtime_context, self._name)
+        self._function.open(self._ctx)
 
     def __call__(self, first: Any, second: Any) -> None:
         try:
@@ -83,17 +78,15 @@ class _PairFunction:
                 self.collector.collect(result)
             elif result is not None:
                 self.collector.collect_all(result)
-        except Exception as error:
+        except BaseException as error:
             if error is self.collector.emit_error:
                 raise
             if isinstance(error, EngineError) and error.domain is not Domain.USER:
                 raise
-            raise user_error(error, operator_name=self._name, record=(first, second)) from error
+            raise self._function.error(error, (first, second)) from error
 
     def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            close_function(self._function)
+        self._function.close()
 
 
 @final
@@ -144,6 +137,7 @@ class _HashJoin(Operator):
     def __init__(self, spec: HashJoinSpec) -> None:
         self._build_side = spec.build_side
         self._spec = spec
+        self._bound: BoundKeys | None = None
         self._keys: tuple[KeyFunction, ...] = ()
         self._keeps_build = spec.keep_second if spec.build_side else spec.keep_first
         self._keeps_probe = spec.keep_first if spec.build_side else spec.keep_second
@@ -159,7 +153,8 @@ class _HashJoin(Operator):
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self._budget = memory_budget(ctx.memory_bytes)
-        self._keys = tuple(bind_key(key, ctx.runtime_context) for key in (self._spec.first_key, self._spec.second_key))
+        self._bound = BoundKeys(ctx)
+        self._keys = tuple(self._bound.bind(key) for key in (self._spec.first_key, self._spec.second_key))
         self._join = _PairFunction(self._spec.function, ("join",), ctx, out)
         self._join.open()
 
@@ -318,11 +313,15 @@ class _HashJoin(Operator):
         return [_Partition(self._new_file("build", share), self._new_file("probe", share)) for _ in range(_FAN_OUT)]
 
     def close(self) -> None:
-        if self._join is not None:
-            self._join.close()
-        for file in self._files:
-            file.clear()
-        self._files, self._table = [], _BuildTable()
+        try:
+            if self._join is not None:
+                self._join.close()
+        finally:
+            for file in self._files:
+                file.clear()
+            self._files, self._table = [], _BuildTable()
+            if self._bound is not None:
+                self._bound.close()
 
 
 @final

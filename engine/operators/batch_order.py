@@ -14,28 +14,14 @@ from typing import Any, Final, final
 
 from engine.core.errors import ProgramError
 from engine.core.records import Row
+from engine.operators.batch_keys import key_error, unhashable_key
 from engine.operators.failure import user_error
-from engine.operators.functions import Function, RuntimeContext
-from engine.operators.keys import NAN, key_function
+from engine.operators.keys import NAN
 
-__all__ = ["Ordering", "bind_key", "bind_order", "first_of", "keys_of", "normal_key", "order_key"]
+__all__ = ["Ordering", "first_of", "keys_of", "normal_key", "order_key"]
 
 _HARMLESS: Final = frozenset({str, int, bool, bytes, type(None)})
 _NUMBERS: Final = frozenset({int, bool, float})
-
-
-def bind_key(selector: Any, runtime_context: RuntimeContext) -> Callable[[Any], Any]:
-    """Return record → key for a selector as the API made it; opens a KeySelector object."""
-    if isinstance(selector, Function):
-        selector.open(runtime_context)
-    return key_function(selector)
-
-
-def bind_order(
-    fields: Iterable[tuple[Any, bool]], runtime_context: RuntimeContext
-) -> tuple[tuple[Callable[[Any], Any], bool], ...]:
-    """Do the same for the (selector, ascending) pairs of a sort order."""
-    return tuple((bind_key(selector, runtime_context), ascending) for selector, ascending in fields)
 
 
 def normal_key(key: Any) -> Any:
@@ -52,15 +38,12 @@ def normal_key(key: Any) -> Any:
 
 def keys_of(key: Callable[[Any], Any], rows: list[Any], operator_name: str) -> list[Any]:
     """Return the normalised key of each row. Raises UserCodeError that shows the row whose key cannot be had."""
+    keys: list[Any] = []
     try:
-        keys = list(map(key, rows))
-    except Exception as error:
-        for row in rows:
-            try:
-                key(row)
-            except Exception as again:
-                raise user_error(again, operator_name=operator_name, record=row) from again
-        raise user_error(error, operator_name=operator_name) from error
+        keys.extend(map(key, rows))
+    except BaseException as error:
+        row = rows[len(keys)]
+        raise user_error(key_error(key, row, error), operator_name=operator_name, record=row) from error
     if _HARMLESS.issuperset(map(type, keys)):
         return keys
     keys = list(map(normal_key, keys))
@@ -68,8 +51,8 @@ def keys_of(key: Callable[[Any], Any], rows: list[Any], operator_name: str) -> l
         for own in keys:
             hash(own)
     except TypeError as error:
-        row = rows[next(i for i, own in enumerate(keys) if not _is_hashable(own))]
-        raise user_error(error, operator_name=operator_name, record=row) from error
+        number = next(i for i, own in enumerate(keys) if not _is_hashable(own))
+        raise user_error(unhashable_key(keys[number]), operator_name=operator_name, record=rows[number]) from error
     return keys
 
 
@@ -155,17 +138,29 @@ class Ordering:
         if not rows:
             return rows, None
         if len(self._fields) == 1:
-            keys = _apply(self._fields[0][0], rows, operator_name)
+            keys = self._apply(self._fields[0][0], rows, operator_name)
             kind = _plain_kind(keys)
             if kind is not None:
                 order = sorted(range(len(rows)), key=keys.__getitem__, reverse=self.reverse)
                 return [rows[i] for i in order], kind
-        keys = _apply(self.key, rows, operator_name)
+        keys = self._apply(self.key, rows, operator_name)
         try:
             order = sorted(range(len(rows)), key=keys.__getitem__, reverse=self.reverse)
         except TypeError as error:
             raise ProgramError(f"Operator {operator_name!r} cannot sort: {error}.") from error
         return [rows[i] for i in order], None
+
+    def _apply(self, function: Callable[[Any], Any], rows: list[Any], operator_name: str) -> list[Any]:
+        keys: list[Any] = []
+        try:
+            keys.extend(map(function, rows))
+        except BaseException as error:
+            row, told = rows[len(keys)], error
+            for getter, _ in self._fields:
+                if told is error:
+                    told = key_error(getter, row, error, "sort key")
+            raise user_error(told, operator_name=operator_name, record=row) from error
+        return keys
 
     def merge_key(self, kinds: Iterable[str | None]) -> Callable[[Any], Any]:
         """Return the key by which runs of these kinds can be merged."""
@@ -173,18 +168,6 @@ class Ordering:
         if len(distinct) == 1 and None not in distinct:
             return self._fields[0][0]
         return self.key
-
-
-def _apply(function: Callable[[Any], Any], rows: list[Any], operator_name: str) -> list[Any]:
-    try:
-        return list(map(function, rows))
-    except Exception as error:
-        for row in rows:
-            try:
-                function(row)
-            except Exception as again:
-                raise user_error(again, operator_name=operator_name, record=row) from again
-        raise user_error(error, operator_name=operator_name) from error
 
 
 def _plain_kind(keys: list[Any]) -> str | None:

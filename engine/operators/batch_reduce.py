@@ -15,15 +15,17 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, Final, final
 
-from engine.core.errors import ProgramError, UserCodeError
+from engine.core.errors import UserCodeError
 from engine.core.records import Batch, Row, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.batch_functions import close_function, method_of, open_function
-from engine.operators.batch_order import bind_key, first_of, keys_of, normal_key
+from engine.operators.batch_functions import method_of
+from engine.operators.batch_keys import BoundKeys, missing_field
+from engine.operators.batch_order import first_of, keys_of, normal_key, order_key
 from engine.operators.batch_spill import CHUNK_ROWS, Run, chunks_of, memory_budget, rows_bytes, write_run
+from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 
-__all__ = ["DistinctFold", "FieldsFold", "Fold", "FoldSpec", "ReduceFold", "get_field", "with_field"]
+__all__ = ["DistinctFold", "ExtremeFold", "FieldsFold", "Fold", "FoldSpec", "ReduceFold", "get_field", "with_field"]
 
 _FAN_IN_MAX: Final = 64
 
@@ -59,7 +61,7 @@ class FoldTable:
             if key in table:
                 try:
                     table[key] = combine(table[key], row)
-                except Exception as error:
+                except BaseException as error:
                     raise user_error(error, operator_name=self._name, record=row) from error
             else:
                 table[key] = row
@@ -174,13 +176,12 @@ class FieldsFold(Fold):
             return _OneFieldTable(self, kind, field, operator_name)
         return _FieldsTable(self, operator_name)
 
-    def explained(self, error: Exception, name: str, row: Any) -> UserCodeError:
+    def explained(self, error: BaseException, name: str, row: Any) -> UserCodeError:
         for kind, field in self.aggregations:
             try:
                 get_field(row, field)
             except Exception:
-                wrong = ProgramError(f"{kind}({field!r}): the record has no field {field!r}.")
-                return user_error(wrong, operator_name=name, record=row)
+                return user_error(missing_field(f"{kind}({field!r}):", row), operator_name=name, record=row)
         return user_error(error, operator_name=name, record=row)
 
 
@@ -201,7 +202,7 @@ class _FieldsTable(FoldTable):
                     for field in fields:  # a field that is not there is an error also for a key with one row
                         get_field(row, field)
                     table[key] = row
-        except Exception as error:
+        except BaseException as error:
             raise self._fold.explained(error, self._name, row) from error
 
 
@@ -220,7 +221,7 @@ class _OneFieldTable(_FieldsTable):
         keys = list(keys)
         try:
             values = list(map(itemgetter(self._field), rows))
-        except Exception as error:
+        except BaseException as error:
             row = next(row for row in rows if not _has(row, self._field))
             raise self._fold.explained(error, self._name, row) from error
         if self._kind == "sum" and _PLAIN_NUMBERS.issuperset(map(type, values)):
@@ -249,7 +250,7 @@ class _OneFieldTable(_FieldsTable):
         try:
             for _number, (key, value) in enumerate(zip(keys, values, strict=True)):
                 table[key] = operation(table[key], value) if key in table else value
-        except Exception as error:
+        except BaseException as error:
             raise user_error(error, operator_name=self._name, record=rows[_number]) from error
         self._keep_rows(keys, rows)
 
@@ -274,6 +275,27 @@ def _has(row: Any, field: int) -> bool:
     except Exception:
         return False
     return True
+
+
+@final
+@dataclass(frozen=True)
+class ExtremeFold(Fold):
+    """Keeps the row with the smallest (or largest) values of the fields, the first of equal ones."""
+
+    fields: tuple[int | str, ...]
+    largest: bool
+
+    def build(self) -> Callable[[Any, Any], Any]:
+        fields, largest = self.fields, self.largest
+
+        def key(row: Any) -> tuple[Any, ...]:
+            return tuple([order_key(get_field(row, field)) for field in fields])
+
+        def choose(row: Any, other: Any) -> Any:
+            own, others = key(row), key(other)
+            return other if (others > own if largest else others < own) else row
+
+        return choose
 
 
 @final
@@ -307,7 +329,8 @@ class _FoldOperator(Operator):
         self._spec = spec
         self._fold = spec.fold
         self._runs: list[Run] = []
-        self._is_open = False
+        self._keys: BoundKeys | None = None
+        self._function = None if spec.fold.function is None else BoundFunction(spec.fold.function, "reduce")
         #: entries of the table at which its size is estimated again
         self._check_at = 1024
 
@@ -317,9 +340,10 @@ class _FoldOperator(Operator):
         self._budget = memory_budget(ctx.memory_bytes)
         if self._budget < 1 << 20:
             self._check_at = 1
-        self._key = None if self._spec.key is None else bind_key(self._spec.key, ctx.runtime_context)
-        self._is_open = True
-        open_function(self._fold.function, ctx.runtime_context, ctx.operator_name)
+        self._keys = BoundKeys(ctx)
+        self._key = None if self._spec.key is None else self._keys.bind(self._spec.key)
+        if self._function is not None:
+            self._function.open(ctx)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rows = rows_of(batch).rows
@@ -386,6 +410,9 @@ class _FoldOperator(Operator):
         for run in self._runs:
             run.delete()
         self._runs = []
-        if self._is_open:
-            self._is_open = False
-            close_function(self._fold.function)
+        try:
+            if self._function is not None:
+                self._function.close()
+        finally:
+            if self._keys is not None:
+                self._keys.close()

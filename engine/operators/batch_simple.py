@@ -1,47 +1,15 @@
-"""Small bounded operators of the DataSet API: pass on, count, number rows, keep the extreme row; keys by name."""
+"""Small bounded operators of the DataSet API: pass on, count, number rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 from engine.core.records import Batch, RowBatch
 from engine.operators.base import Operator, OperatorSpec
-from engine.operators.batch_order import order_key
-from engine.operators.batch_reduce import Fold, get_field
 from engine.operators.functions import MapFunction, RuntimeContext
-from engine.operators.keys import field_of
 
-__all__ = ["CountSpec", "ExtremeFold", "NamedFieldKey", "NumberRows", "PassSpec", "PositionKey", "whole_record"]
-
-
-def whole_record(record: Any) -> Any:
-    """The key is the record itself."""
-    return record
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class NamedFieldKey:
-    """The key is field ``f<position>`` of a tuple, as Java's field expressions say it, or a field of that name."""
-
-    name: str
-    position: int
-
-    def __call__(self, record: Any) -> Any:
-        return record[self.position] if type(record) is tuple else field_of(record, self.name)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class PositionKey:
-    """Several keys as a tuple, where one of them is a ``NamedFieldKey``."""
-
-    parts: tuple[Callable[[Any], Any], ...]
-
-    def __call__(self, record: Any) -> tuple[Any, ...]:
-        return tuple([part(record) for part in self.parts])
+__all__ = ["CountSpec", "NumberRows", "PassSpec"]
 
 
 @final
@@ -99,24 +67,3 @@ class NumberRows(MapFunction):
         index = self._next
         self._next += 1
         return (index, value)
-
-
-@final
-@dataclass(frozen=True)
-class ExtremeFold(Fold):
-    """Keeps the row with the smallest (or largest) values of the fields, the first of equal ones."""
-
-    fields: tuple[int | str, ...]
-    largest: bool
-
-    def build(self) -> Callable[[Any, Any], Any]:
-        fields, largest = self.fields, self.largest
-
-        def key(row: Any) -> tuple[Any, ...]:
-            return tuple([order_key(get_field(row, field)) for field in fields])
-
-        def choose(row: Any, other: Any) -> Any:
-            own, others = key(row), key(other)
-            return other if (others > own if largest else others < own) else row
-
-        return choose

@@ -12,7 +12,8 @@ from typing import Any, Final, final
 
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.batch_order import Ordering, bind_order
+from engine.operators.batch_keys import BoundKeys
+from engine.operators.batch_order import Ordering
 from engine.operators.batch_spill import Run, chunks_of, memory_budget, rows_bytes, write_run
 
 __all__ = ["ExternalSorter", "SortPartitionSpec"]
@@ -104,11 +105,13 @@ class _SortPartition(Operator):
     def __init__(self, spec: SortPartitionSpec) -> None:
         self._spec = spec
         self._sorter: ExternalSorter | None = None
+        self._keys: BoundKeys | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._keys = BoundKeys(ctx)
         self._sorter = ExternalSorter(
-            Ordering(bind_order(self._spec.fields, ctx.runtime_context)),
+            Ordering(self._keys.bind_order(self._spec.fields)),
             work_dir=ctx.work_dir,
             memory_bytes=ctx.memory_bytes,
             operator_name=ctx.operator_name,
@@ -126,3 +129,5 @@ class _SortPartition(Operator):
     def close(self) -> None:
         if self._sorter is not None:
             self._sorter.close()
+        if self._keys is not None:
+            self._keys.close()

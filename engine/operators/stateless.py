@@ -16,6 +16,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, ro
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
+from engine.operators.row_loop import RowLoop, Rows
 
 __all__ = [
     "CoFlatMapSpec",
@@ -143,6 +144,7 @@ class _MapOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._loop = RowLoop.of_context(ctx)
         self._functions[0].open(ctx)
         for function in self._functions[1:]:  # one object behind both inputs: it is opened once
             function.operator_name = ctx.operator_name
@@ -151,13 +153,20 @@ class _MapOperator(Operator):
         batch = rows_of(batch)
         function = self._functions[input_index]
         call = function.call
-        remaining = iter(batch.rows)
-        try:
-            # A comprehension, not map(): StopIteration out of the user's function must not end the loop silently.
-            rows = [call(row) for row in remaining]
-        except BaseException as error:
-            raise function.error(error, _failing(batch.rows, remaining)) from error
-        self.out.emit(RowBatch(rows, batch.timestamps_ms))
+        while True:
+            rows = self._loop.begin(batch.rows)
+            try:
+                # A comprehension, not map(): StopIteration out of the user's function must not end the loop silently.
+                results = [call(row) for row in rows]
+            except BaseException as error:
+                raise function.error(error, batch.rows[rows.taken() - 1]) from error
+            self._loop.end()
+            taken = rows.taken()
+            if taken == len(batch.rows):
+                self.out.emit(RowBatch(results, batch.timestamps_ms))
+                return
+            self.out.emit(RowBatch(results, batch.slice(0, taken).timestamps_ms))
+            batch = batch.slice(taken, len(batch.rows))
 
     def close(self) -> None:
         self._functions[0].close()
@@ -175,6 +184,7 @@ class _FlatMapOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._loop = RowLoop.of_context(ctx)
         self._functions[0].open(ctx)
         for function in self._functions[1:]:  # one object behind both inputs: it is opened once
             function.operator_name = ctx.operator_name
@@ -182,12 +192,15 @@ class _FlatMapOperator(Operator):
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
         function = self._functions[input_index]
-        if batch.timestamps_ms is None:
-            self._process(function, batch.rows)
-        else:
-            self._process_stamped(function, batch.rows, batch.timestamps_ms)
+        while batch.rows:
+            rows = self._loop.begin(batch.rows)
+            if batch.timestamps_ms is None:
+                self._process(function, rows)
+            else:
+                self._process_stamped(function, rows, batch.timestamps_ms)
+            batch = batch.slice(rows.taken(), len(batch.rows))
 
-    def _process(self, function: BoundFunction, rows: list[Any]) -> None:
+    def _process(self, function: BoundFunction, rows: Rows) -> None:
         call = function.call
         pending: list[Any] = []
         for row in rows:
@@ -208,14 +221,16 @@ class _FlatMapOperator(Operator):
                 pending = []
                 if rest is not None:
                     self._drain(function, row, rest, None)
+                self._loop.current = rows  # others may have had a turn
+        self._loop.end()
         if pending:
             self._emit(pending, None)
 
-    def _process_stamped(self, function: BoundFunction, rows: list[Any], stamps: list[int]) -> None:
+    def _process_stamped(self, function: BoundFunction, rows: Rows, stamps: list[int]) -> None:
         call = function.call
         pending: list[Any] = []
         pending_stamps: list[int] = []
-        for row, stamp in zip(rows, stamps, strict=True):
+        for row, stamp in zip(rows, stamps):  # not strict: the rows may be cut short
             size = len(pending)
             try:
                 results = call(row)
@@ -230,6 +245,8 @@ class _FlatMapOperator(Operator):
                 self._emit(pending, pending_stamps)
                 pending, pending_stamps = [], []
                 self._drain(function, row, rest, stamp)
+                self._loop.current = rows
+        self._loop.end()
         if pending:
             self._emit(pending, pending_stamps)
 
@@ -278,24 +295,30 @@ class _FilterOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._loop = RowLoop.of_context(ctx)
         self._function.open(ctx)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
         call = self._function.call
-        remaining = iter(batch.rows)
-        stamps = batch.timestamps_ms
-        try:
-            if stamps is None:
-                rows = [row for row in remaining if call(row)]
-            else:
-                keeps = [bool(call(row)) for row in remaining]
-                rows = list(itertools.compress(batch.rows, keeps))
-                stamps = list(itertools.compress(stamps, keeps))
-        except BaseException as error:
-            raise self._function.error(error, _failing(batch.rows, remaining)) from error
-        if rows:
-            self.out.emit(RowBatch(rows, stamps))
+        while True:
+            rows = self._loop.begin(batch.rows)
+            stamps = batch.timestamps_ms
+            try:
+                if stamps is None:
+                    kept = [row for row in rows if call(row)]
+                else:
+                    keeps = [bool(call(row)) for row in rows]
+                    kept = list(itertools.compress(batch.rows, keeps))
+                    stamps = list(itertools.compress(stamps, keeps))
+            except BaseException as error:
+                raise self._function.error(error, batch.rows[rows.taken() - 1]) from error
+            self._loop.end()
+            if kept:
+                self.out.emit(RowBatch(kept, stamps))
+            if rows.taken() == len(batch.rows):
+                return
+            batch = batch.slice(rows.taken(), len(batch.rows))
 
     def close(self) -> None:
         self._function.close()

@@ -265,7 +265,7 @@ env.execute("endless")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_local_program_that_is_told_to_end_leaves_nothing(tmp_path, number):
     (tmp_path / "program.py").write_text(PROGRAM.replace(".print()", ".write_as_text('out')"))
     (tmp_path / "tmp").mkdir()
@@ -308,6 +308,15 @@ def test_with_sae_the_job_of_a_killed_client_is_cancelled(cluster, tmp_path):
     process, job_id = start(cluster, tmp_path, "-sae")
     process.kill()
     process.communicate(timeout=10)
+    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_with_sae_the_job_ends_with_its_client(cluster, tmp_path, number):
+    process, job_id = start(cluster, tmp_path, "-sae")
+    os.killpg(process.pid, number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
     until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
 
 

@@ -250,6 +250,9 @@ def test_a_local_target_needs_no_cluster(cluster, write):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"\('to', 20\)|\(to,20\)", ended.stdout)
     assert "after the job" in ended.stdout
+    job_id = SUBMITTED.search(ended.stdout)[1]
+    assert f"Program execution finished\nJob with JobID {job_id} has finished.\nJob Runtime: " in ended.stdout
+    assert ended.stdout.count("Program execution finished") == 1
 
 
 def test_an_interrupted_local_run_ends_everything_that_it_started(cluster, write):

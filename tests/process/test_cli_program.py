@@ -31,10 +31,10 @@ def flink(tmp_path):
     (tmp_path / "conf").mkdir()
     environment["FLINK_CONF_DIR"] = str(tmp_path / "conf")
 
-    def run(*words: object, **options):
+    def run(*words: object, **more_environment):
         command = [sys.executable, "-m", "flink_yarn.cli", *map(str, words)]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=30, **options
+            command, env=environment | more_environment, capture_output=True, text=True, cwd=tmp_path, timeout=30
         )
 
     run.environment = environment
@@ -167,6 +167,8 @@ def test_an_archive_starts_where_it_is_told(flink, tmp_path, files, words, said)
     [
         ("pkg.job:none", "pkg.job has no function none; name another with -c module:function."),
         ("pkg.none", "There is no module pkg.none in the program"),
+        ("pkg.none:main", "There is no module pkg.none in the program"),
+        ("nosuch:main", "There is no module nosuch in the program"),
         ("pkg.passive", "The module pkg.passive has no main"),
     ],
 )
@@ -183,6 +185,12 @@ def test_a_module_is_run_with_its_python_files(flink, tmp_path):
     ended = flink("run", "-t", "local", "-pym", "job", "-pyfs", tmp_path / "lib", "a")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "guard ['a']" in ended.stdout
+
+
+def test_a_module_that_a_script_does_not_have_is_told(flink, tmp_path):
+    ended = flink("run", "-t", "local", "-c", "nosuch:main", script(tmp_path, WITH_MAIN))
+    assert ended.returncode == 1
+    assert f"{FRAME}There is no module nosuch in the program" in ended.stderr
 
 
 def test_a_function_of_a_script_can_be_named(flink, tmp_path):
@@ -224,7 +232,7 @@ def test_info_prints_the_plan_and_nothing_else(flink, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_an_interrupted_run_ends_its_program(flink, tmp_path, number):
     path = script(tmp_path, JOB + "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "flink_yarn.cli", "run", "-t", "local", str(path)]
@@ -234,8 +242,20 @@ def test_an_interrupted_run_ends_its_program(flink, tmp_path, number):
         assert process.stdout.readline().strip() == SUBMITTED
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (130, "Interrupted.\n")
+    assert (process.returncode, errors) == (128 + number, "Interrupted.\n")
     assert not alive(pid)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(flink, tmp_path):
+    path = script(tmp_path, JOB + "print('begun', flush=True)\ninput()\nprint('ended well')\n")
+    command = ["nohup", sys.executable, "-m", "flink_yarn.cli", "run", "-t", "local", str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=flink.environment, text=True, start_new_session=True, **pipes) as process:
+        next(line for line in process.stdout if line == "begun\n")
+        os.killpg(process.pid, signal.SIGHUP)
+        output, _ = process.communicate("go on\n", timeout=20)
+    assert process.returncode == 0
+    assert "ended well" in output.splitlines()
 
 
 def test_a_program_does_not_outlive_a_killed_client(flink, tmp_path):
@@ -247,6 +267,9 @@ def test_a_program_does_not_outlive_a_killed_client(flink, tmp_path):
         pid = int(process.stdout.readline())
         process.kill()
     wait_until(lambda: not alive(pid), "end of the orphan")
+    assert [name for name in os.listdir(tmp_path) if name.startswith("flink-program-")] != []
+    flink("run", "-t", "local", script(tmp_path, JOB), TMPDIR=str(tmp_path))
+    assert [name for name in os.listdir(tmp_path) if name.startswith("flink-program-")] == []
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,8 @@ def test_logs_are_read_through_rest_and_only_from_the_log_folder(tmp_path):
         cluster.close()
 
 
-def test_sigterm_leaves_no_process_and_no_file(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_leaves_no_process_and_no_file(tmp_path, number):
     cluster = StandaloneCluster(tmp_path, taskmanagers=1)
     try:
         client = RestClient(cluster.rest_url)
@@ -232,8 +233,8 @@ def test_sigterm_leaves_no_process_and_no_file(tmp_path):
         client.close()
         family = [pid for p in (*cluster.taskmanagers, cluster.jobmanager) for pid in children_of(p.popen.pid)]
         assert len(family) >= 3
-        assert cluster.taskmanagers[0].end(timeout_s=5) == 0, cluster.taskmanagers[0].output
-        assert cluster.jobmanager.end(timeout_s=8) == 0, cluster.jobmanager.output
+        assert cluster.taskmanagers[0].end(number, timeout_s=5) == 0, cluster.taskmanagers[0].output
+        assert cluster.jobmanager.end(number, timeout_s=8) == 0, cluster.jobmanager.output
         until(lambda: not any(is_alive(pid) for pid in family), "all children ended", 3)
         assert list(cluster.temp.iterdir()) == []
     finally:
@@ -348,8 +349,11 @@ def test_a_bad_value_says_key_value_and_expectation(kind):
 
 
 def test_an_unknown_key_warns_with_the_nearest(tmp_path):
-    cluster = StandaloneCluster(tmp_path, taskmanagers=0, taskmanager_numberOfTaskSlot="2")
+    cluster = StandaloneCluster(tmp_path, taskmanagers=0, taskmanager_numberOfTaskSlot="2", rest_prot="8081")
     try:
+        assert "Configuration key rest.prot is unknown and has no effect. Did you mean rest.port?" in (
+            cluster.jobmanager.output
+        )
         assert "Did you mean taskmanager.numberOfTaskSlots?" in cluster.jobmanager.output
     finally:
         cluster.close()

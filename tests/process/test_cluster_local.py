@@ -95,7 +95,33 @@ def test_a_script_that_raises_shows_its_error_only_and_leaves_nothing(tmp_path):
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_fails_while_its_slot_is_made_leaves_nothing(tmp_path):
+    script = start(
+        """
+        import asyncio
+        import engine.cluster as cluster
+
+        start_zygote = cluster._start_zygote
+        async def start_slowly(*arguments):
+            await asyncio.sleep(3)
+            return await start_zygote(*arguments)
+        cluster._start_zygote = start_slowly
+
+        from engine.datastream import StreamExecutionEnvironment
+        env = StreamExecutionEnvironment.get_execution_environment()
+        env.read_text_file("/no/such/file").print()
+        env.execute()
+        """,
+        tmp_path,
+    )
+    _, err = script.communicate(timeout=30)
+    assert script.returncode == 1
+    assert err.count("Traceback") == 1, err
+    assert "Input path /no/such/file does not exist." in err
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_within_a_few_seconds(tmp_path, number):
     script = start(
         """

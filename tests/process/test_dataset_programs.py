@@ -16,6 +16,7 @@ from engine.core.config import Configuration
 from engine.core.errors import JobExecutionError, OutputExistsError, ProgramError
 from engine.core.metrics import IntCounter
 from engine.dataset import ExecutionEnvironment, FilterFunction, MapFunction, Order, WriteMode
+from engine.operators.text import WordTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ["to be or not to be", "that is the question", "", "ü be 日本 be"]
@@ -84,12 +85,50 @@ def test_csv_without_its_first_lines_is_joined(env, tmp_path):
     assert len(alone.filter(lambda pair: pair[1] is None).collect()) == 25
 
 
-def test_many_rows_come_out_of_one_partition_sorted(configuration):
-    env = ExecutionEnvironment(Configuration(configuration))
-    numbers = env.generate_sequence(1, 60_000).map(lambda i: ((i * 7919) % 60_013, "x" * (i % 50)))
-    result = numbers.partition_custom(lambda key, n: 0, 0).sort_partition(0, Order.DESCENDING).map(lambda r: r[0])
-    rows = result.collect()
-    assert rows == sorted((i * 7919 % 60_013 for i in range(1, 60_001)), reverse=True)
+def test_the_built_in_tokenizer_counts_as_plain_python_does(env, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("\n".join(TEXT * 500), encoding="utf-8")
+    counts = env.read_text_file(str(path)).flat_map(WordTokenizer()).group_by(0).sum(1)
+    assert "Tokenize and count" in plan_of(env, counts)
+    expected = [(word, 500 * n) for word, n in COUNTS]
+    assert sorted(counts.collect()) == expected
+    assert sorted(counts.map(lambda row: (row[0], row[1])).collect()) == expected
+    csv = tmp_path / "out.csv"
+    counts.write_as_csv(str(csv)).set_parallelism(1)
+    env.execute()
+    assert sorted(csv.read_text(encoding="utf-8").splitlines()) == sorted(f"{word},{n}" for word, n in expected)
+
+
+def plan_of(env, data):
+    data.output_to_nothing()
+    plan = env.get_execution_plan()
+    env._sinks.clear()
+    return plan
+
+
+SORTING = """
+import os
+from engine.core.config import Configuration
+from engine.dataset import ExecutionEnvironment, Order
+
+def count_runs(row):
+    return row[0], sum(name.startswith("sort") for _, _, names in os.walk(".") for name in names)
+
+env = ExecutionEnvironment(Configuration({"parallelism.default": "2", "taskmanager.memory.managed.size": "2m"}))
+numbers = env.generate_sequence(1, 60_000).map(lambda i: ((i * 7919) % 60_013, "x" * (i % 50)))
+rows = numbers.partition_custom(lambda key, n: 0, 0).sort_partition(0, Order.DESCENDING).map(count_runs).collect()
+assert [key for key, _ in rows] == sorted((i * 7919 % 60_013 for i in range(1, 60_001)), reverse=True)
+print("runs:", max(runs for _, runs in rows))
+"""
+
+
+def test_many_rows_come_out_of_one_partition_sorted_by_way_of_the_disk(tmp_path):
+    # A process of its own: the memory is its local cluster's. Runs lie in the slot's folder while they are merged.
+    program = tmp_path / "sorting.py"
+    program.write_text(SORTING)
+    ended = run_program(program)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split("runs:")[1]) > 1
 
 
 def test_groups_co_groups_and_first_agree_with_a_model(env):
@@ -194,7 +233,11 @@ def test_missing_input_is_one_clear_error(env):
 
 
 def run_example(*arguments):
-    command = [sys.executable, str(ROOT / "examples" / "word_count.py"), *arguments]
+    return run_program(ROOT / "examples" / "word_count.py", *arguments)
+
+
+def run_program(path, *arguments):
+    command = [sys.executable, str(path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 

@@ -22,6 +22,7 @@ from engine.protocol.stream import Element, Records
 from engine.runtime.exchange.wire import Encoder, Frame, FrameKind, estimate_row_bytes
 
 __all__ = [
+    "OVERFULL_BUFFERS",
     "QUEUE_BUFFERS_MAX",
     "BlockingPartition",
     "PartitionRegistry",
@@ -32,6 +33,8 @@ __all__ = [
 
 #: Full buffers that may wait in one subpartition. Two keep the consumer busy; more smooth uneven steps.
 QUEUE_BUFFERS_MAX: Final = 8
+#: Full buffers in one subpartition at which a step that goes on emitting waits, until there is room again.
+OVERFULL_BUFFERS: Final = 4 * QUEUE_BUFFERS_MAX
 #: Every so many flushes the size of a row is estimated anew.
 _ESTIMATE_INTERVAL: Final = 64
 _KIND_BITS: Final = 8
@@ -76,6 +79,10 @@ class ResultPartition(Protocol):
         ...
 
     def has_room(self) -> bool: ...
+
+    def is_overfull(self) -> bool:
+        """Whether one step has added so much that it must wait inside."""
+        ...
 
     def flush(self) -> None:
         """Let consumers have what is in the buffers."""
@@ -322,6 +329,12 @@ class PipelinedPartition:
                 return False
         return True
 
+    def is_overfull(self) -> bool:
+        for subpartition in self._subpartitions:  # noqa: SIM110 - asked at each emit
+            if subpartition.num_full >= OVERFULL_BUFFERS:
+                return True
+        return False
+
     def flush(self) -> None:
         for subpartition in self._subpartitions:
             subpartition.flush()
@@ -399,6 +412,9 @@ class BlockingPartition:
 
     def has_room(self) -> bool:
         return True
+
+    def is_overfull(self) -> bool:
+        return False
 
     def flush(self) -> None:
         pass

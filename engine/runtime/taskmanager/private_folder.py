@@ -33,6 +33,11 @@ class PrivateFolder:
         # Only now is it seen by sweeps: one that is not locked yet must not look abandoned.
         os.rename(unlocked, os.path.join(self.path, _LOCK))
 
+    @property
+    def lock_fd(self) -> int:
+        """A child process that inherits this keeps the folder from being swept while it lives."""
+        return self._lock
+
     def close(self) -> None:
         """Remove the folder with all that is in it; may be called again."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -12,13 +12,15 @@ import socket
 import sys
 import threading
 import time
-from typing import Final, final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
 
 from engine.core.clock import SystemClock
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
 from engine.operators.failure import error_info
+from engine.operators.row_loop import RowLoop
 from engine.protocol.control import (
     CancelTask,
     DeployTask,
@@ -37,6 +39,7 @@ from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
 from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
+from engine.runtime.taskmanager.watchdog import Watchdog
 
 __all__ = ["SlotProcess", "slot_main"]
 
@@ -75,6 +78,9 @@ class SlotProcess:
         transport = Transport(self._mailbox, init.job.job_id, registry, address)
         transport.listen(unix, tcp)
         config = Configuration(init.config)
+        slot_shared: dict[str, Any] = {}
+        watchdog = Watchdog(RowLoop.of(slot_shared))
+        watchdog.start()
         self._env = SlotEnvironment(
             init=init,
             mailbox=self._mailbox,
@@ -83,6 +89,9 @@ class SlotProcess:
             clock=SystemClock(),
             memory=SlotMemory.divide(init.memory_bytes, config.get(ClusterOptions.NUM_SLOTS), config),
             send=self._control.send,
+            watchdog=watchdog,
+            let_others_work=self._let_others_work,
+            slot_shared=slot_shared,
             job_parameters=_job_parameters(init.config),
             cached_files=cached_files,
         )
@@ -91,24 +100,54 @@ class SlotProcess:
 
     def run(self) -> None:
         """The loop. Returns when the slot is freed or its TaskManager is gone."""
-        control, mailbox, transport = self._control, self._mailbox, self._env.transport
-        while not control.is_closed:
-            mailbox.turn(self._sleep())
-            while control.messages:
-                self._handle(control.messages.popleft())
-            if self._freed_at is not None:
+        while not self._must_end():
+            self._turn(self._sleep(self._tasks))
+            if self._must_end():
                 break
-            self._fire_timers()
-            for task in self._tasks:
-                if task.is_runnable():
-                    task.step()
-            transport.pump()
+            self._work(self._tasks)
         self._end()
 
-    def _sleep(self) -> float | None:
+    def _must_end(self) -> bool:
+        return self._control.is_closed or self._freed_at is not None
+
+    def _turn(self, timeout: float | None) -> None:
+        control = self._control
+        self._mailbox.turn(timeout)
+        while control.messages:
+            self._handle(control.messages.popleft())
+
+    def _work(self, tasks: Sequence[StreamTask]) -> None:
+        self._fire_timers(tasks)
+        for task in tasks:
+            if task.is_runnable():
+                task.step()
+        self._env.transport.pump()
+
+    def _let_others_work(self, inside: StreamTask, is_enough: Callable[[], bool]) -> None:
+        """A task is inside a step that emits more than its consumers take, or that lasts: go on for the others.
+
+        Only those after it in ``_tasks`` are stepped, which is in topological order in every slot. So whatever a task
+        on top of the stack waits for can run: no consumer of it lies beneath it, here or in another slot.
+        """
+        timeout: float | None = 0.0
+        while True:
+            self._turn(timeout)
+            if self._must_end():
+                for task in self._tasks:
+                    task.cancel()
+                return
+            if inside.is_interrupted:
+                return
+            others = self._tasks[self._tasks.index(inside) + 1 :]
+            self._work(others)
+            if self._must_end() or is_enough():
+                return
+            timeout = self._sleep(others)
+
+    def _sleep(self, tasks: Sequence[StreamTask]) -> float | None:
         """Return how long nothing will be to do, as far as the tasks know; None = until the mailbox knows more."""
         next_timer_ms: int | None = None
-        for task in self._tasks:
+        for task in tasks:
             if task.is_runnable():
                 return 0.0
             timer_ms = task.next_timer_ms()
@@ -118,22 +157,35 @@ class SlotProcess:
             return None
         return max(0.0, (next_timer_ms - self._env.clock.now_ms()) / 1000)
 
-    def _fire_timers(self) -> None:
+    def _fire_timers(self, tasks: Sequence[StreamTask]) -> None:
         now_ms = 0
-        for task in self._tasks:
+        for task in tasks:
             timer_ms = task.next_timer_ms()
             if timer_ms is not None:
                 now_ms = now_ms or self._env.clock.now_ms()
                 if timer_ms <= now_ms:
                     task.fire_timers(now_ms)
 
+    def _add(self, task: StreamTask) -> None:
+        """Keep the tasks in topological order. They are deployed in it; one that comes late goes before its consumers.
+
+        A new list: others may be going through the old one.
+        """
+        produced = {partition.partition_id for partition in task.deployment.partitions}
+        at = len(self._tasks)
+        for index, other in enumerate(self._tasks):
+            if any(channel.partition_id in produced for gate in other.deployment.gates for channel in gate.channels):
+                at = index
+                break
+        self._tasks = [*self._tasks[:at], task, *self._tasks[at:]]
+
     def _handle(self, message: object) -> None:
         match message:
             case DeployTask(_, deployment):
                 task = StreamTask(deployment, self._env)
-                self._tasks.append(task)
+                self._add(task)
                 task.start()
-                if threading.active_count() > 1:
+                if threading.active_count() > 2:  # more than the watchdog, which is in no hurry
                     sys.setswitchinterval(_SWITCH_INTERVAL)
             case CancelTask(_, attempt_id):
                 for task in self._tasks:

@@ -49,6 +49,7 @@ from engine.runtime.taskmanager.step_size import StepSize
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.task_input import connect_gate
 from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
+from engine.runtime.taskmanager.watchdog import Watchdog
 
 __all__ = ["SlotEnvironment", "StreamTask"]
 
@@ -67,9 +68,16 @@ class SlotEnvironment:
     clock: Clock
     memory: SlotMemory
     send: Callable[[object], None]  #: to the TaskManager; never blocks
+    watchdog: Watchdog
+    #: Called inside a step of the task: turn the loop and step the tasks after it, until the function says True.
+    let_others_work: Callable[[StreamTask, Callable[[], bool]], None]
     job_parameters: dict[str, str] = field(default_factory=dict)
     cached_files: dict[str, str] = field(default_factory=dict)
     slot_shared: dict[str, Any] = field(default_factory=dict)
+
+
+class _Interrupted(BaseException):
+    """Unwinds a step of a task that was cancelled meanwhile. Functions that catch Exception do not see it."""
 
 
 @final
@@ -94,6 +102,11 @@ class StreamTask:
         self._clock = TaskClock()
         self._records_in = 0
         self._batches_in = 0
+        self.is_inside = False  #: code of its operators is on the stack
+        self._interruption: BaseException | None = None  #: why the step that is on the stack must end
+        self._late_events: list[tuple[OperatorID, bytes]] = []  #: came while it was inside
+        self._entered_ns = 0  #: when it went inside, or came back from a pause
+        self._paused_ns = 0
 
     @property
     def attempt_id(self) -> ExecutionAttemptID:
@@ -150,7 +163,17 @@ class StreamTask:
             env.registry.register(partition)
             name = spec.operators[exit_spec.operator_index].name
             subtask_index = self.deployment.subtask_index
-            self._exits.append(TaskExit(partition, exit_spec.partitioning, name, subtask_index, env.mailbox.call_later))
+            self._exits.append(
+                TaskExit(
+                    partition,
+                    exit_spec.partitioning,
+                    name,
+                    subtask_index,
+                    env.mailbox.call_later,
+                    env.watchdog,
+                    self._pause,
+                )
+            )
 
     def _runtime_context(self, operator_name: str) -> RuntimeContext:
         deployment = self.deployment
@@ -200,7 +223,7 @@ class StreamTask:
 
     def is_runnable(self) -> bool:
         """Whether ``step`` has something to do and may do it."""
-        if self.state is not ExecutionState.RUNNING:
+        if self.state is not ExecutionState.RUNNING or self.is_inside:
             return False
         assert self._chain is not None
         gate = self._gate
@@ -231,37 +254,99 @@ class StreamTask:
         """Wall-clock time at which ``fire_timers`` wants to be called."""
         if self.state is not ExecutionState.RUNNING or self._chain is None or not self._chain.with_timers:
             return None
+        if self.is_inside:
+            return None
         if not self._has_room():
             return None  # a timer emits: it waits as records do
         times = [operator.next_timer_ms() for operator in self._chain.with_timers]
         return min((time_ms for time_ms in times if time_ms is not None), default=None)
 
     def fire_timers(self, now_ms: int) -> None:
+        self._run_inside(lambda: self._fire_timers(now_ms))
+        self._source_waits = False
+
+    def _fire_timers(self, now_ms: int) -> None:
         chain = self._chain
         assert chain is not None
-        try:
-            for index, operator in enumerate(chain.operators):
-                if operator in chain.with_timers:
-                    due_ms = operator.next_timer_ms()
-                    if due_ms is not None and due_ms <= now_ms:
-                        chain.call(index, operator.on_timer, now_ms)
-        except BaseException as error:
-            self._fail(error)
-        self._source_waits = False
+        for index, operator in enumerate(chain.operators):
+            if operator in chain.with_timers:
+                due_ms = operator.next_timer_ms()
+                if due_ms is not None and due_ms <= now_ms:
+                    chain.call(index, operator.on_timer, now_ms)
 
     def handle_event(self, operator_id: OperatorID, data: bytes) -> None:
         """An event of the operator's coordinator; late ones, of a task that has ended, are dropped."""
-        chain = self._chain
-        if self.state is not ExecutionState.RUNNING or chain is None:
+        if self.state is not ExecutionState.RUNNING or self._chain is None:
             return
-        try:
-            event = pickle.loads(data)
-            for index, chained in enumerate(chain.spec.operators):
-                if chained.operator_id == operator_id:
-                    chain.call(index, chain.operators[index].handle_event, event)
-        except BaseException as error:
-            self._fail(error)
+        if self.is_inside:
+            self._late_events.append((operator_id, data))
+            return
+        self._run_inside(lambda: self._handle_operator_event(operator_id, data))
         self._source_waits = False
+
+    def _handle_operator_event(self, operator_id: OperatorID, data: bytes) -> None:
+        chain = self._chain
+        assert chain is not None
+        event = pickle.loads(data)
+        for index, chained in enumerate(chain.spec.operators):
+            if chained.operator_id == operator_id:
+                chain.call(index, chain.operators[index].handle_event, event)
+
+    # --- inside and outside of operators ---------------------------------------------------------------------------
+
+    def _run_inside(self, body: Callable[[], None]) -> None:
+        """Run code of the operators. Its errors end the task, not the slot."""
+        watchdog = self._env.watchdog
+        self.is_inside = True
+        self._entered_ns = time.monotonic_ns()
+        watchdog.begin()
+        failure: BaseException | None = None
+        try:
+            body()
+        except BaseException as error:  # SystemExit too: sys.exit() in a user function
+            failure = error
+        watchdog.end()
+        self.is_inside = False
+        if self._interruption is not None or failure is not None:
+            self._end_interrupted(self._interruption or failure)
+            return
+        self._flush_exits()
+        if self._late_events:
+            events, self._late_events = self._late_events, []
+            for operator_id, data in events:
+                self.handle_event(operator_id, data)
+
+    def _end_interrupted(self, reason: BaseException | None) -> None:
+        if isinstance(reason, _Interrupted):
+            self.cancel()
+        elif reason is not None:
+            self._fail(reason)
+
+    def _flush_exits(self) -> None:
+        """Hand on what a slow function gave: its next call may last beyond the buffer timeout."""
+        took_ns = time.monotonic_ns() - self._entered_ns
+        for task_exit in self._exits:
+            task_exit.flush_after(took_ns)
+
+    def _pause(self, partition: ResultPartition) -> None:
+        """Called where operators emit: let others work, until the partition has room; or end the step from there."""
+        if not self.is_inside:
+            return  # being opened or closed
+        self._flush_exits()
+        before_ns = time.monotonic_ns()
+        self._clock.end(before_ns)
+        self._clock.wait(backpressured=True)
+        self._env.let_others_work(self, partition.has_room)
+        self._entered_ns = time.monotonic_ns()
+        self._clock.begin(self._entered_ns)
+        self._paused_ns += self._entered_ns - before_ns
+        self._env.watchdog.begin()
+        if self._interruption is not None:
+            raise self._interruption
+
+    @property
+    def is_interrupted(self) -> bool:
+        return self._interruption is not None
 
     # --- the step ------------------------------------------------------------------------------------------------
 
@@ -269,13 +354,11 @@ class StreamTask:
         """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
         start_ns = time.monotonic_ns()
         self._clock.begin(start_ns)
-        try:
-            if self._gate is None:
-                self._step_source(start_ns + _STEP_NS)
-            else:
-                self._step_input(self._gate, start_ns + _STEP_NS)
-        except BaseException as error:  # SystemExit too: sys.exit() in a user function
-            self._fail(error)
+        gate = self._gate
+        if gate is None:
+            self._run_inside(lambda: self._step_source(start_ns + _STEP_NS))
+        else:
+            self._run_inside(lambda: self._step_input(gate, start_ns + _STEP_NS))
         self._clock.end(time.monotonic_ns())
 
     def _step_source(self, until_ns: int) -> None:
@@ -285,9 +368,10 @@ class StreamTask:
         while True:
             self._source_waits = True
             emitted = chain.num_records_of_head()
+            paused_ns = self._paused_ns
             result = chain.call(0, source.poll, size.rows_max)
             now_ns = time.monotonic_ns()
-            size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns)
+            size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns - (self._paused_ns - paused_ns))
             if result is PollResult.END:
                 self._finish()
                 return
@@ -344,9 +428,9 @@ class StreamTask:
             self._pending = None
         self._pending_at = end
         part = batch if start == 0 and end == num_rows else batch.slice(start, end)
-        before_ns = time.monotonic_ns()
+        before_ns = time.monotonic_ns() - self._paused_ns
         chain.process_batch(pending.input_index, part)
-        self._step_size.observe(end - start, time.monotonic_ns() - before_ns)
+        self._step_size.observe(end - start, time.monotonic_ns() - self._paused_ns - before_ns)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -366,14 +450,17 @@ class StreamTask:
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
 
     def cancel(self) -> None:
-        """Stop now; does nothing when the task has ended."""
-        if self.state.is_terminal():
+        """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""
+        if self.state.is_terminal() or (self.is_inside and self._interruption is not None):
             return
-        if self._source is not None:
+        if self._source is not None and self._interruption is None:
             try:
                 self._source.cancel()
             except BaseException:
                 pass  # close follows and the outcome is the same
+        if self.is_inside:
+            self._interruption = _Interrupted()
+            return
         self._release()
         self._enter(ExecutionState.CANCELED)
 
@@ -381,6 +468,9 @@ class StreamTask:
         """Return False when the task has ended before."""
         if self.state.is_terminal():
             return False
+        if self.is_inside:  # the exchange found out what was wrong with an earlier record
+            self._interruption = self._interruption or error
+            return True
         info = error_info(error)
         self._release()
         self._enter(ExecutionState.FAILED, info)

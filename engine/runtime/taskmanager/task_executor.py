@@ -500,7 +500,8 @@ class TaskExecutor:
             memory_bytes=slot_memory_bytes(config, self._settings.num_slots),
             config=effective,
         )
-        host = await self._host_for(python)
+        # Shielded: this slot may be given up while others wait for the same host.
+        host = await asyncio.shield(self._host_for(python))
         try:
             return await host.fork_slot(init)
         except ExternalError as error:
@@ -511,7 +512,7 @@ class TaskExecutor:
                 raise error from None
             logger.warning("job=%s: the zygote is gone, starting another one", job.job_id)
             self._hosts.pop(python, None)
-            return await (await self._host_for(python)).fork_slot(init)
+            return await (await asyncio.shield(self._host_for(python))).fork_slot(init)
 
     def _effective(self, job_config: dict[str, str]) -> Configuration:
         """Return this TaskManager's configuration with the job's over it. What describes the cluster stays as it is:

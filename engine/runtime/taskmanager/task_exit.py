@@ -11,6 +11,7 @@ from engine.operators.functions import RuntimeContext
 from engine.protocol.stream import END_OF_DATA, Element, EndOfSuperstep, Watermark
 from engine.runtime.exchange.partition import ResultPartition
 from engine.runtime.exchange.partitioners import make_channel_selector
+from engine.runtime.taskmanager.watchdog import Watchdog
 
 __all__ = ["TaskExit"]
 
@@ -30,8 +31,12 @@ class TaskExit:
         operator_name: str,
         subtask_index: int,
         call_later: Callable[[float, Callable[[], None]], Any],
+        watchdog: Watchdog,
+        pause: Callable[[ResultPartition], None],
     ) -> None:
         self.partition = partition
+        self._watchdog = watchdog
+        self._pause = pause  #: lets others work, until the partition has room
         descriptor = partition.descriptor
         self._selector = make_channel_selector(
             partitioning,
@@ -61,6 +66,13 @@ class TaskExit:
         elif self._timeout_ms > 0 and not self._flush_is_due:
             self._flush_is_due = True
             self._call_later(self._timeout_ms / 1000, self._flush)
+        if self._watchdog.is_late or partition.is_overfull():
+            self._pause(partition)
+
+    def flush_after(self, took_ns: int) -> None:
+        """The task has not been back at its loop for so long: if the buffer timeout is shorter, it may be over."""
+        if 0 < self._timeout_ms * 1_000_000 <= took_ns:
+            self.partition.flush()
 
     def _flush(self) -> None:
         self._flush_is_due = False

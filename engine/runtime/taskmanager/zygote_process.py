@@ -37,7 +37,8 @@ class _Nursery:
 
     def run(self) -> Callable[[], int]:
         """Serve until the TaskManager is gone. Returns what to call next: in a forked slot that is the slot."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the client decides
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals reach us too; the client decides
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._signal_out, warn_on_full_buffer=False)
         selector = selectors.DefaultSelector()

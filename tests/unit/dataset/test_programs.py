@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from typing import ClassVar
 
 import pytest
 
 from engine.core.errors import ConfigError, ProgramError, UserCodeError
+from engine.core.records import Row
 from engine.core.type_info import Types
-from engine.dataset import ExecutionEnvironment, GroupReduceFunction, MapFunction, Order, WriteMode
+from engine.dataset import ExecutionEnvironment, GroupReduceFunction, KeySelector, MapFunction, Order, WriteMode
 from engine.dataset.vocabulary import INT, STRING
+from engine.operators.text import WordTokenizer
 from tests.testing.graph_runner import environment, run, source
 
 
@@ -70,7 +74,10 @@ def test_parallelism_must_be_positive():
 
 def test_a_missing_field_is_an_error_that_shows_the_record():
     data = source(environment(2), [("a", 1), ("b",)])
-    with pytest.raises(UserCodeError, match=r"no field 1.*\n.*on record: \('b',\)"):
+    with pytest.raises(
+        UserCodeError,
+        match=r"sum\(1\): .* no such field.* field 0 only.*\n.*on record: \('b',\)",
+    ):
         run(data.group_by(0).sum(1))
     with pytest.raises(UserCodeError, match=r"on record: \('b',\)"):
         run(data.group_by(1).reduce(lambda a, b: a))
@@ -171,3 +178,144 @@ def test_bad_csv_lines_are_errors_unless_lenient():
         environment().read_csv("/x", types=[int, int], include_fields="010")
     with pytest.raises(ProgramError, match="is not a column type"):
         environment().read_csv("/x", types=[dict])
+
+
+# --- errors of functions and keys ------------------------------------------------------------------------------------
+
+
+def leave(*_):
+    sys.exit(2)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda d: d.map_partition(leave),
+        lambda d: d.group_by(0).reduce_group(leave),
+        lambda d: d.group_by(0).combine_group(leave),
+        lambda d: d.group_by(0).reduce(leave),
+        lambda d: d.reduce(leave),
+        lambda d: d.distinct(leave),
+        lambda d: d.group_by(0).sort_group(leave).first(1),
+        lambda d: d.sort_partition(leave),
+        lambda d: d.join(d).where(0).equal_to(0).using(leave),
+        lambda d: d.cross(d).using(leave),
+        lambda d: d.co_group(d).where(0).equal_to(0).using(leave),
+    ],
+)
+def test_a_function_that_exits_is_told_with_operator_and_line(program):
+    data = source(environment(1), [("a", 1), ("a", 2)])
+    with pytest.raises(UserCodeError, match=r"SystemExit: 2\n  in operator '.*' on record: ") as caught:
+        run(program(data).name("Leaving"))
+    assert "    sys.exit(2)" in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, GeneratorExit])
+def test_exceptions_outside_of_exception_are_the_functions_too(raised):
+    def fail(values):
+        raise raised("mine")
+
+    with pytest.raises(UserCodeError, match=f"{raised.__name__}.*\n  in operator 'MapPartition'"):
+        run(source(environment(1), [1]).map_partition(fail))
+
+
+class Failing(GroupReduceFunction):
+    def reduce(self, values):
+        return []
+
+    def close(self):
+        sys.exit(3)
+
+
+def test_a_function_that_exits_in_close_is_told():
+    with pytest.raises(UserCodeError, match="SystemExit: 3\n  in operator 'GroupReduce'"):
+        run(source(environment(1), [(1, 2)]).group_by(0).reduce_group(Failing()))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (lambda d: d.group_by(7).sum(1), "The key is field 7, but .* a tuple with the fields 0 to 1"),
+        (lambda d: d.group_by("word").sum(1), "The key is field 'word', but .* a tuple with the fields 0 to 1"),
+        (lambda d: d.group_by(0, 5).sum(1), "The key is field 5, but"),
+        (lambda d: d.group_by("f4").sum(1), "The key is field 'f4', but"),
+        (lambda d: d.group_by(0, "f9").sum(1), "The key is field 'f9', but"),
+        (lambda d: d.distinct(3), "The key is field 3, but"),
+        (lambda d: d.sort_partition(0).sort_partition(4), "The sort key is field 4, but"),
+        (lambda d: d.group_by(0).sum(2), r"sum\(2\): .* a tuple with the fields 0 to 1"),
+        (lambda d: d.map(list).group_by("word").sum(1), "a list with the fields 0 to 1"),
+        (lambda d: d.map(lambda r: {"a": 1}).group_by("b").sum(1), "a dict with the fields 'a'"),
+        (lambda d: d.map(lambda r: Row(w="a", n=1)).group_by("b").sum("n"), "a Row with the fields 'w', 'n'"),
+        (lambda d: d.map(lambda r: 5).group_by(0).sum(1), "of type int, which has no fields"),
+        (lambda d: d.map(lambda r: ([1], 2)).group_by(0).sum(1), r"\[1\] of type list cannot be a key: it is not hash"),
+        (lambda d: d.map(lambda r: [r]).distinct(), "of type list cannot be a key"),
+        (lambda d: d.join(d).where(0).equal_to(0).project_first(5), r"project_first\(5\): .* fields 0 to 1"),
+    ],
+)
+def test_a_record_without_its_key_is_told_with_the_fields_there_are(program, message):
+    with pytest.raises(UserCodeError, match=f"(?s){message}.*\n  in operator .* on record: "):
+        run(program(source(environment(1), [("a", 1)])))
+
+
+class Counted(KeySelector):
+    opened: ClassVar[list[str]] = []
+
+    def open(self, runtime_context):
+        self.opened.append("open")
+
+    def get_key(self, value):
+        return value[0]
+
+    def close(self):
+        self.opened.append("close")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda d: d.group_by(Counted()).sum(1),
+        lambda d: d.group_by(Counted()).reduce_group(list),
+        lambda d: d.group_by(Counted()).combine_group(list),
+        lambda d: d.group_by(Counted()).first(1),
+        lambda d: d.group_by(0).sort_group(Counted()).first(1),
+        lambda d: d.sort_partition(Counted()),
+        lambda d: d.join(d).where(Counted()).equal_to(Counted()),
+        lambda d: d.co_group(d).where(Counted()).equal_to(Counted()).using(lambda a, b: []),
+    ],
+)
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 20])
+def test_every_key_selector_is_opened_once_and_closed(program, memory_bytes):
+    Counted.opened.clear()
+    run(program(source(environment(1), [("a", 1), ("b", 2), ("a", 3)])), memory_bytes=memory_bytes)
+    assert Counted.opened.count("open") == Counted.opened.count("close") > 0
+    assert Counted.opened.count("open") <= 4
+
+
+# --- the vectorised word count ---------------------------------------------------------------------------------------
+
+
+def names_of(env, sink_of):
+    sink_of.output_to_nothing()
+    plan = json.loads(env.get_execution_plan())["nodes"]
+    return [node["type"] for node in plan]
+
+
+def test_a_word_count_with_the_built_in_tokenizer_is_vectorised_unless_its_parts_have_other_readers(tmp_path):
+    env = environment(2)
+    text = env.read_text_file(str(tmp_path))
+    counts = text.flat_map(WordTokenizer()).group_by(0).sum(1)
+    assert any("Tokenize and count" in name for name in names_of(env, counts.map(str)))
+
+    env = environment(2)
+    words = env.read_text_file(str(tmp_path)).flat_map(WordTokenizer())
+    for program in (
+        words.group_by(0).min(1),
+        words.group_by(1).sum(1),
+        words.group_by(0).sum(1).and_max(0),
+        words.rebalance().group_by(0).sum(1),
+    ):
+        env._sinks.clear()
+        assert not any("Tokenize and count" in name for name in names_of(env, program))
+    env._sinks.clear()
+    words.output_to_nothing()
+    assert not any("Tokenize and count" in name for name in names_of(env, words.group_by(0).sum(1)))

@@ -1,0 +1,47 @@
+"""What ends an attached command: SIGINT, SIGTERM and, unless it was started under nohup, the end of its terminal.
+
+Each becomes a KeyboardInterrupt that knows its signal, so that clean-up is the same and the exit code tells which it
+was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from typing import TextIO, final
+
+__all__ = ["EndedBySignal", "exit_code", "raise_on_signals", "say"]
+
+
+@final
+class EndedBySignal(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def raise_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise EndedBySignal; SIGINT raises KeyboardInterrupt by itself."""
+    signal.signal(signal.SIGTERM, _raise)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _raise)
+
+
+def _raise(number: int, frame: types.FrameType | None) -> None:
+    raise EndedBySignal(number)
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return what a shell would show of a process that died of the signal."""
+    return 128 + (interrupt.number if isinstance(interrupt, EndedBySignal) else signal.SIGINT)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line; a terminal that has gone away keeps nobody from cleaning up."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,163 @@
+"""Steps that last: a record that becomes millions, functions that turn slow. Memory stays flat, others go on."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import psutil
+import pytest
+
+from engine.cluster import LocalCluster
+from engine.common import Configuration
+from engine.datastream import StreamExecutionEnvironment
+from engine.datastream.functions import FlatMapFunction
+
+#: What buffers, a batch under way on either side and pages touched for the first time may take, of both slots.
+GROWTH_MAX_MB = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_is_left():
+    yield
+    LocalCluster.shared(Configuration()).close()
+
+
+@pytest.fixture
+def env():
+    return StreamExecutionEnvironment.get_execution_environment(Configuration()).set_parallelism(2)
+
+
+class MemoryPeak(threading.Thread):
+    """The largest memory private to the descendants of this process, in MB, over the smallest one seen with slots."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._done = threading.Event()
+        self._seen: dict[int, list[float]] = {}
+        self.start()
+
+    def run(self) -> None:
+        while not self._done.wait(0.05):
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    self._seen.setdefault(child.pid, []).append(child.memory_full_info().uss / 2**20)
+                except psutil.Error:
+                    pass  # ended meanwhile
+
+    def growth_mb(self) -> float:
+        self._done.set()
+        self.join()
+        return sum(max(sizes) - min(sizes) for sizes in self._seen.values())
+
+
+def summed(stream):
+    """Return number and sum of the records of a stream, added up in one task."""
+    counted = stream.map(lambda n: (0, 1, n)).key_by(lambda one: one[0])
+    with counted.reduce(lambda a, b: (0, a[1] + b[1], a[2] + b[2])).execute_and_collect() as results:
+        return max(result[1:] for result in results)
+
+
+def test_a_record_that_becomes_millions_takes_little_memory_across_an_exchange(env):
+    count = 2_000_000
+    stream = env.from_collection([1]).flat_map(lambda _: (n for n in range(count))).rebalance().map(lambda n: n + 1)
+    peak = MemoryPeak()
+    with stream.filter(lambda n: n % 100_000 == 0).execute_and_collect() as results:
+        assert sorted(results) == list(range(100_000, count + 1, 100_000))
+    assert peak.growth_mb() < GROWTH_MAX_MB
+
+
+def test_fan_out_behind_fan_out_comes_to_an_end(env):
+    """Each task waits inside a step for the next, in both slots at once."""
+    wide = env.from_collection(range(4)).rebalance().flat_map(lambda n: (n for _ in range(60)))
+    wider = wide.rebalance().flat_map(lambda n: (n for _ in range(5000))).rebalance()
+    assert summed(wider.map(lambda n: n)) == (1_200_000, 6 * 300_000)
+
+
+def test_a_step_that_emits_for_ever_can_be_cancelled(env, tmp_path):
+    closed = tmp_path / "closed"
+
+    class Endless(FlatMapFunction):
+        def flat_map(self, value):
+            return itertools.count()
+
+        def close(self):
+            closed.touch()
+
+    env.from_collection([1]).flat_map(Endless()).rebalance().map(lambda n: n).add_sink(lambda n: None)
+    client = env.execute_async("endless")
+    time.sleep(1.5)
+    client.cancel().result()
+    assert closed.exists(), "the slot was killed"
+
+
+def test_a_failure_behind_a_step_that_emits_for_ever_fails_the_job(env):
+    def fail_late(n):
+        return 1 // (n - 300_000)
+
+    env.from_collection([1]).flat_map(lambda _: itertools.count()).rebalance().map(fail_late).add_sink(lambda n: None)
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        env.execute("fails")
+
+
+def arrival_gaps(stream):
+    times = []
+    with stream.execute_and_collect() as results:
+        for value in results:
+            if value >= 0:
+                times.append(time.monotonic())
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def test_results_slower_than_the_buffer_timeout_come_one_by_one(env):
+    def slow(value):
+        time.sleep(0.2)
+        return value
+
+    env.set_parallelism(1)
+    gaps = arrival_gaps(env.from_collection(range(10)).map(slow).rebalance().map(lambda v: v))
+    assert min(gaps) > 0.05, "two came at once"
+
+
+@pytest.mark.parametrize("timeout", [0, 100])
+def test_a_function_that_turns_slow_gives_back_each_result(env, timeout):
+    def turns_slow(value):
+        if value >= 0:
+            time.sleep(0.2)
+        return value
+
+    env.set_parallelism(1).set_buffer_timeout(timeout)
+    gaps = arrival_gaps(env.from_collection(range(-40_000, 10)).map(turns_slow).rebalance().filter(lambda v: v >= -2))
+    assert len(gaps) == 9
+    assert min(gaps) > 0.05, gaps
+    assert max(gaps) < 0.5, gaps
+
+
+@pytest.mark.parametrize("kind", ["map", "filter", "flat_map"])
+def test_a_loop_that_is_cut_loses_and_doubles_nothing(env, kind):
+    def slow_at_times(value):
+        if value % 997 == 0:
+            time.sleep(0.04)
+        return True
+
+    stream = env.from_collection(range(20_000), None)
+    stream = {
+        "map": lambda: stream.map(lambda n: slow_at_times(n) and n),
+        "filter": lambda: stream.filter(slow_at_times),
+        "flat_map": lambda: stream.flat_map(lambda n: [n] if slow_at_times(n) else None),
+    }[kind]()
+    with stream.rebalance().map(lambda n: n).execute_and_collect() as results:
+        assert sorted(results) == list(range(20_000))
+
+
+def test_the_record_at_which_a_slow_function_fails_is_named(env):
+    def fails(value):
+        if value == 1234:
+            time.sleep(0.2)
+            raise ValueError("too slow")
+        return value
+
+    env.set_parallelism(1).from_collection(range(5000)).map(fails).add_sink(lambda n: None)
+    with pytest.raises(Exception, match="on record: 1234"):
+        env.execute("fails")
