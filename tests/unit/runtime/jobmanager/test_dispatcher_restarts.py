@@ -9,9 +9,10 @@ import pytest
 
 from engine.connectors.collect import FetchResults, RowsCollected
 from engine.core.errors import ConfigError
-from engine.protocol.control import DeployTask, ErrorInfo, OperatorEventSent, TaskStateChanged
+from engine.protocol.control import DeployTask, ErrorInfo, OperatorEventSent, SendOperatorEvent, TaskStateChanged
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.rpc.codec import encode
+from engine.runtime.jobmanager.coordinators import JobCoordinators
 from tests.process.cluster_jobs import operator_id, program
 from tests.unit.runtime.jobmanager.test_dispatcher import jobmanager, run
 
@@ -65,6 +66,29 @@ def test_a_failed_job_is_deployed_anew_and_hears_nothing_of_its_former_attempt(t
             assert (ended.status, ended.failure) == (JobStatus.FAILED, WRONG)
             assert [entry.error for entry in ended.exceptions] == [WRONG, WRONG]
             await until(lambda: dispatcher.overview().slots_available == 4)
+
+    run(scenario())
+
+
+def test_what_coordinators_send_at_their_start_goes_to_the_attempt_that_is_not_deployed_yet(tmp_path, monkeypatch):
+    start = JobCoordinators.start
+
+    def send_then_start(self):
+        hosted = self._hosted[0]
+        self._send(hosted.vertex_id, hosted.operator_id, 0, b"early")
+        start(self)
+
+    monkeypatch.setattr(JobCoordinators, "start", send_then_start)
+
+    async def scenario():
+        async with jobmanager(tmp_path, RESTARTS, finish=False) as (dispatcher, scripted):
+            job_id = await dispatcher.submit_job(program(abs, collect=True))
+            await until(lambda: deployed(scripted, 0))
+            fail(scripted, deployed(scripted, 0)[0])
+            await until(lambda: dispatcher.job(job_id).status is JobStatus.RUNNING and deployed(scripted, 1))
+            await until(lambda: sum(isinstance(message, SendOperatorEvent) for message in scripted.seen) == 2)
+            sent = [message.attempt_id for message in scripted.seen if isinstance(message, SendOperatorEvent)]
+            assert [attempt_id.rpartition("_")[2] for attempt_id in sent] == ["0", "1"]
 
     run(scenario())
 

@@ -117,6 +117,7 @@ def test_nothing_of_a_former_attempt_is_heard() -> None:
     ]
     for event in late:
         assert job.send(event) == []
+    assert [entry.error for entry in job.scheduler.graph.exceptions] == [USER]
     job.restart()
     for event in late:
         if not isinstance(event, s.CoordinatorFailed):  # the JobMaster stops those of former coordinators
