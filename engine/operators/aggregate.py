@@ -20,7 +20,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
-from engine.operators.keys import FieldKey, canonical_key, field_of, key_function
+from engine.operators.keys import FieldKey, canonical_key, field_of, key_error, key_function
 
 __all__ = ["AGGREGATE_KINDS", "CombineAggregateSpec", "FieldAggregate", "KeyedAggregateSpec", "KeyedReduceSpec"]
 
@@ -203,6 +203,7 @@ class _Keys:
     """A key selector inside an operator: opened, closed, and its failures told from those of the aggregation."""
 
     def __init__(self, selector: Any) -> None:
+        self._selector = selector
         self._function: BoundFunction | None = None
         if callable(selector) and isinstance(selector, FieldKey):
             self._call = key_function(selector)
@@ -226,7 +227,9 @@ class _Keys:
         try:
             return [call(row) for row in remaining]
         except BaseException as error:
-            raise user_error(error, operator_name=self._operator_name, record=_last(rows, remaining)) from error
+            row = _last(rows, remaining)
+            seen = key_error(error, self._selector, row)
+            raise user_error(seen, operator_name=self._operator_name, record=row) from seen
 
     def check(self, key: Any, row: Any) -> None:
         """Raise UserCodeError when the key cannot be looked up (a list, a dict…)."""

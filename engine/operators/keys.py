@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from engine.core.errors import ProgramError
 from engine.core.records import Row
 from engine.operators.functions import callable_of
 
-__all__ = ["NAN", "ComposedKey", "FieldKey", "canonical_key", "field_of", "key_function", "key_name"]
+__all__ = ["NAN", "ComposedKey", "FieldKey", "canonical_key", "field_of", "key_error", "key_function", "key_name"]
 
 #: The one NaN that keyed state stores: NaN differs from itself, so a dict finds it only by identity.
 NAN: Final = float("nan")
@@ -61,6 +62,40 @@ def key_function(selector: Any) -> Callable[[Any], Any]:
         case FieldKey() | ComposedKey():
             return selector
     return callable_of(selector, "get_key")
+
+
+def key_error(error: BaseException, selector: Any, record: Any) -> BaseException:
+    """Return what to tell when ``selector`` raised ``error`` on ``record``: clearer, if a field is missing."""
+    match selector:
+        case FieldKey(field):
+            fields: tuple[int | str, ...] = (field,)
+        case ComposedKey(fields):
+            pass
+        case _:
+            return error
+    for field in fields:
+        try:
+            field_of(record, field)
+        except Exception:
+            return ProgramError(f"key field {field!r}: {_fields_seen(record, field)}")
+    return error
+
+
+def _fields_seen(record: Any, field: int | str) -> str:
+    names: Any = ()
+    if isinstance(record, dict):
+        names = list(record)
+    elif isinstance(record, Row) and record.has_field_names():
+        names = list(record.as_dict())
+    elif isinstance(field, str):
+        names = getattr(record, "_fields", ()) or list(getattr(record, "__dict__", ()))
+    if names and not isinstance(field, int):
+        shown = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+        return f"the record has fields {shown}"
+    if isinstance(record, (tuple, list, Row)):
+        has = f"fields 0 to {len(record) - 1}" if len(record) > 1 else ("only field 0" if len(record) else "no fields")
+        return f"the record has {has}" + (", without names" if isinstance(field, str) and len(record) else "")
+    return f"the record is a value of type {type(record).__name__} and has no such field"
 
 
 def key_name(selector: Any) -> str:

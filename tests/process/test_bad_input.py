@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -305,9 +306,23 @@ def test_sums_of_what_cannot_be_summed_are_told(env, rows, field, told):
     assert told in failure_of(env.from_collection(rows * 2).key_by(lambda pair: pair[0]).sum(field))
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [(7, "key field 7: the record has fields 0 to 1"), ("name", "key field 'name': the record has fields 0 to 1")],
+)
+def test_a_key_field_that_records_lack_is_named(env, key, told):
+    message = failure_of(env.from_collection([("a", 1), ("b", 2)]).map(lambda v: v).key_by(key).sum(1))
+    assert told in message
+    assert "on record: ('" in message
+
+
 def test_records_that_cannot_leave_a_task_are_told(env):
     stream = env.from_collection([1, 2, 3, 4]).map(lambda v: (v, threading.Lock()))
-    assert "cannot pickle '_thread.lock' object" in failure_of(stream.rebalance().map(lambda pair: pair[0]))
+    for sent in (stream.rebalance(), stream.key_by(0), stream.set_buffer_timeout(0).rebalance()):
+        message = failure_of(sent.map(lambda pair: pair[0]))
+        assert "cannot pickle '_thread.lock' object" in message
+        assert "emitted by operator 'Map'" in message
+        assert re.search(r"record: \([1-4], <unlocked _thread.lock", message)
     message = failure_of(stream)
     assert "TypeError: the record cannot be pickled and sent to the client" in message
     assert "on record: (1, <unlocked _thread.lock" in message

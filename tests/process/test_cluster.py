@@ -138,7 +138,7 @@ def test_a_failing_function_shows_its_operator_and_record_and_none_of_our_frames
 @pytest.mark.parametrize(("function", "words"), [(KillsItself(), "SIGKILL.*memory"), (Exits(), "exit code 7")])
 def test_a_slot_that_dies_fails_its_job_with_the_reason_and_a_later_job_runs(client, function, words):
     job = submit(client, program(function))
-    with pytest.raises(JobExecutionError, match=words):
+    with pytest.raises(JobExecutionError, match=words + r"(?s:.*) Running in it: .*map.* \(1/1\)"):
         job.get_job_execution_result().result(RESULT_S)
     graph = program(lambda n: n, 100, parallelism=4, collect=True)
     assert rows_of(submit(client, graph), graph) == list(range(1, 101))

@@ -69,6 +69,7 @@ class ResultPartition(Protocol):
 
     descriptor: ResultPartitionDescriptor
     bytes_out: int
+    operator_name: str  #: whose records these are, for messages
     #: Called when what was added turns out to be impossible to send: the producing task fails. False when it has ended.
     on_error: Callable[[BaseException], bool]
 
@@ -310,8 +311,9 @@ class _PipelinedSubpartition:
 class PipelinedPartition:
     """Consumers read while the producer writes; each element once."""
 
-    def __init__(self, descriptor: ResultPartitionDescriptor, segment_bytes: int) -> None:
+    def __init__(self, descriptor: ResultPartitionDescriptor, segment_bytes: int, operator_name: str = "") -> None:
         self.descriptor = descriptor
+        self.operator_name = operator_name
         self.bytes_out = 0
         self.on_error: Callable[[BaseException], bool] = _raise
         self._subpartitions = [_PipelinedSubpartition(segment_bytes) for _ in range(descriptor.num_subpartitions)]
@@ -362,13 +364,16 @@ class PipelinedPartition:
 class BlockingPartition:
     """One file of frames for all subpartitions, and for each the places of its frames. Memory: one buffer each."""
 
-    def __init__(self, descriptor: ResultPartitionDescriptor, segment_bytes: int, work_dir: str) -> None:
+    def __init__(
+        self, descriptor: ResultPartitionDescriptor, segment_bytes: int, work_dir: str, operator_name: str = ""
+    ) -> None:
         self.descriptor = descriptor
+        self.operator_name = operator_name
         self.bytes_out = 0
         self.on_error: Callable[[BaseException], bool] = _raise
         num = descriptor.num_subpartitions
         self._buffers = [_Buffer(segment_bytes) for _ in range(num)]
-        self._encoders = [Encoder() for _ in range(num)]
+        self._encoders = [Encoder(operator_name) for _ in range(num)]
         #: offset << 8 | kind, size; two entries a frame
         self._index = [array("Q") for _ in range(num)]
         self._path = os.path.join(work_dir, f"{descriptor.partition_id}.spill")

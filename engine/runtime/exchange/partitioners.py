@@ -17,7 +17,7 @@ from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.failure import user_error
 from engine.operators.functions import Function, RuntimeContext, callable_of
-from engine.operators.keys import key_function
+from engine.operators.keys import key_error, key_function
 from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask, stable_hash
 
 if TYPE_CHECKING:
@@ -220,10 +220,11 @@ class _Keyed:
         try:
             keys.extend(map(self._key_of, rows))
         except Exception as error:
-            raise self._blame(error, rows, keys) from error
+            seen = key_error(error, self._selector, rows[len(keys)])
+            raise self._blame(seen, rows, keys) from seen
         return rows, keys
 
-    def _blame(self, error: Exception, rows: list[Any], done: list[Any]) -> UserCodeError:
+    def _blame(self, error: BaseException, rows: list[Any], done: list[Any]) -> UserCodeError:
         """``done`` holds the results of the rows before the one that failed."""
         return user_error(error, operator_name=self._operator_name, record=rows[len(done)])
 

@@ -27,9 +27,10 @@ def _is_plain(row: Any) -> bool:
 
 @final
 class RowPickler:
-    """Pickles the frames of one channel; ``pickle.loads`` reads them, in order."""
+    """Pickles the frames of one channel; ``pickle.loads`` reads them, in order. ``operator_name``: whose records."""
 
-    def __init__(self) -> None:
+    def __init__(self, operator_name: str = "") -> None:
+        self._operator_name = operator_name
         self._by_value = False
         self._sent_classes: set[str] = set()
 
@@ -57,10 +58,10 @@ class RowPickler:
         try:
             return _dump_by_value(content, self._sent_classes)
         except Exception as error:
-            raise _blame(rows, error) from error
+            raise _blame(rows, error, self._operator_name) from error
 
 
-def _blame(rows: list[Any], error: Exception) -> UserCodeError:
+def _blame(rows: list[Any], error: Exception, operator_name: str) -> UserCodeError:
     culprit = rows[0]
     for row in rows:
         try:
@@ -68,8 +69,9 @@ def _blame(rows: list[Any], error: Exception) -> UserCodeError:
         except Exception:
             culprit = row
             break
+    emitter = f"  emitted by operator {operator_name!r}\n" if operator_name else ""
     return UserCodeError(
-        f"A record cannot be sent to the next task: {type(error).__name__}: {error}\n"
+        f"A record cannot be sent to the next task: {type(error).__name__}: {error}\n{emitter}"
         f"  record: {describe_record(culprit)}\n"
         "Records that leave a task must be picklable: emit plain values instead of open files, locks or generators."
     )

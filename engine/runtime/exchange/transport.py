@@ -113,8 +113,12 @@ class _Sender:
         self.credit = credit
         self.view: SubpartitionView | None = None
         self.partition: ResultPartition | None = None
-        self._encoder = Encoder()
+        self._encoder: Encoder
         self._is_scheduled = False
+
+    def attach(self, partition: ResultPartition) -> None:
+        self.partition = partition
+        self._encoder = Encoder(partition.operator_name)
 
     def on_data(self) -> None:
         if not self._is_scheduled:
@@ -220,7 +224,7 @@ class _ProducerConnection(Connection):
                     channel, f"partition {request.partition_id} has no subpartition {request.subpartition_index}"
                 )
                 return
-            sender.partition = partition
+            sender.attach(partition)
             sender.view = partition.open_view(request.subpartition_index, sender.on_data)
             sender.on_data()
 

@@ -155,9 +155,9 @@ def estimate_row_bytes(batch: RowBatch) -> float:
 class Encoder:
     """Turns the elements of one channel into frames. Holds what the channel's reader knows: schema and classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, operator_name: str = "") -> None:
         self._schema: pa.Schema | None = None
-        self._rows = RowPickler()
+        self._rows = RowPickler(operator_name)
 
     def encode(self, element: Element) -> list[Frame]:
         if type(element) is not Records:

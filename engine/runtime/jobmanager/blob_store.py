@@ -1,6 +1,7 @@
 """Users' files by content, in a private temporary folder of the JobManager. Not persistent: clients send what it lacks.
 
-A file is kept while a known job refers to it, and for a while longer for the client that is about to submit.
+A file is kept while a job that has not ended refers to it, and for a while longer for the client that is about to
+submit, perhaps the same program again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from engine.core.ids import JobID
 
 __all__ = ["BlobStore", "sha256_of_file"]
 
-#: Time between "do you have it?" and the submission that refers to it.
-UNREFERENCED_KEPT_MS: Final = 10 * 60_000
+#: Time between "do you have it?" and the submission that refers to it; other files are uploaded meanwhile.
+UNREFERENCED_KEPT_MS: Final = 5 * 60_000
 
 
 def sha256_of_file(path: str) -> str:
@@ -63,11 +64,14 @@ class BlobStore:
             self._jobs_by_blob.setdefault(sha256, set()).add(job_id)
 
     def release(self, job_id: JobID) -> None:
-        """The job is forgotten: drop files that nobody has used for a while."""
+        """The job has ended; does nothing when it was released before."""
         for sha256, jobs in list(self._jobs_by_blob.items()):
             jobs.discard(job_id)
             if not jobs:
                 del self._jobs_by_blob[sha256]
+
+    def sweep(self) -> None:
+        """Drop files that no job refers to and nobody has asked for in a while."""
         oldest_ms = self._clock.monotonic_ms() - UNREFERENCED_KEPT_MS
         for sha256, used_ms in list(self._used_ms.items()):
             if used_ms < oldest_ms and sha256 not in self._jobs_by_blob:

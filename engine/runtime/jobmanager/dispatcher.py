@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 #: Jobs get this long to be cancelled when the cluster is shut down.
 SHUT_DOWN_S: Final = 5.0
+#: How often files of ended jobs are looked for.
+SWEEP_S: Final = 30.0
 #: Archives of the last jobs get this long to be written when the process ends.
 ARCHIVE_S: Final = 10.0
 
@@ -69,13 +71,23 @@ class Dispatcher:
             config, driver=self._driver, clock=clock, jobs=self, slots_per_worker=slots_per_worker
         )
         self._background: set[asyncio.Future[Any]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         #: Set when somebody asked this cluster to end; the process main waits for it.
         self.shut_down_requested = asyncio.Event()
         #: Called with each ended job; for per-job clusters.
         self.on_job_ended: Callable[[ExecutionGraph], None] | None = None
 
     async def start(self) -> None:
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
         await self.resource_manager.start()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                self.blobs.sweep()
+            except OSError:
+                logger.exception("files of ended jobs could not be removed")
 
     async def close(self, *, stop_workers: bool = False) -> None:
         """Cancel what runs, wait a moment for it, give everything back."""
@@ -92,6 +104,8 @@ class Dispatcher:
             for master in self._jobs.values():
                 master.close()
         finally:
+            if self._sweeping is not None:
+                self._sweeping.cancel()
             self.blobs.close()
 
     # --- gateway: cluster --------------------------------------------------------------------------------------------
@@ -173,6 +187,7 @@ class Dispatcher:
         return await self._master(job_id).coordinator_request(operator_id, request)
 
     def _job_terminated(self, master: JobMaster) -> None:
+        self.blobs.release(master.job_id)
         if self.on_job_ended is not None:
             self.on_job_ended(master.graph)
         if self._archive_dir:
@@ -185,7 +200,6 @@ class Dispatcher:
             # Clients that wait for the result still hold it; the newest job is always remembered for them.
             if job_id != master.job_id:
                 self._jobs.pop(job_id).close()
-                self.blobs.release(job_id)
 
     def _archive(self, graph: ExecutionGraph) -> None:
         try:

@@ -1,5 +1,6 @@
 """A job's files on a TaskManager: fetched once by content, linked into each slot's folder, requirements installed once.
 
+They stay while a slot of a job that needs them is here, and for a while longer for the next job that does.
 Not here: the JobManager's store (``jobmanager/blob_store``), how a slot uses files (``user_files``).
 """
 
@@ -11,15 +12,19 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections import defaultdict
 from typing import Final, Protocol, final
 
 from engine.core.errors import ExternalError, ProgramError
+from engine.core.ids import JobID
 from engine.protocol.control import JobInformation, UserFile
 
 __all__ = ["BlobSource", "SlotFiles"]
 
 PIP_TIMEOUT_S: Final = 600.0
+#: A program is often run again, and installing takes long.
+UNUSED_KEPT_S: Final = 5 * 60.0
 #: Of pip's output, the end is what says what is wrong.
 PIP_OUTPUT_MAX: Final = 2_000
 
@@ -35,6 +40,8 @@ class SlotFiles:
         self._sites = os.path.join(folder, "sites")
         os.makedirs(self._blobs, exist_ok=True)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._jobs_by_path: dict[str, set[JobID]] = {}
+        self._unused_since_s: dict[str, float] = {}
 
     async def prepare(self, job: JobInformation, files_dir: str, source: BlobSource, python: str) -> str:
         """Put the job's files into ``files_dir`` (made) and install its requirements; return the site folder or "".
@@ -44,7 +51,7 @@ class SlotFiles:
         os.makedirs(files_dir, exist_ok=True)
         requirements: list[str] = []
         for file in job.files:
-            blob = await self._fetch(file, source)
+            blob = await self._fetch(file, source, job.job_id)
             target = _inside(files_dir, file.name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with contextlib.suppress(FileExistsError):
@@ -58,8 +65,36 @@ class SlotFiles:
                 requirements.append(file.sha256)
         return await self._install(requirements, files_dir, job, python) if requirements else ""
 
-    async def _fetch(self, file: UserFile, source: BlobSource) -> str:
+    def release(self, job_id: JobID) -> None:
+        """The job has no slot here any more."""
+        for path, jobs in list(self._jobs_by_path.items()):
+            jobs.discard(job_id)
+            if not jobs:
+                del self._jobs_by_path[path]
+                self._unused_since_s[path] = time.monotonic()
+
+    def sweep(self) -> None:
+        """Remove what no job has used for a while. Cheap when there is nothing to do."""
+        oldest_s = time.monotonic() - UNUSED_KEPT_S
+        for path in [path for path, since_s in self._unused_since_s.items() if since_s < oldest_s]:
+            del self._unused_since_s[path]
+            self._locks.pop(os.path.basename(path), None)
+            with contextlib.suppress(FileNotFoundError):  # it could not be fetched or installed
+                if os.path.isdir(path):
+                    gone = f"{path}.gone"
+                    os.replace(path, gone)
+                    # A thread: installed requirements can be thousands of files.
+                    asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, gone, True)
+                else:
+                    os.remove(path)
+
+    def _use(self, path: str, job_id: JobID) -> None:
+        self._jobs_by_path.setdefault(path, set()).add(job_id)
+        self._unused_since_s.pop(path, None)
+
+    async def _fetch(self, file: UserFile, source: BlobSource, job_id: JobID) -> str:
         path = os.path.join(self._blobs, file.sha256)
+        self._use(path, job_id)
         async with self._locks[file.sha256]:
             if os.path.exists(path):
                 return path
@@ -77,6 +112,7 @@ class SlotFiles:
     async def _install(self, requirements: list[str], files_dir: str, job: JobInformation, python: str) -> str:
         key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:32]
         folder = os.path.join(self._sites, key)
+        self._use(folder, job.job_id)
         async with self._locks[key]:
             if os.path.isdir(folder):
                 return folder

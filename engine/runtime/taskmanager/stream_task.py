@@ -154,14 +154,14 @@ class StreamTask:
         env = self._env
         for descriptor, exit_spec in zip(self.deployment.partitions, spec.exits, strict=True):
             partition: ResultPartition
+            name = spec.operators[exit_spec.operator_index].name
             if descriptor.blocking:
-                partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir)
+                partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir, name)
             else:
-                partition = PipelinedPartition(descriptor, env.memory.segment_bytes)
+                partition = PipelinedPartition(descriptor, env.memory.segment_bytes, name)
             partition.on_error = self._fail
             self._partitions.append(partition)
             env.registry.register(partition)
-            name = spec.operators[exit_spec.operator_index].name
             subtask_index = self.deployment.subtask_index
             self._exits.append(
                 TaskExit(

@@ -155,7 +155,8 @@ class _Slot:
     freeing: bool = False
     #: set when a task did not answer a cancel in time
     killed_for_cancel: bool = False
-    live: dict[ExecutionAttemptID, None] = field(default_factory=dict)
+    #: running tasks and what to call them
+    live: dict[ExecutionAttemptID, str] = field(default_factory=dict)
     metrics: dict[ExecutionAttemptID, TaskMetrics] = field(default_factory=dict)
 
 
@@ -317,6 +318,7 @@ class TaskExecutor:
             if has_news or loop.time() >= next_beat:
                 next_beat = loop.time() + self._heartbeat_interval_s
                 connection.send_nowait(self._heartbeat())
+            self._files.sweep()
             await asyncio.sleep(min(METRICS_INTERVAL_S, self._heartbeat_interval_s))
         raise ExternalError(f"no heartbeat from it for {self._heartbeat_timeout_s:g} s (heartbeat.timeout)")
 
@@ -368,7 +370,8 @@ class TaskExecutor:
             case DeployTask(allocation_id, task):
                 deploying = self._slots.get(allocation_id)
                 if deploying is not None and deploying.handle is not None:
-                    deploying.live[task.attempt_id] = None
+                    name = f"{task.vertex_name} ({task.subtask_index + 1}/{task.parallelism})"
+                    deploying.live[task.attempt_id] = name
                     deploying.handle.send(message)
             case CancelTask(allocation_id, attempt_id):
                 self._cancel(allocation_id, attempt_id, message)
@@ -443,6 +446,15 @@ class TaskExecutor:
 
     async def _run_slot(self, slot: _Slot, message: AllocateSlot) -> None:
         try:
+            await self._make_and_serve(slot, message)
+        finally:
+            self._slots.pop(slot.allocation_id, None)
+            if all(other.job_id != slot.job_id for other in self._slots.values()):
+                self._files.release(slot.job_id)
+            await _remove(slot.work_dir)
+
+    async def _make_and_serve(self, slot: _Slot, message: AllocateSlot) -> None:
+        try:
             handle = await self._make_slot(slot, message)
         except Exception as error:
             self._slots.pop(slot.allocation_id, None)
@@ -450,7 +462,6 @@ class TaskExecutor:
                 logger.exception("job=%s slot=%s could not be made", slot.job_id, slot.slot_id)
             info = error_info(error)
             self._send(SlotAllocationFailed(slot.allocation_id, slot.slot_id, info))
-            await _remove(slot.work_dir)
             return
         try:
             slot.handle = handle
@@ -464,8 +475,6 @@ class TaskExecutor:
             self._slot_ended(slot, await handle.wait())
         finally:
             handle.kill()
-            self._slots.pop(slot.allocation_id, None)
-            await _remove(slot.work_dir)
 
     async def _make_slot(self, slot: _Slot, message: AllocateSlot) -> SlotHandle:
         connection = self._connection
@@ -554,7 +563,8 @@ class TaskExecutor:
                 self._send(TaskStateChanged(slot.job_id, attempt_id, ExecutionState.CANCELED))
             message = "its slot was killed because a task did not end on cancel (task.cancellation.timeout)"
         else:
-            message = f"{_why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}."
+            tasks = f"Running in it: {', '.join(slot.live.values())}." if slot.live else "No task ran in it."
+            message = f"{_why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}. {tasks}"
             logger.error("job=%s slot=%s lost: %s", slot.job_id, slot.slot_id, message)
         error = ErrorInfo("SlotLost", message, "", "external")
         self._send(SlotLost(slot.allocation_id, slot.slot_id, error))

@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.records import Row
 from engine.operators.functions import KeySelector
-from engine.operators.keys import NAN, ComposedKey, FieldKey, canonical_key, key_function, key_name
+from engine.operators.keys import NAN, ComposedKey, FieldKey, canonical_key, key_error, key_function, key_name
 
 
 class Pair(NamedTuple):
@@ -60,3 +60,33 @@ def test_every_nan_becomes_the_same_key(nan):
 @pytest.mark.parametrize("key", ["a", 1, None, 1.5, (1, "x"), b"x", math.inf])
 def test_other_keys_stay_as_they_are(key):
     assert canonical_key(key) is key
+
+
+class Point:
+    def __init__(self) -> None:
+        self.x = 1
+
+
+@pytest.mark.parametrize(
+    ("selector", "record", "text"),
+    [
+        (FieldKey(7), ("a", 2), "key field 7: the record has fields 0 to 1"),
+        (ComposedKey((0, 2)), ("a", 2), "key field 2: the record has fields 0 to 1"),
+        (FieldKey(1), ("a",), "key field 1: the record has only field 0"),
+        (FieldKey("name"), ("a", 2), "key field 'name': the record has fields 0 to 1, without names"),
+        (FieldKey("name"), Row(w="a", n=2), "key field 'name': the record has fields 'w', 'n'"),
+        (FieldKey("name"), {"w": 1}, "key field 'name': the record has fields 'w'"),
+        (FieldKey("name"), Pair("a", 2), "key field 'name': the record has fields 'word', 'n'"),
+        (FieldKey("name"), Point(), "key field 'name': the record has fields 'x'"),
+        (FieldKey(0), 5, "key field 0: the record is a value of type int and has no such field"),
+    ],
+)
+def test_a_missing_key_field_is_named_with_what_the_record_has(selector, record, text):
+    with pytest.raises((LookupError, AttributeError, TypeError)) as failure:
+        key_function(selector)(record)
+    assert str(key_error(failure.value, selector, record)) == text
+
+
+def test_errors_of_selectors_of_the_user_stay_as_they_are():
+    error = KeyError("mine")
+    assert key_error(error, lambda row: row["mine"], {}) is error

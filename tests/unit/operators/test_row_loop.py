@@ -10,7 +10,7 @@ from engine.operators.row_loop import RowLoop
 def test_a_loop_that_is_not_cut_takes_all_rows():
     loop = RowLoop()
     rows = loop.begin([1, 2, 3])
-    assert [row for row in rows] == [1, 2, 3]
+    assert list(rows) == [1, 2, 3]
     assert rows.taken() == 3
 
 

@@ -49,18 +49,43 @@ def test_unknown_and_malformed_names_are_not_found(store, name):
     assert store.path(name) is None
 
 
-def test_a_forgotten_jobs_file_goes_after_a_while(store, tmp_path, clock):
+def test_an_ended_jobs_file_goes_after_a_while(store, tmp_path, clock):
     sha256 = put(store, tmp_path)
     store.retain(JOB, [sha256])
     clock.advance(UNREFERENCED_KEPT_MS + 1)
     store.release(JobID.from_text("other"))
+    store.sweep()
     assert store.path(sha256) is not None
     clock.advance(UNREFERENCED_KEPT_MS + 1)
     store.release(JOB)
+    store.sweep()
     assert store.path(sha256) is None
+
+
+def test_a_file_of_two_jobs_stays_until_both_have_ended(store, tmp_path, clock):
+    sha256, other = put(store, tmp_path), JobID.from_text("other")
+    store.retain(JOB, [sha256])
+    store.retain(other, [sha256])
+    for job_id, kept in ((JOB, True), (other, False)):
+        store.release(job_id)
+        clock.advance(UNREFERENCED_KEPT_MS + 1)
+        store.sweep()
+        assert (store.path(sha256) is not None) is kept
+
+
+def test_a_client_that_asked_lately_finds_its_file(store, tmp_path, clock):
+    sha256 = put(store, tmp_path)
+    store.retain(JOB, [sha256])
+    store.release(JOB)
+    clock.advance(UNREFERENCED_KEPT_MS)
+    assert store.path(sha256) is not None
+    clock.advance(UNREFERENCED_KEPT_MS)
+    store.sweep()
+    assert store.path(sha256) is not None
 
 
 def test_a_file_just_uploaded_is_kept_for_the_submission_that_follows(store, tmp_path):
     sha256 = put(store, tmp_path)
     store.release(JOB)
+    store.sweep()
     assert store.path(sha256) is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
+import os
 
 import pytest
 
@@ -29,6 +31,7 @@ from engine.protocol.control import (
     SlotFreed,
     TaskManagerRegistered,
     TaskStateChanged,
+    UserFile,
 )
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.rpc.codec import encode
@@ -113,6 +116,25 @@ def test_a_job_runs_to_its_end_and_gives_its_slots_back(tmp_path):
 
     run(scenario())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_go_when_their_job_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.runtime.jobmanager.dispatcher.SWEEP_S", 0.01)
+    monkeypatch.setattr("engine.runtime.jobmanager.blob_store.UNREFERENCED_KEPT_MS", -1)
+
+    async def scenario():
+        async with jobmanager(tmp_path, finish=False) as (dispatcher, _):
+            (tmp_path / "incoming").write_bytes(b"content")
+            file = UserFile("a.py", dispatcher.put_blob(str(tmp_path / "incoming")), 7, "module")
+            job_id = await dispatcher.submit_job(dataclasses.replace(program(abs), files=(file,)))
+            await asyncio.sleep(0.05)
+            assert os.listdir(dispatcher.blobs.folder) == [file.sha256]
+            await dispatcher.cancel_job(job_id)
+            await dispatcher.job_result(job_id)
+            while os.listdir(dispatcher.blobs.folder):
+                await asyncio.sleep(0.001)
+
+    run(scenario())
 
 
 def test_slots_in_use_are_shown_by_job(tmp_path):
