@@ -13,10 +13,13 @@ from engine.operators.row_loop import RowLoop
 
 __all__ = ["Watchdog"]
 
-#: A step is late after one to two of these.
-_INTERVAL: Final = 0.025
+#: A step is late after one to two of these. Each look takes the interpreter lock, for milliseconds on a busy host.
+_INTERVAL: Final = 0.1
+#: The same for so many looks after a late step.
+_CLOSE_INTERVAL: Final = 0.025
+_CLOSE_LOOKS: Final = 80
 #: Looks at an idle slot before it sleeps until there is a step.
-_IDLE_LOOKS: Final = 40
+_IDLE_LOOKS: Final = 20
 
 
 @final
@@ -48,14 +51,16 @@ class Watchdog:
 
     def _run(self) -> None:
         seen = -1
-        idle_looks = 0
+        idle_looks = close_looks = 0
         while True:
-            time.sleep(_INTERVAL)
+            time.sleep(_CLOSE_INTERVAL if close_looks else _INTERVAL)
+            close_looks = max(0, close_looks - 1)
             if self._is_running:
                 idle_looks = 0
                 if self._serial == seen:
                     self.is_late = True
                     self._row_loop.cut()
+                    close_looks = _CLOSE_LOOKS
                 seen = self._serial
                 continue
             idle_looks += 1

@@ -92,6 +92,7 @@ def test_a_wheel_shows_its_console_scripts_and_a_pyz_its_main(client: TestClient
         ("notes.txt", b"x", "expected a file that ends with .py"),
         ("broken.zip", b"not a zip", "not a zip archive"),
     ],
+    ids=["a jar", "a text", "a broken archive"],
 )
 def test_what_is_not_a_python_program_is_refused(
     client: TestClient, tmp_path: Path, name: str, content: bytes, message: str
