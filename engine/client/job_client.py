@@ -28,6 +28,12 @@ BACKOFF_MAX_S: Final = 0.5
 COLLECT_BACKOFF_FIRST_S: Final = 0.002
 COLLECT_BACKOFF_MAX_S: Final = 0.1
 
+_RESTARTED: Final = (
+    "Job {} failed and was restarted after rows of it had been given; without checkpoints they would be given twice. "
+    "The job is cancelled. Run it again, switch restarts off (restart-strategy.type: none), or write to a file sink "
+    "instead of collecting: its files hold each row once."
+)
+
 
 @final
 class CompletableFuture(Generic[T]):
@@ -218,8 +224,33 @@ class JobClient:
     def collect_batches(self, operator_id: str) -> Iterator[list[Any]]:
         """Yield lists of rows of a collect sink until the job has ended.
 
-        Raises: JobExecutionError, JobCancelledError when it did not end well, after the rows that it gave.
+        A restart of the job before the first rows is not noticed. One after them cannot be hidden: without checkpoints
+        the rows begin anew, in an order of their own. Then the job is cancelled, for nobody fetches its rows any more.
+
+        Raises: JobExecutionError, JobCancelledError when it did not end well, after the rows that it gave; also
+            JobExecutionError when the job was restarted after rows were given.
         """
+        for batch in self._batches(operator_id):
+            if batch is None:
+                self._access.cancel(self._job_id)
+                raise JobExecutionError(_RESTARTED.format(self._job_id))
+            yield batch
+
+    def collect_all(self, operator_id: str) -> list[Any]:
+        """Return all rows of a collect sink when the job has ended; those of attempts that failed are thrown away.
+
+        Raises: JobExecutionError, JobCancelledError when it did not end well.
+        """
+        rows: list[Any] = []
+        for batch in self._batches(operator_id):
+            if batch is None:
+                rows.clear()
+            else:
+                rows += batch
+        return rows
+
+    def _batches(self, operator_id: str) -> Iterator[list[Any] | None]:
+        """Yield lists of rows, and None when the job was restarted: all rows come again then."""
         from engine.connectors.collect import FetchedResults, FetchResults
 
         version, offset, pause = "", 0, COLLECT_BACKOFF_FIRST_S
@@ -231,13 +262,19 @@ class JobClient:
                     break
             else:
                 assert isinstance(answer, FetchedResults), answer
-                version = answer.version
+                if answer.version != version:
+                    is_first, version = version == "", answer.version
+                    if not is_first:
+                        if offset > 0:
+                            yield None
+                        offset = 0
+                        continue
                 for number, blob in enumerate(answer.blobs, answer.offset):
                     if number >= offset:
                         offset = number + 1
                         yield pickle.loads(blob)
-                if answer.finished:
-                    break
+                if answer.finished and self._access.outcome(self._job_id, pause) is not None:
+                    break  # else it commits, or is about to be restarted
                 if answer.blobs:
                     pause = COLLECT_BACKOFF_FIRST_S
                     continue

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from engine.client.job_client import CompletableFuture, JobClient, JobExecutionResult
 from engine.common.execution_config import ExecutionConfig
 from engine.common.parameter_tool import ParameterTool
+from engine.common.restart_strategy import RestartStrategies
 from engine.core.config import Configuration
 from engine.core.ids import JobID
 from engine.core.records import Row, RowKind
@@ -27,6 +28,7 @@ __all__ = [
     "JobID",
     "JobStatus",
     "ParameterTool",
+    "RestartStrategies",
     "Row",
     "RowKind",
     "Time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.common.restart_strategy import RestartStrategies, RestartStrategyConfiguration
 from engine.core.config import Configuration
 from engine.core.options import JobOptions
 
@@ -51,6 +52,14 @@ class ExecutionConfig:
 
     def is_object_reuse_enabled(self) -> bool:
         return self._config.get(JobOptions.OBJECT_REUSE)
+
+    def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> ExecutionConfig:
+        """Say what follows a failure; the same as setting the ``restart-strategy.*`` keys."""
+        restart_strategy_configuration.write_to(self._config)
+        return self
+
+    def get_restart_strategy(self) -> RestartStrategyConfiguration:
+        return RestartStrategies.read_from(self._config)
 
     def set_global_job_parameters(self, global_job_parameters_dict: dict[str, object]) -> ExecutionConfig:
         """Make parameters visible to all functions (``RuntimeContext.get_job_parameter``) and in the dashboard."""

@@ -1,6 +1,7 @@
 """Results for a waiting client: the sink sends pickled rows to its coordinator, the client fetches them from there.
 
 The coordinator never unpickles rows: they may be of user classes. A slow client slows the sink down, not the memory.
+When the job is restarted, the rows begin anew under another version: the client decides what that means for it.
 Source: Flink's CollectSinkFunction and CollectSinkOperatorCoordinator (FLIP-74's version and offset).
 """
 
@@ -36,7 +37,10 @@ _ANSWER_BYTES_MAX: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class FetchResults:
-    """Client → coordinator: what follows the first ``offset`` batches? ``version``: "" at first, then as answered."""
+    """Client → coordinator: what follows the first ``offset`` batches? ``version``: "" at first, then as answered.
+
+    An answer of another version has no rows: the job was restarted, and batches are counted from 0 again.
+    """
 
     version: str
     offset: int
@@ -139,7 +143,7 @@ class _CollectCoordinator(OperatorCoordinator):
 
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
-        self._version = str(ctx.job_id)
+        self._version = f"{ctx.job_id}-{ctx.attempt_number}"
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         assert isinstance(event, RowsCollected), event

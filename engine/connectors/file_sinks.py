@@ -298,7 +298,8 @@ class _SinkCoordinator(OperatorCoordinator):
         for child in sorted(self._fs.list(self._placement.staging), key=lambda child: _attempt_of(child.path)):
             name = child.path.rpartition("/")[2]
             subtask, _, attempt = name.partition("-")
-            if subtask.isdigit() and attempt.isdigit() and self._written.get(int(subtask) - 1) is None:
+            is_ours = subtask.isdigit() and attempt.isdigit() and int(attempt) >= self.ctx.attempt_number
+            if is_ours and self._written.get(int(subtask) - 1) is None:
                 self._written[int(subtask) - 1] = name
 
     def _publish(self) -> None:

@@ -432,6 +432,17 @@ class _PartsCoordinator(OperatorCoordinator):
                 self._publish(*written)
             else:
                 self._fs.delete(temporary)
+        if outcome is JobOutcome.FAILED or self.ctx.attempt_number > 0:
+            self._sweep(self._base_path)
+
+    def _sweep(self, folder: str) -> None:
+        """Remove what killed slots left behind: of these files nobody has told."""
+        for child in self._fs.list(folder):
+            name = child.path.rstrip("/").rpartition("/")[2]
+            if child.is_dir:
+                self._sweep(child.path)
+            elif name.startswith(".") and f".inprogress.{self.ctx.job_id[:12]}-" in name:
+                self._fs.delete(child.path)
 
     def _publish(self, subtask_index: int, part: PartWritten) -> None:
         number = part.number

@@ -311,6 +311,90 @@ class RestOptions:
     )
 
 
+_RESTART_STRATEGIES: Final = {
+    **dict.fromkeys(("", "none", "off", "disable"), "none"),
+    **dict.fromkeys(("fixed-delay", "fixeddelay"), "fixed-delay"),
+    **dict.fromkeys(("failure-rate", "failurerate"), "failure-rate"),
+    **dict.fromkeys(("exponential-delay", "exponentialdelay"), "exponential-delay"),
+}
+
+
+def _restart_strategy(text: str) -> str:
+    try:
+        return _RESTART_STRATEGIES[text.strip().lower()]
+    except KeyError:
+        raise ValueError("none (off, disable), fixed-delay, failure-rate or exponential-delay") from None
+
+
+class RestartOptions:
+    TYPE: Final = ConfigOption(
+        "restart-strategy.type",
+        _restart_strategy,
+        "none",
+        "What follows a failure: none (off, disable) fails the job; fixed-delay, failure-rate and exponential-delay "
+        "restart it, from the beginning as there are no checkpoints yet.",
+        ("restart-strategy",),
+    )
+    FIXED_ATTEMPTS: Final = ConfigOption(
+        "restart-strategy.fixed-delay.attempts",
+        integer,
+        1,
+        "Restarts before the job is failed.",
+        check=(lambda value: value >= 0, "a whole number of at least 0"),
+    )
+    FIXED_DELAY: Final = ConfigOption(
+        "restart-strategy.fixed-delay.delay", duration_ms, 1_000, "From a failure to the restart."
+    )
+    RATE_MAX: Final = ConfigOption(
+        "restart-strategy.failure-rate.max-failures-per-interval",
+        integer,
+        1,
+        "Failures within the interval that are answered by a restart; one more fails the job.",
+        check=_POSITIVE,
+    )
+    RATE_INTERVAL: Final = ConfigOption(
+        "restart-strategy.failure-rate.failure-rate-interval", duration_ms, 60_000, "The interval of failures counted."
+    )
+    RATE_DELAY: Final = ConfigOption(
+        "restart-strategy.failure-rate.delay", duration_ms, 1_000, "From a failure to the restart."
+    )
+    INITIAL_BACKOFF: Final = ConfigOption(
+        "restart-strategy.exponential-delay.initial-backoff",
+        duration_ms,
+        1_000,
+        "From the first failure to the restart.",
+        check=(lambda value: value >= 1, "a duration of at least 1 ms"),
+    )
+    MAX_BACKOFF: Final = ConfigOption(
+        "restart-strategy.exponential-delay.max-backoff",
+        duration_ms,
+        60_000,
+        "Longest time from a failure to the restart; at least the initial one.",
+        check=(lambda value: value >= 1, "a duration of at least 1 ms"),
+    )
+    BACKOFF_MULTIPLIER: Final = ConfigOption(
+        "restart-strategy.exponential-delay.backoff-multiplier",
+        number,
+        1.5,
+        "Growth of the delay with each failure.",
+        check=(lambda value: 1 <= value < float("inf"), "a number of at least 1"),
+    )
+    JITTER_FACTOR: Final = ConfigOption(
+        "restart-strategy.exponential-delay.jitter-factor",
+        number,
+        0.1,
+        "The delay is longer or shorter by up to this part of it, so that jobs do not restart all at once.",
+        check=(lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    )
+    RESET_THRESHOLD: Final = ConfigOption(
+        "restart-strategy.exponential-delay.reset-backoff-threshold",
+        duration_ms,
+        3_600_000,
+        "After so long a time without a failure the delay begins at the initial one again.",
+        check=(lambda value: value >= 1, "a duration of at least 1 ms"),
+    )
+
+
 class YarnOptions:
     NAME: Final = ConfigOption(
         "yarn.application.name", string, "Flink session cluster", "Name of the YARN application."
@@ -377,7 +461,6 @@ KNOWN_UNREAD: Final[tuple[str, ...]] = (
     "execution.savepoint.",
     "execution.savepoint-restore-mode",
     "state.",
-    "restart-strategy",
     "high-availability",
     "recovery.",
     "metrics.",
@@ -423,7 +506,7 @@ FREE_PREFIXES: Final[tuple[str, ...]] = (
 
 def all_options() -> list[ConfigOption[Any]]:
     """Return every option above, in order of the file."""
-    groups = (JobOptions, ClusterOptions, MemoryOptions, RestOptions, YarnOptions, HaOptions)
+    groups = (JobOptions, RestartOptions, ClusterOptions, MemoryOptions, RestOptions, YarnOptions, HaOptions)
     return [value for group in groups for value in vars(group).values() if isinstance(value, ConfigOption)]
 
 

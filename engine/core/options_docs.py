@@ -16,6 +16,7 @@ from engine.core.options import (
     HaOptions,
     JobOptions,
     MemoryOptions,
+    RestartOptions,
     RestOptions,
     YarnOptions,
 )
@@ -27,6 +28,7 @@ _SECTIONS: Final[tuple[tuple[str, type], ...]] = (
     ("Memory", MemoryOptions),
     ("REST and dashboard", RestOptions),
     ("Jobs", JobOptions),
+    ("Restarts", RestartOptions),
     ("YARN and HDFS", YarnOptions),
     ("High availability", HaOptions),
 )

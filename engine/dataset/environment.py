@@ -11,6 +11,7 @@ from engine.client.executors import execute_async, warm_up
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
 from engine.common.execution_config import ExecutionConfig
+from engine.common.restart_strategy import RestartStrategyConfiguration
 from engine.connectors.simple import CollectionSpec, CollectSinkSpec, SequenceSource
 from engine.connectors.source import Source, SourceSpec
 from engine.core.config import Configuration
@@ -96,6 +97,13 @@ class ExecutionEnvironment:
 
     set_degree_of_parallelism = set_parallelism
     get_degree_of_parallelism = get_parallelism
+
+    def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> None:
+        """Say what follows a failure of the job, e.g. ``RestartStrategies.fixed_delay_restart(3, 10_000)``."""
+        self.get_config().set_restart_strategy(restart_strategy_configuration)
+
+    def get_restart_strategy(self) -> RestartStrategyConfiguration:
+        return self.get_config().get_restart_strategy()
 
     def set_default_local_parallelism(self, parallelism: int) -> None:
         self.set_parallelism(parallelism)
@@ -284,7 +292,7 @@ class ExecutionEnvironment:
         )
         client = self._start([*self._sinks, sink], None)
         try:
-            rows = [row for batch in client.collect_batches(operator_id) for row in batch]
+            rows = client.collect_all(operator_id)
         except KeyboardInterrupt:
             client.on_interrupt()
             raise

@@ -14,6 +14,7 @@ from engine.client.executors import execute_async
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
 from engine.common.execution_config import ExecutionConfig
+from engine.common.restart_strategy import RestartStrategyConfiguration
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource, SocketTextSpec
 from engine.connectors.source import Boundedness, Source, SourceSpec
 from engine.core.config import Configuration
@@ -112,6 +113,13 @@ class StreamExecutionEnvironment:
     def set_runtime_mode(self, execution_mode: RuntimeExecutionMode) -> StreamExecutionEnvironment:
         self._config.set(JobOptions.RUNTIME_MODE, execution_mode.name)
         return self
+
+    def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> None:
+        """Say what follows a failure of the job, e.g. ``RestartStrategies.fixed_delay_restart(3, 10_000)``."""
+        self.get_config().set_restart_strategy(restart_strategy_configuration)
+
+    def get_restart_strategy(self) -> RestartStrategyConfiguration:
+        return self.get_config().get_restart_strategy()
 
     def set_buffer_timeout(self, timeout_millis: int) -> StreamExecutionEnvironment:
         """Set how long a record may wait in an output buffer: 0 = sent at once, -1 = only full buffers,

@@ -32,6 +32,7 @@ __all__ = [
 
 STORY_LENGTH_MAX: Final = 200  # enough for a few restarts of one job
 EXCEPTIONS_MAX: Final = 16  # as web.exception-history-size in Flink
+ATTEMPTS_MAX: Final = 17  # the current one and jobmanager.execution.attempts-history-size of Flink
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Execution:
 
 @dataclass(slots=True)
 class ExecutionVertex:
-    """One subtask with its current and former attempts."""
+    """One subtask with its current and its last former attempts, numbers rising."""
 
     job_vertex: JobVertex
     subtask_index: int
@@ -84,6 +85,11 @@ class ExecutionVertex:
     @property
     def current(self) -> Execution:
         return self.attempts[-1]
+
+    def find(self, attempt_number: int) -> Execution | None:
+        """Return the attempt with that number; None if there was none or it is forgotten."""
+        index = attempt_number - self.attempts[0].attempt_number
+        return self.attempts[index] if 0 <= index < len(self.attempts) else None
 
     @property
     def name(self) -> str:
@@ -145,18 +151,23 @@ class ExecutionGraph:
         self.story: deque[str] = deque(maxlen=STORY_LENGTH_MAX)
         self.vertices: dict[JobVertexID, ExecutionJobVertex] = {}
         for vertex in job_graph.vertices:
-            subtasks = [
-                ExecutionVertex(vertex, i, [Execution(ExecutionAttemptID.of(vertex.vertex_id, i, 0), 0, now_ms)])
-                for i in range(vertex.parallelism)
-            ]
-            for subtask in subtasks:
-                subtask.current.timestamps[ExecutionState.CREATED] = now_ms
+            subtasks = [ExecutionVertex(vertex, i, []) for i in range(vertex.parallelism)]
             self.vertices[vertex.vertex_id] = ExecutionJobVertex(
                 vertex,
                 subtasks,
                 [edge for edge in job_graph.edges if edge.target_id == vertex.vertex_id],
                 [edge for edge in job_graph.edges if edge.source_id == vertex.vertex_id],
             )
+        self.new_attempts(0, now_ms)
+
+    def new_attempts(self, attempt_number: int, now_ms: int) -> None:
+        """Give every subtask a new current attempt; the oldest former ones are forgotten."""
+        for subtask in self.all_subtasks():
+            attempt_id = ExecutionAttemptID.of(subtask.job_vertex.vertex_id, subtask.subtask_index, attempt_number)
+            attempt = Execution(attempt_id, attempt_number, now_ms)
+            attempt.timestamps[ExecutionState.CREATED] = now_ms
+            subtask.attempts.append(attempt)
+            del subtask.attempts[:-ATTEMPTS_MAX]
 
     def transition(self, target: JobStatus, now_ms: int) -> None:
         """Enter ``target``; raises IllegalTransition if there is no such edge."""
@@ -179,9 +190,8 @@ class ExecutionGraph:
         if vertex is None or int(subtask) >= len(vertex.subtasks):
             return None
         owner = vertex.subtasks[int(subtask)]
-        if int(number) >= len(owner.attempts):
-            return None
-        return owner, owner.attempts[int(number)]
+        attempt = owner.find(int(number))
+        return None if attempt is None else (owner, attempt)
 
     @property
     def start_ms(self) -> int:

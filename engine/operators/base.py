@@ -192,13 +192,16 @@ class CoordinatorContext:
     config: dict[str, str]
     #: sends an engine object to a subtask's operator (``Operator.handle_event``); thread-safe
     send_event: Callable[[int, object], None]
+    #: Rises with each restart of the job; coordinators are made anew then. Subtasks' attempts have it at least.
+    attempt_number: int = 0
 
 
 class OperatorCoordinator:
     """Runs in the JobManager, one per operator that wants one, in the job's own I/O thread: it may block on a file
     system, and no two calls overlap. Examples: split enumerators, commit of file sinks, collect sinks, iterations.
 
-    Any exception fails the job with that error.
+    Any exception fails the job with that error. One of ``start`` whose domain is USER and that never gets better
+    (``Retry.NEVER``) is final, after others the job may be restarted as its restart strategy says.
     """
 
     def start(self, ctx: CoordinatorContext) -> None:
@@ -216,7 +219,10 @@ class OperatorCoordinator:
         """The subtask reached FINISHED."""
 
     def job_ended(self, outcome: JobOutcome) -> None:
-        """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns."""
+        """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns.
+
+        FAILED may be followed by another attempt, with coordinators of its own.
+        """
 
 
 class CoordinatorSpec(abc.ABC):

@@ -21,6 +21,7 @@ from engine.graph.execution_graph import (
 )
 from engine.protocol.control import ErrorInfo, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
+from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = [
     "aggregated",
@@ -138,7 +139,7 @@ def job_config(graph: ExecutionGraph, cluster: Configuration) -> Json:
         "jid": graph.job_graph.job_id,
         "name": graph.job_graph.name,
         "execution-config": {
-            "restart-strategy": "Restart deactivated.",
+            "restart-strategy": restart_strategy(effective).describe(),
             "job-parallelism": effective.get(JobOptions.PARALLELISM),
             "object-reuse-mode": effective.get(JobOptions.OBJECT_REUSE),
             "user-config": dict(graph.job_graph.parameters),

@@ -212,7 +212,7 @@ class OperatorHarness:
 
 
 def start_coordinators(
-    *specs: OperatorSpec, parallelism: int, harnesses: list[OperatorHarness]
+    *specs: OperatorSpec, parallelism: int, harnesses: list[OperatorHarness], attempt_number: int = 0
 ) -> list[OperatorCoordinator | None]:
     """Create and start the coordinators of a chain whose subtasks are ``harnesses`` (index = subtask)."""
     coordinators: list[OperatorCoordinator | None] = []
@@ -227,7 +227,7 @@ def start_coordinators(
             target = next(harness for harness in harnesses if harness.subtask_index == subtask_index)
             target.operators[index].handle_event(event)
 
-        coordinator.start(CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event))
+        coordinator.start(CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event, attempt_number))
         coordinators.append(coordinator)
     return coordinators
 

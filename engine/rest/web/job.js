@@ -64,7 +64,7 @@ export const page = {
     const base = `#/job/${jid}`;
     const vertices = new Map(job.vertices.map((vertex) => [vertex.id, vertex]));
     const number = exceptions.entries.length;
-    const failing = job.state === "FAILED" || job.state === "FAILING";
+    const failing = ["FAILED", "FAILING", "RESTARTING"].includes(job.state);
     const failure = failing && tab !== "exceptions" ? exceptions.entries[0] : null;
     return h("div", { class: "stack" },
       header(job, context),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.errors import JobNotFoundError
+from engine.core.errors import Domain, EngineError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
@@ -46,19 +46,21 @@ class _Hosted:
 
 @final
 class JobCoordinators:
-    """``post`` takes scheduler events, ``send`` takes (vertex, operator, subtask, pickled event); both are called on
-    the loop. All methods are called on the loop."""
+    """The coordinators of one attempt of a job. ``post`` takes scheduler events, ``send`` takes (vertex, operator,
+    subtask, pickled event); both are called on the loop. All methods are called on the loop."""
 
     def __init__(
         self,
         job_graph: JobGraph,
         config: dict[str, str],
         *,
+        attempt_number: int = 0,
         post: Callable[[Event], None],
         send: Callable[[JobVertexID, OperatorID, int, bytes], None],
     ) -> None:
         self._job_graph = job_graph
         self._config = config
+        self._attempt_number = attempt_number
         self._post = post
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -72,6 +74,7 @@ class JobCoordinators:
         self._thread: threading.Thread | None = None
         self._end_begun = False
         self._end_answered = False
+        self._abandoned = False
 
     # --- asked for by the JobMaster ----------------------------------------------------------------------------------
 
@@ -140,6 +143,12 @@ class JobCoordinators:
             self._calls.put(None)
             self._thread = None
 
+    def abandon(self) -> None:
+        """Another attempt follows, with coordinators of its own: what hangs in the thread, should it go on one day, is
+        not to disturb them."""
+        self._abandoned = True
+        self.close()
+
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], None]) -> None:
@@ -162,6 +171,8 @@ class JobCoordinators:
 
     def _start_all(self) -> None:
         for hosted in self._hosted:
+            if self._abandoned:
+                return
 
             def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
                 self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
@@ -170,16 +181,18 @@ class JobCoordinators:
                 spec = decode(hosted.spec, object)
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
-                context = CoordinatorContext(hosted.parallelism, self._job_graph.job_id, self._config, send)
+                context = CoordinatorContext(
+                    hosted.parallelism, self._job_graph.job_id, self._config, send, self._attempt_number
+                )
                 hosted.coordinator = coordinator
                 coordinator.start(context)
             except Exception as error:
-                self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+                self._on_loop(self._post, CoordinatorFailed(error_info(error), _is_final(error)))
                 return
         self._on_loop(self._post, CoordinatorsStarted())
 
     def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
-        if hosted.coordinator is None:
+        if hosted.coordinator is None or self._abandoned:
             return
         try:
             call(hosted.coordinator)
@@ -190,7 +203,7 @@ class JobCoordinators:
         self._end_begun = True
         first: Exception | None = None
         for hosted in self._hosted:
-            if hosted.coordinator is None:
+            if hosted.coordinator is None or self._abandoned:
                 continue
             try:
                 hosted.coordinator.job_ended(outcome)
@@ -210,6 +223,11 @@ class JobCoordinators:
         if not self._end_answered and condition():
             logger.warning("job=%s: a coordinator hangs; the job ends without its clean-up", self._job_graph.job_id)
             self._answer_end(None)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a start fails in the same way however often it is tried: no such input, the output exists."""
+    return isinstance(error, EngineError) and error.domain is Domain.USER and error.retry is Retry.NEVER
 
 
 def _succeed(answer: asyncio.Future[object], result: object) -> None:

@@ -35,6 +35,7 @@ from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import decode
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.coordinators import JobCoordinators
+from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
 
@@ -60,6 +61,8 @@ class SlotService(Protocol):
 
 @final
 class JobMaster:
+    """Raises ConfigError when the job's restart strategy cannot be used."""
+
     def __init__(
         self,
         job_graph: JobGraph,
@@ -73,13 +76,15 @@ class JobMaster:
         self._slots = slots
         self._clock = clock
         self._on_terminated = on_terminated
-        effective = Configuration(config).add_all(job_graph.config).to_dict()
+        effective = Configuration(config).add_all(job_graph.config)
         shared = dict(job_graph.config)
         if job_graph.parameters:
             shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
         self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
-        self._scheduler = sched.Scheduler(job_graph, clock.now_ms())
-        self._coordinators = JobCoordinators(job_graph, effective, post=self.post, send=self._send_operator_event)
+        self._config = effective.to_dict()
+        self._scheduler = sched.Scheduler(job_graph, clock.now_ms(), restart_strategy(effective))
+        self._coordinators = self._new_coordinators(job_graph, 0)
+        self._restart_timer: asyncio.TimerHandle | None = None
         self._events: deque[sched.Event] = deque()
         self._handling = False
         self._ended: asyncio.Future[ExecutionGraph] = asyncio.get_running_loop().create_future()
@@ -125,8 +130,9 @@ class JobMaster:
             self._handling = False
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
-        """A subtask sends to its operator's coordinator."""
-        if not self.has_ended:
+        """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""
+        found = self.graph.find_attempt(message.attempt_id)
+        if not self.has_ended and found is not None and found[1] is found[0].current:
             self._coordinators.handle_event(message)
 
     async def coordinator_request(self, operator_id: str, request: object) -> object:
@@ -136,6 +142,35 @@ class JobMaster:
     def close(self) -> None:
         """The job is forgotten."""
         self._coordinators.close()
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
+    def _new_coordinators(self, job_graph: JobGraph, attempt_number: int) -> JobCoordinators:
+        """Return coordinators that are heard as long as they are the current ones."""
+
+        def post(event: sched.Event) -> None:
+            if self._coordinators is coordinators:
+                self.post(event)
+
+        def send(vertex_id: JobVertexID, operator_id: OperatorID, subtask: int, event: bytes) -> None:
+            if self._coordinators is coordinators:
+                self._send_operator_event(vertex_id, operator_id, subtask, event)
+
+        coordinators = JobCoordinators(job_graph, self._config, attempt_number=attempt_number, post=post, send=send)
+        return coordinators
+
+    def _start_coordinators(self, attempt_number: int) -> None:
+        if attempt_number > 0:
+            self._coordinators.abandon()
+            self._coordinators = self._new_coordinators(self.graph.job_graph, attempt_number)
+            self._undelivered.clear()
+            self._deployed.clear()
+        self._coordinators.start()
+
+    def _restart_after(self, attempt_number: int, delay_ms: int) -> None:
+        logger.info("job=%s failed, attempt %d follows in %d ms", self.job_id, attempt_number, delay_ms)
+        due = sched.RestartDue(attempt_number)
+        self._restart_timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self.post, due)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -151,14 +186,18 @@ class JobMaster:
                 self._deliver(task.vertex_id, task.subtask_index)
             case sched.Cancel(allocation_id, attempt_id):
                 self._slots.send_to_slot(allocation_id, CancelTask(allocation_id, attempt_id))
-            case sched.StartCoordinators():
-                self._coordinators.start()
+            case sched.StartCoordinators(attempt_number):
+                self._start_coordinators(attempt_number)
             case sched.NotifySubtaskFinished(vertex_id, subtask_index):
                 self._coordinators.subtask_finished(vertex_id, subtask_index)
             case sched.EndCoordinators(outcome):
                 self._coordinators.end(outcome)
+            case sched.RestartAfter(attempt_number, delay_ms):
+                self._restart_after(attempt_number, delay_ms)
             case sched.JobStatusChanged(status):
                 logger.info("job=%s name=%r is %s", self.job_id, self.graph.job_graph.name, status.value)
+                if status is JobStatus.RESTARTING:
+                    self._log_failure()
             case sched.JobTerminated():
                 self._terminate()
             case _:
@@ -181,12 +220,18 @@ class JobMaster:
     def _terminate(self) -> None:
         self._slots.job_ended(self.job_id)
         self.graph.accumulator_results = merged_accumulators(self.graph)
-        if self.graph.failure is not None and self.graph.status is JobStatus.FAILED:
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
+        if self.graph.status is JobStatus.FAILED:
+            self._log_failure()
+        self._ended.set_result(self.graph)
+        self._on_terminated(self)
+
+    def _log_failure(self) -> None:
+        if self.graph.failure is not None:
             logger.error("job=%s failed: %s", self.job_id, self.graph.failure.message)
             if self.graph.failure.trace:
                 logger.info("job=%s trace of the failure:\n%s", self.job_id, self.graph.failure.trace)
-        self._ended.set_result(self.graph)
-        self._on_terminated(self)
 
     def _crash(self, error: Exception) -> None:
         """A bug of ours: fail this job, whatever state it is in, and go on with the others."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from engine.core.config import Configuration
+from engine.core.errors import Domain
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID
 from engine.core.options import ClusterOptions
 from engine.graph.execution_graph import (
@@ -21,21 +22,13 @@ from engine.graph.execution_graph import (
     ExecutionGraph,
     ExecutionVertex,
     SlotGrant,
-    channels_of,
-    num_subpartitions,
 )
-from engine.graph.job_graph import JobEdge, JobGraph
+from engine.graph.job_graph import JobGraph
 from engine.operators.base import JobOutcome
-from engine.protocol.control import (
-    ErrorInfo,
-    InputChannelDescriptor,
-    InputGateDescriptor,
-    ResultPartitionDescriptor,
-    TaskDeployment,
-    TaskMetrics,
-    TaskStateChanged,
-)
+from engine.protocol.control import ErrorInfo, TaskDeployment, TaskMetrics, TaskStateChanged
 from engine.protocol.lifecycle import EXECUTION_LEGAL, ExecutionState, JobStatus
+from engine.runtime.jobmanager.deployment import task_deployment
+from engine.runtime.jobmanager.restart import NoRestart, RestartStrategy
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,9 +86,13 @@ class CoordinatorsStarted:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorFailed:
-    """A coordinator raised, at start or later. (When ``job_ended`` raised: ``JobEndHandled.error``.)"""
+    """A coordinator raised, at start or later. (When ``job_ended`` raised: ``JobEndHandled.error``.)
+
+    ``is_final``: it would raise again (no such input, the output exists), so the job is not restarted.
+    """
 
     error: ErrorInfo
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +108,10 @@ class MetricsReported:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed. The scheduler has no deadline yet; restart delays will use it."""
+class RestartDue:
+    """Answer to RestartAfter: the time has come."""
+
+    attempt_number: int
 
 
 Event: TypeAlias = (
@@ -126,7 +125,7 @@ Event: TypeAlias = (
     | CoordinatorFailed
     | JobEndHandled
     | MetricsReported
-    | Tick
+    | RestartDue
 )
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -162,8 +161,10 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class StartCoordinators:
-    """Create and start every coordinator of the job; answer CoordinatorsStarted (also when there are none) or
-    CoordinatorFailed."""
+    """Create and start every coordinator of the job, anew for each attempt; answer CoordinatorsStarted (also when there
+    are none) or CoordinatorFailed. From now on nothing is heard of those of former attempts."""
+
+    attempt_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,17 @@ class NotifySubtaskFinished:
 @dataclass(frozen=True, slots=True)
 class EndCoordinators:
     """Call ``job_ended`` of every coordinator that was started, after all that was queued for it before; answer
-    JobEndHandled. Sent once, when no task is live."""
+    JobEndHandled. Sent once an attempt, when no task is live."""
 
     outcome: JobOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAfter:
+    """Send RestartDue with this number in ``delay_ms``."""
+
+    attempt_number: int
+    delay_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +212,7 @@ Command: TypeAlias = (
     | StartCoordinators
     | NotifySubtaskFinished
     | EndCoordinators
+    | RestartAfter
     | JobStatusChanged
     | JobTerminated
 )
@@ -234,7 +244,9 @@ _IN_SLOT: Final = frozenset(
         ExecutionState.CANCELING,
     }
 )
+_ENDED: Final = frozenset({_Coordinators.ENDING, _Coordinators.ENDED})
 _WINDING_DOWN: Final = frozenset({JobStatus.FAILING, JobStatus.CANCELLING})
+_FAILED: Final = frozenset({JobStatus.FAILING, JobStatus.FAILED, JobStatus.RESTARTING})
 _OUTCOMES: Final = {
     JobStatus.RUNNING: JobOutcome.FINISHED,
     JobStatus.FAILING: JobOutcome.FAILED,
@@ -256,12 +268,22 @@ def pipelined_regions(job_graph: JobGraph) -> dict[JobVertexID, JobVertexID]:
 class Scheduler:
     """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST.
 
-    A job without restarts: it asks for all its slots at once, keeps them to its end, deploys a pipelined region when
-    all that it reads over blocking exchanges is complete, and fails with the first failure.
+    A job asks for all its slots at once, keeps them to its end, and deploys a pipelined region when all that it reads
+    over blocking exchanges is complete. The first failure ends the attempt: its tasks are cancelled, its slots given
+    back, its coordinators clean up. Then the restart strategy decides between a new attempt of everything and FAILED.
     """
 
-    def __init__(self, job_graph: JobGraph, now_ms: int) -> None:
+    def __init__(self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None) -> None:
         self.graph = ExecutionGraph(job_graph, now_ms)
+        self._restarts = restarts or NoRestart()
+        self._attempt_number = 0
+        self._failed_ms = 0
+        #: Whether a new attempt could end differently and does no harm: not if its failure is final or a commit began.
+        self._may_restart = True
+        #: While the job fails: it was asked to end, so it is not restarted.
+        self._cancel_requested = False
+        #: A request for slots is unanswered, perhaps one of a former attempt.
+        self._request_open = False
         self._slots = _Slots.NONE
         self._coordinators = _Coordinators.CREATED
         #: Slots that the job holds and that are not lost.
@@ -270,10 +292,12 @@ class Scheduler:
         self._now_ms = now_ms
         self._commands: list[Command] = []
         region_of = pipelined_regions(job_graph)
-        #: Regions not deployed yet, in topological order of their first vertices.
-        self._regions: dict[JobVertexID, list[JobVertexID]] = {}
+        #: In topological order of their first vertices.
+        self._all_regions: dict[JobVertexID, list[JobVertexID]] = {}
         for vertex in job_graph.vertices:
-            self._regions.setdefault(region_of[vertex.vertex_id], []).append(vertex.vertex_id)
+            self._all_regions.setdefault(region_of[vertex.vertex_id], []).append(vertex.vertex_id)
+        #: Those that are not deployed yet.
+        self._regions = dict(self._all_regions)
 
     def handle(self, event: Event, now_ms: int) -> list[Command]:
         """Return what to do now, in order. Events that come too late or twice change nothing."""
@@ -293,15 +317,13 @@ class Scheduler:
             case StartScheduling():
                 self._start()
             case SlotsUnavailable(error):
-                if self._slots is _Slots.REQUESTED:
-                    self._slots = _Slots.RELEASED
-                    self._fail(error)
+                self._on_slots_unavailable(error)
             case CoordinatorsStarted():
                 if self._coordinators is _Coordinators.STARTING:
                     self._coordinators = _Coordinators.STARTED
                     self._run_if_ready()
-            case CoordinatorFailed(error):
-                self._fail(error)
+            case CoordinatorFailed(error, is_final):
+                self._fail(error, is_final=is_final)
             case TaskStateReported(report):
                 self._on_report(report)
             case SlotsLost(allocation_ids, error):
@@ -310,8 +332,9 @@ class Scheduler:
                 self._on_cancel()
             case JobEndHandled(error):
                 self._on_end_handled(error)
-            case Tick():
-                pass
+            case RestartDue(number):
+                if self.graph.status is JobStatus.RESTARTING and number == self._attempt_number + 1:
+                    self._restart()
             case _:
                 raise AssertionError(event)
 
@@ -320,6 +343,9 @@ class Scheduler:
     def _start(self) -> None:
         if self.graph.status is not JobStatus.INITIALIZING:
             return
+        self._begin_attempt()
+
+    def _begin_attempt(self) -> None:
         self._enter(JobStatus.CREATED)
         for vertices in self._regions.values():
             if self._inputs_complete(vertices):
@@ -327,7 +353,10 @@ class Scheduler:
         # Both at once: finding the input and forking slot processes take time, and neither needs the other.
         self._coordinators = _Coordinators.STARTING
         self._slots = _Slots.REQUESTED
-        self._commands += [StartCoordinators(), RequestSlots(self._slot_keys())]
+        self._commands.append(StartCoordinators(self._attempt_number))
+        if not self._request_open:  # else one of the attempt before is still to be answered: it asks for the same
+            self._request_open = True
+            self._commands.append(RequestSlots(self._slot_keys()))
 
     def _slot_keys(self) -> tuple[SlotRequestKey, ...]:
         width: dict[str, int] = {}
@@ -337,6 +366,7 @@ class Scheduler:
         return tuple(SlotRequestKey(group, index) for group in sorted(width) for index in range(width[group]))
 
     def _on_slots_granted(self, grants: Sequence[tuple[SlotRequestKey, SlotGrant]]) -> None:
+        self._request_open = False
         if self._slots is not _Slots.REQUESTED or self.graph.status is not JobStatus.CREATED:
             held = {grant.allocation_id for grant in self._grants.values()}
             self._release([grant for _, grant in grants if grant.allocation_id not in held], "the job has ended")
@@ -345,6 +375,12 @@ class Scheduler:
         assert set(self._grants) == set(self._slot_keys()), "slots are granted all or nothing"
         self._slots = _Slots.HELD
         self._run_if_ready()
+
+    def _on_slots_unavailable(self, error: ErrorInfo) -> None:
+        self._request_open = False
+        if self._slots is _Slots.REQUESTED:
+            self._slots = _Slots.RELEASED
+            self._fail(error, is_final=error.domain == Domain.USER.value)
 
     def _run_if_ready(self) -> None:
         ready = self._slots is _Slots.HELD and self._coordinators is _Coordinators.STARTED
@@ -387,54 +423,10 @@ class Scheduler:
         return self._grants[SlotRequestKey(subtask.job_vertex.slot_sharing_group, subtask.subtask_index)]
 
     def _deploy(self, subtask: ExecutionVertex) -> None:
-        attempt, vertex = subtask.current, subtask.job_vertex
+        attempt = subtask.current
         attempt.slot = self._grant_of(subtask)
         attempt.transition(ExecutionState.DEPLOYING, self._now_ms)
-        links = self.graph.vertices[vertex.vertex_id]
-        task = TaskDeployment(
-            job_id=self.graph.job_graph.job_id,
-            job_name=self.graph.job_graph.name,
-            attempt_id=attempt.attempt_id,
-            vertex_id=vertex.vertex_id,
-            vertex_name=vertex.name,
-            subtask_index=subtask.subtask_index,
-            parallelism=vertex.parallelism,
-            max_parallelism=vertex.max_parallelism,
-            attempt_number=attempt.attempt_number,
-            chain=vertex.chain,
-            gates=tuple(self._gate(edge, subtask) for edge in links.inputs),
-            partitions=tuple(
-                self._partition(edge, subtask) for edge in sorted(links.outputs, key=lambda edge: edge.exit_index)
-            ),
-        )
-        self._commands.append(Deploy(attempt.slot.allocation_id, task))
-
-    def _gate(self, edge: JobEdge, consumer: ExecutionVertex) -> InputGateDescriptor:
-        producers = self.graph.vertices[edge.source_id].subtasks
-        channels = channels_of(edge, len(producers), consumer.job_vertex.parallelism, consumer.subtask_index)
-        return InputGateDescriptor(
-            edge.input_index,
-            edge.dataset_id,
-            tuple(
-                InputChannelDescriptor(
-                    self.graph.partition_id(edge.dataset_id, producers[index]),
-                    subpartition,
-                    self._grant_of(producers[index]).address,
-                )
-                for index, subpartition in channels
-            ),
-        )
-
-    def _partition(self, edge: JobEdge, producer: ExecutionVertex) -> ResultPartitionDescriptor:
-        num_consumers = len(self.graph.vertices[edge.target_id].subtasks)
-        return ResultPartitionDescriptor(
-            self.graph.partition_id(edge.dataset_id, producer),
-            edge.dataset_id,
-            num_subpartitions(edge, producer.subtask_index, producer.job_vertex.parallelism, num_consumers),
-            edge.blocking,
-            edge.buffer_timeout_ms,
-            max_parallelism=self.graph.vertices[edge.target_id].job_vertex.max_parallelism,
-        )
+        self._commands.append(Deploy(attempt.slot.allocation_id, task_deployment(self.graph, subtask, self._grant_of)))
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
@@ -510,16 +502,26 @@ class Scheduler:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: ErrorInfo, subtask: ExecutionVertex | None = None, *, is_slot_loss: bool = False) -> None:
+    def _fail(
+        self,
+        error: ErrorInfo,
+        subtask: ExecutionVertex | None = None,
+        *,
+        is_slot_loss: bool = False,
+        is_final: bool = False,
+    ) -> None:
         status = self.graph.status
-        if status is JobStatus.CANCELLING:
+        if status in (JobStatus.CANCELLING, JobStatus.RESTARTING):
             return  # whatever goes wrong while a job is cancelled, it ends as cancelled
         if status in (JobStatus.CREATED, JobStatus.RUNNING):
             self.graph.failure = error
+            self._failed_ms = self._now_ms
+            self._may_restart = self._coordinators not in _ENDED
             self._enter(JobStatus.FAILING)
             self._cancel_tasks()
         elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
             self.graph.failure = error
+        self._may_restart = self._may_restart and not is_final
         if self.graph.failure is error or len(self.graph.exceptions) < EXCEPTIONS_MAX:
             self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
         self._end_if_done()
@@ -551,12 +553,16 @@ class Scheduler:
                 self._enter(JobStatus.CANCELLING)
                 self._cancel_tasks()
                 self._end_if_done()
-            # Else it is being wound down already, or all tasks are done and only the commit is left: too late.
+            case JobStatus.FAILING:
+                self._cancel_requested = True
+            case JobStatus.RESTARTING:
+                self._terminate_cancelled()
+            # Else it is being cancelled already, or all tasks are done and only the commit is left: too late.
 
     def _end_if_done(self) -> None:
         """When no task is live and none will be: give the slots back and let the coordinators commit or clean up."""
         status = self.graph.status
-        if self._coordinators in (_Coordinators.ENDING, _Coordinators.ENDED):
+        if self._coordinators in _ENDED:
             return
         if status is not JobStatus.RUNNING and status not in _WINDING_DOWN:
             return
@@ -583,9 +589,34 @@ class Scheduler:
             case JobStatus.RUNNING:
                 self._terminate(JobStatus.FINISHED)
             case JobStatus.FAILING:
-                self._terminate(JobStatus.FAILED)
+                self._restart_or_fail()
             case _:
                 self._terminate(JobStatus.CANCELED)
+
+    def _restart_or_fail(self) -> None:
+        delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
+        if delay_ms is None:
+            self._terminate(JobStatus.FAILED)
+        elif self._cancel_requested:
+            self._terminate_cancelled()
+        else:
+            self._enter(JobStatus.RESTARTING)
+            # The time that it took to end the attempt is part of the delay.
+            delay_ms = max(0, self._failed_ms + delay_ms - self._now_ms)
+            self._commands.append(RestartAfter(self._attempt_number + 1, delay_ms))
+
+    def _terminate_cancelled(self) -> None:
+        """Nothing is left to be wound down, the last attempt has failed."""
+        self.graph.failure = None
+        self._enter(JobStatus.CANCELLING)
+        self._terminate(JobStatus.CANCELED)
+
+    def _restart(self) -> None:
+        self._attempt_number += 1
+        self.graph.failure = None
+        self.graph.new_attempts(self._attempt_number, self._now_ms)
+        self._regions = dict(self._all_regions)
+        self._begin_attempt()
 
     def _terminate(self, status: JobStatus) -> None:
         self._enter(status)
@@ -608,12 +639,15 @@ class Scheduler:
             assert states & _IN_SLOT, "nothing runs and nothing will"
         if status in _WINDING_DOWN:
             assert not states & {ExecutionState.CREATED, ExecutionState.SCHEDULED, ExecutionState.RUNNING}, states
-        if status.is_terminal_state() or self._coordinators is _Coordinators.ENDING:
+        if status.is_terminal_state() or self._coordinators in _ENDED:
             assert all(state.is_terminal() for state in states), states
             assert not held, "a job that is done holds no slot"
+        if status is JobStatus.RESTARTING:
+            assert self._coordinators is _Coordinators.ENDED, "the attempt before was not cleaned up"
+        assert {attempt.attempt_number for attempt in attempts} == {self._attempt_number}
         if status is JobStatus.FINISHED:
             assert states == {ExecutionState.FINISHED}, states
-        assert (self.graph.failure is not None) == (status in (JobStatus.FAILING, JobStatus.FAILED)), status
+        assert (self.graph.failure is not None) == (status in _FAILED), status
         for vertex in self.graph.vertices.values():
             if any(subtask.current.state in _IN_SLOT for subtask in vertex.subtasks):
                 assert self._inputs_complete([vertex.job_vertex.vertex_id]), f"{vertex.job_vertex.name} was too early"

@@ -134,3 +134,38 @@ def test_an_interrupt_cancels_the_job_only_when_that_was_asked_for(asked, times)
     job = ScriptedJob(FINISHED)
     JobClient(JOB, job, cancel_on_interrupt=asked).on_interrupt()
     assert job.cancelled == times
+
+
+def test_a_restart_before_the_first_rows_is_not_noticed():
+    answers = [
+        FetchedResults("v", 0),
+        FetchedResults("v", 0, [], True),  # the failed attempt has ended
+        JobNotFoundError("the next one has not started"),
+        FetchedResults("w", 0),
+        FetchedResults("w", 0, [pickle.dumps([1])], True),
+    ]
+    job = ScriptedJob(None, None, None, FINISHED, answers=answers)
+    assert list(JobClient(JOB, job).collect_batches("op")) == [[1]]
+    assert job.cancelled == 0
+
+
+def test_a_restart_after_the_first_rows_cancels_the_job_and_says_why():
+    answers = [FetchedResults("v", 0, [pickle.dumps([1])]), FetchedResults("w", 0)]
+    job = ScriptedJob(None, answers=answers)
+    batches = JobClient(JOB, job).collect_batches("op")
+    assert next(batches) == [1]
+    with pytest.raises(JobExecutionError, match=r"restarted after rows.*without checkpoints"):
+        next(batches)
+    assert job.cancelled == 1
+
+
+def test_who_collects_everything_at_once_gets_the_rows_of_the_last_attempt_only():
+    answers = [
+        FetchedResults("v", 0, [pickle.dumps([1]), pickle.dumps([2])]),
+        FetchedResults("w", 0),
+        FetchedResults("w", 0, [pickle.dumps([2])]),
+        FetchedResults("w", 1, [pickle.dumps([1])], True),
+    ]
+    job = ScriptedJob(FINISHED, answers=answers)
+    assert JobClient(JOB, job).collect_all("op") == [2, 1]
+    assert (job.cancelled, job.requests[-1]) == (0, FetchResults("w", 1))

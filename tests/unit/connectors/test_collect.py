@@ -107,3 +107,16 @@ def test_rows_of_classes_that_only_the_program_has_are_collected():
     [row] = rows_of(coordinator.handle_request(FetchResults("", 0)))
     assert type(row).__name__ == "Local"
     sink.__exit__()
+
+
+def test_each_attempt_has_a_version_of_its_own_and_gives_no_rows_to_the_one_before():
+    coordinators = [
+        start_coordinators(CollectSinkSpec(), parallelism=1, harnesses=[], attempt_number=attempt)[0]
+        for attempt in (0, 1)
+    ]
+    first, second = (coordinator.handle_request(FetchResults("", 0)).version for coordinator in coordinators)
+    assert first != second
+    with OperatorHarness(CollectSinkSpec(), coordinators=[coordinators[1]]) as sink:
+        sink.process([1])
+        assert coordinators[1].handle_request(FetchResults(first, 0)) == FetchedResults(second, 0)
+        assert rows_of(coordinators[1].handle_request(FetchResults(second, 0))) == [1]

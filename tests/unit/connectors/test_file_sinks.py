@@ -157,3 +157,12 @@ def test_csv_of_what_has_no_fields_is_a_clear_error(tmp_path):
 def test_a_character_outside_the_charset_names_its_record(tmp_path):
     with pytest.raises(UserCodeError, match=r"latin-?1.*(.|\n)*on record: '漢'"):
         write(TextFileSinkSpec(str(tmp_path / "out"), charset="latin-1"), ["a", "漢"])
+
+
+def test_a_former_attempts_file_is_not_published_when_the_job_is_cancelled(tmp_path):
+    spec = TextFileSinkSpec(str(tmp_path / "out"), publish_on_cancel=True)
+    coordinators = start_coordinators(spec, parallelism=1, harnesses=[], attempt_number=1)
+    with OperatorHarness(spec, attempt_number=0, coordinators=[None]) as harness:
+        harness.process(["attempt 0"])
+    end_job(coordinators, JobOutcome.CANCELED)
+    assert os.listdir(tmp_path) == []

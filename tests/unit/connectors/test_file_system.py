@@ -141,3 +141,27 @@ def test_a_place_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExternalError, match="Cannot make folder"):
         run(builder(tmp_path / "file" / "x").build(), [])
+
+
+def test_what_a_killed_slot_left_behind_is_removed_by_whoever_ends_the_job(tmp_path):
+    spec = builder(tmp_path).with_bucket_assigner(BucketAssigner.date_time_bucket_assigner()).build().to_spec(False)
+
+    def write(attempt, *, told):
+        coordinators = start_coordinators(spec, parallelism=1, harnesses=[], attempt_number=attempt)
+        harness = OperatorHarness(spec, attempt_number=attempt, coordinators=coordinators if told else [None])
+        harness.__enter__()
+        harness.process([f"attempt {attempt}"])
+        if told:
+            harness.end()
+        harness.__exit__()
+        return coordinators
+
+    first = write(0, told=False)
+    end_job(first, JobOutcome.FAILED)
+    assert hidden(tmp_path) == []
+    second = write(1, told=True)
+    write(0, told=False)  # a slot that did not know yet that it was given up
+    (tmp_path / ".part-0-0.inprogress.of-another-job").write_text("")
+    end_job(second, JobOutcome.FINISHED)
+    assert hidden(tmp_path) == [".part-0-0.inprogress.of-another-job"]
+    assert [(tmp_path / name).read_text() for name in visible(tmp_path)] == ["attempt 1\n"]

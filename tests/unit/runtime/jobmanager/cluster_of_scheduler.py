@@ -10,6 +10,7 @@ from engine.graph.job_graph import JobGraph
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskStateChanged
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.jobmanager import scheduler as s
+from engine.runtime.jobmanager.restart import RestartStrategy
 
 C = TypeVar("C")
 
@@ -19,15 +20,16 @@ DIED = ErrorInfo("SlotLost", "the slot process was killed by signal 9", "", "ext
 BUG = ErrorInfo("AssertionError", "bug", "", "internal")
 
 
-def grant(key: s.SlotRequestKey) -> SlotGrant:
-    text = f"{key.slot_sharing_group}-{key.subtask_index}"
+def grant(key: s.SlotRequestKey, request: int = 1) -> SlotGrant:
+    """The answer to the ``request``-th RequestSlots for one of its keys."""
+    text = f"{key.slot_sharing_group}-{key.subtask_index}-{request}"
     resource_id = ResourceID(f"tm{key.subtask_index % 2}")
     return SlotGrant(AllocationID.from_text(text), resource_id, "h", SlotAddress(resource_id, "h", 1, "/u"))
 
 
 class World:
-    def __init__(self, job_graph: JobGraph) -> None:
-        self.scheduler = s.Scheduler(job_graph, 0)
+    def __init__(self, job_graph: JobGraph, restarts: RestartStrategy | None = None) -> None:
+        self.scheduler = s.Scheduler(job_graph, 0, restarts)
         self.now_ms = 0
         self.log: list[s.Command] = []
         #: attempts in slots, as the slots see them
@@ -59,8 +61,8 @@ class World:
         return [command for command in self.log if isinstance(command, kind)]
 
     def grants(self) -> s.SlotsGranted:
-        (request,) = self.all(s.RequestSlots)
-        return s.SlotsGranted([(key, grant(key)) for key in request.keys])
+        requests = self.all(s.RequestSlots)
+        return s.SlotsGranted([(key, grant(key, len(requests))) for key in requests[-1].keys])
 
     def run(self) -> World:
         self.send(s.StartScheduling())
@@ -94,6 +96,19 @@ class World:
         for cancel in self.all(s.Cancel):
             if cancel.attempt_id in self.live:
                 self.report(cancel.attempt_id, ExecutionState.CANCELED)
+
+    def fail_attempt(self, error: ErrorInfo = USER) -> list[s.Command]:
+        """A task fails, the others are cancelled, the coordinators have cleaned up; return what then follows."""
+        self.report(next(iter(self.live)), ExecutionState.FAILED, error=error)
+        self.confirm_cancels()
+        return self.end()
+
+    def restart(self) -> list[s.Command]:
+        """The time of the last RestartAfter has come; the new attempt is deployed."""
+        commands = self.send(s.RestartDue(self.all(s.RestartAfter)[-1].attempt_number))
+        self.send(s.CoordinatorsStarted())
+        self.send(self.grants())
+        return commands
 
     def end(self, error: ErrorInfo | None = None) -> list[s.Command]:
         return self.send(s.JobEndHandled(error))

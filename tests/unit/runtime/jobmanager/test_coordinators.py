@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from engine.core.errors import InputError, JobNotFoundError
+from engine.core.errors import ExternalError, InputError, JobNotFoundError
 from engine.core.ids import ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph, JobType, JobVertex
 from engine.operators.base import CoordinatorSpec, JobOutcome, OperatorCoordinator
@@ -146,3 +146,42 @@ def test_a_clients_request_gets_the_answer_or_the_error(hosted):
             await coordinators.request(OperatorID.from_text("other"), "")
 
     hosted(scenario)
+
+
+def test_an_error_of_the_users_at_the_start_is_final_and_one_of_the_world_is_not(hosted, monkeypatch):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        event = await next_event()
+        assert (event.is_final, event.error.type_name) == (True, "InputError")
+
+    hosted(scenario, "fail")
+
+    async def scenario_2(coordinators, next_event, sent):
+        coordinators.start()
+        event = await next_event()
+        assert (event.is_final, event.error.type_name) == (False, "ExternalError")
+
+    monkeypatch.setattr(Recorder, "start", lambda self, ctx: _raise(ExternalError("no answer")))
+    hosted(scenario_2)
+
+
+def _raise(error):
+    raise error
+
+
+def test_coordinators_that_were_replaced_do_no_clean_up_any_more(hosted, monkeypatch):
+    outcomes = []
+    monkeypatch.setattr(Recorder, "job_ended", lambda self, outcome: outcomes.append(outcome))
+
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        coordinators.end(JobOutcome.FAILED)
+        thread = coordinators._thread
+        assert await next_event() == JobEndHandled()  # given up: it hangs
+        coordinators.abandon()
+        Recorder.hang.set()
+        await asyncio.get_running_loop().run_in_executor(None, thread.join, 5)
+        assert not thread.is_alive()
+        assert outcomes == []
+
+    hosted(scenario, "hang")

@@ -13,6 +13,7 @@ from engine.operators.base import JobOutcome
 from engine.protocol.control import TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.jobmanager import scheduler as s
+from engine.runtime.jobmanager.restart import FixedDelay
 from tests.unit.graph.programs import HASH, build, join, op, sink, source, word_count
 from tests.unit.runtime.jobmanager.cluster_of_scheduler import BROKEN, BUG, DIED, USER, World, grant
 
@@ -23,8 +24,8 @@ def key(index: int, group: str = "default") -> s.SlotRequestKey:
     return s.SlotRequestKey(group, index)
 
 
-def slot(index: int) -> AllocationID:
-    return grant(key(index)).allocation_id
+def slot(index: int, request: int = 1) -> AllocationID:
+    return grant(key(index), request).allocation_id
 
 
 # --- the good way ---------------------------------------------------------------------------------------------------
@@ -469,15 +470,16 @@ GRAPHS = {
 def random_event(world: World, rng: random.Random, chaos: float) -> s.Event | tuple[str, ExecutionState]:
     """Return what the world may say next; with probability ``chaos`` something that goes wrong."""
     if rng.random() < chaos:
+        n = max(1, len(world.all(s.RequestSlots)))
         return rng.choice(
             [
                 s.CancelRequested(),
-                s.CoordinatorFailed(rng.choice([USER, BUG])),
-                s.SlotsLost([slot(rng.randrange(3))], DIED),
-                s.SlotsLost([slot(0), slot(1), grant(key(0, "side")).allocation_id], DIED),
+                s.CoordinatorFailed(rng.choice([USER, BUG]), rng.random() < 0.1),
+                s.SlotsLost([slot(rng.randrange(3), rng.randrange(1, 4))], DIED),
+                s.SlotsLost([slot(0, n), slot(1, n), grant(key(0, "side"), n).allocation_id], DIED),
                 s.SlotsUnavailable(BROKEN),
                 s.JobEndHandled(rng.choice([None, BUG])),
-                s.Tick(),
+                s.RestartDue(rng.randrange(4)),
                 (rng.choice(world.attempts("")), rng.choice(list(E))),
             ]
         )
@@ -488,6 +490,7 @@ def random_event(world: World, rng: random.Random, chaos: float) -> s.Event | tu
         choices.append(world.grants())
     if world.all(s.EndCoordinators):
         choices.append(s.JobEndHandled())
+    choices += [s.RestartDue(restart.attempt_number) for restart in world.all(s.RestartAfter)]
     cancelled = {cancel.attempt_id for cancel in world.all(s.Cancel)}
     for attempt_id in world.live:
         good = [E.CANCELED] if attempt_id in cancelled else [E.INITIALIZING, E.RUNNING, E.FINISHED]
@@ -496,8 +499,8 @@ def random_event(world: World, rng: random.Random, chaos: float) -> s.Event | tu
 
 
 def play(world: World, rng: random.Random, chaos: float) -> None:
-    granted = False
-    for step in range(400):
+    answered = 0  # requests for slots
+    for step in range(600):
         if world.all(s.JobTerminated) and step % 7:
             break
         event = random_event(world, rng, chaos if step < 60 else 0.0)
@@ -506,8 +509,12 @@ def play(world: World, rng: random.Random, chaos: float) -> None:
                 error = rng.choice([USER, BROKEN, BUG]) if state is E.FAILED else None
                 world.report(ExecutionAttemptID(attempt_id), state, error=error)
             case s.SlotsGranted():
-                if not granted:
-                    granted = True
+                if answered < len(world.all(s.RequestSlots)):
+                    answered = len(world.all(s.RequestSlots))
+                    world.send(event)
+            case s.SlotsUnavailable():
+                if answered < len(world.all(s.RequestSlots)):
+                    answered = len(world.all(s.RequestSlots))
                     world.send(event)
             case s.SlotsLost(allocation_ids):
                 for attempt in [a for a, allocation in world.live.items() if allocation in allocation_ids]:
@@ -519,22 +526,33 @@ def play(world: World, rng: random.Random, chaos: float) -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("chaos", [0.0, 0.03, 0.3])
-def test_every_history_ends_with_each_slot_given_back_once(name: str, chaos: float) -> None:
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_every_history_ends_with_each_slot_given_back_once(name: str, chaos: float, restarts: int) -> None:
     graph = GRAPHS[name]()
     outcomes = set()
+    num_restarts = 0
     for seed in range(200):
-        world = World(graph)
+        world = World(graph, FixedDelay(restarts, 0))
         play(world, random.Random(f"{name}{chaos}{seed}"), chaos)
         (terminated,) = world.all(s.JobTerminated)
         outcomes.add(terminated.status)
-        assert len(world.all(s.EndCoordinators)) <= 1, seed
-        assert len(world.all(s.RequestSlots)) <= 1, seed
+        starts = [command.attempt_number for command in world.all(s.StartCoordinators)]
+        assert starts == list(range(len(starts))), seed
+        assert len(starts) <= 1 + restarts, seed
+        num_restarts += max(0, len(starts) - 1)
+        assert len(world.all(s.EndCoordinators)) <= len(starts), seed
+        assert len(world.all(s.RequestSlots)) <= len(starts), seed
+        (*former, last) = [command.outcome for command in world.all(s.EndCoordinators)] or [JobOutcome.CANCELED]
+        assert set(former) <= {JobOutcome.FAILED}, seed
+        assert terminated.status is not JobStatus.FINISHED or last is JobOutcome.FINISHED, seed
         released = [allocation for release in world.all(s.ReleaseSlots) for allocation in release.allocation_ids]
         assert len(set(released)) == len(released), seed
         deployed = [deploy.task.attempt_id for deploy in world.all(s.Deploy)]
         assert len(set(deployed)) == len(deployed), seed
         statuses = [command.status for command in world.all(s.JobStatusChanged)]
-        assert len(set(statuses)) == len(statuses), seed
+        assert statuses.count(JobStatus.CREATED) == len(starts), seed
+        assert JobStatus.RESTARTING in statuses or len(set(statuses)) == len(statuses), seed
         assert (world.failure is not None) is (terminated.status is JobStatus.FAILED), seed
     assert outcomes == ({JobStatus.FINISHED} if chaos == 0 else outcomes)
     assert chaos == 0 or len(outcomes) >= 2
+    assert (num_restarts > 0) == (chaos > 0 and restarts > 0)
