@@ -337,7 +337,11 @@ class InputGate:
             if not channel.is_idle and not channel.is_ended:
                 combined = min(combined, channel.watermark_ms)
                 counted = True
-        if counted and combined > self._watermark_ms:
+        if not counted:
+            # Nobody is waited for any more: event time is where the furthest channel has come, an ended one's end of
+            # time included. Source: Flink's StatusWatermarkValve.
+            combined = max(channel.watermark_ms for channel in self.channels)
+        if combined > self._watermark_ms:
             self._watermark_ms = combined
             self._events.append(WatermarkAdvanced(combined))
 

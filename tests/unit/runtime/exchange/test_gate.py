@@ -12,6 +12,7 @@ from engine.core.errors import ExternalError
 from engine.core.records import RowBatch
 from engine.protocol.stream import (
     END_OF_DATA,
+    WATERMARK_MAX_MS,
     Element,
     EndOfSuperstep,
     Records,
@@ -118,6 +119,18 @@ def test_idle_and_ended_channels_do_not_hold_the_watermark_back():
     gate.send(1, "awake")
     gate.send(0, Watermark(20))
     assert gate.heard() == ["awake"]
+
+
+@pytest.mark.parametrize("idle_first", [True, False])
+def test_event_time_of_an_ended_channel_counts_when_the_others_are_idle(idle_first):
+    gate = Harness([0, 0])
+    gate.send(0, Watermark(5))
+    if idle_first:
+        gate.send(0, WatermarkStatus(True))
+    gate.send(1, Watermark(WATERMARK_MAX_MS), END_OF_DATA)
+    if not idle_first:
+        gate.send(0, WatermarkStatus(True))
+    assert WatermarkAdvanced(WATERMARK_MAX_MS) in gate.heard()
 
 
 def test_idleness_of_all_is_told_and_taken_back():
