@@ -160,6 +160,22 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def engine_processes() -> list[int]:
+    """Zygotes and slots that this process has started. Its other descendants, a test's Hadoop say, do not count."""
+    import psutil
+
+    found = []
+    for pid in children_of(os.getpid()):
+        try:
+            process = psutil.Process(pid)
+            ours = any("zygote_process" in word for word in process.cmdline())
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 def is_alive(pid: int) -> bool:
     import psutil
 

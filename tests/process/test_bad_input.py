@@ -19,7 +19,7 @@ from engine.common import Configuration
 from engine.core.errors import JobExecutionError, OutputExistsError, ProgramError
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, WriteMode
 from engine.datastream.functions import FlatMapFunction, MapFunction, SinkFunction, SourceFunction
-from tests.process.cluster_jobs import ROOT, children_of, until
+from tests.process.cluster_jobs import ROOT, engine_processes, until
 from tests.process.script_cluster import free_ports
 
 
@@ -360,7 +360,7 @@ def test_many_jobs_in_one_process_leave_nothing_behind(env):
     def state() -> tuple[int, int, int]:
         # The coordinators of remembered jobs (web.history) keep their threads, to answer their clients.
         threads = [thread for thread in threading.enumerate() if not thread.name.startswith("coordinators-")]
-        return len(os.listdir("/proc/self/fd")), len(threads), len(children_of(os.getpid()))
+        return len(os.listdir("/proc/self/fd")), len(threads), len(engine_processes())
 
     def once() -> None:
         assert sorted(collected(env.from_collection([1, 2]).rebalance().map(lambda v: v + 1))) == [2, 3]

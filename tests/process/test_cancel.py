@@ -19,7 +19,7 @@ from engine.datastream import BufferTimeout, StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource
 from engine.datastream.functions import MapFunction, SourceFunction
 from engine.protocol.lifecycle import JobStatus
-from tests.process.cluster_jobs import ROOT, children_of, is_alive, until
+from tests.process.cluster_jobs import ROOT, children_of, engine_processes, is_alive, until
 from tests.process.script_cluster import ScriptCluster
 
 SECONDS = 2.0
@@ -57,11 +57,11 @@ def slots() -> list[int]:
     """Slot processes are children of the zygote, which is a child of this process."""
     import psutil
 
+    ours = engine_processes()
     found = []
-    for pid in children_of(os.getpid()):
+    for pid in ours:
         try:
-            process = psutil.Process(pid)
-            if process.ppid() != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            if psutil.Process(pid).ppid() in ours:
                 found.append(pid)
         except psutil.NoSuchProcess:
             continue

@@ -18,7 +18,7 @@ from engine.cluster import LocalCluster
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, JobCancelledError, JobExecutionError, ProgramError
 from engine.protocol.lifecycle import JobStatus
-from tests.process.cluster_jobs import ROOT, children_of, is_alive, operator_id, program, until
+from tests.process.cluster_jobs import ROOT, children_of, engine_processes, is_alive, operator_id, program, until
 
 PROLOGUE = """
 import os, sys, time
@@ -232,7 +232,7 @@ def test_jobs_run_at_once_and_are_cancelled_one_by_one(config):
 def test_the_zygote_may_die_and_a_later_job_runs(config):
     graph = program(lambda n: n, collect=True)
     assert list(submit(graph, config).collect_batches(operator_id(graph)))
-    zygotes = children_of(os.getpid())
+    zygotes = engine_processes()
     for pid in zygotes:
         os.kill(pid, signal.SIGKILL)
     graph = program(lambda n: n, collect=True)

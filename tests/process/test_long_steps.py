@@ -13,6 +13,7 @@ from engine.cluster import LocalCluster
 from engine.common import Configuration
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.functions import FlatMapFunction
+from tests.process.cluster_jobs import engine_processes
 
 #: What buffers, a batch under way on either side and pages touched for the first time may take, of both slots.
 GROWTH_MAX_MB = 60
@@ -40,9 +41,9 @@ class MemoryPeak(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(0.05):
-            for child in psutil.Process().children(recursive=True):
+            for pid in engine_processes():
                 try:
-                    self._seen.setdefault(child.pid, []).append(child.memory_full_info().uss / 2**20)
+                    self._seen.setdefault(pid, []).append(psutil.Process(pid).memory_full_info().uss / 2**20)
                 except psutil.Error:
                     pass  # ended meanwhile
 

@@ -9,15 +9,15 @@ import psutil
 from engine.common import Configuration, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource
+from tests.process.cluster_jobs import engine_processes
 
 #: Pages that a warm process may still touch for the first time; a leak of one small object a record is 100 times that.
 GROWTH_MAX_MB = 24
 
 
 def slots_memory_mb() -> float:
-    """Memory private to the descendants of this process: what is shared with the zygote does not count."""
-    children = psutil.Process().children(recursive=True)
-    return sum(child.memory_full_info().uss for child in children) / 2**20
+    """Memory private to zygote and slots: what they share does not count."""
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in engine_processes()) / 2**20
 
 
 def test_an_endless_keyed_stream_does_not_grow():

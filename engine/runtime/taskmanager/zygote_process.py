@@ -93,9 +93,12 @@ class _Nursery:
 
     def _reap(self) -> None:
         while self._children:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 return
+            # Until it is reaped its number is its group's: what its functions have started ends with it.
+            kill_slot(ended.si_pid)
+            pid, status = os.waitpid(ended.si_pid, 0)
             self._children.discard(pid)
             with contextlib.suppress(OSError):
                 self._control.send(f"exited {pid} {os.waitstatus_to_exitcode(status)}".encode())
