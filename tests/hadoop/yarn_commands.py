@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hdfs.util import HdfsError
+
 from tests.hadoop.conftest import HadoopCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +109,15 @@ class YarnUser:
         return hdfs.InsecureClient(self.hadoop.webhdfs_url, user=self.hadoop.user)
 
     def put(self, path: str, text: str) -> str:
-        self.hdfs.write(path, text.encode(), overwrite=True)
+        for attempt in range(5):
+            try:
+                self.hdfs.write(path, text.encode(), overwrite=True)
+                break
+            except HdfsError:
+                # A DataNode finds out at its next call that the NameNode was restarted by an earlier test.
+                if attempt == 4:
+                    raise
+                time.sleep(0.5)
         return f"{self.hadoop.namenode_uri}{path}"
 
     def lines(self, path: str) -> list[str]:
