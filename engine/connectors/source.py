@@ -61,6 +61,15 @@ class SplitEnumerator(abc.ABC):
     def next_split(self, subtask_index: int, host: str) -> Split | None:
         """Return the next split for a reader on ``host``, or None when there will be none for it."""
 
+    def snapshot(self) -> object:
+        """Return what ``restore`` needs to hand out the splits that were not handed out yet, and no other; picklable,
+        of engine classes and plain values."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take part in checkpoints.")
+
+    def restore(self, state: object, parallelism: int) -> None:
+        """Called instead of ``start`` when the job goes on from a checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take part in checkpoints.")
+
 
 class SourceReader(abc.ABC):
     """Reads one split after the other, in the task's thread; blocking I/O belongs in a thread of its own."""
@@ -82,6 +91,11 @@ class SourceReader(abc.ABC):
     @abc.abstractmethod
     def is_drained(self) -> bool:
         """True when every split that was added has been read and emitted."""
+
+    def snapshot(self) -> list[Split]:
+        """Return the splits that are not read to their end, each so that reading it anew goes on behind the last record
+        that ``poll`` returned."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take part in checkpoints.")
 
     def close(self) -> None:
         pass

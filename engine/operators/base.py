@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
 from engine.core.records import Batch
 from engine.operators.functions import RuntimeContext
+from engine.state.parts import OperatorStateRegistry
 
 __all__ = [
     "CoordinatorContext",
@@ -83,6 +84,8 @@ class OperatorContext:
     host: str = "localhost"
     #: objects shared by all subtasks in this slot process, e.g. the feedback queue of an iteration
     slot_shared: dict[str, Any] = field(default_factory=dict)
+    #: where the operator registers what checkpoints are to keep, and finds it again
+    state: OperatorStateRegistry = field(default_factory=OperatorStateRegistry)
 
 
 class Operator(abc.ABC):
@@ -134,6 +137,27 @@ class Operator(abc.ABC):
 
     def on_timer(self, now_ms: int) -> None:
         """The time asked for by ``next_timer_ms`` has come."""
+
+    # Checkpoints. The order at a barrier: ``prepare_snapshot`` of all operators of the chain, head to tail; the barrier
+    # goes out; ``snapshot_state`` and ``prepare_commit`` of all; the parts in ``ctx.state`` are captured.
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        """The barrier has come: emit what is held back (partial results, open batches); it goes on behind that."""
+
+    def snapshot_state(self, checkpoint_id: int) -> None:
+        """Bring what is registered in ``ctx.state`` up to date (e.g. the reading position). Must not emit."""
+
+    def prepare_commit(self, checkpoint_id: int) -> object | None:
+        """Return what the operator's coordinator is to make visible when the checkpoint has completed, as a picklable
+        engine object: everything that is finished and not yet known to be committed, so what an aborted checkpoint had
+        comes again in the next. Committing is idempotent."""
+        return None
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        """The checkpoint is durable. May come late or, when a later one completed, not at all; must not emit."""
+
+    def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
+        """The checkpoint will never complete."""
 
 
 class PollResult(enum.Enum):
@@ -217,6 +241,22 @@ class OperatorCoordinator:
 
     def subtask_finished(self, subtask_index: int) -> None:
         """The subtask reached FINISHED."""
+
+    def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
+        """Called before ``start`` when the job goes on from a checkpoint. ``state``: of ``snapshot``, b"" if it had
+        none; ``committables``: by subtask, what ``Operator.prepare_commit`` gave it; perhaps committed already."""
+
+    def snapshot(self, checkpoint_id: int) -> bytes:
+        """Return the coordinator's state. Events that were sent to subtasks before are part of the checkpoint, those
+        sent afterwards reach the subtasks behind its barrier."""
+        return b""
+
+    def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        """The checkpoint is durable: commit. An exception fails the job, which restarts from this very checkpoint and
+        gets them again by ``restore``."""
+
+    def checkpoint_aborted(self, checkpoint_id: int) -> None:
+        """The checkpoint will never complete."""
 
     def job_ended(self, outcome: JobOutcome) -> None:
         """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns.

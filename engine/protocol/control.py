@@ -22,6 +22,14 @@ from engine.core.ids import (
     ResultPartitionID,
     SlotID,
 )
+from engine.protocol.checkpoint import (
+    AcknowledgeCheckpoint,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    TaskRestore,
+    TriggerCheckpoint,
+)
 from engine.protocol.lifecycle import ExecutionState
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,6 +115,7 @@ class TaskDeployment:
     chain: bytes  #: cloudpickle of engine.graph.job_graph.ChainSpec
     gates: tuple[InputGateDescriptor, ...]
     partitions: tuple[ResultPartitionDescriptor, ...]  #: same order as ChainSpec.exits
+    restore: TaskRestore | None = None  #: the checkpoint to start from; None = afresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +328,8 @@ class ShutDownTaskManager:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# TaskManager ⇄ slot process (besides DeployTask, CancelTask, SendOperatorEvent, TaskStateChanged, OperatorEventSent)
+# TaskManager ⇄ slot process (besides DeployTask, CancelTask, SendOperatorEvent, TaskStateChanged, OperatorEventSent,
+# and the messages of engine/protocol/checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +372,8 @@ UpMessage: TypeAlias = (
     | SlotLost
     | TaskStateChanged
     | OperatorEventSent
+    | AcknowledgeCheckpoint
+    | DeclineCheckpoint
     | LogRead
     | LogsListed
     | TaskManagerUnregistered
@@ -375,6 +387,9 @@ DownMessage: TypeAlias = (
     | DeployTask
     | CancelTask
     | SendOperatorEvent
+    | TriggerCheckpoint
+    | NotifyCheckpointComplete
+    | NotifyCheckpointAborted
     | ReadLog
     | ListLogs
     | ShutDownTaskManager

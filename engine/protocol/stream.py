@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from engine.core.records import Batch
+from engine.protocol.checkpoint import CheckpointOptions
 
 __all__ = [
     "END_OF_DATA",
@@ -51,7 +52,7 @@ class CheckpointBarrier:
 
     checkpoint_id: int
     timestamp_ms: int
-    unaligned: bool = False
+    options: CheckpointOptions = field(default_factory=CheckpointOptions)
 
 
 @dataclass(frozen=True, slots=True)

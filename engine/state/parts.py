@@ -1,0 +1,147 @@
+"""What an operator's state is made of, as the runtime sees it: named parts that can be snapshotted and restored.
+
+An operator registers its parts in ``open`` with ``ctx.state`` (keyed state, timers, a table of its own, lists of
+operator state); a part is restored at once when it is registered. At a checkpoint the runtime goes through the
+registered parts; the operator itself only has the hooks of ``operators/base``. Not here: files
+(``checkpoint/storage``).
+
+Where a snapshot is made: small parts in the task's thread. Large ones in a forked child of the slot process, which sees
+the state as it was at the fork (so the task stands still for the fork only) and whose changes nobody sees. So what
+``snapshot`` returns must depend on nothing but memory, and it must start no thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, final, runtime_checkable
+
+from engine.core.errors import ProgramError
+from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
+
+__all__ = ["DeltaPart", "FilePart", "KeyedPart", "OperatorStateRegistry", "RestoredState"]
+
+
+@runtime_checkable
+class KeyedPart(Protocol):
+    """State cut by key group: a chunk is what the part holds for one key group, as bytes of its own format."""
+
+    def num_entries(self) -> int:
+        """About how many entries it holds: decides where the snapshot is made. Must be cheap."""
+        ...
+
+    def snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
+        """Return the chunks of these key groups as of now; empty ones are left out."""
+        ...
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        """Take up chunks before the first record. Called once for each layer, oldest first, and for the layers of
+        several former subtasks one after the other; their key groups are disjoint."""
+        ...
+
+
+@runtime_checkable
+class DeltaPart(KeyedPart, Protocol):
+    """A keyed part that knows what changed. Epoch n is the time between the barriers n-1 and n."""
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> Mapping[int, bytes] | None:
+        """Return chunks with what changed since the barrier of that checkpoint, removals included; ``restore`` takes
+        them after the full chunks. None: cannot tell (too old, too much), make a full one. May run in the child."""
+        ...
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        """The barrier of this checkpoint has passed: what changes from now on comes after it."""
+        ...
+
+    def forget_epochs(self, until_checkpoint_id: int) -> None:
+        """No increment will build on a checkpoint before this one."""
+        ...
+
+
+@runtime_checkable
+class FilePart(Protocol):
+    """A part that keeps itself in files of its own format, e.g. RocksDB; in savepoints it gives chunks like the others,
+    in the format of ``heap_backend``."""
+
+    #: e.g. "rocksdb"
+    format: str
+
+    def num_entries(self) -> int: ...
+
+    def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield the canonical chunks one by one (they need not fit in memory together); runs in an I/O thread on the
+        state as of the last ``freeze``."""
+        ...
+
+    def freeze(self, folder: str) -> None:
+        """Lay the state as of now into a new local folder (hard links): cheap. A file's name and size identify its
+        content for good, except for those that ``is_mutable`` says."""
+        ...
+
+    def is_mutable(self, file_name: str) -> bool:
+        """Whether a file of this name must be written again with every checkpoint (e.g. CURRENT, MANIFEST)."""
+        ...
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None: ...
+
+    def restore_files(self, folder: str, key_groups: range) -> None:
+        """Take up these key groups from a folder with the files of one former subtask; the folder is the part's now."""
+        ...
+
+
+class RestoredState(Protocol):
+    """What a checkpoint holds for one operator in one subtask; read when asked for."""
+
+    def keyed_layers(self, part: str) -> Iterator[Mapping[int, bytes]]:
+        """Chunks of the subtask's key groups, layer by layer."""
+        ...
+
+    def keyed_folders(self, part: str, format: str) -> Iterator[tuple[str, range]]:
+        """Downloaded files of a FilePart: local folder and the key groups to take from it."""
+        ...
+
+    def lists(self) -> OperatorStateSnapshot | None: ...
+
+    def part_names(self) -> Sequence[str]: ...
+
+
+@final
+class OperatorStateRegistry:
+    """The parts of one operator in one subtask. ``restored``: None when the job starts afresh."""
+
+    def __init__(self, restored: RestoredState | None = None) -> None:
+        self._restored = restored
+        self.keyed: dict[str, KeyedPart | FilePart] = {}
+        self.lists: OperatorStateStore | None = None
+
+    @property
+    def is_restored(self) -> bool:
+        return self._restored is not None
+
+    def add_keyed(self, name: str, part: KeyedPart | FilePart) -> None:
+        """Register a part and restore it. ``name``: stable across versions of the program, e.g. "keyed", "timers"."""
+        if name in self.keyed:
+            raise ProgramError(f"An operator has two parts of keyed state named {name!r}.")
+        self.keyed[name] = part
+        if self._restored is None:
+            return
+        if isinstance(part, FilePart):
+            for folder, key_groups in self._restored.keyed_folders(name, part.format):
+                part.restore_files(folder, key_groups)
+        for chunks in self._restored.keyed_layers(name):
+            part.restore(chunks)
+
+    def operator_states(self) -> OperatorStateStore:
+        """Return the lists and broadcast states of the operator, restored."""
+        if self.lists is None:
+            self.lists = OperatorStateStore()
+            if self._restored is not None:
+                snapshot = self._restored.lists()
+                if snapshot is not None:
+                    self.lists.restore(snapshot)
+        return self.lists
+
+    def unused_parts(self) -> list[str]:
+        """Return restored keyed parts that nobody has registered: state that would be lost."""
+        if self._restored is None:
+            return []
+        return [name for name in self._restored.part_names() if name not in self.keyed]
