@@ -5,6 +5,7 @@ REST shows. Pure data with guarded transitions; all changes come from ``runtime/
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,8 +89,8 @@ class ExecutionVertex:
 
     def find(self, attempt_number: int) -> Execution | None:
         """Return the attempt with that number; None if there was none or it is forgotten."""
-        index = attempt_number - self.attempts[0].attempt_number
-        return self.attempts[index] if 0 <= index < len(self.attempts) else None
+        # Numbers have gaps: a restart of other regions counts too.
+        return next((attempt for attempt in reversed(self.attempts) if attempt.attempt_number == attempt_number), None)
 
     @property
     def name(self) -> str:
@@ -160,9 +161,11 @@ class ExecutionGraph:
             )
         self.new_attempts(0, now_ms)
 
-    def new_attempts(self, attempt_number: int, now_ms: int) -> None:
-        """Give every subtask a new current attempt; the oldest former ones are forgotten."""
+    def new_attempts(self, attempt_number: int, now_ms: int, vertices: Collection[JobVertexID] | None = None) -> None:
+        """Give every subtask (of ``vertices``) a new current attempt; the oldest former ones are forgotten."""
         for subtask in self.all_subtasks():
+            if vertices is not None and subtask.job_vertex.vertex_id not in vertices:
+                continue
             attempt_id = ExecutionAttemptID.of(subtask.job_vertex.vertex_id, subtask.subtask_index, attempt_number)
             attempt = Execution(attempt_id, attempt_number, now_ms)
             attempt.timestamps[ExecutionState.CREATED] = now_ms

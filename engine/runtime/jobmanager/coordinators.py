@@ -12,7 +12,7 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -42,6 +42,7 @@ class _Hosted:
     parallelism: int
     spec: bytes
     coordinator: OperatorCoordinator | None = None
+    attempt_number: int = 0
 
 
 @final
@@ -60,17 +61,16 @@ class JobCoordinators:
     ) -> None:
         self._job_graph = job_graph
         self._config = config
-        self._attempt_number = attempt_number
         self._post = post
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._hosted = [
-            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec)
+            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec, attempt_number=attempt_number)
             for vertex in job_graph.vertices
             for operator_id, spec in vertex.coordinators.items()
         ]
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._end_begun = False
         self._end_answered = False
@@ -83,7 +83,19 @@ class JobCoordinators:
         if not self._hosted:
             self._post(CoordinatorsStarted())
             return
-        self._submit(self._start_all)
+        self._submit(lambda: self._start_all(self._hosted))
+
+    def restart(self, vertices: Collection[JobVertexID], attempt_number: int) -> None:
+        """Let those of some vertices clean up and start others in their place; posts as ``start`` does. Nothing is
+        heard of the former ones any more."""
+        restarted = [hosted for hosted in self._hosted if hosted.vertex_id in vertices]
+        if not restarted:
+            self._post(CoordinatorsStarted())
+            return
+        for hosted in restarted:
+            hosted.attempt_number = attempt_number
+        self._submit(lambda: self._end_each(restarted, JobOutcome.FAILED))
+        self._submit(lambda: self._start_all(restarted))
 
     def handle_event(self, message: OperatorEventSent) -> None:
         hosted = self._by_operator.get(message.operator_id)
@@ -151,7 +163,7 @@ class JobCoordinators:
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
-    def _submit(self, call: Callable[[], None]) -> None:
+    def _submit(self, call: Callable[[], object]) -> None:
         if self._thread is None:
             name = f"coordinators-{self._job_graph.job_id[:8]}"
             # A daemon: a file system that hangs must not keep the process from ending.
@@ -169,20 +181,21 @@ class JobCoordinators:
         except RuntimeError:  # the loop is closed: the process is ending
             logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
 
-    def _start_all(self) -> None:
-        for hosted in self._hosted:
+    def _start_all(self, all_hosted: list[_Hosted]) -> None:
+        for hosted in all_hosted:
             if self._abandoned:
                 return
+            attempt_number = hosted.attempt_number
 
-            def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
-                self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
+            def send(subtask: int, event: object, hosted: _Hosted = hosted, number: int = attempt_number) -> None:
+                self._on_loop(self._send_if_current, hosted, number, subtask, encode(event))
 
             try:
                 spec = decode(hosted.spec, object)
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
                 context = CoordinatorContext(
-                    hosted.parallelism, self._job_graph.job_id, self._config, send, self._attempt_number
+                    hosted.parallelism, self._job_graph.job_id, self._config, send, attempt_number
                 )
                 hosted.coordinator = coordinator
                 coordinator.start(context)
@@ -199,10 +212,18 @@ class JobCoordinators:
         except Exception as error:
             self._on_loop(self._post, CoordinatorFailed(error_info(error)))
 
+    def _send_if_current(self, hosted: _Hosted, attempt_number: int, subtask: int, event: bytes) -> None:
+        if hosted.attempt_number == attempt_number:
+            self._send(hosted.vertex_id, hosted.operator_id, subtask, event)
+
     def _end_all(self, outcome: JobOutcome) -> None:
         self._end_begun = True
+        self._on_loop(self._answer_end, self._end_each(self._hosted, outcome))
+
+    def _end_each(self, all_hosted: list[_Hosted], outcome: JobOutcome) -> Exception | None:
+        """Return the first error."""
         first: Exception | None = None
-        for hosted in self._hosted:
+        for hosted in all_hosted:
             if hosted.coordinator is None or self._abandoned:
                 continue
             try:
@@ -210,7 +231,7 @@ class JobCoordinators:
             except Exception as error:
                 logger.warning("job=%s: end of a coordinator failed", self._job_graph.job_id, exc_info=True)
                 first = first or error
-        self._on_loop(self._answer_end, first)
+        return first
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
