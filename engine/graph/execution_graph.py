@@ -151,15 +151,28 @@ class ExecutionGraph:
         self.accumulator_results: dict[str, tuple[str, Any]] = {}
         self.story: deque[str] = deque(maxlen=STORY_LENGTH_MAX)
         self.vertices: dict[JobVertexID, ExecutionJobVertex] = {}
+        self._build_vertices()
+        self.new_attempts(0, now_ms)
+
+    def _build_vertices(self) -> None:
+        job_graph, former = self.job_graph, self.vertices
+        self.vertices = {}
         for vertex in job_graph.vertices:
-            subtasks = [ExecutionVertex(vertex, i, []) for i in range(vertex.parallelism)]
+            known = former[vertex.vertex_id].subtasks if former else []
+            histories = [subtask.attempts for subtask in known] + [[] for _ in range(vertex.parallelism)]
+            subtasks = [ExecutionVertex(vertex, i, histories[i]) for i in range(vertex.parallelism)]
             self.vertices[vertex.vertex_id] = ExecutionJobVertex(
                 vertex,
                 subtasks,
                 [edge for edge in job_graph.edges if edge.target_id == vertex.vertex_id],
                 [edge for edge in job_graph.edges if edge.source_id == vertex.vertex_id],
             )
-        self.new_attempts(0, now_ms)
+
+    def rescale(self, job_graph: JobGraph) -> None:
+        """The next attempts are those of ``job_graph``, the same job at another parallelism (``graph/rescale``). No
+        attempt may be live. What subtasks that are no more had done is forgotten."""
+        self.job_graph = job_graph
+        self._build_vertices()
 
     def new_attempts(self, attempt_number: int, now_ms: int, vertices: Collection[JobVertexID] | None = None) -> None:
         """Give every subtask (of ``vertices``) a new current attempt; the oldest former ones are forgotten."""

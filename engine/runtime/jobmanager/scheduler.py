@@ -45,6 +45,7 @@ from engine.runtime.jobmanager.scheduling import (
     NotifySubtaskFinished,
     ReleaseSlots,
     RequestSlots,
+    RescaleRequested,
     RestartAfter,
     RestartDue,
     SlotRequestKey,
@@ -94,6 +95,9 @@ _OUTCOMES: Final = {
 }
 
 
+_RESCALING: Final = ErrorInfo("JobRescaled", "The job goes on at another parallelism.", "", "external")
+
+
 class Scheduler:
     """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST.
 
@@ -126,6 +130,10 @@ class Scheduler:
         self._regions = dict(self._failover.vertices)
         #: Some regions are being restarted; only while the job is RUNNING.
         self._partial: RegionRestart | None = None
+        #: The job ends its attempt only to go on at another parallelism.
+        self._rescaled: JobGraph | None = None
+        #: What the job was before, until it runs at its new parallelism.
+        self._before_rescale: JobGraph | None = None
         #: The restart strategy has said no to a failure that is being handled.
         self._gave_up = False
 
@@ -162,6 +170,8 @@ class Scheduler:
                 self._on_cancel()
             case JobEndHandled(error):
                 self._on_end_handled(error)
+            case RescaleRequested(job_graph):
+                self._on_rescale(job_graph)
             case RestartDue(number):
                 if self.graph.status is JobStatus.RESTARTING and number == self._attempt_number + 1:
                     self._restart()
@@ -220,12 +230,17 @@ class Scheduler:
         self._request_open = False
         if self._slots is _Slots.REQUESTED:
             self._slots = _Slots.RELEASED
+            if self._before_rescale is not None and self.graph.status is JobStatus.CREATED:
+                self.graph.exceptions.append(_exception_entry(error, None, self._now_ms))
+                self._go_over_to(self._before_rescale)
+                return
             self._fail(error, is_final=error.domain == Domain.USER.value)
 
     def _run_if_ready(self) -> None:
         if self._slots is not _Slots.HELD or self._coordinators is not _Coordinators.STARTED:
             return
         if self.graph.status is JobStatus.CREATED:
+            self._before_rescale = None
             self._enter(JobStatus.RUNNING)
             self._deploy_ready_regions()
         elif self._partial is not None and self._partial.is_starting:
@@ -517,8 +532,28 @@ class Scheduler:
             case _:
                 self._terminate(JobStatus.CANCELED)
 
+    def _on_rescale(self, job_graph: JobGraph) -> None:
+        if self.graph.status is not JobStatus.RUNNING or self._partial is not None:
+            return
+        if self._coordinators is not _Coordinators.STARTED:
+            return  # the job is done but for its commit
+        self._go_over_to(job_graph)
+
+    def _go_over_to(self, job_graph: JobGraph) -> None:
+        self._rescaled = job_graph
+        self.graph.failure = _RESCALING
+        self._failed_ms = self._now_ms
+        self._may_restart = True
+        self._enter(JobStatus.FAILING)
+        self._cancel_tasks()
+        self._end_if_done()
+
     def _restart_or_fail(self) -> None:
-        delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
+        if self.graph.failure is _RESCALING and self._may_restart:
+            delay_ms: int | None = 0  # nothing has failed
+        else:
+            self._rescaled = None  # something has: first of all back to what ran before
+            delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
         if delay_ms is None:
             self._terminate(JobStatus.FAILED)
         elif self._cancel_requested:
@@ -538,6 +573,10 @@ class Scheduler:
     def _restart(self) -> None:
         self._attempt_number += 1
         self.graph.failure = None
+        if self._rescaled is not None:
+            self._before_rescale = self.graph.job_graph
+            self.graph.rescale(self._rescaled)
+            self._rescaled = None
         self.graph.new_attempts(self._attempt_number, self._now_ms)
         self._regions = dict(self._failover.vertices)
         self._begin_attempt()

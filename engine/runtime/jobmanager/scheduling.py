@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID
 from engine.graph.execution_graph import SlotGrant
+from engine.graph.job_graph import JobGraph
 from engine.operators.base import JobOutcome
 from engine.protocol.control import ErrorInfo, TaskDeployment, TaskMetrics, TaskStateChanged
 from engine.protocol.lifecycle import JobStatus
@@ -90,6 +91,13 @@ class MetricsReported:
 
 
 @dataclass(frozen=True, slots=True)
+class RescaleRequested:
+    """Go on from the newest checkpoint at another parallelism. Ignored unless the job runs undisturbed."""
+
+    job_graph: JobGraph  #: as it is to be from now on
+
+
+@dataclass(frozen=True, slots=True)
 class RestartDue:
     """Answer to RestartAfter: the time has come."""
 
@@ -107,6 +115,7 @@ Event: TypeAlias = (
     | CoordinatorFailed
     | JobEndHandled
     | MetricsReported
+    | RescaleRequested
     | RestartDue
 )
 
