@@ -85,7 +85,6 @@ class CheckpointCoordinator:
         #: tasks are, or will be, running and the job does not wind down
         self._is_active = False
         self._has_ended = False
-        self._retain = False
         self._running: set[Task] = set()
         self._finished: set[Task] = set()
         #: in order of their ids; at most one is PREPARING
@@ -240,7 +239,6 @@ class CheckpointCoordinator:
         self._stop("the job has ended")
         self._drop_written()
         self._has_ended = True
-        self._retain = retain
         if self._stopped is not None:
             answer, self._stopped = self._stopped, None
             if error is not None:
@@ -398,6 +396,8 @@ class CheckpointCoordinator:
             and pending.stage is Stage.RUNNING
             and task in pending.waiting
         )
+        if self._has_ended:
+            return
         if not is_expected:
             self._discard_late(ack.checkpoint_id, files)
             return
@@ -411,8 +411,8 @@ class CheckpointCoordinator:
 
     def _discard_late(self, checkpoint_id: int, files: set[str]) -> None:
         """Delete what came for a checkpoint that is no more; never what others, or the same one, refer to."""
-        if not self._folders.root or (self._has_ended and self._retain):
-            return  # of a job that has ended, CleanUp has deleted or will delete what is not retained
+        if not self._folders.root:
+            return
         used = {path for other in (*self._pending.values(), *self._dropped.values()) for path in other.files()}
         own = self._folders.job + "/"
         late = [path for path in files if path.startswith(own) and path not in used]
@@ -639,8 +639,15 @@ class CheckpointCoordinator:
                 self._drop(pending, CheckpointFailureReason.STORAGE_FAILED)
         older = self._store.latest()
         if older is None:
+            # Not from the beginning: what was committed since would be done twice.
             text = f"Checkpoint {checkpoint_id} is damaged and there is no older one to go on from: {message}"
             self._commands.append(msg.FailJob(text, is_final=True))
+        else:
+            text = (
+                f"Checkpoint {checkpoint_id} is damaged; the job goes on from checkpoint {older.checkpoint_id} before "
+                f"it, and sinks may show twice what came between them: {message}"
+            )
+            self._commands.append(msg.FailJob(text))
 
     # --- invariants --------------------------------------------------------------------------------------------------
 

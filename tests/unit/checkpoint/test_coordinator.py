@@ -354,7 +354,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before():
     for checkpoint_id in (1, 2):
         shell.at(checkpoint_id * 1000)
         shell.complete(checkpoint_id)
-    assert shell(msg.RestoreFailed(2, "torn")) == []
+    told = only(msg.FailJob, shell(msg.RestoreFailed(2, "torn")))
+    assert "goes on from checkpoint 1" in told.message
+    assert not told.is_final
     assert shell.coordinator.restore_point().checkpoint_id == 1
     failed = only(msg.FailJob, shell(msg.RestoreFailed(1, "torn")))
     assert failed.is_final  # from the beginning it would do its work twice
