@@ -31,7 +31,6 @@ from engine.checkpoint.model import (
     VertexLayout,
 )
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
-from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, CorruptStateError, ExternalError, ProgramError
@@ -50,9 +49,10 @@ from engine.protocol.checkpoint import (
 )
 from engine.protocol.control import DownMessage
 from engine.protocol.lifecycle import JobStatus
+from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
 from engine.runtime.jobmanager.io_thread import IoThread
 
-__all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "TakenCheckpoint", "job_layout", "prepare_job"]
+__all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "job_layout", "prepare_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,6 @@ class CheckpointHost(Protocol):
     def checkpoints_crashed(self, error: Exception) -> None:
         """A bug of ours."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TakenCheckpoint:
-    checkpoint_id: int
-    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +232,8 @@ class CheckpointManager:
         """Whether a failure of the job loses nothing."""
         return self._is_streaming and self.settings.is_periodic
 
-    @property
-    def statistics(self) -> CheckpointStatistics:
-        return self._coordinator.statistics
+    def view(self) -> CheckpointsView:
+        return CheckpointsView(self.settings, self._coordinator.statistics, not self._is_streaming)
 
     # --- the job's life ----------------------------------------------------------------------------------------------
 

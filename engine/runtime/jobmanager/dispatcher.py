@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
+from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError, ProgramError
@@ -19,14 +20,14 @@ from engine.core.ids import JobID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
-from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint
+from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
 from engine.runtime.jobmanager.blob_store import BlobStore
 from engine.runtime.jobmanager.checkpointing import prepare_job
-from engine.runtime.jobmanager.gateway import ClusterOverview, TaskManagerView
+from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
 
@@ -192,6 +193,20 @@ class Dispatcher:
 
     async def cancel_job(self, job_id: JobID) -> None:
         self._master(job_id).cancel()
+
+    def checkpoints(self, job_id: JobID) -> CheckpointsView:
+        return self._master(job_id).checkpoints.view()
+
+    async def trigger_checkpoint(self, job_id: JobID, incremental: bool | None) -> TakenCheckpoint:
+        return await self._master(job_id).checkpoints.take_checkpoint(incremental=incremental)
+
+    async def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> TakenCheckpoint:
+        return await self._master(job_id).checkpoints.take_savepoint(target, stop=stop, cancel=cancel)
+
+    async def dispose_savepoint(self, path: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, dispose_savepoint, path)
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:
         return await self._master(job_id).result()
