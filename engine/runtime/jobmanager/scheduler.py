@@ -107,12 +107,17 @@ class Scheduler:
     back, its coordinators clean up. Then the restart strategy decides between a new attempt of everything and FAILED.
     """
 
-    def __init__(self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None) -> None:
+    def __init__(
+        self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None, *, recovers: bool = False
+    ) -> None:
+        """``recovers``: the job takes checkpoints, so a commit that failed half-way is made good by another attempt."""
         self.graph = ExecutionGraph(job_graph, now_ms)
+        self._recovers = recovers
         self._restarts = restarts or NoRestart()
         self._attempt_number = 0
         self._failed_ms = 0
-        #: Whether a new attempt could end differently and does no harm: not if its failure is final or a commit began.
+        #: Whether a new attempt could end differently and does no harm: not if its failure is final, or a commit began
+        #: that no checkpoint knows of.
         self._may_restart = True
         #: While the job fails: it was asked to end, so it is not restarted.
         self._cancel_requested = False
@@ -382,7 +387,7 @@ class Scheduler:
         if status in (JobStatus.CREATED, JobStatus.RUNNING):
             self.graph.failure = error
             self._failed_ms = self._now_ms
-            self._may_restart = self._coordinators not in _ENDED and not self._gave_up
+            self._may_restart = (self._recovers or self._coordinators not in _ENDED) and not self._gave_up
             self._enter(JobStatus.FAILING)
             self._cancel_tasks()
         elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
@@ -397,8 +402,8 @@ class Scheduler:
     def _fails_only_regions(self, error: ErrorInfo, subtask: ExecutionVertex | None, is_slot_loss: bool) -> bool:
         """Begin the restart of the regions that a failure concerns, or widen the one under way; False: all fails."""
         partial = self._partial
-        if self.graph.status is not JobStatus.RUNNING or len(self._failover) == 1:
-            return False
+        if self.graph.status is not JobStatus.RUNNING or len(self._failover) == 1 or self._recovers:
+            return False  # what a checkpoint holds is one state of the whole job
         if (subtask is None and not is_slot_loss) or (partial is not None and partial.is_starting):
             return False  # whose coordinator it was is not known; what is half started is hard to stop
         if self._coordinators is not _Coordinators.STARTED:
