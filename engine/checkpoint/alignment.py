@@ -112,10 +112,11 @@ class EndCapture:
 
 @dataclass(frozen=True, slots=True)
 class AbandonCheckpoint:
-    """The task cannot take part, or not to the end: tell the JobManager and the tasks behind."""
+    """The task cannot take part, or not to the end: tell the tasks behind and, with a ``reason``, the JobManager, which
+    hears of others from those who began."""
 
     checkpoint_id: int
-    reason: CheckpointFailureReason
+    reason: CheckpointFailureReason | None
     message: str
 
 
@@ -167,8 +168,7 @@ class BarrierAligner:
             case BarrierReceived(channel, barrier):
                 commands = list(self._on_barrier(channel, barrier))
             case CancelReceived(_, checkpoint_id):
-                message = "a task before this one could not take part"
-                commands = list(self._on_cancel(checkpoint_id, message))
+                commands = list(self._on_cancel(checkpoint_id))
             case ChannelEnded(channel):
                 self._open.discard(channel)
                 commands = [command for id_ in list(self._pending) for command in self._complete_if_all(id_)]
@@ -246,18 +246,17 @@ class BarrierAligner:
         self._settled_id = max(self._settled_id, id_)
         self._given_up = {other for other in self._given_up if other > self._settled_id}
 
-    def _on_cancel(self, id_: int, message: str) -> Iterator[Command]:
-        if id_ <= self._settled_id or id_ in self._given_up:
-            return
-        yield from self._give_up(id_, CheckpointFailureReason.TASK_FAILED, message)
+    def _on_cancel(self, id_: int) -> Iterator[Command]:
+        if id_ > self._settled_id and id_ not in self._given_up:
+            yield from self._give_up(id_, None, "")
 
     def _on_aborted(self, id_: int) -> Iterator[Command]:
         if id_ > self._settled_id:
-            for command in self._give_up(id_, CheckpointFailureReason.JOB_STOPPED, ""):
+            for command in self._give_up(id_, None, ""):
                 if isinstance(command, UnblockChannels):  # the JobManager tells all tasks itself
                     yield command
 
-    def _give_up(self, id_: int, reason: CheckpointFailureReason, message: str) -> Iterator[Command]:
+    def _give_up(self, id_: int, reason: CheckpointFailureReason | None, message: str) -> Iterator[Command]:
         pending = self._pending.pop(id_, None)
         self._given_up.add(id_)
         yield AbandonCheckpoint(id_, reason, message)

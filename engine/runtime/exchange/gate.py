@@ -42,6 +42,7 @@ from engine.protocol.stream import (
 from engine.runtime.exchange.channels import NEVER_MS, Channel
 
 __all__ = [
+    "BarrierEvent",
     "BatchArrived",
     "GateEvent",
     "IdleChanged",

@@ -217,7 +217,7 @@ def test_a_channel_waits_at_its_barrier_while_others_are_read_on():
     gate.send(1, "b")
     assert gate.heard() == ["a", "b", NoteFirstBarrier(barrier(1))]
     gate.send(1, "b too", barrier(1), "b after")
-    assert gate.heard() == ["b too", TakeSnapshot(barrier(1)), "a after", "b after"]
+    assert gate.heard() == ["b too", TakeSnapshot(barrier(1)), "b after", "a after"]
 
 
 def test_the_snapshot_comes_before_the_end_of_the_input_is_told():
