@@ -1,5 +1,5 @@
-"""``flink``: runs programs, lists, stops and cancels jobs. This file chooses the action and turns errors into exit codes; the
-actions are in ``cli_run``, ``cli_jobs`` and ``cli_savepoints``, the grammar in ``cli_options``.
+"""``flink``: runs programs, lists, stops and cancels jobs. This file chooses the action and turns errors into exit
+codes; the actions are in ``cli_run``, ``cli_jobs`` and ``cli_savepoints``, the grammar in ``cli_options``.
 
 Exit codes: 0 success, 1 error, 130 interrupted, 143 terminated, 129 terminal closed; a program that ends itself with
 another code keeps it.

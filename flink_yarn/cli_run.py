@@ -199,13 +199,10 @@ def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration)
         body["entryClass"] = parsed.get("class")
     if parsed.has("parallelism"):
         body["parallelism"] = config.get(JobOptions.PARALLELISM)
-    for option, name in (
-        (CheckpointingOptions.RESTORE_PATH, "savepointPath"),
-        (CheckpointingOptions.ALLOW_NON_RESTORED, "allowNonRestoredState"),
-        (CheckpointingOptions.CLAIM_MODE, "claimMode"),
-    ):
-        if config.contains(option):
-            body[name] = config.get(option)
+    if config.get(CheckpointingOptions.RESTORE_PATH):
+        body["savepointPath"] = config.get(CheckpointingOptions.RESTORE_PATH)
+        body["allowNonRestoredState"] = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
+        body["claimMode"] = config.get(CheckpointingOptions.CLAIM_MODE)
     job_id = client.run_program(program_id, body)
     _print_submission(str(job_id))
     if not config.get(JobOptions.ATTACHED):

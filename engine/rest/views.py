@@ -136,13 +136,12 @@ def _last_modification(graph: ExecutionGraph) -> int:
 def job_config(graph: ExecutionGraph, cluster: Configuration) -> Json:
     """Return ``/jobs/:jobid/config``: the cluster's configuration with the job's laid over it decides."""
     effective = Configuration(cluster).add_all(graph.job_graph.config)
+    restarts = restart_strategy(effective, takes_checkpoints=_takes_checkpoints(graph, effective))
     return {
         "jid": graph.job_graph.job_id,
         "name": graph.job_graph.name,
         "execution-config": {
-            "restart-strategy": restart_strategy(
-                effective, takes_checkpoints=_takes_checkpoints(graph, effective)
-            ).describe(),
+            "restart-strategy": restarts.describe(),
             "job-parallelism": effective.get(JobOptions.PARALLELISM),
             "object-reuse-mode": effective.get(JobOptions.OBJECT_REUSE),
             "user-config": dict(graph.job_graph.parameters),
