@@ -67,11 +67,8 @@ def test_counts_latest_and_history_say_what_happened(statistics, client: TestCli
         (1, "completed"),
     ]
     completed = answer["latest"]["completed"]
-    assert (completed["state_size"], completed["checkpointed_size"], completed["end_to_end_duration"]) == (
-        2000,
-        200,
-        200,
-    )
+    assert (completed["state_size"], completed["checkpointed_size"]) == (2000, 200)
+    assert completed["end_to_end_duration"] == 200
     assert (completed["external_path"], completed["checkpoint_type"]) == ("file:///c/chk-1", "UNALIGNED_CHECKPOINT")
     assert answer["latest"]["failed"]["failure_message"] == "disk full"
     assert answer["latest"]["savepoint"] is None
