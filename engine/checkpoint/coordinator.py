@@ -43,6 +43,7 @@ from engine.protocol.checkpoint import (
     CheckpointKind,
     CheckpointOptions,
     DeclineCheckpoint,
+    StopMode,
 )
 
 __all__ = ["CheckpointCoordinator"]
@@ -569,8 +570,9 @@ class CheckpointCoordinator:
     def _after_abort(self, pending: Pending, reason: CheckpointFailureReason, message: str) -> None:
         what = "Savepoint" if pending.is_savepoint else "Checkpoint"
         request = pending.request
-        if pending.is_stop and pending.stage is not Stage.PREPARING and self._is_active:
-            # Its sources stand still, or event time has ended: only a restart brings the job back to life.
+        is_drain = pending.options.stop is StopMode.DRAIN
+        if is_drain and pending.stage is not Stage.PREPARING and self._is_active:
+            # Event time has ended, so only a restart brings the job back. Suspended sources go on when they are told.
             self._commands.append(msg.FailJob(f"The savepoint that was to stop the job failed: {message}.", reason))
         elif request is not None and reason in _RETRIED and self._is_active and request.tries < TRIES_MAX:
             request.tries += 1

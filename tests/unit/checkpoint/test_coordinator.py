@@ -579,11 +579,14 @@ def test_a_job_that_fails_while_it_stops_goes_on_from_the_savepoint():
     assert "goes on from there" in only(msg.AnswerRequest, commands).error
 
 
-def test_a_stop_that_fails_after_its_barriers_are_out_fails_the_job():
+@pytest.mark.parametrize("stop", [StopMode.SUSPEND, StopMode.DRAIN])
+def test_a_drain_that_fails_after_its_barriers_are_out_fails_the_job_a_suspension_does_not(stop):
     shell = running()
-    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.SUSPEND))
+    shell(msg.SavepointRequested("r", SAVEPOINT, stop))
     shell.ack_all(1)
-    assert {"FailJob", "AnswerRequest"} <= set(kinds(shell(msg.MetadataFailed(1, "disk full"))))
+    told = kinds(shell(msg.MetadataFailed(1, "disk full")))
+    assert {"NotifyAborted", "AnswerRequest"} <= set(told)
+    assert ("FailJob" in told) is (stop is StopMode.DRAIN)  # event time has ended and cannot be taken back
 
 
 def test_a_stop_that_fails_before_its_barriers_are_out_leaves_the_job_alone():
@@ -787,7 +790,7 @@ class _World:
         elif choice < 0.88 and self.is_up:
             request_id = str(len(self.asked))
             self.asked.add(request_id)
-            stop = rng.choice([StopMode.NONE] * 4 + [StopMode.SUSPEND])
+            stop = rng.choice([StopMode.NONE] * 4 + [StopMode.SUSPEND, StopMode.DRAIN])
             folder = f"file:///savepoints/{request_id}"
             savepoint = msg.SavepointRequested(request_id, folder, stop, rng.random() < 0.1)
             self.send(rng.choice([savepoint, msg.CheckpointRequested(request_id)]))

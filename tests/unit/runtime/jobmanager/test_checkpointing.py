@@ -234,8 +234,9 @@ def test_a_failed_job_goes_on_from_its_last_checkpoint(tmp_path):
             tasks.deployed.clear()
             await until(lambda: len(tasks.deployed) == number)
             restores = [deploy.task.restore for deploy in tasks.deployed.values()]
-            last = calls("completed")[-1][0]
-            assert {restore.checkpoint_id for restore in restores} == {last}
+            (last,) = {restore.checkpoint_id for restore in restores}
+            # Perhaps one more: its metadata was being written when the task failed.
+            assert last - calls("completed")[-1][0] in (0, 1)
             sink = OperatorID(operator_id(job()))
             (keyed,) = next(r.operators[sink].keyed for r in restores if sink in r.operators)
             assert keyed.layers[0].file.path.endswith("_0_0")
