@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from engine.core.checkpointing_options import CheckpointingOptions
 from engine.core.config import (
     ConfigOption,
     boolean,
@@ -332,7 +333,8 @@ class RestartOptions:
         _restart_strategy,
         "none",
         "What follows a failure: none (off, disable) fails the job; fixed-delay, failure-rate and exponential-delay "
-        "restart it, from the beginning as there are no checkpoints yet.",
+        "restart it from its last checkpoint, or from its beginning. When periodic checkpoints are on, the default is "
+        "exponential-delay.",
         ("restart-strategy",),
     )
     FIXED_ATTEMPTS: Final = ConfigOption(
@@ -506,7 +508,16 @@ FREE_PREFIXES: Final[tuple[str, ...]] = (
 
 def all_options() -> list[ConfigOption[Any]]:
     """Return every option above, in order of the file."""
-    groups = (JobOptions, RestartOptions, ClusterOptions, MemoryOptions, RestOptions, YarnOptions, HaOptions)
+    groups = (
+        JobOptions,
+        CheckpointingOptions,
+        RestartOptions,
+        ClusterOptions,
+        MemoryOptions,
+        RestOptions,
+        YarnOptions,
+        HaOptions,
+    )
     return [value for group in groups for value in vars(group).values() if isinstance(value, ConfigOption)]
 
 
