@@ -17,7 +17,7 @@ from engine.state.backend import (
     NamespacedReducingState,
     NamespacedValueState,
 )
-from engine.state.changes import Epochs
+from engine.state.changes import TableChanges
 from engine.state.chunks import StateChunk, dump_keyed, load_keyed
 from engine.state.descriptors import (
     AggregatingStateDescriptor,
@@ -88,7 +88,7 @@ class HeapKeyedStateBackend:
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._owner = owner
-        self._epochs = Epochs() if incremental else None
+        self._changes = TableChanges() if incremental else None
         self._key_types = KeyTypes(owner)
         self._tables: dict[str, Table] = {}
         #: expiring states that want to clean up with every record, by name
@@ -172,8 +172,8 @@ class HeapKeyedStateBackend:
         table = self._tables.get(descriptor.name)
         if table is None:
             table = self._tables[descriptor.name] = Table(descriptor.kind, has_ttl, descriptor=descriptor)
-            if self._epochs is not None:
-                self._epochs.join(descriptor.name, table)
+            if self._changes is not None:
+                self._changes.join(descriptor.name, table)
             return table
         check_kind(table, descriptor, self._owner)
         if table.descriptor is None:
@@ -287,7 +287,7 @@ class HeapKeyedStateBackend:
     # --- increments ------------------------------------------------------------------------------------------------
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        changed = None if self._epochs is None else self._epochs.since(since_checkpoint_id)
+        changed = None if self._changes is None else self._changes.since(since_checkpoint_id)
         if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
             return None
         wanted = set(key_groups)
@@ -306,12 +306,12 @@ class HeapKeyedStateBackend:
         return {group: dump_keyed(states, self._owner) for group, states in groups.items()}
 
     def begin_epoch(self, checkpoint_id: int) -> None:
-        if self._epochs is not None:
-            self._epochs.begin(checkpoint_id, self._tables, self.num_entries())
+        if self._changes is not None:
+            self._changes.begin(checkpoint_id, self._tables, self.num_entries())
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
-        if self._epochs is not None:
-            self._epochs.forget(until_checkpoint_id)
+        if self._changes is not None:
+            self._changes.forget(until_checkpoint_id)
 
 
 def _chunk_of(groups: dict[int, dict[str, StateChunk]], group: int, name: str, table: Table) -> StateChunk:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, final
 
 from engine.core.errors import ProgramError
+from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.key_groups import canonical_key, key_group_of
 
@@ -25,9 +26,6 @@ NO_WATERMARK_MS: Final = -(2**63)
 _DEAD_TIMERS_MIN: Final = 256
 #: What a chunk begins with; the last byte is the version of its format.
 _PREFIX: Final = b"TIME\x01"
-#: As in ``changes``: barriers without a completed checkpoint, and changes, after which the next one is full.
-_EPOCHS_MAX: Final = 32
-_CHANGED_MIN: Final = 1 << 16
 
 
 @final
@@ -38,23 +36,27 @@ class _TimerQueue:
         self._heap: list[tuple[int, int, Timer]] = []
         #: timer → its place in the order; what is in the heap but not in here was deleted
         self.live: dict[Timer, int] = {}
-        #: timers that came or went in this epoch; None = nobody asks
-        self.changed: set[Timer] | None = None
+        #: what came and what went in this epoch, without what came and went; None = nobody asks
+        self.came: set[Timer] | None = None
+        self.gone: set[Timer] = set()
         self._count = itertools.count()
 
     def register(self, timer: Timer) -> None:
         if timer in self.live:
             return
-        if self.changed is not None:
-            self.changed.add(timer)
+        if self.came is not None:
+            if timer in self.gone:
+                self.gone.discard(timer)
+            else:
+                self.came.add(timer)
         order = self.live[timer] = next(self._count)
         heapq.heappush(self._heap, (timer[0], order, timer))
 
     def delete(self, timer: Timer) -> None:
         if self.live.pop(timer, None) is None:
             return
-        if self.changed is not None:
-            self.changed.add(timer)
+        if self.came is not None:
+            self._note_gone(self.came, timer)
         if len(self._heap) > 2 * len(self.live) + _DEAD_TIMERS_MIN:
             self._heap = [(timer[0], order, timer) for timer, order in self.live.items()]
             heapq.heapify(self._heap)
@@ -75,9 +77,15 @@ class _TimerQueue:
             _, order, timer = heapq.heappop(self._heap)
             if live.get(timer) == order:
                 del live[timer]
-                if self.changed is not None:
-                    self.changed.add(timer)
+                if self.came is not None:
+                    self._note_gone(self.came, timer)
                 yield timer
+
+    def _note_gone(self, came: set[Timer], timer: Timer) -> None:
+        if timer in came:
+            came.discard(timer)
+        else:
+            self.gone.add(timer)
 
 
 @final
@@ -89,8 +97,8 @@ class TimerService:
         self._max_parallelism = max_parallelism
         self._owner = owner
         self._incremental = incremental
-        #: (checkpoint whose barrier began it, what changed in it by queue), oldest first; the last one goes on
-        self._epochs: list[tuple[int, tuple[set[Timer], set[Timer]]]] = []
+        #: by queue: what came, what went
+        self._log: EpochLog[list[tuple[set[Timer], set[Timer]]]] = EpochLog()
         self._event_time = _TimerQueue()
         self._processing_time = _TimerQueue()
         self.current_watermark = NO_WATERMARK_MS
@@ -162,13 +170,12 @@ class TimerService:
                     change((time_ms, canonical_key(key), namespace))
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        if all(begun_by != since_checkpoint_id for begun_by, _ in self._epochs):
+        epochs = self._log.since(since_checkpoint_id)
+        if epochs is None:
             return None
         changes: list[tuple[int, Timer, bool]] = []
         for position, queue in self._queues():
-            changed = set().union(
-                *(sets[position] for begun_by, sets in self._epochs if begun_by >= since_checkpoint_id)
-            )
+            changed: set[Timer] = set().union(*(sets for notes in epochs for sets in notes[position]))
             # In order of registration, which is the order in which timers of one time fire.
             order = queue.live
             changes += [(position, timer, timer in order) for timer in sorted(changed, key=lambda t: order.get(t, -1))]
@@ -179,18 +186,15 @@ class TimerService:
     def begin_epoch(self, checkpoint_id: int) -> None:
         if not self._incremental:
             return
-        self._epochs.append((checkpoint_id, (set(), set())))
-        for position, queue in self._queues():
-            queue.changed = self._epochs[-1][1][position]
-        remembered = 0
-        for index in range(len(self._epochs) - 1, -1, -1):
-            remembered += sum(map(len, self._epochs[index][1]))
-            if remembered > max(_CHANGED_MIN, self.num_timers()) or len(self._epochs) - index > _EPOCHS_MAX:
-                del self._epochs[: index + 1]  # an increment since then would be as large as the whole
-                break
+        sizes = [sum(len(came) + len(gone) for came, gone in notes) for notes in self._log.all()]
+        notes: list[tuple[set[Timer], set[Timer]]] = []
+        for _, queue in self._queues():
+            queue.came, queue.gone = set(), set()
+            notes.append((queue.came, queue.gone))
+        self._log.begin(checkpoint_id, notes, sizes, max(CHANGED_MIN, self.num_timers()))
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
-        self._epochs = [epoch for epoch in self._epochs if epoch[0] >= until_checkpoint_id or epoch is self._epochs[-1]]
+        self._log.forget(until_checkpoint_id)
 
 
 def read_timers(data: bytes | memoryview, owner: str = "Timers") -> tuple[list[Timer], ...]:
