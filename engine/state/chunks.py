@@ -106,14 +106,14 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
     def _skeleton_class(self, maker: Any, name: str, bases: Any, settings: dict[str, Any], *rest: Any) -> Any:
-        known = _class_of_program(settings.get("__module__"), name, settings.get("__qualname__"))
+        known = _class_of_program(settings.get("__module__"), name, settings.get("__qualname__"), rest[0])
         if known is not None:
             self._adopted.add(known)
             return known
         return _cloudpickle()._make_skeleton_class(maker, name, bases, settings, *rest)
 
     def _skeleton_enum(self, bases: Any, name: str, qualname: str, members: Any, module: str, *rest: Any) -> Any:
-        known = _class_of_program(module, name, qualname)
+        known = _class_of_program(module, name, qualname, rest[0])
         if known is not None:
             self._adopted.add(known)
             return known
@@ -129,14 +129,19 @@ def _cloudpickle() -> Any:
     return cloudpickle.cloudpickle
 
 
-def _class_of_program(module: Any, name: str, qualname: str | None) -> type | None:
-    """Return the class of that name that this process has: of an importable module, or one that came by value."""
+def _class_of_program(module: Any, name: str, qualname: str | None, tracker_id: Any) -> type | None:
+    """Return the class that was meant, if this process has it, or the one of that name: of an importable module, or one
+    that came by value."""
+    tracked = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID
+    same = tracked.get(tracker_id)
+    if isinstance(same, type):
+        return same
     if "<locals>" not in (qualname or name):
         found = getattr(sys.modules.get(module), name, None)
         if isinstance(found, type) and found.__module__ == module:
             return found
     # The first that came is the program's: later ones would have been adopted.
-    for known in list(_cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID.values()):
+    for known in list(tracked.values()):
         is_named = isinstance(known, type) and known.__name__ == name and known.__module__ == module
         if is_named and qualname in (None, known.__qualname__):
             return known

@@ -11,23 +11,13 @@ from engine.core.clock import Clock
 from engine.core.errors import ProgramError
 from engine.state.backend import (
     VOID,
-    NamespacedAggregatingState,
-    NamespacedListState,
-    NamespacedMapState,
-    NamespacedReducingState,
-    NamespacedValueState,
 )
 from engine.state.changes import TableChanges
 from engine.state.chunks import StateChunk, dump_keyed, load_keyed
 from engine.state.descriptors import (
-    AggregatingStateDescriptor,
-    ListStateDescriptor,
-    MapStateDescriptor,
-    ReducingStateDescriptor,
     StateDescriptor,
     StateTtlConfig,
     StateVisibility,
-    ValueStateDescriptor,
 )
 from engine.state.heap_states import (
     MISSING,
@@ -39,10 +29,10 @@ from engine.state.heap_states import (
     Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
-from engine.state.key_types import KeyTypes
+from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.ttl import TTL_STATES, last_touch_ms, stamped, unexpired, unstamped
 
-__all__ = ["HeapKeyedStateBackend", "check_kind"]
+__all__ = ["HeapKeyedStateBackend", "snapshot_ttl"]
 
 _STATES: Final[dict[str, Any]] = {
     "value": HeapValueState,
@@ -55,27 +45,10 @@ _STATES: Final[dict[str, Any]] = {
 
 #: Namespaces whose cells are counted to know about how many there are.
 _SAMPLE_SPACES: Final = 1000
-#: Of tuples, floats… remembered so that they are not searched for NaN again; some MB.
-_CANONICAL_KEYS_MAX: Final = 1 << 16
-
-
-def check_kind(table: Table, descriptor: StateDescriptor, owner: str) -> None:
-    """Raises: ProgramError when the state is known as another kind of state."""
-    if table.kind == descriptor.kind:
-        return
-    if table.descriptor is None:
-        raise ProgramError(
-            f"{owner}: state {descriptor.name!r} was a {table.kind} state when the checkpoint was taken, and this "
-            f"version of the program asks for a {descriptor.kind} state of that name: give the new one another name."
-        )
-    raise ProgramError(
-        f"State {descriptor.name!r} is a {table.kind} state and cannot be a {descriptor.kind} state as well: "
-        "give one of them another name."
-    )
 
 
 @final
-class HeapKeyedStateBackend:
+class HeapKeyedStateBackend(KeyedBackend):
     """Implements ``backend.KeyedStateBackend``; as a part of state it is a ``DeltaPart``.
 
     ``clock``: for values that expire. ``owner``: whose state it is, for messages. ``incremental``: note what changes;
@@ -85,80 +58,15 @@ class HeapKeyedStateBackend:
     def __init__(
         self, clock: Clock, max_parallelism: int, *, owner: str = "Keyed state", incremental: bool = False
     ) -> None:
+        super().__init__(owner)
         self._clock = clock
         self._max_parallelism = max_parallelism
-        self._owner = owner
         self._changes = TableChanges() if incremental else None
-        self._key_types = KeyTypes(owner)
         self._tables: dict[str, Table] = {}
-        #: expiring states that want to clean up with every record, by name
-        self._cleaned: dict[str, Any] = {}
-        #: keys seen of late that need no second look; a NaN that is not the canonical one is never found in it
-        self._canonical: set[Any] = set()
-        self.key_or_none: Any = MISSING
-
-    # --- the key ---------------------------------------------------------------------------------------------------
-
-    @property
-    def current_key(self) -> Any:
-        key = self.key_or_none
-        if key is MISSING:
-            raise ProgramError(
-                "Keyed state was used where there is no current key. Use it in the methods that process a record of "
-                "a keyed stream or fire a timer; open() may only get the state, not read or write it."
-            )
-        return key
-
-    def set_current_key(self, key: Any) -> None:
-        kind = type(key)
-        if kind is not str and kind is not int:
-            try:
-                if key not in self._canonical:
-                    key = self._new_canonical(key)
-            except TypeError as error:
-                raise ProgramError(
-                    f"{key!r:.80} of type {kind.__name__} cannot be a key: it is not hashable. "
-                    "Return a str, number, bytes or a tuple of these from the key selector."
-                ) from error
-        if self._key_types.is_open:
-            self._key_types.see(key)
-        self.key_or_none = key
-        for state in self._cleaned.values():
-            state.clean_up()
-
-    def _new_canonical(self, key: Any) -> Any:
-        if len(self._canonical) >= _CANONICAL_KEYS_MAX:
-            self._canonical.clear()
-        key = canonical_key(key)
-        self._canonical.add(key)
-        return key
-
-    def clear_current_key(self) -> None:
-        self.key_or_none = MISSING
 
     # --- states ----------------------------------------------------------------------------------------------------
 
-    def value_state(self, descriptor: ValueStateDescriptor) -> NamespacedValueState:
-        return self._state(descriptor, ValueStateDescriptor)  # type: ignore[no-any-return]
-
-    def list_state(self, descriptor: ListStateDescriptor) -> NamespacedListState:
-        return self._state(descriptor, ListStateDescriptor)  # type: ignore[no-any-return]
-
-    def map_state(self, descriptor: MapStateDescriptor) -> NamespacedMapState:
-        return self._state(descriptor, MapStateDescriptor)  # type: ignore[no-any-return]
-
-    def reducing_state(self, descriptor: ReducingStateDescriptor) -> NamespacedReducingState:
-        return self._state(descriptor, ReducingStateDescriptor)  # type: ignore[no-any-return]
-
-    def aggregating_state(self, descriptor: AggregatingStateDescriptor) -> NamespacedAggregatingState:
-        return self._state(descriptor, AggregatingStateDescriptor)  # type: ignore[no-any-return]
-
-    def _state(self, descriptor: StateDescriptor, expected: type[StateDescriptor]) -> Any:
-        if not isinstance(descriptor, expected):
-            raise ProgramError(
-                f"A {expected.kind} state wants a {expected.__name__}, got {descriptor!r} "
-                f"of type {type(descriptor).__name__}."
-            )
+    def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
             return _STATES[descriptor.kind](self, table, descriptor)
@@ -166,6 +74,9 @@ class HeapKeyedStateBackend:
         if state.cleans_every_record:
             self._cleaned.setdefault(descriptor.name, state)
         return state
+
+    def close(self) -> None:
+        self.clear_current_key()
 
     def _table_of(self, descriptor: StateDescriptor) -> Table:
         has_ttl = descriptor.ttl_config is not None
@@ -227,7 +138,7 @@ class HeapKeyedStateBackend:
     ) -> None:
         """Add cells of one state and namespace to the chunks of their key groups; MISSING = removed."""
         wanted, groups, group_of_key = into
-        config = self._hidden_after(table)
+        config = snapshot_ttl(table)
         now_ms = self._clock.now_ms() if config is not None else 0
         kept: dict[int, tuple[list[Any], list[Any]]] = {}
         removed: dict[int, list[Any]] = {}
@@ -253,13 +164,6 @@ class HeapKeyedStateBackend:
             return
         for group, keys in removed.items():
             _chunk_of(groups, group, name, table).removed.append((namespace, keys))
-
-    def _hidden_after(self, table: Table) -> StateTtlConfig | None:
-        """Return the time to live if a snapshot leaves out what has expired."""
-        config = None if table.descriptor is None else table.descriptor.ttl_config
-        if config is None or config.state_visibility is StateVisibility.NeverReturnExpired:
-            return config
-        return config if config.cleanup_strategies.full_snapshot else None
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for data in chunks.values():
@@ -312,6 +216,14 @@ class HeapKeyedStateBackend:
     def forget_epochs(self, until_checkpoint_id: int) -> None:
         if self._changes is not None:
             self._changes.forget(until_checkpoint_id)
+
+
+def snapshot_ttl(table: Table) -> StateTtlConfig | None:
+    """Return the time to live if a snapshot of the state leaves out what has expired."""
+    config = None if table.descriptor is None else table.descriptor.ttl_config
+    if config is None or config.state_visibility is StateVisibility.NeverReturnExpired:
+        return config
+    return config if config.cleanup_strategies.full_snapshot else None
 
 
 def _chunk_of(groups: dict[int, dict[str, StateChunk]], group: int, name: str, table: Table) -> StateChunk:

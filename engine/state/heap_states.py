@@ -42,7 +42,7 @@ Spaces = dict[Any, dict[Any, Any]]
 _UNCHANGEABLE: Final = frozenset((str, int, float, bool, bytes, tuple, type(None)))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Table:
     """All values of one state."""
 
