@@ -242,6 +242,10 @@ class OperatorHarness:
             self.subtask_index, self._parallelism, self.runtime_context.get_max_number_of_parallel_subtasks()
         )
 
+    def _restored_operator(self, index: int) -> RestoredOperator:
+        assert self._restored is not None
+        return RestoredOperator(self._restored, index, self._key_groups(), self._deal)
+
     def _deal(self, lists: list[OperatorStateSnapshot]) -> OperatorStateSnapshot:
         return redistribute(lists, self._parallelism)[self.subtask_index]
 
