@@ -26,6 +26,7 @@ __all__ = ["describe_record", "dumps", "is_user_file", "loads", "told_briefly", 
 
 _OWN_PACKAGES: Final = ("engine", "flink_yarn")
 _SOURCE_SIZE_MAX: Final = 1 << 20  # characters of one file that travel for tracebacks; a longer one is generated code
+_HIDDEN_FILENAME: Final = "<dynamic-code>"
 _PATH_LENGTH_MAX: Final = 32  # steps from the root to the thing that cannot be pickled
 
 
@@ -107,9 +108,15 @@ def _pickle(obj: Any) -> tuple[bytes, set[str]]:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
-            if type(obj) is types.CodeType:
-                filenames.add(obj.co_filename)
-            return super().reducer_override(obj)
+            if type(obj) is not types.CodeType:
+                return super().reducer_override(obj)
+            filenames.add(obj.co_filename)
+            rebuild, arguments = self.dispatch_table[types.CodeType](obj)
+            # cloudpickle hides file names from 3.1.3 on; without them no traceback could show the user's lines.
+            return rebuild, tuple(
+                obj.co_filename if type(argument) is str and argument == _HIDDEN_FILENAME else argument
+                for argument in arguments
+            )
 
     stream = io.BytesIO()
     Pickler(stream, protocol=5).dump(obj)
