@@ -1,4 +1,4 @@
-"""One generated loop for a run of chained map, filter and flat_map: five lambdas in a chain cost one loop over the rows.
+"""One generated loop for chained map, filter and flat_map: five lambdas in a chain cost one pass over the rows.
 
 The loop calls each function on a row as it comes out of the one before, as nested calls would. What it raises is told
 by the line it stands at: which function, on which record. Not here: the operators (``row_operator``), who runs in a run

@@ -313,10 +313,11 @@ def test_a_failure_behind_the_run_is_not_taken_for_one_of_its_functions():
     def full(batch: Batch) -> None:
         raise Full
 
-    with Run(MapSpec(lambda x: x), FlatMapSpec(lambda x: [x])) as run:
+    with Run(MapSpec(lambda x: x), FlatMapSpec(lambda x: [x] * x)) as run:
         run.box.emit = full  # type: ignore[method-assign]
-        with pytest.raises(Full):
-            run.chain.operators[0].process_batch(0, RowBatch([1]))
+        for num in (1, BATCH_ROWS_MAX):  # at the end of the loop and inside it
+            with pytest.raises(Full):
+                run.chain.operators[0].process_batch(0, RowBatch([num]))
 
 
 def test_an_error_shows_the_frames_of_the_user_only():
@@ -326,7 +327,8 @@ def test_an_error_shows_the_frames_of_the_user_only():
     with Run(MapSpec(lambda x: x), MapSpec(divide)) as run, pytest.raises(UserCodeError) as caught:
         run.process([1, 0])
     text = str(caught.value)
-    assert "in divide" in text and "return 1 / x" in text
+    assert "in divide" in text
+    assert "return 1 / x" in text
     assert text.count("File ") == 1
 
 
@@ -354,5 +356,5 @@ def test_functions_are_opened_with_their_own_context_and_closed():
 
 def test_stop_iteration_and_system_exit_are_errors_of_their_function():
     for function in (lambda x: next(iter([])), lambda x: exit()):
-        with Run(MapSpec(lambda x: x), FlatMapSpec(function)) as run, pytest.raises(UserCodeError, match="'op1'.*: 5"):
+        with Run(MapSpec(lambda x: x), FlatMapSpec(function)) as run, pytest.raises(UserCodeError, match=r"'op1'.*: 5"):
             run.process([5])
