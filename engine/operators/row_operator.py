@@ -1,18 +1,24 @@
-"""The operator behind map, filter and flat_map on rows: it runs its own step, or those of a whole run of its chain.
+"""The operator behind map, filter and flat_map: it runs its own step, or those of a whole run of its chain.
 
-A columnar batch is turned into rows here, at the entrance of the user's function. Records keep their event times.
+Rows go through one generated loop (``row_steps``). Columns go through the steps that compile to expressions
+(``compile``), as far as they do, and become rows at the entrance of the first function that does not; a batch in doubt
+becomes rows where the doubt arose. Records keep their event times.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch, rows_of
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.row_loop import RowLoop, Rows
 from engine.operators.row_steps import RowStep, RowSteps, StepKind
+
+if TYPE_CHECKING:
+    from engine.operators.compile.column_steps import ColumnFunction
 
 __all__ = ["RowOperator"]
 
@@ -23,11 +29,15 @@ class RowOperator(Operator):
 
     def __init__(self, kind: StepKind, functions: tuple[BoundFunction, ...]) -> None:
         self._functions = functions
-        self._steps = tuple(RowSteps([RowStep(kind, function)]) for function in functions)
+        #: by input
+        self._steps: tuple[tuple[RowStep, ...], ...] = tuple((RowStep(kind, function),) for function in functions)
         #: runs behind this one in the same loop; what it emits is what the run emits
         self._successor: RowOperator | None = None
         #: told how many records each operator of the run but the last has given to the next one
         self._tellers: tuple[Callable[[int], None], ...] = ()
+        #: by input: for columns, a function per step; made when the first columns come
+        self._column_functions: dict[int, tuple[ColumnFunction | None, ...]] = {}
+        self._loops: dict[tuple[int, int], RowSteps] = {}
 
     def fuse(self, successor: RowOperator, tell: Callable[[int], None]) -> None:
         """Run ``successor`` and what is fused with it in this operator's loop. Called before ``open``, tail of the
@@ -36,7 +46,7 @@ class RowOperator(Operator):
         ``tell`` is called with the number of records that pass from one to the other.
         """
         (own,), (others,) = self._steps, successor._steps
-        self._steps = (RowSteps([*own.steps, *others.steps]),)
+        self._steps = ((*own, *others),)
         self._successor = successor
         self._tellers = (tell, *successor._tellers)
 
@@ -50,32 +60,75 @@ class RowOperator(Operator):
             function.operator_name = ctx.operator_name
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        batch = rows_of(batch)
-        steps = self._steps[input_index]
+        at = 0
+        if isinstance(batch, ColumnBatch):
+            batch, at = self._through_columns(input_index, batch)
+            if at == len(self._steps[input_index]):
+                self._target.emit(batch)
+                return
+        self._through_loop(input_index, rows_of(batch), at)
+
+    # --- rows
+
+    def _through_loop(self, input_index: int, batch: RowBatch, at: int) -> None:
+        """Take rows through the steps from ``at`` on."""
+        steps = self._loops.get((input_index, at))
+        if steps is None:
+            steps = self._loops[input_index, at] = RowSteps(self._steps[input_index][at:])
         while batch.rows:
             rows = self._loop.begin(batch.rows)
-            steps.run(rows, batch.timestamps_ms, self._emitter(rows))
+            steps.run(rows, batch.timestamps_ms, functools.partial(self._emit, rows, self._tellers[at:]))
             self._loop.end()
             batch = batch.slice(rows.taken(), len(batch.rows))
 
-    def _emitter(self, rows: Rows) -> Callable[[list[Any], list[int] | None, Sequence[int]], None]:
-        loop = self._loop
-
-        def emit(results: list[Any], stamps: list[int] | None, counts: Sequence[int]) -> None:
-            loop.end()
-            for tell, count in zip(self._tellers, counts):
-                tell(count)
-            self._emit(RowBatch(results, stamps))
-            loop.current = rows  # others may have had a turn
-
-        return emit
-
-    def _emit(self, batch: RowBatch) -> None:
+    def _emit(
+        self,
+        rows: Rows,
+        tellers: Sequence[Callable[[int], None]],
+        results: list[Any],
+        stamps: list[int] | None,
+        counts: Sequence[int],
+    ) -> None:
+        self._loop.end()
+        for tell, count in zip(tellers, counts, strict=True):
+            tell(count)
+        batch = RowBatch(results, stamps)
         if len(batch) <= 2 * BATCH_ROWS_MAX:
             self._target.emit(batch)
-            return
-        for start in range(0, len(batch), BATCH_ROWS_MAX):
-            self._target.emit(batch.slice(start, start + BATCH_ROWS_MAX))
+        else:
+            for start in range(0, len(batch), BATCH_ROWS_MAX):
+                self._target.emit(batch.slice(start, start + BATCH_ROWS_MAX))
+        self._loop.current = rows  # others may have had a turn
+
+    # --- columns
+
+    def _through_columns(self, input_index: int, batch: ColumnBatch) -> tuple[ColumnBatch, int]:
+        """Take columns through the first steps; return what came out and how many steps that were."""
+        functions = self._column_functions.get(input_index)
+        if functions is None:
+            functions = self._column_functions[input_index] = self._compiled(input_index)
+        at = 0
+        for function in functions:
+            if function is None or not len(batch):
+                break
+            result = function.apply(batch)
+            if result is None:
+                break
+            batch = result
+            if at < len(self._tellers):
+                self._tellers[at](len(batch))
+            at += 1
+        return batch, (at if len(batch) else len(functions))
+
+    def _compiled(self, input_index: int) -> tuple[ColumnFunction | None, ...]:
+        from engine.operators.compile.column_steps import ColumnFunction
+
+        return tuple(
+            None
+            if step.kind is StepKind.FLAT_MAP
+            else ColumnFunction(step.function.function, is_filter=step.kind is StepKind.FILTER)
+            for step in self._steps[input_index]
+        )
 
     def close(self) -> None:
         self._functions[0].close()

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
+from engine.operators.compile.tier import tier_of
 from engine.operators.failure import user_error
 from engine.operators.row_operator import RowOperator
 from engine.operators.row_steps import StepKind
@@ -35,15 +37,16 @@ _VECTORISED = "vectorised"
 @final
 @dataclass(frozen=True)
 class MapSpec(OperatorSpec):
-    """``function``: MapFunction or callable."""
+    """``function``: MapFunction or callable. ``input_type``: for ``describe`` only."""
 
     function: Any
+    input_type: TypeInformation | None = None
 
     def build(self) -> Operator:
         return RowOperator(StepKind.MAP, (BoundFunction(self.function, "map"),))
 
     def describe(self) -> str:
-        return _INTERPRETED
+        return tier_of(self.function, self.input_type, is_filter=False)
 
 
 @final
@@ -94,15 +97,16 @@ class CoFlatMapSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class FilterSpec(OperatorSpec):
-    """``function``: FilterFunction or callable."""
+    """``function``: FilterFunction or callable. ``input_type``: for ``describe`` only."""
 
     function: Any
+    input_type: TypeInformation | None = None
 
     def build(self) -> Operator:
         return RowOperator(StepKind.FILTER, (BoundFunction(self.function, "filter"),))
 
     def describe(self) -> str:
-        return _INTERPRETED
+        return tier_of(self.function, self.input_type, is_filter=True)
 
 
 @final

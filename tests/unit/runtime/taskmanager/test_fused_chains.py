@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from engine.core.clock import SystemClock
 from engine.core.errors import UserCodeError
 from engine.core.ids import JobID, OperatorID
-from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch, rows_of
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
 from engine.graph.job_graph import ChainedOperator, ChainSpec, Exit
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorContext, OperatorSpec
@@ -358,3 +360,68 @@ def test_stop_iteration_and_system_exit_are_errors_of_their_function():
     for function in (lambda x: next(iter([])), lambda x: exit()):
         with Run(MapSpec(lambda x: x), FlatMapSpec(function)) as run, pytest.raises(UserCodeError, match=r"'op1'.*: 5"):
             run.process([5])
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def columns_of(*columns: list[Any], stamps: list[int] | None = None) -> ColumnBatch:
+    batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], names=["a", "b"][: len(columns)])
+    return ColumnBatch(batch, None if stamps is None else np.array(stamps, np.int64))
+
+
+def test_columns_stay_columns_through_functions_that_compile():
+    with Run(MapSpec(lambda r: (r[0] + 1, r[1])), FilterSpec(lambda r: r[0] % 2 == 0), MapSpec(lambda r: r[1])) as run:
+        run.box.emit = run.box.batches.append  # type: ignore[method-assign, assignment]
+        run.chain.process_batch(0, columns_of([1, 2, 3], ["x", "y", "z"], stamps=[7, 8, 9]))
+    (batch,) = run.box.batches
+    assert isinstance(batch, ColumnBatch)
+    assert (batch.to_rows().rows, batch.timestamps_ms.tolist()) == (["x", "z"], [7, 9])
+    assert run.counts() == [3, 2, 2]
+
+
+def test_columns_become_rows_at_the_first_function_that_does_not_compile():
+    seen = []
+    with Run(FilterSpec(lambda r: r[0] > 1), FlatMapSpec(lambda r: [seen.append(r) or r[0]] * 2), MapSpec(str)) as run:
+        run.chain.process_batch(0, columns_of([1, 2, 3], ["x", "y", "z"], stamps=[7, 8, 9]))
+    assert seen == [(2, "y"), (3, "z")]
+    assert run.box.stamped() == [("2", 8), ("2", 8), ("3", 9), ("3", 9)]
+    assert run.counts() == [2, 4, 4]
+
+
+def test_a_batch_with_an_overflow_is_interpreted_and_the_next_one_is_compiled_again():
+    with Run(MapSpec(lambda r: r[0] * 3)) as run:
+        for values in ([2**62, 1], [1, 2]):
+            run.chain.process_batch(0, columns_of(values))
+        (function,) = run.chain.operators[0]._column_functions[0]
+    assert run.box.stamped() == [(3 * 2**62, None), (3, None), (3, None), (6, None)]
+    assert (function.num_interpreted, function.num_compiled) == (1, 1)
+
+
+def test_an_error_on_a_record_of_columns_is_that_of_the_interpreter():
+    told = pytest.raises(UserCodeError, match=r"ZeroDivisionError.*\n.*'op1' on record: \(0, 'y'\)\n.*lambda")
+    with Run(MapSpec(lambda r: (r[0] - 5, r[1])), MapSpec(lambda r: 10 // r[0])) as run, told:
+        run.chain.process_batch(0, columns_of([4, 5], ["x", "y"]))
+
+
+def test_many_batches_in_doubt_leave_the_function_to_the_interpreter_for_good():
+    with Run(MapSpec(lambda r: r[0] * 3)) as run:
+        for _ in range(7):
+            run.chain.process_batch(0, columns_of([2**62]))
+        run.chain.process_batch(0, columns_of([1]))
+        (function,) = run.chain.operators[0]._column_functions[0]
+    assert run.box.stamped() == [(3 * 2**62, None)] * 7 + [(3, None)]
+    assert (function.num_interpreted, function.num_compiled) == (8, 0)
+    assert "5 batches in a row" in function.reason
+
+
+def test_a_variable_of_the_surroundings_may_change_between_batches():
+    factor = 2
+
+    with Run(MapSpec(lambda r: r[0] * factor)) as run:
+        run.chain.process_batch(0, columns_of([1]))
+        factor = 3
+        run.chain.process_batch(0, columns_of([1]))
+        (function,) = run.chain.operators[0]._column_functions[0]
+    assert run.box.stamped() == [(2, None), (3, None)]
+    assert function.num_compiled == 2
