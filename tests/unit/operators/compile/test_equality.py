@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -361,3 +362,33 @@ def test_truth_values_with_numbers():
 
 def test_texts():
     assert compiled_share(TEXTUAL, STRINGS, STRINGS, (pa.string(), pa.string())) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("source", "is_compiled"),
+    [
+        ("r[0] is None", True),
+        ("r[0] is not None", True),
+        ("r[0] is not None and r[0] > 1", True),
+        ("r[0] is None or r[0] > 1", True),
+        ("-1 if r[0] is None else 10 // (r[0] - 5)", True),
+        ("(r[0], r[1] is None)", True),
+        ("10 // r[1] if r[1] != 0 else r[1]", True),
+        ("r[1] == 0 or 10 // r[1] > 2", True),
+        ("0 if r[2] == 'x' else int(r[2])", True),
+        ("r[0] == None", False),
+        ("r[0] or 7", False),
+        ("r[1] > 9 or 10 // r[1] > 1", False),
+    ],
+)
+def test_none_and_errors_count_only_on_the_side_that_is_taken(source, is_compiled):
+    function = function_of(f"f = lambda r: {source}\n")
+    columns = {"a": pa.array([None, 1, 3], pa.int64()), "b": [0, 4, -7], "c": ["x", "12", "-3"]}
+    batch = ColumnBatch(pa.RecordBatch.from_pydict(columns))
+    for is_filter in (False, True):
+        result = ColumnFunction(function, is_filter=is_filter).apply(batch)
+        assert (result is not None) is (is_compiled and not (is_filter and source.startswith("(")))
+        if result is not None:
+            rows = batch.to_rows().rows
+            expected = [row for row in rows if function(row)] if is_filter else [function(row) for row in rows]
+            assert exactly(result.to_rows().rows) == exactly(expected)
