@@ -7,10 +7,11 @@ is nothing to decide and no key is computed.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
@@ -83,11 +84,13 @@ def make_channel_selector(
 
 
 def split_by_channel(
-    batch: Batch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
+    batch: Batch, channel_of_row: Sequence[int] | bytes | np.ndarray[Any, Any], num_channels: int
 ) -> list[tuple[int, Batch]]:
     """Cut a batch into its parts by channel, keeping the order of rows. Every channel number is in range."""
     if isinstance(batch, ColumnBatch):
         return _split_columns(batch, channel_of_row, num_channels)
+    if num_channels <= len(_MASKS):
+        return _split_rows(batch, bytes(channel_of_row), num_channels)
     rows_by_channel: list[list[Any]] = [[] for _ in range(num_channels)]
     appends = [rows.append for rows in rows_by_channel]
     for row, channel in zip(batch.rows, channel_of_row, strict=True):
@@ -99,6 +102,26 @@ def split_by_channel(
     for stamp, channel in zip(stamps, channel_of_row, strict=True):
         stamps_by_channel[channel].append(stamp)
     return [(c, RowBatch(rows, stamps_by_channel[c])) for c, rows in enumerate(rows_by_channel) if rows]
+
+
+#: By channel: turns its number into 1 and all others into 0.
+_MASKS: Final = tuple(bytes(number == channel for number in range(256)) for channel in range(4))
+
+
+def _split_rows(batch: RowBatch, channel_of_row: bytes, num_channels: int) -> list[tuple[int, Batch]]:
+    """For few channels: a pass in C over the rows for each costs less than one in Python over all (20 to 45 ns a row
+    for two)."""
+    assert len(channel_of_row) == len(batch.rows)  # else rows would vanish
+    parts: list[tuple[int, Batch]] = []
+    for channel, mask in enumerate(_MASKS[:num_channels]):
+        is_here = channel_of_row.translate(mask)
+        rows = list(itertools.compress(batch.rows, is_here))
+        if rows:
+            stamps = batch.timestamps_ms
+            parts.append(
+                (channel, RowBatch(rows, None if stamps is None else list(itertools.compress(stamps, is_here))))
+            )
+    return parts
 
 
 def _split_columns(
@@ -246,6 +269,9 @@ class _Hash(_Keyed):
                 channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
                 return _split_columns(batch, channels, self._num_channels)
         rows, keys = self._keys(batch)
+        channels_of_keys = self._channel_of_key.of_keys(keys)
+        if channels_of_keys is not None:
+            return split_by_channel(batch, channels_of_keys, self._num_channels)
         channel_of_row: list[int] = []
         try:
             channel_of_row.extend(map(self._channel_of_key.__getitem__, keys))
