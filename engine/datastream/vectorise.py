@@ -12,8 +12,10 @@ from engine.connectors.source import SourceSpec
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec
+from engine.operators.column_window import column_window
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.stateless import MapBatchesSpec, ProjectSpec
+from engine.operators.window import WindowSpec
 
 __all__ = ["vectorise"]
 
@@ -45,3 +47,7 @@ def _use_columns(node: Transformation) -> None:
         selector = spec.key_selector
         if isinstance(selector, FieldKey | ComposedKey):
             node.spec = ColumnAggregateSpec(selector, spec.kind, spec.field, spec.emit_final)
+    elif isinstance(spec, WindowSpec):
+        columnar = column_window(spec)
+        if columnar is not None:
+            node.spec = columnar

@@ -47,15 +47,16 @@ def zeros(size: int, dtype: Any) -> np.ndarray[Any, Any]:
 class PagedArray:
     """``array``: the entries there is room for; fetch it anew after each ``reserve``, keep no view of it."""
 
-    def __init__(self, dtype: Any, width: int = 1) -> None:
-        """``width``: values an entry; more than one gives an array of (entries, width)."""
+    def __init__(self, dtype: Any, width: int | None = None) -> None:
+        """``width``: values an entry, in an array of (entries, width); None = one value, in a plain array."""
         self._dtype = np.dtype(dtype)
-        self._width = width
+        self._is_flat = width is None
+        self._width = width or 1
         self._mapping: mmap.mmap | None = None
         self.array: np.ndarray[Any, Any] = self._shaped(np.zeros(0, self._dtype))
 
     def _shaped(self, flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return flat if self._width == 1 else flat.reshape(-1, self._width)
+        return flat if self._is_flat else flat.reshape(-1, self._width)
 
     @property
     def capacity(self) -> int:

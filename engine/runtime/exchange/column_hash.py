@@ -5,6 +5,7 @@ The law itself stands in ``state/column_hash``.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.core.records import ColumnBatch
@@ -44,8 +45,24 @@ def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool
 
 
 def subtask_of_rows(columns: list[pa.Array], parallelism: int, max_parallelism: int, *, is_tuple: bool) -> Array:
-    """Return the subtask of each row, int64."""
+    """Return the subtask of each row, uint16."""
     import numpy as np
 
+    from engine.state.arrow_views import values_of
+
+    kind = columns[0].type
+    if not is_tuple and kind in _plain_ints() and not columns[0].null_count:
+        from engine.state.hash_kernels import channels_of_ints
+
+        channels = np.empty(len(columns[0]), np.uint16)
+        channels_of_ints(values_of(columns[0]), max_parallelism, parallelism, channels)
+        return channels
     group = groups_of_rows(columns, max_parallelism, is_tuple=is_tuple)
-    return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.int64)
+    return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.uint16)
+
+
+@cache
+def _plain_ints() -> frozenset[pa.DataType]:
+    import pyarrow as pa
+
+    return frozenset([pa.int8(), pa.int16(), pa.int32(), pa.int64()])
