@@ -38,8 +38,8 @@ class GeneratorSplit:
 @final
 @dataclass(frozen=True)
 class ColumnGeneratorSource(Source):
-    """``function(indexes)``: int64 array 0, 1, 2 … → a RecordBatch, a dict of columns or a sequence of them, one entry an
-    index. ``count``: None = without end. ``type_info``: of the records; gives the columns their names and types."""
+    """``function(indexes)``: int64 array 0, 1, 2 … → a RecordBatch, a dict of columns or a sequence of them, one entry
+    an index. ``count``: None = without end. ``type_info``: of the records; gives the columns their names and types."""
 
     function: Any
     count: int | None = None

@@ -25,8 +25,8 @@ from engine.operators.functions import (
     JoinFunction,
     ReduceFunction,
 )
-from engine.operators.keys import ComposedKey
 from engine.operators.interval_join import IntervalJoinSpec, ProcessJoinFunction
+from engine.operators.keys import ComposedKey
 from engine.operators.process_functions import (
     AllWindowFunction,
     ProcessAllWindowFunction,

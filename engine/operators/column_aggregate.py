@@ -2,7 +2,8 @@
 
 Results are those of the row operator, value by value. Where columns cannot give them (a record that is no column batch,
 a null to be added, a sum beyond 64 bits, nested types) the operator hands its state to the row operator and goes on
-with that: the stream does not notice. Streaming emits a result per record, ``emit_final`` (batch) one per key at the end.
+with that: the stream does not notice. Streaming emits a result per record, ``emit_final`` (batch) one per key at the
+end.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.keys import ComposedKey, FieldKey
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,9 +205,7 @@ class _ColumnAggregateOperator(Operator):
             self._emit(layout, columns.slice(0, done), slots[:done], after[:done], stamps)
         return done
 
-    def _begin_slots(
-        self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, values: Array
-    ) -> None:
+    def _begin_slots(self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, values: Array) -> None:
         """Give new slots what the aggregation begins with, and the rest of their first record."""
         import pyarrow as pa
 

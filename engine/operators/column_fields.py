@@ -27,7 +27,9 @@ def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
 
     if not any(pa.types.is_dictionary(kind) for kind in columns.schema.types):
         return columns
-    arrays = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns.columns]
+    arrays = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns.columns
+    ]
     return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
 
 

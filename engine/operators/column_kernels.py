@@ -15,9 +15,11 @@ __all__ = [
     "add_ints",
     "count_rows",
     "lower_to",
+    "lower_to_or_nan",
     "panes_of_times",
     "put_last",
     "raise_to",
+    "raise_to_or_nan",
     "running_max",
     "running_min",
     "running_sum_of_floats",
@@ -80,7 +82,9 @@ def running_max(slots: Any, values: Any, max_of_slot: Any, after: Any) -> int:
 
 
 @numba.njit(nogil=True, cache=True)
-def panes_of_times(times_ms: Any, row: int, law: tuple[int, int], starts: Any, num_panes: int, out: Any) -> tuple[int, int]:
+def panes_of_times(
+    times_ms: Any, row: int, law: tuple[int, int], starts: Any, num_panes: int, out: Any
+) -> tuple[int, int]:
     """Write the number of each row's pane; return (row reached, number of panes).
 
     ``times_ms`` int64; ``law``: (pane size, offset); ``starts``: int64, where each pane begins, by number; ``out``:
@@ -159,6 +163,25 @@ def raise_to(rows: Any, slots: Any, values: Any, acc: Any) -> int:
     for i in range(rows.size):
         row = rows[i]
         if values[row] > acc[slots[row]]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def lower_to_or_nan(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    """As ``lower_to``, but a NaN wins whenever it comes: independent of the order."""
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] < acc[slots[row]] or values[row] != values[row]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def raise_to_or_nan(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] > acc[slots[row]] or values[row] != values[row]:
             acc[slots[row]] = values[row]
     return rows.size
 

@@ -9,7 +9,6 @@ record. Sums of floats over several slices are added slice by slice, so the last
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -64,18 +63,23 @@ def column_window(rows: WindowSpec) -> ColumnWindowSpec | None:
     """Return the columnar form of a window operator; None if there is none."""
     selectors = rows.key_selectors
     fold = rows.fold
+    slices = slices_of(rows.assigner)
+    if slices is None:
+        return None
     if len(selectors) != 1 or not isinstance(selectors[0], FieldKey | ComposedKey) or rows.evictor is not None:
         return None
-    if slices_of(rows.assigner) is None or type(rows.trigger) is not EventTimeTrigger:
+    if type(rows.trigger) is not EventTimeTrigger:
         return None
+    is_one_slice = slices.size_ms == slices.slice_ms
     if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
         kind, field = fold.given.kind, fold.given.field
-        if kind not in ("sum", "min", "max") or not isinstance(rows.function, PassThrough):
+        if kind not in ("sum", "min", "max") or not isinstance(rows.function, PassThrough) or not is_one_slice:
             return None
         return ColumnWindowSpec(selectors[0], (FieldAggregateOf(kind, field),), rows, keeps_record=True)
     if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
-        if any(aggregate.kind == "count_distinct" for aggregate in fold.given.aggregates):
-            return None
+        kinds = {aggregate.kind for aggregate in fold.given.aggregates}
+        if "count_distinct" in kinds or (kinds & {"first", "last"} and not is_one_slice):
+            return None  # what came first is not known of several slices
         return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows)
     return None
 

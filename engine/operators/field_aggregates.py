@@ -1,8 +1,8 @@
 """Built-in aggregates of windows: ``windowed.aggregate(count(), sum_("amount"), max_("amount"))``.
 
-Each is a value that says what to compute; on columns ``column_window`` does it with kernels, on rows the AggregateFunction
-here does. A null (None) takes no part, as in SQL: of a window without a value the result is None, or 0 for counts. What is
-aggregated are numbers; ``first``, ``last`` and ``count_distinct`` take any value.
+Each is a value that says what to compute; on columns ``column_window`` does it with kernels, on rows the
+AggregateFunction here does. A null (None) takes no part, as in SQL: of a window without a value the result is None, or
+0 for counts. A NaN makes sum, min, max and avg NaN. What is aggregated are numbers; ``first``, ``last`` and ``count_distinct`` take any value.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ class FieldAggregateOf:
         if self.kind not in _KINDS:
             raise ProgramError(f"Unknown aggregate {self.kind!r}; expected one of {', '.join(_KINDS)}.")
         field = self.field
-        if isinstance(field, bool) or not isinstance(field, int | str | None) or (field is None and self.kind != "count"):
+        if (
+            isinstance(field, bool)
+            or not isinstance(field, int | str | None)
+            or (field is None and self.kind != "count")
+        ):
             raise ProgramError(f"{self.kind}({field!r}): expected a field's index or name.")
 
     def alias(self, name: str) -> FieldAggregateOf:
@@ -139,9 +143,7 @@ class RowAggregates(AggregateFunction):
         return tuple(results)
 
     def merge(self, acc_a: list[Any], acc_b: list[Any]) -> list[Any]:
-        return [
-            _merged(aggregate.kind, a, b) for aggregate, a, b in zip(self._aggregates, acc_a, acc_b, strict=True)
-        ]
+        return [_merged(aggregate.kind, a, b) for aggregate, a, b in zip(self._aggregates, acc_a, acc_b, strict=True)]
 
 
 def _taken_up(kind: str, so_far: Any, item: Any) -> Any:
@@ -154,14 +156,14 @@ def _taken_up(kind: str, so_far: Any, item: Any) -> Any:
             total, num = so_far
             return (item if total is None else total + item, num + 1)
     if so_far is None:
-        return item + 0 if kind == "sum" else item
+        return int(item) if kind == "sum" and isinstance(item, bool) else item
     match kind:
         case "sum":
             return so_far + item
         case "min":
-            return item if item < so_far else so_far
+            return item if item < so_far or item != item else so_far
         case "max":
-            return item if item > so_far else so_far
+            return item if item > so_far or item != item else so_far
         case "last":
             return item
     return so_far

@@ -1,7 +1,7 @@
 """What one slice of a window holds: an accumulator of each aggregate for each slot, in one array of 64-bit columns.
 
-The values of a slot lie side by side, so that a record touches one cache line. Column 0 counts the records; a slot whose
-count is 0 has nothing in the slice. Floats stand there as their bits.
+The values of a slot lie side by side, so that a record touches one cache line. Column 0 counts the records; a slot
+whose count is 0 has nothing in the slice. Floats stand there as their bits.
 """
 
 from __future__ import annotations
@@ -40,13 +40,11 @@ class Accumulator:
                 if not self.is_float and (((into ^ merged) & (of ^ merged)) < 0).any():
                     raise OverflowError("a sum of a window does not fit into 64 bits")
             case "min":
-                merged = np.where(of < into, of, into)
+                merged = np.minimum(into, of)
             case "max":
-                merged = np.where(of > into, of, into)
-            case "last":
-                merged = of
+                merged = np.maximum(into, of)
             case _:
-                merged = into
+                raise AssertionError(f"{self.kind} depends on the order of records, which slices do not have")
         _typed(target, self)[slots] = np.where(fresh, of, merged)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -176,9 +176,8 @@ class WindowState:
         begun = kernels.count_rows(rows, slots, pane.column(field.present), begun_slots, begun_rows)
         return rows, begun_slots[:begun], begun_rows[:begun]
 
-    @staticmethod
     def _accumulate(
-        accumulator: Accumulator, field: _Field, pane: Pane, slots: Array, begins: tuple[Array, Array, Array]
+        self, accumulator: Accumulator, field: _Field, pane: Pane, slots: Array, begins: tuple[Array, Array, Array]
     ) -> None:
         rows, begun_slots, begun_rows = begins
         values = field.values
@@ -195,10 +194,14 @@ class WindowState:
             case "sum":
                 if kernels.add_ints(rows, slots, values, acc) < rows.size:
                     raise OverflowError(f"the sum of field {field.index} in a window does not fit into 64 bits")
-            case "min":
+            case "min" if self._keeps_record:
                 kernels.lower_to(rows, slots, values, acc)
-            case "max":
+            case "min":
+                kernels.lower_to_or_nan(rows, slots, values, acc)
+            case "max" if self._keeps_record:
                 kernels.raise_to(rows, slots, values, acc)
+            case "max":
+                kernels.raise_to_or_nan(rows, slots, values, acc)
             case "last":
                 kernels.put_last(rows, slots, values, acc)
 
@@ -409,7 +412,7 @@ def _can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
         case "sum" | "avg":
             return is_number
         case "min" | "max":
-            return is_number or bool(pa.types.is_temporal(kind)) and is_int64_like(kind)
+            return is_number or (bool(pa.types.is_temporal(kind)) and is_int64_like(kind))
         case "first" | "last":
             return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
     return False

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_int64",
+    "fixed_width",
     "from_int64",
     "is_int64_like",
     "is_text_like",
@@ -25,7 +26,6 @@ __all__ = [
     "values_of",
 ]
 
-_DECIMAL_BYTES = 16
 _NAN_BITS = np.frombuffer(np.array([np.nan]).tobytes(), np.int64)[0]
 
 
@@ -34,7 +34,10 @@ def is_int64_like(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return bool(
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_temporal(kind)
     ) and not pa.types.is_interval(kind)
 
 
@@ -51,6 +54,14 @@ def is_text_like(kind: pa.DataType) -> bool:
         or types.is_decimal128(kind)
         or types.is_fixed_size_binary(kind)
     )
+
+
+def fixed_width(kind: pa.DataType) -> int:
+    """Return the bytes of each value of a text-like type, 0 if they vary."""
+    import pyarrow as pa
+
+    is_fixed = pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind)
+    return int(kind.byte_width) if is_fixed else 0
 
 
 def valid_mask(column: pa.Array) -> Array:
@@ -121,14 +132,14 @@ def _retyped(values: Array, kind: pa.DataType, mask: Array | None) -> pa.Array:
 
 
 def text_views(column: pa.Array) -> tuple[Array, Array]:
-    """Return (offsets, content) of a text-like column: the bytes of row r are ``content[offsets[r]:offsets[r + 1]]``."""
+    """Return (offsets, content) of a text-like column: row r is ``content[offsets[r]:offsets[r + 1]]``."""
     import pyarrow as pa
 
     kind = column.type
     buffers = column.buffers()
     num_rows = len(column)
-    if pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind):
-        width = kind.byte_width
+    width = fixed_width(kind)
+    if width:
         content = np.frombuffer(buffers[1] or b"", np.uint8)
         return np.arange(column.offset, column.offset + num_rows + 1, dtype=np.int64) * width, content
     wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
@@ -143,7 +154,7 @@ def of_texts(offsets: Array, content: Array, kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
 
     num_rows = offsets.size - 1
-    if pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind):
+    if fixed_width(kind):
         return pa.Array.from_buffers(kind, num_rows, [None, pa.py_buffer(content)])
     wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
     if not wide:

@@ -1,4 +1,4 @@
-"""numba kernels of slot tables: key → slot by open addressing. Free functions on arrays; ``slot_table`` holds the state.
+"""numba kernels of slot tables: key → slot by open addressing. Free functions on arrays; ``slot_table`` holds state.
 
 A table is an array of buckets, int32, a power of two long: slot + 1, or 0 for a free bucket. While it grows there are
 two: ``fresh``, where new keys go, and ``old``, whose entries are carried over bit by bit; ``old`` is empty otherwise.
@@ -65,7 +65,13 @@ def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: An
 
 @numba.njit(nogil=True, cache=True)
 def find_int_slots(
-    keys: Any, row: int, buckets: tuple[Any, Any], key_of_slot: Any, counts: tuple[int, int], slot_of_row: Any, first: Any
+    keys: Any,
+    row: int,
+    buckets: tuple[Any, Any],
+    key_of_slot: Any,
+    counts: tuple[int, int],
+    slot_of_row: Any,
+    first: Any,
 ) -> tuple[int, int]:
     """Find or make the slot of each key from ``row`` on; return (row reached, number of slots).
 
@@ -130,7 +136,13 @@ def _same_lanes(left: Any, i: Any, right: Any, j: Any) -> bool:
 
 @numba.njit(nogil=True, cache=True)
 def find_lane_slots(
-    keys: Any, row: int, buckets: tuple[Any, Any], key_of_slot: Any, counts: tuple[int, int], slot_of_row: Any, first: Any
+    keys: Any,
+    row: int,
+    buckets: tuple[Any, Any],
+    key_of_slot: Any,
+    counts: tuple[int, int],
+    slot_of_row: Any,
+    first: Any,
 ) -> tuple[int, int]:
     """As ``find_int_slots`` for keys of several int64: ``keys`` and ``key_of_slot`` are (rows, lanes). 15-60 M/s."""
     fresh, old = buckets
@@ -224,9 +236,9 @@ def find_text_slots(
         slot = fresh[bucket] - 1
         while slot >= 0:
             start = begin_of_slot[slot]
-            if hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length:
-                if _same_text(arena, start, content, begin, length):
-                    break
+            is_alike = hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length
+            if is_alike and _same_text(arena, start, content, begin, length):
+                break
             bucket = (bucket + np.uint32(1)) & mask
             slot = fresh[bucket] - 1
         if slot < 0 and old.size > 0:
@@ -234,9 +246,9 @@ def find_text_slots(
             slot = old[place] - 1
             while slot >= 0:
                 start = begin_of_slot[slot]
-                if hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length:
-                    if _same_text(arena, start, content, begin, length):
-                        break
+                is_alike = hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length
+                if is_alike and _same_text(arena, start, content, begin, length):
+                    break
                 place = (place + np.uint32(1)) & old_mask
                 slot = old[place] - 1
         if slot < 0:

@@ -1,8 +1,8 @@
 """Keys of columns → slots: the index of columnar keyed state. What a slot holds is kept by its users, in arrays.
 
-Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several, of
-any Arrow type that is a number, a time, text, bytes or a decimal; null is a key like any other, all NaN are one key, and
-0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
+Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
+of any Arrow type that is a number, a time, text, bytes or a decimal; null is a key like any other, all NaN are one key,
+and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
 
 Memory a key: 8 bytes for a number, or its bytes + 12 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import numpy as np
 
-from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, of_texts, text_views, valid_mask
+from engine.state.arrow_views import (
+    as_int64,
+    fixed_width,
+    from_int64,
+    is_int64_like,
+    is_text_like,
+    of_texts,
+    text_views,
+    valid_mask,
+)
 from engine.state.paged_array import PagedArray, zeros
 
 if TYPE_CHECKING:
@@ -50,6 +59,10 @@ class _Keys(Protocol):
         """Make room for a further slot, that of the key at ``row``, and some more."""
         ...
 
+    def add_blank(self, slot: int) -> None:
+        """Give a slot to a key without a value: null."""
+        ...
+
     def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any: ...
 
     def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None: ...
@@ -78,6 +91,9 @@ class _IntKeys:
 
     def reserve(self, num_slots: int, keys: Any, row: int) -> None:
         self._keys.reserve(num_slots + 1)
+
+    def add_blank(self, slot: int) -> None:
+        self._keys.reserve(slot + 1)
 
     def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
         return self._kernels.find_int_slots(keys, row, buckets, self._keys.array, counts, slot_of_row, first)
@@ -118,6 +134,11 @@ class _TextKeys:
         self._begins.reserve(num_slots + 2)
         self._hashes.reserve(num_slots + 1)
 
+    def add_blank(self, slot: int) -> None:
+        width = fixed_width(self._kind)
+        self.reserve(slot, (np.array([0, width], np.int64), None), 0)
+        self._begins.array[slot + 1] = self._begins.array[slot] + width
+
     def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
         own = self._arena.array, self._begins.array, self._hashes.array
         return self._kernels.find_text_slots(keys, row, buckets, own, counts, slot_of_row, first)
@@ -144,7 +165,7 @@ class _TextKeys:
 
 @final
 class _LaneKeys:
-    """Keys of several columns: an int64 lane each, texts by a number of their own, and a lane that says what is null."""
+    """Keys of several columns: an int64 lane each, texts by a number of their own, and a lane for what is null."""
 
     def __init__(self, kinds: Sequence[pa.DataType]) -> None:
         from engine.state import slot_kernels
@@ -172,6 +193,9 @@ class _LaneKeys:
 
     def reserve(self, num_slots: int, keys: Any, row: int) -> None:
         self._keys.reserve(num_slots + 1)
+
+    def add_blank(self, slot: int) -> None:
+        self._keys.reserve(slot + 1)
 
     def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
         return self._kernels.find_lane_slots(keys, row, buckets, self._keys.array, counts, slot_of_row, first)
@@ -251,10 +275,7 @@ class SlotTable:
 
     def _add_null_slot(self) -> None:
         """Take a slot that is in no bucket; its stored key has no meaning."""
-        empty = np.zeros(2, np.int64), np.zeros(0, np.uint8)
-        self._keys.reserve(self.num_slots, empty, 0)
-        if isinstance(self._keys, _TextKeys):
-            self._keys._begins.array[self.num_slots + 1] = self._keys._begins.array[self.num_slots]
+        self._keys.add_blank(self.num_slots)
         self._null_slot = self.num_slots
         self.num_slots += 1
 

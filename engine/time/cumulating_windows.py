@@ -1,4 +1,4 @@
-"""Cumulating windows: windows of one beginning that grow by a step until the largest size, then anew (SQL's CUMULATE)."""
+"""Cumulating windows: of one beginning, growing by a step until the largest size, then anew (SQL's CUMULATE)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class CumulatingEventTimeWindows(RegularWindows):
         super().__init__(max_size, max_size, offset)
         if step <= 0 or max_size % step:
             raise ProgramError(
-                f"CumulatingEventTimeWindows: the largest size ({max_size} ms) must be a multiple of the step ({step} ms)."
+                f"CumulatingEventTimeWindows: the largest size ({max_size} ms) must be a multiple of the step "
+                f"({step} ms)."
             )
         self._step = step
 

@@ -120,9 +120,7 @@ def _split_columns(
     if len(parts) == 1:
         return [(parts[0][0], batch)]
     stamps = batch.timestamps_ms
-    grouped = ColumnBatch(
-        _taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar
-    )
+    grouped = ColumnBatch(_taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar)
     return [(channel, grouped.slice(start, end)) for channel, start, end in parts]
 
 
