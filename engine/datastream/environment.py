@@ -229,7 +229,7 @@ class StreamExecutionEnvironment:
             spec, bounded = SourceSpec(source), source.boundedness is Boundedness.BOUNDED
         else:
             raise ProgramError(f"from_source: {source!r} is not a source; expected FileSource.…build() or the like.")
-        produced = type_info or getattr(source, "produced_type", None)
+        produced = type_info or getattr(source, "produced_type", None) or getattr(source, "type_info", None)
         parallelism = getattr(source, "parallelism", None)
         stream = self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
         if watermark_strategy.out_of_orderness_ms is None and watermark_strategy.timestamp_assigner is None:
