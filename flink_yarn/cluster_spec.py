@@ -143,7 +143,7 @@ class ClusterPlan:
 class LocalFiles:
     """What is shipped: container name → URL (``hdfs://``, ``file://``)."""
 
-    dist: Sequence[str]  #: the archives of ``archive.local_archives``, in their order
+    dist: Sequence[str]  #: the archives of ``archive.ship_archives``, in their order
     conf: str
     job: str = ""
     #: name in the container → (URL, is an archive to be unpacked)

@@ -26,7 +26,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobExecutionError
 from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
-from flink_yarn.archive import local_archives, upload_archive
+from flink_yarn.archive import ship_archives
 from flink_yarn.cluster_spec import (
     ClusterPlan,
     LocalFiles,
@@ -39,7 +39,7 @@ from flink_yarn.cluster_spec import (
     session_config,
 )
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.skein_driver import JAVA_OPENS, skein_module, start_driver
+from flink_yarn.skein_driver import JAVA_OPENS, QUICK_START, skein_module, start_driver
 from flink_yarn.yarn_client import ApplicationReport, YarnClient
 
 if TYPE_CHECKING:
@@ -124,7 +124,12 @@ def deploy(
         driver = stack.enter_context(start_driver(plan.application_type))
         files = packing.result()
         spec = application_spec(
-            plan, files, user=hadoop_user(), home=_home(conf), java_opens=JAVA_OPENS, skein=skein_module()
+            plan,
+            files,
+            user=hadoop_user(),
+            home=_home(conf),
+            java_opens=f"{JAVA_OPENS} {QUICK_START}",
+            skein=skein_module(),
         )
         submitted: list[str] = []
         try:
@@ -267,7 +272,7 @@ def _prepare_files(
     if scheme_of(staging) == "file":
         staging = f"hdfs://{conf.default_authority()}{staging}"
     archives = f"{staging.rstrip('/')}/.flink/archives"
-    dist = [upload_archive(path, fs, archives, say=say) for path in local_archives(say)]
+    dist = ship_archives(fs, archives, say)
     conf_zip = os.path.join(folder, "flink-conf.zip")
     contents: dict[str, str | bytes] = {"config.yaml": json.dumps(session_config(plan).to_dict(), indent=1).encode()}
     for name in _CONF_FILES:
