@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from engine.core.errors import ConfigError, ExternalError
+from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.fs import FileSystem
 from flink_yarn.parallel_zip import ParallelZipWriter
 
@@ -33,7 +33,9 @@ __all__ = [
     "ArchiveEntry",
     "content_hash",
     "engine_entries",
+    "mark_used",
     "package_entries",
+    "remove_unused",
     "requirement_closure",
     "ship_archives",
 ]
@@ -64,6 +66,11 @@ _KEPT_ARCHIVES: Final = 3
 #: Between packing and uploading: the slower one holds up the other beyond this.
 _PIECE_BYTES: Final = 1 << 20
 _PIECES_MAX: Final = 64
+_UPLOADING: Final = ".uploading-"
+_BROKEN_AFTER_MS: Final = 86_400_000  # no upload lasts a day
+_ARCHIVE: Final = re.compile(r"(engine|packages)-[0-9a-f]{32}\.zip")
+_MARKER: Final = ".used"
+_MARKED_EVERY_MS: Final = 86_400_000
 #: In the queue instead of a piece: nothing follows, and what came is not all. Told by identity.
 _CUT: Final = bytes(bytearray(b"cut"))
 
@@ -236,6 +243,40 @@ def _ship(kind: str, entries: list[ArchiveEntry], fs: FileSystem, folder: str, s
     return target
 
 
+def mark_used(fs: FileSystem, archive: str, now_ms: int) -> None:
+    """Note beside an archive that it is in use, once a day.
+
+    Not its own modification time: YARN refuses a file that has changed since the application was submitted.
+    """
+    marker = f"{archive}{_MARKER}"
+    there = fs.status(marker)
+    if there is None or now_ms - there.modified_ms > _MARKED_EVERY_MS:
+        fs.open_write(marker, overwrite=True).close()
+
+
+def remove_unused(fs: FileSystem, folder: str, *, retention_ms: int, now_ms: int) -> list[str]:
+    """Remove the archives (and broken uploads) in the folder that nobody has used for so long; return their names.
+
+    Deployments and running JobManagers say what they use, see ``mark_used``. What we may not remove stays.
+    """
+    children = {child.path.rpartition("/")[2]: child for child in fs.list(folder)}
+    removed = []
+    for name, child in children.items():
+        is_upload = name.startswith(_UPLOADING)
+        if not is_upload and not _ARCHIVE.fullmatch(name):
+            continue
+        marker = children.get(f"{name}{_MARKER}")
+        used_ms = max(child.modified_ms, marker.modified_ms if marker else 0)
+        if now_ms - used_ms <= (_BROKEN_AFTER_MS if is_upload else retention_ms):
+            continue
+        with contextlib.suppress(EngineError):
+            for gone in (child, marker):
+                if gone is not None:
+                    fs.delete(gone.path)
+            removed.append(name)
+    return removed
+
+
 def _pack_cached(kind: str, entries: list[ArchiveEntry], path: Path, pieces: queue.Queue[bytes]) -> None:
     """Pack into the cache folder, and into the queue."""
     folder = path.parent
@@ -337,7 +378,7 @@ def _upload_queued(pieces: queue.Queue[bytes], fs: FileSystem, target: str) -> N
 def _upload(pieces: Iterable[bytes], fs: FileSystem, target: str) -> None:
     """Write under a temporary name and rename: what is named by its content is always complete."""
     folder, _, name = target.rpartition("/")
-    temporary = f"{folder}/.uploading-{getpass.getuser()}-{os.getpid()}-{name}"
+    temporary = f"{folder}/{_UPLOADING}{getpass.getuser()}-{os.getpid()}-{name}"
     size = 0
     try:
         with fs.open_write(temporary, overwrite=True) as sink:

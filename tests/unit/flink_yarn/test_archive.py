@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -16,8 +17,10 @@ from flink_yarn.archive import (
     ArchiveEntry,
     content_hash,
     engine_entries,
+    mark_used,
     pack,
     package_entries,
+    remove_unused,
     requirement_closure,
     ship_archives,
 )
@@ -181,3 +184,56 @@ def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch, tw
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ExternalError, match=r"Cannot write the cache folder .* Set XDG_CACHE_HOME"):
         ship_archives(LocalFileSystem(), str(two_archives[1]))
+
+
+DAY_MS = 86_400_000
+
+
+def age(path, days):
+    seconds = time.time() - days * 86_400
+    os.utime(path, (seconds, seconds))
+
+
+def test_archives_that_nobody_has_used_for_long_are_removed_and_nothing_else(tmp_path):
+    def make(name, days):
+        (tmp_path / name).write_text("")
+        age(tmp_path / name, days)
+
+    old, marked, new = (f"packages-{digit * 32}.zip" for digit in "abc")
+    for name, days in (
+        (old, 40),
+        (f"{old}.used", 31),
+        (marked, 40),
+        (f"{marked}.used", 29),
+        (new, 29),
+        (f"engine-{'d' * 32}.zip", 31),
+        ("packages-of-mine.zip", 100),
+        ("notes", 100),
+        (".uploading-me-1-packages-x.zip", 2),
+        (".uploading-me-2-packages-x.zip", 0),
+    ):
+        make(name, days)
+    now_ms = int(time.time() * 1000)
+    removed = remove_unused(LocalFileSystem(), str(tmp_path), retention_ms=30 * DAY_MS, now_ms=now_ms)
+    assert sorted(removed) == [".uploading-me-1-packages-x.zip", f"engine-{'d' * 32}.zip", old]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [marked, f"{marked}.used", new, "packages-of-mine.zip", "notes", ".uploading-me-2-packages-x.zip"]
+    )
+
+
+def test_the_use_of_an_archive_is_marked_once_a_day_and_leaves_it_as_it_is(tmp_path):
+    archive = tmp_path / "engine-1.zip"
+    archive.write_text("x")
+    age(archive, 50)
+    before = archive.stat().st_mtime_ns
+    now_ms = int(time.time() * 1000)
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    marker = tmp_path / "engine-1.zip.used"
+    age(marker, 0.9)
+    recent = marker.stat().st_mtime_ns
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    assert marker.stat().st_mtime_ns == recent
+    age(marker, 1.1)
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    assert marker.stat().st_mtime > time.time() - 60
+    assert archive.stat().st_mtime_ns == before
