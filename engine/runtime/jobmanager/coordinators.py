@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.checkpoint.assignment import JobRestore
-from engine.core.errors import Domain, EngineError, JobNotFoundError, Retry
+from engine.core.errors import Domain, EngineError, ExternalError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 STUCK_S: Final = 1.0
 #: Clean-up of a cancelled or failed job that has begun may take this long.
 CLEAN_UP_S: Final = 30.0
+PUBLISHED_TOLD_MAX: Final = 20  # outputs that an error message lists
 
 
 @dataclass(slots=True)
@@ -266,21 +267,37 @@ class JobCoordinators:
             self._send(hosted.vertex_id, hosted.operator_id, subtask, event, snapshot_of)
 
     def _end_all(self, outcome: JobOutcome) -> None:
+        """Commit in two steps: nobody shows anything before all have found that they can."""
         self._end_begun = True
-        self._on_loop(self._answer_end, self._end_each(self._hosted, outcome))
+        problem = None if outcome is JobOutcome.FAILED else self._check_each(outcome)
+        error = self._end_each(self._hosted, outcome if problem is None else JobOutcome.FAILED)
+        self._on_loop(self._answer_end, problem or error)
+
+    def _check_each(self, outcome: JobOutcome) -> Exception | None:
+        """Return the first error."""
+        for hosted in self._hosted:
+            if hosted.coordinator is None or self._abandoned:
+                continue
+            try:
+                hosted.coordinator.check_end(outcome)
+            except Exception as error:
+                logger.warning("job=%s: a coordinator cannot commit", self._job_graph.job_id, exc_info=True)
+                return error
+        return None
 
     def _end_each(self, all_hosted: list[_Hosted], outcome: JobOutcome) -> Exception | None:
-        """Return the first error."""
+        """Return the first error; after one, what the others have not shown yet is cleaned up."""
         first: Exception | None = None
         for hosted in all_hosted:
             if hosted.coordinator is None or self._abandoned:
                 continue
             try:
-                hosted.coordinator.job_ended(outcome)
+                hosted.coordinator.job_ended(outcome if first is None else JobOutcome.FAILED)
             except Exception as error:
                 logger.warning("job=%s: end of a coordinator failed", self._job_graph.job_id, exc_info=True)
                 first = first or error
-        return first
+        shown = [name for hosted in all_hosted if hosted.coordinator for name in hosted.coordinator.published()]
+        return _with_published(first, shown) if first is not None and shown else first
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -297,6 +314,19 @@ class JobCoordinators:
 
 def _decoded(committables: Mapping[int, bytes]) -> dict[int, object]:
     return {subtask: decode(encoded, object) for subtask, encoded in committables.items()}
+
+
+def _with_published(error: Exception, shown: list[str]) -> Exception:
+    """Return the error with what the job has shown before it: the user has to know what is half done."""
+    names = ", ".join(shown[:PUBLISHED_TOLD_MAX])
+    more = len(shown) - PUBLISHED_TOLD_MAX
+    names += f" and {more} more" if more > 0 else ""
+    text = f"{str(error).rstrip('.')}. Published before that, and left: {names}; nothing else."
+    if isinstance(error, EngineError):
+        told = ExternalError(text)
+        told.__cause__ = error
+        return told
+    return ExternalError(f"{type(error).__name__}: {text}")
 
 
 def _is_final(error: Exception) -> bool:
