@@ -25,6 +25,7 @@ __all__ = [
     "FileSystem",
     "LocalFileSystem",
     "file_system_of",
+    "forget_connections",
     "list_input_files",
     "register_file_system",
     "scheme_of",
@@ -259,3 +260,8 @@ def list_input_files(path: str) -> list[FileStatus]:
 
 def _is_hidden(path: str) -> bool:
     return path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
+
+
+def forget_connections() -> None:
+    """Begin anew with every file system: after a fork their connections belong to the parent."""
+    _instances.clear()

@@ -18,9 +18,17 @@ from typing import Any, Final, final
 from engine.core.clock import SystemClock
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
+from engine.core.ids import ExecutionAttemptID
 from engine.core.options import ClusterOptions
 from engine.operators.failure import error_info
 from engine.operators.row_loop import RowLoop
+from engine.protocol.checkpoint import (
+    CheckpointFailureReason,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    TriggerCheckpoint,
+)
 from engine.protocol.control import (
     CancelTask,
     DeployTask,
@@ -188,17 +196,33 @@ class SlotProcess:
                 if threading.active_count() > 2:  # more than the watchdog, which is in no hurry
                     sys.setswitchinterval(_SWITCH_INTERVAL)
             case CancelTask(_, attempt_id):
-                for task in self._tasks:
-                    if task.attempt_id == attempt_id:
-                        task.cancel()
+                for task in self._tasks_of(attempt_id):
+                    task.cancel()
             case SendOperatorEvent(_, attempt_id, operator_id, event):
-                for task in self._tasks:
-                    if task.attempt_id == attempt_id:
-                        task.handle_event(operator_id, event)
+                for task in self._tasks_of(attempt_id):
+                    task.handle_event(operator_id, event)
+            case TriggerCheckpoint(_, attempt_id, checkpoint_id):
+                tasks = self._tasks_of(attempt_id)
+                for task in tasks:
+                    task.trigger_checkpoint(message)
+                if not tasks:
+                    job_id = self._env.init.job.job_id
+                    reason = CheckpointFailureReason.TASK_FINISHED
+                    self._control.send(DeclineCheckpoint(job_id, attempt_id, checkpoint_id, reason))
+            case NotifyCheckpointComplete(_, attempt_id, checkpoint_id):
+                for task in self._tasks_of(attempt_id):
+                    task.complete_checkpoint(checkpoint_id)
+            case NotifyCheckpointAborted(_, attempt_id, checkpoint_id):
+                for task in self._tasks_of(attempt_id):
+                    task.abort_checkpoint(checkpoint_id)
             case FreeSlot():
                 self._freed_at = time.monotonic()
             case _:
                 raise AssertionError(f"a slot does not understand {message!r}")
+
+    def _tasks_of(self, attempt_id: ExecutionAttemptID) -> list[StreamTask]:
+        """Return the task of the attempt, none when it has ended and reported so."""
+        return [task for task in self._tasks if task.attempt_id == attempt_id]
 
     def _report(self) -> None:
         metrics = {task.attempt_id: task.metrics() for task in self._tasks if task.state is ExecutionState.RUNNING}

@@ -7,7 +7,8 @@ from typing import Any
 
 from engine.core.errors import ExternalError
 from engine.protocol.control import InputChannelDescriptor, InputGateDescriptor
-from engine.runtime.exchange.gate import Channel, InputGate, LocalChannel, RemoteChannel, initial_credit
+from engine.runtime.exchange.channels import Channel, LocalChannel, RemoteChannel, initial_credit
+from engine.runtime.exchange.gate import InputGate
 from engine.runtime.exchange.partition import PartitionRegistry
 from engine.runtime.exchange.transport import PARTITION_WAIT_MS, Transport
 from engine.runtime.exchange.wire import Subscribe
