@@ -180,6 +180,12 @@ class CheckpointingOptions:
         "Where keyed state lives: hashmap (memory) or rocksdb (local disk).",
         ("state.backend",),
     )
+    ROCKSDB_LOCAL_DIR: Final = ConfigOption(
+        "state.backend.rocksdb.localdir",
+        string,
+        "",
+        "Folder on a fast local disk for the files of the rocksdb backend; default: where operators spill.",
+    )
     RESTORE_PATH: Final = ConfigOption(
         "execution.state-recovery.path",
         string,

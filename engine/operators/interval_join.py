@@ -94,6 +94,7 @@ class _IntervalJoinOperator(Operator):
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((spec.lower_ms, spec.upper_ms), (-spec.upper_ms, -spec.lower_ms))
         self._context = _Context()
+        self.backend: Any = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
@@ -108,9 +109,13 @@ class _IntervalJoinOperator(Operator):
         self._function.open(ctx)
 
     def close(self) -> None:
-        self._function.close()
-        for keys in self._keys:
-            keys.close()
+        try:
+            self._function.close()
+            for keys in self._keys:
+                keys.close()
+        finally:
+            if self.backend is not None:
+                self.backend.close()
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)

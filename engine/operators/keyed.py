@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.config import Configuration
 from engine.core.options import CheckpointingOptions
@@ -25,6 +27,9 @@ from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.mapping_part import MappingPart
 from engine.state.states import AggregatingState, ListState, MapState, ReducingState, ValueState
 from engine.state.timers import TimerService
+
+if TYPE_CHECKING:
+    from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
 
 __all__ = [
     "KEYED_PART",
@@ -49,15 +54,47 @@ TIMERS_PART: Final = "timers"
 def open_keyed_state(ctx: OperatorContext) -> KeyedStateBackend:
     """Return the keyed state of an operator, restored, in the backend that ``state.backend.type`` names; from now on
     its RuntimeContext gives it out to the user's function. Whoever opens it closes it."""
-    backend: HeapKeyedStateBackend = HeapKeyedStateBackend(
+    kind = Configuration(ctx.config).get(CheckpointingOptions.BACKEND)
+    backend = _open_rocksdb(ctx) if kind == "rocksdb" else _open_heap(ctx)
+    try:
+        ctx.state.add_keyed(KEYED_PART, backend)
+    except BaseException:
+        backend.close()
+        raise
+    ctx.runtime_context._keyed_state = backend
+    return backend
+
+
+def _open_heap(ctx: OperatorContext) -> HeapKeyedStateBackend:
+    return HeapKeyedStateBackend(
         ctx.clock,
         ctx.runtime_context.get_max_number_of_parallel_subtasks(),
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
     )
-    ctx.state.add_keyed(KEYED_PART, backend)
-    ctx.runtime_context._keyed_state = backend
-    return backend
+
+
+def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
+    from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+
+    runtime_context = ctx.runtime_context
+    # Unique among all subtasks, attempts and jobs that may ever share a folder of checkpoints.
+    whose = (
+        ctx.job_id,
+        ctx.operator_id,
+        runtime_context.get_index_of_this_subtask(),
+        runtime_context.get_attempt_number(),
+    )
+    session = hashlib.blake2b(repr(whose).encode(), digest_size=8).hexdigest()
+    root = Configuration(ctx.config).get(CheckpointingOptions.ROCKSDB_LOCAL_DIR) or ctx.work_dir
+    return RocksDBKeyedStateBackend(
+        ctx.clock,
+        runtime_context.get_max_number_of_parallel_subtasks(),
+        folder=os.path.join(root, f"rocksdb-{session}"),
+        memory_bytes=ctx.memory_bytes,
+        session=session,
+        owner=owner_of(ctx),
+    )
 
 
 def open_timers(ctx: OperatorContext) -> TimerService:

@@ -274,7 +274,11 @@ class ProcessOperator(Operator):
                 if keys is not None:
                     keys.close()
         finally:
-            self._bound.close()
+            try:
+                self._bound.close()
+            finally:
+                if self._backend is not None:
+                    self._backend.close()
 
 
 def _occasion(time_ms: int, key: Any, domain: TimeDomain) -> str:

@@ -102,6 +102,7 @@ class WindowOperator(Operator):
             self._regular = assigner
         self._late_rows: list[Any] = []
         self._late_stamps: list[int] = []
+        self.backend: Any = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,8 @@ class WindowOperator(Operator):
 
     def close(self) -> None:
         closing = [*(keys.close for keys in self._keys), self._contents.close, self._function.close]
+        if self.backend is not None:
+            closing.append(self.backend.close)
         errors = []
         for close in closing:
             try:

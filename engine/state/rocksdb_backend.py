@@ -184,7 +184,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _new_table(self, name: str, kind: str, has_ttl: bool) -> RocksTable:
         if len(name.encode()) > 255:
             raise ProgramError(f"The name of state {name[:40]!r}… is longer than 255 bytes.")
-        table = RocksTable(kind, has_ttl, changed=set(), name=name, cache=self._cache, store=self)
+        table = RocksTable(
+            kind, has_ttl, changed=set(), name=name, name_bytes=_name_bytes(name), cache=self._cache, store=self
+        )
         self._tables[name] = table
         return table
 
@@ -210,7 +212,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             chunk = self._chunks_of(group, self._db, {table.name: table}).get(table.name)
             if chunk is None:
                 continue
-            prefix = _GROUP.pack(group) + _name_bytes(table.name)
+            prefix = _GROUP.pack(group) + table.name_bytes
             self._put_all((key, None) for key, _ in list(self._scan(prefix)))
             table.has_ttl = has_ttl
             for entry in chunk.entries:
@@ -228,7 +230,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             self._cache.write_out()
             wanted = self._keys.encode(namespace)
             for group in range(self._max_parallelism):
-                prefix = _GROUP.pack(group) + _name_bytes(state_name)
+                prefix = _GROUP.pack(group) + table.name_bytes
                 for row, _ in self._scan(prefix):
                     key, end = self._keys.decode(row, len(prefix))
                     if row.startswith(wanted, end):
@@ -244,7 +246,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
                 self._encoded.clear()
             known = self._encoded[key] = (key_group_of(key, self._max_parallelism), self._keys.encode(key))
         group, encoded = known
-        return b"".join((_GROUP.pack(group), _name_bytes(table.name), encoded, self._keys.encode(namespace)))
+        void_or_window = b"n" if namespace is VOID else self._keys.encode(namespace)
+        return b"".join((_GROUP.pack(group), table.name_bytes, encoded, void_or_window))
 
     def can_encode(self, value: Any) -> bool:
         try:
@@ -347,7 +350,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             left = num_rows * cleanup.cleanup_size
             gone: list[tuple[bytes, bytes | None]] = []
             position = table.cursor
-            name = _name_bytes(table.name)
+            name = table.name_bytes
             for row, data in self._db.items(from_key=position):
                 if left <= 0 or row.startswith(_NO_GROUP):
                     break

@@ -59,6 +59,7 @@ class RocksTable(Table):
     """One state. ``changed`` is a set that stays empty: it makes the states tell of changes in place."""
 
     name: str = ""
+    name_bytes: bytes = b""  #: as in keys of rows
     cache: Any = None  #: RowCache
     store: Any = None  #: RocksStore
     #: row from which the next look for expired ones begins
