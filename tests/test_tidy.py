@@ -49,6 +49,8 @@ SHELLS = {
     "engine.connectors.simple",
     "engine.connectors.socket",
     "engine.connectors.files",
+    "engine.connectors.file_splits",
+    "engine.connectors.function_source",
     "engine.connectors.file_sinks",
     "engine.connectors.file_system",
     "engine.connectors.collect",

@@ -228,6 +228,8 @@ class CoordinatorContext:
     send_event: Callable[[int, object], None]
     #: Rises with each restart of the job; coordinators are made anew then. Subtasks' attempts have it at least.
     attempt_number: int = 0
+    #: the same as in the subtasks' OperatorContext: marks what operator and coordinator leave in shared places
+    operator_id: OperatorID | None = None
 
 
 class OperatorCoordinator:
