@@ -51,8 +51,7 @@ SHELLS = {
     "engine.connectors.files",
     "engine.connectors.file_splits",
     "engine.connectors.function_source",
-    "engine.connectors.file_sinks",
-    "engine.connectors.file_system",
+    "engine.connectors.file_commits",
     "engine.connectors.collect",
 }
 BANNED = re.compile(
