@@ -58,6 +58,10 @@ def hidden_name(stem: str, number: int, state: str, mark: str, attempt_number: i
     return f".{stem}-{number}.{state}.{mark}-{attempt_number}"
 
 
+class PartLostError(ExternalError):
+    """A hidden file that was to be published is gone, and its finished file is not there either."""
+
+
 @dataclass(frozen=True, slots=True)
 class PendingPart:
     """The committable: a hidden file that is complete. It becomes ``<folder>/<stem>-<number><suffix>``."""
@@ -193,10 +197,13 @@ class _PartsCoordinator(OperatorCoordinator):
             try:
                 self._publish(part, again)
                 return
+            except PartLostError:
+                raise
             except ExternalError as error:
-                _log.warning("job=%s: commit of %s failed; retrying: %s", self.ctx.job_id, part.pending, error)
+                _log.warning(
+                    "job=%s: commit of %s failed; retrying in %g s: %s", self.ctx.job_id, part.pending, wait_s, error
+                )
                 _sleep(wait_s)
-                again = True
         self._publish(part, again)
 
     def _publish(self, part: PendingPart, again: bool) -> None:
@@ -209,7 +216,7 @@ class _PartsCoordinator(OperatorCoordinator):
                 self._published.append(part.target(number))
         elif self._fs.status(part.target(number)) is None:
             if not again:
-                raise ExternalError(
+                raise PartLostError(
                     f"Cannot publish {part.target(number)}: its hidden file {part.pending} is gone. Somebody else "
                     "removed it; hidden files of a running job must be left alone."
                 )
