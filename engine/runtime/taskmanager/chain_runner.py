@@ -15,6 +15,7 @@ from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext
 from engine.operators.failure import user_error
+from engine.operators.row_operator import RowOperator
 from engine.protocol.stream import WATERMARK_MAX_MS
 
 __all__ = ["ChainExit", "OperatorChain"]
@@ -89,6 +90,10 @@ class _ChainOutput:
         for target in self.targets:
             target.emit(batch)
 
+    def count(self, num_records: int) -> None:
+        """Records went to the successor by another way."""
+        self.num_records += num_records
+
     def emit_side(self, tag: str, batch: Batch) -> None:
         if not len(batch):
             return
@@ -134,6 +139,7 @@ class OperatorChain:
                 self._link(index, tag, _Link(self.operators[following], input_index, spec.operators[following].name))
         for exit_spec, target in zip(spec.exits, exits):
             self._link(exit_spec.operator_index, exit_spec.side_tag, target)
+        self._fuse()
         self.head = self.operators[0]
         #: operators that override ``next_timer_ms`` or ``is_ready``: asked every turn, so only those that answer
         self.with_timers = [op for op in self.operators if type(op).next_timer_ms is not Operator.next_timer_ms]
@@ -145,6 +151,21 @@ class OperatorChain:
             output.targets.append(target)
         else:
             output.side_targets.setdefault(tag, []).append(target)
+
+    def _fuse(self) -> None:
+        """Let map, filter and flat_map run in the loop of the one before them, where that one has no other consumer.
+
+        They stay operators of their own for all but batches: opened, closed, named in errors, handed watermarks.
+        """
+        with_exits = {exit_spec.operator_index for exit_spec in self.spec.exits}
+        for index in reversed(range(len(self.operators))):
+            operator, following = self.operators[index], self.spec.operators[index].next
+            if not isinstance(operator, RowOperator) or index in with_exits or len(following) != 1:
+                continue
+            (successor_index, tag, _) = following[0]
+            successor = self.operators[successor_index]
+            if tag is None and isinstance(successor, RowOperator):
+                operator.fuse(successor, self._outputs[index].count)
 
     # --- life
 

@@ -198,6 +198,7 @@ def test_checkpoints_are_taken_completed_and_deleted_with_the_job(tmp_path):
             assert numbers == sorted(set(numbers))
             assert calls("completed")[0] == (1, {0: "of 1"})
             assert {m.checkpoint_id for m in tasks.completed} >= {1, 2}
+            tasks.acknowledge = False
             await dispatcher.cancel_job(job_id)
             await dispatcher.job_result(job_id)
 
@@ -407,12 +408,12 @@ def test_checkpoints_are_retained_on_cancel_when_they_are_wanted(tmp_path):
     }
 
     async def scenario():
-        async with cluster(tmp_path, settings) as (dispatcher, _):
+        async with cluster(tmp_path, settings) as (dispatcher, tasks):
             job_id = await dispatcher.submit_job(job())
             await until(lambda: calls("completed"))
+            tasks.acknowledge = False  # a real task that is cancelled writes nothing any more
             await dispatcher.cancel_job(job_id)
             await dispatcher.job_result(job_id)
-            return
 
     run(scenario())
     (folder,) = (tmp_path / "chk").iterdir()
