@@ -4,8 +4,8 @@ Everything here is called by the task's mailbox thread, never concurrently. One 
 emits by calling its Output, which hands the batch straight to the next operator of the chain or to an exit.
 
 Life of an operator: ``OperatorSpec.build()`` → ``open`` → (``process_batch`` | ``process_watermark`` |
-``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called,
-also after a failure or a cancel; it must not emit.
+``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → (until ``holds_end`` is False) →
+``close``. ``close`` is always called, also after a failure or a cancel; it must not emit.
 
 Configuration (``OperatorSpec``: immutable, pickled with cloudpickle) is not logic (``Operator``), which is not state.
 """
@@ -122,6 +122,11 @@ class Operator(abc.ABC):
     def finish(self) -> None:
         """All inputs have ended: emit what is left. Not called when the task fails or is cancelled."""
 
+    def holds_end(self) -> bool:
+        """Asked after ``finish``: True = the task stays RUNNING and takes part in checkpoints until this is False, e.g.
+        because what was written last can be committed only when a checkpoint has completed. Must be cheap."""
+        return False
+
     def close(self) -> None:
         """Give back files, threads and sockets. Called once, always."""
 
@@ -228,6 +233,8 @@ class CoordinatorContext:
     send_event: Callable[[int, object], None]
     #: Rises with each restart of the job; coordinators are made anew then. Subtasks' attempts have it at least.
     attempt_number: int = 0
+    #: the same as in the subtasks' OperatorContext: marks what operator and coordinator leave in shared places
+    operator_id: OperatorID | None = None
 
 
 class OperatorCoordinator:

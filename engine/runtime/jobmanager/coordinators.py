@@ -225,7 +225,12 @@ class JobCoordinators:
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
                 context = CoordinatorContext(
-                    hosted.parallelism, self._job_graph.job_id, self._config, send, attempt_number
+                    hosted.parallelism,
+                    self._job_graph.job_id,
+                    self._config,
+                    send,
+                    attempt_number,
+                    operator_id=hosted.operator_id,
                 )
                 hosted.coordinator = coordinator
                 if self._restored is not None:
