@@ -153,6 +153,8 @@ class RemoteChannel:
         self.bytes_in = 0
         self.add_credit: Callable[[int], None] = lambda credit: None
         self.unsubscribe: Callable[[], None] = lambda: None
+        #: An aligned barrier has come, perhaps behind much: it is to overtake when its time is up.
+        self.on_timed_barrier: Callable[[CheckpointBarrier], None] = lambda barrier: None
         self._queue: deque[Element] = deque()
         self._on_data = on_data
         self._on_error = on_error
@@ -177,6 +179,8 @@ class RemoteChannel:
                 if not missing:
                     insert_overtaking(self._queue, barrier)
         self._on_data()
+        if type(element) is CheckpointBarrier and element.options.aligned_timeout_ms:
+            self.on_timed_barrier(element)
 
     def _receive_overtaking(self, barrier: CheckpointBarrier) -> None:
         """What it has overtaken at the producer is fetched whether the task reads or not: it belongs to the checkpoint.

@@ -7,7 +7,7 @@ channels become events of the whole input here. Pure but for the channels' sourc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -111,6 +111,8 @@ class InputGate:
         #: in-flight records of the checkpoint that the task was restored from: before all others
         self._restored: deque[BatchArrived] = deque()
         self.error: EngineError | None = None
+        #: An aligned barrier with a timeout waits in a channel; may be called again for the same checkpoint.
+        self.on_timed_barrier: Callable[[CheckpointBarrier], None] = lambda barrier: None
         self._listed: deque[Channel] = deque()
         self._parked: list[Channel] = []
         self._events: deque[GateEvent] = deque()

@@ -82,6 +82,9 @@ class TaskCheckpoints:
         self._send = send
         self._clock = clock
         self._call_later = call_later
+        self._newest_timed = 0  #: the last checkpoint whose timeout runs or ran in the gate
+        if gate is not None:
+            gate.on_timed_barrier = self._arm_gate_timeout
         self._pending_rest = pending_rest  #: what the task has taken from its gate and not processed
         self._noted: dict[int, _Timing] = {}
         #: Snapshotted, neither acknowledged nor declined.
@@ -181,8 +184,7 @@ class TaskCheckpoints:
         self._noted[barrier.checkpoint_id] = _Timing(delay_ms, time.monotonic_ns())
         while len(self._noted) > _NOTED_MAX:
             del self._noted[next(iter(self._noted))]
-        if self._gate is not None:
-            self._arm_timeout(barrier, self._gate.time_out_alignment)
+        self._arm_gate_timeout(barrier)
 
     def _arm_timeout(self, barrier: CheckpointBarrier, act: Callable[[int], None]) -> None:
         """Call ``act`` when an aligned checkpoint has lasted so long that it is to go on unaligned."""
@@ -190,6 +192,17 @@ class TaskCheckpoints:
         if options.aligned_timeout_ms and not options.unaligned:
             left_ms = max(0, barrier.timestamp_ms + options.aligned_timeout_ms - self._clock.now_ms())
             self._call_later(left_ms / 1000, lambda: act(barrier.checkpoint_id))
+
+    def _arm_gate_timeout(self, barrier: CheckpointBarrier) -> None:
+        """When the first barrier is received from another slot, or read; a later one may be too late already."""
+        if self._gate is None:
+            return
+        due_ms = barrier.timestamp_ms + barrier.options.aligned_timeout_ms
+        if barrier.checkpoint_id > self._newest_timed:
+            self._newest_timed = barrier.checkpoint_id
+            self._arm_timeout(barrier, self._gate.time_out_alignment)
+        elif barrier.options.aligned_timeout_ms and self._clock.now_ms() >= due_ms:
+            self._gate.time_out_alignment(barrier.checkpoint_id)
 
     def _overtake(self, checkpoint_id: int) -> None:
         for task_exit in self._exits:

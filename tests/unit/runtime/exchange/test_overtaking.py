@@ -121,6 +121,7 @@ class World:
         self.pending: list[str] = []  #: taken from the gate, not processed yet
         self.state: dict[int, list[str]] = {}
         self.complete: dict[int, list[str]] = {}
+        self.abandoned: set[int] = set()
 
     def fail(self, error: Exception) -> None:
         raise error
@@ -173,8 +174,9 @@ class World:
             case EndCapture(id_):
                 captured = [row for _, batch in self.gate.take_captured(id_) for row in rows_of(batch).rows]
                 self.complete[id_] = self.state[id_] + captured
-            case AbandonCheckpoint():
-                raise AssertionError(event)
+            case AbandonCheckpoint(id_):
+                assert self.options.aligned_timeout_ms, event  # one that timed out subsumes those before it
+                self.abandoned.add(id_)
 
     def overtake(self) -> None:
         """The timeout of an aligned checkpoint, at one of the places where it may wait."""
@@ -218,7 +220,7 @@ def test_state_and_records_in_flight_are_all_before_the_barriers_once(seed: int,
     world.run()
     assert sorted(world.processed) == sorted(name for part in world.emitted for name in part), f"seed {seed}"
     assert world.gate.is_ended
-    for id_ in range(1, max(world.barriers) + 1):
+    for id_ in set(range(1, max(world.barriers) + 1)) - world.abandoned:
         assert sorted(world.complete[id_]) == sorted(world.before[id_]), f"seed {seed}, checkpoint {id_}"
     for wire in world.wires:
         assert wire.credit - wire.channel._extra_credit <= 2, f"seed {seed}: credit grows"
