@@ -34,10 +34,12 @@ from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import InitializeSlot
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.endpoint import GrpcServer, InMemoryServer, JobManagerConnection, connect
 from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.gateway import TakenCheckpoint
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, WorkerEvents
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.task_executor import (
@@ -507,6 +509,14 @@ class LocalCluster:
 
     def cancel(self, job_id: JobID) -> None:
         self._call(self.dispatcher.cancel_job, job_id)
+
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode, cancel: bool
+    ) -> concurrent.futures.Future[TakenCheckpoint]:
+        if self._closed:
+            raise ExternalError("The local cluster has ended with its program.")
+        work = self.dispatcher.trigger_savepoint(job_id, target, stop=stop, cancel=cancel)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def result(self, job_id: JobID, timeout_s: float) -> ExecutionGraph | None:
         """Wait for about ``timeout_s`` for the job's end; return it, or None if it still runs."""

@@ -1,5 +1,5 @@
-"""``flink``: runs programs, lists and cancels jobs. This file chooses the action and turns errors into exit codes; the
-actions are in ``cli_run`` and ``cli_jobs``, the grammar in ``cli_options``.
+"""``flink``: runs programs, lists, stops and cancels jobs. This file chooses the action and turns errors into exit
+codes; the actions are in ``cli_run``, ``cli_jobs`` and ``cli_savepoints``, the grammar in ``cli_options``.
 
 Exit codes: 0 success, 1 error, 130 interrupted, 143 terminated, 129 terminal closed; a program that ends itself with
 another code keeps it.
@@ -91,7 +91,7 @@ def _act(action: Action, words: list[str]) -> int:
 
 def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     # Imported late: -h and errors in the options must not pay for the rest.
-    from flink_yarn import cli_jobs, cli_run
+    from flink_yarn import cli_jobs, cli_run, cli_savepoints
 
     handlers: dict[str, Callable[[ParsedOptions, Configuration], int]] = {
         "run": cli_run.run,
@@ -99,6 +99,9 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "info": cli_run.info,
         "list": cli_jobs.list_jobs,
         "cancel": cli_jobs.cancel,
+        "stop": cli_savepoints.stop,
+        "savepoint": cli_savepoints.savepoint,
+        "checkpoint": cli_savepoints.checkpoint,
     }
     return handlers[action.name]
 

@@ -16,6 +16,7 @@ from engine.protocol.checkpoint import CheckpointKind, FileHandle, InFlightHandl
 __all__ = [
     "CheckpointFolders",
     "CompletedCheckpoint",
+    "InputLayout",
     "JobLayout",
     "OperatorLayout",
     "SubtaskState",
@@ -51,13 +52,22 @@ class OperatorLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class InputLayout:
+    """An edge into a vertex; edges that close a loop are none."""
+
+    source_id: JobVertexID
+    #: by consuming subtask: the producers that it reads from; () = all of them read all
+    pointwise: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VertexLayout:
     vertex_id: JobVertexID
     name: str
     parallelism: int
     max_parallelism: int
     operators: tuple[OperatorLayout, ...]  #: head first
-    producers: tuple[JobVertexID, ...] = ()
+    inputs: tuple[InputLayout, ...] = ()
 
     def tasks(self) -> list[Task]:
         return [Task(self.vertex_id, index) for index in range(self.parallelism)]
@@ -69,6 +79,18 @@ class JobLayout:
     vertices: tuple[VertexLayout, ...]
     #: some operator has a coordinator in the JobManager
     has_coordinators: bool = False
+
+    def producers(self, vertex: VertexLayout, subtask_index: int) -> list[Task]:
+        """Return the tasks that a subtask reads from."""
+        found = []
+        for one in vertex.inputs:
+            everyone = range(self.vertex(one.source_id).parallelism)
+            indexes = one.pointwise[subtask_index] if one.pointwise else everyone
+            found += [Task(one.source_id, index) for index in indexes]
+        return found
+
+    def vertex(self, vertex_id: JobVertexID) -> VertexLayout:
+        return next(vertex for vertex in self.vertices if vertex.vertex_id == vertex_id)
 
     def tasks(self) -> list[Task]:
         return [task for vertex in self.vertices for task in vertex.tasks()]

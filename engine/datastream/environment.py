@@ -19,12 +19,15 @@ from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, Sequenc
 from engine.connectors.source import Boundedness, Source, SourceSpec
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ProgramError
-from engine.core.options import JobOptions
+from engine.core.options import CheckpointingOptions, JobOptions
 from engine.core.type_info import TypeInformation, Types
 from engine.core.user_code import told_briefly
+from engine.datastream.checkpoint_config import CheckpointConfig
+from engine.datastream.checkpointing_mode import CheckpointingMode
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.lowering import is_bounded, lower
 from engine.datastream.row_types import rows_of_type
+from engine.datastream.state_backend import StateBackend, state_backend_of
 from engine.graph.job_graph import JobGraph
 from engine.graph.plan import execution_plan_json
 from engine.graph.stream_graph import build_job_graph
@@ -120,6 +123,58 @@ class StreamExecutionEnvironment:
 
     def get_restart_strategy(self) -> RestartStrategyConfiguration:
         return self.get_config().get_restart_strategy()
+
+    def enable_checkpointing(
+        self, interval: int | None = None, mode: CheckpointingMode | None = None
+    ) -> StreamExecutionEnvironment:
+        """Take a checkpoint every ``interval`` milliseconds (500 if none is given); after a failure the job goes on
+        from the last one."""
+        self.get_checkpoint_config().set_checkpoint_interval(500 if interval is None else interval)
+        if mode is not None:
+            self.get_checkpoint_config().set_checkpointing_mode(mode)
+        return self
+
+    def get_checkpoint_config(self) -> CheckpointConfig:
+        return CheckpointConfig(self._config)
+
+    def get_checkpoint_interval(self) -> int:
+        return self.get_checkpoint_config().get_checkpoint_interval()
+
+    def get_checkpointing_mode(self) -> CheckpointingMode:
+        return self.get_checkpoint_config().get_checkpointing_mode()
+
+    def get_checkpointing_consistency_mode(self) -> CheckpointingMode:
+        return self.get_checkpointing_mode()
+
+    def is_unaligned_checkpoints_enabled(self) -> bool:
+        return self.get_checkpoint_config().is_unaligned_checkpoints_enabled()
+
+    def is_force_unaligned_checkpoints(self) -> bool:
+        return self.get_checkpoint_config().is_force_unaligned_checkpoints()
+
+    def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
+        """Say where keyed state lives: ``HashMapStateBackend()`` or ``EmbeddedRocksDBStateBackend()``."""
+        state_backend.write_to(self._config)
+        return self
+
+    def get_state_backend(self) -> StateBackend:
+        return state_backend_of(self._config)
+
+    def enable_changelog_state_backend(self, enabled: bool) -> StreamExecutionEnvironment:
+        """Kept for compatibility; it has no effect. Increments: ``execution.checkpointing.incremental``."""
+        self._config.set("state.changelog.enabled", enabled)
+        return self
+
+    def is_changelog_state_backend_enabled(self) -> bool | None:
+        return self._config.get_boolean("state.changelog.enabled", False)
+
+    def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
+        """Set the folder of savepoints for which none is given."""
+        self._config.set(CheckpointingOptions.SAVEPOINT_DIR, directory)
+        return self
+
+    def get_default_savepoint_directory(self) -> str | None:
+        return self._config.get(CheckpointingOptions.SAVEPOINT_DIR) or None
 
     def set_buffer_timeout(self, timeout_millis: int) -> StreamExecutionEnvironment:
         """Set how long a record may wait in an output buffer: 0 = sent at once, -1 = only full buffers,

@@ -16,7 +16,7 @@ import abc
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
@@ -25,6 +25,7 @@ from engine.operators.functions import RuntimeContext
 from engine.state.parts import OperatorStateRegistry
 
 __all__ = [
+    "BATCH_ONLY",
     "CoordinatorContext",
     "CoordinatorSpec",
     "JobOutcome",
@@ -180,6 +181,12 @@ class SourceOperator(Operator):
         """The job is being cancelled (or stopped): stop reading. ``close`` follows."""
 
 
+#: ``OperatorSpec.not_checkpointed`` of batch operators.
+BATCH_ONLY: Final = (
+    "it belongs to a batch job: what it holds is made again from its input, and batch jobs take no checkpoints"
+)
+
+
 class OperatorSpec(abc.ABC):
     """Immutable description of an operator, made by the API, pickled into the JobGraph."""
 
@@ -189,6 +196,9 @@ class OperatorSpec(abc.ABC):
     inputs_first: tuple[int, ...] = ()
     #: True when nothing is emitted before all input has ended: a natural cut between stages.
     blocks: bool = False
+    #: Why the operator cannot take part in checkpoints, though it keeps something; "" = it takes part. Jobs with such
+    #: an operator decline checkpoints with this sentence instead of losing state.
+    not_checkpointed: str = ""
 
     @abc.abstractmethod
     def build(self) -> Operator: ...

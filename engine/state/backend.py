@@ -97,6 +97,10 @@ class KeyedStateBackend(Protocol):
         """Return the keys that have a value in a state; the state may be changed meanwhile."""
         ...
 
+    def close(self) -> None:
+        """Give back files and memory."""
+        ...
+
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         """Return the state of these key groups as of now; groups without state are left out."""
         ...

@@ -1,8 +1,9 @@
 """Runs a job's OperatorCoordinators (split enumerators, committers, collect sinks) in one I/O thread of the job.
 
 They may block on a file system; the event loop never does. No two calls of one job overlap, and they happen in the
-order in which they were asked for. Not here: what a coordinator does (``connectors``), what follows from its failure
-(``scheduler``).
+order in which they were asked for. What a coordinator sends to subtasks after its snapshot is marked with the number of
+that checkpoint, so that it can be held back until the checkpoint's trigger is out. Not here: what a coordinator does
+(``connectors``), what follows from its failure (``scheduler``).
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from engine.checkpoint.assignment import JobRestore
 from engine.core.errors import Domain, EngineError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
 from engine.operators.failure import error_info
+from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
 from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
@@ -42,12 +45,15 @@ class _Hosted:
     parallelism: int
     spec: bytes
     coordinator: OperatorCoordinator | None = None
+    #: the last checkpoint that has its state
+    snapshot_of: int = NO_CHECKPOINT
 
 
 @final
 class JobCoordinators:
     """The coordinators of one attempt of a job. ``post`` takes scheduler events, ``send`` takes (vertex, operator,
-    subtask, pickled event); both are called on the loop. All methods are called on the loop."""
+    subtask, pickled event, number of the last checkpoint that has the sender's state); both are called on the loop. All
+    methods are called on the loop. ``restored``: what they start from, None = afresh."""
 
     def __init__(
         self,
@@ -55,12 +61,14 @@ class JobCoordinators:
         config: dict[str, str],
         *,
         attempt_number: int = 0,
+        restored: JobRestore | None = None,
         post: Callable[[Event], None],
-        send: Callable[[JobVertexID, OperatorID, int, bytes], None],
+        send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
     ) -> None:
         self._job_graph = job_graph
         self._config = config
         self._attempt_number = attempt_number
+        self._restored = restored
         self._post = post
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -102,6 +110,27 @@ class JobCoordinators:
         for hosted in self._hosted:
             if hosted.vertex_id == vertex_id:
                 self._submit(functools.partial(self._guarded, hosted, lambda c: c.subtask_finished(subtask_index)))
+
+    def snapshot(self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]) -> None:
+        """Take the state of all, after all that was asked for before; ``done`` is called on the loop."""
+        if not self._hosted:
+            self._loop.call_soon(done, {})
+            return
+        self._submit(lambda: self._snapshot_all(checkpoint_id, done))
+
+    def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]) -> None:
+        """Let all commit; a failure is posted as CoordinatorFailed."""
+        for hosted in self._hosted:
+            encoded = committables.get(hosted.operator_id, {})
+
+            def call(coordinator: OperatorCoordinator, encoded: Mapping[int, bytes] = encoded) -> None:
+                coordinator.checkpoint_completed(checkpoint_id, _decoded(encoded))
+
+            self._submit(functools.partial(self._guarded, hosted, call))
+
+    def checkpoint_aborted(self, checkpoint_id: int) -> None:
+        for hosted in self._hosted:
+            self._submit(functools.partial(self._guarded, hosted, lambda c: c.checkpoint_aborted(checkpoint_id)))
 
     async def request(self, operator_id: str, request: object) -> object:
         """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
@@ -175,7 +204,8 @@ class JobCoordinators:
                 return
 
             def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
-                self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
+                target = (hosted.vertex_id, hosted.operator_id, subtask)
+                self._on_loop(self._send, *target, encode(event), hosted.snapshot_of)
 
             try:
                 spec = decode(hosted.spec, object)
@@ -185,11 +215,29 @@ class JobCoordinators:
                     hosted.parallelism, self._job_graph.job_id, self._config, send, self._attempt_number
                 )
                 hosted.coordinator = coordinator
+                if self._restored is not None:
+                    state = self._restored.coordinators.get(hosted.operator_id, b"")
+                    encoded = self._restored.committables.get(hosted.operator_id, {})
+                    coordinator.restore(state, _decoded(encoded))
                 coordinator.start(context)
             except Exception as error:
                 self._on_loop(self._post, CoordinatorFailed(error_info(error), _is_final(error)))
                 return
         self._on_loop(self._post, CoordinatorsStarted())
+
+    def _snapshot_all(self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]) -> None:
+        states: dict[OperatorID, bytes] = {}
+        try:
+            for hosted in self._hosted:
+                if hosted.coordinator is not None and not self._abandoned:
+                    states[hosted.operator_id] = hosted.coordinator.snapshot(checkpoint_id)
+                    # In this thread, so before anything that it sends afterwards.
+                    hosted.snapshot_of = checkpoint_id
+        except Exception as error:
+            logger.warning("job=%s checkpoint=%d: no state of a coordinator", self._job_graph.job_id, checkpoint_id)
+            self._on_loop(done, error)
+        else:
+            self._on_loop(done, states)
 
     def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
         if hosted.coordinator is None or self._abandoned:
@@ -223,6 +271,10 @@ class JobCoordinators:
         if not self._end_answered and condition():
             logger.warning("job=%s: a coordinator hangs; the job ends without its clean-up", self._job_graph.job_id)
             self._answer_end(None)
+
+
+def _decoded(committables: Mapping[int, bytes]) -> dict[int, object]:
+    return {subtask: decode(encoded, object) for subtask, encoded in committables.items()}
 
 
 def _is_final(error: Exception) -> bool:

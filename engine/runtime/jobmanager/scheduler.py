@@ -273,12 +273,17 @@ class Scheduler:
     back, its coordinators clean up. Then the restart strategy decides between a new attempt of everything and FAILED.
     """
 
-    def __init__(self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None) -> None:
+    def __init__(
+        self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None, *, recovers: bool = False
+    ) -> None:
+        """``recovers``: the job takes checkpoints, so a commit that failed half-way is made good by another attempt."""
         self.graph = ExecutionGraph(job_graph, now_ms)
+        self._recovers = recovers
         self._restarts = restarts or NoRestart()
         self._attempt_number = 0
         self._failed_ms = 0
-        #: Whether a new attempt could end differently and does no harm: not if its failure is final or a commit began.
+        #: Whether a new attempt could end differently and does no harm: not if its failure is final, or a commit began
+        #: that no checkpoint knows of.
         self._may_restart = True
         #: While the job fails: it was asked to end, so it is not restarted.
         self._cancel_requested = False
@@ -516,7 +521,7 @@ class Scheduler:
         if status in (JobStatus.CREATED, JobStatus.RUNNING):
             self.graph.failure = error
             self._failed_ms = self._now_ms
-            self._may_restart = self._coordinators not in _ENDED
+            self._may_restart = self._recovers or self._coordinators not in _ENDED
             self._enter(JobStatus.FAILING)
             self._cancel_tasks()
         elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
