@@ -19,6 +19,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.core.options import CheckpointingOptions, JobOptions
+from engine.core.records import Batch
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
@@ -48,6 +49,7 @@ from engine.runtime.exchange.gate import (
 from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
 from engine.runtime.exchange.transport import Transport
 from engine.runtime.taskmanager.chain_runner import OperatorChain
+from engine.runtime.taskmanager.in_flight import restored_batches
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.snapshot_capture import StateCapture
@@ -157,6 +159,10 @@ class StreamTask:
                 task_exit.open(self._runtime_context(self.deployment.vertex_name))
             self._registries.check_all_claimed(self._env.init.config)
             self._checkpoints = self._make_checkpoints(chain)
+            if self._gate is not None and restore is not None:
+                context = self._runtime_context(self.deployment.vertex_name)
+                batches = restored_batches(restore.in_flight, spec.input_keys, self.deployment, context)
+                self._gate.restore(batches)
         except BaseException as error:
             self._fail(error)
             return
@@ -185,8 +191,22 @@ class StreamTask:
         if deployment.restore is not None and Configuration(env.init.config).get(CheckpointingOptions.INCREMENTAL):
             capture.adopt(deployment.restore)
         return TaskCheckpoints(
-            deployment, chain, self._exits, self._gate, capture=capture, send=env.send, clock=env.clock
+            deployment,
+            chain,
+            self._exits,
+            self._gate,
+            capture=capture,
+            send=env.send,
+            clock=env.clock,
+            call_later=env.mailbox.call_later,
+            pending_rest=self._pending_rest,
         )
+
+    def _pending_rest(self) -> tuple[int, Batch] | None:
+        pending = self._pending
+        if pending is None:
+            return None
+        return pending.input_index, pending.batch.slice(self._pending_at, len(pending.batch))
 
     def _load(self) -> ChainSpec:
         try:
@@ -285,6 +305,8 @@ class StreamTask:
         gate, checkpoints = self._gate, self._checkpoints
         if gate is not None and gate.error is not None:
             return True  # the step raises it
+        if gate is not None and gate.is_urgent:
+            return True  # a barrier that overtakes records waits for neither room nor readiness
         if checkpoints.is_suspended:
             return False
         if not self._has_room():
@@ -490,6 +512,10 @@ class StreamTask:
             raise gate.error
         checkpoints = self._checkpoints
         assert checkpoints is not None
+        if gate.is_urgent:
+            while (urgent := gate.next_urgent()) is not None:
+                self._handle(urgent)
+            return
         if self._must_stop:
             self._finish()
             return
