@@ -7,7 +7,7 @@ known that it was done, also by another process after a crash; so committing twi
 The engine's own sinks commit in the JobManager (``file_commits``), where no user code runs. A user's ``Sink`` commits
 in its task: committables are operator state until ``notify_checkpoint_complete``. When its input has ended the task
 stays until the next checkpoint has completed (``Operator.holds_end``): what it committed earlier would come again
-if the job had to go back. Without periodic checkpoints it commits at its end.
+if the job had to go back. Without checkpoints it commits at its end; should another task fail then, all comes again.
 Source: Flink's Sink V2 (``SinkWriter``, ``CommittingSinkWriter``, ``StatefulSinkWriter``, ``Committer``).
 """
 
@@ -142,7 +142,6 @@ class _CommittingSinkOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._takes_checkpoints = takes_checkpoints(ctx.config)
         states = ctx.state.operator_states()
         self._writer_states = states.get_list_state(ListStateDescriptor("WriterState"))
         self._committables = states.get_list_state(ListStateDescriptor("Committables"))
@@ -228,10 +227,11 @@ class _CommittingSinkOperator(Operator):
         self._prepare(end_of_input=True)
         self._is_finished = True
         self._writer_states.clear()
-        if not self._takes_checkpoints:
-            ready, self._pending = [committable for _, committable in self._pending], []
-            if ready:
-                self._commit(ready)
+
+    def release_end(self) -> None:
+        ready, self._pending = [committable for _, committable in self._pending], []
+        if ready:
+            self._commit(ready)
 
     def holds_end(self) -> bool:
         return bool(self._pending or self._again)

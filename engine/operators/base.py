@@ -127,6 +127,10 @@ class Operator(abc.ABC):
         because what was written last can be committed only when a checkpoint has completed. Must be cheap."""
         return False
 
+    def release_end(self) -> None:
+        """Called after ``finish`` while ``holds_end``, when no checkpoint will come any more (there are none, or the
+        job stops with a savepoint): do now what waited for one."""
+
     def close(self) -> None:
         """Give back files, threads and sockets. Called once, always."""
 

@@ -114,6 +114,7 @@ class StreamTask:
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
         self._source_ended = False
+        self._is_finished = False  #: ``finish`` of the operators has been called
         self._registries = TaskRegistries(deployment, env.init.work_dir)
         self._checkpoints: TaskCheckpoints | None = None  #: once everything is open
         self._pending: BatchArrived | None = None
@@ -317,16 +318,26 @@ class StreamTask:
                 self._clock.wait(backpressured=True)
                 return False
         if self._must_stop:
-            ready = not checkpoints.holds_end
+            ready = not self._holds_end
         elif gate is None:
             ready = not self._source_waits and not checkpoints.holds_source
         else:
             ready = self._pending is not None or gate.has_next()
             if gate.is_ended and not ready:
-                ready = checkpoints.waits_for_end or not checkpoints.holds_end
+                ready = checkpoints.waits_for_end or not self._holds_end
         if not ready:
             self._clock.wait(backpressured=False)
         return ready
+
+    @property
+    def _holds_end(self) -> bool:
+        """The task must stay for its checkpoints, or for what its finished operators wait for."""
+        assert self._checkpoints is not None
+        return self._checkpoints.holds_end or (self._is_finished and self._waits_for_checkpoint())
+
+    def _waits_for_checkpoint(self) -> bool:
+        assert self._chain is not None
+        return any(operator.holds_end() for operator in self._chain.operators)
 
     @property
     def _must_stop(self) -> bool:
@@ -580,15 +591,22 @@ class StreamTask:
 
     def _finish(self) -> None:
         """All input has ended: emit what is left, close, end the outputs. Of a suspended task nothing is left: what it
-        holds is in the savepoint."""
+        holds is in the savepoint. Comes again when what operators waited for has happened."""
         chain = self._chain
         assert chain is not None and self._checkpoints is not None  # noqa: PT018
-        if self._checkpoints.stopped is not StopMode.SUSPEND:
+        if self._checkpoints.stopped is StopMode.SUSPEND:
+            if self._gate is not None:
+                self._gate.close()
+        elif not self._is_finished:
             if self._source is not None:
                 chain.end_event_time()  # the tasks behind hear it from their gates
             chain.finish()
-        elif self._gate is not None:
-            self._gate.close()
+            self._is_finished = True
+            if self._waits_for_checkpoint() and not self._another_checkpoint_comes():
+                for index, operator in enumerate(chain.operators):
+                    chain.call(index, operator.release_end)
+        if self._waits_for_checkpoint():
+            return
         errors = chain.close()
         for task_exit in self._exits:
             task_exit.close()
@@ -598,6 +616,12 @@ class StreamTask:
         for task_exit in self._exits:
             task_exit.end()
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
+
+    def _another_checkpoint_comes(self) -> bool:
+        assert self._checkpoints is not None
+        config = Configuration(self._env.init.config)
+        periodic = config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
+        return bool(periodic) and self._checkpoints.stopped is StopMode.NONE
 
     def cancel(self) -> None:
         """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""
