@@ -29,6 +29,7 @@ from engine.core.config import (
     parse_dynamic_properties,
 )
 from engine.core.errors import EngineError, ExternalError
+from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken, JobID, ResourceID
 from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions, RestOptions
@@ -163,6 +164,7 @@ async def run_jobmanager(
     Raises: ConfigError, ExternalError when it cannot start (port in use).
     """
     check_config(config)
+    configure_file_systems(config.to_dict())
     loop = asyncio.get_running_loop()
     folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or _temp_dir(config))
     dispatcher = Dispatcher(
@@ -251,6 +253,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     Raises: ConfigError, ExternalError.
     """
     check_config(config)
+    configure_file_systems(config.to_dict())
     loop = asyncio.get_running_loop()
     rpc_host, rpc_port = config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)
     host = bind_host = config.get(ClusterOptions.TM_HOST)
@@ -377,6 +380,7 @@ class LocalCluster:
 
     def __init__(self, config: Configuration, told: Collection[str] = ()) -> None:
         check_config(config, told)  # warnings come to the terminal, as long as the program configures no logging
+        configure_file_systems(config.to_dict())
         self._config = Configuration(config)
         self._pid = os.getpid()
         self._closed = False

@@ -15,6 +15,7 @@ from typing import Final
 
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError, EngineError
+from engine.core.fs import configure_file_systems
 from engine.core.option_warnings import check_values, key_warnings
 from flink_yarn.cli_config import effective_config, read_yarn_properties, yarn_properties_path
 from flink_yarn.cli_help import action_help, general_help, invalid_action
@@ -85,6 +86,7 @@ def _act(action: Action, words: list[str]) -> int:
     try:
         config = _configuration(action, parsed)
         check_values(config)
+        configure_file_systems(config.to_dict())
     except ConfigError as error:
         raise _UsageError(str(error)) from None
     return _handler(action)(parsed, config)

@@ -239,6 +239,7 @@ class _SinkCoordinator(OperatorCoordinator):
         self._started = False
         #: subtask → its complete file in the staging folder
         self._written: dict[int, str] = {}
+        self._published: list[str] = []
 
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
@@ -280,6 +281,30 @@ class _SinkCoordinator(OperatorCoordinator):
         if event.complete or self._publish_on_cancel:
             self._written[subtask_index] = event.name
 
+    def check_end(self, outcome: JobOutcome) -> None:
+        if not self._started or not (outcome is JobOutcome.FINISHED or self._publish_on_cancel):
+            return
+        fs, staging = self._fs, self._placement.staging
+        for name in self._written.values():
+            if fs.status(f"{staging}/{name}") is None:
+                raise ExternalError(f"{staging}/{name}, which this job has written for {self._path}, is gone.")
+        existing = fs.status(self._path)
+        if existing is not None and not self._overwrite:
+            raise OutputExistsError(f"Output path {self._path} exists now; when the job began it did not.")
+        fills_folder = existing is not None and existing.is_dir
+        if fills_folder:
+            self._check_replaceable()
+        folder = self._path if fills_folder and self.ctx.parallelism > 1 else self._path.rpartition("/")[0]
+        probe = f"{folder}/.probe.{self.ctx.job_id[:12]}"
+        try:
+            fs.open_write(probe, overwrite=True).close()
+            fs.delete(probe)
+        except ExternalError as error:
+            raise ExternalError(f"Output path {self._path} can be written no more: {error}") from error
+
+    def published(self) -> list[str]:
+        return self._published
+
     def job_ended(self, outcome: JobOutcome) -> None:
         if not self._started:
             return
@@ -310,6 +335,7 @@ class _SinkCoordinator(OperatorCoordinator):
                 if existing is not None and existing.is_dir:
                     fs.delete(self._path, recursive=True)
                 fs.rename(f"{staging}/{self._written[0]}", self._path, overwrite=self._overwrite)
+                self._published.append(self._path)
             return
         if existing is not None and not existing.is_dir:
             fs.delete(self._path)
@@ -321,6 +347,7 @@ class _SinkCoordinator(OperatorCoordinator):
             for subtask, name in self._written.items():
                 fs.rename(f"{staging}/{name}", f"{complete}/{subtask + 1}")
             fs.rename(complete, self._path)
+            self._published.append(self._path)
             return
         for child in fs.list(self._path):
             name = child.path.rpartition("/")[2]
@@ -328,6 +355,7 @@ class _SinkCoordinator(OperatorCoordinator):
                 fs.delete(child.path)
         for subtask, name in self._written.items():
             fs.rename(f"{staging}/{name}", f"{self._path}/{subtask + 1}", overwrite=True)
+            self._published.append(f"{self._path}/{subtask + 1}")
 
 
 def _attempt_of(path: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 from engine.connectors.file_sinks import LineWriter
 from engine.connectors.files import TextFileSource, absolute_path
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, ExternalError
 from engine.core.fs import FileSystem, file_system_of
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, rows_of
@@ -402,6 +402,7 @@ class _PartsCoordinator(OperatorCoordinator):
         self._parts: dict[str, tuple[int, PartWritten] | None] = {}
         self._attempts: dict[str, tuple[int, int]] = {}
         self._last_attempt: dict[int, int] = {}
+        self._published: list[str] = []
 
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
@@ -424,12 +425,28 @@ class _PartsCoordinator(OperatorCoordinator):
             case _:
                 raise AssertionError(event)
 
-    def job_ended(self, outcome: JobOutcome) -> None:
+    def check_end(self, outcome: JobOutcome) -> None:
+        for temporary in self._to_publish(outcome):
+            if self._fs.status(temporary) is None:
+                raise ExternalError(f"{temporary}, which this job has written for {self._base_path}, is gone.")
+
+    def published(self) -> list[str]:
+        return self._published
+
+    def _to_publish(self, outcome: JobOutcome) -> dict[str, tuple[int, PartWritten]]:
         publishes = outcome is JobOutcome.FINISHED or (outcome is JobOutcome.CANCELED and self._publish_on_cancel)
+        found = {}
         for temporary, written in self._parts.items():
             subtask, attempt = self._attempts[temporary]
             if publishes and written is not None and attempt == self._last_attempt[subtask]:
-                self._publish(*written)
+                found[temporary] = written
+        return found
+
+    def job_ended(self, outcome: JobOutcome) -> None:
+        publishes = self._to_publish(outcome)
+        for temporary in self._parts:
+            if temporary in publishes:
+                self._publish(*publishes[temporary])
             else:
                 self._fs.delete(temporary)
         if outcome is JobOutcome.FAILED or self.ctx.attempt_number > 0:
@@ -452,3 +469,4 @@ class _PartsCoordinator(OperatorCoordinator):
                 break
             number += 1  # an earlier run wrote here: add to it, never replace it
         self._fs.rename(part.temporary, target)
+        self._published.append(target)

@@ -112,6 +112,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def create_reader(self) -> SourceReader: ...
 
+    def without_user_code(self) -> Source:
+        """Return what makes the same enumerator and can be sent to the JobManager: no functions of the program."""
+        return self
+
 
 # --- events between reader and enumerator -----------------------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class SourceSpec(OperatorSpec):
         return _SourceOperator(self.source)
 
     def coordinator(self) -> CoordinatorSpec:
-        return _EnumeratorSpec(self.source)
+        return _EnumeratorSpec(self.source.without_user_code())
 
 
 @final

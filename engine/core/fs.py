@@ -14,7 +14,7 @@ import importlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, final
 
@@ -24,7 +24,9 @@ __all__ = [
     "FileStatus",
     "FileSystem",
     "LocalFileSystem",
+    "configure_file_systems",
     "file_system_of",
+    "file_system_settings",
     "forget_connections",
     "list_input_files",
     "register_file_system",
@@ -209,6 +211,24 @@ _factories: dict[str, Callable[[], FileSystem]] = {"file": LocalFileSystem}
 #: Schemes whose module registers itself when imported; keeps hdfs out of programs that do not use it.
 _modules: dict[str, str] = {"hdfs": "flink_yarn.hdfs", "webhdfs": "flink_yarn.hdfs"}
 _instances: dict[str, FileSystem] = {}
+#: Options of this process for its file systems: those that begin with ``fs.``.
+_settings: dict[str, str] = {}
+
+
+def configure_file_systems(options: Mapping[str, str]) -> None:
+    """Give this process's file systems their ``fs.*`` options; called where a process, a program or a job begins.
+
+    File systems that were made with other options are made anew when they are next asked for.
+    """
+    chosen = {key: value for key, value in options.items() if key.startswith("fs.")}
+    if chosen != _settings:
+        _settings.clear()
+        _settings.update(chosen)
+        _instances.clear()
+
+
+def file_system_settings() -> dict[str, str]:
+    return dict(_settings)
 
 
 def register_file_system(scheme: str, factory: Callable[[], FileSystem]) -> None:

@@ -54,7 +54,7 @@ class JobOptions:
         "pipeline.object-reuse",
         boolean,
         False,
-        "Accepted for compatibility: chained operators always pass objects on without copying.",
+        "Several consumers of one stream share its records; otherwise each but one gets copies.",
     )
     RUNTIME_MODE: Final = ConfigOption(
         "execution.runtime-mode",
@@ -424,6 +424,12 @@ class YarnOptions:
     STAGING_DIR: Final = ConfigOption(
         "yarn.staging-directory", string, "", "HDFS folder for shipped files; default: the user's home."
     )
+    ARCHIVES_RETENTION: Final = ConfigOption(
+        "yarn.archives.retention",
+        duration_ms,
+        30 * 86_400_000,
+        "A deployment removes archives of the engine on HDFS that none has used for so long; 0 = never.",
+    )
     TAGS: Final = ConfigOption("yarn.tags", string, "", "Comma-separated YARN application tags.")
     PROPERTIES_FILE_DIR: Final = ConfigOption(
         "yarn.properties-file.location",
@@ -438,7 +444,7 @@ class YarnOptions:
         "fs.hdfs.client",
         string,
         "webhdfs",
-        "webhdfs, libhdfs or native.",
+        "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
     )
     HDFS_REPLICATION: Final = ConfigOption(

@@ -173,7 +173,7 @@ class DataStream(_Named):
 
     def map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
         _check_function(func, "map")
-        return self._apply("Map", MapSpec(with_row_output(func, "map", output_type)), output_type)
+        return self._apply("Map", MapSpec(with_row_output(func, "map", output_type), self._output_type), output_type)
 
     def flat_map(self, func: Function | Callable[[Any], Any], output_type: TypeInformation | None = None) -> DataStream:
         _check_function(func, "flat_map")
@@ -181,7 +181,7 @@ class DataStream(_Named):
 
     def filter(self, func: Function | Callable[[Any], bool]) -> DataStream:
         _check_function(func, "filter")
-        return self._apply("Filter", FilterSpec(func), self._output_type)
+        return self._apply("Filter", FilterSpec(func, self._output_type), self._output_type)
 
     def process(self, func: ProcessFunction, output_type: TypeInformation | None = None) -> DataStream:
         """Hand each record, with its context, to a ProcessFunction; what it yields with a tag is a side output."""

@@ -274,6 +274,8 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
         coordinators=_coordinators_of(made, ids),
         is_source=not made.head.inputs,
         is_bounded=made.head.is_bounded,
+        is_parallel=not any(node.transformation.forced_non_parallel for node in made.nodes),
+        follows_default=all(node.transformation.parallelism is None for node in made.nodes),
     )
 
 

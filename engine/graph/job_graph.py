@@ -107,6 +107,8 @@ class JobVertex:
     coordinators: dict[OperatorID, bytes] = field(default_factory=dict)
     is_source: bool = False
     is_bounded: bool = True
+    is_parallel: bool = True  #: may have another parallelism than 1
+    follows_default: bool = True  #: no operator of the chain had a parallelism of its own
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,9 @@ def _node_plan(node: StreamNode) -> dict[str, Any]:
         "contents": node.transformation.description or node.name,
         "parallelism": node.parallelism,
     }
+    tier = node.transformation.spec.describe()
+    if tier:
+        plan["tier"] = tier
     if node.inputs:
         plan["predecessors"] = [_predecessor(edge) for edge in node.inputs]
     return plan

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -267,6 +267,14 @@ class OperatorCoordinator:
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
+
+    def check_end(self, outcome: JobOutcome) -> None:
+        """Called for all coordinators of the job before ``job_ended(outcome)`` of any, unless it FAILED: raise now what
+        would make that fail, so that no other's output is shown either. Changes nothing that others see."""
+
+    def published(self) -> Sequence[str]:
+        """Return what ``job_ended`` has shown so far; told to the user when it, or that of another one, fails."""
+        return ()
 
     def job_ended(self, outcome: JobOutcome) -> None:
         """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns.

@@ -25,7 +25,7 @@ class BoundFunction:
 
     def __init__(self, function: Any, method: str) -> None:
         self.call: Callable[..., Any] = callable_of(function, method)
-        self._function = function
+        self.function = function  #: as the user gave it
         self.operator_name = ""
         self._opened = False
 
@@ -33,17 +33,17 @@ class BoundFunction:
         """Open a Function object in the task; raises UserCodeError when its ``open`` raises."""
         self.operator_name = ctx.operator_name
         self._opened = True
-        if isinstance(self._function, Function):
+        if isinstance(self.function, Function):
             try:
-                self._function.open(ctx.runtime_context)
+                self.function.open(ctx.runtime_context)
             except BaseException as error:
                 raise self.error(error) from error
 
     def close(self) -> None:
-        if self._opened and isinstance(self._function, Function):
+        if self._opened and isinstance(self.function, Function):
             self._opened = False
             try:
-                self._function.close()
+                self.function.close()
             except BaseException as error:
                 raise self.error(error) from error
 

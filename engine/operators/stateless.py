@@ -1,23 +1,24 @@
 """Operators on rows that remember nothing: map, flat_map, filter, project, and their two-input forms.
 
-Each is one loop a batch around the user's function. Records keep their event times. A columnar batch is turned into
-rows here, at the entrance of the user's function (``rows_of``), except where columns can be kept.
+Specs; what runs the functions on rows is ``row_operator``. Records keep their event times. A columnar batch is turned
+into rows at the entrance of the user's function, except where columns can be kept.
 """
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
+from engine.operators.compile.tier import tier_of
 from engine.operators.failure import user_error
-from engine.operators.results import iterator_of
-from engine.operators.row_loop import RowLoop, Rows
+from engine.operators.row_operator import RowOperator
+from engine.operators.row_steps import StepKind
 
 __all__ = [
     "CoFlatMapSpec",
@@ -36,15 +37,16 @@ _VECTORISED = "vectorised"
 @final
 @dataclass(frozen=True)
 class MapSpec(OperatorSpec):
-    """``function``: MapFunction or callable."""
+    """``function``: MapFunction or callable. ``input_type``: for ``describe`` only."""
 
     function: Any
+    input_type: TypeInformation | None = None
 
     def build(self) -> Operator:
-        return _MapOperator((BoundFunction(self.function, "map"),))
+        return RowOperator(StepKind.MAP, (BoundFunction(self.function, "map"),))
 
     def describe(self) -> str:
-        return _INTERPRETED
+        return tier_of(self.function, self.input_type, is_filter=False)
 
 
 @final
@@ -56,7 +58,7 @@ class CoMapSpec(OperatorSpec):
     num_inputs = 2
 
     def build(self) -> Operator:
-        return _MapOperator((BoundFunction(self.function, "map1"), BoundFunction(self.function, "map2")))
+        return RowOperator(StepKind.MAP, (BoundFunction(self.function, "map1"), BoundFunction(self.function, "map2")))
 
     def describe(self) -> str:
         return _INTERPRETED
@@ -70,7 +72,7 @@ class FlatMapSpec(OperatorSpec):
     function: Any
 
     def build(self) -> Operator:
-        return _FlatMapOperator((BoundFunction(self.function, "flat_map"),))
+        return RowOperator(StepKind.FLAT_MAP, (BoundFunction(self.function, "flat_map"),))
 
     def describe(self) -> str:
         return _INTERPRETED
@@ -85,7 +87,8 @@ class CoFlatMapSpec(OperatorSpec):
     num_inputs = 2
 
     def build(self) -> Operator:
-        return _FlatMapOperator((BoundFunction(self.function, "flat_map1"), BoundFunction(self.function, "flat_map2")))
+        functions = BoundFunction(self.function, "flat_map1"), BoundFunction(self.function, "flat_map2")
+        return RowOperator(StepKind.FLAT_MAP, functions)
 
     def describe(self) -> str:
         return _INTERPRETED
@@ -94,15 +97,16 @@ class CoFlatMapSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class FilterSpec(OperatorSpec):
-    """``function``: FilterFunction or callable."""
+    """``function``: FilterFunction or callable. ``input_type``: for ``describe`` only."""
 
     function: Any
+    input_type: TypeInformation | None = None
 
     def build(self) -> Operator:
-        return _FilterOperator(BoundFunction(self.function, "filter"))
+        return RowOperator(StepKind.FILTER, (BoundFunction(self.function, "filter"),))
 
     def describe(self) -> str:
-        return _INTERPRETED
+        return tier_of(self.function, self.input_type, is_filter=True)
 
 
 @final
@@ -138,176 +142,9 @@ class MapBatchesSpec(OperatorSpec):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@final
-class _MapOperator(Operator):
-    def __init__(self, functions: tuple[BoundFunction, ...]) -> None:
-        self._functions = functions
-
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._loop = RowLoop.of_context(ctx)
-        self._functions[0].open(ctx)
-        for function in self._functions[1:]:  # one object behind both inputs: it is opened once
-            function.operator_name = ctx.operator_name
-
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        batch = rows_of(batch)
-        function = self._functions[input_index]
-        call = function.call
-        while True:
-            rows = self._loop.begin(batch.rows)
-            try:
-                # A comprehension, not map(): StopIteration out of the user's function must not end the loop silently.
-                results = [call(row) for row in rows]
-            except BaseException as error:
-                raise function.error(error, batch.rows[rows.taken() - 1]) from error
-            self._loop.end()
-            taken = rows.taken()
-            if taken == len(batch.rows):
-                self.out.emit(RowBatch(results, batch.timestamps_ms))
-                return
-            self.out.emit(RowBatch(results, batch.slice(0, taken).timestamps_ms))
-            batch = batch.slice(taken, len(batch.rows))
-
-    def close(self) -> None:
-        self._functions[0].close()
-
-
 def _failing(rows: list[Any], remaining: Iterator[Any]) -> Any:
     """Return the row that a loop over ``remaining = iter(rows)`` took last."""
     return rows[len(rows) - operator.length_hint(remaining) - 1]
-
-
-@final
-class _FlatMapOperator(Operator):
-    def __init__(self, functions: tuple[BoundFunction, ...]) -> None:
-        self._functions = functions
-
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._loop = RowLoop.of_context(ctx)
-        self._functions[0].open(ctx)
-        for function in self._functions[1:]:  # one object behind both inputs: it is opened once
-            function.operator_name = ctx.operator_name
-
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        batch = rows_of(batch)
-        function = self._functions[input_index]
-        while batch.rows:
-            rows = self._loop.begin(batch.rows)
-            if batch.timestamps_ms is None:
-                self._process(function, rows)
-            else:
-                self._process_stamped(function, rows, batch.timestamps_ms)
-            batch = batch.slice(rows.taken(), len(batch.rows))
-
-    def _process(self, function: BoundFunction, rows: Rows) -> None:
-        call = function.call
-        pending: list[Any] = []
-        for row in rows:
-            try:
-                results = call(row)
-                if type(results) is list:
-                    pending += results
-                    rest = None
-                elif results is None:
-                    continue
-                else:
-                    rest = iterator_of(results, "flat_map")
-                    pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except BaseException as error:
-                raise function.error(error, row) from error
-            if len(pending) >= BATCH_ROWS_MAX:
-                self._emit(pending, None)
-                pending = []
-                if rest is not None:
-                    self._drain(function, row, rest, None)
-                self._loop.current = rows  # others may have had a turn
-        self._loop.end()
-        if pending:
-            self._emit(pending, None)
-
-    def _process_stamped(self, function: BoundFunction, rows: Rows, stamps: list[int]) -> None:
-        call = function.call
-        pending: list[Any] = []
-        pending_stamps: list[int] = []
-        for row, stamp in zip(rows, stamps):  # not strict: the rows may be cut short
-            size = len(pending)
-            try:
-                results = call(row)
-                if results is None:
-                    continue
-                rest = iterator_of(results, "flat_map")
-                pending += itertools.islice(rest, BATCH_ROWS_MAX)
-            except BaseException as error:
-                raise function.error(error, row) from error
-            pending_stamps += [stamp] * (len(pending) - size)
-            if len(pending) >= BATCH_ROWS_MAX:
-                self._emit(pending, pending_stamps)
-                pending, pending_stamps = [], []
-                self._drain(function, row, rest, stamp)
-                self._loop.current = rows
-        self._loop.end()
-        if pending:
-            self._emit(pending, pending_stamps)
-
-    def _drain(self, function: BoundFunction, row: Any, rest: Iterator[Any], stamp: int | None) -> None:
-        """Emit what a record yields beyond one batch, chunk by chunk: it may yield millions."""
-        while True:
-            try:
-                chunk = list(itertools.islice(rest, BATCH_ROWS_MAX))
-            except BaseException as error:
-                raise function.error(error, row) from error
-            if not chunk:
-                return
-            self._emit(chunk, None if stamp is None else [stamp] * len(chunk))
-
-    def _emit(self, rows: list[Any], stamps: list[int] | None) -> None:
-        batch = RowBatch(rows, stamps)
-        if len(rows) <= 2 * BATCH_ROWS_MAX:
-            self.out.emit(batch)
-            return
-        for start in range(0, len(rows), BATCH_ROWS_MAX):
-            self.out.emit(batch.slice(start, start + BATCH_ROWS_MAX))
-
-    def close(self) -> None:
-        self._functions[0].close()
-
-
-@final
-class _FilterOperator(Operator):
-    def __init__(self, function: BoundFunction) -> None:
-        self._function = function
-
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._loop = RowLoop.of_context(ctx)
-        self._function.open(ctx)
-
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        batch = rows_of(batch)
-        call = self._function.call
-        while True:
-            rows = self._loop.begin(batch.rows)
-            stamps = batch.timestamps_ms
-            try:
-                if stamps is None:
-                    kept = [row for row in rows if call(row)]
-                else:
-                    keeps = [bool(call(row)) for row in rows]
-                    kept = list(itertools.compress(batch.rows, keeps))
-                    stamps = list(itertools.compress(stamps, keeps))
-            except BaseException as error:
-                raise self._function.error(error, batch.rows[rows.taken() - 1]) from error
-            self._loop.end()
-            if kept:
-                self.out.emit(RowBatch(kept, stamps))
-            if rows.taken() == len(batch.rows):
-                return
-            batch = batch.slice(rows.taken(), len(batch.rows))
-
-    def close(self) -> None:
-        self._function.close()
 
 
 @final

@@ -15,6 +15,7 @@ import enum
 import math
 import uuid
 import zlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.core.errors import ProgramError
@@ -36,6 +37,10 @@ MAX_PARALLELISM_DEFAULT: Final = 128
 MAX_PARALLELISM_MAX: Final = 1 << 15
 #: Entries of the key → subtask memo of one exchange; enough for skewed keys, bounded for unique ones.
 _MEMO_SIZE_MAX: Final = 1 << 17
+
+_BYTE: Final = 256
+#: One key in so many was missing: then most of the time goes into those.
+_MISSED_SHARE: Final = 4
 
 #: The one NaN that keyed state stores: NaN differs from itself, so a dict finds it only by identity.
 NAN: Final = float("nan")
@@ -152,8 +157,42 @@ class KeyToSubtask(dict[Any, int]):
         assert 0 < parallelism <= max_parallelism
         self._parallelism = parallelism
         self._max_parallelism = max_parallelism
+        self._num_missed = 0  #: since the last batch
+
+    def of_keys(self, keys: Sequence[Any]) -> bytes | None:
+        """Return the subtask of each key, a byte a key, where that is quicker than looking the keys up one by one: when
+        the last batch was mostly of keys not seen before, and these are integers or texts. None = look them up.
+
+        Rate: 15 M integers, 5 M texts a second; the lookup costs 0.7 us for a key that is missing.
+        """
+        num_missed, self._num_missed = self._num_missed, 0
+        if self._parallelism > _BYTE or num_missed * _MISSED_SHARE < len(keys):
+            return None
+        kinds = set(map(type, keys))
+        if kinds != {int} and kinds != {str}:
+            return None
+        self._num_missed = len(keys)  # go on like this
+        import numpy as np
+
+        if kinds == {int}:
+            try:
+                numbers = np.array(keys, np.int64)
+            except OverflowError:
+                return None
+            hashes = (numbers ^ (numbers >> 32)).astype(np.uint32)
+        else:
+            crc32 = zlib.crc32
+            hashes = np.array([crc32(key.encode("utf-8", "surrogatepass")) for key in keys], np.uint32)
+        hashes ^= hashes >> np.uint32(16)
+        hashes *= np.uint32(0x85EBCA6B)
+        hashes ^= hashes >> np.uint32(13)
+        hashes *= np.uint32(0xC2B2AE35)
+        hashes ^= hashes >> np.uint32(16)
+        groups = hashes % np.uint32(self._max_parallelism)
+        return (groups * np.uint32(self._parallelism) // np.uint32(self._max_parallelism)).astype(np.uint8).tobytes()
 
     def __missing__(self, key: Any) -> int:
+        self._num_missed += 1
         subtask = mix32(stable_hash(key)) % self._max_parallelism * self._parallelism // self._max_parallelism
         if len(self) >= _MEMO_SIZE_MAX:
             self.clear()

@@ -14,3 +14,10 @@ def test_vectorised_and_lambda_word_counts_agree():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine / engine-lambdas" in done.stdout
+
+
+def test_the_engine_adds_less_to_a_call_than_it_may():
+    command = [sys.executable, "-m", "tests.bench.row_steps", "--rounds", "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("limit 300") == 4

@@ -1,4 +1,4 @@
-"""``flink savepoint``, ``stop``, ``cancel -s``, ``checkpoint``, ``run -s`` on a real cluster: what a job had counted is kept."""
+"""Savepoints through the command line on a real cluster: what a job had counted is kept."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ is nothing to decide and no key is computed.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
@@ -22,6 +23,7 @@ from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 __all__ = ["ChannelSelector", "default_max_parallelism", "make_channel_selector", "split_by_channel"]
 
@@ -83,11 +85,13 @@ def make_channel_selector(
 
 
 def split_by_channel(
-    batch: Batch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
+    batch: Batch, channel_of_row: Sequence[int] | bytes | np.ndarray[Any, Any], num_channels: int
 ) -> list[tuple[int, Batch]]:
     """Cut a batch into its parts by channel, keeping the order of rows. Every channel number is in range."""
     if isinstance(batch, ColumnBatch):
         return _split_columns(batch, channel_of_row, num_channels)
+    if num_channels <= len(_MASKS):
+        return _split_rows(batch, bytes(channel_of_row), num_channels)
     rows_by_channel: list[list[Any]] = [[] for _ in range(num_channels)]
     appends = [rows.append for rows in rows_by_channel]
     for row, channel in zip(batch.rows, channel_of_row, strict=True):
@@ -101,29 +105,65 @@ def split_by_channel(
     return [(c, RowBatch(rows, stamps_by_channel[c])) for c, rows in enumerate(rows_by_channel) if rows]
 
 
+#: By channel: turns its number into 1 and all others into 0.
+_MASKS: Final = tuple(bytes(number == channel for number in range(256)) for channel in range(4))
+
+
+def _split_rows(batch: RowBatch, channel_of_row: bytes, num_channels: int) -> list[tuple[int, Batch]]:
+    """For few channels: a pass in C over the rows for each costs less than one in Python over all (20 to 45 ns a row
+    for two)."""
+    assert len(channel_of_row) == len(batch.rows)  # else rows would vanish
+    parts: list[tuple[int, Batch]] = []
+    for channel, mask in enumerate(_MASKS[:num_channels]):
+        is_here = channel_of_row.translate(mask)
+        rows = list(itertools.compress(batch.rows, is_here))
+        if rows:
+            stamps = batch.timestamps_ms
+            parts.append(
+                (channel, RowBatch(rows, None if stamps is None else list(itertools.compress(stamps, is_here))))
+            )
+    return parts
+
+
 def _split_columns(
     batch: ColumnBatch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
 ) -> list[tuple[int, Batch]]:
     import numpy as np
+
+    from engine.state.hash_kernels import order_by_channel
+
+    num_rows = len(batch)
+    channels = np.asarray(channel_of_row, np.uint16)
+    assert channels.size == num_rows  # else rows would vanish
+    order = np.empty(num_rows, np.int32)
+    ends = np.zeros(num_channels, np.int64)
+    order_by_channel(channels, ends, order)
+    starts = [0, *ends[:-1].tolist()]
+    parts = [(channel, start, end) for channel, (start, end) in enumerate(zip(starts, ends.tolist())) if start < end]
+    if len(parts) == 1:
+        return [(parts[0][0], batch)]
+    stamps = batch.timestamps_ms
+    grouped = ColumnBatch(_taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar)
+    return [(channel, grouped.slice(start, end)) for channel, start, end in parts]
+
+
+def _taken(columns: pa.RecordBatch, order: np.ndarray[Any, Any]) -> pa.RecordBatch:
+    """Return the rows in that order. Plain numbers by numpy, three times as quick as Arrow's take."""
     import pyarrow as pa
 
-    channel_of_row = np.asarray(channel_of_row)
-    rows_per_channel = np.bincount(channel_of_row, minlength=num_channels)
-    assert rows_per_channel.size == num_channels  # else rows would vanish
-    if rows_per_channel.max() == len(batch):
-        return [(int(rows_per_channel.argmax()), batch)]
-    order = np.argsort(channel_of_row.astype(np.uint16), kind="stable")  # a radix sort for 16 bits
-    end = np.cumsum(rows_per_channel)
-    grouped = ColumnBatch(
-        batch.columns.take(pa.array(order)),
-        None if batch.timestamps_ms is None else batch.timestamps_ms[order],
-        batch.scalar,
-    )
-    return [
-        (channel, grouped.slice(int(end[channel] - num), int(end[channel])))
-        for channel, num in enumerate(rows_per_channel.tolist())
-        if num
-    ]
+    from engine.state.arrow_views import values_of
+
+    arrays: list[pa.Array] = []
+    indexes: pa.Array | None = None
+    for column in columns.columns:
+        kind = column.type
+        if not column.null_count and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            arrays.append(pa.array(values_of(column).take(order), kind))
+            continue
+        if indexes is None:
+            indexes = pa.array(order)
+        arrays.append(column.take(indexes))
+    return pa.RecordBatch.from_arrays(arrays, schema=columns.schema)
 
 
 # --- strategies ----------------------------------------------------------------------------------------------------
@@ -246,6 +286,9 @@ class _Hash(_Keyed):
                 channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
                 return _split_columns(batch, channels, self._num_channels)
         rows, keys = self._keys(batch)
+        channels_of_keys = self._channel_of_key.of_keys(keys)
+        if channels_of_keys is not None:
+            return split_by_channel(batch, channels_of_keys, self._num_channels)
         channel_of_row: list[int] = []
         try:
             channel_of_row.extend(map(self._channel_of_key.__getitem__, keys))

@@ -13,12 +13,12 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.checkpoint.assignment import JobRestore
-from engine.core.errors import Domain, EngineError, JobNotFoundError, Retry
+from engine.core.errors import Domain, EngineError, ExternalError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 STUCK_S: Final = 1.0
 #: Clean-up of a cancelled or failed job that has begun may take this long.
 CLEAN_UP_S: Final = 30.0
+PUBLISHED_TOLD_MAX: Final = 20  # outputs that an error message lists
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class _Hosted:
     parallelism: int
     spec: bytes
     coordinator: OperatorCoordinator | None = None
+    attempt_number: int = 0
     #: the last checkpoint that has its state
     snapshot_of: int = NO_CHECKPOINT
 
@@ -67,18 +69,17 @@ class JobCoordinators:
     ) -> None:
         self._job_graph = job_graph
         self._config = config
-        self._attempt_number = attempt_number
         self._restored = restored
         self._post = post
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._hosted = [
-            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec)
+            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec, attempt_number=attempt_number)
             for vertex in job_graph.vertices
             for operator_id, spec in vertex.coordinators.items()
         ]
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._end_begun = False
         self._end_answered = False
@@ -91,7 +92,19 @@ class JobCoordinators:
         if not self._hosted:
             self._post(CoordinatorsStarted())
             return
-        self._submit(self._start_all)
+        self._submit(lambda: self._start_all(self._hosted))
+
+    def restart(self, vertices: Collection[JobVertexID], attempt_number: int) -> None:
+        """Let those of some vertices clean up and start others in their place; posts as ``start`` does. Nothing is
+        heard of the former ones any more."""
+        restarted = [hosted for hosted in self._hosted if hosted.vertex_id in vertices]
+        if not restarted:
+            self._post(CoordinatorsStarted())
+            return
+        for hosted in restarted:
+            hosted.attempt_number = attempt_number
+        self._submit(lambda: self._end_each(restarted, JobOutcome.FAILED))
+        self._submit(lambda: self._start_all(restarted))
 
     def handle_event(self, message: OperatorEventSent) -> None:
         hosted = self._by_operator.get(message.operator_id)
@@ -180,7 +193,7 @@ class JobCoordinators:
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
-    def _submit(self, call: Callable[[], None]) -> None:
+    def _submit(self, call: Callable[[], object]) -> None:
         if self._thread is None:
             name = f"coordinators-{self._job_graph.job_id[:8]}"
             # A daemon: a file system that hangs must not keep the process from ending.
@@ -198,21 +211,21 @@ class JobCoordinators:
         except RuntimeError:  # the loop is closed: the process is ending
             logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
 
-    def _start_all(self) -> None:
-        for hosted in self._hosted:
+    def _start_all(self, all_hosted: list[_Hosted]) -> None:
+        for hosted in all_hosted:
             if self._abandoned:
                 return
+            attempt_number = hosted.attempt_number
 
-            def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
-                target = (hosted.vertex_id, hosted.operator_id, subtask)
-                self._on_loop(self._send, *target, encode(event), hosted.snapshot_of)
+            def send(subtask: int, event: object, hosted: _Hosted = hosted, number: int = attempt_number) -> None:
+                self._on_loop(self._send_if_current, hosted, number, subtask, encode(event), hosted.snapshot_of)
 
             try:
                 spec = decode(hosted.spec, object)
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
                 context = CoordinatorContext(
-                    hosted.parallelism, self._job_graph.job_id, self._config, send, self._attempt_number
+                    hosted.parallelism, self._job_graph.job_id, self._config, send, attempt_number
                 )
                 hosted.coordinator = coordinator
                 if self._restored is not None:
@@ -247,18 +260,44 @@ class JobCoordinators:
         except Exception as error:
             self._on_loop(self._post, CoordinatorFailed(error_info(error)))
 
+    def _send_if_current(
+        self, hosted: _Hosted, attempt_number: int, subtask: int, event: bytes, snapshot_of: int
+    ) -> None:
+        if hosted.attempt_number == attempt_number:
+            self._send(hosted.vertex_id, hosted.operator_id, subtask, event, snapshot_of)
+
     def _end_all(self, outcome: JobOutcome) -> None:
+        """Commit in two steps: nobody shows anything before all have found that they can."""
         self._end_begun = True
-        first: Exception | None = None
+        problem = None if outcome is JobOutcome.FAILED else self._check_each(outcome)
+        error = self._end_each(self._hosted, outcome if problem is None else JobOutcome.FAILED)
+        self._on_loop(self._answer_end, problem or error)
+
+    def _check_each(self, outcome: JobOutcome) -> Exception | None:
+        """Return the first error."""
         for hosted in self._hosted:
             if hosted.coordinator is None or self._abandoned:
                 continue
             try:
-                hosted.coordinator.job_ended(outcome)
+                hosted.coordinator.check_end(outcome)
+            except Exception as error:
+                logger.warning("job=%s: a coordinator cannot commit", self._job_graph.job_id, exc_info=True)
+                return error
+        return None
+
+    def _end_each(self, all_hosted: list[_Hosted], outcome: JobOutcome) -> Exception | None:
+        """Return the first error; after one, what the others have not shown yet is cleaned up."""
+        first: Exception | None = None
+        for hosted in all_hosted:
+            if hosted.coordinator is None or self._abandoned:
+                continue
+            try:
+                hosted.coordinator.job_ended(outcome if first is None else JobOutcome.FAILED)
             except Exception as error:
                 logger.warning("job=%s: end of a coordinator failed", self._job_graph.job_id, exc_info=True)
                 first = first or error
-        self._on_loop(self._answer_end, first)
+        shown = [name for hosted in all_hosted if hosted.coordinator for name in hosted.coordinator.published()]
+        return _with_published(first, shown) if first is not None and shown else first
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -275,6 +314,19 @@ class JobCoordinators:
 
 def _decoded(committables: Mapping[int, bytes]) -> dict[int, object]:
     return {subtask: decode(encoded, object) for subtask, encoded in committables.items()}
+
+
+def _with_published(error: Exception, shown: list[str]) -> Exception:
+    """Return the error with what the job has shown before it: the user has to know what is half done."""
+    names = ", ".join(shown[:PUBLISHED_TOLD_MAX])
+    more = len(shown) - PUBLISHED_TOLD_MAX
+    names += f" and {more} more" if more > 0 else ""
+    text = f"{str(error).rstrip('.')}. Published before that, and left: {names}; nothing else."
+    if isinstance(error, EngineError):
+        told = ExternalError(text)
+        told.__cause__ = error
+        return told
+    return ExternalError(f"{type(error).__name__}: {text}")
 
 
 def _is_final(error: Exception) -> bool:

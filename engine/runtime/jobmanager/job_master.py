@@ -219,6 +219,13 @@ class JobMaster:
         self._coordinators = self._new_coordinators(attempt_number)
         self._coordinators.start()
 
+    def _restart_coordinators(self, attempt_number: int, vertices: tuple[JobVertexID, ...]) -> None:
+        """Some regions begin again; the others' coordinators and tasks go on."""
+        for known in (self._undelivered, self._deployed):
+            for vertex_id, subtask in [key for key in known if key[0] in vertices]:
+                del known[vertex_id, subtask]
+        self._coordinators.restart(vertices, attempt_number)
+
     def _restart_after(self, attempt_number: int, delay_ms: int) -> None:
         logger.info("job=%s failed, attempt %d follows in %d ms", self.job_id, attempt_number, delay_ms)
         due = sched.RestartDue(attempt_number)
@@ -241,8 +248,10 @@ class JobMaster:
                 self._deliver(task.vertex_id, task.subtask_index)
             case sched.Cancel(allocation_id, attempt_id):
                 self._slots.send_to_slot(allocation_id, CancelTask(allocation_id, attempt_id))
-            case sched.StartCoordinators(attempt_number):
+            case sched.StartCoordinators(attempt_number, ()):
                 self._start_coordinators(attempt_number)
+            case sched.StartCoordinators(attempt_number, vertices):
+                self._restart_coordinators(attempt_number, vertices)
             case sched.NotifySubtaskFinished(vertex_id, subtask_index):
                 self._coordinators.subtask_finished(vertex_id, subtask_index)
             case sched.EndCoordinators(JobOutcome.FINISHED):

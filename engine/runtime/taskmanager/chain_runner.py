@@ -15,6 +15,8 @@ from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext
 from engine.operators.failure import user_error
+from engine.operators.row_copies import private_copy
+from engine.operators.row_operator import RowOperator
 from engine.protocol.stream import WATERMARK_MAX_MS
 
 __all__ = ["ChainExit", "OperatorChain"]
@@ -77,23 +79,38 @@ def _blame(error: Exception, operator_name: str) -> NoReturn:
 class _ChainOutput:
     """An operator's Output."""
 
-    def __init__(self) -> None:
+    def __init__(self, object_reuse: bool) -> None:
         self.targets: list[_Link | ChainExit] = []
         self.side_targets: dict[str, list[_Link | ChainExit]] = {}
         self.num_records = 0
+        self._object_reuse = object_reuse
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
             return
         self.num_records += len(batch)
-        for target in self.targets:
-            target.emit(batch)
+        targets = self.targets
+        if len(targets) == 1:
+            targets[0].emit(batch)
+        else:
+            self._emit_to_all(targets, batch)
+
+    def _emit_to_all(self, targets: Sequence[_Link | ChainExit], batch: Batch) -> None:
+        batches = [batch] * len(targets)
+        if not self._object_reuse:
+            # Before any of them is called: the first may change what it is given.
+            batches[1:] = [private_copy(batch) for _ in batches[1:]]
+        for target, own in zip(targets, batches):
+            target.emit(own)
+
+    def count(self, num_records: int) -> None:
+        """Records went to the successor by another way."""
+        self.num_records += num_records
 
     def emit_side(self, tag: str, batch: Batch) -> None:
         if not len(batch):
             return
-        for target in self.side_targets.get(tag, ()):
-            target.emit(batch)
+        self._emit_to_all(self.side_targets.get(tag, ()), batch)
 
     def emit_watermark(self, watermark_ms: int) -> None:
         for target in self._all():
@@ -118,11 +135,11 @@ class _ChainOutput:
 class OperatorChain:
     """The running operators of one subtask, head first. Operators are listed after their predecessor in ``spec``."""
 
-    def __init__(self, spec: ChainSpec, exits: Sequence[ChainExit]) -> None:
+    def __init__(self, spec: ChainSpec, exits: Sequence[ChainExit], *, object_reuse: bool = False) -> None:
         assert len(exits) == len(spec.exits), "one exit per outgoing edge"
         self.spec = spec
         self.operators: list[Operator] = []
-        self._outputs = [_ChainOutput() for _ in spec.operators]
+        self._outputs = [_ChainOutput(object_reuse) for _ in spec.operators]
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()
         for index, chained in enumerate(spec.operators):
@@ -134,6 +151,7 @@ class OperatorChain:
                 self._link(index, tag, _Link(self.operators[following], input_index, spec.operators[following].name))
         for exit_spec, target in zip(spec.exits, exits):
             self._link(exit_spec.operator_index, exit_spec.side_tag, target)
+        self._fuse()
         self.head = self.operators[0]
         #: operators that override ``next_timer_ms`` or ``is_ready``: asked every turn, so only those that answer
         self.with_timers = [op for op in self.operators if type(op).next_timer_ms is not Operator.next_timer_ms]
@@ -145,6 +163,21 @@ class OperatorChain:
             output.targets.append(target)
         else:
             output.side_targets.setdefault(tag, []).append(target)
+
+    def _fuse(self) -> None:
+        """Let map, filter and flat_map run in the loop of the one before them, where that one has no other consumer.
+
+        They stay operators of their own for all but batches: opened, closed, named in errors, handed watermarks.
+        """
+        with_exits = {exit_spec.operator_index for exit_spec in self.spec.exits}
+        for index in reversed(range(len(self.operators))):
+            operator, following = self.operators[index], self.spec.operators[index].next
+            if not isinstance(operator, RowOperator) or index in with_exits or len(following) != 1:
+                continue
+            (successor_index, tag, _) = following[0]
+            successor = self.operators[successor_index]
+            if tag is None and isinstance(successor, RowOperator):
+                operator.fuse(successor, self._outputs[index].count)
 
     # --- life
 

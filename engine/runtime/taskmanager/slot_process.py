@@ -18,6 +18,7 @@ from typing import Any, Final, final
 from engine.core.clock import SystemClock
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
+from engine.core.fs import configure_file_systems
 from engine.core.ids import ExecutionAttemptID
 from engine.core.options import ClusterOptions
 from engine.operators.failure import error_info
@@ -86,6 +87,7 @@ class SlotProcess:
         transport = Transport(self._mailbox, init.job.job_id, registry, address)
         transport.listen(unix, tcp)
         config = Configuration(init.config)
+        configure_file_systems(init.config)
         slot_shared: dict[str, Any] = {}
         watchdog = Watchdog(RowLoop.of(slot_shared))
         watchdog.start()

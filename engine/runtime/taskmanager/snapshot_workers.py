@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias, final
 
 from engine.core.errors import EngineError, ExternalError
 from engine.core.fs import forget_connections
+from engine.runtime.taskmanager.huge_pages import HugePages
 from engine.runtime.taskmanager.mailbox import READ, Mailbox
 from engine.runtime.taskmanager.zygote_process import die_with
 
@@ -76,6 +77,7 @@ class SlotSnapshotWorkers:
         self._done: deque[Callable[[], None]] = deque()
         self._done_fd = -1
         self._children = 0
+        self._huge_pages = HugePages()
         self._thresholds = gc.get_threshold()
 
     # --- threads -----------------------------------------------------------------------------------------------------
@@ -116,6 +118,7 @@ class SlotSnapshotWorkers:
     def fork(self, work: Callable[[], Any], on_done: OnDone) -> Job:
         parent = os.getpid()
         incoming, outgoing = os.pipe2(os.O_CLOEXEC)
+        self._huge_pages.pause()  # they would only be torn apart
         try:
             pid = os.fork()
         except OSError as error:
@@ -137,6 +140,9 @@ class SlotSnapshotWorkers:
         if not self._children:
             self._thresholds = gc.get_threshold()
         self._children += change
+        if not self._children:
+            self._huge_pages.start()
+            self._huge_pages.resume()
         young, middle, _ = self._thresholds
         gc.set_threshold(*((young, middle, _NO_FULL_COLLECTION) if self._children else self._thresholds))
 

@@ -55,6 +55,8 @@ class _Nursery:
                     request, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_SIZE, 1)
                 except BlockingIOError:
                     break
+                except ConnectionError:  # it was killed before it had read all that we told it
+                    request = b""
                 if not request:
                     selector.close()
                     return self._end

@@ -139,3 +139,33 @@ def test_the_memo_agrees_with_the_law_and_stays_bounded(monkeypatch: pytest.Monk
     for key in range(1000):
         assert memo[key] == subtask_of_key_group(key_group_of(key, 128), 3, 128)
         assert len(memo) <= 100
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 3, 200])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [0, 1, -1, 2**31, 2**32 + 5, -(2**40), 2**63 - 1, -(2**63), *range(500)],
+        ["", "a", "ß", "\ud800", "x" * 300, *map(str, range(500))],
+    ],
+    ids=["integers", "texts"],
+)
+def test_keys_that_were_not_seen_before_go_where_each_alone_goes(parallelism, keys):
+    memo = KeyToSubtask(parallelism, 256)
+    assert memo.of_keys(keys) is None  # nothing is known of the keys yet
+    alone = [memo[key] for key in keys]
+    assert list(memo.of_keys(keys)) == alone
+    assert list(memo.of_keys(keys)) == alone
+
+
+def test_keys_of_other_types_and_known_keys_are_looked_up():
+    memo = KeyToSubtask(2, 128)
+    for keys in ([True, False], [1.5, 2.5], [("a", 1)], [1, "a"], [2**70], [None]):
+        for key in keys:
+            memo[key]
+        assert memo.of_keys(keys) is None
+    known = [memo[key] for key in [1, 2, 3]]
+    memo.of_keys([1, 2, 3])
+    memo = KeyToSubtask(2, 128)
+    assert [memo[key] for key in [1, 2, 3] * 9] == known * 9
+    assert memo.of_keys([1, 2, 3] * 9) is None

@@ -1,0 +1,158 @@
+"""Compiled functions on columnar batches: compile by schema, run, and leave a batch to the interpreter on doubt.
+
+One object per function and operator. Nothing here calls the user's function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core.records import ColumnBatch, Row
+from engine.operators.compile.errors import Doubt, NotCompilable
+from engine.operators.compile.expressions import Expression, Field, Frame, Kind, Value
+from engine.operators.compile.texts import array_of
+from engine.operators.compile.translate import Fields, Shape, Translation, WholeRecord, translate
+
+__all__ = ["ColumnFunction", "shape_of"]
+
+#: So many batches in a row that are in doubt, and the function is left to the interpreter for good.
+DOUBTS_MAX: Final = 5
+
+
+@final
+class ColumnFunction:
+    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good."""
+
+    def __init__(self, function: Any, *, is_filter: bool) -> None:
+        self._function = function
+        self._is_filter = is_filter
+        self._schema: pa.Schema | None = None
+        self._is_scalar = False
+        self._translation: Translation | None = None
+        self._doubts_in_row = 0
+        self.reason = ""
+        self.num_compiled = 0  #: batches
+        self.num_interpreted = 0
+
+    def apply(self, batch: ColumnBatch) -> ColumnBatch | None:
+        """Return what the function makes of a batch that is not empty; None = ask the interpreter."""
+        result = self._apply(batch)
+        if result is None:
+            self.num_interpreted += 1
+        else:
+            self.num_compiled += 1
+        return result
+
+    def _apply(self, batch: ColumnBatch) -> ColumnBatch | None:
+        translation = self._translation_for(batch)
+        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
+            return None
+        frame = Frame(batch.columns.columns, batch.columns.num_rows)
+        try:
+            with np.errstate(all="ignore"):
+                result = (
+                    self._filtered(batch, translation, frame) if self._is_filter else _mapped(batch, translation, frame)
+                )
+        except (Doubt, pa.ArrowException):
+            self._doubts_in_row += 1
+            self.reason = "a value on which columns and interpreter may differ, or an error"
+            if self._doubts_in_row >= DOUBTS_MAX:
+                self.reason = f"{DOUBTS_MAX} batches in a row with {self.reason}"
+            return None
+        self._doubts_in_row = 0
+        return result
+
+    def _translation_for(self, batch: ColumnBatch) -> Translation | None:
+        schema = batch.columns.schema
+        known = self._schema is not None and self._is_scalar == batch.scalar
+        if not known or (schema is not self._schema and not schema.equals(self._schema)):
+            self._schema, self._is_scalar = schema, batch.scalar
+            self._compile(batch)
+        translation = self._translation
+        if translation is not None and any(name.read() is not name.value for name in translation.outside):
+            self._compile(batch)  # a global or a variable of the surrounding function has changed
+        return self._translation
+
+    def _compile(self, batch: ColumnBatch) -> None:
+        self._translation = None
+        try:
+            self._translation = translate(self._function, shape_of(batch), as_condition=self._is_filter)
+        except NotCompilable as error:
+            self.reason = str(error)
+
+    @staticmethod
+    def _filtered(batch: ColumnBatch, translation: Translation, frame: Frame) -> ColumnBatch:
+        condition = translation.result
+        assert isinstance(condition, Expression)
+        keep = np.broadcast_to(condition.evaluate(frame, None).values, frame.num_rows)
+        if keep.all():
+            return batch
+        stamps = batch.timestamps_ms
+        kept = batch.columns.filter(pa.array(keep))
+        return _like(batch, kept, None if stamps is None else stamps[keep])
+
+
+def _like(batch: ColumnBatch, columns: pa.RecordBatch, stamps: Any) -> ColumnBatch:
+    return dataclasses.replace(batch, columns=columns, timestamps_ms=stamps)
+
+
+def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> ColumnBatch:
+    match translation.result:
+        case WholeRecord():
+            return batch
+        case Fields(items):
+            arrays = [_array(item, frame) for item in items]
+            columns = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
+            return ColumnBatch(columns, batch.timestamps_ms)
+        case Expression() as value:
+            return ColumnBatch(
+                pa.RecordBatch.from_arrays([_array(value, frame)], names=["f0"]), batch.timestamps_ms, scalar=True
+            )
+
+
+_ARROW_TYPES: Final = {Kind.INT: pa.int64(), Kind.FLOAT: pa.float64(), Kind.BOOL: pa.bool_()}
+
+
+def _array(expression: Expression, frame: Frame) -> pa.Array:
+    if isinstance(expression, Field):
+        return frame.columns[expression.index]  # as it is, nulls included
+    value: Value = expression.evaluate(frame, None)
+    if expression.kind is Kind.STR:
+        return array_of(value, frame.num_rows)
+    return pa.array(np.broadcast_to(value.values, frame.num_rows), _ARROW_TYPES[expression.kind])
+
+
+# --- what records are -----------------------------------------------------------------------------------------------
+
+
+def shape_of(batch: ColumnBatch) -> Shape:
+    """Return what the interpreter would see of a batch that is not empty: asked of the batch itself."""
+    kinds = tuple(_kind_of(field.type) for field in batch.columns.schema)
+    record = batch.slice(0, 1).to_rows().rows[0]
+    if batch.scalar:
+        return Shape(kinds, is_scalar=True)
+    if type(record) is tuple:
+        return Shape(kinds)
+    if type(record) is Row:
+        names = tuple(batch.columns.schema.names)
+        has_these = record.has_field_names() and tuple(record.as_dict()) == names
+        return Shape(kinds, names=names if has_these else None)
+    raise NotCompilable(f"its records are of type {type(record).__name__}")
+
+
+def _kind_of(data_type: pa.DataType) -> Kind:
+    types = pa.types
+    if types.is_dictionary(data_type):
+        data_type = data_type.value_type
+        return Kind.STR if types.is_string(data_type) else Kind.OPAQUE
+    if types.is_boolean(data_type):
+        return Kind.BOOL
+    if types.is_integer(data_type):
+        return Kind.INT
+    if types.is_float32(data_type) or types.is_float64(data_type):
+        return Kind.FLOAT
+    return Kind.STR if types.is_string(data_type) else Kind.OPAQUE
