@@ -1,5 +1,6 @@
 """``flink``: runs programs, lists, stops and cancels jobs. This file chooses the action and turns errors into exit
-codes; the actions are in ``cli_run``, ``cli_jobs`` and ``cli_savepoints``, the grammar in ``cli_options``.
+codes; the actions are in ``cli_run``, ``cli_jobs``, ``cli_savepoints`` and
+``cli_state``, the grammar in ``cli_options``.
 
 Exit codes: 0 success, 1 error, 130 interrupted, 143 terminated, 129 terminal closed; a program that ends itself with
 another code keeps it.
@@ -93,7 +94,7 @@ def _act(action: Action, words: list[str]) -> int:
 
 def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     # Imported late: -h and errors in the options must not pay for the rest.
-    from flink_yarn import cli_jobs, cli_run, cli_savepoints
+    from flink_yarn import cli_jobs, cli_run, cli_savepoints, cli_state
 
     handlers: dict[str, Callable[[ParsedOptions, Configuration], int]] = {
         "run": cli_run.run,
@@ -104,6 +105,7 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "stop": cli_savepoints.stop,
         "savepoint": cli_savepoints.savepoint,
         "checkpoint": cli_savepoints.checkpoint,
+        "state": cli_state.state,
     }
     return handlers[action.name]
 

@@ -209,6 +209,20 @@ ACTIONS: Final[dict[str, Action]] = {
             "triggers a checkpoint of a job.",
             Option("full", "full", "", "A full checkpoint, not an incremental one."),
         ),
+        Action(
+            "state",
+            "state [OPTIONS] <savepoint or checkpoint>",
+            "shows or exports the state in a savepoint or retained checkpoint; needs no cluster.",
+            (
+                Option("u", "uid", "operator", "The operator, by uid; or by name or id."),
+                Option("s", "state", "name", "The keyed state; or timers."),
+                Option("o", "to", "file", "Write it to a .parquet, .csv or .arrow file, local or on HDFS."),
+                Option("l", "limit", "rows", "At most so many rows; shown: 20 without it."),
+                Option("D", "", "property=value", "A configuration key and its value.", repeat=True),
+                _HELP,
+                _VERBOSE,
+            ),
+        ),
         _cluster_action(
             "modify",
             "modify <job id> -p <parallelism>",

@@ -22,6 +22,7 @@ from engine.core.errors import ProgramError
 __all__ = [
     "StateChunk",
     "StateHeader",
+    "UnknownValue",
     "dump_chunk",
     "dump_keyed",
     "key_kinds_of",
@@ -74,10 +75,13 @@ def dump_chunk(content: Any, what: str) -> bytes:
         return user_code.dumps_value(content, what)
 
 
-def load_chunk(data: bytes | memoryview, what: str = "state") -> Any:
-    """Raises: ProgramError that names ``what`` when a class is gone or has changed too much."""
+def load_chunk(data: bytes | memoryview, what: str = "state", *, tolerant: bool = False) -> Any:
+    """``tolerant``: for a class that is gone make one that only shows what its values hold.
+
+    Raises: ProgramError that names ``what`` when a class is gone or has changed too much.
+    """
     try:
-        return _Unpickler(io.BytesIO(data)).load()
+        return _Unpickler(io.BytesIO(data), tolerant).load()
     except Exception as error:
         raise ProgramError(
             f"{what} cannot be restored: {type(error).__name__}: {error}. A class that its values need was renamed, "
@@ -86,12 +90,34 @@ def load_chunk(data: bytes | memoryview, what: str = "state") -> Any:
         ) from error
 
 
+class UnknownValue:
+    """Stands for a value whose class is not there; has its attributes, and what it was made with as ``arguments``."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __new__(cls, *arguments: Any) -> UnknownValue:
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update(part)
+
+    def __repr__(self) -> str:
+        shown = [*map(repr, self.arguments), *(f"{k}={v!r}" for k, v in vars(self).items() if k != "arguments")]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
 @final
 class _Unpickler(pickle.Unpickler):
     """Classes that were pickled by value become the program's own ones where it has them."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, tolerant: bool) -> None:
         super().__init__(file)
+        self._tolerant = tolerant
         self._adopted: set[type] = set()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -103,7 +129,12 @@ class _Unpickler(pickle.Unpickler):
                     return self._skeleton_enum
                 case "_class_setstate":
                     return self._class_setstate
-        return super().find_class(module, name)
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            if not self._tolerant:
+                raise
+            return type(name.rpartition(".")[2], (UnknownValue,), {"__module__": module})
 
     def _skeleton_class(self, maker: Any, name: str, bases: Any, settings: dict[str, Any], *rest: Any) -> Any:
         known = _class_of_program(settings.get("__module__"), name, settings.get("__qualname__"), rest[0])
@@ -201,12 +232,15 @@ def read_headers(data: bytes | memoryview, owner: str = "Keyed state") -> dict[s
     return {name: header for name, header, _ in _parts(data, owner)}
 
 
-def load_keyed(data: bytes | memoryview, owner: str, only: str | None = None) -> dict[str, StateChunk]:
-    """Raises: ProgramError that names the state when its values need a class that is gone. ``only``: of all states."""
+def load_keyed(
+    data: bytes | memoryview, owner: str, only: str | None = None, *, tolerant: bool = False
+) -> dict[str, StateChunk]:
+    """Raises: ProgramError that names the state when its values need a class that is gone. ``only``: of all states.
+    ``tolerant``: as in ``load_chunk``."""
     states = {}
     for name, header, blob in _parts(data, owner):
         if only is None or name == only:
-            entries, removed = load_chunk(blob, f"{owner}: state {name!r}")
+            entries, removed = load_chunk(blob, f"{owner}: state {name!r}", tolerant=tolerant)
             states[name] = StateChunk(header.kind, header.has_ttl, entries, removed)
     return states
 

@@ -197,9 +197,9 @@ class TimerService:
         self._log.forget(until_checkpoint_id)
 
 
-def read_timers(data: bytes | memoryview, owner: str = "Timers") -> tuple[list[Timer], ...]:
+def read_timers(data: bytes | memoryview, owner: str = "Timers", *, tolerant: bool = False) -> tuple[list[Timer], ...]:
     """Return what a chunk holds: timers in event time, in processing time, and those removed of both (in deltas)."""
     if bytes(data[: len(_PREFIX)]) != _PREFIX:
         raise ProgramError(f"{owner}: timers in a format that is not known here, written by another release.")
-    timers: tuple[list[Timer], ...] = load_chunk(data[len(_PREFIX) :], f"{owner}: timers")
+    timers: tuple[list[Timer], ...] = load_chunk(data[len(_PREFIX) :], f"{owner}: timers", tolerant=tolerant)
     return timers
