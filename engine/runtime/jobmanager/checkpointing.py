@@ -50,7 +50,7 @@ from engine.protocol.checkpoint import (
 from engine.protocol.control import DownMessage
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
-from engine.runtime.jobmanager.io_thread import IoThread
+from engine.runtime.jobmanager.io_thread import IoThread, WorkerFactory, WorkerThread
 
 __all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "job_layout", "prepare_job"]
 
@@ -197,7 +197,15 @@ def _input_layout(edge: JobEdge, parallelism: Mapping[JobVertexID, int]) -> Inpu
 class CheckpointManager:
     """Raises ConfigError when the job's settings cannot be used."""
 
-    def __init__(self, prepared: PreparedJob, config: Configuration, *, clock: Clock, host: CheckpointHost) -> None:
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        config: Configuration,
+        *,
+        clock: Clock,
+        host: CheckpointHost,
+        new_worker: WorkerFactory = WorkerThread,
+    ) -> None:
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self.settings: CheckpointSettings = checkpoint_settings(config)
@@ -217,7 +225,7 @@ class CheckpointManager:
             is_claimed=prepared.is_claimed,
         )
         self._loop = asyncio.get_running_loop()
-        self._io = IoThread(f"checkpoints-{self.job_id[:8]}")
+        self._io = IoThread(f"checkpoints-{self.job_id[:8]}", new_worker)
         #: Events that come while commands are carried out wait their turn.
         self._events: deque[msg.Event] = deque()
         self._is_handling = False

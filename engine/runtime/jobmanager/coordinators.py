@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import queue
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -26,6 +24,7 @@ from engine.operators.failure import error_info
 from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
+from engine.runtime.jobmanager.io_thread import Worker, WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
 
 __all__ = ["JobCoordinators"]
@@ -66,6 +65,7 @@ class JobCoordinators:
         restored: JobRestore | None = None,
         post: Callable[[Event], None],
         send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
         self._job_graph = job_graph
         self._config = config
@@ -79,8 +79,8 @@ class JobCoordinators:
             for operator_id, spec in vertex.coordinators.items()
         ]
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._new_worker = new_worker
+        self._worker: Worker | None = None
         self._end_begun = False
         self._end_answered = False
         self._abandoned = False
@@ -171,7 +171,7 @@ class JobCoordinators:
 
     def end(self, outcome: JobOutcome) -> None:
         """Tell all that the job has ended; posts JobEndHandled."""
-        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._thread is None:
+        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._worker is None:
             self._answer_end(None)
             return
         self._submit(lambda: self._end_all(outcome))
@@ -181,9 +181,9 @@ class JobCoordinators:
 
     def close(self) -> None:
         """The job is forgotten: end the thread when it has done what it was asked for."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def abandon(self) -> None:
         """Another attempt follows, with coordinators of its own: what hangs in the thread, should it go on one day, is
@@ -194,16 +194,9 @@ class JobCoordinators:
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], object]) -> None:
-        if self._thread is None:
-            name = f"coordinators-{self._job_graph.job_id[:8]}"
-            # A daemon: a file system that hangs must not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
-        self._calls.put(call)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+        if self._worker is None:
+            self._worker = self._new_worker(f"coordinators-{self._job_graph.job_id[:8]}")
+        self._worker.submit(call)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
