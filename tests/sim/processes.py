@@ -1,0 +1,543 @@
+"""The simulated processes: slots, TaskManagers, the JobManager. Their code is the engine's; what runs it is here."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import pickle
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from engine.core.clock import Clock
+from engine.core.config import Configuration
+from engine.core.errors import ExternalError, StaleLeaderError
+from engine.core.ids import FencingToken, ResourceID
+from engine.core.options import ClusterOptions
+from engine.operators.row_loop import RowLoop
+from engine.protocol.control import InitializeSlot, SlotAddress, SlotReady
+from engine.runtime.exchange.partition import PartitionRegistry
+from engine.runtime.exchange.transport import Transport
+from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.taskmanager.mailbox import Deadline
+from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.slot_process import SlotProcess
+from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
+from engine.runtime.taskmanager.task_executor import TaskExecutor, TaskExecutorSettings
+from engine.runtime.taskmanager.watchdog import Watchdog
+from tests.sim.loops import SimLoop
+from tests.sim.network import ControlLink, DataNetwork, SimListener, Wire
+from tests.sim.storage import SimFileSystem
+from tests.sim.telling import describe
+from tests.sim.world import SimClock, SimulationError, World
+
+__all__ = ["Cluster", "SimJobManager", "SimSlot", "SimTaskManager"]
+
+_SIGKILL: Final = -9
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+
+@final
+class SimMailbox:
+    """``mailbox.Mailbox`` without a selector: sockets know themselves whether they are ready."""
+
+    def __init__(self, slot: SimSlot) -> None:
+        self._slot = slot
+        self._world = slot.world
+        self._watched: dict[Any, tuple[int, Callable[[int], None]]] = {}
+        self._deadlines: list[tuple[float, int, Deadline]] = []
+        self._sequence = itertools.count()
+
+    def watch(self, file: Any, events: int, on_ready: Callable[[int], None]) -> None:
+        if events:
+            self._watched[file] = (events, on_ready)
+        else:
+            self._watched.pop(file, None)
+
+    def call_at(self, when: float, action: Callable[[], None]) -> Deadline:
+        deadline = Deadline(action)
+        heapq.heappush(self._deadlines, (when, next(self._sequence), deadline))
+        self._slot.schedule(when)
+        return deadline
+
+    def call_later(self, delay: float, action: Callable[[], None]) -> Deadline:
+        return self.call_at(self._world.now + delay, action)
+
+    def wake(self) -> None:
+        self._slot.io_ready()
+
+    def turn(self, timeout: float | None) -> None:
+        assert timeout == 0.0, "a simulated slot never sleeps inside a step"
+        for file, (events, on_ready) in list(self._watched.items()):
+            ready = file.ready() & events
+            if ready and file in self._watched:
+                on_ready(ready)
+        now = self._world.now
+        while self._deadlines and self._deadlines[0][0] <= now:
+            action = heapq.heappop(self._deadlines)[2].action
+            if action is not None:
+                action()
+
+    def has_ready(self) -> bool:
+        return any(file.ready() & events for file, (events, _) in self._watched.items())
+
+    def next_deadline(self) -> float | None:
+        while self._deadlines and self._deadlines[0][2].action is None:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+
+@final
+class _SlotControl:
+    """``slot_control.ControlSocket``: the slot's end of the socket to its TaskManager."""
+
+    def __init__(self, slot: SimSlot, wire: Wire) -> None:
+        self.messages: deque[Any] = deque()
+        self.is_closed = False
+        self._slot = slot
+        self._wire = wire
+
+    def send(self, message: object) -> None:
+        slot = self._slot
+        if slot.is_dead or self.is_closed:
+            return
+        data = pickle.dumps(message, 5)
+        self._wire.carry(lambda: slot.handle.arrive(data))
+
+
+@final
+class _SlotHandle:
+    """``zygote.SlotHandle``: the TaskManager's end."""
+
+    def __init__(self, slot: SimSlot, loop: SimLoop, wire: Wire) -> None:
+        self.pid = 0  # /proc/0 does not exist
+        self.address: SlotAddress
+        self._slot = slot
+        self._loop = loop
+        self._wire = wire
+        self._inbox: deque[bytes | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._exited: asyncio.Future[int] = loop.create_future()
+
+    def send(self, message: object) -> None:
+        if self._loop.is_dead or self._slot.world.is_over:
+            return
+        data = pickle.dumps(message, 5)
+        self._wire.carry(lambda: self._slot.receive(data))
+
+    def arrive(self, data: bytes | None) -> None:
+        if self._loop.is_dead or self._slot.world.is_over:
+            return
+        self._inbox.append(data)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> Any | None:
+        while not self._inbox:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        data = self._inbox.popleft()
+        return None if data is None else pickle.loads(data)
+
+    def exited(self, code: int) -> None:
+        if not self._loop.is_dead and not self._exited.done():
+            self._exited.set_result(code)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._exited)
+
+    def kill(self) -> None:
+        if not self._exited.done() and not self._slot.world.is_over:
+            self._slot.kill("killed by its TaskManager", after=self._slot.rng.uniform(0.0005, 0.02))
+
+
+@final
+class SimSlot:
+    """A slot process: the real loop, turned whenever there is something to do."""
+
+    def __init__(self, cluster: Cluster, taskmanager: SimTaskManager, init: InitializeSlot) -> None:
+        self.world = world = cluster.world
+        self.cluster = self._cluster = cluster
+        self.taskmanager = taskmanager
+        self.init = init
+        number = world.next_id(f"{taskmanager.name} slots")
+        self.name = f"{taskmanager.name}/{init.slot_index}.{number}"
+        self.rng = world.rng(self.name)
+        self.is_dead = False
+        self._is_stopped = False
+        self._scheduled_at: float | None = None
+        self._turn_timer: Any = None
+        self._spent_s = 0.0  #: simulated time that this turn took beyond the usual
+        self._busy_until = 0.0
+        self._inside = 0
+        #: Seconds that one turn takes.
+        self.turn_s = self.rng.choice((0.0002, 0.001, 0.001, 0.005))
+        self.mailbox = SimMailbox(self)
+        self.control = _SlotControl(self, Wire(world, world.rng(f"{self.name} up")))
+        self.handle = _SlotHandle(self, taskmanager.loop, Wire(world, world.rng(f"{self.name} down")))
+        self.process = SlotProcess(self.control, self.mailbox)  # type: ignore[arg-type]
+        self._listener: SimListener | None = None
+        self.address = SlotAddress(init.resource_id, init.data_host, 10_000 + number, init.unix_path)
+
+    # --- life
+
+    def begin(self) -> None:
+        init, network = self.init, self._cluster.network
+        registry = PartitionRegistry()
+        transport = Transport(
+            self.mailbox,
+            init.job.job_id,
+            registry,
+            self.address,
+            open_socket=lambda address: network.connect(self, address),  # type: ignore[return-value,arg-type]
+        )
+        self._listener = network.listen(self.address, self)
+        transport.listen(self._listener)  # type: ignore[arg-type]
+        config = Configuration(init.config)
+        slot_shared: dict[str, Any] = {"sim": self}
+        self.watchdog = Watchdog(RowLoop.of(slot_shared))  # not started: its thread would know of real time only
+        env = SlotEnvironment(
+            init=init,
+            mailbox=self.mailbox,  # type: ignore[arg-type]
+            registry=registry,
+            transport=transport,
+            clock=self._cluster.clock,
+            memory=SlotMemory.divide(init.memory_bytes, config.get(ClusterOptions.NUM_SLOTS), config),
+            send=self.control.send,
+            watchdog=self.watchdog,
+            let_others_work=self._let_others_work,
+            slot_shared=slot_shared,
+            now_ns=self._now_ns,
+        )
+        self.env = env
+        self.process.begin(env)
+        self.world.tell(self.name, "starts", f"{init.allocation_id[:6]} {init.slot_id}")
+        self._cluster.slot_started(self)
+        self.io_ready()
+
+    def _now_ns(self) -> int:
+        return 1 + int((self.world.now + self._spent_s) * 1e9)
+
+    def spend(self, seconds: float) -> None:
+        """Code of this slot that runs now takes so long."""
+        self._spent_s += seconds
+        if self._spent_s > 0.1:
+            self.watchdog.is_late = True
+
+    @property
+    def tasks(self) -> list[StreamTask]:
+        return self.process._tasks
+
+    # --- turns
+
+    def io_ready(self) -> None:
+        self.schedule(self.world.now + 0.00002)
+
+    def schedule(self, when: float) -> None:
+        if self.is_dead or self._inside or self.world.is_over:
+            return
+        when = max(when, self._busy_until)
+        if self._scheduled_at is not None:
+            if self._scheduled_at <= when:
+                return
+            self._turn_timer.cancel()
+        self._scheduled_at = when
+        self._turn_timer = self.world.at(when, self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled_at = None
+        if self.is_dead or self._is_stopped:
+            return
+        process = self.process
+        self._spent_s = 0.0
+        self._inside += 1
+        self._cluster.files.owner = self
+        try:
+            if not process._must_end():
+                process.turn_once(0.0)
+            ends = process._must_end()
+            if ends:
+                process._end()
+        except Exception as error:
+            self.world.tell(self.name, "CRASHED", repr(error))
+            raise SimulationError(f"slot {self.name} crashed at {self.world.now:.6f}: {error!r}") from error
+        finally:
+            self._inside -= 1
+        if ends:
+            self._exit(0, "ends")
+            return
+        timeout = process._sleep(self.tasks)
+        self._busy_until = self.world.now + self.turn_s + self._spent_s
+        nexts = [] if timeout is None else [self.world.now + timeout]
+        if self.mailbox.has_ready() or self.control.messages:
+            nexts.append(self.world.now)
+        deadline = self.mailbox.next_deadline()
+        if deadline is not None:
+            nexts.append(deadline)
+        if nexts:
+            self.schedule(min(nexts))
+
+    def _let_others_work(self, inside: StreamTask, is_enough: Callable[[], bool]) -> None:
+        """One round of ``SlotProcess._let_others_work``. It does not wait for other slots: they cannot run inside of
+        this event. So the bound of memory is not kept here, everything else is."""
+        process = self.process
+        process._turn(0.0)
+        if process._must_end():
+            for task in self.tasks:
+                task.cancel()
+            return
+        if not inside.is_interrupted:
+            process._work(self.tasks[self.tasks.index(inside) + 1 :])
+
+    def receive(self, data: bytes | None) -> None:
+        if self.is_dead:
+            return
+        if data is None:
+            self.control.is_closed = True
+        else:
+            message = pickle.loads(data)
+            self.world.tell(self.name, "told", describe(message))
+            self.control.messages.append(message)
+        self.io_ready()
+
+    # --- what may happen to it
+
+    def stop(self) -> None:
+        self._is_stopped = True
+
+    def continue_(self) -> None:
+        self._is_stopped = False
+        self.io_ready()
+
+    def kill(self, why: str, *, after: float = 0.0, silently: bool = False) -> None:
+        def die() -> None:
+            if not self.is_dead:
+                self._exit(_SIGKILL, why, silently=silently)
+
+        if after:
+            self.world.after(after, die)
+        else:
+            die()
+
+    def _exit(self, code: int, why: str, *, silently: bool = False) -> None:
+        self.is_dead = True
+        self.world.tell(self.name, "exits", f"{code}: {why}")
+        cluster = self._cluster
+        cluster.files.process_ended(self)
+        cluster.network.stop_listening(self.address)
+        cluster.network.process_ended(self, silently=silently)
+        cluster.slot_ended(self)
+        if not silently:
+            self.control._wire.carry(lambda: self.handle.arrive(None))
+            self.world.after(self.rng.uniform(0.0001, 0.01), lambda: self.handle.exited(code))
+
+
+# --- TaskManagers -----------------------------------------------------------------------------------------------------
+
+
+@final
+class _SlotHost:
+    """``zygote.Zygote``."""
+
+    def __init__(self, taskmanager: SimTaskManager) -> None:
+        self._taskmanager = taskmanager
+
+    async def fork_slot(self, init: InitializeSlot) -> _SlotHandle:
+        taskmanager = self._taskmanager
+        await asyncio.sleep(taskmanager.rng.uniform(0.003, 0.08))
+        if taskmanager.world.now < taskmanager.fork_fails_until:
+            raise ExternalError("No slot process could be forked: Cannot allocate memory.")
+        slot = SimSlot(taskmanager.cluster, taskmanager, init)
+        slot.begin()
+        answer = await slot.handle.receive()
+        if not isinstance(answer, SlotReady):
+            slot.handle.kill()
+            raise ExternalError("A slot process could not start: it ended.")
+        slot.handle.address = answer.address
+        return slot.handle
+
+    async def wait(self) -> int:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def close(self) -> None:
+        for slot in self._taskmanager.slots():
+            slot.kill("its TaskManager ends")
+
+
+@final
+class SimTaskManager:
+    """One TaskManager process on a host of its own."""
+
+    def __init__(self, cluster: Cluster, number: int, num_slots: int, config: Configuration) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.name = f"tm-{number}"
+        self.rng = self.world.rng(self.name)
+        self.loop = SimLoop(self.world, self.name)
+        self.num_slots = num_slots
+        self.fork_fails_until = 0.0
+        self.link: ControlLink | None = None
+        self.resource_id = ResourceID(self.name)
+        settings = TaskExecutorSettings(self.resource_id, self.name, "", num_slots, config)
+        self.executor = TaskExecutor(
+            settings, connect=self._connect, slot_hosts=self._host, temp_dir=str(cluster.temp_dir)
+        )
+        self.main = self.loop.create_task(self.executor.run())
+        self.world.tell(self.name, "starts", f"{num_slots} slots")
+
+    @property
+    def is_dead(self) -> bool:
+        return self.loop.is_dead
+
+    def slots(self) -> list[SimSlot]:
+        return [slot for slot in self.cluster.live_slots if slot.taskmanager is self]
+
+    async def _host(self, python: str) -> Any:
+        await asyncio.sleep(self.rng.uniform(0.05, 0.3))
+        return _SlotHost(self)
+
+    async def _connect(self, timeout: float) -> Any:
+        await asyncio.sleep(self.rng.uniform(0.001, 0.02))
+        if self.world.now < self.cluster.unreachable_until.get(self.name, 0.0):
+            await asyncio.sleep(timeout)
+            raise ExternalError(f"No JobManager answers within {timeout:g} s.")
+        self.link = self.cluster.jobmanager.accept(self)
+        return self.link.taskmanager_end
+
+    def kill(self, why: str, *, silently: bool) -> None:
+        """``silently``: its whole host is gone, so nobody is told."""
+        self.loop.kill()
+        self.world.tell(self.name, "dies", why)
+        self.cluster.files.process_ended(self)
+        slots = self.slots()
+        if silently:
+            self.cluster.network.silence(self.name)
+            for slot in slots:
+                slot.kill("its host is gone", silently=True)
+            return
+        if self.link is not None:
+            self.link.cut()
+        delay = self.rng.choice((0.002, 0.02, 0.5))  # the zygote notices soon, or on a busy host not so soon
+        for slot in slots:
+            slot.kill("the zygote ends with its TaskManager", after=delay * self.rng.uniform(0.5, 1))
+
+
+# --- the JobManager ---------------------------------------------------------------------------------------------------
+
+
+@final
+class _SimWorker:
+    """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
+        self._free_at = 0.0
+        self._slowness = self._rng.choice((0.001, 0.001, 0.03))
+
+    def submit(self, call: Callable[[], None]) -> None:
+        at = max(self._world.now, self._free_at) + self._rng.uniform(0.1, 1) * self._slowness
+        self._free_at = at
+
+        def run() -> None:
+            if self._world.is_over or self._cluster.jobmanager.loop.is_dead:
+                return
+            if self._cluster.jobmanager.loop.is_stopped:
+                self._world.after(0.05, run)
+                return
+            self._cluster.files.owner = self._cluster.jobmanager
+            call()
+
+        self._world.at(at, run)
+
+    def close(self) -> None:
+        pass
+
+
+@final
+class SimJobManager:
+    def __init__(self, cluster: Cluster, config: Configuration) -> None:
+        self.world = cluster.world
+        self.loop = SimLoop(self.world, "jm")
+        self.token = FencingToken.generate()
+        self._cluster = cluster
+        self.dispatcher: Dispatcher
+        self._config = config
+        self._serving: set[asyncio.Task[None]] = set()
+        self.loop.create_task(self._start())
+
+    async def _start(self) -> None:
+        cluster = self._cluster
+        self.dispatcher = Dispatcher(
+            self._config,
+            clock=cluster.clock,
+            temp_dir=str(cluster.temp_dir),
+            new_worker=lambda name: _SimWorker(cluster, name),
+        )
+        await self.dispatcher.start()
+
+    def accept(self, taskmanager: SimTaskManager) -> ControlLink:
+        link = ControlLink(self.world, self.loop, taskmanager.loop, self.token)
+        self._serving.add(task := self.loop.create_task(self._serve(link)))
+        task.add_done_callback(self._serving.discard)
+        return link
+
+    async def _serve(self, link: ControlLink) -> None:
+        end = link.jobmanager_end
+        try:
+            await self.dispatcher.resource_manager.handle_connection(end)
+        except StaleLeaderError:
+            pass
+        finally:
+            await end.close()
+
+
+@final
+class Cluster:
+    """All processes. ``live_slots``: of all TaskManagers."""
+
+    def __init__(self, world: World, temp_dir: str, jobmanager_config: Configuration) -> None:
+        self.world = world
+        self.temp_dir = temp_dir
+        self.clock: Clock = SimClock(world)
+        self.network = DataNetwork(world)
+        self.files = SimFileSystem(world)
+        self.live_slots: list[SimSlot] = []
+        self.taskmanagers: list[SimTaskManager] = []
+        self.unreachable_until: dict[str, float] = {}
+        self.jobmanager = SimJobManager(self, jobmanager_config)
+
+    def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
+        made = SimTaskManager(self, len(self.taskmanagers) + 1, num_slots, config)
+        self.taskmanagers.append(made)
+        return made
+
+    def live_taskmanagers(self) -> list[SimTaskManager]:
+        return [one for one in self.taskmanagers if not one.is_dead]
+
+    def slot_started(self, slot: SimSlot) -> None:
+        for other in self.live_slots:
+            if other.init.slot_id == slot.init.slot_id and not other.taskmanager.is_dead:
+                raise SimulationError(f"slot {slot.init.slot_id} has two processes: {other.name} and {slot.name}")
+            if other.init.allocation_id == slot.init.allocation_id:
+                raise SimulationError(f"allocation {slot.init.allocation_id} was given twice")
+        self.live_slots.append(slot)
+
+    def slot_ended(self, slot: SimSlot) -> None:
+        if slot in self.live_slots:
+            self.live_slots.remove(slot)
+
+    def close(self) -> None:
+        """The world is over: let every coroutine end."""
+        for loop in [self.jobmanager.loop, *(one.loop for one in self.taskmanagers)]:
+            loop.unwind()
+
+
+def pick(rng: random.Random, things: list[Any]) -> Any | None:
+    return rng.choice(things) if things else None

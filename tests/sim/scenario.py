@@ -1,0 +1,280 @@
+"""One seed, one history: a cluster, its jobs, its faults, and what must hold in the end."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import random
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from engine.core.config import Configuration
+from engine.core.ids import JobID
+from engine.protocol.lifecycle import JobStatus
+from engine.runtime.jobmanager.job_master import JobMaster
+from tests.sim.faults import Disturbance, Faults
+from tests.sim.processes import Cluster
+from tests.sim.programs import Ledger, Program, make_job, output_path, slots_needed, simulated_classes_may_travel
+from tests.sim.telling import format_story
+from tests.sim.world import SimulationError, World, running
+
+__all__ = ["Outcome", "Simulation", "run_seed"]
+
+#: Simulated seconds that a job has to finish when no fault comes any more.
+LIVENESS_S: Final = 120.0
+#: The same for slots to be given back when all jobs have ended.
+QUIET_S: Final = 20.0
+
+
+@dataclass
+class Outcome:
+    seed: int
+    error: BaseException | None
+    story: list[tuple[float, str, str, str]]
+    digest: str
+    simulated_s: float
+    num_events: int
+    statuses: list[str] = field(default_factory=list)
+    num_attempts: int = 0
+    num_faults: int = 0
+
+    def report(self, lines_max: int | None = 400) -> str:
+        head = f"seed {self.seed} FAILED: {self.error}\nrepeat: python -m tests.sim --seed {self.seed}\n"
+        return f"{head}\n{format_story(self.story, lines_max)}\n\nseed {self.seed} FAILED: {self.error}"
+
+
+@final
+class _LogTap(logging.Handler):
+    """The engine catches its own bugs, logs them and goes on: here they count."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._world.is_over:
+            return
+        text = record.getMessage()
+        self._world.tell("log", record.levelname, text.replace("\n", " ")[:160])
+        if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1] is not None:
+            error = SimulationError(f"the engine logged: {text}: {record.exc_info[1]!r}")
+            error.__cause__ = record.exc_info[1]
+            self._world.fail(error)
+
+
+@final
+class Simulation:
+    """Everything is drawn from the seed here. Directed tests make one and change it before ``run``."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.world = World(seed)
+        #: of jobs that were submitted, and their programs, in the order of submission
+        self.masters: list[JobMaster] = []
+        self.submitted: list[Program] = []
+        rng = self.world.rng("scenario")
+        self.programs = [self._draw_program(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+        self.slots_per_taskmanager = rng.choice((1, 2, 2))
+        needed = sum(map(slots_needed, self.programs)) + rng.choice((0, 0, 1, 2))
+        self.num_taskmanagers = max(2, -(-needed // self.slots_per_taskmanager))
+        self.faults_until = rng.choice((0.0, 3.0, 6.0, 10.0))
+        self.fault_pause = rng.choice((0.3, 1.0, 2.5))
+        self.cancel_at = rng.uniform(0.1, 6.0) if rng.random() < 0.1 else None
+        self.cluster_config = {
+            "heartbeat.interval": "500 ms",
+            "heartbeat.timeout": rng.choice(("2 s", "4 s")),
+            "taskmanager.registration.timeout": "60 s",
+            "task.cancellation.timeout": rng.choice(("1 s", "5 s")),
+            "slot.request.timeout": "60 s",
+            "taskmanager.numberOfTaskSlots": str(self.slots_per_taskmanager),
+            "taskmanager.memory.segment-size": rng.choice(("200 b", "2 kb", "32 kb")),
+        }
+        self.job_config = {
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": "1000000",
+            "restart-strategy.fixed-delay.delay": rng.choice(("0 ms", "100 ms", "1 s")),
+        }
+
+    @staticmethod
+    def _draw_program(rng: random.Random) -> Program:
+        return Program(
+            shape=rng.choice(("chained", "chained", "wide", "union", "batch")),
+            sink=rng.choice(("ledger", "ledger", "files")),
+            parallelism=rng.choice((1, 2, 2, 3)),
+            num_splits=rng.choice((3, 6)),
+            split_rows=rng.choice((5, 15)),
+            interval_ms=rng.choice(((1, 5), (10, 80), (50, 300))),
+            buffer_timeout_ms=rng.choice((0, 10, 100, -1)),
+        )
+
+    def run(self) -> Outcome:
+        world = self.world
+        error: BaseException | None = None
+        tap = _LogTap(world)
+        logger = logging.getLogger("engine")
+        level, propagates = logger.level, logger.propagate
+        logger.addHandler(tap)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        temp_dir = tempfile.mkdtemp(prefix="sim-")
+        try:
+            with running(world), simulated_classes_may_travel():
+                self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config))
+                try:
+                    self._run()
+                except SimulationError as failure:
+                    error = failure
+                finally:
+                    world.is_over = True
+                    self.cluster.close()
+        finally:
+            logger.removeHandler(tap)
+            logger.setLevel(level)
+            logger.propagate = propagates
+            shutil.rmtree(temp_dir, ignore_errors=True)
+        statuses = [master.graph.status.name for master in self.masters]
+        attempts = sum(master.graph.all_subtasks()[0].current.attempt_number + 1 for master in self.masters)
+        return Outcome(
+            self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
+            self.faults.num_faults if hasattr(self, "faults") else 0,
+        )  # fmt: skip
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        world, cluster = self.world, self.cluster
+        world.parts["ledger"] = self.ledger = Ledger()
+        world.parts["disturbance"] = Disturbance()
+        world.tell("seed", "begins", f"{self.seed}: {self.programs} on {self.num_taskmanagers} TaskManagers")
+        self.taskmanager_config = Configuration(self.cluster_config)
+        for _ in range(self.num_taskmanagers):
+            cluster.add_taskmanager(self.slots_per_taskmanager, self.taskmanager_config)
+        self._submit()
+        self.faults = Faults(self)
+        self.faults.begin()
+        ended = world.run(lambda: self._all_ended(), self.faults_until)
+        self.faults.end()
+        if not ended and not world.run(lambda: self._all_ended(), max(world.now, self.faults_until) + LIVENESS_S):
+            raise SimulationError(f"no end within {LIVENESS_S:g} s after the last fault: {self._where_jobs_are()}")
+        self._check_results()
+        if not world.run(self._is_quiet, world.now + QUIET_S):
+            raise SimulationError(f"slots were not given back within {QUIET_S:g} s: {self._where_slots_are()}")
+
+    def _submit(self) -> None:
+        async def submit(program: Program) -> None:
+            dispatcher = self.cluster.jobmanager.dispatcher
+            job_id = await dispatcher.submit_job(make_job(program, JobID.generate(), self.job_config))
+            master = dispatcher._master(job_id)
+            self.masters.append(master)
+            self.submitted.append(program)
+            self._watch(master)
+
+        loop = self.cluster.jobmanager.loop
+        rng = self.world.rng("submissions")
+        for program in self.programs:
+            when = rng.uniform(0.05, 1.0)
+            self.world.at(when, lambda p=program: loop.create_task(submit(p)))  # type: ignore[misc]
+        if self.cancel_at is not None:
+            self.world.at(self.cancel_at, self._cancel)
+        self.world.at(0.01, self._watch_slot_book)
+
+    def _cancel(self) -> None:
+        if self.masters:
+            self.world.tell("user", "cancels", self.masters[0].job_id[:4])
+
+            async def cancel() -> None:
+                self.masters[0].cancel()
+
+            self.cluster.jobmanager.loop.create_task(cancel())
+
+    # --- invariants of deciders -------------------------------------------------------------------------------------------
+
+    def _watch(self, master: JobMaster) -> None:
+        scheduler = master._scheduler
+        handle = scheduler.handle
+        world = self.world
+
+        def watched(event: Any, now_ms: int) -> Any:
+            before = master.graph.status
+            commands = handle(event, now_ms)
+            scheduler.check_invariants()
+            if master.graph.status is not before:
+                world.tell("jm", "job", f"{master.job_id[:4]} {before.name} → {master.graph.status.name}")
+            return commands
+
+        scheduler.handle = watched  # type: ignore[method-assign]
+
+    def _watch_slot_book(self) -> None:
+        book = self.cluster.jobmanager.dispatcher.resource_manager._book
+        handle = book.handle
+
+        def watched(event: Any, now_ms: int) -> Any:
+            commands = handle(event, now_ms)
+            book.check_invariants()
+            return commands
+
+        book.handle = watched  # type: ignore[method-assign]
+
+    # --- what must hold -------------------------------------------------------------------------------------------------
+
+    def _all_ended(self) -> bool:
+        return len(self.masters) == len(self.programs) and all(master.has_ended for master in self.masters)
+
+    def _is_quiet(self) -> bool:
+        """All slots are free, in the book and in fact."""
+        manager = self.cluster.jobmanager.dispatcher.resource_manager
+        expected = sum(one.num_slots for one in self.cluster.live_taskmanagers())
+        return (
+            not self.cluster.live_slots
+            and manager._book.num_free_slots == manager._book.num_slots == expected
+            and not manager._allocations
+        )
+
+    def _where_jobs_are(self) -> str:
+        return "; ".join(
+            f"{master.job_id[:4]} {master.graph.status.name} "
+            f"{Counter(subtask.current.state.name for subtask in master.graph.all_subtasks())}"
+            for master in self.masters
+        )
+
+    def _where_slots_are(self) -> str:
+        book = self.cluster.jobmanager.dispatcher.resource_manager._book
+        return (
+            f"{book.num_free_slots} of {book.num_slots} free, {len(self.cluster.live_taskmanagers())} TaskManagers, "
+            f"processes: {[slot.name for slot in self.cluster.live_slots]}"
+        )
+
+    def _check_results(self) -> None:
+        for program, master in zip(self.submitted, self.masters, strict=True):
+            status = master.graph.status
+            if status is JobStatus.CANCELED and self.cancel_at is not None:
+                continue
+            if status is not JobStatus.FINISHED:
+                raise SimulationError(f"job {master.job_id[:4]} is {status.name}: {master.graph.failure}")
+            self._check_rows(program, self._rows_of(program, master.job_id))
+
+    def _rows_of(self, program: Program, job_id: str) -> list[tuple[int, int, int]]:
+        if program.sink == "ledger":
+            return self.ledger.rows(job_id)
+        path, files = output_path(job_id), self.cluster.files.files
+        found = [content for name, content in files.items() if name == path or name.startswith(path + "/")]
+        return [ast.literal_eval(line) for content in found for line in content.decode().splitlines()]
+
+    @staticmethod
+    def _check_rows(program: Program, rows: list[tuple[int, int, int]]) -> None:
+        ids = Counter(row[2] for row in rows)
+        missing = [row_id for row_id in range(program.num_rows) if not ids[row_id]]
+        twice = [row_id for row_id, num in ids.items() if num > 1]
+        if missing or twice:
+            raise SimulationError(f"not exactly once: lost {missing[:10]}, twice {sorted(twice)[:10]}, of {len(rows)}")
+        for key in range(program.num_keys):
+            counts = sorted(count for at, count, _ in rows if at == key)
+            if counts != list(range(1, len(counts) + 1)):
+                raise SimulationError(f"counts of key {key} are {counts}")
+
+
+def run_seed(seed: int) -> Outcome:
+    return Simulation(seed).run()
