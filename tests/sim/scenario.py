@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
-from engine.core.ids import JobID
+from engine.core.ids import AllocationID, JobID
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.job_master import JobMaster
 from tests.sim.faults import Disturbance, Faults
 from tests.sim.processes import Cluster
-from tests.sim.programs import Ledger, Program, make_job, output_path, slots_needed, simulated_classes_may_travel
+from tests.sim.programs import Ledger, Program, make_job, output_path, simulated_classes_may_travel, slots_needed
 from tests.sim.telling import format_story
 from tests.sim.world import SimulationError, World, running
 
@@ -190,7 +190,7 @@ class Simulation:
 
             self.cluster.jobmanager.loop.create_task(cancel())
 
-    # --- invariants of deciders -------------------------------------------------------------------------------------------
+    # --- invariants of deciders -----------------------------------------------------------------------------------
 
     def _watch(self, master: JobMaster) -> None:
         scheduler = master._scheduler
@@ -209,6 +209,7 @@ class Simulation:
 
     def _watch_slot_book(self) -> None:
         book = self.cluster.jobmanager.dispatcher.resource_manager._book
+        book._new_allocation_id = AllocationID.generate  # its default was bound before ids came from the seed
         handle = book.handle
 
         def watched(event: Any, now_ms: int) -> Any:
@@ -218,7 +219,7 @@ class Simulation:
 
         book.handle = watched  # type: ignore[method-assign]
 
-    # --- what must hold -------------------------------------------------------------------------------------------------
+    # --- what must hold -------------------------------------------------------------------------------------------
 
     def _all_ended(self) -> bool:
         return len(self.masters) == len(self.programs) and all(master.has_ended for master in self.masters)

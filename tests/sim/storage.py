@@ -53,10 +53,8 @@ class SimFileSystem(FileSystem):
         self._folders: dict[str, None] = {}
         self._open: list[_OutputStream] = []
         self.owner: object = None
-        self.refuses_until = 0.0  #: the disk is full, or nobody answers
+        self.refuses_until = 0.0  #: the disk is full: no bytes can be written; names can be changed as ever
         self.refuse_share = 1.0
-        #: paths that begin so are never refused
-        self.exempt: tuple[str, ...] = ()
         #: called with each path that goes away
         self.on_delete: list[Any] = []
         fs._instances[SCHEME] = self
@@ -65,9 +63,8 @@ class SimFileSystem(FileSystem):
 
     def before_write(self, path: str) -> None:
         if self._world.now < self.refuses_until and self._rng.random() < self.refuse_share:
-            if not path.startswith(self.exempt or ("\0",)):
-                self._world.tell("storage", "refused", path[-60:])
-                raise ExternalError(f"Cannot write {path}: No space left on device.")
+            self._world.tell("storage", "refused", path[-60:])
+            raise ExternalError(f"Cannot write {path}: No space left on device.")
 
     def process_ended(self, owner: object) -> None:
         """Tear what the process was writing."""
@@ -124,11 +121,9 @@ class SimFileSystem(FileSystem):
         return [found for name in sorted(names) if (found := self.status(name)) is not None]
 
     def make_dirs(self, path: str) -> None:
-        self.before_write(path)
         self._make_parents(path.rstrip("/") + "/x")
 
     def rename(self, source: str, target: str, *, overwrite: bool = False) -> None:
-        self.before_write(target)
         source, target = source.rstrip("/"), target.rstrip("/")
         if self.status(source) is None:
             raise ExternalError(f"Cannot rename {source} to {target}: the source does not exist.")

@@ -138,7 +138,7 @@ _current: World | None = None
 
 
 def current() -> World:
-    """Return the world that runs, for operators and coordinators, which are made by code that knows of no simulation."""
+    """Return the world that runs: for operators and coordinators, whose makers know of no simulation."""
     assert _current is not None, "no simulation runs"
     return _current
 
