@@ -196,14 +196,20 @@ def _attempts_rise(ctx: CoordinatorContext, who: str) -> None:
 
 @dataclass(frozen=True)
 class Disturb(OperatorSpec):
-    """Hands records on; checks that they are of its own attempt; fails or is slow when the faults say so."""
+    """Hands records on; checks that they are of its own attempt, unless a result that was kept may come from another;
+    fails or is slow when the faults say so."""
+
+    one_attempt: bool = True
 
     def build(self) -> Operator:
-        return _Disturb()
+        return _Disturb(self.one_attempt)
 
 
 @final
 class _Disturb(Operator):
+    def __init__(self, one_attempt: bool) -> None:
+        self._one_attempt = one_attempt
+
     def open(self, ctx: Any, out: Any) -> None:
         super().open(ctx, out)
         self._attempt = ctx.runtime_context.get_attempt_number()
@@ -213,7 +219,7 @@ class _Disturb(Operator):
     def process_batch(self, input_index: int, batch: Batch) -> None:
         world = current()
         disturbance = world.parts["disturbance"]
-        if world.parts.get("records are of one attempt", True):
+        if self._one_attempt:
             for attempt, _, _ in rows_of(batch).rows:
                 _say_fencing("records", attempt, self._attempt)
         if disturbance.poisons and self._rng.random() < 0.2:
@@ -402,15 +408,20 @@ def make_job(program: Program, job_id: JobID, config: dict[str, str]) -> JobGrap
     match program.shape:
         case "chained":
             counted = node("count", ProcessSpec(CountByKey(), key_of), edge(source, ShipStrategy.HASH))
-            disturbed = node("disturb", Disturb(), edge(source))
+            disturbed = node("disturb", Disturb(program.shape != "batch"), edge(source))
             counted.inputs = [edge(disturbed, ShipStrategy.HASH)]
         case "wide" | "batch":
-            disturbed = node("disturb", Disturb(), edge(source, ShipStrategy.REBALANCE), parallelism=parallelism + 1)
+            disturbed = node(
+                "disturb",
+                Disturb(program.shape != "batch"),
+                edge(source, ShipStrategy.REBALANCE),
+                parallelism=parallelism + 1,
+            )
             counted = node("count", ProcessSpec(CountByKey(), key_of), edge(disturbed, ShipStrategy.HASH))
         case "union":
             other = node("more numbers", SplitSource(num_rows, program), parallelism=1)
             inputs = [edge(source, ShipStrategy.REBALANCE), edge(other, ShipStrategy.REBALANCE)]
-            disturbed = node("disturb", Disturb(), *inputs)
+            disturbed = node("disturb", Disturb(program.shape != "batch"), *inputs)
             counted = node("count", ProcessSpec(CountByKey(), key_of), edge(disturbed, ShipStrategy.HASH))
         case _:
             raise AssertionError(program.shape)
