@@ -23,6 +23,7 @@ class Disturbance:
 
     poisons: int = 0  #: so many records are still to fail
     slow_until: float = 0.0
+    starts_fail_until: float = 0.0  #: coordinators cannot start
 
 
 @final
@@ -50,6 +51,7 @@ class Faults:
             (1, self._be_slow),
             (1, self._refuse_forks),
             (1, self._refuse_writes),
+            (1, self._refuse_starts),
         ]
 
     def begin(self) -> None:
@@ -64,7 +66,7 @@ class Faults:
             stopped()
         self._stopped.clear()
         disturbance = self._world.parts["disturbance"]
-        disturbance.poisons, disturbance.slow_until = 0, 0.0
+        disturbance.poisons, disturbance.slow_until, disturbance.starts_fail_until = 0, 0.0, 0.0
         self._cluster.files.refuses_until = 0.0
         for taskmanager in self._cluster.taskmanagers:
             taskmanager.fork_fails_until = 0.0
@@ -210,3 +212,7 @@ class Faults:
         files.refuses_until = self._world.now + seconds
         files.refuse_share = self._rng.choice((0.3, 1.0))
         return f"the disk is full for {seconds} s"
+
+    def _refuse_starts(self) -> str | None:
+        self._world.parts["disturbance"].starts_fail_until = self._world.now + 0.5
+        return "coordinators cannot start for 0.5 s"

@@ -15,6 +15,7 @@ from typing import Any, final
 
 from engine.connectors.file_sinks import TextFileSinkSpec
 from engine.core.config import Configuration
+from engine.core.errors import ExternalError
 from engine.core.ids import JobID
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.graph import chaining
@@ -169,6 +170,8 @@ class _Enumerator(OperatorCoordinator):
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
         _attempts_rise(ctx, "enumerator")
+        if current().now < current().parts["disturbance"].starts_fail_until:
+            raise ExternalError("The input cannot be listed: nobody answers.")
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         _say_fencing("enumerator", attempt_number, self.ctx.attempt_number)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
-from engine.core.ids import AllocationID, JobID
+from engine.core.ids import JobID
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.job_master import JobMaster
 from tests.sim.faults import Disturbance, Faults
@@ -209,7 +209,6 @@ class Simulation:
 
     def _watch_slot_book(self) -> None:
         book = self.cluster.jobmanager.dispatcher.resource_manager._book
-        book._new_allocation_id = AllocationID.generate  # its default was bound before ids came from the seed
         handle = book.handle
 
         def watched(event: Any, now_ms: int) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from engine.protocol.control import SlotFreed
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.exchange.partition import _PipelinedSubpartition
-from engine.runtime.jobmanager.job_master import JobMaster
+from engine.runtime.exchange.transport import _ConsumerConnection
 from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.taskmanager.task_executor import TaskExecutor
 from tests.sim.programs import Program
@@ -30,7 +30,7 @@ def test_every_record_counts_exactly_once_whatever_happens(first):
             pytest.fail(outcome.report(), pytrace=False)
 
 
-# --- the simulation itself ----------------------------------------------------------------------------------------------
+# --- the simulation itself ------------------------------------------------------------------------------------------
 
 
 def test_a_seed_repeats_exactly_in_another_process_with_other_hashes():
@@ -101,15 +101,11 @@ def test_a_cancelled_job_commits_nothing():
     assert simulation.ledger.parts_by_job.get(simulation.masters[0].job_id, {}) == {}
 
 
-# --- broken engines are found ---------------------------------------------------------------------------------------------
+# --- broken engines are found ---------------------------------------------------------------------------------------
 
 
-def hear_every_attempt(monkeypatch):
-    def handle(self, message):
-        if not self.has_ended:
-            self._coordinators.handle_event(message)
-
-    monkeypatch.setattr(JobMaster, "handle_operator_event", handle)
+def give_no_credit_back(monkeypatch):
+    monkeypatch.setattr(_ConsumerConnection, "add_credit", lambda self, channel, credit: None)
 
 
 def lose_open_buffers(monkeypatch):
@@ -137,7 +133,7 @@ def leave_slots_alive(monkeypatch):
     monkeypatch.setattr(TaskExecutor, "_kill_all_slots", kill_nothing)
 
 
-@pytest.mark.parametrize("break_it", [hear_every_attempt, lose_open_buffers, forget_freed_slots, leave_slots_alive])
+@pytest.mark.parametrize("break_it", [give_no_credit_back, lose_open_buffers, forget_freed_slots, leave_slots_alive])
 def test_a_broken_engine_is_found(break_it, monkeypatch):
     break_it(monkeypatch)
     for seed in range(200):

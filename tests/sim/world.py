@@ -11,10 +11,9 @@ import hashlib
 import heapq
 import itertools
 import random
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Final, final
-
-from engine.core import ids
 
 __all__ = ["SimClock", "SimulationError", "Timer", "World", "current", "running"]
 
@@ -145,19 +144,15 @@ def current() -> World:
 
 @contextlib.contextmanager
 def running(world: World) -> Iterator[World]:
-    """Make ``world`` the current one; ids come from its seed instead of the system's random numbers."""
+    """Make ``world`` the current one; ids and names come from its seed instead of the system's random numbers."""
     global _current
     assert _current is None, "simulations do not nest"
     _current = world
     rng = world.rng("ids")
-
-    def generate(cls: type[str]) -> str:
-        return cls(f"{rng.getrandbits(128):032x}")
-
-    before = ids._HexID.__dict__["generate"]
-    ids._HexID.generate = classmethod(generate)  # type: ignore[assignment, method-assign]
+    before = secrets.token_hex
+    secrets.token_hex = lambda nbytes=16: f"{rng.getrandbits(8 * nbytes):0{2 * nbytes}x}"
     try:
         yield world
     finally:
-        ids._HexID.generate = before  # type: ignore[method-assign]
+        secrets.token_hex = before
         _current = None
