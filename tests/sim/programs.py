@@ -90,7 +90,7 @@ class SplitSource(OperatorSpec):
 
 @final
 class _SplitReader(SourceOperator):
-    """Its state: the split it is in, and where in it."""
+    """Its state: the splits that it has, and where in the first it is. After a rescale it may begin with several."""
 
     def __init__(self, spec: SplitSource) -> None:
         self._spec = spec
@@ -100,33 +100,34 @@ class _SplitReader(SourceOperator):
         runtime = ctx.runtime_context
         self._attempt = runtime.get_attempt_number()
         self._rng = current().rng(f"reader {ctx.job_id} {runtime.get_index_of_this_subtask()} {self._attempt}")
-        self._state = ctx.state.operator_states().get_list_state(ListStateDescriptor("position"))
-        self._position: tuple[int, int] | None = next(iter(self._state.get()), None)
+        self._state = ctx.state.operator_states().get_list_state(ListStateDescriptor("positions"))
+        self._positions: deque[tuple[int, int]] = deque(self._state.get())
         self._no_more = False
         self._due_ms: int | None = None
-        if self._position is None:
+        if not self._positions:
             ctx.send_event(("next?",))
 
     def poll(self, rows_max: int) -> PollResult:
-        if self._position is None:
+        if not self._positions:
             return PollResult.END if self._no_more else PollResult.IDLE
         now_ms = self.ctx.clock.now_ms()
         if self._due_ms is not None and now_ms < self._due_ms:
             return PollResult.IDLE
-        at, end = self._position
+        at, end = self._positions[0]
         num = min(rows_max, self._rng.randint(1, 4), end - at)
         keys = self._spec.program.num_keys
         self.out.emit(RowBatch([(self._attempt, row_id, row_id % keys) for row_id in range(at, at + num)]))
         self._due_ms = now_ms + self._rng.randint(*self._spec.program.interval_ms)
         if at + num < end:
-            self._position = (at + num, end)
+            self._positions[0] = (at + num, end)
         else:
-            self._position = None
-            self.ctx.send_event(("next?",))
+            self._positions.popleft()
+            if not self._positions:
+                self.ctx.send_event(("next?",))
         return PollResult.IDLE
 
     def next_timer_ms(self) -> int | None:
-        return self._due_ms if self._position is not None else None
+        return self._due_ms if self._positions else None
 
     def on_timer(self, now_ms: int) -> None:
         self._due_ms = None
@@ -136,15 +137,16 @@ class _SplitReader(SourceOperator):
         match event:
             case ("split", start, end, attempt):
                 _say_fencing("split", attempt, self._attempt)
-                assert self._position is None, "two splits at once"
-                self._position, self._due_ms = (start, end), None
+                assert not self._positions, "a split that nobody asked for"
+                self._positions.append((start, end))
+                self._due_ms = None
             case ("none",):
                 self._no_more = True
             case _:
                 raise AssertionError(event)
 
     def snapshot_state(self, checkpoint_id: int) -> None:
-        self._state.update([] if self._position is None else [self._position])
+        self._state.update(list(self._positions))
 
 
 @dataclass(frozen=True)

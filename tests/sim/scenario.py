@@ -13,8 +13,10 @@ from typing import Any, Final, final
 
 from engine.core.config import Configuration
 from engine.core.ids import JobID
+from engine.graph.rescale import rescaled
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.job_master import JobMaster
+from engine.runtime.jobmanager.scheduling import RescaleRequested
 from tests.sim.faults import Disturbance, Faults
 from tests.sim.processes import Cluster
 from tests.sim.programs import Ledger, Program, make_job, output_path, simulated_classes_may_travel, slots_needed
@@ -83,12 +85,13 @@ class Simulation:
         self.faults_until = rng.choice((0.0, 3.0, 6.0, 10.0))
         self.fault_pause = rng.choice((0.3, 1.0, 2.5))
         self.cancel_at = rng.uniform(0.1, 6.0) if rng.random() < 0.1 else None
+        self.rescale_at = rng.uniform(0.5, 6.0) if rng.random() < 0.15 else None
         self.cluster_config = {
             "heartbeat.interval": "500 ms",
             "heartbeat.timeout": rng.choice(("2 s", "4 s")),
             "taskmanager.registration.timeout": "60 s",
             "task.cancellation.timeout": rng.choice(("1 s", "5 s")),
-            "slot.request.timeout": "60 s",
+            "slot.request.timeout": "60 s" if self.rescale_at is None else "5 s",
             "taskmanager.numberOfTaskSlots": str(self.slots_per_taskmanager),
             "taskmanager.memory.segment-size": rng.choice(("200 b", "2 kb", "32 kb")),
         }
@@ -179,6 +182,8 @@ class Simulation:
             self.world.at(when, lambda p=program: loop.create_task(submit(p)))  # type: ignore[misc]
         if self.cancel_at is not None:
             self.world.at(self.cancel_at, self._cancel)
+        if self.rescale_at is not None:
+            self.world.at(self.rescale_at, self._rescale)
         self.world.at(0.01, self._watch_slot_book)
 
     def _cancel(self) -> None:
@@ -189,6 +194,20 @@ class Simulation:
                 self.masters[0].cancel()
 
             self.cluster.jobmanager.loop.create_task(cancel())
+
+    def _rescale(self) -> None:
+        """To a parallelism for which there may be no slots."""
+        if not self.masters:
+            return
+        master, parallelism = self.masters[0], self.world.rng("rescale").choice((1, 2, 3, 4))
+        graph = master.graph.job_graph
+        changed = rescaled(graph, {vertex.vertex_id: parallelism for vertex in graph.vertices if vertex.is_parallel})
+        self.world.tell("user", "rescales", f"{master.job_id[:4]} to {parallelism}")
+
+        async def rescale() -> None:
+            master.post(RescaleRequested(changed))
+
+        self.cluster.jobmanager.loop.create_task(rescale())
 
     # --- invariants of deciders -----------------------------------------------------------------------------------
 
