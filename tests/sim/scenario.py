@@ -85,7 +85,7 @@ class Simulation:
         self.faults_until = rng.choice((0.0, 3.0, 6.0, 10.0))
         self.fault_pause = rng.choice((0.3, 1.0, 2.5))
         self.cancel_at = rng.uniform(0.1, 6.0) if rng.random() < 0.1 else None
-        self.rescale_at = rng.uniform(0.5, 6.0) if rng.random() < 0.15 else None
+        self.rescale_at = rng.uniform(0.5, 2.5) if rng.random() < 0.15 else None
         self.cluster_config = {
             "heartbeat.interval": "500 ms",
             "heartbeat.timeout": rng.choice(("2 s", "4 s")),
