@@ -51,7 +51,9 @@ class Faults:
             (1, self._be_slow),
             (1, self._refuse_forks),
             (1, self._refuse_writes),
-            (1, self._refuse_starts),
+            (2, self._refuse_starts),
+            (1, self._kill_zygote),
+            (1, self._hang_worker),
         ]
 
     def begin(self) -> None:
@@ -68,6 +70,7 @@ class Faults:
         disturbance = self._world.parts["disturbance"]
         disturbance.poisons, disturbance.slow_until, disturbance.starts_fail_until = 0, 0.0, 0.0
         self._cluster.files.refuses_until = 0.0
+        self._cluster.worker_hangs_until = 0.0
         for taskmanager in self._cluster.taskmanagers:
             taskmanager.fork_fails_until = 0.0
 
@@ -214,5 +217,18 @@ class Faults:
         return f"the disk is full for {seconds} s"
 
     def _refuse_starts(self) -> str | None:
-        self._world.parts["disturbance"].starts_fail_until = self._world.now + 0.5
-        return "coordinators cannot start for 0.5 s"
+        seconds = self._rng.choice((0.3, 1.0))
+        self._world.parts["disturbance"].starts_fail_until = self._world.now + seconds
+        return f"coordinators cannot start for {seconds} s"
+
+    def _kill_zygote(self) -> str | None:
+        taskmanager = self._taskmanager()
+        if taskmanager is None or taskmanager.zygote is None:
+            return None
+        taskmanager.zygote.kill()
+        return f"the zygote of {taskmanager.name} is killed"
+
+    def _hang_worker(self) -> str | None:
+        seconds = self._rng.choice((0.5, 3.0, 35.0))  # JobCoordinators gives up after 1 s, or after 30 s
+        self._cluster.worker_hangs_until = self._world.now + seconds
+        return f"the JobManager's file system hangs for {seconds} s"

@@ -345,10 +345,20 @@ class _SlotHost:
 
     def __init__(self, taskmanager: SimTaskManager) -> None:
         self._taskmanager = taskmanager
+        self._ended: asyncio.Future[int] = taskmanager.loop.create_future()
+
+    def kill(self) -> None:
+        """Slots die with their zygote."""
+        if not self._ended.done():
+            self._ended.set_result(_SIGKILL)
+        for slot in self._taskmanager.slots():
+            slot.kill("its zygote is gone", after=self._taskmanager.rng.uniform(0.0005, 0.01))
 
     async def fork_slot(self, init: InitializeSlot) -> _SlotHandle:
         taskmanager = self._taskmanager
-        await asyncio.sleep(taskmanager.rng.uniform(0.003, 0.08))
+        await asyncio.sleep(taskmanager.rng.uniform(*taskmanager.cluster.fork_s))
+        if self._ended.done():
+            raise ExternalError("The process that starts slots is gone; no slot can be started.")
         if taskmanager.world.now < taskmanager.fork_fails_until:
             raise ExternalError("No slot process could be forked: Cannot allocate memory.")
         slot = SimSlot(taskmanager.cluster, taskmanager, init)
@@ -361,8 +371,7 @@ class _SlotHost:
         return slot.handle
 
     async def wait(self) -> int:
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError
+        return await asyncio.shield(self._ended)
 
     async def close(self) -> None:
         for slot in self._taskmanager.slots():
@@ -382,6 +391,7 @@ class SimTaskManager:
         self.num_slots = num_slots
         self.fork_fails_until = 0.0
         self.link: ControlLink | None = None
+        self.zygote: _SlotHost | None = None
         self.resource_id = ResourceID(self.name)
         settings = TaskExecutorSettings(self.resource_id, self.name, "", num_slots, config)
         self.executor = TaskExecutor(
@@ -399,7 +409,8 @@ class SimTaskManager:
 
     async def _host(self, python: str) -> Any:
         await asyncio.sleep(self.rng.uniform(0.05, 0.3))
-        return _SlotHost(self)
+        self.zygote = _SlotHost(self)
+        return self.zygote
 
     async def _connect(self, timeout: float) -> Any:
         await asyncio.sleep(self.rng.uniform(0.001, 0.02))
@@ -438,23 +449,30 @@ class _SimWorker:
         self._cluster = cluster
         self._world = cluster.world
         self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
-        self._free_at = 0.0
         self._slowness = self._rng.choice((0.001, 0.001, 0.03))
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_busy = False
 
-    def submit(self, call: Callable[[], None]) -> None:
-        at = max(self._world.now, self._free_at) + self._rng.uniform(0.1, 1) * self._slowness
-        self._free_at = at
+    def submit(self, call: Callable[[], object]) -> None:
+        self._calls.append(call)
+        self._begin()
 
-        def run() -> None:
-            if self._world.is_over or self._cluster.jobmanager.loop.is_dead:
-                return
-            if self._cluster.jobmanager.loop.is_stopped:
-                self._world.after(0.05, run)
-                return
-            self._cluster.files.owner = self._cluster.jobmanager
-            call()
+    def _begin(self) -> None:
+        if not self._is_busy and self._calls:
+            self._is_busy = True
+            self._world.after(self._rng.uniform(0.1, 1) * self._slowness, self._end)
 
-        self._world.at(at, run)
+    def _end(self) -> None:
+        cluster = self._cluster
+        if self._world.is_over or cluster.jobmanager.loop.is_dead:
+            return
+        if cluster.jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
+            self._world.after(0.05, self._end)
+            return
+        cluster.files.owner = cluster.jobmanager
+        self._is_busy = False
+        self._calls.popleft()()
+        self._begin()
 
     def close(self) -> None:
         pass
@@ -507,10 +525,13 @@ class Cluster:
         self.temp_dir = temp_dir
         self.clock: Clock = SimClock(world)
         self.network = DataNetwork(world)
+        #: seconds that a slot process takes to be made
+        self.fork_s = world.rng("fork").choice(((0.003, 0.08), (0.003, 0.08), (0.2, 1.5)))
         self.files = SimFileSystem(world)
         self.live_slots: list[SimSlot] = []
         self.taskmanagers: list[SimTaskManager] = []
         self.unreachable_until: dict[str, float] = {}
+        self.worker_hangs_until = 0.0  #: the JobManager's file system does not answer
         self.jobmanager = SimJobManager(self, jobmanager_config)
 
     def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
