@@ -48,6 +48,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.name = name
         self.is_stopped = False  #: SIGSTOP
         self.is_dead = False
+        self.continued_at = 0.0
         self._selector = _NothingToSelect()
         self._armed: Timer | None = None
         self._armed_at = 0.0
@@ -148,6 +149,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def continue_process(self) -> None:
         self.is_stopped = False
+        self.continued_at = self.world.now
         self._arm(self.world.now)
 
     def kill(self) -> None:

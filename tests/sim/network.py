@@ -101,6 +101,7 @@ class ControlEnd:
         self._inbox: deque[bytes | None] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._is_closed = False
+        self.last_arrival = link.world.now
         self.other: ControlEnd
         self.wire: Wire  #: to the other end
 
@@ -119,6 +120,7 @@ class ControlEnd:
     def arrive(self, data: bytes | None) -> None:
         if self._is_closed or self._loop.is_dead or self._link.world.is_over:
             return
+        self.last_arrival = self._link.world.now
         self._inbox.append(data)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

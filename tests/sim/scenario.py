@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 from engine.core.config import Configuration
 from engine.core.ids import JobID
+from engine.core.options import ClusterOptions
 from engine.graph.rescale import rescaled
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.job_master import JobMaster
@@ -27,7 +28,9 @@ __all__ = ["Outcome", "Simulation", "run_seed"]
 
 #: Simulated seconds that a job has to finish when no fault comes any more.
 LIVENESS_S: Final = 120.0
-#: The same for slots to be given back when all jobs have ended.
+#: Beyond the heartbeat timeout, a TaskManager that hears nothing has this time to kill its slots.
+ORPHANS_S: Final = 2.0
+#: Simulated seconds for slots to be given back when all jobs have ended.
 QUIET_S: Final = 20.0
 
 
@@ -156,6 +159,7 @@ class Simulation:
         for _ in range(self.num_taskmanagers):
             cluster.add_taskmanager(self.slots_per_taskmanager, self.taskmanager_config)
         self._submit()
+        self._look_for_orphans()
         self.faults = Faults(self)
         self.faults.begin()
         ended = world.run(lambda: self._all_ended(), self.faults_until)
@@ -236,6 +240,18 @@ class Simulation:
             return commands
 
         book.handle = watched  # type: ignore[method-assign]
+
+    def _look_for_orphans(self) -> None:
+        """Slots end when their TaskManager has not heard of the JobManager for the heartbeat timeout: nobody else can
+        keep what the JobManager has given up from going on."""
+        timeout_s = self.taskmanager_config.get(ClusterOptions.HEARTBEAT_TIMEOUT) / 1000 + ORPHANS_S
+        for taskmanager in self.cluster.live_taskmanagers():
+            if taskmanager.link is None or taskmanager.loop.is_stopped or not taskmanager.slots():
+                continue
+            heard_at = max(taskmanager.link.taskmanager_end.last_arrival, taskmanager.loop.continued_at)
+            if self.world.now - heard_at > timeout_s:
+                raise SimulationError(f"{taskmanager.name} has heard nothing since {heard_at:.3f}, its slots go on")
+        self.world.after(0.5, self._look_for_orphans)
 
     # --- what must hold -------------------------------------------------------------------------------------------
 
