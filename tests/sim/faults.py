@@ -39,6 +39,7 @@ class Faults:
         self.kinds: list[tuple[int, Callable[[], str | None]]] = [
             (4, self._kill_slot),
             (2, self._stop_slot),
+            (1, self._hang_slot),
             (2, self._kill_taskmanager),
             (1, self._lose_host),
             (2, self._stop_taskmanager),
@@ -57,6 +58,8 @@ class Faults:
         ]
 
     def begin(self) -> None:
+        if self._simulation.faults_until and self._rng.random() < 0.2:
+            self._world.parts["disturbance"].starts_fail_until = 1.2  # for the first attempts
         self._schedule_next()
         self._watch_taskmanagers()
 
@@ -124,6 +127,18 @@ class Faults:
         slot.stop()
         self._continue_after(seconds, slot.continue_)
         return f"slot {slot.name} is stopped for {seconds} s"
+
+    def _hang_slot(self) -> str | None:
+        """A function never comes back; soon another slot of the job is lost, and the task does not hear its cancel."""
+        slot = self._slot()
+        others = [] if slot is None else [one for one in self._cluster.live_slots if one is not slot]
+        other = pick(self._rng, [one for one in others if one.init.job.job_id == slot.init.job.job_id])
+        if other is None:
+            return None
+        slot.hang()
+        self._stopped.append(slot.come_back)
+        self._world.after(0.3, lambda: other.kill("kill -9, while another hangs"))
+        return f"a function in slot {slot.name} hangs for ever"
 
     def _continue_after(self, seconds: float, go_on: Callable[[], None]) -> None:
         self._stopped.append(go_on)

@@ -169,6 +169,7 @@ class SimSlot:
         self.rng = world.rng(self.name)
         self.is_dead = False
         self._is_stopped = False
+        self._is_hanging = False
         self._scheduled_at: float | None = None
         self._turn_timer: Any = None
         self._spent_s = 0.0  #: simulated time that this turn took beyond the usual
@@ -310,8 +311,17 @@ class SimSlot:
         self._is_stopped = True
 
     def continue_(self) -> None:
-        self._is_stopped = False
+        self._is_stopped = self._is_hanging
         self.io_ready()
+
+    def hang(self) -> None:
+        """A function that never returns: the loop does not turn any more."""
+        self._is_stopped = True
+        self._is_hanging = True
+
+    def come_back(self) -> None:
+        self._is_hanging = False
+        self.continue_()
 
     def kill(self, why: str, *, after: float = 0.0, silently: bool = False) -> None:
         def die() -> None:

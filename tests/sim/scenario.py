@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import random
 import shutil
 import tempfile
@@ -125,7 +126,8 @@ class Simulation:
         logger.addHandler(tap)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
-        temp_dir = tempfile.mkdtemp(prefix="sim-")
+        # Slots spill here: in memory, a disk that others keep busy would take longer than all the rest.
+        temp_dir = tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         try:
             with running(world), simulated_classes_may_travel():
                 self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config))
