@@ -24,6 +24,7 @@ class Disturbance:
     poisons: int = 0  #: so many records are still to fail
     slow_until: float = 0.0
     starts_fail_until: float = 0.0  #: coordinators cannot start
+    commits_fail_until: float = 0.0  #: of jobs with checkpoints
 
 
 @final
@@ -54,6 +55,7 @@ class Faults:
             (1, self._refuse_writes),
             (2, self._refuse_starts),
             (1, self._kill_zygote),
+            (1, self._refuse_commits),
             (1, self._hang_worker),
         ]
 
@@ -71,7 +73,8 @@ class Faults:
             stopped()
         self._stopped.clear()
         disturbance = self._world.parts["disturbance"]
-        disturbance.poisons, disturbance.slow_until, disturbance.starts_fail_until = 0, 0.0, 0.0
+        disturbance.poisons, disturbance.slow_until = 0, 0.0
+        disturbance.starts_fail_until = disturbance.commits_fail_until = 0.0
         self._cluster.files.refuses_until = 0.0
         self._cluster.worker_hangs_until = 0.0
         for taskmanager in self._cluster.taskmanagers:
@@ -235,6 +238,10 @@ class Faults:
         seconds = self._rng.choice((0.3, 1.0))
         self._world.parts["disturbance"].starts_fail_until = self._world.now + seconds
         return f"coordinators cannot start for {seconds} s"
+
+    def _refuse_commits(self) -> str | None:
+        self._world.parts["disturbance"].commits_fail_until = self._world.now + 0.5
+        return "commits fail for 0.5 s"
 
     def _kill_zygote(self) -> str | None:
         taskmanager = self._taskmanager()

@@ -51,6 +51,12 @@ class SimMailbox:
         self._watched: dict[Any, tuple[int, Callable[[int], None]]] = {}
         self._deadlines: list[tuple[float, int, Deadline]] = []
         self._sequence = itertools.count()
+        #: What happened beside the loop and is to be told in it.
+        self._posted: deque[Callable[[], None]] = deque()
+
+    def post(self, call: Callable[[], None]) -> None:
+        self._posted.append(call)
+        self._slot.io_ready()
 
     def watch(self, file: Any, events: int, on_ready: Callable[[int], None]) -> None:
         if events:
@@ -76,6 +82,8 @@ class SimMailbox:
             ready = file.ready() & events
             if ready and file in self._watched:
                 on_ready(ready)
+        while self._posted:
+            self._posted.popleft()()
         now = self._world.now
         while self._deadlines and self._deadlines[0][0] <= now:
             action = heapq.heappop(self._deadlines)[2].action
@@ -83,12 +91,76 @@ class SimMailbox:
                 action()
 
     def has_ready(self) -> bool:
-        return any(file.ready() & events for file, (events, _) in self._watched.items())
+        return bool(self._posted) or any(file.ready() & events for file, (events, _) in self._watched.items())
 
     def next_deadline(self) -> float | None:
         while self._deadlines and self._deadlines[0][2].action is None:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+
+@final
+class _Work:
+    def __init__(self) -> None:
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@final
+class _SnapshotWorkers:
+    """``snapshot_workers.SlotSnapshotWorkers``: threads that do their work at one instant, children that saw the memory
+    as it was at their fork."""
+
+    def __init__(self, slot: SimSlot) -> None:
+        self._slot = slot
+        self._rng = slot.world.rng(f"{slot.name} snapshots")
+        self.fork_entries_min = self._rng.choice((0, 10_000))
+        self._slowness_s = self._rng.choice((0.002, 0.002, 0.05, 0.5))
+
+    def run(self, work: Callable[[], Any], on_done: Any) -> Any:
+        job = _Work()
+
+        def do() -> None:
+            if self._slot.is_dead or self._slot.world.is_over:
+                return
+            if self._slot._is_stopped:
+                self._slot.world.after(0.05, do)
+                return
+            self._finish(job, work, on_done)
+
+        self._slot.world.after(self._rng.uniform(0.1, 1) * self._slowness_s, do)
+        return job
+
+    def fork(self, work: Callable[[], Any], on_done: Any) -> Any:
+        job = _Work()
+        if self._rng.random() < 0.02:
+            raise ExternalError("Cannot fork a process for a snapshot: Cannot allocate memory.")
+        result, error = self._result(work)
+        is_lost = self._rng.random() < 0.02
+
+        def end() -> None:
+            if not self._slot.is_dead:
+                lost = ExternalError("The process that wrote the snapshot was ended by SIGKILL.")
+                self._slot.mailbox.post(lambda: on_done(None, lost) if is_lost else on_done(result, error))
+
+        self._slot.world.after(self._rng.uniform(0.1, 1) * self._slowness_s, end)
+        return job
+
+    def _finish(self, job: _Work, work: Callable[[], Any], on_done: Any) -> None:
+        if job.is_cancelled:
+            result, error = None, ExternalError("cancelled")
+        else:
+            result, error = self._result(work)
+        self._slot.mailbox.post(lambda: on_done(result, error))
+
+    def _result(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+        self._slot.cluster.files.owner = self._slot
+        try:
+            return work(), None
+        except Exception as error:
+            return None, error
 
 
 @final
@@ -213,6 +285,7 @@ class SimSlot:
             let_others_work=self._let_others_work,
             slot_shared=slot_shared,
             now_ns=self._now_ns,
+            snapshot_workers=_SnapshotWorkers(self),
         )
         self.env = env
         self.process.begin(env)

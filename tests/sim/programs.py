@@ -54,6 +54,7 @@ class Program:
     num_keys: int = 5
     interval_ms: tuple[int, int] = (10, 80)
     buffer_timeout_ms: int = 10
+    checkpoints: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -106,6 +107,13 @@ class _SplitReader(SourceOperator):
         self._due_ms: int | None = None
         if not self._positions:
             ctx.send_event(("next?",))
+        elif ctx.state.is_restored:
+            self._tell("restored", f"{list(self._positions)}")
+
+    def _tell(self, what: str, detail: str) -> None:
+        runtime = self.ctx.runtime_context
+        task = f"source {runtime.get_index_of_this_subtask()}#{self._attempt}"
+        current().tell(self.ctx.slot_shared["sim"].name, what, f"{self.ctx.job_id[:4]} {task} {detail}")
 
     def poll(self, rows_max: int) -> PollResult:
         if not self._positions:
@@ -117,6 +125,7 @@ class _SplitReader(SourceOperator):
         num = min(rows_max, self._rng.randint(1, 4), end - at)
         keys = self._spec.program.num_keys
         self.out.emit(RowBatch([(self._attempt, row_id, row_id % keys) for row_id in range(at, at + num)]))
+        self._tell("emits", f"{at}…{at + num - 1}")
         self._due_ms = now_ms + self._rng.randint(*self._spec.program.interval_ms)
         if at + num < end:
             self._positions[0] = (at + num, end)
@@ -283,11 +292,13 @@ class Ledger:
 
 @dataclass(frozen=True)
 class LedgerSink(OperatorSpec):
+    may_refuse: bool = False  #: a commit may fail; without checkpoints that would be the end of the job
+
     def build(self) -> Operator:
         return _LedgerSink()
 
     def coordinator(self) -> CoordinatorSpec:
-        return _LedgerCommitterSpec()
+        return _LedgerCommitterSpec(self.may_refuse)
 
 
 @final
@@ -312,6 +323,9 @@ class _LedgerSink(Operator):
 
     def prepare_commit(self, checkpoint_id: int) -> object | None:
         self._cut(checkpoint_id)
+        if self._parts:
+            parts = [f"{name} of {since}: {[row[2] for row in rows]}" for since, (name, rows) in self._parts]
+            current().tell(self.ctx.slot_shared["sim"].name, "offers", f"{self.ctx.job_id[:4]} {checkpoint_id}: {parts}")
         return [part for _, part in self._parts] or None
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
@@ -324,13 +338,16 @@ class _LedgerSink(Operator):
 
 @dataclass(frozen=True)
 class _LedgerCommitterSpec(CoordinatorSpec):
+    may_refuse: bool
+
     def create(self) -> OperatorCoordinator:
-        return _LedgerCommitter()
+        return _LedgerCommitter(self.may_refuse)
 
 
 @final
 class _LedgerCommitter(OperatorCoordinator):
-    def __init__(self) -> None:
+    def __init__(self, may_refuse: bool) -> None:
+        self._may_refuse = may_refuse
         self._left: list[Any] = []
         self._restored: list[Any] = []
 
@@ -342,7 +359,7 @@ class _LedgerCommitter(OperatorCoordinator):
         super().start(ctx)
         _attempts_rise(ctx, "committer")
         self._ledger: Ledger = current().parts["ledger"]
-        self._ledger.commit(ctx.job_id, self._restored)
+        self._commit(self._restored)
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         _say_fencing("committer", attempt_number, self.ctx.attempt_number)
@@ -356,13 +373,20 @@ class _LedgerCommitter(OperatorCoordinator):
         return pickle.dumps(self._left)
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
-        self._ledger.commit(self.ctx.job_id, [part for parts in committables.values() for part in parts])  # type: ignore[attr-defined]
+        self._commit([part for parts in committables.values() for part in parts])  # type: ignore[attr-defined]
+
+    def _commit(self, parts: list[Any]) -> None:
+        for part in parts:
+            refuses = self._may_refuse and current().now < current().parts["disturbance"].commits_fail_until
+            if refuses and current().rng("commits").random() < 0.5:
+                raise ExternalError("The ledger refuses a part.")
+            self._ledger.commit(self.ctx.job_id, [part])
 
     def job_ended(self, outcome: JobOutcome) -> None:
         newest = current().parts["attempts"][self.ctx.job_id, "committer"]
         _say_fencing("end of a committer", self.ctx.attempt_number, newest)
         if outcome is JobOutcome.FINISHED:
-            self._ledger.commit(self.ctx.job_id, self._left)
+            self._commit(self._left)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -434,7 +458,7 @@ def make_job(program: Program, job_id: JobID, config: dict[str, str]) -> JobGrap
         sink = node("sink", TextFileSinkSpec(output_path(job_id)), edge(counted), is_sink=True)
     else:
         strategy = ShipStrategy.REBALANCE if program.shape == "union" else ShipStrategy.FORWARD
-        sink = node("sink", LedgerSink(), edge(counted, strategy), is_sink=True)
+        sink = node("sink", LedgerSink(program.checkpoints), edge(counted, strategy), is_sink=True)
     return build_job_graph(
         [sink],
         job_name=f"job {program.shape}",

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
+from engine.core.errors import ConfigError
 from engine.core.ids import JobID
 from engine.core.options import ClusterOptions
 from engine.graph.rescale import rescaled
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.scheduling import RescaleRequested
+from tests.sim.checkpoint_checks import CHECKPOINTS, CheckpointChecks
 from tests.sim.faults import Disturbance, Faults
 from tests.sim.processes import Cluster
 from tests.sim.programs import Ledger, Program, make_job, output_path, simulated_classes_may_travel, slots_needed
@@ -46,6 +48,8 @@ class Outcome:
     statuses: list[str] = field(default_factory=list)
     num_attempts: int = 0
     num_faults: int = 0
+    num_checkpoints: int = 0
+    num_restored: int = 0
 
     def report(self, lines_max: int | None = 400) -> str:
         head = f"seed {self.seed} FAILED: {self.error}\nrepeat: python -m tests.sim --seed {self.seed}\n"
@@ -81,6 +85,7 @@ class Simulation:
         #: of jobs that were submitted, and their programs, in the order of submission
         self.masters: list[JobMaster] = []
         self.submitted: list[Program] = []
+        self.checkpoints: list[CheckpointChecks] = []
         rng = self.world.rng("scenario")
         self.programs = [self._draw_program(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
         self.slots_per_taskmanager = rng.choice((1, 2, 2))
@@ -105,11 +110,26 @@ class Simulation:
             "restart-strategy.fixed-delay.delay": rng.choice(("0 ms", "100 ms", "1 s")),
         }
 
+        self.checkpoint_config = {
+            "execution.checkpointing.interval": rng.choice(("30 ms", "150 ms", "600 ms")),
+            "execution.checkpointing.timeout": rng.choice(("300 ms", "3 s")),
+            "execution.checkpointing.max-concurrent-checkpoints": rng.choice(("1", "1", "3")),
+            "execution.checkpointing.tolerable-failed-checkpoints": rng.choice(("0", "3", "1000")),
+            "execution.checkpointing.num-retained": rng.choice(("1", "1", "3")),
+            "execution.checkpointing.incremental": rng.choice(("true", "false")),
+            "execution.checkpointing.data-inline-threshold": rng.choice(("0", "20 kb")),
+        }
+        if rng.random() < 0.8:
+            self.checkpoint_config["execution.checkpointing.dir"] = CHECKPOINTS
+
     @staticmethod
     def _draw_program(rng: random.Random) -> Program:
+        shape = rng.choice(("chained", "chained", "wide", "union", "batch"))
+        checkpoints = shape != "batch" and rng.random() < 0.75
         return Program(
-            shape=rng.choice(("chained", "chained", "wide", "union", "batch")),
-            sink=rng.choice(("ledger", "ledger", "files")),
+            shape=shape,
+            checkpoints=checkpoints,
+            sink="ledger" if checkpoints else rng.choice(("ledger", "files")),
             parallelism=rng.choice((1, 2, 2, 3)),
             num_splits=rng.choice((3, 6)),
             split_rows=rng.choice((5, 15)),
@@ -148,6 +168,8 @@ class Simulation:
         return Outcome(
             self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
             self.faults.num_faults if hasattr(self, "faults") else 0,
+            sum(checks.num_completed for checks in self.checkpoints),
+            sum(checks.num_restored for checks in self.checkpoints),
         )  # fmt: skip
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -170,12 +192,22 @@ class Simulation:
             raise SimulationError(f"no end within {LIVENESS_S:g} s after the last fault: {self._where_jobs_are()}")
         self._check_results()
         if not world.run(self._is_quiet, world.now + QUIET_S):
+            left = [path for checks in self.checkpoints for path in checks.left_behind()]
+            if left:
+                raise SimulationError(f"checkpoints of a job that has ended are left behind: {left[:5]}")
             raise SimulationError(f"slots were not given back within {QUIET_S:g} s: {self._where_slots_are()}")
 
     def _submit(self) -> None:
         async def submit(program: Program) -> None:
             dispatcher = self.cluster.jobmanager.dispatcher
-            job_id = await dispatcher.submit_job(make_job(program, JobID.generate(), self.job_config))
+            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
+            job_graph = make_job(program, JobID.generate(), config)
+            try:
+                job_id = await dispatcher.submit_job(job_graph)
+            except ConfigError as error:  # the disk is full just now: a user tries again
+                self.world.tell("user", "refused", str(error)[:80])
+                self.world.after(0.5, lambda: loop.create_task(submit(program)))
+                return
             master = dispatcher._master(job_id)
             self.masters.append(master)
             self.submitted.append(program)
@@ -218,6 +250,7 @@ class Simulation:
     # --- invariants of deciders -----------------------------------------------------------------------------------
 
     def _watch(self, master: JobMaster) -> None:
+        self.checkpoints.append(CheckpointChecks(self.cluster, master))
         scheduler = master._scheduler
         handle = scheduler.handle
         world = self.world
@@ -268,6 +301,7 @@ class Simulation:
             not self.cluster.live_slots
             and manager._book.num_free_slots == manager._book.num_slots == expected
             and not manager._allocations
+            and not any(checks.left_behind() for checks in self.checkpoints)
         )
 
     def _where_jobs_are(self) -> str:
