@@ -245,12 +245,13 @@ class CheckpointManager:
 
     # --- the job's life ----------------------------------------------------------------------------------------------
 
-    def begin_attempt(self, attempt_number: int) -> JobRestore | None:
-        """Return what the attempt starts from; None = afresh."""
+    def begin_attempt(self, attempt_number: int, job_graph: JobGraph) -> JobRestore | None:
+        """Return what the attempt starts from; None = afresh. ``job_graph``: as it is now, perhaps rescaled."""
         if not self._is_streaming:
             return None
         assert not self._is_handling, "the answer is needed at once"
-        self._handle(msg.AttemptBegun(attempt_number))
+        self._layout = job_layout(job_graph)
+        self._handle(msg.AttemptBegun(attempt_number, self._layout))
         checkpoint = self._coordinator.restore_point()
         self._restored_id = None if checkpoint is None else checkpoint.checkpoint_id
         if checkpoint is None:

@@ -218,7 +218,7 @@ class JobMaster:
         self._deployed.clear()
         self._held.clear()
         self._holding = None
-        self._restore = self.checkpoints.begin_attempt(attempt_number)
+        self._restore = self.checkpoints.begin_attempt(attempt_number, self.graph.job_graph)
         self._coordinators.abandon()
         self._coordinators = self._new_coordinators(attempt_number)
         self._coordinators.start()
