@@ -325,7 +325,8 @@ class _LedgerSink(Operator):
         self._cut(checkpoint_id)
         if self._parts:
             parts = [f"{name} of {since}: {[row[2] for row in rows]}" for since, (name, rows) in self._parts]
-            current().tell(self.ctx.slot_shared["sim"].name, "offers", f"{self.ctx.job_id[:4]} {checkpoint_id}: {parts}")
+            slot = self.ctx.slot_shared["sim"]
+            current().tell(slot.name, "offers", f"{self.ctx.job_id[:4]} {checkpoint_id}: {parts}")
         return [part for _, part in self._parts] or None
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:

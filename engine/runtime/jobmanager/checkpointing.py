@@ -76,8 +76,13 @@ class CheckpointHost(Protocol):
     def release_events(self, checkpoint_id: int) -> None: ...
 
     def coordinators_completed(
-        self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]
-    ) -> None: ...
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
+        ...
 
     def coordinators_aborted(self, checkpoint_id: int) -> None: ...
 
@@ -445,9 +450,14 @@ class CheckpointManager:
     def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
         checkpoint_id = checkpoint.checkpoint_id
         logger.info("job=%s checkpoint=%d is complete %s", self.job_id, checkpoint_id, checkpoint.folder)
-        self._host.coordinators_completed(checkpoint_id, checkpoint.committables())
-        for task in tasks:
-            self._host.send_to_task(task, lambda a, e: NotifyCheckpointComplete(a, e, checkpoint_id))
+
+        def committed() -> None:
+            for task in tasks:
+                self._host.send_to_task(task, lambda a, e: NotifyCheckpointComplete(a, e, checkpoint_id))
+
+        # Tasks hear of it when all is committed, not before: until then a later checkpoint offers the same again. A
+        # commit may fail, or never come, after that later one has completed, and then the job goes on from there.
+        self._host.coordinators_completed(checkpoint_id, checkpoint.committables(), committed)
 
     def _answer(self, command: msg.AnswerRequest) -> None:
         answer = self._answers.pop(command.request_id)

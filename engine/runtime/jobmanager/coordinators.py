@@ -131,15 +131,26 @@ class JobCoordinators:
             return
         self._submit(lambda: self._snapshot_all(checkpoint_id, done))
 
-    def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]) -> None:
-        """Let all commit; a failure is posted as CoordinatorFailed."""
-        for hosted in self._hosted:
+    def checkpoint_completed(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let all commit, then call ``done`` on the loop; a failure is posted as CoordinatorFailed instead."""
+        if not self._hosted:
+            done()
+            return
+
+        def commit(hosted: _Hosted) -> bool:
             encoded = committables.get(hosted.operator_id, {})
+            return self._guarded(hosted, lambda c: c.checkpoint_completed(checkpoint_id, _decoded(encoded)))
 
-            def call(coordinator: OperatorCoordinator, encoded: Mapping[int, bytes] = encoded) -> None:
-                coordinator.checkpoint_completed(checkpoint_id, _decoded(encoded))
+        def commit_all() -> None:
+            if all(commit(hosted) for hosted in self._hosted):
+                self._on_loop(done)
 
-            self._submit(functools.partial(self._guarded, hosted, call))
+        self._submit(commit_all)
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         for hosted in self._hosted:
@@ -245,13 +256,16 @@ class JobCoordinators:
         else:
             self._on_loop(done, states)
 
-    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
+    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> bool:
+        """Return whether the call was made and went well."""
         if hosted.coordinator is None or self._abandoned:
-            return
+            return False
         try:
             call(hosted.coordinator)
         except Exception as error:
             self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+            return False
+        return True
 
     def _send_if_current(
         self, hosted: _Hosted, attempt_number: int, subtask: int, event: bytes, snapshot_of: int

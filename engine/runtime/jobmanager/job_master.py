@@ -297,9 +297,18 @@ class JobMaster:
                 self._send_operator_event(vertex_id, operator_id, subtask, event)
 
     def coordinators_completed(
-        self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
     ) -> None:
-        self._coordinators.checkpoint_completed(checkpoint_id, committables)
+        coordinators = self._coordinators
+
+        def if_current() -> None:
+            if self._coordinators is coordinators and not self.has_ended:
+                done()
+
+        coordinators.checkpoint_completed(checkpoint_id, committables, if_current)
 
     def coordinators_aborted(self, checkpoint_id: int) -> None:
         self._coordinators.checkpoint_aborted(checkpoint_id)
