@@ -49,6 +49,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.is_stopped = False  #: SIGSTOP
         self.is_dead = False
         self.continued_at = 0.0
+        self._handed_over_at = 0.0
         self._selector = _NothingToSelect()
         self._armed: Timer | None = None
         self._armed_at = 0.0
@@ -83,7 +84,11 @@ class SimLoop(asyncio.BaseEventLoop):
         return handle
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:
-        return self.call_soon(callback, *args, context=context)
+        """What a thread hands over comes in order, and a moment later: the loop has to wake up, or is busy."""
+        rng = self.world.rng(f"{self.name} threads")
+        delay = rng.uniform(0.01, 0.05) if rng.random() < 0.1 else rng.uniform(0.00002, 0.002)
+        self._handed_over_at = max(self._handed_over_at + 1e-9, self.world.now + delay)
+        self.world.at(self._handed_over_at, lambda: self.call_soon(callback, *args, context=context))
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
         handle = super().call_at(when, callback, *args, context=context)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.alignment import _Pending
 from engine.protocol.control import SlotFreed
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.exchange.partition import _PipelinedSubpartition
 from engine.runtime.exchange.transport import _ConsumerConnection
+from engine.runtime.jobmanager.coordinators import JobCoordinators
 from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.taskmanager.task_executor import TaskExecutor
 from tests.sim.programs import Program
@@ -133,7 +135,31 @@ def leave_slots_alive(monkeypatch):
     monkeypatch.setattr(TaskExecutor, "_kill_all_slots", kill_nothing)
 
 
-@pytest.mark.parametrize("break_it", [give_no_credit_back, lose_open_buffers, forget_freed_slots, leave_slots_alive])
+def do_not_align(monkeypatch):
+    monkeypatch.setattr(_Pending, "blocks", False)
+
+
+def tell_before_the_commit(monkeypatch):
+    completed = JobCoordinators.checkpoint_completed
+
+    def tell_first(self, checkpoint_id, committables, done):
+        done()
+        completed(self, checkpoint_id, committables, lambda: None)
+
+    monkeypatch.setattr(JobCoordinators, "checkpoint_completed", tell_first)
+
+
+BROKEN = (
+    give_no_credit_back,
+    lose_open_buffers,
+    forget_freed_slots,
+    leave_slots_alive,
+    do_not_align,
+    tell_before_the_commit,
+)
+
+
+@pytest.mark.parametrize("break_it", BROKEN)
 def test_a_broken_engine_is_found(break_it, monkeypatch):
     break_it(monkeypatch)
     for seed in range(200):
