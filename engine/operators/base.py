@@ -164,7 +164,8 @@ class Operator(abc.ABC):
         return None
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
-        """The checkpoint is durable. May come late or, when a later one completed, not at all; must not emit."""
+        """The checkpoint is durable and what it offered is committed. May come late or, when a later one completed, not
+        at all; must not emit."""
 
     def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
@@ -273,8 +274,8 @@ class OperatorCoordinator:
         return b""
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
-        """The checkpoint is durable: commit. An exception fails the job, which restarts from this very checkpoint and
-        gets them again by ``restore``."""
+        """The checkpoint is durable: commit. An exception fails the job, which restarts from this checkpoint or a later
+        one and gets them again by ``restore``: subtasks offer them until all coordinators have returned from here."""
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""

@@ -28,6 +28,7 @@ from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summ
 from engine.runtime.jobmanager.blob_store import BlobStore
 from engine.runtime.jobmanager.checkpointing import prepare_job
 from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
+from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
 
@@ -58,7 +59,9 @@ class Dispatcher:
         extras: dict[str, Any] | None = None,
         render_archive: ArchiveRenderer = summary,
         temp_dir: str | None = None,
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
+        self._new_worker = new_worker
         self._config = config
         self._clock = clock
         self._log_dir = log_dir
@@ -184,6 +187,7 @@ class Dispatcher:
             slots=self.resource_manager,
             clock=self._clock,
             on_terminated=self._job_terminated,
+            new_worker=self._new_worker,
         )
         self._jobs[job_graph.job_id] = master
         self.blobs.retain(job_graph.job_id, (file.sha256 for file in job_graph.files))

@@ -91,7 +91,7 @@ class SlotProcess:
         slot_shared: dict[str, Any] = {}
         watchdog = Watchdog(RowLoop.of(slot_shared))
         watchdog.start()
-        self._env = SlotEnvironment(
+        env = SlotEnvironment(
             init=init,
             mailbox=self._mailbox,
             registry=registry,
@@ -105,17 +105,25 @@ class SlotProcess:
             job_parameters=_job_parameters(init.config),
             cached_files=cached_files,
         )
-        self._control.send(SlotReady(init.allocation_id, address))
+        self.begin(env)
+
+    def begin(self, env: SlotEnvironment) -> None:
+        """Say SlotReady; from now on tasks may be deployed."""
+        self._env = env
+        self._control.send(SlotReady(env.init.allocation_id, env.transport.address))
         self._mailbox.call_later(_REPORT_INTERVAL, self._report)
 
     def run(self) -> None:
         """The loop. Returns when the slot is freed or its TaskManager is gone."""
         while not self._must_end():
-            self._turn(self._sleep(self._tasks))
-            if self._must_end():
-                break
-            self._work(self._tasks)
+            self.turn_once(self._sleep(self._tasks))
         self._end()
+
+    def turn_once(self, timeout: float | None) -> None:
+        """Handle what there is, waiting for it if need be, then let each task that can do a step."""
+        self._turn(timeout)
+        if not self._must_end():
+            self._work(self._tasks)
 
     def _must_end(self) -> bool:
         return self._control.is_closed or self._freed_at is not None

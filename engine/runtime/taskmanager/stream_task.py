@@ -85,6 +85,7 @@ class SlotEnvironment:
     job_parameters: dict[str, str] = field(default_factory=dict)
     cached_files: dict[str, str] = field(default_factory=dict)
     slot_shared: dict[str, Any] = field(default_factory=dict)
+    now_ns: Callable[[], int] = time.monotonic_ns  #: decides how long a step goes on and how many records it takes
     #: how snapshots are made beside the tasks; the slot's own unless given
     snapshot_workers: SnapshotWorkers = field(default=None)  # type: ignore[assignment]
 
@@ -120,7 +121,8 @@ class StreamTask:
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
         self._step_size = StepSize()
-        self._clock = TaskClock()
+        self._now_ns = env.now_ns
+        self._clock = TaskClock(env.now_ns)
         self._records_in = 0
         self._batches_in = 0
         self.is_inside = False  #: code of its operators is on the stack
@@ -429,7 +431,7 @@ class StreamTask:
         """Run code of the operators. Its errors end the task, not the slot."""
         watchdog = self._env.watchdog
         self.is_inside = True
-        self._entered_ns = time.monotonic_ns()
+        self._entered_ns = self._now_ns()
         watchdog.begin()
         failure: BaseException | None = None
         try:
@@ -455,7 +457,7 @@ class StreamTask:
 
     def _flush_exits(self) -> None:
         """Hand on what a slow function gave: its next call may last beyond the buffer timeout."""
-        took_ns = time.monotonic_ns() - self._entered_ns
+        took_ns = self._now_ns() - self._entered_ns
         for task_exit in self._exits:
             task_exit.flush_after(took_ns)
 
@@ -464,11 +466,11 @@ class StreamTask:
         if not self.is_inside:
             return  # being opened or closed
         self._flush_exits()
-        before_ns = time.monotonic_ns()
+        before_ns = self._now_ns()
         self._clock.end(before_ns)
         self._clock.wait(backpressured=True)
         self._env.let_others_work(self, partition.has_room)
-        self._entered_ns = time.monotonic_ns()
+        self._entered_ns = self._now_ns()
         self._clock.begin(self._entered_ns)
         self._paused_ns += self._entered_ns - before_ns
         self._env.watchdog.begin()
@@ -483,14 +485,14 @@ class StreamTask:
 
     def step(self) -> None:
         """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
-        start_ns = time.monotonic_ns()
+        start_ns = self._now_ns()
         self._clock.begin(start_ns)
         gate = self._gate
         if gate is None:
             self._run_inside(lambda: self._step_source(start_ns + _STEP_NS))
         else:
             self._run_inside(lambda: self._step_input(gate, start_ns + _STEP_NS))
-        self._clock.end(time.monotonic_ns())
+        self._clock.end(self._now_ns())
 
     def _step_source(self, until_ns: int) -> None:
         source, chain, size = self._source, self._chain, self._step_size
@@ -498,13 +500,13 @@ class StreamTask:
         if self._must_stop:
             self._finish()
             return
-        before_ns = time.monotonic_ns()
+        before_ns = self._now_ns()
         while True:
             self._source_waits = True
             emitted = chain.num_records_of_head()
             paused_ns = self._paused_ns
             result = chain.call(0, source.poll, size.rows_max)
-            now_ns = time.monotonic_ns()
+            now_ns = self._now_ns()
             size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns - (self._paused_ns - paused_ns))
             if result is PollResult.END:
                 self._source_ended = True
@@ -542,7 +544,7 @@ class StreamTask:
                 self._handle(event)
                 if checkpoints.is_suspended:
                     return
-            if time.monotonic_ns() >= until_ns or not self._has_room():
+            if self._now_ns() >= until_ns or not self._has_room():
                 return
 
     def _end_of_input(self, checkpoints: TaskCheckpoints) -> None:
@@ -583,9 +585,9 @@ class StreamTask:
             self._pending = None
         self._pending_at = end
         part = batch if start == 0 and end == num_rows else batch.slice(start, end)
-        before_ns = time.monotonic_ns() - self._paused_ns
+        before_ns = self._now_ns() - self._paused_ns
         chain.process_batch(pending.input_index, part)
-        self._step_size.observe(end - start, time.monotonic_ns() - self._paused_ns - before_ns)
+        self._step_size.observe(end - start, self._now_ns() - self._paused_ns - before_ns)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
