@@ -54,7 +54,7 @@ class JobOptions:
         "pipeline.object-reuse",
         boolean,
         False,
-        "Accepted for compatibility: chained operators always pass objects on without copying.",
+        "Several consumers of one stream share its records; otherwise each but one gets copies.",
     )
     RUNTIME_MODE: Final = ConfigOption(
         "execution.runtime-mode",

@@ -18,7 +18,7 @@ from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
-from engine.core.options import CheckpointingOptions
+from engine.core.options import CheckpointingOptions, JobOptions
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
@@ -142,7 +142,8 @@ class StreamTask:
         try:
             spec = self._load()
             self._make_exits(spec)
-            chain = self._chain = OperatorChain(spec, self._exits)
+            object_reuse = Configuration(self._env.init.config).get(JobOptions.OBJECT_REUSE)
+            chain = self._chain = OperatorChain(spec, self._exits, object_reuse=object_reuse)
             if isinstance(chain.head, SourceOperator):
                 self._source = chain.head
             else:
