@@ -2,7 +2,8 @@
 
 Each is a value that says what to compute; on columns ``column_window`` does it with kernels, on rows the
 AggregateFunction here does. A null (None) takes no part, as in SQL: of a window without a value the result is None, or
-0 for counts. A NaN makes sum, min, max and avg NaN. What is aggregated are numbers; ``first``, ``last`` and ``count_distinct`` take any value.
+0 for counts. A NaN makes sum, min, max and avg NaN. What is aggregated are numbers; ``first``, ``last`` and
+``count_distinct`` take any value.
 """
 
 from __future__ import annotations
