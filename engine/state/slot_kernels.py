@@ -2,8 +2,9 @@
 
 A table is an array of buckets, uint32, a power of two long. An entry has slot + 1 in as many bits as number the
 buckets, and above them a tag, bits of the key's hash, so that the key of another slot is hardly ever fetched (a cache
-miss); 0 is a free bucket. While it grows there are two: ``fresh``, where new keys go, and ``old``, whose entries are carried over bit by bit; ``old`` is empty otherwise.
-Slots are numbered 0, 1, 2 … in order of first sight and never move, so an entry may stand in both.
+miss); 0 is a free bucket. While it grows there are two: ``fresh``, where new keys go, and ``old``, whose entries are
+carried over bit by bit; ``old`` is empty otherwise. Slots are numbered 0, 1, 2 … in order of first sight and never
+move, so an entry may stand in both tables.
 
 Importing this module imports numba. ``*_slow`` functions are the obvious twins for the tests.
 """
