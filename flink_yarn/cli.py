@@ -91,7 +91,7 @@ def _act(action: Action, words: list[str]) -> int:
 
 def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     # Imported late: -h and errors in the options must not pay for the rest.
-    from flink_yarn import cli_jobs, cli_run
+    from flink_yarn import cli_jobs, cli_profile, cli_run
 
     handlers: dict[str, Callable[[ParsedOptions, Configuration], int]] = {
         "run": cli_run.run,
@@ -99,6 +99,7 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "info": cli_run.info,
         "list": cli_jobs.list_jobs,
         "cancel": cli_jobs.cancel,
+        "profile": cli_profile.profile,
     }
     return handlers[action.name]
 

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.core.errors import ConfigError, Domain, EngineError, JobNotFoundError
 from engine.core.options import RestOptions
-from engine.rest import cluster, jobs, programs, taskmanagers, vertices
+from engine.rest import cluster, jobs, profiling, programs, taskmanagers, vertices
 from engine.rest.context import NotFound, RestContext, RestError
 from engine.runtime.jobmanager.gateway import DispatcherGateway
 
@@ -57,7 +57,7 @@ def create_app(gateway: DispatcherGateway, *, upload_dir: str, python: str | Non
     os.makedirs(upload_dir, mode=0o700, exist_ok=True)
     context = RestContext(gateway, os.path.abspath(upload_dir), python or sys.executable)
     context.programs = programs.ProgramRunner(context)
-    api = [*cluster.ROUTES, *jobs.ROUTES, *vertices.ROUTES, *taskmanagers.ROUTES, *programs.ROUTES]
+    api = [*cluster.ROUTES, *jobs.ROUTES, *vertices.ROUTES, *profiling.ROUTES, *taskmanagers.ROUTES, *programs.ROUTES]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -12,12 +12,14 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 from engine.core.clock import SystemClock
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
+from engine.core.ids import ExecutionAttemptID
 from engine.core.options import ClusterOptions
 from engine.operators.failure import error_info
 from engine.operators.row_loop import RowLoop
@@ -32,11 +34,13 @@ from engine.protocol.control import (
     SlotReport,
 )
 from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.profiling import SampleStacks, Stack, StacksSampled
 from engine.runtime.exchange.partition import PartitionRegistry
 from engine.runtime.exchange.transport import Transport, bind_data_sockets
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
+from engine.runtime.taskmanager.stack_sampler import StackSampler
 from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -61,6 +65,8 @@ class SlotProcess:
         self._env: SlotEnvironment
         self._tasks: list[StreamTask] = []
         self._freed_at: float | None = None
+        #: filled by a sampling thread
+        self._sampled: deque[tuple[int, dict[ExecutionAttemptID | None, Counter[Stack]]]] = deque()
 
     def initialize(self, init: InitializeSlot) -> None:
         """Prepare files and sockets, then say SlotReady.
@@ -115,6 +121,8 @@ class SlotProcess:
         self._mailbox.turn(timeout)
         while control.messages:
             self._handle(control.messages.popleft())
+        while self._sampled:
+            self._send_sampled()
 
     def _work(self, tasks: Sequence[StreamTask]) -> None:
         self._fire_timers(tasks)
@@ -195,10 +203,37 @@ class SlotProcess:
                 for task in self._tasks:
                     if task.attempt_id == attempt_id:
                         task.handle_event(operator_id, event)
+            case SampleStacks():
+                self._sample(message)
             case FreeSlot():
                 self._freed_at = time.monotonic()
             case _:
                 raise AssertionError(f"a slot does not understand {message!r}")
+
+    def _sample(self, request: SampleStacks) -> None:
+        """Look at what this thread does, from another one; the answer is sent from this one."""
+
+        def running() -> ExecutionAttemptID | None:
+            # Of tasks that are inside each other the last one is on top.
+            inside = [task.attempt_id for task in self._tasks if task.is_inside]
+            return inside[-1] if inside else None
+
+        def done(seen: dict[ExecutionAttemptID | None, Counter[Stack]]) -> None:
+            self._sampled.append((request.request_id, seen))
+            self._mailbox.wake()
+
+        sampler = StackSampler(threading.get_ident(), running, StreamTask._run_inside.__code__)
+        sampler.start(request.num_samples, request.interval_ms / 1000, done)
+
+    def _send_sampled(self) -> None:
+        request_id, seen = self._sampled.popleft()
+        total = sum(count for stacks in seen.values() for count in stacks.values())
+        samples: dict[ExecutionAttemptID, dict[Stack, int]] = {}
+        for task in self._tasks:
+            stacks = dict(seen.get(task.attempt_id, {}))
+            not_running = total - sum(stacks.values())
+            samples[task.attempt_id] = {**stacks, (): not_running} if not_running else stacks
+        self._control.send(StacksSampled(request_id, samples, self._env.clock.now_ms()))
 
     def _report(self) -> None:
         metrics = {task.attempt_id: task.metrics() for task in self._tasks if task.state is ExecutionState.RUNNING}
