@@ -9,6 +9,9 @@ move, so an entry may stand in both tables.
 Importing this module imports numba. ``*_slow`` functions are the obvious twins for the tests.
 """
 
+# mypy: disable-error-code="assignment"
+# numba types the variables of a kernel, not what numpy says of its scalars.
+
 from __future__ import annotations
 
 from typing import Any

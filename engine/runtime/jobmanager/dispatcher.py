@@ -16,13 +16,14 @@ from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError, ProgramError
-from engine.core.ids import JobID, ResourceID
+from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
+from engine.protocol.profiling import StacksSampled
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
 from engine.runtime.jobmanager.blob_store import BlobStore
@@ -280,6 +281,11 @@ class Dispatcher:
 
     async def read_taskmanager_log(self, resource_id: ResourceID, name: str) -> bytes:
         return await self.resource_manager.read_log(resource_id, name)
+
+    async def sample_stacks(
+        self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
+    ) -> StacksSampled:
+        return await self.resource_manager.sample_stacks(resource_id, allocation_id, num_samples, interval_ms)
 
     async def list_taskmanager_logs(self, resource_id: ResourceID) -> Sequence[tuple[str, int, int]]:
         return await self.resource_manager.list_logs(resource_id)

@@ -469,7 +469,11 @@ class StreamTask:
         before_ns = self._now_ns()
         self._clock.end(before_ns)
         self._clock.wait(backpressured=True)
+        clock = None if self._chain is None else self._chain.clock
+        whose = None if clock is None else clock.enter_nobody()
         self._env.let_others_work(self, partition.has_room)
+        if clock is not None and whose is not None:
+            clock.enter(whose)
         self._entered_ns = self._now_ns()
         self._clock.begin(self._entered_ns)
         self._paused_ns += self._entered_ns - before_ns
@@ -689,4 +693,5 @@ class StreamTask:
             backpressured_ms=backpressured_ms,
             batches_in=self._batches_in,
             user=user_metrics(self._contexts),
+            operators=() if self._chain is None else self._chain.operator_metrics(),
         )
