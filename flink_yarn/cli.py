@@ -94,7 +94,7 @@ def _act(action: Action, words: list[str]) -> int:
 
 def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     # Imported late: -h and errors in the options must not pay for the rest.
-    from flink_yarn import cli_jobs, cli_run, cli_savepoints, cli_state
+    from flink_yarn import cli_jobs, cli_profile, cli_run, cli_savepoints, cli_state
 
     handlers: dict[str, Callable[[ParsedOptions, Configuration], int]] = {
         "run": cli_run.run,
@@ -106,6 +106,7 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "savepoint": cli_savepoints.savepoint,
         "checkpoint": cli_savepoints.checkpoint,
         "state": cli_state.state,
+        "profile": cli_profile.profile,
     }
     return handlers[action.name]
 

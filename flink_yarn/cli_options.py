@@ -180,6 +180,14 @@ ACTIONS: Final[dict[str, Action]] = {
             Option("a", "all", "", "Show all jobs and their ids, ended ones too."),
         ),
         _cluster_action(
+            "profile",
+            "profile [OPTIONS] <job id>",
+            "shows where the time of a running job goes.",
+            Option("n", "samples", "number", "How often to look at each vertex; default 300."),
+            Option("i", "interval", "milliseconds", "Time between two looks; default 10."),
+            Option("o", "output", "file", "Write all stacks with their counts, for flamegraph.pl or speedscope."),
+        ),
+        _cluster_action(
             "stop",
             "stop [OPTIONS] <job id>",
             "stops a running job with a savepoint.",

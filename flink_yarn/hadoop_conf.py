@@ -70,6 +70,10 @@ class HadoopConf:
             text = expanded
         return text
 
+    def to_dict(self) -> dict[str, str]:
+        """Return all properties, with their variables expanded."""
+        return {key: self.get(key) for key in self._values}
+
     def default_authority(self) -> str:
         """Return ``host:port`` or the nameservice of fs.defaultFS. Raises ConfigError if it is no HDFS."""
         default_fs = self.get("fs.defaultFS") or self.get("fs.default.name")

@@ -101,8 +101,10 @@ class LibhdfsClient:
 
         host, _, port = authority.partition(":")
         self._arrow = arrow
+        # The JVM keeps the class path, and so the configuration folder, with which this process first started it.
+        known = conf.to_dict()
         try:
-            self._fs: Any = arrow.HadoopFileSystem(host, int(port or 0), user=hdfs_user())
+            self._fs: Any = arrow.HadoopFileSystem(host, int(port or 0), user=hdfs_user(), extra_conf=known)
         except OSError as error:
             raise ConfigError(f"fs.hdfs.client is libhdfs, but it cannot be loaded: {error}. {_OTHERWISE}") from None
         self._locations = WebHdfsClient(authority, conf)

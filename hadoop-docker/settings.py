@@ -266,9 +266,8 @@ def _core_site(cluster: Cluster) -> dict[str, object]:
 def _failover(cluster: Cluster) -> dict[str, object]:
     return {
         "ha.zookeeper.quorum": cluster.zookeeper or "",
-        # A killed NameNode is noticed at once by the controller beside it; one that hangs, or a killed controller, when
-        # ZooKeeper's session ends. Hadoop's own value is 10 s.
-        "ha.zookeeper.session-timeout.ms": 3000,
+        # A killed NameNode is noticed at once by the controller beside it. The session (10 s) is for one that hangs and
+        # for a killed controller; shorter ones end by themselves on a busy machine, and the active one changes.
         "ha.health-monitor.check-interval.ms": 500,
         "ha.health-monitor.connect-retry-interval.ms": 500,
         "ha.health-monitor.sleep-after-disconnect.ms": 500,

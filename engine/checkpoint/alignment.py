@@ -154,6 +154,7 @@ class BarrierAligner:
         self._newest = [0] * num_channels
         #: by id, ascending
         self._pending: dict[int, _Pending] = {}
+        self.is_capturing = False  #: whether ``captured_by`` may return something
         #: Everything up to here was snapshotted or given up.
         self._settled_id = 0
         #: Given up, but later than ``_settled_id``.
@@ -176,6 +177,7 @@ class BarrierAligner:
                 commands = list(self._on_aborted(checkpoint_id))
             case AlignmentTimedOut(checkpoint_id):
                 commands = list(self._on_timeout(checkpoint_id))
+        self.is_capturing = any(pending.is_capturing for pending in self._pending.values())
         assert all(self._open - pending.delivered for pending in self._pending.values()), self._pending
         assert sum(pending.blocks for pending in self._pending.values()) <= 1, self._pending
         return commands

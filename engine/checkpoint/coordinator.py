@@ -71,11 +71,9 @@ class CheckpointCoordinator:
         restored: CompletedCheckpoint | None = None,
         is_claimed: bool = False,
     ) -> None:
-        self._layout = layout
         self._settings = settings
         self._folders = folders
-        self._parallelism = {vertex.vertex_id: vertex.parallelism for vertex in layout.vertices}
-        self._all_tasks = frozenset(layout.tasks())
+        self._set_layout(layout)
         self.statistics = CheckpointStatistics(settings.history)
         self._store = CompletedCheckpointStore(settings.num_retained)
         self._next_id = 1
@@ -124,8 +122,8 @@ class CheckpointCoordinator:
         self._now_ms, self._wall_ms = now_ms, now_ms if wall_ms is None else wall_ms
         self._commands = []
         match event:
-            case msg.AttemptBegun(attempt_number):
-                self._begin_attempt(attempt_number)
+            case msg.AttemptBegun(attempt_number, new_layout):
+                self._begin_attempt(attempt_number, new_layout)
             case msg.TaskRunning(task):
                 if self._is_active and task not in self._finished:
                     self._running.add(task)
@@ -165,10 +163,17 @@ class CheckpointCoordinator:
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
-    def _begin_attempt(self, attempt_number: int) -> None:
+    def _set_layout(self, layout: JobLayout) -> None:
+        self._layout = layout
+        self._parallelism = {vertex.vertex_id: vertex.parallelism for vertex in layout.vertices}
+        self._all_tasks = frozenset(layout.tasks())
+
+    def _begin_attempt(self, attempt_number: int, new_layout: JobLayout | None) -> None:
         self._stop("the job was restarted")
         # What is restored has been decided: one that becomes durable only now belongs to a history that is given up.
         self._drop_written()
+        if new_layout is not None:
+            self._set_layout(new_layout)
         self._attempt_number = attempt_number
         self._is_active = True
         self._running.clear()

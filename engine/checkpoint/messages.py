@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from engine.checkpoint.model import CompletedCheckpoint, Task
+from engine.checkpoint.model import CompletedCheckpoint, JobLayout, Task
 from engine.checkpoint.store import Garbage
 from engine.core.ids import OperatorID
 from engine.protocol.checkpoint import (
@@ -25,6 +25,8 @@ class AttemptBegun:
     """The job starts, or starts again from ``restore_point()``; nothing of the attempt before is heard any more."""
 
     attempt_number: int
+    #: what the job is from now on, if it was rescaled
+    layout: JobLayout | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,21 @@ class RestClient:
         rows = self._json("GET", f"/jobs/{job_id}/accumulators")["user-task-accumulators"]
         return {row["name"]: row["value"] for row in rows}
 
+    def operators(self, job_id: JobID | str, vertex_id: str) -> dict[str, Any]:
+        """Return what the operators of a vertex did so far."""
+        found: dict[str, Any] = self._json("GET", f"/jobs/{job_id}/vertices/{vertex_id}/operators")
+        return found
+
+    def flame_graph(
+        self, job_id: JobID | str, vertex_id: str, num_samples: int, interval_ms: int, graph_type: str = "full"
+    ) -> dict[str, Any]:
+        """Return what the vertex is doing now; answers when all samples have been taken."""
+        path = f"/jobs/{job_id}/vertices/{vertex_id}/flamegraph"
+        query = f"type={graph_type}&samples={num_samples}&interval={interval_ms}"
+        timeout_s = TIMEOUT_S + num_samples * interval_ms / 1000
+        found: dict[str, Any] = self._json("GET", f"{path}?{query}", timeout_s=timeout_s)
+        return found
+
     def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
         path = f"/jobs/{job_id}/coordinators/{operator_id}"
         answer = self._request("POST", path, encode(request), {"Content-Type": "application/octet-stream"})

@@ -188,6 +188,7 @@ class LocalFileSystem(FileSystem):
         try:
             os.makedirs(os.path.dirname(to) or ".", exist_ok=True)
             os.replace(self.local(source), to)
+            _sync_folder(os.path.dirname(to) or ".")
         except OSError as error:
             raise ExternalError(f"Cannot rename {source} to {target}: {error.strerror}.") from error
 
@@ -205,6 +206,20 @@ class LocalFileSystem(FileSystem):
         except OSError as error:
             raise ExternalError(f"Cannot delete {path}: {error.strerror}.") from error
         return True
+
+
+def _sync_folder(path: str) -> None:
+    """Make a rename survive a power cut. Not every file system can; those that cannot need no help from us."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 _factories: dict[str, Callable[[], FileSystem]] = {"file": LocalFileSystem}

@@ -404,7 +404,6 @@ class YarnOptions:
     QUEUE: Final = ConfigOption("yarn.application.queue", string, "default", "YARN queue.")
     TYPE: Final = ConfigOption("yarn.application.type", string, "Apache Flink", "Application type that YARN shows.")
     NODE_LABEL: Final = ConfigOption("yarn.application.node-label", string, "", "Node label of all containers.")
-    PRIORITY: Final = ConfigOption("yarn.application.priority", integer, -1, "YARN priority.")
     ID: Final = ConfigOption("yarn.application.id", string, "", "The application to attach to.")
     ATTEMPTS: Final = ConfigOption("yarn.application-attempts", integer, 1, "Attempts of the ApplicationMaster.")
     JM_VCORES: Final = ConfigOption("yarn.appmaster.vcores", integer, 1, "Virtual cores of the ApplicationMaster.")
@@ -446,9 +445,6 @@ class YarnOptions:
         "webhdfs",
         "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
-    )
-    HDFS_REPLICATION: Final = ConfigOption(
-        "yarn.file-replication", integer, -1, "HDFS replication of shipped files; -1 = the file system's."
     )
 
 

@@ -60,6 +60,8 @@ class Exit:
 class ChainSpec:
     operators: tuple[ChainedOperator, ...]
     exits: tuple[Exit, ...]
+    #: by logical input of the head, what records are keyed by on their way here (HASH edges only)
+    input_keys: dict[int, Any] = field(default_factory=dict)
 
 
 # --- what the JobManager sees ---------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ Everything here is called by the task's mailbox thread, never concurrently. One 
 emits by calling its Output, which hands the batch straight to the next operator of the chain or to an exit.
 
 Life of an operator: ``OperatorSpec.build()`` → ``open`` → (``process_batch`` | ``process_watermark`` |
-``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called,
-also after a failure or a cancel; it must not emit.
+``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → (until ``holds_end`` is False) →
+``close``. ``close`` is always called, also after a failure or a cancel; it must not emit.
 
 Configuration (``OperatorSpec``: immutable, pickled with cloudpickle) is not logic (``Operator``), which is not state.
 """
@@ -122,6 +122,15 @@ class Operator(abc.ABC):
     def finish(self) -> None:
         """All inputs have ended: emit what is left. Not called when the task fails or is cancelled."""
 
+    def holds_end(self) -> bool:
+        """Asked after ``finish``: True = the task stays RUNNING and takes part in checkpoints until this is False, e.g.
+        because what was written last can be committed only when a checkpoint has completed. Must be cheap."""
+        return False
+
+    def release_end(self) -> None:
+        """Called after ``finish`` while ``holds_end``, when no checkpoint will come any more (there are none, or the
+        job stops with a savepoint): do now what waited for one."""
+
     def close(self) -> None:
         """Give back files, threads and sockets. Called once, always."""
 
@@ -155,7 +164,8 @@ class Operator(abc.ABC):
         return None
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
-        """The checkpoint is durable. May come late or, when a later one completed, not at all; must not emit."""
+        """The checkpoint is durable and what it offered is committed. May come late or, when a later one completed, not
+        at all; must not emit."""
 
     def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
@@ -228,6 +238,8 @@ class CoordinatorContext:
     send_event: Callable[[int, object], None]
     #: Rises with each restart of the job; coordinators are made anew then. Subtasks' attempts have it at least.
     attempt_number: int = 0
+    #: the same as in the subtasks' OperatorContext: marks what operator and coordinator leave in shared places
+    operator_id: OperatorID | None = None
 
 
 class OperatorCoordinator:
@@ -262,8 +274,8 @@ class OperatorCoordinator:
         return b""
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
-        """The checkpoint is durable: commit. An exception fails the job, which restarts from this very checkpoint and
-        gets them again by ``restore``."""
+        """The checkpoint is durable: commit. An exception fails the job, which restarts from this checkpoint or a later
+        one and gets them again by ``restore``: subtasks offer them until all coordinators have returned from here."""
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""

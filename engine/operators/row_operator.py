@@ -130,5 +130,14 @@ class RowOperator(Operator):
             for step in self._steps[input_index]
         )
 
+    # --- watching
+
+    def tiers(self) -> list[str]:
+        """Return what ran each step of the run, by what was seen so far."""
+        functions = self._column_functions.get(0)
+        if functions is None:
+            return ["interpreted (rows)"] * len(self._steps[0])
+        return ["interpreted (flat_map)" if function is None else function.tier() for function in functions]
+
     def close(self) -> None:
         self._functions[0].close()

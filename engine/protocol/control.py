@@ -31,6 +31,7 @@ from engine.protocol.checkpoint import (
     TriggerCheckpoint,
 )
 from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.profiling import OperatorMetrics, SampleStacks, StacksSampled
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Descriptors
@@ -142,6 +143,7 @@ class TaskMetrics:
     batches_in: int = 0
     #: name → user metric / accumulator snapshot, JSON-able
     user: dict[str, Any] = field(default_factory=dict)
+    operators: tuple[OperatorMetrics, ...] = ()  #: of the chain, and its exits
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -376,6 +378,7 @@ UpMessage: TypeAlias = (
     | DeclineCheckpoint
     | LogRead
     | LogsListed
+    | StacksSampled
     | TaskManagerUnregistered
 )
 DownMessage: TypeAlias = (
@@ -392,6 +395,7 @@ DownMessage: TypeAlias = (
     | NotifyCheckpointAborted
     | ReadLog
     | ListLogs
+    | SampleStacks
     | ShutDownTaskManager
 )
 

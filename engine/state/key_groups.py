@@ -46,6 +46,7 @@ _MISSED_SHARE: Final = 4
 NAN: Final = float("nan")
 
 _MASK32 = 0xFFFFFFFF
+_NEVER_NAN: Final = frozenset((int, str, bytes, bool, type(None)))
 
 
 def mix32(h: int) -> int:
@@ -206,6 +207,8 @@ def canonical_key(key: Any) -> Any:
     Keyed state calls it only when a key is not found: a stored key is always canonical, hence a NaN that is
     another object always misses.
     """
+    if type(key) in _NEVER_NAN:  # most keys: 50 ns instead of 500
+        return key
     match key:
         case float():
             return NAN if math.isnan(key) else key

@@ -1,11 +1,16 @@
 """numba kernels of slot tables: key → slot by open addressing. Free functions on arrays; ``slot_table`` holds state.
 
-A table is an array of buckets, int32, a power of two long: slot + 1, or 0 for a free bucket. While it grows there are
-two: ``fresh``, where new keys go, and ``old``, whose entries are carried over bit by bit; ``old`` is empty otherwise.
-Slots are numbered 0, 1, 2 … in order of first sight and never move, so an entry may stand in both.
+A table is an array of buckets, uint32, a power of two long. An entry has slot + 1 in as many bits as number the
+buckets, and above them a tag, bits of the key's hash, so that the key of another slot is hardly ever fetched (a cache
+miss); 0 is a free bucket. While it grows there are two: ``fresh``, where new keys go, and ``old``, whose entries are
+carried over bit by bit; ``old`` is empty otherwise. Slots are numbered 0, 1, 2 … in order of first sight and never
+move, so an entry may stand in both tables.
 
 Importing this module imports numba. ``*_slow`` functions are the obvious twins for the tests.
 """
+
+# mypy: disable-error-code="assignment"
+# numba types the variables of a kernel, not what numpy says of its scalars.
 
 from __future__ import annotations
 
@@ -31,6 +36,8 @@ _MIX_B = np.uint64(0xC4CEB9FE1A85EC53)
 _U33 = np.uint64(33)
 _U1 = np.uint64(1)
 _SEED = np.uint64(0x9E3779B97F4A7C15)
+_U32 = np.uint64(32)
+_LOW32 = np.uint64(0xFFFFFFFF)
 _PRIME = np.uint64(0x100000001B3)
 #: Rows that are looked up together.
 _BLOCK = 256
@@ -56,7 +63,7 @@ def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: An
     """
     mask = np.uint64(fresh.size - 1)
     for row in range(start, end):
-        slot_of_row[row] = fresh[_mix(keys[row]) & mask] - 1
+        slot_of_row[row] = np.int32(fresh[_mix(keys[row]) & mask] & mask) - 1
     for row in range(start, end):
         slot = slot_of_row[row]
         same = key_of_slot[max(slot, 0)] == keys[row]
@@ -95,21 +102,25 @@ def find_int_slots(
         key = keys[row]
         h = _mix(key)
         bucket = h & mask
-        slot = fresh[bucket] - 1
-        while slot >= 0 and key_of_slot[slot] != key:
+        tag = (h >> _U32) & (mask ^ _LOW32)
+        entry = np.uint64(fresh[bucket])
+        while entry != 0 and (entry & ~mask != tag or key_of_slot[(entry & mask) - _U1] != key):
             bucket = (bucket + _U1) & mask
-            slot = fresh[bucket] - 1
+            entry = np.uint64(fresh[bucket])
+        slot = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
-            slot = old[place] - 1
-            while slot >= 0 and key_of_slot[slot] != key:
+            old_tag = (h >> _U32) & (old_mask ^ _LOW32)
+            entry = np.uint64(old[place])
+            while entry != 0 and (entry & ~old_mask != old_tag or key_of_slot[(entry & old_mask) - _U1] != key):
                 place = (place + _U1) & old_mask
-                slot = old[place] - 1
+                entry = np.uint64(old[place])
+            slot = np.int64(entry & old_mask) - 1
         if slot < 0:
             if num_slots >= slots_max:
                 return row, num_slots
             slot = num_slots
-            fresh[bucket] = slot + 1
+            fresh[bucket] = tag | np.uint64(slot + 1)
             key_of_slot[slot] = key
             first[slot - base] = row
             num_slots += 1
@@ -153,21 +164,29 @@ def find_lane_slots(
     while row < keys.shape[0]:
         h = _hash_lanes(keys, row)
         bucket = h & mask
-        slot = fresh[bucket] - 1
-        while slot >= 0 and not _same_lanes(key_of_slot, slot, keys, row):
+        tag = (h >> _U32) & (mask ^ _LOW32)
+        entry = np.uint64(fresh[bucket])
+        while entry != 0 and (
+            entry & ~mask != tag or not _same_lanes(key_of_slot, np.int64(entry & mask) - 1, keys, row)
+        ):
             bucket = (bucket + _U1) & mask
-            slot = fresh[bucket] - 1
+            entry = np.uint64(fresh[bucket])
+        slot = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
-            slot = old[place] - 1
-            while slot >= 0 and not _same_lanes(key_of_slot, slot, keys, row):
+            old_tag = (h >> _U32) & (old_mask ^ _LOW32)
+            entry = np.uint64(old[place])
+            while entry != 0 and (
+                entry & ~old_mask != old_tag or not _same_lanes(key_of_slot, np.int64(entry & old_mask) - 1, keys, row)
+            ):
                 place = (place + _U1) & old_mask
-                slot = old[place] - 1
+                entry = np.uint64(old[place])
+            slot = np.int64(entry & old_mask) - 1
         if slot < 0:
             if num_slots >= slots_max:
                 return row, num_slots
             slot = num_slots
-            fresh[bucket] = slot + 1
+            fresh[bucket] = tag | np.uint64(slot + 1)
             for lane in range(keys.shape[1]):
                 key_of_slot[slot, lane] = keys[row, lane]
             first[slot - base] = row
@@ -226,40 +245,46 @@ def find_text_slots(
     fresh, old = buckets
     num_slots, slots_max = counts
     base = num_slots
-    mask = np.uint32(fresh.size - 1)
-    old_mask = np.uint32(max(old.size, 1) - 1)
+    mask = np.uint64(fresh.size - 1)
+    old_mask = np.uint64(max(old.size, 1) - 1)
     while row < slot_of_row.size:
         begin = np.int64(offsets[row])
         length = np.int64(offsets[row + 1]) - begin
-        h = _hash_text(content, begin, begin + length)
+        h = np.uint64(_hash_text(content, begin, begin + length))
         bucket = h & mask
-        slot = fresh[bucket] - 1
-        while slot >= 0:
-            start = begin_of_slot[slot]
-            is_alike = hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length
-            if is_alike and _same_text(arena, start, content, begin, length):
-                break
-            bucket = (bucket + np.uint32(1)) & mask
-            slot = fresh[bucket] - 1
-        if slot < 0 and old.size > 0:
-            place = h & old_mask
-            slot = old[place] - 1
-            while slot >= 0:
+        tag = h & ~mask
+        slot = -1
+        while fresh[bucket] != 0:
+            entry = np.uint64(fresh[bucket])
+            if entry & ~mask == tag:
+                slot = np.int64(entry & mask) - 1
                 start = begin_of_slot[slot]
-                is_alike = hash_of_slot[slot] == h and begin_of_slot[slot + 1] - start == length
+                is_alike = begin_of_slot[slot + 1] - start == length
                 if is_alike and _same_text(arena, start, content, begin, length):
                     break
-                place = (place + np.uint32(1)) & old_mask
-                slot = old[place] - 1
+                slot = -1
+            bucket = (bucket + _U1) & mask
+        if slot < 0 and old.size > 0:
+            place = h & old_mask
+            while old[place] != 0:
+                entry = np.uint64(old[place])
+                if entry & ~old_mask == h & ~old_mask:
+                    slot = np.int64(entry & old_mask) - 1
+                    start = begin_of_slot[slot]
+                    is_alike = begin_of_slot[slot + 1] - start == length
+                    if is_alike and _same_text(arena, start, content, begin, length):
+                        break
+                    slot = -1
+                place = (place + _U1) & old_mask
         if slot < 0:
             used = begin_of_slot[num_slots]
             if num_slots >= slots_max or used + length > arena.size:
                 return row, num_slots
             slot = num_slots
-            fresh[bucket] = slot + 1
+            fresh[bucket] = tag | np.uint64(slot + 1)
             for k in range(length):
                 arena[used + k] = content[begin + k]
-            hash_of_slot[slot] = h
+            hash_of_slot[slot] = np.uint32(h)
             begin_of_slot[slot + 1] = used + length
             first[slot - base] = row
             num_slots += 1
@@ -268,46 +293,50 @@ def find_text_slots(
     return row, num_slots
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
+    """Enter a slot that may stand there already."""
+    entry = tag | np.uint64(slot + 1)
+    bucket = h & mask
+    while fresh[bucket] != 0 and np.uint64(fresh[bucket]) != entry:
+        bucket = (bucket + _U1) & mask
+    fresh[bucket] = entry
+
+
 @numba.njit(nogil=True, cache=True)
 def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
     """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 30-100 M buckets/s."""
-    mask = np.uint64(fresh.size - 1)
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
-        entry = old[place]
-        if entry == 0:
+        if old[place] == 0:
             continue
-        bucket = _mix(key_of_slot[entry - 1]) & mask
-        while fresh[bucket] != 0 and fresh[bucket] != entry:
-            bucket = (bucket + _U1) & mask
-        fresh[bucket] = entry
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = _mix(key_of_slot[slot])
+        _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
 
 
 @numba.njit(nogil=True, cache=True)
 def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
     """As ``carry_over_ints`` for keys of several lanes."""
-    mask = np.uint64(fresh.size - 1)
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
-        entry = old[place]
-        if entry == 0:
+        if old[place] == 0:
             continue
-        bucket = _hash_lanes(key_of_slot, entry - 1) & mask
-        while fresh[bucket] != 0 and fresh[bucket] != entry:
-            bucket = (bucket + _U1) & mask
-        fresh[bucket] = entry
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = _hash_lanes(key_of_slot, slot)
+        _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
 
 
 @numba.njit(nogil=True, cache=True)
 def carry_over_hashed(old: Any, start: int, end: int, hash_of_slot: Any, fresh: Any) -> None:
     """As ``carry_over_ints`` where the hash of each slot is kept: texts."""
-    mask = np.uint32(fresh.size - 1)
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
-        entry = old[place]
-        if entry == 0:
+        if old[place] == 0:
             continue
-        bucket = hash_of_slot[entry - 1] & mask
-        while fresh[bucket] != 0 and fresh[bucket] != entry:
-            bucket = (bucket + np.uint32(1)) & mask
-        fresh[bucket] = entry
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = np.uint64(hash_of_slot[slot])
+        _enter(fresh, mask, h, h & ~mask, slot)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -238,8 +238,8 @@ class SlotTable:
             self._keys = _LaneKeys(kinds)
         else:
             self._keys = _IntKeys(kinds[0]) if is_int64_like(kinds[0]) else _TextKeys(kinds[0])
-        self._fresh: Array = np.zeros(_BUCKETS_MIN, np.int32)
-        self._old: Array = np.zeros(0, np.int32)
+        self._fresh: Array = np.zeros(_BUCKETS_MIN, np.uint32)
+        self._old: Array = np.zeros(0, np.uint32)
         self._carried = 0
         self.num_slots = 0
         #: slot of the key null when there is one column, or -1
@@ -303,7 +303,7 @@ class SlotTable:
         if self.num_slots + 1 >= int(self._fresh.size * _LOAD_MAX) - 1:
             self._carry_over(self._old.size)
             self._old, self._carried = self._fresh, 0
-            self._fresh = zeros(2 * self._fresh.size, np.int32)
+            self._fresh = zeros(2 * self._fresh.size, np.uint32)
         if self._old.size:
             self._carry_over(max(_CARRIED_MIN, num_rows * _CARRIED_PER_ROW))
 
@@ -313,7 +313,7 @@ class SlotTable:
             self._keys.carry_over(self._old, self._carried, end, self._fresh)
         self._carried = end
         if end == self._old.size:
-            self._old, self._carried = np.zeros(0, np.int32), 0
+            self._old, self._carried = np.zeros(0, np.uint32), 0
 
     # --- the keys ----------------------------------------------------------------------------------------------------
 

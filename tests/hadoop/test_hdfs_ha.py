@@ -88,7 +88,7 @@ def failover(pair: HadoopCluster) -> Iterator[list[str]]:
     yield killed
     for name in killed:
         pair.daemon("start", name)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while sorted(state_of(pair, name) for name in ("nn1", "nn2")) != ["active", "standby"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import tempfile
 import time
@@ -272,6 +273,26 @@ def test_a_cached_archive_makes_the_second_session_quick_and_kill_leaves_nothing
     assert killed.returncode == 0, killed.stderr
     eventually("no process is left", lambda: not processes_of(application_id), 15)
     assert user.application(application_id)["finalStatus"] == "KILLED"
+
+
+def test_a_session_ends_with_the_terminal_that_it_is_attached_to(user):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = ["-n", "1", "-s", "1", *SMALL, "-nm", "attached", *staging(user)]
+        os.execve(ROOT / "scripts" / "yarn-session.sh", ["yarn-session.sh", *words], {**user.env, **own_cache(user)})
+    said = ""
+    try:
+        while "stop - stop the YARN session" not in said:
+            said += os.read(terminal, 4096).decode()  # ends with OSError when the command has died
+    finally:
+        os.close(terminal)  # the kernel sends SIGHUP, and whatever is printed from now on fails
+    application_id = application_id_in(said)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    report = user.application(application_id)
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "SUCCEEDED")
+    assert not (user.folder / f".yarn-properties-{user.hadoop.user}").exists()
+    eventually("no process is left", lambda: not processes_of(application_id), 15)
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):

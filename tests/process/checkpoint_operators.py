@@ -123,6 +123,7 @@ class CountByKey(OperatorSpec):
     num_keys: int
     snapshot_s: float = 0.0
     part: str = "counts"
+    row_s: float = 0.0  #: how long a record takes
 
     def build(self) -> Operator:
         return _CountByKey(self)
@@ -141,6 +142,8 @@ class _CountByKey(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         num_keys = self._spec.num_keys
+        if self._spec.row_s:
+            time.sleep(self._spec.row_s * len(batch))
         for row in rows_of(batch).rows:
             self._part.count(row % num_keys)
 

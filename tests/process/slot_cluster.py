@@ -279,7 +279,18 @@ class SlotCluster:
             parallelism=vertex.parallelism,
             max_parallelism=128,
             attempt_number=self.attempt_number,
-            chain=user_code.dumps(ChainSpec(operators, exits), "the chain"),
+            chain=user_code.dumps(
+                ChainSpec(
+                    operators,
+                    exits,
+                    {
+                        wire.input_index: wire.key_selector
+                        for wire in wires
+                        if wire.target == vertex.name and wire.strategy is ShipStrategy.HASH
+                    },
+                ),
+                "the chain",
+            ),
             gates=gates,
             partitions=partitions,
             restore=self.restores.get((vertex.name, subtask)),

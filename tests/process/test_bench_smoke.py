@@ -21,3 +21,10 @@ def test_the_engine_adds_less_to_a_call_than_it_may():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("limit 300") == 4
+
+
+def test_keyed_and_windowed_lambdas_lose_no_event():
+    command = [sys.executable, "-m", "tests.bench.lambdas", "smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("events 50000") == 2

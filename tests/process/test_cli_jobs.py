@@ -120,6 +120,34 @@ def test_a_job_is_listed_and_cancelled(cluster, write):
     assert f"{job_id} : endless (CANCELED)" in everything
 
 
+BURNING = (
+    HEAD
+    + """
+def burn(i):
+    return sum(range(20_000)) + i
+
+source = DataGeneratorSource(lambda i: i, None, 1_000_000)
+numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers")
+numbers.map(burn).filter(lambda i: i < 0).print()
+env.execute("burning")
+"""
+)
+
+
+def test_a_running_job_is_profiled_operator_by_operator_and_line_by_line(cluster, write, tmp_path):
+    run = cluster.flink("run", "-d", str(write(BURNING)))
+    job_id = SUBMITTED.search(run.stdout).group(1)
+    path = tmp_path / "stacks.txt"
+    wait_until(lambda: "interpreted" in cluster.flink("profile", "-n", "1", job_id).stdout, "the first metrics")
+    profile = cluster.flink("profile", "-n", "50", "-i", "10", "-o", str(path), job_id)
+    cluster.flink("cancel", job_id)
+    assert profile.returncode == 0, profile.stdout + profile.stderr
+    assert re.search(r"^  Map +\d+ +\d+ +\d+ +\d+\.\d\d s +interpreted \(rows\)$", profile.stdout, re.M), profile.stdout
+    assert re.search(r"^  Filter .*\(above\) +interpreted \(rows\), in the loop of Map$", profile.stdout, re.M)
+    assert re.search(r"^ +\d+\.\d %  .*\bburn:\d+$", profile.stdout, re.M), profile.stdout
+    assert re.search(r"^Source: numbers -> Map.*;.*burn:\d+ \d+$", path.read_text(), re.M), path.read_text()
+
+
 def test_an_unknown_job_cannot_be_cancelled(cluster):
     ended = cluster.flink("cancel", "0" * 32)
     assert ended.returncode == 1

@@ -1,4 +1,4 @@
-"""Savepoints through the command line on a real cluster: what a job had counted is kept."""
+"""``flink savepoint``, ``stop``, ``cancel -s``, ``checkpoint`` and ``run -s`` on a real cluster: no count is lost."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_state_without_a_place_is_told_with_its_uid_and_left_out_when_that_is_al
     ("words", "message"),
     [
         (["savepoint", "zz"], "'zz' is not a valid JobID"),
-        (["savepoint", "0" * 32, "/s"], "No job 00000000000000000000000000000000 is known"),
+        (["savepoint", "0" * 32, "/s"], "Job 00000000000000000000000000000000 not found"),
         (["stop"], "Missing JobID"),
         (["savepoint", "-type", "odd", "0" * 32], "expected canonical or native"),
         (["savepoint", "-d", "/no/such/savepoint"], "Savepoint /no/such/savepoint does not exist"),

@@ -19,6 +19,7 @@ from engine.graph.transformation import ShipStrategy
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskManagerRegistered, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
+from engine.protocol.profiling import StacksSampled
 from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
 
 #: States on the way to RUNNING, with the milliseconds after the start of the job at which they are entered.
@@ -287,6 +288,15 @@ class FakeGateway:
     async def read_taskmanager_log(self, resource_id: ResourceID, name: str) -> bytes:
         self.taskmanager(resource_id)
         return self.taskmanager_logs[name]
+
+    async def sample_stacks(
+        self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
+    ) -> StacksSampled:
+        self.taskmanager(resource_id)
+        stacks = {("op.process:1", "user.f:7"): num_samples - 1, (): 1}
+        attempts = [owner.current for graph in self.jobs() for owner in graph.all_subtasks()]
+        in_slot = [one.attempt_id for one in attempts if one.slot and one.slot.allocation_id == allocation_id]
+        return StacksSampled(1, dict.fromkeys(in_slot, stacks), self.now_ms)
 
     async def list_taskmanager_logs(self, resource_id: ResourceID) -> Sequence[tuple[str, int, int]]:
         self.taskmanager(resource_id)

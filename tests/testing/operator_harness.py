@@ -350,7 +350,10 @@ def start_coordinators(
             target = next(harness for harness in harnesses if harness.subtask_index == subtask_index)
             target.operators[index].handle_event(event)
 
-        coordinator.start(CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event, attempt_number))
+        operator_id = OperatorID.from_text(f"Test-{index}")  # of harnesses without a name
+        coordinator.start(
+            CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event, attempt_number, operator_id)
+        )
         coordinators.append(coordinator)
     return coordinators
 

@@ -47,6 +47,15 @@ class ColumnFunction:
             self.num_compiled += 1
         return result
 
+    def tier(self) -> str:
+        """Return what ran the function so far."""
+        if not self.num_compiled:
+            return f"interpreted ({self.reason})" if self.reason else "compiled"
+        if not self.num_interpreted:
+            return "compiled"
+        num = self.num_compiled + self.num_interpreted
+        return f"compiled; {self.num_interpreted} of {num} batches interpreted ({self.reason})"
+
     def _apply(self, batch: ColumnBatch) -> ColumnBatch | None:
         translation = self._translation_for(batch)
         if translation is None or self._doubts_in_row >= DOUBTS_MAX:

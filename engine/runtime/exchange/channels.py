@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from engine.core.errors import EngineError
-from engine.protocol.stream import Element, Records
+from engine.core.records import Batch
+from engine.protocol.stream import CheckpointBarrier, Element, Records
+from engine.runtime.exchange.overtaking import insert_overtaking, overtake, overtaken_batches
 from engine.runtime.exchange.partition import ResultPartition, SubpartitionView
 from engine.runtime.exchange.wire import Decoder, Frame, RemoteError
 
@@ -36,6 +38,18 @@ class ChannelSource(Protocol):
     def poll(self) -> Element | None: ...
 
     def has_next(self) -> bool: ...
+
+    def has_priority(self) -> bool:
+        """Whether the next element is a barrier that has overtaken records."""
+        ...
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        """Return the batches that ``barrier``, polled just now, has overtaken. They are polled later."""
+        ...
+
+    def overtake(self, checkpoint_id: int) -> None:
+        """Let the barrier overtake what it waits behind on this side."""
+        ...
 
     def close(self) -> None: ...
 
@@ -115,6 +129,15 @@ class LocalChannel:
                 self._partition.bytes_out += size
             return item
 
+    def has_priority(self) -> bool:
+        return self._view is not None and self._view.has_priority()
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        return [] if self._view is None else self._view.overtaken(barrier)
+
+    def overtake(self, checkpoint_id: int) -> None:
+        pass  # it waits in the producer's queue, whose task sees to it
+
     def close(self) -> None:
         self.is_closed = True
         if self._view is not None:
@@ -130,17 +153,44 @@ class RemoteChannel:
         self.bytes_in = 0
         self.add_credit: Callable[[int], None] = lambda credit: None
         self.unsubscribe: Callable[[], None] = lambda: None
+        #: An aligned barrier has come, perhaps behind much: it is to overtake when its time is up.
+        self.on_timed_barrier: Callable[[CheckpointBarrier], None] = lambda barrier: None
         self._queue: deque[Element] = deque()
         self._on_data = on_data
         self._on_error = on_error
         self._consumed = 0
+        self._extra_credit = 0  #: given for what a barrier has overtaken, not to be given again
+        #: barriers that are here before the batches that they have overtaken, and how many of those are missing
+        self._early: list[tuple[CheckpointBarrier, int]] = []
         self._credit_step = max(1, credit // 2)
 
     # transport.ChannelReceiver
 
     def receive(self, element: Element, size_bytes: int) -> None:
         self.bytes_in += size_bytes
+        if type(element) is CheckpointBarrier and element.options.unaligned:
+            self._receive_overtaking(element)
+            return
         self._queue.append(element)
+        if self._early and type(element) is Records:
+            early = [(barrier, missing - 1) for barrier, missing in self._early]
+            self._early = [(barrier, missing) for barrier, missing in early if missing]
+            for barrier, missing in early:
+                if not missing:
+                    insert_overtaking(self._queue, barrier)
+        self._on_data()
+        if type(element) is CheckpointBarrier and element.options.aligned_timeout_ms:
+            self.on_timed_barrier(element)
+
+    def _receive_overtaking(self, barrier: CheckpointBarrier) -> None:
+        """What it has overtaken at the producer is fetched whether the task reads or not: it belongs to the checkpoint.
+        When all is here the barrier overtakes the rest."""
+        if barrier.num_overtaken:
+            self._early.append((barrier, barrier.num_overtaken))
+            self._extra_credit += barrier.num_overtaken
+            self.add_credit(barrier.num_overtaken)
+            return
+        insert_overtaking(self._queue, barrier)
         self._on_data()
 
     def fail(self, error: EngineError) -> None:
@@ -155,13 +205,27 @@ class RemoteChannel:
         if not self._queue:
             return None
         element = self._queue.popleft()
-        if type(element) is Records:
+        if type(element) is Records and self._extra_credit:
+            self._extra_credit -= 1
+        elif type(element) is Records:
             self._consumed += 1
             if self._consumed >= self._credit_step:
                 self.add_credit(self._consumed)
                 self._consumed = 0
         return element
 
+    def has_priority(self) -> bool:
+        queue = self._queue
+        return bool(queue) and type(queue[0]) is CheckpointBarrier and queue[0].options.unaligned
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        return overtaken_batches(self._queue, barrier)
+
+    def overtake(self, checkpoint_id: int) -> None:
+        if overtake(self._queue, checkpoint_id):
+            self._on_data()
+
     def close(self) -> None:
         self._queue.clear()
+        self._early.clear()
         self.unsubscribe()

@@ -7,7 +7,7 @@ channels become events of the whole input here. Pure but for the channels' sourc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -104,7 +104,15 @@ class InputGate:
     def __init__(self, input_of_channel: Sequence[int], inputs_first: Sequence[int] = ()) -> None:
         self.channels = [Channel(index, input_index) for index, input_index in enumerate(input_of_channel)]
         self._aligner = BarrierAligner(len(self.channels))
+        self._priority: deque[Channel] = deque()  #: channels with a barrier that has overtaken records
+        self._num_urgent = 0  #: snapshots in ``_events`` that must not wait
+        #: of unaligned checkpoints: what came, or was on its way, between their snapshot and their barriers
+        self._captured: dict[int, list[tuple[int, Batch]]] = {}
+        #: in-flight records of the checkpoint that the task was restored from: before all others
+        self._restored: deque[BatchArrived] = deque()
         self.error: EngineError | None = None
+        #: An aligned barrier with a timeout waits in a channel; may be called again for the same checkpoint.
+        self.on_timed_barrier: Callable[[CheckpointBarrier], None] = lambda barrier: None
         self._listed: deque[Channel] = deque()
         self._parked: list[Channel] = []
         self._events: deque[GateEvent] = deque()
@@ -121,7 +129,7 @@ class InputGate:
     @property
     def is_ended(self) -> bool:
         """All channels have ended and everything was told."""
-        return self._num_open == 0 and not self._events
+        return self._num_open == 0 and not self._events and not self._restored
 
     def bytes_in(self) -> int:
         return sum(channel.source.bytes_in for channel in self.channels)
@@ -132,6 +140,8 @@ class InputGate:
         if not channel.is_listed:
             channel.is_listed = True
             self._listed.append(channel)
+        if channel.source.has_priority():
+            self._priority.append(channel)
 
     def on_error(self, error: EngineError) -> None:
         if self.error is None:
@@ -143,12 +153,37 @@ class InputGate:
         """Whether ``next`` may have something; cheap. Raises the error of a failed channel."""
         if self.error is not None:
             raise self.error
-        return bool(self._events) or bool(self._listed)
+        return bool(self._events) or bool(self._listed) or bool(self._restored)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether ``next_urgent`` may have something: the task should ask even when it cannot go on."""
+        return bool(self._priority) or bool(self._num_urgent)
+
+    def next_urgent(self) -> GateEvent | None:
+        """Return what is left to tell up to barriers that have overtaken records; never records."""
+        while True:
+            if self._events:
+                return self._next_event()
+            if not self._priority:
+                return None
+            channel = self._priority.popleft()
+            if channel.source.has_priority():
+                element = channel.source.poll()
+                assert element is not None
+                self._handle(channel, element)
+
+    def _next_event(self) -> GateEvent:
+        event = self._events.popleft()
+        self._num_urgent -= _is_urgent(event)
+        return event
 
     def next(self) -> GateEvent | None:
         while True:
+            if self._restored:
+                return self._restored.popleft()
             if self._events:
-                return self._events.popleft()
+                return self._next_event()
             if not self._listed:
                 return None
             channel = self._listed.popleft()
@@ -165,6 +200,9 @@ class InputGate:
             if type(element) is Records:
                 if channel.is_idle:
                     self._set_idle(channel, False)
+                if self._aligner.is_capturing:
+                    for id_ in self._aligner.captured_by(channel.index):
+                        self._captured[id_].append((channel.input_index, element.batch))
                 return BatchArrived(channel.input_index, element.batch)
             self._handle(channel, element)
 
@@ -175,10 +213,25 @@ class InputGate:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The JobManager has given the checkpoint up: wait for its barriers no longer."""
         self._carry_out(self._aligner.handle(CheckpointAborted(checkpoint_id)))
+        self._captured.pop(checkpoint_id, None)
 
     def time_out_alignment(self, checkpoint_id: int) -> None:
         """It takes too long to align the checkpoint: let it go on unaligned."""
+        for channel in self.channels:
+            channel.source.overtake(checkpoint_id)
         self._carry_out(self._aligner.handle(AlignmentTimedOut(checkpoint_id)))
+
+    def restore(self, batches: Iterable[tuple[int, Batch]]) -> None:
+        """Take up in-flight records, by input, before anything is read."""
+        self._restored.extend(BatchArrived(input_index, batch) for input_index, batch in batches)
+
+    def capture(self, checkpoint_id: int, input_index: int, batch: Batch) -> None:
+        """The task has taken this over but not processed it when it snapshotted."""
+        self._captured[checkpoint_id].append((input_index, batch))
+
+    def take_captured(self, checkpoint_id: int) -> list[tuple[int, Batch]]:
+        """Return all in-flight records of the checkpoint, by input."""
+        return self._captured.pop(checkpoint_id, [])
 
     # --- elements that are not records
 
@@ -206,7 +259,11 @@ class InputGate:
                 self._num_in_superstep += 1
                 self._check_superstep()
             case CheckpointBarrier():
+                overtaken = channel.source.overtaken(element) if element.num_overtaken else []
                 self._carry_out(self._aligner.handle(BarrierReceived(channel.index, element)))
+                captured = self._captured.get(element.checkpoint_id)
+                if captured is not None:  # else nobody waits for this barrier any more
+                    captured.extend((channel.input_index, batch) for batch in overtaken)
             case CancelBarrier(checkpoint_id):
                 self._carry_out(self._aligner.handle(CancelReceived(channel.index, checkpoint_id)))
             case EndOfData():
@@ -227,6 +284,12 @@ class InputGate:
                     self._unpark()
                 case _:
                     self._events.append(command)
+                    self._num_urgent += _is_urgent(command)
+                    if isinstance(command, TakeSnapshot) and command.barrier.options.unaligned:
+                        restored = [(arrived.input_index, arrived.batch) for arrived in self._restored]
+                        self._captured[command.barrier.checkpoint_id] = restored
+                    elif isinstance(command, AbandonCheckpoint):
+                        self._captured.pop(command.checkpoint_id, None)
 
     def _advance_watermark(self) -> None:
         combined = WATERMARK_MAX_MS
@@ -275,3 +338,7 @@ class InputGate:
         if self._num_open:
             self._advance_watermark()
             self._check_superstep()
+
+
+def _is_urgent(event: GateEvent) -> bool:
+    return isinstance(event, TakeSnapshot) and event.barrier.options.unaligned

@@ -50,7 +50,7 @@ from engine.protocol.checkpoint import (
 from engine.protocol.control import DownMessage
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
-from engine.runtime.jobmanager.io_thread import IoThread
+from engine.runtime.jobmanager.io_thread import IoThread, WorkerFactory, WorkerThread
 
 __all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "job_layout", "prepare_job"]
 
@@ -76,8 +76,13 @@ class CheckpointHost(Protocol):
     def release_events(self, checkpoint_id: int) -> None: ...
 
     def coordinators_completed(
-        self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]
-    ) -> None: ...
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
+        ...
 
     def coordinators_aborted(self, checkpoint_id: int) -> None: ...
 
@@ -197,7 +202,15 @@ def _input_layout(edge: JobEdge, parallelism: Mapping[JobVertexID, int]) -> Inpu
 class CheckpointManager:
     """Raises ConfigError when the job's settings cannot be used."""
 
-    def __init__(self, prepared: PreparedJob, config: Configuration, *, clock: Clock, host: CheckpointHost) -> None:
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        config: Configuration,
+        *,
+        clock: Clock,
+        host: CheckpointHost,
+        new_worker: WorkerFactory = WorkerThread,
+    ) -> None:
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self.settings: CheckpointSettings = checkpoint_settings(config)
@@ -217,7 +230,7 @@ class CheckpointManager:
             is_claimed=prepared.is_claimed,
         )
         self._loop = asyncio.get_running_loop()
-        self._io = IoThread(f"checkpoints-{self.job_id[:8]}")
+        self._io = IoThread(f"checkpoints-{self.job_id[:8]}", new_worker)
         #: Events that come while commands are carried out wait their turn.
         self._events: deque[msg.Event] = deque()
         self._is_handling = False
@@ -237,12 +250,13 @@ class CheckpointManager:
 
     # --- the job's life ----------------------------------------------------------------------------------------------
 
-    def begin_attempt(self, attempt_number: int) -> JobRestore | None:
-        """Return what the attempt starts from; None = afresh."""
+    def begin_attempt(self, attempt_number: int, job_graph: JobGraph) -> JobRestore | None:
+        """Return what the attempt starts from; None = afresh. ``job_graph``: as it is now, perhaps rescaled."""
         if not self._is_streaming:
             return None
         assert not self._is_handling, "the answer is needed at once"
-        self._handle(msg.AttemptBegun(attempt_number))
+        self._layout = job_layout(job_graph)
+        self._handle(msg.AttemptBegun(attempt_number, self._layout))
         checkpoint = self._coordinator.restore_point()
         self._restored_id = None if checkpoint is None else checkpoint.checkpoint_id
         if checkpoint is None:
@@ -436,9 +450,14 @@ class CheckpointManager:
     def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
         checkpoint_id = checkpoint.checkpoint_id
         logger.info("job=%s checkpoint=%d is complete %s", self.job_id, checkpoint_id, checkpoint.folder)
-        self._host.coordinators_completed(checkpoint_id, checkpoint.committables())
-        for task in tasks:
-            self._host.send_to_task(task, lambda a, e: NotifyCheckpointComplete(a, e, checkpoint_id))
+
+        def committed() -> None:
+            for task in tasks:
+                self._host.send_to_task(task, lambda a, e: NotifyCheckpointComplete(a, e, checkpoint_id))
+
+        # Tasks hear of it when all is committed, not before: until then a later checkpoint offers the same again. A
+        # commit may fail, or never come, after that later one has completed, and then the job goes on from there.
+        self._host.coordinators_completed(checkpoint_id, checkpoint.committables(), committed)
 
     def _answer(self, command: msg.AnswerRequest) -> None:
         answer = self._answers.pop(command.request_id)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import queue
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -26,6 +24,7 @@ from engine.operators.failure import error_info
 from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
+from engine.runtime.jobmanager.io_thread import Worker, WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
 
 __all__ = ["JobCoordinators"]
@@ -66,6 +65,7 @@ class JobCoordinators:
         restored: JobRestore | None = None,
         post: Callable[[Event], None],
         send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
         self._job_graph = job_graph
         self._config = config
@@ -79,8 +79,8 @@ class JobCoordinators:
             for operator_id, spec in vertex.coordinators.items()
         ]
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._new_worker = new_worker
+        self._worker: Worker | None = None
         self._end_begun = False
         self._end_answered = False
         self._abandoned = False
@@ -131,15 +131,26 @@ class JobCoordinators:
             return
         self._submit(lambda: self._snapshot_all(checkpoint_id, done))
 
-    def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]) -> None:
-        """Let all commit; a failure is posted as CoordinatorFailed."""
-        for hosted in self._hosted:
+    def checkpoint_completed(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let all commit, then call ``done`` on the loop; a failure is posted as CoordinatorFailed instead."""
+        if not self._hosted:
+            done()
+            return
+
+        def commit(hosted: _Hosted) -> bool:
             encoded = committables.get(hosted.operator_id, {})
+            return self._guarded(hosted, lambda c: c.checkpoint_completed(checkpoint_id, _decoded(encoded)))
 
-            def call(coordinator: OperatorCoordinator, encoded: Mapping[int, bytes] = encoded) -> None:
-                coordinator.checkpoint_completed(checkpoint_id, _decoded(encoded))
+        def commit_all() -> None:
+            if all(commit(hosted) for hosted in self._hosted):
+                self._on_loop(done)
 
-            self._submit(functools.partial(self._guarded, hosted, call))
+        self._submit(commit_all)
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         for hosted in self._hosted:
@@ -171,7 +182,7 @@ class JobCoordinators:
 
     def end(self, outcome: JobOutcome) -> None:
         """Tell all that the job has ended; posts JobEndHandled."""
-        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._thread is None:
+        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._worker is None:
             self._answer_end(None)
             return
         self._submit(lambda: self._end_all(outcome))
@@ -181,9 +192,9 @@ class JobCoordinators:
 
     def close(self) -> None:
         """The job is forgotten: end the thread when it has done what it was asked for."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def abandon(self) -> None:
         """Another attempt follows, with coordinators of its own: what hangs in the thread, should it go on one day, is
@@ -194,16 +205,9 @@ class JobCoordinators:
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], object]) -> None:
-        if self._thread is None:
-            name = f"coordinators-{self._job_graph.job_id[:8]}"
-            # A daemon: a file system that hangs must not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
-        self._calls.put(call)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+        if self._worker is None:
+            self._worker = self._new_worker(f"coordinators-{self._job_graph.job_id[:8]}")
+        self._worker.submit(call)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -225,7 +229,12 @@ class JobCoordinators:
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
                 context = CoordinatorContext(
-                    hosted.parallelism, self._job_graph.job_id, self._config, send, attempt_number
+                    hosted.parallelism,
+                    self._job_graph.job_id,
+                    self._config,
+                    send,
+                    attempt_number,
+                    operator_id=hosted.operator_id,
                 )
                 hosted.coordinator = coordinator
                 if self._restored is not None:
@@ -252,13 +261,16 @@ class JobCoordinators:
         else:
             self._on_loop(done, states)
 
-    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
+    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> bool:
+        """Return whether the call was made and went well."""
         if hosted.coordinator is None or self._abandoned:
-            return
+            return False
         try:
             call(hosted.coordinator)
         except Exception as error:
             self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+            return False
+        return True
 
     def _send_if_current(
         self, hosted: _Hosted, attempt_number: int, subtask: int, event: bytes, snapshot_of: int

@@ -16,18 +16,20 @@ from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError, ProgramError
-from engine.core.ids import JobID, ResourceID
+from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
+from engine.protocol.profiling import StacksSampled
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
 from engine.runtime.jobmanager.blob_store import BlobStore
 from engine.runtime.jobmanager.checkpointing import prepare_job
 from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
+from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
 
@@ -58,7 +60,9 @@ class Dispatcher:
         extras: dict[str, Any] | None = None,
         render_archive: ArchiveRenderer = summary,
         temp_dir: str | None = None,
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
+        self._new_worker = new_worker
         self._config = config
         self._clock = clock
         self._log_dir = log_dir
@@ -184,6 +188,7 @@ class Dispatcher:
             slots=self.resource_manager,
             clock=self._clock,
             on_terminated=self._job_terminated,
+            new_worker=self._new_worker,
         )
         self._jobs[job_graph.job_id] = master
         self.blobs.retain(job_graph.job_id, (file.sha256 for file in job_graph.files))
@@ -276,6 +281,11 @@ class Dispatcher:
 
     async def read_taskmanager_log(self, resource_id: ResourceID, name: str) -> bytes:
         return await self.resource_manager.read_log(resource_id, name)
+
+    async def sample_stacks(
+        self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
+    ) -> StacksSampled:
+        return await self.resource_manager.sample_stacks(resource_id, allocation_id, num_samples, interval_ms)
 
     async def list_taskmanager_logs(self, resource_id: ResourceID) -> Sequence[tuple[str, int, int]]:
         return await self.resource_manager.list_logs(resource_id)

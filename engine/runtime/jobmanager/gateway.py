@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.config import Configuration
-from engine.core.ids import JobID, ResourceID
+from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import TaskManagerRegistered
+from engine.protocol.profiling import StacksSampled
 
 __all__ = ["CheckpointsView", "ClusterOverview", "DispatcherGateway", "TakenCheckpoint", "TaskManagerView"]
 
@@ -131,6 +132,12 @@ class DispatcherGateway(Protocol):
 
     async def list_taskmanager_logs(self, resource_id: ResourceID) -> Sequence[tuple[str, int, int]]:
         """(name, size in bytes, mtime in ms). Raises KeyError."""
+        ...
+
+    async def sample_stacks(
+        self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
+    ) -> StacksSampled:
+        """Look at what the subtasks of a slot are doing. Raises KeyError, ExternalError when there is no answer."""
         ...
 
     @property

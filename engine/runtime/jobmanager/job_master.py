@@ -39,6 +39,7 @@ from engine.rpc.codec import decode
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.checkpointing import CheckpointManager, PreparedJob, is_corrupt_state
 from engine.runtime.jobmanager.coordinators import JobCoordinators
+from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
@@ -75,11 +76,13 @@ class JobMaster:
         slots: SlotService,
         clock: Clock,
         on_terminated: Callable[[JobMaster], None],
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self._slots = slots
         self._clock = clock
+        self._new_worker = new_worker
         self._on_terminated = on_terminated
         effective = Configuration(config).add_all(job_graph.config)
         shared = dict(job_graph.config)
@@ -87,7 +90,7 @@ class JobMaster:
             shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
         self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
         self._config = effective.to_dict()
-        self.checkpoints = CheckpointManager(prepared, effective, clock=clock, host=self)
+        self.checkpoints = CheckpointManager(prepared, effective, clock=clock, host=self, new_worker=new_worker)
         recovers = self.checkpoints.takes_checkpoints
         restarts = restart_strategy(effective, takes_checkpoints=recovers)
         self._scheduler = sched.Scheduler(job_graph, clock.now_ms(), restarts, recovers=recovers)
@@ -206,6 +209,7 @@ class JobMaster:
             restored=self._restore,
             post=post,
             send=send,
+            new_worker=self._new_worker,
         )
         return coordinators
 
@@ -214,7 +218,7 @@ class JobMaster:
         self._deployed.clear()
         self._held.clear()
         self._holding = None
-        self._restore = self.checkpoints.begin_attempt(attempt_number)
+        self._restore = self.checkpoints.begin_attempt(attempt_number, self.graph.job_graph)
         self._coordinators.abandon()
         self._coordinators = self._new_coordinators(attempt_number)
         self._coordinators.start()
@@ -293,9 +297,18 @@ class JobMaster:
                 self._send_operator_event(vertex_id, operator_id, subtask, event)
 
     def coordinators_completed(
-        self, checkpoint_id: int, committables: Mapping[OperatorID, Mapping[int, bytes]]
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
     ) -> None:
-        self._coordinators.checkpoint_completed(checkpoint_id, committables)
+        coordinators = self._coordinators
+
+        def if_current() -> None:
+            if self._coordinators is coordinators and not self.has_ended:
+                done()
+
+        coordinators.checkpoint_completed(checkpoint_id, committables, if_current)
 
     def coordinators_aborted(self, checkpoint_id: int) -> None:
         self._coordinators.checkpoint_aborted(checkpoint_id)

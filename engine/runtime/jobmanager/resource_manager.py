@@ -42,6 +42,7 @@ from engine.protocol.control import (
     TaskManagerUnregistered,
     TaskStateChanged,
 )
+from engine.protocol.profiling import SampleStacks, StacksSampled
 from engine.rpc.endpoint import Connection
 from engine.rpc.heartbeat import HeartbeatMonitor
 from engine.runtime.jobmanager import scheduler as sched
@@ -297,7 +298,7 @@ class ResourceManager:
             case SlotAllocationFailed() | SlotFreed() | SlotLost():
                 self._decide(message)
                 self._allocations.pop(message.allocation_id, None)
-            case LogRead() | LogsListed():
+            case LogRead() | LogsListed() | StacksSampled():
                 answer = self._log_requests.pop(message.request_id, None)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
@@ -426,15 +427,31 @@ class ResourceManager:
         files: tuple[tuple[str, int, int], ...] = (await self._ask(resource_id, ListLogs)).files
         return files
 
-    async def _ask(self, resource_id: ResourceID, request: Callable[[int], ReadLog | ListLogs]) -> Any:
+    async def sample_stacks(
+        self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
+    ) -> StacksSampled:
+        """Raises as ``read_log`` does."""
+        answer: StacksSampled = await self._ask(
+            resource_id,
+            lambda request_id: SampleStacks(request_id, allocation_id, num_samples, interval_ms),
+            LOG_TIMEOUT_S + num_samples * interval_ms / 1000,
+        )
+        return answer
+
+    async def _ask(
+        self,
+        resource_id: ResourceID,
+        request: Callable[[int], ReadLog | ListLogs | SampleStacks],
+        timeout_s: float = LOG_TIMEOUT_S,
+    ) -> Any:
         taskmanager = self._taskmanagers[resource_id]
         request_id = next(self._request_ids)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._log_requests[request_id] = answer
         taskmanager.connection.send_nowait(request(request_id))
         try:
-            return await asyncio.wait_for(answer, LOG_TIMEOUT_S)
+            return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
-            raise ExternalError(f"TaskManager {resource_id} did not answer within {LOG_TIMEOUT_S:g} s.") from None
+            raise ExternalError(f"TaskManager {resource_id} did not answer within {timeout_s:g} s.") from None
         finally:
             self._log_requests.pop(request_id, None)

@@ -17,7 +17,9 @@ from engine.operators.base import Operator, OperatorContext
 from engine.operators.failure import user_error
 from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
+from engine.protocol.profiling import OperatorMetrics
 from engine.protocol.stream import WATERMARK_MAX_MS
+from engine.runtime.taskmanager.operator_clock import OperatorClock
 
 __all__ = ["ChainExit", "OperatorChain"]
 
@@ -38,22 +40,28 @@ class ChainExit(Protocol):
 class _Link:
     """A chained successor: calls its operator and names it when it fails."""
 
-    def __init__(self, operator: Operator, input_index: int, name: str) -> None:
+    def __init__(self, operator: Operator, input_index: int, name: str, index: int, clock: OperatorClock) -> None:
         self._operator = operator
         self._input_index = input_index
         self._name = name
+        self._index = index
+        self._clock = clock
 
     def emit(self, batch: Batch) -> None:
+        before = self._clock.enter(self._index)
         try:
             self._operator.process_batch(self._input_index, batch)
         except Exception as error:
             _blame(error, self._name)
+        self._clock.enter(before)
 
     def emit_watermark(self, watermark_ms: int) -> None:
+        before = self._clock.enter(self._index)
         try:
             self._operator.process_watermark(watermark_ms)
         except Exception as error:
             _blame(error, self._name)
+        self._clock.enter(before)
 
     def emit_idle(self, idle: bool) -> None:
         try:
@@ -68,6 +76,24 @@ class _Link:
             _blame(error, self._name)
 
 
+@final
+class _TimedExit:
+    """A ChainExit whose time is not its operator's."""
+
+    def __init__(self, target: ChainExit, index: int, clock: OperatorClock) -> None:
+        self._target = target
+        self._index = index
+        self._clock = clock
+        self.emit_watermark = target.emit_watermark
+        self.emit_idle = target.emit_idle
+        self.emit_superstep_end = target.emit_superstep_end
+
+    def emit(self, batch: Batch) -> None:
+        before = self._clock.enter(self._index)
+        self._target.emit(batch)
+        self._clock.enter(before)
+
+
 def _blame(error: Exception, operator_name: str) -> NoReturn:
     """Raise the error again: one of user code with the operator's name, unless it has one; others as they are."""
     if isinstance(error, EngineError) or not user_frames(error):
@@ -80,22 +106,24 @@ class _ChainOutput:
     """An operator's Output."""
 
     def __init__(self, object_reuse: bool) -> None:
-        self.targets: list[_Link | ChainExit] = []
-        self.side_targets: dict[str, list[_Link | ChainExit]] = {}
+        self.targets: list[_Link | _TimedExit] = []
+        self.side_targets: dict[str, list[_Link | _TimedExit]] = {}
         self.num_records = 0
+        self.num_batches = 0
         self._object_reuse = object_reuse
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
             return
         self.num_records += len(batch)
+        self.num_batches += 1
         targets = self.targets
         if len(targets) == 1:
             targets[0].emit(batch)
         else:
             self._emit_to_all(targets, batch)
 
-    def _emit_to_all(self, targets: Sequence[_Link | ChainExit], batch: Batch) -> None:
+    def _emit_to_all(self, targets: Sequence[_Link | _TimedExit], batch: Batch) -> None:
         batches = [batch] * len(targets)
         if not self._object_reuse:
             # Before any of them is called: the first may change what it is given.
@@ -106,6 +134,7 @@ class _ChainOutput:
     def count(self, num_records: int) -> None:
         """Records went to the successor by another way."""
         self.num_records += num_records
+        self.num_batches += 1
 
     def emit_side(self, tag: str, batch: Batch) -> None:
         if not len(batch):
@@ -125,7 +154,7 @@ class _ChainOutput:
         for target in self.targets:
             target.emit_superstep_end(superstep)
 
-    def _all(self) -> Iterator[_Link | ChainExit]:
+    def _all(self) -> Iterator[_Link | _TimedExit]:
         yield from self.targets
         for targets in self.side_targets.values():
             yield from targets
@@ -140,6 +169,7 @@ class OperatorChain:
         self.spec = spec
         self.operators: list[Operator] = []
         self._outputs = [_ChainOutput(object_reuse) for _ in spec.operators]
+        self.clock = OperatorClock(len(spec.operators))
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()
         for index, chained in enumerate(spec.operators):
@@ -148,16 +178,18 @@ class OperatorChain:
             assert all(following > index for following, _, _ in chained.next), "operators are listed head first"
         for index, chained in enumerate(spec.operators):
             for following, tag, input_index in chained.next:
-                self._link(index, tag, _Link(self.operators[following], input_index, spec.operators[following].name))
+                name = spec.operators[following].name
+                self._link(index, tag, _Link(self.operators[following], input_index, name, following, self.clock))
         for exit_spec, target in zip(spec.exits, exits):
-            self._link(exit_spec.operator_index, exit_spec.side_tag, target)
+            timed = _TimedExit(target, len(self.operators), self.clock)
+            self._link(exit_spec.operator_index, exit_spec.side_tag, timed)
         self._fuse()
         self.head = self.operators[0]
         #: operators that override ``next_timer_ms`` or ``is_ready``: asked every turn, so only those that answer
         self.with_timers = [op for op in self.operators if type(op).next_timer_ms is not Operator.next_timer_ms]
         self.with_readiness = [op for op in self.operators if type(op).is_ready is not Operator.is_ready]
 
-    def _link(self, index: int, tag: str | None, target: _Link | ChainExit) -> None:
+    def _link(self, index: int, tag: str | None, target: _Link | _TimedExit) -> None:
         output = self._outputs[index]
         if tag is None:
             output.targets.append(target)
@@ -233,13 +265,20 @@ class OperatorChain:
 
     def call(self, index: int, method: Callable[..., Any], *args: Any) -> Any:
         """Call a method of operator ``index``, naming it when it fails."""
-        return _calling(self.spec.operators[index].name)(method, *args)
+        self.clock.enter(index)
+        try:
+            return _calling(self.spec.operators[index].name)(method, *args)
+        finally:
+            self.clock.enter_nobody()
 
     def _call_head(self, method: Callable[..., Any], *args: Any) -> Any:
+        self.clock.enter(0)
         try:
             return method(*args)
         except Exception as error:
             _blame(error, self.spec.operators[0].name)
+        finally:
+            self.clock.enter_nobody()
 
     # --- watching
 
@@ -250,6 +289,25 @@ class OperatorChain:
 
     def num_records_of_head(self) -> int:
         return self._outputs[0].num_records
+
+    def operator_metrics(self) -> tuple[OperatorMetrics, ...]:
+        """Return what each operator did, and as the last one the exits together (partitioning, serialising)."""
+        found: list[OperatorMetrics] = []
+        tiers: list[str] = []  #: of a run's operators that are still to come
+        head = ""  #: of that run
+        for index, (operator, chained) in enumerate(zip(self.operators, self.spec.operators, strict=True)):
+            output = self._outputs[index]
+            fused_with = head if tiers else ""
+            if not tiers:
+                tiers = operator.tiers() if isinstance(operator, RowOperator) else [chained.spec.describe()]
+                head = chained.name
+            counts = output.num_records, output.num_batches, self.clock.busy_ms(index)
+            found.append(OperatorMetrics(chained.name, *counts, tiers.pop(0), fused_with))
+        if self.spec.exits:
+            num_records, index = self.num_records_out(), len(self.operators)
+            num_batches = sum(self._outputs[i].num_batches for i in {one.operator_index for one in self.spec.exits})
+            found.append(OperatorMetrics("(exchange)", num_records, num_batches, self.clock.busy_ms(index)))
+        return tuple(found)
 
 
 def _calling(operator_name: str) -> Callable[..., Any]:

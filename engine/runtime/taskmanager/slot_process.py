@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
@@ -41,11 +42,13 @@ from engine.protocol.control import (
     SlotReport,
 )
 from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.profiling import SampleStacks, Stack, StacksSampled
 from engine.runtime.exchange.partition import PartitionRegistry
 from engine.runtime.exchange.transport import Transport, bind_data_sockets
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
+from engine.runtime.taskmanager.stack_sampler import StackSampler
 from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -70,6 +73,8 @@ class SlotProcess:
         self._env: SlotEnvironment
         self._tasks: list[StreamTask] = []
         self._freed_at: float | None = None
+        #: filled by a sampling thread
+        self._sampled: deque[tuple[int, dict[ExecutionAttemptID | None, Counter[Stack]]]] = deque()
 
     def initialize(self, init: InitializeSlot) -> None:
         """Prepare files and sockets, then say SlotReady.
@@ -91,7 +96,7 @@ class SlotProcess:
         slot_shared: dict[str, Any] = {}
         watchdog = Watchdog(RowLoop.of(slot_shared))
         watchdog.start()
-        self._env = SlotEnvironment(
+        env = SlotEnvironment(
             init=init,
             mailbox=self._mailbox,
             registry=registry,
@@ -105,17 +110,25 @@ class SlotProcess:
             job_parameters=_job_parameters(init.config),
             cached_files=cached_files,
         )
-        self._control.send(SlotReady(init.allocation_id, address))
+        self.begin(env)
+
+    def begin(self, env: SlotEnvironment) -> None:
+        """Say SlotReady; from now on tasks may be deployed."""
+        self._env = env
+        self._control.send(SlotReady(env.init.allocation_id, env.transport.address))
         self._mailbox.call_later(_REPORT_INTERVAL, self._report)
 
     def run(self) -> None:
         """The loop. Returns when the slot is freed or its TaskManager is gone."""
         while not self._must_end():
-            self._turn(self._sleep(self._tasks))
-            if self._must_end():
-                break
-            self._work(self._tasks)
+            self.turn_once(self._sleep(self._tasks))
         self._end()
+
+    def turn_once(self, timeout: float | None) -> None:
+        """Handle what there is, waiting for it if need be, then let each task that can do a step."""
+        self._turn(timeout)
+        if not self._must_end():
+            self._work(self._tasks)
 
     def _must_end(self) -> bool:
         return self._control.is_closed or self._freed_at is not None
@@ -125,6 +138,8 @@ class SlotProcess:
         self._mailbox.turn(timeout)
         while control.messages:
             self._handle(control.messages.popleft())
+        while self._sampled:
+            self._send_sampled()
 
     def _work(self, tasks: Sequence[StreamTask]) -> None:
         self._fire_timers(tasks)
@@ -217,6 +232,8 @@ class SlotProcess:
             case NotifyCheckpointAborted(_, attempt_id, checkpoint_id):
                 for task in self._tasks_of(attempt_id):
                     task.abort_checkpoint(checkpoint_id)
+            case SampleStacks():
+                self._sample(message)
             case FreeSlot():
                 self._freed_at = time.monotonic()
             case _:
@@ -225,6 +242,31 @@ class SlotProcess:
     def _tasks_of(self, attempt_id: ExecutionAttemptID) -> list[StreamTask]:
         """Return the task of the attempt, none when it has ended and reported so."""
         return [task for task in self._tasks if task.attempt_id == attempt_id]
+
+    def _sample(self, request: SampleStacks) -> None:
+        """Look at what this thread does, from another one; the answer is sent from this one."""
+
+        def running() -> ExecutionAttemptID | None:
+            # Of tasks that are inside each other the last one is on top.
+            inside = [task.attempt_id for task in self._tasks if task.is_inside]
+            return inside[-1] if inside else None
+
+        def done(seen: dict[ExecutionAttemptID | None, Counter[Stack]]) -> None:
+            self._sampled.append((request.request_id, seen))
+            self._mailbox.wake()
+
+        sampler = StackSampler(threading.get_ident(), running, StreamTask._run_inside.__code__)
+        sampler.start(request.num_samples, request.interval_ms / 1000, done)
+
+    def _send_sampled(self) -> None:
+        request_id, seen = self._sampled.popleft()
+        total = sum(count for stacks in seen.values() for count in stacks.values())
+        samples: dict[ExecutionAttemptID, dict[Stack, int]] = {}
+        for task in self._tasks:
+            stacks = dict(seen.get(task.attempt_id, {}))
+            not_running = total - sum(stacks.values())
+            samples[task.attempt_id] = {**stacks, (): not_running} if not_running else stacks
+        self._control.send(StacksSampled(request_id, samples, self._env.clock.now_ms()))
 
     def _report(self) -> None:
         metrics = {task.attempt_id: task.metrics() for task in self._tasks if task.state is ExecutionState.RUNNING}

@@ -11,7 +11,7 @@ import os
 import pickle
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
@@ -24,6 +24,7 @@ from engine.protocol.checkpoint import (
     CheckpointKind,
     CheckpointOptions,
     FileHandle,
+    InFlightHandle,
     KeyedLayer,
     KeyedStateHandle,
     ListStateHandle,
@@ -34,7 +35,7 @@ from engine.runtime.taskmanager.snapshot_workers import Job, OnDone, SnapshotWor
 from engine.state.operator_state import OperatorStateStore, Redistribution
 from engine.state.parts import DeltaPart, FilePart, KeyedPart, OperatorStateRegistry
 
-__all__ = ["StateCapture", "StateTooLargeError", "TaskSnapshot"]
+__all__ = ["Consumer", "StateCapture", "StateTooLargeError", "TaskSnapshot"]
 
 #: What may travel inside an acknowledgement when there is no folder. Source: Flink's MAX_MEM_STATE_SIZE.
 INLINE_BYTES_LIMIT: Final = 5 << 20
@@ -57,10 +58,12 @@ class TaskSnapshot:
     on_end: Callable[[TaskSnapshot, BaseException | None], None]
     keyed: dict[PartKey, KeyedStateHandle] = field(default_factory=dict)
     lists: dict[OperatorID, ListStateHandle] = field(default_factory=dict)
+    in_flight: list[InFlightHandle] = field(default_factory=list)
     written_bytes: int = 0
     #: Pieces of work that must end before all is there, or before it can be cleared away.
     num_open: int = 1
     has_ended: bool = False
+    awaits_in_flight: bool = False
     error: BaseException | None = None
     on_idle: Callable[[], None] = lambda: None
     jobs: list[Job] = field(default_factory=list)
@@ -103,10 +106,21 @@ class TaskSnapshot:
     def state_bytes(self) -> int:
         """Return all that the checkpoint refers to, also what earlier ones wrote."""
         size = sum(handle.file.size_bytes for handle in self.lists.values())
+        size += sum(handle.file.size_bytes for handle in self.in_flight)
         for handle in self.keyed.values():
             size += sum(place[1] for layer in handle.layers for place in layer.chunks.values())
             size += sum(file.size_bytes for _, file in handle.files)
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """To whom in-flight records were going. ``inputs``: those that have any."""
+
+    operator_id: OperatorID
+    subtask_index: int
+    inputs: Sequence[int]
+    keyed_inputs: Container[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +156,8 @@ class StateCapture:
                     self._files.append(((operator_id, part_name), part))
                 else:
                     self._memory.append(((operator_id, part_name), part))
+        if sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min:
+            workers.expect_forks()
         self._deltas = [part for _, part in self._memory if isinstance(part, DeltaPart)]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [
             (operator_id, registry.lists) for operator_id, registry in registries if registry.lists is not None
@@ -169,12 +185,17 @@ class StateCapture:
         options: CheckpointOptions,
         committables: dict[OperatorID, bytes],
         on_end: Callable[[TaskSnapshot, BaseException | None], None],
+        *,
+        awaits_in_flight: bool = False,
     ) -> TaskSnapshot:
-        """Capture the state as of now. ``on_end`` is called in the slot's loop when all is written, perhaps at once.
+        """Capture the state as of now; ``write_in_flight`` follows if it is awaited. ``on_end`` is called in the slot's
+        loop when all is written, perhaps at once.
 
         Raises: what the parts raise.
         """
         snapshot = TaskSnapshot(checkpoint_id, options, committables, on_end)
+        snapshot.awaits_in_flight = awaits_in_flight
+        snapshot.num_open += awaits_in_flight
         base: dict[PartKey, KeyedStateHandle] = {}
         is_increment = options.incremental and options.kind is CheckpointKind.CHECKPOINT
         if is_increment and options.base_checkpoint_id != NO_CHECKPOINT:
@@ -196,6 +217,31 @@ class StateCapture:
         snapshot.close_one()
         return snapshot
 
+    def write_in_flight(
+        self, snapshot: TaskSnapshot, encode: Callable[[], dict[int, bytes]], consumer: Consumer
+    ) -> None:
+        """Write the in-flight records of an unaligned checkpoint. ``encode`` gives them by input, in a thread."""
+        limits = _Limits.of(snapshot.options, {})
+        paths = {index: self._path(snapshot, shared=False) for index in consumer.inputs}
+
+        def work() -> list[InFlightHandle]:
+            handles = []
+            for index, content in encode().items():
+                file = write_file(content, "" if len(content) <= limits.inline_bytes_max else paths[index])
+                is_keyed = index in consumer.keyed_inputs
+                handles.append(InFlightHandle(file, consumer.operator_id, index, consumer.subtask_index, is_keyed))
+            return handles
+
+        def done(handles: list[InFlightHandle] | None, error: BaseException | None) -> None:
+            if handles is not None:
+                snapshot.in_flight.extend(handles)
+                snapshot.written_bytes += sum(handle.file.size_bytes for handle in handles)
+
+        if consumer.inputs:
+            snapshot.start(self._workers.run, work, done)
+        snapshot.awaits_in_flight = False
+        snapshot.close_one()
+
     def acknowledged(self, snapshot: TaskSnapshot) -> None:
         """The JobManager has been told: the files are its now, and later checkpoints may build on them."""
         snapshot.paths.clear()
@@ -213,6 +259,9 @@ class StateCapture:
             if paths:
                 self._workers.run(lambda: _delete(paths), lambda result, error: None)
 
+        if snapshot.awaits_in_flight:
+            snapshot.awaits_in_flight = False
+            snapshot.num_open -= 1
         snapshot.on_idle = delete  # not before: who writes would write on
         if not snapshot.num_open:
             delete()

@@ -62,6 +62,10 @@ class SnapshotWorkers(Protocol):
         """Run ``work`` in an I/O thread."""
         ...
 
+    def expect_forks(self) -> None:
+        """A task with much state has been restored."""
+        ...
+
 
 @final
 class SlotSnapshotWorkers:
@@ -122,6 +126,7 @@ class SlotSnapshotWorkers:
         try:
             pid = os.fork()
         except OSError as error:
+            self._huge_pages.resume()
             os.close(incoming)
             os.close(outgoing)
             raise ExternalError(
@@ -133,6 +138,9 @@ class SlotSnapshotWorkers:
         os.set_blocking(incoming, False)
         self._count_child(1)
         return _ChildJob(self._mailbox, pid, incoming, on_done, lambda: self._count_child(-1))
+
+    def expect_forks(self) -> None:
+        self._huge_pages.start()
 
     def _count_child(self, change: int) -> None:
         """While a child lives, the collector must not look through the old objects: it writes into each of them, and

@@ -19,6 +19,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.core.options import CheckpointingOptions, JobOptions
+from engine.core.records import Batch
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
@@ -48,6 +49,7 @@ from engine.runtime.exchange.gate import (
 from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
 from engine.runtime.exchange.transport import Transport
 from engine.runtime.taskmanager.chain_runner import OperatorChain
+from engine.runtime.taskmanager.in_flight import restored_batches
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.snapshot_capture import StateCapture
@@ -83,6 +85,7 @@ class SlotEnvironment:
     job_parameters: dict[str, str] = field(default_factory=dict)
     cached_files: dict[str, str] = field(default_factory=dict)
     slot_shared: dict[str, Any] = field(default_factory=dict)
+    now_ns: Callable[[], int] = time.monotonic_ns  #: decides how long a step goes on and how many records it takes
     #: how snapshots are made beside the tasks; the slot's own unless given
     snapshot_workers: SnapshotWorkers = field(default=None)  # type: ignore[assignment]
 
@@ -112,12 +115,14 @@ class StreamTask:
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
         self._source_ended = False
+        self._is_finished = False  #: ``finish`` of the operators has been called
         self._registries = TaskRegistries(deployment, env.init.work_dir)
         self._checkpoints: TaskCheckpoints | None = None  #: once everything is open
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
         self._step_size = StepSize()
-        self._clock = TaskClock()
+        self._now_ns = env.now_ns
+        self._clock = TaskClock(env.now_ns)
         self._records_in = 0
         self._batches_in = 0
         self.is_inside = False  #: code of its operators is on the stack
@@ -157,6 +162,10 @@ class StreamTask:
                 task_exit.open(self._runtime_context(self.deployment.vertex_name))
             self._registries.check_all_claimed(self._env.init.config)
             self._checkpoints = self._make_checkpoints(chain)
+            if self._gate is not None and restore is not None:
+                context = self._runtime_context(self.deployment.vertex_name)
+                batches = restored_batches(restore.in_flight, spec.input_keys, self.deployment, context)
+                self._gate.restore(batches)
         except BaseException as error:
             self._fail(error)
             return
@@ -185,8 +194,22 @@ class StreamTask:
         if deployment.restore is not None and Configuration(env.init.config).get(CheckpointingOptions.INCREMENTAL):
             capture.adopt(deployment.restore)
         return TaskCheckpoints(
-            deployment, chain, self._exits, self._gate, capture=capture, send=env.send, clock=env.clock
+            deployment,
+            chain,
+            self._exits,
+            self._gate,
+            capture=capture,
+            send=env.send,
+            clock=env.clock,
+            call_later=env.mailbox.call_later,
+            pending_rest=self._pending_rest,
         )
+
+    def _pending_rest(self) -> tuple[int, Batch] | None:
+        pending = self._pending
+        if pending is None:
+            return None
+        return pending.input_index, pending.batch.slice(self._pending_at, len(pending.batch))
 
     def _load(self) -> ChainSpec:
         try:
@@ -285,6 +308,8 @@ class StreamTask:
         gate, checkpoints = self._gate, self._checkpoints
         if gate is not None and gate.error is not None:
             return True  # the step raises it
+        if gate is not None and gate.is_urgent:
+            return True  # a barrier that overtakes records waits for neither room nor readiness
         if checkpoints.is_suspended:
             return False
         if not self._has_room():
@@ -295,16 +320,26 @@ class StreamTask:
                 self._clock.wait(backpressured=True)
                 return False
         if self._must_stop:
-            ready = not checkpoints.holds_end
+            ready = not self._holds_end
         elif gate is None:
             ready = not self._source_waits and not checkpoints.holds_source
         else:
             ready = self._pending is not None or gate.has_next()
             if gate.is_ended and not ready:
-                ready = checkpoints.waits_for_end or not checkpoints.holds_end
+                ready = checkpoints.waits_for_end or not self._holds_end
         if not ready:
             self._clock.wait(backpressured=False)
         return ready
+
+    @property
+    def _holds_end(self) -> bool:
+        """The task must stay for its checkpoints, or for what its finished operators wait for."""
+        assert self._checkpoints is not None
+        return self._checkpoints.holds_end or (self._is_finished and self._waits_for_checkpoint())
+
+    def _waits_for_checkpoint(self) -> bool:
+        assert self._chain is not None
+        return any(operator.holds_end() for operator in self._chain.operators)
 
     @property
     def _must_stop(self) -> bool:
@@ -396,7 +431,7 @@ class StreamTask:
         """Run code of the operators. Its errors end the task, not the slot."""
         watchdog = self._env.watchdog
         self.is_inside = True
-        self._entered_ns = time.monotonic_ns()
+        self._entered_ns = self._now_ns()
         watchdog.begin()
         failure: BaseException | None = None
         try:
@@ -422,7 +457,7 @@ class StreamTask:
 
     def _flush_exits(self) -> None:
         """Hand on what a slow function gave: its next call may last beyond the buffer timeout."""
-        took_ns = time.monotonic_ns() - self._entered_ns
+        took_ns = self._now_ns() - self._entered_ns
         for task_exit in self._exits:
             task_exit.flush_after(took_ns)
 
@@ -431,11 +466,15 @@ class StreamTask:
         if not self.is_inside:
             return  # being opened or closed
         self._flush_exits()
-        before_ns = time.monotonic_ns()
+        before_ns = self._now_ns()
         self._clock.end(before_ns)
         self._clock.wait(backpressured=True)
+        clock = None if self._chain is None else self._chain.clock
+        whose = None if clock is None else clock.enter_nobody()
         self._env.let_others_work(self, partition.has_room)
-        self._entered_ns = time.monotonic_ns()
+        if clock is not None and whose is not None:
+            clock.enter(whose)
+        self._entered_ns = self._now_ns()
         self._clock.begin(self._entered_ns)
         self._paused_ns += self._entered_ns - before_ns
         self._env.watchdog.begin()
@@ -450,14 +489,14 @@ class StreamTask:
 
     def step(self) -> None:
         """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
-        start_ns = time.monotonic_ns()
+        start_ns = self._now_ns()
         self._clock.begin(start_ns)
         gate = self._gate
         if gate is None:
             self._run_inside(lambda: self._step_source(start_ns + _STEP_NS))
         else:
             self._run_inside(lambda: self._step_input(gate, start_ns + _STEP_NS))
-        self._clock.end(time.monotonic_ns())
+        self._clock.end(self._now_ns())
 
     def _step_source(self, until_ns: int) -> None:
         source, chain, size = self._source, self._chain, self._step_size
@@ -465,13 +504,13 @@ class StreamTask:
         if self._must_stop:
             self._finish()
             return
-        before_ns = time.monotonic_ns()
+        before_ns = self._now_ns()
         while True:
             self._source_waits = True
             emitted = chain.num_records_of_head()
             paused_ns = self._paused_ns
             result = chain.call(0, source.poll, size.rows_max)
-            now_ns = time.monotonic_ns()
+            now_ns = self._now_ns()
             size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns - (self._paused_ns - paused_ns))
             if result is PollResult.END:
                 self._source_ended = True
@@ -490,6 +529,10 @@ class StreamTask:
             raise gate.error
         checkpoints = self._checkpoints
         assert checkpoints is not None
+        if gate.is_urgent:
+            while (urgent := gate.next_urgent()) is not None:
+                self._handle(urgent)
+            return
         if self._must_stop:
             self._finish()
             return
@@ -505,7 +548,7 @@ class StreamTask:
                 self._handle(event)
                 if checkpoints.is_suspended:
                     return
-            if time.monotonic_ns() >= until_ns or not self._has_room():
+            if self._now_ns() >= until_ns or not self._has_room():
                 return
 
     def _end_of_input(self, checkpoints: TaskCheckpoints) -> None:
@@ -546,23 +589,30 @@ class StreamTask:
             self._pending = None
         self._pending_at = end
         part = batch if start == 0 and end == num_rows else batch.slice(start, end)
-        before_ns = time.monotonic_ns() - self._paused_ns
+        before_ns = self._now_ns() - self._paused_ns
         chain.process_batch(pending.input_index, part)
-        self._step_size.observe(end - start, time.monotonic_ns() - self._paused_ns - before_ns)
+        self._step_size.observe(end - start, self._now_ns() - self._paused_ns - before_ns)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """All input has ended: emit what is left, close, end the outputs. Of a suspended task nothing is left: what it
-        holds is in the savepoint."""
+        holds is in the savepoint. Comes again when what operators waited for has happened."""
         chain = self._chain
         assert chain is not None and self._checkpoints is not None  # noqa: PT018
-        if self._checkpoints.stopped is not StopMode.SUSPEND:
+        if self._checkpoints.stopped is StopMode.SUSPEND:
+            if self._gate is not None:
+                self._gate.close()
+        elif not self._is_finished:
             if self._source is not None:
                 chain.end_event_time()  # the tasks behind hear it from their gates
             chain.finish()
-        elif self._gate is not None:
-            self._gate.close()
+            self._is_finished = True
+            if self._waits_for_checkpoint() and not self._another_checkpoint_comes():
+                for index, operator in enumerate(chain.operators):
+                    chain.call(index, operator.release_end)
+        if self._waits_for_checkpoint():
+            return
         errors = chain.close()
         for task_exit in self._exits:
             task_exit.close()
@@ -572,6 +622,12 @@ class StreamTask:
         for task_exit in self._exits:
             task_exit.end()
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
+
+    def _another_checkpoint_comes(self) -> bool:
+        assert self._checkpoints is not None
+        config = Configuration(self._env.init.config)
+        periodic = config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
+        return bool(periodic) and self._checkpoints.stopped is StopMode.NONE
 
     def cancel(self) -> None:
         """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""
@@ -637,4 +693,5 @@ class StreamTask:
             backpressured_ms=backpressured_ms,
             batches_in=self._batches_in,
             user=user_metrics(self._contexts),
+            operators=() if self._chain is None else self._chain.operator_metrics(),
         )

@@ -17,6 +17,7 @@ from engine.checkpoint.alignment import AbandonCheckpoint, EndCapture, NoteFirst
 from engine.core.clock import Clock
 from engine.core.errors import EngineError, ExternalError
 from engine.core.ids import OperatorID
+from engine.core.records import Batch
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
@@ -29,7 +30,8 @@ from engine.protocol.control import TaskDeployment
 from engine.protocol.stream import CancelBarrier, CheckpointBarrier
 from engine.runtime.exchange.gate import BarrierEvent, InputGate
 from engine.runtime.taskmanager.chain_runner import OperatorChain
-from engine.runtime.taskmanager.snapshot_capture import StateCapture, StateTooLargeError, TaskSnapshot
+from engine.runtime.taskmanager.in_flight import encode_batches
+from engine.runtime.taskmanager.snapshot_capture import Consumer, StateCapture, StateTooLargeError, TaskSnapshot
 from engine.runtime.taskmanager.task_exit import TaskExit
 
 __all__ = ["TaskCheckpoints", "decline"]
@@ -69,6 +71,8 @@ class TaskCheckpoints:
         capture: StateCapture,
         send: Callable[[object], None],
         clock: Clock,
+        call_later: Callable[[float, Callable[[], None]], object],
+        pending_rest: Callable[[], tuple[int, Batch] | None],
     ) -> None:
         self._deployment = deployment
         self._chain = chain
@@ -77,6 +81,11 @@ class TaskCheckpoints:
         self._capture = capture
         self._send = send
         self._clock = clock
+        self._call_later = call_later
+        self._newest_timed = 0  #: the last checkpoint whose timeout runs or ran in the gate
+        if gate is not None:
+            gate.on_timed_barrier = self._arm_gate_timeout
+        self._pending_rest = pending_rest  #: what the task has taken from its gate and not processed
         self._noted: dict[int, _Timing] = {}
         #: Snapshotted, neither acknowledged nor declined.
         self._under_way: dict[int, _Timing] = {}
@@ -160,9 +169,9 @@ class TaskCheckpoints:
             case NoteFirstBarrier(barrier):
                 self._note(barrier)
             case TakeSnapshot(barrier):
-                self._snapshot(barrier)
-            case EndCapture():
-                pass
+                self._snapshot(barrier, awaits_in_flight=barrier.options.unaligned)
+            case EndCapture(checkpoint_id):
+                self._end_capture(checkpoint_id)
             case AbandonCheckpoint(checkpoint_id, reason, message):
                 self._noted.pop(checkpoint_id, None)
                 self._discard(checkpoint_id)
@@ -175,6 +184,50 @@ class TaskCheckpoints:
         self._noted[barrier.checkpoint_id] = _Timing(delay_ms, time.monotonic_ns())
         while len(self._noted) > _NOTED_MAX:
             del self._noted[next(iter(self._noted))]
+        self._arm_gate_timeout(barrier)
+
+    def _arm_timeout(self, barrier: CheckpointBarrier, act: Callable[[int], None]) -> None:
+        """Call ``act`` when an aligned checkpoint has lasted so long that it is to go on unaligned."""
+        options = barrier.options
+        if options.aligned_timeout_ms and not options.unaligned:
+            left_ms = max(0, barrier.timestamp_ms + options.aligned_timeout_ms - self._clock.now_ms())
+            self._call_later(left_ms / 1000, lambda: act(barrier.checkpoint_id))
+
+    def _arm_gate_timeout(self, barrier: CheckpointBarrier) -> None:
+        """When the first barrier is received from another slot, or read; a later one may be too late already."""
+        if self._gate is None:
+            return
+        due_ms = barrier.timestamp_ms + barrier.options.aligned_timeout_ms
+        if barrier.checkpoint_id > self._newest_timed:
+            self._newest_timed = barrier.checkpoint_id
+            self._arm_timeout(barrier, self._gate.time_out_alignment)
+        elif barrier.options.aligned_timeout_ms and self._clock.now_ms() >= due_ms:
+            self._gate.time_out_alignment(barrier.checkpoint_id)
+
+    def _overtake(self, checkpoint_id: int) -> None:
+        for task_exit in self._exits:
+            task_exit.partition.overtake(checkpoint_id)
+
+    def _end_capture(self, checkpoint_id: int) -> None:
+        assert self._gate is not None
+        batches = self._gate.take_captured(checkpoint_id)
+        timing = self._under_way.get(checkpoint_id)
+        if timing is None or timing.snapshot is None:
+            return  # declined meanwhile
+        by_input: dict[int, list[Batch]] = {}
+        for input_index, batch in batches:
+            by_input.setdefault(input_index, []).append(batch)
+        spec = self._chain.spec
+        head = spec.operators[0]
+        timing.metrics = replace(
+            timing.metrics, alignment_ms=(time.monotonic_ns() - timing.first_barrier_ns) // 1_000_000
+        )
+        consumer = Consumer(head.operator_id, self._deployment.subtask_index, list(by_input), spec.input_keys)
+
+        def encode() -> dict[int, bytes]:
+            return {index: encode_batches(part, head.name) for index, part in by_input.items()}
+
+        self._capture.write_in_flight(timing.snapshot, encode, consumer)
 
     def _cancel_behind(self, checkpoint_id: int) -> None:
         for task_exit in self._exits:
@@ -182,7 +235,7 @@ class TaskCheckpoints:
 
     # --- the snapshot ------------------------------------------------------------------------------------------------
 
-    def _snapshot(self, barrier: CheckpointBarrier) -> None:
+    def _snapshot(self, barrier: CheckpointBarrier, *, awaits_in_flight: bool = False) -> None:
         checkpoint_id, options = barrier.checkpoint_id, barrier.options
         timing = self._noted.pop(checkpoint_id, None) or _Timing(0, time.monotonic_ns())
         if any(descriptor.blocking for descriptor in self._deployment.partitions):
@@ -191,12 +244,15 @@ class TaskCheckpoints:
             return
         start_ns = time.monotonic_ns()
         chain = self._chain
+        if awaits_in_flight and self._gate is not None and (rest := self._pending_rest()) is not None:
+            self._gate.capture(checkpoint_id, *rest)
         if options.stop is StopMode.DRAIN and self._gate is None:
             chain.end_event_time()
         for index, operator in enumerate(chain.operators):
             chain.call(index, operator.prepare_snapshot, checkpoint_id)
         for task_exit in self._exits:
             task_exit.emit_event(barrier)
+        self._arm_timeout(barrier, self._overtake)
         if options.stop is StopMode.SUSPEND or (options.stop is StopMode.DRAIN and self._gate is None):
             self._stop = (checkpoint_id, options.stop)
         self._under_way[checkpoint_id] = timing
@@ -213,7 +269,9 @@ class TaskCheckpoints:
                 alignment_ms=(start_ns - timing.first_barrier_ns) // 1_000_000,
                 unaligned=options.unaligned,
             )
-            timing.snapshot = self._capture.capture(checkpoint_id, options, committables, self._on_captured)
+            timing.snapshot = self._capture.capture(
+                checkpoint_id, options, committables, self._on_captured, awaits_in_flight=awaits_in_flight
+            )
         except Exception as error:
             self._under_way.pop(checkpoint_id, None)
             self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
@@ -245,6 +303,7 @@ class TaskCheckpoints:
             async_ms=(time.monotonic_ns() - timing.captured_ns) // 1_000_000,
             state_bytes=snapshot.state_bytes(),
             written_bytes=snapshot.written_bytes,
+            in_flight_bytes=sum(handle.file.size_bytes for handle in snapshot.in_flight),
         )
         deployment = self._deployment
         operator_ids = [chained.operator_id for chained in self._chain.spec.operators]
@@ -254,7 +313,8 @@ class TaskCheckpoints:
                 deployment.attempt_id,
                 snapshot.checkpoint_id,
                 snapshot.operators(operator_ids),
-                metrics=metrics,
+                tuple(snapshot.in_flight),
+                metrics,
             )
         )
         self._capture.acknowledged(snapshot)

@@ -62,6 +62,7 @@ from engine.protocol.control import (
     TaskStateChanged,
 )
 from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.profiling import SampleStacks, StacksSampled
 from engine.rpc.endpoint import JobManagerConnection
 from engine.runtime.taskmanager.log_files import list_logs, read_log
 from engine.runtime.taskmanager.private_folder import PrivateFolder
@@ -383,10 +384,11 @@ class TaskExecutor:
             case CancelTask(allocation_id, attempt_id):
                 self._cancel(allocation_id, attempt_id, message)
             case (
-                SendOperatorEvent(allocation_id)
-                | TriggerCheckpoint(allocation_id)
-                | NotifyCheckpointComplete(allocation_id)
-                | NotifyCheckpointAborted(allocation_id)
+                SendOperatorEvent(allocation_id=allocation_id)
+                | TriggerCheckpoint(allocation_id=allocation_id)
+                | NotifyCheckpointComplete(allocation_id=allocation_id)
+                | NotifyCheckpointAborted(allocation_id=allocation_id)
+                | SampleStacks(allocation_id=allocation_id)
             ):
                 receiving = self._slots.get(allocation_id)
                 if receiving is not None and receiving.handle is not None:
@@ -558,7 +560,7 @@ class TaskExecutor:
                 if message.state.is_terminal():
                     slot.live.pop(message.attempt_id, None)
                 self._send(message)
-            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint():
+            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | StacksSampled():
                 self._send(message)
             case SlotReport():
                 slot.metrics = message.metrics

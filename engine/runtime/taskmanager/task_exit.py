@@ -90,7 +90,7 @@ class TaskExit:
     # of the task
 
     def emit_event(self, element: Element) -> None:
-        """Send a barrier, or the end of one, behind all that was emitted."""
+        """Send a barrier, or the end of one, behind all that was emitted; before it if the barrier is unaligned."""
         self.partition.add_event(element)
 
     def end(self) -> None:

@@ -70,6 +70,7 @@ def _connect_remote(
 ) -> None:
     source = RemoteChannel(credit, lambda: gate.on_data(channel), gate.on_error)
     channel.source = source
+    source.on_timed_barrier = lambda barrier: gate.on_timed_barrier(barrier)
     connection = transport.connect(descriptor.address)
     request = Subscribe(descriptor.partition_id, descriptor.subpartition_index, credit)
     number = connection.open_channel(request, source)

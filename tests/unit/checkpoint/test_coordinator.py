@@ -430,6 +430,9 @@ def test_an_acknowledgement_that_comes_twice_deletes_nothing():
         shell.ack(task, 1)
     shell(msg.MetadataWritten(1))
     assert shell.ack(source, 1, FOLDERS.shared + "/one") == []
+    shell.at(2000)
+    shell.complete(2)
+    assert FOLDERS.shared + "/one" in shell.deleted  # it counts once
 
 
 def test_files_elsewhere_are_never_deleted():
@@ -567,6 +570,17 @@ def test_a_stop_is_committed_and_answered_when_the_job_has_ended():
     shell(msg.MetadataWritten(3))
     assert msg.AnswerRequest("r", 2, SAVEPOINT) in shell(msg.JobEnded())
     assert SAVEPOINT not in shell.deleted
+
+
+def test_a_checkpoint_that_is_under_way_when_the_job_is_stopped_comes_too_late():
+    shell = running()
+    shell.at(1000)
+    shell(msg.CheckpointPrepared(1))
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.SUSPEND))
+    shell.complete(2)
+    assert shell.status(1) == "FAILED"
+    for task in shell.layout.tasks():
+        assert "WriteMetadata" not in kinds(shell.ack(task, 1))
 
 
 def test_a_job_that_fails_while_it_stops_goes_on_from_the_savepoint():

@@ -47,6 +47,15 @@ class Queue:
     def has_next(self) -> bool:
         return bool(self.elements)
 
+    def has_priority(self) -> bool:
+        return False
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Any]:
+        return []
+
+    def overtake(self, checkpoint_id: int) -> None:
+        pass
+
     def close(self) -> None:
         self.elements.clear()
 

@@ -198,6 +198,7 @@ def test_checkpoints_are_taken_completed_and_deleted_with_the_job(tmp_path):
             assert numbers == sorted(set(numbers))
             assert calls("completed")[0] == (1, {0: "of 1"})
             assert {m.checkpoint_id for m in tasks.completed} >= {1, 2}
+            tasks.acknowledge = False
             await dispatcher.cancel_job(job_id)
             await dispatcher.job_result(job_id)
 
@@ -217,6 +218,41 @@ def test_what_a_coordinator_sends_after_its_snapshot_arrives_behind_the_trigger(
             ]
             # The first was sent before the first snapshot had returned: it is part of it.
             assert order[:4] == ["after 0", 1, "after 1", 2]
+
+    run(scenario())
+
+
+def test_what_a_coordinator_sends_while_others_give_their_state_waits_for_the_trigger(tmp_path, monkeypatch):
+    graph = job()
+    first, last = graph.vertices[0], graph.vertices[-1]
+    early = dataclasses.replace(first, coordinators={first.operators[0].operator_id: pickle.dumps(CommitterSpec())})
+    graph = dataclasses.replace(graph, vertices=(early, *graph.vertices[1:]))
+    made: list[Committer] = []
+    start, snapshot = Committer.start, Committer.snapshot
+
+    def started(self, ctx):
+        made.append(self)
+        start(self, ctx)
+
+    def snapshot_and_disturb(self, checkpoint_id):
+        if self is made[-1]:
+            made[0].ctx.send_event(0, f"behind {checkpoint_id}")  # whose state has been taken
+        return snapshot(self, checkpoint_id)
+
+    monkeypatch.setattr(Committer, "start", started)
+    monkeypatch.setattr(Committer, "snapshot", snapshot_and_disturb)
+
+    async def scenario():
+        async with cluster(tmp_path) as (dispatcher, tasks):
+            await dispatcher.submit_job(graph)
+            await until(lambda: len(tasks.triggered) >= 2)
+            seen = [
+                pickle.loads(m.event) if isinstance(m, SendOperatorEvent) else m.checkpoint_id
+                for m in tasks.scripted.seen
+                if isinstance(m, SendOperatorEvent | TriggerCheckpoint)
+            ]
+            assert seen.index("behind 1") == seen.index(1) + 1
+            assert last.vertex_id != first.vertex_id
 
     run(scenario())
 
@@ -372,12 +408,12 @@ def test_checkpoints_are_retained_on_cancel_when_they_are_wanted(tmp_path):
     }
 
     async def scenario():
-        async with cluster(tmp_path, settings) as (dispatcher, _):
+        async with cluster(tmp_path, settings) as (dispatcher, tasks):
             job_id = await dispatcher.submit_job(job())
             await until(lambda: calls("completed"))
+            tasks.acknowledge = False  # a real task that is cancelled writes nothing any more
             await dispatcher.cancel_job(job_id)
             await dispatcher.job_result(job_id)
-            return
 
     run(scenario())
     (folder,) = (tmp_path / "chk").iterdir()

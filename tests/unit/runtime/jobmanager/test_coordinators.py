@@ -176,7 +176,7 @@ def test_coordinators_that_were_replaced_do_no_clean_up_any_more(hosted, monkeyp
     async def scenario(coordinators, next_event, sent):
         coordinators.start()
         coordinators.end(JobOutcome.FAILED)
-        thread = coordinators._thread
+        thread = coordinators._worker.thread
         assert await next_event() == JobEndHandled()  # given up: it hangs
         coordinators.abandon()
         Recorder.hang.set()
