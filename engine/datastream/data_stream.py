@@ -20,7 +20,7 @@ from engine.core.errors import ConfigError, EngineError, ProgramError
 from engine.core.ids import OperatorID
 from engine.core.type_info import TupleTypeInfo, TypeInformation, Types
 from engine.core.user_code import told_briefly
-from engine.datastream.key_selectors import as_key_selector
+from engine.datastream.key_selectors import as_key_selector, check_key_type
 from engine.datastream.row_types import with_row_output
 from engine.datastream.slot_sharing_group import SlotSharingGroup
 from engine.graph.job_graph import JobGraph
@@ -212,7 +212,10 @@ class DataStream(_Named):
         return self._apply("Projection", ProjectSpec(indexes), projected)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
-        return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._output_type)
+        return self._stamped(watermark_strategy, at_source=False)
+
+    def _stamped(self, strategy: WatermarkStrategy, *, at_source: bool) -> DataStream:
+        return self._apply("Timestamps/Watermarks", TimestampsSpec(strategy, at_source), self._output_type)
 
     # --- windows ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +279,9 @@ class DataStream(_Named):
         """Partition by key: a function, a KeySelector, a field's index or its name."""
         from engine.datastream.keyed_stream import KeyedStream
 
-        return KeyedStream(self, as_key_selector(key_selector), key_type)
+        selector = as_key_selector(key_selector)
+        check_key_type(selector, key_type, self._output_type)
+        return KeyedStream(self, selector, key_type)
 
     def shuffle(self) -> DataStream:
         return self._ship(Partitioning(ShipStrategy.SHUFFLE))

@@ -200,9 +200,9 @@ class StreamExecutionEnvironment(Environment):
         produced = type_info or getattr(source, "produced_type", None) or getattr(source, "type_info", None)
         parallelism = getattr(source, "parallelism", None)
         stream = self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
-        if watermark_strategy.out_of_orderness_ms is None and watermark_strategy.timestamp_assigner is None:
+        if watermark_strategy == WatermarkStrategy.no_watermarks():
             return stream
-        return stream.assign_timestamps_and_watermarks(watermark_strategy)
+        return stream._stamped(watermark_strategy, at_source=True)
 
     def add_source(
         self, source_func: SourceFunction, source_name: str = "Custom Source", type_info: TypeInformation | None = None

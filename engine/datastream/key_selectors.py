@@ -7,13 +7,25 @@ than a call, it is shown in plans, and vectorised operators understand it.
 from __future__ import annotations
 
 import inspect
+import typing
 from typing import Any
 
 from engine.core.errors import ProgramError
+from engine.core.type_info import (
+    BasicArrayTypeInfo,
+    ListTypeInfo,
+    MapTypeInfo,
+    ObjectArrayTypeInfo,
+    PrimitiveArrayTypeInfo,
+    TupleTypeInfo,
+    TypeInformation,
+)
 from engine.operators.functions import Function, KeySelector
 from engine.operators.keys import FieldKey
 
-__all__ = ["as_key_selector"]
+__all__ = ["as_key_selector", "check_key_type"]
+
+_NO_KEYS = (ListTypeInfo, MapTypeInfo, PrimitiveArrayTypeInfo, BasicArrayTypeInfo, ObjectArrayTypeInfo)
 
 _PICK_FIELD = (lambda x: x[0]).__code__
 
@@ -33,6 +45,46 @@ def as_key_selector(selector: Any) -> Any:
     if not callable(selector) and not isinstance(selector, KeySelector):
         raise ProgramError(f"key_by({selector!r}): expected a function, a KeySelector, a field's index or its name.")
     return selector
+
+
+def check_key_type(selector: Any, key_type: TypeInformation | None, record_type: TypeInformation | None) -> None:
+    """Refuse a key whose declared type cannot be one: it could not be looked up, or differs between processes.
+
+    Raises: ProgramError. Undeclared types are seen when the first record comes.
+    """
+    seen = _unfit_type(key_type)
+    if seen is None and isinstance(selector, FieldKey) and isinstance(record_type, TupleTypeInfo):
+        names: list[Any] = record_type.get_field_names()
+        position = selector.field if isinstance(selector.field, int) else -1
+        if isinstance(selector.field, str) and selector.field in names:
+            position = names.index(selector.field)
+        fields = record_type.get_field_types()
+        seen = _unfit_type(fields[position]) if 0 <= position < len(fields) else None
+    if seen is None:
+        seen = _unfit_annotation(selector)
+    if seen is not None:
+        raise ProgramError(
+            f"key_by: the key is of type {seen}, which cannot be a key: it is not hashable, or not the same in every "
+            "process. Use str, bytes, numbers, dates, or a tuple, Row or dataclass of these, e.g. tuple(the_list)."
+        )
+
+
+def _unfit_type(declared: TypeInformation | None) -> str | None:
+    if isinstance(declared, _NO_KEYS):
+        return repr(declared)
+    if isinstance(declared, TupleTypeInfo):
+        return next((seen for field in declared.get_field_types() if (seen := _unfit_type(field))), None)
+    return None
+
+
+def _unfit_annotation(selector: Any) -> str | None:
+    function = getattr(selector, "get_key", selector)
+    returned = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(returned, str):  # from __future__ import annotations
+        name = returned.partition("[")[0].strip()
+    else:
+        name = getattr(typing.get_origin(returned) or returned, "__name__", "")
+    return name if name in ("list", "dict", "set", "bytearray") else None
 
 
 def _picked_field(selector: Any) -> int | None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 from engine.core.config import Configuration
 from engine.core.options import JobOptions
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, picked_timestamp_field
 from engine.operators.failure import user_error
+from engine.operators.watermark_alignment import AlignedSource, AlignmentCoordinatorSpec, AllowedWatermark
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.time.watermarks import (
     TimestampAssigner,
@@ -37,10 +38,21 @@ NO_TIMESTAMP_MS = TIME_MIN_MS
 @final
 @dataclass(frozen=True)
 class TimestampsSpec(OperatorSpec):
+    """``at_source``: directly behind a source, which may be made to wait for others (alignment)."""
+
     strategy: WatermarkStrategy
+    at_source: bool = False
 
     def build(self) -> Operator:
+        if self.at_source and self.strategy.alignment is not None:
+            return _AlignedTimestampsOperator(self.strategy)
         return _TimestampsOperator(self.strategy)
+
+    def coordinator(self) -> CoordinatorSpec | None:
+        if not self.at_source or self.strategy.alignment is None:
+            return None
+        group, drift_ms, _ = self.strategy.alignment
+        return AlignmentCoordinatorSpec(group, drift_ms)
 
     @property
     def emits_columns(self) -> bool:
@@ -51,7 +63,6 @@ class TimestampsSpec(OperatorSpec):
         return strategy.timestamp_assigner is None or picked_timestamp_field(strategy.timestamp_assigner) is not None
 
 
-@final
 class _TimestampsOperator(Operator):
     def __init__(self, strategy: WatermarkStrategy) -> None:
         self._strategy = strategy
@@ -203,6 +214,35 @@ class _TimestampsOperator(Operator):
         if self._generator is not None and now_ms >= self._periodic_ms:
             self._periodic_ms = now_ms + self._interval_ms
             self._emit_periodically(self._generator)
+
+
+@final
+class _AlignedTimestampsOperator(_TimestampsOperator):
+    """Its task does not read on while its watermark is too far ahead of the others of the group."""
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        assert self._strategy.alignment is not None
+        self._aligned = AlignedSource(ctx, self._strategy.alignment[2])
+
+    def is_ready(self) -> bool:
+        return self._aligned.may_read(self._watermark_ms)
+
+    def handle_event(self, event: object) -> None:
+        assert isinstance(event, AllowedWatermark), event
+        self._aligned.allow(event)
+
+    def next_timer_ms(self) -> int | None:
+        own_ms = super().next_timer_ms()
+        report_ms = self._aligned.next_report_ms
+        return report_ms if own_ms is None else min(own_ms, report_ms)
+
+    def on_timer(self, now_ms: int) -> None:
+        if not self.is_ready():
+            self._active_ms = now_ms  # it waits for others: that is not idle
+        super().on_timer(now_ms)
+        if now_ms >= self._aligned.next_report_ms:
+            self._aligned.report(now_ms, None if self._is_idle else self._watermark_ms)
 
 
 @final

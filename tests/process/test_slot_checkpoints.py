@@ -454,6 +454,23 @@ def test_a_job_in_batch_mode_declines():
     in_slots(body, slots=1)
 
 
+def test_an_operator_that_cannot_be_checkpointed_declines_instead_of_losing_its_state(monkeypatch):
+    monkeypatch.setattr(CountByKey, "not_checkpointed", "it counts on its fingers")
+
+    async def body(cluster: SlotCluster) -> None:
+        job = Job(cluster, sources=1, counts=1)
+        job.deploy()
+        await job.until_running()
+        (count,) = job.attempts("count")
+        job.trigger(1, CheckpointOptions())
+        await cluster.until(lambda: (count, 1) in cluster.story.declined)
+        assert cluster.story.declined[count, 1].reason is CheckpointFailureReason.TASK_FAILED
+        assert "cannot be checkpointed: it counts on its fingers" in cluster.story.declined[count, 1].message
+        assert await job.run_to_end() == job.expected()
+
+    in_slots(body, slots=1)
+
+
 # --- unaligned -------------------------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,10 @@ from typing import Final, final
 
 from engine.checkpoint.alignment import AbandonCheckpoint, EndCapture, NoteFirstBarrier, TakeSnapshot
 from engine.core.clock import Clock
-from engine.core.errors import EngineError, ExternalError
+from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.ids import OperatorID
 from engine.core.records import Batch
+from engine.graph.job_graph import ChainSpec
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
@@ -257,6 +258,7 @@ class TaskCheckpoints:
             self._stop = (checkpoint_id, options.stop)
         self._under_way[checkpoint_id] = timing
         try:
+            _refuse_uncheckpointed(chain.spec)
             committables: dict[OperatorID, bytes] = {}
             for index, operator in enumerate(chain.operators):
                 chain.call(index, operator.snapshot_state, checkpoint_id)
@@ -323,6 +325,13 @@ class TaskCheckpoints:
         timing = self._under_way.pop(checkpoint_id, None)
         if timing is not None and timing.snapshot is not None:
             self._capture.discard(timing.snapshot)
+
+
+def _refuse_uncheckpointed(chain: ChainSpec) -> None:
+    """Raises: ProgramError when an operator keeps something that no checkpoint would have."""
+    for chained in chain.operators:
+        if chained.spec.not_checkpointed:
+            raise ProgramError(f"Operator {chained.name!r} cannot be checkpointed: {chained.spec.not_checkpointed}.")
 
 
 def _reason(error: BaseException) -> tuple[CheckpointFailureReason, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.core.errors import ProgramError
+from engine.core.type_info import Types
 from engine.datastream.functions import KeySelector, MapFunction
-from engine.datastream.key_selectors import as_key_selector
+from engine.datastream.key_selectors import as_key_selector, check_key_type
 from engine.operators.keys import FieldKey
 
 FIELD = 1
@@ -58,3 +59,38 @@ class Wrong(MapFunction):
 def test_what_cannot_select_is_refused(selector):
     with pytest.raises(ProgramError, match="key_by"):
         as_key_selector(selector)
+
+
+def by_list(row) -> list[int]:
+    return [1]
+
+
+class ByDict(KeySelector):
+    def get_key(self, value) -> dict:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("selector", "key_type", "seen"),
+    [
+        (lambda row: row, Types.LIST(Types.INT()), "ListTypeInfo"),
+        (lambda row: row, Types.TUPLE([Types.INT(), Types.MAP(Types.STRING(), Types.INT())]), "MapTypeInfo"),
+        (FieldKey(1), None, "ListTypeInfo"),
+        (FieldKey("items"), None, "ListTypeInfo"),
+        (by_list, None, "list"),
+        (ByDict(), None, "dict"),
+    ],
+)
+def test_a_key_whose_declared_type_cannot_be_one_is_refused_when_the_job_is_built(selector, key_type, seen):
+    record = Types.ROW_NAMED(["name", "items"], [Types.STRING(), Types.LIST(Types.INT())])
+    with pytest.raises(ProgramError, match=f"key is of type {seen}.*cannot be a key: it is not hashable"):
+        check_key_type(selector, key_type, record)
+
+
+@pytest.mark.parametrize(
+    ("selector", "key_type"),
+    [(FieldKey(0), None), (FieldKey("name"), Types.STRING()), (FieldKey(7), None), (lambda row: row[1], None)],
+)
+def test_other_keys_are_not_refused(selector, key_type):
+    record = Types.ROW_NAMED(["name", "items"], [Types.STRING(), Types.LIST(Types.INT())])
+    check_key_type(selector, key_type, record)
