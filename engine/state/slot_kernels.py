@@ -104,7 +104,7 @@ def find_int_slots(
         while entry != 0 and (entry & ~mask != tag or key_of_slot[(entry & mask) - _U1] != key):
             bucket = (bucket + _U1) & mask
             entry = np.uint64(fresh[bucket])
-        slot = np.int64(entry & mask) - 1
+        slot: Any = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
             old_tag = (h >> _U32) & (old_mask ^ _LOW32)
@@ -168,7 +168,7 @@ def find_lane_slots(
         ):
             bucket = (bucket + _U1) & mask
             entry = np.uint64(fresh[bucket])
-        slot = np.int64(entry & mask) - 1
+        slot: Any = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
             old_tag = (h >> _U32) & (old_mask ^ _LOW32)
@@ -250,7 +250,7 @@ def find_text_slots(
         h = np.uint64(_hash_text(content, begin, begin + length))
         bucket = h & mask
         tag = h & ~mask
-        slot = -1
+        slot: Any = -1
         while fresh[bucket] != 0:
             entry = np.uint64(fresh[bucket])
             if entry & ~mask == tag:
