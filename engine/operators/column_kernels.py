@@ -117,7 +117,8 @@ def panes_of_times(
 def count_rows(rows: Any, slots: Any, acc: Any, begun_slots: Any, begun_rows: Any) -> int:
     """Count rows by slot; list the slots whose count was 0, each with the row that came first; return how many.
 
-    70 M rows/s at a million slots, 550 M at ten thousand, four values a slot; the kernels below do 52-83 M and 370-600 M.
+    70 M rows/s at a million slots, 550 M at ten thousand, four values a slot; the kernels below do
+    52-83 M and 370-600 M.
     """
     begun = 0
     for i in range(rows.size):

@@ -81,7 +81,8 @@ def find_int_slots(
 
     ``keys``, ``key_of_slot``: int64; ``buckets``: (fresh, old); ``counts``: (slots in use, slots at which to stop);
     ``slot_of_row``: int32, out; ``first``: int32, out: the row that made slot ``counts[0] + i``.
-    Stops before a new key for which there is no room. 14-19 M keys/s of a million different ones, 68-74 M of ten thousand.
+    Stops before a new key for which there is no room.
+    14-19 M keys/s of a million different ones, 68-74 M of ten thousand.
     """
     fresh, old = buckets
     num_slots, slots_max = counts
@@ -152,7 +153,7 @@ def find_lane_slots(
     slot_of_row: Any,
     first: Any,
 ) -> tuple[int, int]:
-    """As ``find_int_slots`` for keys of several int64: ``keys`` and ``key_of_slot`` are (rows, lanes). 30-35 M/s of 7000
+    """As ``find_int_slots`` for keys of several int64: ``keys``, ``key_of_slot`` are (rows, lanes). 30-35 M/s of 7000
     different pairs, making the lanes included."""
     fresh, old = buckets
     num_slots, slots_max = counts
@@ -304,7 +305,7 @@ def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
-    """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 31 M buckets/s at 600,000 keys."""
+    """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 31 M a second."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
         if old[place] == 0:
