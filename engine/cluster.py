@@ -29,15 +29,18 @@ from engine.core.config import (
     parse_dynamic_properties,
 )
 from engine.core.errors import EngineError, ExternalError
+from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken, JobID, ResourceID
 from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import InitializeSlot
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.endpoint import GrpcServer, InMemoryServer, JobManagerConnection, connect
 from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.gateway import TakenCheckpoint
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, WorkerEvents
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.task_executor import (
@@ -161,6 +164,7 @@ async def run_jobmanager(
     Raises: ConfigError, ExternalError when it cannot start (port in use).
     """
     check_config(config)
+    configure_file_systems(config.to_dict())
     loop = asyncio.get_running_loop()
     folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or _temp_dir(config))
     dispatcher = Dispatcher(
@@ -249,6 +253,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     Raises: ConfigError, ExternalError.
     """
     check_config(config)
+    configure_file_systems(config.to_dict())
     loop = asyncio.get_running_loop()
     rpc_host, rpc_port = config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)
     host = bind_host = config.get(ClusterOptions.TM_HOST)
@@ -375,6 +380,7 @@ class LocalCluster:
 
     def __init__(self, config: Configuration, told: Collection[str] = ()) -> None:
         check_config(config, told)  # warnings come to the terminal, as long as the program configures no logging
+        configure_file_systems(config.to_dict())
         self._config = Configuration(config)
         self._pid = os.getpid()
         self._closed = False
@@ -507,6 +513,14 @@ class LocalCluster:
 
     def cancel(self, job_id: JobID) -> None:
         self._call(self.dispatcher.cancel_job, job_id)
+
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode, cancel: bool
+    ) -> concurrent.futures.Future[TakenCheckpoint]:
+        if self._closed:
+            raise ExternalError("The local cluster has ended with its program.")
+        work = self.dispatcher.trigger_savepoint(job_id, target, stop=stop, cancel=cancel)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def result(self, job_id: JobID, timeout_s: float) -> ExecutionGraph | None:
         """Wait for about ``timeout_s`` for the job's end; return it, or None if it still runs."""

@@ -23,9 +23,11 @@ from typing import Any, Final, final
 from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import ConfigError, EngineError
+from engine.core.fs import file_system_of
 from engine.core.options import ClusterOptions, JobOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.protocol.lifecycle import JobStatus
+from flink_yarn.archive import mark_used
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, JOB_FOLDER, Mode, address_path
 from flink_yarn.resource_driver import YarnResourceDriver
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
@@ -37,6 +39,7 @@ logger = logging.getLogger("flink_yarn.application_master")
 #: An attached client asks for the result and then ends the cluster itself; it gets this long.
 LINGER_S: Final = 30.0
 PROGRESS_S: Final = 1.0
+ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
 _PORTS_FILE: Final = "jobmanager.ports"
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
@@ -184,6 +187,7 @@ class ApplicationMaster:
                 self._work.start()
             if self._mode is not Mode.SESSION:
                 self._spawn(self._report_progress())
+            self._spawn(self._keep_archives())
         except EngineError as error:
             self._finish(Outcome("FAILED", str(error)))
         except Exception as error:
@@ -196,12 +200,21 @@ class ApplicationMaster:
             self._app.ui.remove_page(DASHBOARD_ROUTE)
         self._app.ui.add_page(DASHBOARD_ROUTE, f"http://{handle.rpc_host}:{handle.rest_port}", "Flink dashboard")
         self._app.kv[ADDRESS_KEY] = json.dumps(address).encode()
-        from engine.core.fs import file_system_of
-
         path = address_path(os.environ["SKEIN_APPLICATION_ID"], os.environ["FLINK_YARN_HOME"])
         with file_system_of(path).open_write(path, overwrite=True) as stream:
             stream.write(json.dumps(address).encode())
         logger.info("clients and TaskManagers can find the JobManager: %s", address)
+
+    async def _keep_archives(self) -> None:
+        """Containers that are started later need them, too: no deployment may think that nobody uses them."""
+        archives = os.environ.get("FLINK_YARN_ARCHIVES", "").split()
+        while archives:
+            for archive in archives:
+                try:
+                    await asyncio.to_thread(mark_used, file_system_of(archive), archive, int(time.time() * 1000))
+                except EngineError as error:
+                    logger.warning("cannot say that %s is in use: %s", archive, error)
+            await asyncio.sleep(ARCHIVES_MARKED_S)
 
     def _finish(self, outcome: Outcome) -> None:
         """End the cluster; the first outcome stays."""

@@ -7,6 +7,7 @@ roots belong on ``PYTHONPATH``. Not here: users' files (``session_client``).
 
 from __future__ import annotations
 
+import concurrent.futures
 import configparser
 import contextlib
 import getpass
@@ -14,48 +15,64 @@ import hashlib
 import importlib.metadata
 import io
 import os
+import queue
 import re
 import struct
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
-from engine.core.errors import ConfigError, ExternalError
+from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.fs import FileSystem
+from flink_yarn.parallel_zip import ParallelZipWriter
 
 __all__ = [
     "ArchiveEntry",
     "content_hash",
     "engine_entries",
-    "local_archives",
+    "mark_used",
     "package_entries",
+    "remove_unused",
     "requirement_closure",
-    "upload_archive",
+    "ship_archives",
 ]
 
 #: Changes whenever the same inputs would give another archive.
-_FORMAT: Final = "3"
+_FORMAT: Final = "4"
 #: What runs on a node needs none of these.
 _LEFT_OUT: Final = re.compile(
     r"(^|/)(tests?|__pycache__|include|examples?)/"
     r"|\.(h|hpp|hh|pxd|pyx|pxi|pyi|a|c|cc|cpp|cu|pc|cmake|md|rst)$"
     r"|^pyarrow/(src/|.*(flight|gandiva|_tests?\.|libarrow_python\.so\.\d+\.|encryption\.so\.\d+\.))"
     r"|^numba/cuda/"
+    r"|^pyarrow/libarrow_python\.so$"  # a copy of the one with a version, for linkers
+    r"|^skein/java/"  # YARN gets skein's jar from skein
     r"|^(pip|setuptools|pkg_resources|wheel)/"
     r"|\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|licenses/|LICENSE|sboms/)"
 )
 #: Taken back from the above: imported at run time in spite of their name.
 _KEPT: Final = re.compile(r"^(numpy/(testing|_core/tests/_natype)|numba/(testing|tests/__init__)|numba/cuda/).*\.py$")
-_ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+
 #: PEP 552: never compared with the source, whose times change when a NodeManager unpacks it.
 _UNCHECKED_HASH: Final = 0b01
+#: What only clients need: skein makes its driver's certificates with it.
+_CLIENT_ONLY: Final = frozenset({"cryptography", "cffi", "pycparser"})
 #: Packages of extras that are shipped when they are there.
 _OPTIONAL: Final = ("hdfs-native",)
 _KEPT_ARCHIVES: Final = 3
+#: Between packing and uploading: the slower one holds up the other beyond this.
+_PIECE_BYTES: Final = 1 << 20
+_PIECES_MAX: Final = 64
+_UPLOADING: Final = ".uploading-"
+_BROKEN_AFTER_MS: Final = 86_400_000  # no upload lasts a day
+_ARCHIVE: Final = re.compile(r"(engine|packages)-[0-9a-f]{32}\.zip")
+_MARKER: Final = ".used"
+_MARKED_EVERY_MS: Final = 86_400_000
+#: In the queue instead of a piece: nothing follows, and what came is not all. Told by identity.
+_CUT: Final = bytes(bytearray(b"cut"))
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ def package_entries() -> list[ArchiveEntry]:
     if sys.version_info >= (3, 12):
         names.append("setuptools")  # skein asks for distutils, which Python has no more
     for distribution in requirement_closure(names):
-        if _normalised(distribution.metadata["Name"]) != "engine":
+        if _normalised(distribution.metadata["Name"]) not in {"engine", *_CLIENT_ONLY}:
             for entry in _distribution_entries(distribution):
                 entries.setdefault(entry.name, entry)
     return [entries[name] for name in sorted(entries)]
@@ -185,25 +202,84 @@ def _cache_folder() -> Path:
     return Path(base) / "engine" / "archives"
 
 
-def local_archives(say: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Return the paths of both archives on this host, the engine's first; packs what the cache folder does not have.
+def ship_archives(fs: FileSystem, folder: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Return the paths of both archives in ``folder`` of ``fs``, the engine's first, once they are there.
 
-    The newest of each kind stay there, older ones are removed.
+    What the folder does not have comes from the user's cache folder, and what that does not have either is packed,
+    into both at once. The newest of each kind stay in the cache folder, older ones are removed.
     """
     return [
-        _local_archive("engine", engine_entries(), lambda line: None),
-        _local_archive("packages", package_entries(), say),
+        _ship("engine", engine_entries(), fs, folder, lambda line: None),
+        _ship("packages", package_entries(), fs, folder, say),
     ]
 
 
-def _local_archive(kind: str, entries: list[ArchiveEntry], say: Callable[[str], None]) -> Path:
-    folder = _cache_folder()
-    path = folder / f"{kind}-{content_hash(entries)}.zip"
-    if path.is_file():
+def _ship(kind: str, entries: list[ArchiveEntry], fs: FileSystem, folder: str, say: Callable[[str], None]) -> str:
+    name = f"{kind}-{content_hash(entries)}.zip"
+    target = f"{folder.rstrip('/')}/{name}"
+    there = fs.status(target)
+    local = _cache_folder() / name
+    if local.is_file():
         with contextlib.suppress(OSError):
-            os.utime(path)
-        return path
-    say("Packing the engine's Python packages for YARN's nodes; this is done once.")
+            os.utime(local)
+        if there is None or there.size_bytes != local.stat().st_size:
+            say(f"Uploading {kind} ({local.stat().st_size / (1 << 20):.1f} MB) to {folder}; this is done once.")
+            with open(local, "rb") as source:
+                _upload(iter(lambda: source.read(_PIECE_BYTES), b""), fs, target)
+        return target
+    if there is not None:
+        return target  # from another host or user: what is named by its content is always complete
+    say(f"Packing the engine's Python packages for YARN's nodes and uploading them to {folder}; this is done once.")
+    pieces: queue.Queue[bytes] = queue.Queue(_PIECES_MAX)
+    with concurrent.futures.ThreadPoolExecutor(1) as worker:
+        uploading = worker.submit(_upload_queued, pieces, fs, target)
+        try:
+            _pack_cached(kind, entries, local, pieces)
+        except BaseException:
+            pieces.put(_CUT)
+            raise
+        pieces.put(b"")
+        uploading.result()
+    return target
+
+
+def mark_used(fs: FileSystem, archive: str, now_ms: int) -> None:
+    """Note beside an archive that it is in use, once a day.
+
+    Not its own modification time: YARN refuses a file that has changed since the application was submitted.
+    """
+    marker = f"{archive}{_MARKER}"
+    there = fs.status(marker)
+    if there is None or now_ms - there.modified_ms > _MARKED_EVERY_MS:
+        fs.open_write(marker, overwrite=True).close()
+
+
+def remove_unused(fs: FileSystem, folder: str, *, retention_ms: int, now_ms: int) -> list[str]:
+    """Remove the archives (and broken uploads) in the folder that nobody has used for so long; return their names.
+
+    Deployments and running JobManagers say what they use, see ``mark_used``. What we may not remove stays.
+    """
+    children = {child.path.rpartition("/")[2]: child for child in fs.list(folder)}
+    removed = []
+    for name, child in children.items():
+        is_upload = name.startswith(_UPLOADING)
+        if not is_upload and not _ARCHIVE.fullmatch(name):
+            continue
+        marker = children.get(f"{name}{_MARKER}")
+        used_ms = max(child.modified_ms, marker.modified_ms if marker else 0)
+        if now_ms - used_ms <= (_BROKEN_AFTER_MS if is_upload else retention_ms):
+            continue
+        with contextlib.suppress(EngineError):
+            for gone in (child, marker):
+                if gone is not None:
+                    fs.delete(gone.path)
+            removed.append(name)
+    return removed
+
+
+def _pack_cached(kind: str, entries: list[ArchiveEntry], path: Path, pieces: queue.Queue[bytes]) -> None:
+    """Pack into the cache folder, and into the queue."""
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number, temporary = tempfile.mkstemp(dir=folder, prefix=".packing-")
@@ -211,7 +287,7 @@ def _local_archive(kind: str, entries: list[ArchiveEntry], say: Callable[[str], 
         raise ExternalError(f"Cannot write the cache folder {folder}: {error.strerror}. Set XDG_CACHE_HOME.") from None
     try:
         with os.fdopen(number, "wb") as stream:
-            pack(entries, stream)
+            pack(entries, io.BufferedWriter(_Tee(stream, pieces), _PIECE_BYTES))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -221,29 +297,41 @@ def _local_archive(kind: str, entries: list[ArchiveEntry], say: Callable[[str], 
     for stale in by_age[_KEPT_ARCHIVES:]:
         with contextlib.suppress(OSError):
             stale.unlink()
-    return path
 
 
-def pack(entries: Iterable[ArchiveEntry], stream: io.BufferedIOBase | io.BufferedWriter) -> None:
+class _Tee(io.RawIOBase):
+    """What is written goes to a file and to a queue."""
+
+    def __init__(self, stream: IO[bytes], pieces: queue.Queue[bytes]) -> None:
+        self._stream, self._pieces = stream, pieces
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        data = bytes(piece)
+        self._stream.write(data)
+        self._pieces.put(data)
+        return len(data)
+
+
+def pack(entries: Iterable[ArchiveEntry], stream: IO[bytes] | io.BufferedWriter) -> None:
     """Write the zip: names in order, fixed times, and beside each module its byte code where it is known here, since
     compiling all of it would cost every node seconds."""
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with ParallelZipWriter(stream) as archive:
         for entry in entries:
+            if not entry.name.endswith(".py"):
+                with open(entry.path, "rb") as source:
+                    archive.add(entry.name, source, 0o755 if ".so" in entry.name else 0o644)
+                continue
             data = entry.path.read_bytes()
-            _write(archive, entry.name, data, 0o755 if ".so" in entry.name else 0o644)
-            if entry.name.endswith(".py"):
-                byte_code = _byte_code(entry.path, data)
-                if byte_code is not None:
-                    head, _, tail = entry.name.rpartition("/")
-                    cached = f"__pycache__/{tail[:-3]}.{sys.implementation.cache_tag}.pyc"
-                    _write(archive, f"{head}/{cached}" if head else cached, byte_code, 0o644)
-
-
-def _write(archive: zipfile.ZipFile, name: str, data: bytes, mode: int) -> None:
-    info = zipfile.ZipInfo(name, _ZIP_EPOCH)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.external_attr = (0o100000 | mode) << 16
-    archive.writestr(info, data)
+            archive.add(entry.name, io.BytesIO(data), 0o644)
+            byte_code = _byte_code(entry.path, data)
+            if byte_code is not None:
+                head, _, tail = entry.name.rpartition("/")
+                cached = f"__pycache__/{tail[:-3]}.{sys.implementation.cache_tag}.pyc"
+                archive.add(f"{head}/{cached}" if head else cached, io.BytesIO(byte_code), 0o644)
+    stream.flush()
 
 
 def _byte_code(path: Path, source: bytes) -> bytes | None:
@@ -269,26 +357,36 @@ def _byte_code(path: Path, source: bytes) -> bytes | None:
 # --- upload ---------------------------------------------------------------------------------------------------------
 
 
-def upload_archive(local: Path, fs: FileSystem, folder: str, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Return the archive's path on HDFS; copies it only when it is not there yet.
+def _upload_queued(pieces: queue.Queue[bytes], fs: FileSystem, target: str) -> None:
+    """Upload what the queue brings until b""; an error does not stop who fills it."""
+    last = b"begin"
 
-    It gets a temporary name first: what is named by its content is always complete.
-    """
-    target = f"{folder.rstrip('/')}/{local.name}"
-    there = fs.status(target)
-    if there is not None and there.size_bytes == local.stat().st_size:
-        return target
-    say(
-        f"Uploading {local.name.partition('-')[0]} ({local.stat().st_size / (1 << 20):.1f} MB) to {folder}; "
-        "this is done once."
-    )
-    temporary = f"{folder.rstrip('/')}/.uploading-{getpass.getuser()}-{os.getpid()}-{local.name}"
+    def taken() -> Iterator[bytes]:
+        nonlocal last
+        while last := pieces.get():
+            if last is _CUT:
+                raise ExternalError(f"{target} was not packed.")
+            yield last
+
     try:
-        with open(local, "rb") as source, fs.open_write(temporary, overwrite=True) as sink:
-            while chunk := source.read(1 << 22):
-                sink.write(chunk)
-        again = fs.status(target)
-        if again is None or again.size_bytes != local.stat().st_size:
+        _upload(taken(), fs, target)
+    finally:
+        while last and last is not _CUT:
+            last = pieces.get()
+
+
+def _upload(pieces: Iterable[bytes], fs: FileSystem, target: str) -> None:
+    """Write under a temporary name and rename: what is named by its content is always complete."""
+    folder, _, name = target.rpartition("/")
+    temporary = f"{folder}/{_UPLOADING}{getpass.getuser()}-{os.getpid()}-{name}"
+    size = 0
+    try:
+        with fs.open_write(temporary, overwrite=True) as sink:
+            for piece in pieces:
+                sink.write(piece)
+                size += len(piece)
+        there = fs.status(target)
+        if there is None or there.size_bytes != size:
             fs.rename(temporary, target, overwrite=True)
         else:
             fs.delete(temporary)  # another deployment was quicker; its file may be in use
@@ -296,4 +394,3 @@ def upload_archive(local: Path, fs: FileSystem, folder: str, *, say: Callable[[s
         with contextlib.suppress(Exception):
             fs.delete(temporary)
         raise
-    return target

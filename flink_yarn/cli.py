@@ -1,5 +1,6 @@
-"""``flink``: runs programs, lists and cancels jobs. This file chooses the action and turns errors into exit codes; the
-actions are in ``cli_run`` and ``cli_jobs``, the grammar in ``cli_options``.
+"""``flink``: runs programs, lists, stops and cancels jobs. This file chooses the action and turns errors into exit
+codes; the actions are in ``cli_run``, ``cli_jobs``, ``cli_savepoints`` and
+``cli_state``, the grammar in ``cli_options``.
 
 Exit codes: 0 success, 1 error, 130 interrupted, 143 terminated, 129 terminal closed; a program that ends itself with
 another code keeps it.
@@ -14,6 +15,7 @@ from typing import Final
 
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError, EngineError
+from engine.core.fs import configure_file_systems
 from engine.core.option_warnings import check_values, key_warnings
 from flink_yarn.cli_config import effective_config, read_yarn_properties, yarn_properties_path
 from flink_yarn.cli_help import action_help, general_help, invalid_action
@@ -84,6 +86,7 @@ def _act(action: Action, words: list[str]) -> int:
     try:
         config = _configuration(action, parsed)
         check_values(config)
+        configure_file_systems(config.to_dict())
     except ConfigError as error:
         raise _UsageError(str(error)) from None
     return _handler(action)(parsed, config)
@@ -91,7 +94,7 @@ def _act(action: Action, words: list[str]) -> int:
 
 def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
     # Imported late: -h and errors in the options must not pay for the rest.
-    from flink_yarn import cli_jobs, cli_profile, cli_run
+    from flink_yarn import cli_jobs, cli_profile, cli_run, cli_savepoints, cli_state
 
     handlers: dict[str, Callable[[ParsedOptions, Configuration], int]] = {
         "run": cli_run.run,
@@ -99,6 +102,10 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "info": cli_run.info,
         "list": cli_jobs.list_jobs,
         "cancel": cli_jobs.cancel,
+        "stop": cli_savepoints.stop,
+        "savepoint": cli_savepoints.savepoint,
+        "checkpoint": cli_savepoints.checkpoint,
+        "state": cli_state.state,
         "profile": cli_profile.profile,
     }
     return handlers[action.name]

@@ -15,7 +15,15 @@ from typing import Final
 
 from engine.core.config import Configuration, parse_dynamic_properties
 from engine.core.errors import ConfigError
-from engine.core.options import ClusterOptions, HaOptions, JobOptions, MemoryOptions, RestOptions, YarnOptions
+from engine.core.options import (
+    CheckpointingOptions,
+    ClusterOptions,
+    HaOptions,
+    JobOptions,
+    MemoryOptions,
+    RestOptions,
+    YarnOptions,
+)
 from flink_yarn.cli_options import ParsedOptions
 
 __all__ = ["YarnProperties", "effective_config", "read_yarn_properties", "yarn_properties_path"]
@@ -37,7 +45,6 @@ _MEMORY_KEYS: Final[Mapping[str, str]] = {
     "yarnjobManagerMemory": MemoryOptions.JM_PROCESS.key,
     "yarntaskManagerMemory": MemoryOptions.TM_PROCESS.key,
 }
-_SAVEPOINT_OPTIONS: Final = ("fromSavepoint", "allowNonRestoredState", "claimMode", "restoreMode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +94,8 @@ def effective_config(parsed: ParsedOptions, base: Configuration, properties: Yar
 
     ``properties``: the session's file; it counts only when nothing says otherwise.
 
-    Raises: ConfigError for values that cannot be used and options that are not supported yet.
+    Raises: ConfigError for values that cannot be used.
     """
-    for name in _SAVEPOINT_OPTIONS:
-        if parsed.has(name):
-            raise ConfigError(f"--{name} is not supported yet: savepoints come with checkpointing. Leave it out.")
     config = Configuration(base)
     dynamic = parse_dynamic_properties([*parsed.all("yD"), *parsed.all("D")])
     target = _target(parsed, Configuration(base).add_all(dynamic), properties)
@@ -110,6 +114,7 @@ def effective_config(parsed: ParsedOptions, base: Configuration, properties: Yar
     config.add_all(dynamic)
     config.set(JobOptions.TARGET, target)
     _apply_program(parsed, config, attached_is_set=JobOptions.ATTACHED.key in dynamic)
+    _apply_savepoint(parsed, config)
     return config
 
 
@@ -149,6 +154,23 @@ def _address(text: str) -> tuple[str, int]:
     if not match or int(match[2]) > 65535:
         raise ConfigError(f"-m is {text!r}; expected host:port of the JobManager's REST, or yarn-cluster.")
     return match[1], int(match[2])
+
+
+def _apply_savepoint(parsed: ParsedOptions, config: Configuration) -> None:
+    """``flink run -s … -n -cm …``; other actions have no such options, or give them another meaning."""
+    path = parsed.get("fromSavepoint")
+    if path:
+        is_remote = "://" in path or path.startswith("hdfs:")
+        config.set(CheckpointingOptions.RESTORE_PATH, path if is_remote else os.path.abspath(path))
+    if parsed.has("allowNonRestoredState"):
+        config.set(CheckpointingOptions.ALLOW_NON_RESTORED, True)
+    mode = parsed.get("claimMode") or parsed.get("restoreMode")
+    if mode:
+        if mode.upper() == "LEGACY":
+            raise ConfigError("The claim mode LEGACY is gone, as in Flink 2; expected no_claim or claim after -cm.")
+        if mode.upper() not in ("CLAIM", "NO_CLAIM"):
+            raise ConfigError(f"The claim mode is {mode!r}; expected no_claim or claim after -cm.")
+        config.set(CheckpointingOptions.CLAIM_MODE, mode.upper())
 
 
 def _apply_program(parsed: ParsedOptions, config: Configuration, *, attached_is_set: bool) -> None:

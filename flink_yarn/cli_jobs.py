@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, ProgramError
-from engine.core.ids import JobID
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect
+from flink_yarn.cli_savepoints import cancel_with_savepoint, job_id_of
 
 __all__ = ["cancel", "list_jobs"]
 
@@ -59,18 +58,16 @@ def _print_jobs(title: str, jobs: Iterable[Mapping[str, Any]], if_none: str) -> 
 
 def cancel(parsed: ParsedOptions, config: Configuration) -> int:
     """Cancel one job and wait, within reason, until it has ended."""
-    if parsed.has("withSavepoint"):
-        raise ConfigError("--withSavepoint is not supported yet: savepoints come with checkpointing. Leave it out.")
-    if not parsed.arguments:
-        raise ProgramError("Missing JobID. Specify a JobID to cancel a job.")
-    job_id = parsed.arguments[0].lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", job_id):
-        raise ProgramError(
-            f"{parsed.arguments[0]!r} is not a valid JobID; expected 32 hexadecimal digits, as `flink list` shows."
-        )
+    folder = parsed.get("withSavepoint")
+    if parsed.has("withSavepoint") and not parsed.arguments and re.fullmatch("[0-9a-fA-F]{32}", folder):
+        # "cancel -s <job id>": the folder was left out.
+        parsed.arguments, folder = [folder], ""
+    job_id = job_id_of(parsed, "cancel a job")
     client = connect(config)
+    if parsed.has("withSavepoint"):
+        return cancel_with_savepoint(job_id, folder, client, config)
     print(f"Cancelling job {job_id}.", flush=True)
-    client.cancel(JobID(job_id))
+    client.cancel(job_id)
     deadline = time.monotonic() + _CANCEL_WAIT_S
     while client.job(job_id)["state"] not in _TERMINAL and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -130,9 +130,14 @@ _RUN: Final[tuple[Option, ...]] = (
     *_PROGRAM,
     Option("d", "detached", "", "Do not wait for the job's end."),
     Option("sae", "shutdownOnAttachedExit", "", "Cancel the job when the waiting client is interrupted (Ctrl-C)."),
-    Option("s", "fromSavepoint", "path", "Savepoint to start from: not supported yet."),
-    Option("n", "allowNonRestoredState", "", "Skip state of a savepoint that fits nowhere: not supported yet."),
-    Option("cm", "claimMode", "mode", "How to restore from a savepoint: not supported yet."),
+    Option(
+        "s",
+        "fromSavepoint",
+        "path",
+        "Savepoint or retained checkpoint to start from, e.g. hdfs:///flink/savepoint-1537.",
+    ),
+    Option("n", "allowNonRestoredState", "", "Leave out state of the savepoint whose operator is gone."),
+    Option("cm", "claimMode", "mode", "no_claim (leave the savepoint alone) or claim (its files are the job's)."),
     Option("rm", "restoreMode", "mode", "Deprecated: use -cm.", hidden=True),
     Option("q", "sysoutLogging", "", "No effect.", hidden=True),
     _HELP,
@@ -147,7 +152,6 @@ def _cluster_action(name: str, syntax: str, doc: str, *options: Option, missing:
     return Action(name, syntax, doc, (*options, _HELP, _VERBOSE, *_CLUSTER, *_YARN), missing=missing)
 
 
-_NOT_YET: Final = "savepoints come with checkpointing"
 #: Action name → action.
 ACTIONS: Final[dict[str, Action]] = {
     action.name: action
@@ -186,42 +190,53 @@ ACTIONS: Final[dict[str, Action]] = {
         _cluster_action(
             "stop",
             "stop [OPTIONS] <job id>",
-            "stops a running job with a savepoint: not supported yet.",
+            "stops a running job with a savepoint.",
             Option("d", "drain", "", "Send the last watermark before the savepoint."),
             Option("p", "savepointPath", "path", "Where the savepoint goes."),
             Option("detached", "detached", "", "Do not wait."),
             _SAVEPOINT_TYPE,
-            missing=f'{_NOT_YET}; "flink cancel <job id>" ends a job without one',
         ),
         _cluster_action(
             "cancel",
             "cancel [OPTIONS] <job id>",
             "cancels a running job.",
-            Option("s", "withSavepoint", "folder", "Take a savepoint first: not supported yet.", arg_optional=True),
+            Option("s", "withSavepoint", "folder", "Take a savepoint first. Deprecated: use stop.", arg_optional=True),
         ),
         _cluster_action(
             "savepoint",
             "savepoint [OPTIONS] <job id> [<folder>]",
-            "triggers a savepoint of a job: not supported yet.",
+            "triggers a savepoint of a job, or disposes of one.",
             Option("d", "dispose", "path", "Path of the savepoint to dispose of."),
             Option("j", "jarfile", "program", "The program."),
             Option("detached", "detached", "", "Do not wait."),
             _SAVEPOINT_TYPE,
-            missing=_NOT_YET,
         ),
         _cluster_action(
             "checkpoint",
             "checkpoint [OPTIONS] <job id>",
-            "triggers a checkpoint of a job: not supported yet.",
+            "triggers a checkpoint of a job.",
             Option("full", "full", "", "A full checkpoint, not an incremental one."),
-            missing="checkpointing comes later",
+        ),
+        Action(
+            "state",
+            "state [OPTIONS] <savepoint or checkpoint>",
+            "shows or exports the state in a savepoint or retained checkpoint; needs no cluster.",
+            (
+                Option("u", "uid", "operator", "The operator, by uid; or by name or id."),
+                Option("s", "state", "name", "The keyed state; or timers."),
+                Option("o", "to", "file", "Write it to a .parquet, .csv or .arrow file, local or on HDFS."),
+                Option("l", "limit", "rows", "At most so many rows; shown: 20 without it."),
+                Option("D", "", "property=value", "A configuration key and its value.", repeat=True),
+                _HELP,
+                _VERBOSE,
+            ),
         ),
         _cluster_action(
             "modify",
             "modify <job id> -p <parallelism>",
             "changes the parallelism of a job: not supported yet.",
             _PARALLELISM,
-            missing="rescaling needs checkpointing",
+            missing="rescaling comes later",
         ),
     )
 }

@@ -13,7 +13,7 @@ from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import EngineError, ProgramError
 from engine.core.ids import JobID
-from engine.core.options import JobOptions, RestOptions
+from engine.core.options import CheckpointingOptions, JobOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect, session_client
@@ -199,6 +199,10 @@ def _run_uploaded(program_id: str, parsed: ParsedOptions, config: Configuration)
         body["entryClass"] = parsed.get("class")
     if parsed.has("parallelism"):
         body["parallelism"] = config.get(JobOptions.PARALLELISM)
+    if config.get(CheckpointingOptions.RESTORE_PATH):
+        body["savepointPath"] = config.get(CheckpointingOptions.RESTORE_PATH)
+        body["allowNonRestoredState"] = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
+        body["claimMode"] = config.get(CheckpointingOptions.CLAIM_MODE)
     job_id = client.run_program(program_id, body)
     _print_submission(str(job_id))
     if not config.get(JobOptions.ATTACHED):

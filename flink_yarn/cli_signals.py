@@ -6,13 +6,18 @@ was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import types
-from typing import TextIO, final
+from collections.abc import Iterator
+from typing import Any, Final, TextIO, final
 
-__all__ = ["EndedBySignal", "exit_code", "raise_on_signals", "say"]
+__all__ = ["ENDING_SIGNALS", "EndedBySignal", "exit_code", "raise_on_signals", "raising_on_signals", "say"]
+
+#: Besides SIGINT, which raises KeyboardInterrupt by itself.
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 @final
@@ -27,6 +32,23 @@ def raise_on_signals() -> None:
     signal.signal(signal.SIGTERM, _raise)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _raise)
+
+
+@contextlib.contextmanager
+def raising_on_signals() -> Iterator[None]:
+    """As ``raise_on_signals``, for a block. Outside the main thread nothing is changed: our caller has the signals."""
+    before: dict[int, Any] = {}
+    try:
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, _raise)
+    except ValueError:
+        pass
+    try:
+        yield
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
 
 
 def _raise(number: int, frame: types.FrameType | None) -> None:

@@ -143,7 +143,7 @@ class ClusterPlan:
 class LocalFiles:
     """What is shipped: container name → URL (``hdfs://``, ``file://``)."""
 
-    dist: Sequence[str]  #: the archives of ``archive.local_archives``, in their order
+    dist: Sequence[str]  #: the archives of ``archive.ship_archives``, in their order
     conf: str
     job: str = ""
     #: name in the container → (URL, is an archive to be unpacked)
@@ -346,13 +346,21 @@ def address_path(application_id: str, home: str) -> str:
     return f"{home.rstrip('/')}/.skein/{application_id}/jobmanager.json"
 
 
-def exit_message(diagnostics: str) -> str:
-    """Return one clear message for what skein says of a master script that ended before our Python ran, else ""."""
+def exit_message(diagnostics: str, python: str = "") -> str:
+    """Return one clear message for what skein says of a master script that ended before our Python ran, else "".
+
+    ``python``: the interpreter that was asked for with -pyexec.
+    """
     match = re.search(r"driver failed with exit code (\d+)", diagnostics)
     if not match:
         return ""
     code, minor = int(match[1]), sys.version_info.minor
     mend = f"Install Python 3.{minor} there, or bring an interpreter with -pyexec and -pyarch."
+    if code == EXIT_NO_PYTHON and python:
+        return (
+            f"The interpreter {python!r} (-pyexec, {JobOptions.PYTHON_EXECUTABLE.key}) cannot be run on YARN's node. A "
+            "relative path begins with the folder of an archive: -pyarch venv.tar.gz#venv -pyexec venv/bin/python."
+        )
     if code == EXIT_NO_PYTHON:
         return f"YARN's node has no Python, but the engine was packed for Python 3.{minor}. {mend}"
     if EXIT_PYTHON_MINOR < code < EXIT_PYTHON_MINOR + 27:
@@ -380,6 +388,7 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
         name for name, (url, is_archive) in files.shipped.items() if is_archive or name.endswith((".zip", ".whl"))
     ]
     environment = {"HADOOP_USER_NAME": user, "FLINK_YARN_MODE": plan.mode.value, "FLINK_YARN_HOME": home}
+    environment["FLINK_YARN_ARCHIVES"] = " ".join(files.dist)
     prefixes: dict[str, dict[str, str]] = {"containerized.master.env.": {}, "containerized.taskmanager.env.": {}}
     for key, value in config.to_dict().items():
         for prefix, extra in prefixes.items():

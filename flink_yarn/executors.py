@@ -21,6 +21,7 @@ from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.ids import JobID
 from engine.core.options import JobOptions
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import encode
 from flink_yarn.cluster_spec import Mode
@@ -121,6 +122,14 @@ class _PerJobAccess:
 
     def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
         return self._ask(lambda: self._rest.coordinator_request(job_id, operator_id, request), job_id)
+
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> str:
+        return self._rest.trigger_savepoint(job_id, target, stop=stop, cancel=cancel)
+
+    def savepoint_result(self, job_id: JobID, trigger_id: str, timeout_s: float) -> str | None:
+        return self._rest.savepoint_result(job_id, trigger_id, timeout_s)
 
     def _ask(self, question: Any, job_id: JobID) -> Any:
         """A JobManager that is gone has taken its job along; YARN knows why."""

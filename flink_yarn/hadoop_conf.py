@@ -18,6 +18,7 @@ __all__ = ["HadoopConf", "NameNodes", "hadoop_conf_dir"]
 
 HTTP_PORT_DEFAULT = 9870
 HTTPS_PORT_DEFAULT = 9871
+RPC_PORT_DEFAULT = 8020
 _FILES = ("core-default.xml", "core-site.xml", "hdfs-site.xml", "yarn-site.xml")
 _VARIABLE = re.compile(r"\$\{([^}]+)\}")
 
@@ -69,6 +70,10 @@ class HadoopConf:
             text = expanded
         return text
 
+    def to_dict(self) -> dict[str, str]:
+        """Return all properties, with their variables expanded."""
+        return {key: self.get(key) for key in self._values}
+
     def default_authority(self) -> str:
         """Return ``host:port`` or the nameservice of fs.defaultFS. Raises ConfigError if it is no HDFS."""
         default_fs = self.get("fs.defaultFS") or self.get("fs.default.name")
@@ -82,11 +87,17 @@ class HadoopConf:
             )
         return parts.netloc
 
+    def is_nameservice(self, authority: str) -> bool:
+        """Return whether the authority names a group of NameNodes, of which one is active, and no host."""
+        return authority in [part.strip() for part in self.get("dfs.nameservices").split(",") if part.strip()]
+
+    def _ids(self, nameservice: str) -> list[str]:
+        return [part.strip() for part in self.get(f"dfs.ha.namenodes.{nameservice}").split(",") if part.strip()]
+
     def name_nodes(self, authority: str) -> NameNodes:
         """Return the NameNodes of ``host:port`` or of an HA nameservice."""
-        if authority in self.get("dfs.nameservices").split(","):
-            ids = [part.strip() for part in self.get(f"dfs.ha.namenodes.{authority}").split(",") if part.strip()]
-            urls = [self._http_url(f".{authority}.{node_id}") for node_id in ids]
+        if self.is_nameservice(authority):
+            urls = [self._http_url(f".{authority}.{node_id}") for node_id in self._ids(authority)]
             if not any(urls):
                 raise ConfigError(
                     f"Nameservice {authority} has no dfs.ha.namenodes.{authority} or no "
@@ -99,6 +110,19 @@ class HadoopConf:
             return NameNodes(authority, (configured,))
         host = authority.rsplit(":", 1)[0]
         return NameNodes(authority, (f"http://{host}:{HTTP_PORT_DEFAULT}",))
+
+    def rpc_addresses(self, authority: str) -> list[tuple[str, int]]:
+        """Return host and port of the NameNodes of ``host:port`` or of an HA nameservice, for Hadoop's own protocol."""
+        found = [authority]
+        if self.is_nameservice(authority):
+            found = [self.get(f"dfs.namenode.rpc-address.{authority}.{node_id}") for node_id in self._ids(authority)]
+            if not any(found):
+                raise ConfigError(
+                    f"Nameservice {authority} has no dfs.ha.namenodes.{authority} or no "
+                    f"dfs.namenode.rpc-address.{authority}.<id> in {self.conf_dir}."
+                )
+        parts = (address.partition(":") for address in found if address)
+        return [(host, int(port or RPC_PORT_DEFAULT)) for host, _, port in parts]
 
     def _http_url(self, suffix: str) -> str:
         if self.get("dfs.http.policy", "HTTP_ONLY") == "HTTPS_ONLY":

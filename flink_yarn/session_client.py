@@ -26,7 +26,8 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobExecutionError
 from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
-from flink_yarn.archive import local_archives, upload_archive
+from flink_yarn.archive import mark_used, remove_unused, ship_archives
+from flink_yarn.cli_signals import ENDING_SIGNALS, EndedBySignal, raising_on_signals
 from flink_yarn.cluster_spec import (
     ClusterPlan,
     LocalFiles,
@@ -39,7 +40,7 @@ from flink_yarn.cluster_spec import (
     session_config,
 )
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.skein_driver import JAVA_OPENS, skein_module, start_driver
+from flink_yarn.skein_driver import JAVA_OPENS, QUICK_START, skein_module, start_driver
 from flink_yarn.yarn_client import ApplicationReport, YarnClient
 
 if TYPE_CHECKING:
@@ -124,15 +125,20 @@ def deploy(
         driver = stack.enter_context(start_driver(plan.application_type))
         files = packing.result()
         spec = application_spec(
-            plan, files, user=hadoop_user(), home=_home(conf), java_opens=JAVA_OPENS, skein=skein_module()
+            plan,
+            files,
+            user=hadoop_user(),
+            home=_home(conf),
+            java_opens=f"{JAVA_OPENS} {QUICK_START}",
+            skein=skein_module(),
         )
         submitted: list[str] = []
         try:
             with _interrupts_held():
                 submitted.append(_submit(driver, spec, say))
             application_id = submitted[0]
-            with _sigterm_as_interrupt():
-                address = _await_jobmanager(client, conf, fs, application_id, say)
+            with raising_on_signals():
+                address = _await_jobmanager(client, conf, fs, application_id, config, say)
         except BaseException:
             if submitted:
                 _kill_quietly(driver, submitted[0])
@@ -148,7 +154,7 @@ def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait for the block's end: an application whose id is not known yet cannot be killed."""
+    """Let signals wait for the block's end: an application whose id is not known yet cannot be killed."""
     noted: list[int] = []
 
     def note(number: int, frame: types.FrameType | None) -> None:
@@ -156,7 +162,7 @@ def _interrupts_held() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *ENDING_SIGNALS):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread
@@ -168,23 +174,7 @@ def _interrupts_held() -> Iterator[None]:
         for held, handler in before.items():
             signal.signal(held, handler)
     if noted:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(number: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: whoever called us has the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise KeyboardInterrupt if noted[0] == signal.SIGINT else EndedBySignal(noted[0])
 
 
 def _submit(driver: Any, spec: Any, say: Say) -> str:
@@ -199,13 +189,15 @@ def _submit(driver: Any, spec: Any, say: Say) -> str:
     return application_id
 
 
-def _await_jobmanager(client: YarnClient, conf: HadoopConf, fs: FileSystem, application_id: str, say: Say) -> str:
+def _await_jobmanager(
+    client: YarnClient, conf: HadoopConf, fs: FileSystem, application_id: str, config: Configuration, say: Say
+) -> str:
     shown = ""
     deadline = float("inf")
     while True:
         report = client.application(application_id)
         if report.ended:
-            raise _failed(report)
+            raise _failed(report, config)
         if report.state == "RUNNING":
             deadline = min(deadline, time.monotonic() + _ADDRESS_TIMEOUT_S)
             address = _read_address(fs, conf, application_id)
@@ -232,8 +224,9 @@ def _read_address(fs: FileSystem, conf: HadoopConf, application_id: str) -> str:
     return ""
 
 
-def _failed(report: ApplicationReport) -> ExternalError:
-    reason = exit_message(report.diagnostics) or report.diagnostics or "YARN gives no reason"
+def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
+    python = config.get(JobOptions.PYTHON_EXECUTABLE)
+    reason = exit_message(report.diagnostics, python) or report.diagnostics or "YARN gives no reason"
     return ExternalError(
         f"The YARN application {report.application_id} ended as {report.state} while it was deployed: {reason}\n"
         f"Its logs: yarn logs -applicationId {report.application_id}"
@@ -267,7 +260,13 @@ def _prepare_files(
     if scheme_of(staging) == "file":
         staging = f"hdfs://{conf.default_authority()}{staging}"
     archives = f"{staging.rstrip('/')}/.flink/archives"
-    dist = [upload_archive(path, fs, archives, say=say) for path in local_archives(say)]
+    dist = ship_archives(fs, archives, say)
+    now_ms = int(time.time() * 1000)
+    for archive in dist:
+        mark_used(fs, archive, now_ms)
+    retention_ms = config.get(YarnOptions.ARCHIVES_RETENTION)
+    if retention_ms > 0:
+        remove_unused(fs, archives, retention_ms=retention_ms, now_ms=now_ms)
     conf_zip = os.path.join(folder, "flink-conf.zip")
     contents: dict[str, str | bytes] = {"config.yaml": json.dumps(session_config(plan).to_dict(), indent=1).encode()}
     for name in _CONF_FILES:

@@ -22,12 +22,22 @@ from typing import Any, Final
 
 from engine.core.errors import ConfigError, ExternalError
 
-__all__ = ["DASHBOARD_ROUTE", "JAVA_OPENS", "patched_jar", "rename_constant", "skein_module", "start_driver"]
+__all__ = [
+    "DASHBOARD_ROUTE",
+    "JAVA_OPENS",
+    "QUICK_START",
+    "patched_jar",
+    "rename_constant",
+    "skein_module",
+    "start_driver",
+]
 
 #: The dashboard's route among skein's proxied pages; the overview page forwards to it.
 DASHBOARD_ROUTE: Final = "flink"
 #: skein's templates reflect on maps; Java 17 must be told that this is fine. Older Javas ignore the variable.
 JAVA_OPENS: Final = "--add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=java.base/java.util=ALL-UNNAMED"
+#: For both of skein's JVMs, which live for little work: what matters is how soon they are up.
+QUICK_START: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData"
 TYPE_LENGTH_MAX: Final = 20  # YARN cuts at this
 _TYPE_CLASSES: Final = ("com/anaconda/skein/Driver.class", "com/anaconda/skein/Driver$DriverImpl.class")
 _PAGE: Final = "overview.mustache.html"
@@ -158,7 +168,7 @@ def start_driver(application_type: str) -> Iterator[Any]:
             client = skein.Client(
                 security=skein.Security.new_credentials(),
                 log=log.name,
-                java_options=["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"],
+                java_options=["-Xmx256m", *QUICK_START.split()],
             )
         except (skein.exceptions.SkeinError, OSError, subprocess.SubprocessError) as error:
             with open(log.name, encoding="utf-8", errors="replace") as stream:

@@ -12,17 +12,18 @@ import select
 import signal
 import sys
 import time
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError, EngineError, ExternalError
+from engine.core.fs import configure_file_systems
 from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions, HaOptions, JobOptions, MemoryOptions, YarnOptions
 from flink_yarn.cli_config import yarn_properties_path
 from flink_yarn.cli_options import Action, Option, ParsedOptions, parse_options
+from flink_yarn.cli_signals import EndedBySignal, exit_code, raising_on_signals, say
 from flink_yarn.cluster_spec import ClusterPlan, Mode
 from flink_yarn.session_client import deploy, find_session, kill, print_resources, yarn_client
 
@@ -72,7 +73,7 @@ _SHARED_KEYS: Final = (HaOptions.CLUSTER_ID.key,)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 for an error, 130 when interrupted."""
+    """Run the command and return its exit code: 0, 1 for an error, 128 + n when signal n interrupted it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = parse_options(_ACTION, words)
@@ -84,16 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"Unexpected {parsed.arguments[0]!r}; yarn-session.sh takes only options, -h shows them.")
         config = session_configuration(parsed, load_config_dir(find_config_dir()))
         check_values(config)
+        configure_file_systems(config.to_dict())
         for line in key_warnings(config.key_set()):
             print(f"WARNING: {line}", file=sys.stderr)
-        return _run(parsed, config)
+        with raising_on_signals():
+            return _run(parsed, config)
     except EngineError as error:
         sys.stdout.flush()
         print(f"Error while running the YARN session: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        say("Interrupted.", sys.stderr)
+        return exit_code(interrupt)
 
 
 def session_configuration(parsed: ParsedOptions, base: Configuration) -> Configuration:
@@ -151,32 +154,19 @@ def _await_slots(client: RestClient, plan: ClusterPlan) -> None:
     if not wanted:
         return
     deadline = time.monotonic() + _SLOTS_TIMEOUT_S
-    with _sigterm_as_interrupt():
-        while True:
-            total = int(client.overview()["slots-total"])
-            if total >= wanted:
-                print(f"All {wanted} slots of {plan.taskmanagers} TaskManagers are registered.", flush=True)
-                return
-            if time.monotonic() > deadline:
-                print(
-                    f"WARNING: {total} of {wanted} slots are registered after {_SLOTS_TIMEOUT_S:g} s; YARN may have no "
-                    "more room now. The session runs, the others join when there is room.",
-                    file=sys.stderr,
-                )
-                return
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(number: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    while True:
+        total = int(client.overview()["slots-total"])
+        if total >= wanted:
+            print(f"All {wanted} slots of {plan.taskmanagers} TaskManagers are registered.", flush=True)
+            return
+        if time.monotonic() > deadline:
+            print(
+                f"WARNING: {total} of {wanted} slots are registered after {_SLOTS_TIMEOUT_S:g} s; YARN may have no "
+                "more room now. The session runs, the others join when there is room.",
+                file=sys.stderr,
+            )
+            return
+        time.sleep(0.1)
 
 
 # --- the properties file --------------------------------------------------------------------------------------------
@@ -249,42 +239,48 @@ def _serve_terminal(client: RestClient, config: Configuration, application_id: s
     yarn = yarn_client()
     print(_HELP_TEXT if sys.stdin.isatty() else "", end="\n" if sys.stdin.isatty() else "", flush=True)
     checked = time.monotonic()
-    with _sigterm_as_interrupt():
-        try:
-            while True:
-                ready, _, _ = select.select([sys.stdin], [], [], 1.0)
-                if ready:
-                    line = sys.stdin.readline()
-                    if not line:
-                        # Flink's client goes on without a terminal; one that was piped has said all it had to say.
-                        print(f"No more input; the session goes on. Stop it with -id {application_id}.")
-                        return 0
-                    match line.strip():
-                        case "stop" | "quit" | "exit":
-                            break
-                        case "help":
-                            print(_HELP_TEXT, flush=True)
-                        case "":
-                            pass
-                        case other:
-                            print(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}", flush=True)
-                if time.monotonic() - checked > 5:
-                    checked = time.monotonic()
-                    report = yarn.application(application_id)
-                    if report.ended:
-                        _remove_properties(_properties_path(config), application_id)
-                        raise ExternalError(
-                            f"The session {application_id} has ended ({report.state}): "
-                            f"{report.diagnostics or 'no reason given'}"
-                        )
-        except KeyboardInterrupt:
-            print("Interrupted: the session is stopped.", file=sys.stderr)
+    try:
+        while True:
+            ready, _, _ = select.select([sys.stdin], [], [], 1.0)
+            if ready:
+                line = _read_line()
+                if not line:
+                    # Flink's client goes on without a terminal; one that was piped has said all it had to say.
+                    print(f"No more input; the session goes on. Stop it with -id {application_id}.")
+                    return 0
+                match line.strip():
+                    case "stop" | "quit" | "exit":
+                        break
+                    case "help":
+                        print(_HELP_TEXT, flush=True)
+                    case "":
+                        pass
+                    case other:
+                        print(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}", flush=True)
+            if time.monotonic() - checked > 5:
+                checked = time.monotonic()
+                report = yarn.application(application_id)
+                if report.ended:
+                    _remove_properties(_properties_path(config), application_id)
+                    raise ExternalError(
+                        f"The session {application_id} has ended ({report.state}): "
+                        f"{report.diagnostics or 'no reason given'}"
+                    )
+    except KeyboardInterrupt:
+        say("Interrupted: the session is stopped.", sys.stderr)
     _stop(client, config, application_id)
     return 0
 
 
+def _read_line() -> str:
+    try:
+        return sys.stdin.readline()
+    except OSError:  # the terminal has gone away; its signal is on the way
+        raise EndedBySignal(signal.SIGHUP) from None
+
+
 def _stop(client: RestClient, config: Configuration, application_id: str) -> None:
-    print("Shutting down the cluster.", flush=True)
+    say("Shutting down the cluster.")
     _remove_properties(_properties_path(config), application_id)
     yarn = yarn_client()
     try:
@@ -295,7 +291,7 @@ def _stop(client: RestClient, config: Configuration, application_id: str) -> Non
     if not report.ended:
         kill(application_id, config)
         report = yarn.wait_until_ended(application_id, _STOP_TIMEOUT_S)
-    print(f"Application {application_id} finished with state {report.state} and final state {report.final_status}.")
+    say(f"Application {application_id} finished with state {report.state} and final state {report.final_status}.")
 
 
 if __name__ == "__main__":

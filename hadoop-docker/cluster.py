@@ -30,7 +30,7 @@ from jars import ClusterError, find_java_home, install, locked
 from settings import GUARD, MAX_NODES, PORTS_FROM, Cluster, Shape, reserve_ports, write_files
 
 READY_SECONDS = 180.0  # generous: a machine busy with other tests must not fail here; a dead daemon is told at once
-DOWN = (("nm",), ("rm", "dn"), ("nn", "zk"))  # each wave ends before the next: containers' logs still find HDFS
+DOWN = (("nm",), ("rm", "dn", "fc"), ("nn", "zk"))  # each wave ends before the next: containers' logs still find HDFS
 
 
 def main(words: list[str] | None = None) -> int:
@@ -61,6 +61,8 @@ def run_install(args: argparse.Namespace) -> None:
 
 def run_up(args: argparse.Namespace) -> None:
     began = time.monotonic()
+    if args.ha and not args.zookeeper:
+        raise ClusterError("a pair of NameNodes (--ha) needs ZooKeeper; say --zookeeper 1")
     java_home, jars = find_java_home(), install()
     folder = Path(args.dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,7 @@ def run_up(args: argparse.Namespace) -> None:
         nodemanagers=args.nodemanagers if args.yarn else 0,
         zookeepers=args.zookeeper,
         yarn=args.yarn,
+        ha=args.ha,
         block_size=args.block_size,
         replication=args.replication,
     )
@@ -187,17 +190,42 @@ def _bring_up(cluster: Cluster, seconds: float, began: float) -> None:
     try:
         launch([name for name in names if name[:2] in ("zk", "rm", "nm")])
         if formatting is not None:
-            code = formatting.popen.wait(timeout=seconds)
-            if code != 0:
-                raise ClusterError(f"formatting HDFS failed. {formatting.log_tail()}")
+            _finish(formatting, "HDFS", seconds)
     finally:
-        if formatting is not None and formatting.popen.poll() is None:
-            formatting.popen.kill()
-            formatting.popen.wait()
-    launch([name for name in names if name[:2] in ("nn", "dn")])
+        _give_up(formatting)
+    if cluster.shape.ha:
+        daemons.copy_image(cluster)
+        _agree_in_zookeeper(cluster, waiting, seconds, said)
+    launch([name for name in names if name[:2] in ("nn", "fc", "dn")])
     daemons.wait_ready(cluster, waiting, seconds, said)
     for path, mode in (("/tmp", "1777"), ("/tmp/logs", "1777"), (f"/user/{cluster.user}", "755")):
         _make_folder(cluster, path, mode)
+
+
+def _agree_in_zookeeper(
+    cluster: Cluster, waiting: list[daemons.Process], seconds: float, said: Callable[[str], None]
+) -> None:
+    """Make the place for the controllers' election, once ZooKeeper is ready."""
+    keepers = [process for process in waiting if process.name.startswith("zk")]
+    daemons.wait_ready(cluster, keepers, seconds, said)
+    for process in keepers:
+        waiting.remove(process)
+    formatting = daemons.start_format_zookeeper(cluster)
+    try:
+        _finish(formatting, "the place in ZooKeeper", seconds)
+    finally:
+        _give_up(formatting)
+
+
+def _finish(formatting: daemons.Process, what: str, seconds: float) -> None:
+    if formatting.popen.wait(timeout=seconds) != 0:
+        raise ClusterError(f"formatting {what} failed. {formatting.log_tail()}")
+
+
+def _give_up(formatting: daemons.Process | None) -> None:
+    if formatting is not None and formatting.popen.poll() is None:
+        formatting.popen.kill()
+        formatting.popen.wait()
 
 
 def _make_folder(cluster: Cluster, path: str, mode: str) -> None:
@@ -205,7 +233,8 @@ def _make_folder(cluster: Cluster, path: str, mode: str) -> None:
     query = urllib.parse.urlencode({"permission": mode, "user.name": cluster.user})
     no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for operation in ("MKDIRS", "SETPERMISSION"):  # the first forgets the sticky bit
-        url = f"{cluster.webhdfs_url}/webhdfs/v1{path}?op={operation}&{query}"
+        active = daemons.active_namenode(cluster) or cluster.shape.namenodes()[0]
+        url = f"http://localhost:{cluster.ports(active)['http']}/webhdfs/v1{path}?op={operation}&{query}"
         with no_proxy.open(urllib.request.Request(url, method="PUT"), timeout=30) as answer:
             answer.read()
 
@@ -302,6 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodemanagers", type=_count(1, MAX_NODES), default=2, metavar="N")
     up.add_argument("--zookeeper", type=int, choices=(0, 1, 3), default=0)
     up.add_argument("--no-yarn", dest="yarn", action="store_false", help="HDFS (and ZooKeeper) only")
+    up.add_argument("--ha", action="store_true", help="two NameNodes, one active, under hdfs://hacluster")
     up.add_argument("--block-size", type=_block_size, default=Shape.block_size, help="of HDFS, such as 64m or 4k")
     up.add_argument("--replication", type=_count(1, MAX_NODES), default=1, help="of HDFS files")
     up.add_argument(
@@ -323,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
 
     daemon = add("daemon", run_daemon, "start, stop or kill one daemon; a restart keeps its ports")
     daemon.add_argument("action", choices=("start", "stop", "kill9"))
-    daemon.add_argument("name", help="nn, dn1, dn2, rm, nm1, nm2, zk1, ...")
+    daemon.add_argument("name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm, nm1, zk1, ...")
     daemon.add_argument("--no-wait", dest="wait", action="store_false", help="return before it is ready")
     daemon.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
     return parser

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ MARK = "ENGINE_HADOOP_DIR"  # in the environment of every daemon, so that strays
 
 CLASSES = {
     "nn": "org.apache.hadoop.hdfs.server.namenode.NameNode",
+    "fc": "org.apache.hadoop.hdfs.tools.DFSZKFailoverController",
     "dn": "org.apache.hadoop.hdfs.server.datanode.DataNode",
     "rm": "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager",
     "nm": "org.apache.hadoop.yarn.server.nodemanager.NodeManager",
@@ -101,8 +103,24 @@ def command(cluster: Cluster, name: str) -> list[str]:
             "yarn.nodemanager.collector-service.address": f"localhost:{ports['collector']}",
             "yarn.resourcemanager.connect.max-wait.ms": 900_000,  # a node outlives a long absence of its master
         }
-    overrides = [word for key, value in own.items() for word in ("-D", f"{key}={value}")]
-    return [*_hadoop_java(cluster, java), CLASSES[name[:2]], *overrides]
+    elif cluster.shape.ha:
+        own = _own_of_pair(cluster, name)
+    return [*_hadoop_java(cluster, java), CLASSES[name[:2]], *_overrides(own)]
+
+
+def _overrides(own: dict[str, object]) -> list[str]:
+    return [word for key, value in own.items() for word in ("-D", f"{key}={value}")]
+
+
+def _own_of_pair(cluster: Cluster, name: str) -> dict[str, object]:
+    """Return what one NameNode of a pair, or its controller, must be told: on one host addresses do not tell them."""
+    if name[:2] not in ("nn", "fc"):
+        return {}
+    namenode = f"nn{name[2:]}"
+    return {
+        "dfs.ha.namenode.id": namenode,
+        "dfs.namenode.name.dir": f"file://{cluster.data(namenode)}/name",
+    }
 
 
 def _hadoop_java(cluster: Cluster, java: list[str]) -> list[str]:
@@ -137,13 +155,32 @@ def start(cluster: Cluster, name: str) -> Process:
 
 
 def start_format(cluster: Cluster) -> Process | None:
-    """Start formatting the NameNode's folder; None when it has been formatted before."""
-    folder = cluster.data("nn")
+    """Start formatting the (first) NameNode's folder; None when it has been formatted before."""
+    name = cluster.shape.namenodes()[0]
+    folder = cluster.data(name)
     if (folder / "name" / "current").exists():
         return None
-    java = [str(cluster.java_home / "bin" / "java"), *JVM, f"-Djava.io.tmpdir={folder}/tmp"]
-    words = [*_hadoop_java(cluster, java), CLASSES["nn"], "-format", "-force", "-nonInteractive"]
-    return _spawn(cluster, "format", "nn", words)
+    own = _overrides(_own_of_pair(cluster, name)) if cluster.shape.ha else []
+    return _spawn(cluster, "format", name, _tool(cluster, name, *own, "-format", "-force", "-nonInteractive"))
+
+
+def copy_image(cluster: Cluster) -> None:
+    """Give the second NameNode of a pair what the first was formatted with, as -bootstrapStandby would."""
+    first, second = (cluster.data(name) / "name" for name in cluster.shape.namenodes())
+    if not (second / "current").exists():
+        shutil.copytree(first / "current", second / "current")
+
+
+def start_format_zookeeper(cluster: Cluster) -> Process:
+    """Start making the place in ZooKeeper where the controllers agree; it needs ZooKeeper to be ready."""
+    name = cluster.shape.controllers()[0]
+    own = _overrides(_own_of_pair(cluster, name))
+    return _spawn(cluster, "format", name, _tool(cluster, name, *own, "-formatZK", "-force", "-nonInteractive"))
+
+
+def _tool(cluster: Cluster, name: str, *words: str) -> list[str]:
+    java = [str(cluster.java_home / "bin" / "java"), *JVM, f"-Djava.io.tmpdir={cluster.data(name)}/tmp"]
+    return [*_hadoop_java(cluster, java), CLASSES[name[:2]], *words]
 
 
 def _spawn(cluster: Cluster, name: str, owner: str, words: list[str]) -> Process:
@@ -215,6 +252,7 @@ def is_ready(cluster: Cluster, name: str, since_ms: float = 0.0) -> bool:
     """
     probe: Callable[[Cluster, str, float], bool] = {
         "nn": _namenode_ready,
+        "fc": _controller_ready,
         "dn": _datanode_ready,
         "rm": _resourcemanager_ready,
         "nm": _nodemanager_ready,
@@ -236,8 +274,28 @@ def _bean(url: str, which: str) -> dict[str, Any]:
     return bean
 
 
+def _web(cluster: Cluster, name: str) -> str:
+    return f"http://localhost:{cluster.ports(name)['http']}"
+
+
 def _namenode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
-    return bool(_bean(cluster.webhdfs_url, "NameNode,name=NameNodeInfo")["Safemode"] == "")
+    return bool(_bean(_web(cluster, name), "NameNode,name=NameNodeInfo")["Safemode"] == "")
+
+
+def active_namenode(cluster: Cluster) -> str | None:
+    """Return the name of the NameNode that is active, None while there is none."""
+    for name in cluster.shape.namenodes():
+        try:
+            if _bean(_web(cluster, name), "NameNode,name=NameNodeStatus")["State"] == "active":
+                return name
+        except (OSError, ValueError, LookupError):
+            continue
+    return None
+
+
+def _controller_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    with socket.create_connection(("localhost", cluster.ports(name)["rpc"]), timeout=2):
+        return active_namenode(cluster) is not None
 
 
 def _datanode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
@@ -246,7 +304,10 @@ def _datanode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
     actors = json.loads(own["BPServiceActorInfo"])
     if not any(actor["ActorState"] == "RUNNING" and actor["BlockPoolID"] for actor in actors):
         return False
-    live = json.loads(_bean(cluster.webhdfs_url, "NameNode,name=NameNodeInfo")["LiveNodes"])
+    active = active_namenode(cluster)
+    if active is None:
+        return False
+    live = json.loads(_bean(_web(cluster, active), "NameNode,name=NameNodeInfo")["LiveNodes"])
     return any(node["xferaddr"].endswith(f":{ports['data']}") for node in live.values())
 
 

@@ -26,6 +26,7 @@ GUARD = BLOCK - 1  # The last port of a block is held while its cluster starts: 
 MAX_NODES = 9  # of each kind; what the offsets below leave room for
 
 NODE_MEMORY_MB, NODE_VCORES = 8192, 8
+NAMESERVICE = "hacluster"  # what paths call a pair of NameNodes
 
 # What containers may inherit from the NodeManager, nothing more: neither HOME (user site-packages) nor anything
 # that a virtual environment sets.
@@ -40,6 +41,7 @@ class Shape:
     nodemanagers: int = 2
     zookeepers: int = 0
     yarn: bool = True
+    ha: bool = False  #: two NameNodes and their fail-over controllers instead of one NameNode; needs ZooKeeper
     block_size: int = 64 * 1024 * 1024
     replication: int = 1
 
@@ -48,7 +50,14 @@ class Shape:
         names = [f"zk{i + 1}" for i in range(self.zookeepers)]
         if self.yarn:
             names += ["rm"] + [f"nm{i + 1}" for i in range(self.nodemanagers)]
-        return names + ["nn"] + [f"dn{i + 1}" for i in range(self.datanodes)]
+        return [*names, *self.namenodes(), *self.controllers(), *(f"dn{i + 1}" for i in range(self.datanodes))]
+
+    def namenodes(self) -> list[str]:
+        return ["nn1", "nn2"] if self.ha else ["nn"]
+
+    def controllers(self) -> list[str]:
+        """Return the daemons that decide by ZooKeeper which NameNode is active, one beside each."""
+        return ["fc1", "fc2"] if self.ha else []
 
 
 @dataclass
@@ -82,7 +91,8 @@ class Cluster:
         """Return the ports of one daemon by purpose; they follow from its name alone, so a restart keeps them."""
         kind, number = name[:2], int(name[2:] or 1) - 1
         first, purposes = {
-            "nn": (0, ("rpc", "http")),
+            "nn": (2 * number, ("rpc", "http")),
+            "fc": (4 + number, ("rpc",)),
             "rm": (10, ("rpc", "scheduler", "tracker", "admin", "http")),
             "dn": (20 + 3 * number, ("data", "http", "ipc")),
             "nm": (50 + 4 * number, ("rpc", "http", "localizer", "collector")),
@@ -92,11 +102,11 @@ class Cluster:
 
     @property
     def namenode_uri(self) -> str:
-        return f"hdfs://localhost:{self.ports('nn')['rpc']}"
+        return f"hdfs://{NAMESERVICE}" if self.shape.ha else f"hdfs://localhost:{self.ports('nn')['rpc']}"
 
     @property
-    def webhdfs_url(self) -> str:
-        return f"http://localhost:{self.ports('nn')['http']}"
+    def webhdfs_urls(self) -> list[str]:
+        return [f"http://localhost:{self.ports(name)['http']}" for name in self.shape.namenodes()]
 
     @property
     def rm_url(self) -> str | None:
@@ -130,7 +140,8 @@ class Cluster:
             "conf_dir": str(self.conf),
             "env": self.environment(),
             "namenode_uri": self.namenode_uri,
-            "webhdfs_url": self.webhdfs_url,
+            "webhdfs_url": self.webhdfs_urls[0],
+            "webhdfs_urls": self.webhdfs_urls,
             "rm_url": self.rm_url,
             "zookeeper": self.zookeeper,
             "daemons": {
@@ -248,18 +259,29 @@ def _core_site(cluster: Cluster) -> dict[str, object]:
         f"hadoop.proxyuser.{cluster.user}.hosts": "*",
         f"hadoop.proxyuser.{cluster.user}.groups": "*",
         "hadoop.http.staticuser.user": cluster.user,
+        **(_failover(cluster) if cluster.shape.ha else {}),
+    }
+
+
+def _failover(cluster: Cluster) -> dict[str, object]:
+    return {
+        "ha.zookeeper.quorum": cluster.zookeeper or "",
+        # A killed NameNode is noticed at once by the controller beside it. The session (10 s) is for one that hangs and
+        # for a killed controller; shorter ones end by themselves on a busy machine, and the active one changes.
+        "ha.health-monitor.check-interval.ms": 500,
+        "ha.health-monitor.connect-retry-interval.ms": 500,
+        "ha.health-monitor.sleep-after-disconnect.ms": 500,
+        "ha.failover-controller.graceful-fence.connection.retries": 0,
+        "ha.failover-controller.graceful-fence.rpc-timeout.ms": 1000,
     }
 
 
 def _hdfs_site(cluster: Cluster) -> dict[str, object]:
-    ports = cluster.ports("nn")
     return {
+        **(_two_namenodes(cluster) if cluster.shape.ha else _one_namenode(cluster)),
         "dfs.replication": cluster.shape.replication,
         "dfs.blocksize": cluster.shape.block_size,
         "dfs.namenode.fs-limits.min-block-size": 512,  # so that tests may ask for tiny blocks
-        "dfs.namenode.name.dir": f"file://{cluster.data('nn')}/name",
-        "dfs.namenode.rpc-address": f"localhost:{ports['rpc']}",
-        "dfs.namenode.http-address": f"localhost:{ports['http']}",
         "dfs.webhdfs.enabled": "true",
         "dfs.namenode.safemode.extension": 0,
         "dfs.namenode.edits.noeditlogchannelflush": "true",  # no fsync: this data need not survive the machine
@@ -273,6 +295,44 @@ def _hdfs_site(cluster: Cluster) -> dict[str, object]:
         "dfs.namenode.datanode.registration.ip-hostname-check": "false",
         "dfs.datanode.hostname": "localhost",
         "dfs.datanode.du.reserved": 0,
+    }
+
+
+def _one_namenode(cluster: Cluster) -> dict[str, object]:
+    ports = cluster.ports("nn")
+    return {
+        "dfs.namenode.name.dir": f"file://{cluster.data('nn')}/name",
+        "dfs.namenode.rpc-address": f"localhost:{ports['rpc']}",
+        "dfs.namenode.http-address": f"localhost:{ports['http']}",
+    }
+
+
+def _two_namenodes(cluster: Cluster) -> dict[str, object]:
+    """Both see one folder with the log of changes, as NameNodes with a shared disk do: no JournalNodes are needed.
+
+    Where each keeps its own image is told to it alone (``daemons.command``).
+    """
+    names = cluster.shape.namenodes()
+    addresses: dict[str, object] = {}
+    for name, controller in zip(names, cluster.shape.controllers(), strict=True):
+        ports = cluster.ports(name)
+        addresses[f"dfs.namenode.rpc-address.{NAMESERVICE}.{name}"] = f"localhost:{ports['rpc']}"
+        addresses[f"dfs.namenode.http-address.{NAMESERVICE}.{name}"] = f"localhost:{ports['http']}"
+        addresses[f"dfs.ha.zkfc.port.{NAMESERVICE}.{name}"] = cluster.ports(controller)["rpc"]
+    return {
+        "dfs.nameservices": NAMESERVICE,
+        f"dfs.ha.namenodes.{NAMESERVICE}": ",".join(names),
+        **addresses,
+        "dfs.namenode.shared.edits.dir": f"file://{cluster.data('edits')}",
+        f"dfs.client.failover.proxy.provider.{NAMESERVICE}": (
+            "org.apache.hadoop.hdfs.server.namenode.ha.ConfiguredFailoverProxyProvider"
+        ),
+        "dfs.client.failover.sleep.base.millis": 200,
+        "dfs.client.failover.sleep.max.millis": 1000,
+        "dfs.ha.automatic-failover.enabled": "true",
+        "dfs.ha.fencing.methods": "shell(/bin/true)",  # what is killed here is dead
+        "dfs.ha.tail-edits.period": "1s",
+        "dfs.ha.log-roll.period": "5s",
     }
 
 
@@ -297,8 +357,8 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         # second (15 minutes otherwise), which still outlasts a restart of the ResourceManager.
         "yarn.resourcemanager.connect.retry-interval.ms": 500,
         "yarn.resourcemanager.connect.max-wait.ms": 60_000,
-        # Liveness: all 10 minutes otherwise.
-        "yarn.am.liveness-monitor.expiry-interval-ms": 15_000,
+        # Liveness: all 10 minutes otherwise. An ApplicationMaster's begins at its launch, before its files are fetched.
+        "yarn.am.liveness-monitor.expiry-interval-ms": 45_000,
         "yarn.nm.liveness-monitor.expiry-interval-ms": 10_000,
         "yarn.resourcemanager.rm.container-allocation.expiry-interval-ms": 30_000,
         "yarn.resourcemanager.recovery.enabled": "true",

@@ -30,7 +30,8 @@ for kind in "$extras" test; do
 done
 
 python="$(find_python)"
-if ! "$venv/bin/python" -c '' 2>/dev/null; then
+# An environment without pip is one whose making failed half-way.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   rm -rf "$venv"
   "$python" -m venv "$venv" || { echo "Cannot make $venv; on Debian: apt-get install python3-venv." >&2; exit 1; }
 fi

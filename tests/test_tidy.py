@@ -49,8 +49,9 @@ SHELLS = {
     "engine.connectors.simple",
     "engine.connectors.socket",
     "engine.connectors.files",
-    "engine.connectors.file_sinks",
-    "engine.connectors.file_system",
+    "engine.connectors.file_splits",
+    "engine.connectors.function_source",
+    "engine.connectors.file_commits",
     "engine.connectors.collect",
 }
 BANNED = re.compile(

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
+import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -17,10 +19,12 @@ from engine.core.errors import ConfigError
 from engine.core.ids import JobID
 from engine.core.options import ClusterOptions, JobOptions, RestOptions
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
 
 if TYPE_CHECKING:
     from engine.cluster import LocalCluster
+    from engine.runtime.jobmanager.gateway import TakenCheckpoint
 
 __all__ = ["execute_async", "rest_url", "warm_up"]
 
@@ -81,6 +85,7 @@ class _LocalAccess:
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
         self._told = False
+        self._savepoints: dict[str, concurrent.futures.Future[TakenCheckpoint]] = {}
 
     @property
     def base_url(self) -> str:
@@ -109,6 +114,19 @@ class _LocalAccess:
 
     def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
         return self._cluster.coordinator_request(job_id, operator_id, request)
+
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> str:
+        trigger_id = secrets.token_hex(16)
+        self._savepoints[trigger_id] = self._cluster.trigger_savepoint(job_id, target, stop=stop, cancel=cancel)
+        return trigger_id
+
+    def savepoint_result(self, job_id: JobID, trigger_id: str, timeout_s: float) -> str | None:
+        try:
+            return self._savepoints[trigger_id].result(timeout_s).folder
+        except TimeoutError:
+            return None
 
 
 # --- a cluster's REST -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, final
 
 from engine.core.errors import ExternalError, JobCancelledError, JobExecutionError
 from engine.core.ids import JobID
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
 
@@ -126,6 +127,16 @@ class JobAccess(Protocol):
 
     def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object: ...
 
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> str:
+        """Ask for a savepoint; return an id for ``savepoint_result``."""
+        ...
+
+    def savepoint_result(self, job_id: JobID, trigger_id: str, timeout_s: float) -> str | None:
+        """Return where it is, or None if it is not complete after about ``timeout_s``. Raises ExternalError."""
+        ...
+
 
 @final
 class JobExecutionResult:
@@ -183,11 +194,34 @@ class JobClient:
         self._access.cancel(self._job_id)
         return CompletableFuture.completed(None)
 
-    def stop_with_savepoint(self, *args: Any, **kwargs: Any) -> CompletableFuture[str]:
-        raise NotImplementedError("Savepoints are not supported yet; use cancel().")
+    def stop_with_savepoint(
+        self, advance_to_end_of_event_time: bool, savepoint_directory: str | None = None
+    ) -> CompletableFuture[str]:
+        """End the job with a savepoint; the future has its path when the job has finished.
 
-    def trigger_savepoint(self, *args: Any, **kwargs: Any) -> CompletableFuture[str]:
-        raise NotImplementedError("Savepoints are not supported yet.")
+        With ``advance_to_end_of_event_time`` all windows fire first. No folder = the configured one.
+        """
+        stop = StopMode.DRAIN if advance_to_end_of_event_time else StopMode.SUSPEND
+        return self._savepoint(savepoint_directory, stop=stop)
+
+    def trigger_savepoint(self, savepoint_directory: str | None = None) -> CompletableFuture[str]:
+        """Take a savepoint; the job goes on. The future has its path."""
+        return self._savepoint(savepoint_directory)
+
+    def cancel_with_savepoint(self, savepoint_directory: str | None = None) -> CompletableFuture[str]:
+        """Take a savepoint, then cancel the job. The future has the savepoint's path."""
+        return self._savepoint(savepoint_directory, cancel=True)
+
+    def _savepoint(
+        self, folder: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> CompletableFuture[str]:
+        trigger_id = self._access.trigger_savepoint(self._job_id, folder, stop=stop, cancel=cancel)
+
+        def poll(timeout_s: float) -> tuple[str] | None:
+            path = self._access.savepoint_result(self._job_id, trigger_id, timeout_s)
+            return None if path is None else (path,)
+
+        return CompletableFuture(poll)
 
     def get_accumulators(self) -> CompletableFuture[dict[str, Any]]:
         return CompletableFuture(lambda timeout_s: (self._access.accumulators(self._job_id),))

@@ -21,6 +21,7 @@ from engine.client.job_client import JobOutcomeView
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import decode, encode
@@ -207,6 +208,55 @@ class RestClient:
         if answer.status >= 300:
             return self._decoded(answer, path)
         return decode(answer.body, object)
+
+    # --- checkpoints and savepoints -----------------------------------------------------------------------------------
+
+    def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> str:
+        """Ask for a savepoint in a folder, None = the configured one; return the trigger id for ``savepoint_result``.
+
+        Raises: JobNotFoundError, ProgramError when it cannot be taken at all.
+        """
+        if stop is StopMode.NONE:
+            body = {"target-directory": target, "cancel-job": cancel}
+            return str(self._json("POST", f"/jobs/{job_id}/savepoints", body)["request-id"])
+        body = {"targetDirectory": target, "drain": stop is StopMode.DRAIN}
+        return str(self._json("POST", f"/jobs/{job_id}/stop", body)["request-id"])
+
+    def savepoint_result(self, job_id: JobID, trigger_id: str, timeout_s: float) -> str | None:
+        """Return where the savepoint is; asks once, and when it is not complete returns None after ``timeout_s``.
+
+        Raises: ExternalError when it failed.
+        """
+        operation = self._operation(f"/jobs/{job_id}/savepoints/{trigger_id}", timeout_s)
+        return None if operation is None else str(operation["location"])
+
+    def trigger_checkpoint(self, job_id: JobID, kind: str = "CONFIGURED") -> str:
+        """``kind``: CONFIGURED, FULL or INCREMENTAL; return the trigger id for ``checkpoint_result``."""
+        return str(self._json("POST", f"/jobs/{job_id}/checkpoints", {"checkpointType": kind})["request-id"])
+
+    def checkpoint_result(self, job_id: JobID, trigger_id: str, timeout_s: float) -> int | None:
+        operation = self._operation(f"/jobs/{job_id}/checkpoints/{trigger_id}", timeout_s)
+        return None if operation is None else int(operation["checkpointId"])
+
+    def trigger_disposal(self, path: str) -> str:
+        return str(self._json("POST", "/savepoint-disposal", {"savepoint-path": path})["request-id"])
+
+    def disposal_is_done(self, trigger_id: str, timeout_s: float) -> bool:
+        """Raises ExternalError when the savepoint could not be disposed of."""
+        return self._operation(f"/savepoint-disposal/{trigger_id}", timeout_s) is not None
+
+    def _operation(self, path: str, timeout_s: float) -> dict[str, Any] | None:
+        answer = self._json("GET", path)
+        if answer["status"]["id"] != "COMPLETED":
+            time.sleep(timeout_s)
+            return None
+        operation = dict(answer["operation"] or {})
+        failure = _failure(operation.get("failure-cause") or operation.get("failureCause"))
+        if failure is not None:
+            raise ExternalError(failure.message)
+        return operation
 
     # --- programs ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from engine.protocol.lifecycle import JobStatus
 from engine.time.watermarks import Duration, Instant, Time, TimestampAssigner, WatermarkStrategy
 
 if TYPE_CHECKING:
-    from engine.connectors.file_system import Encoder
+    from engine.connectors.part_writers import Encoder
 
 __all__ = [
     "CompletableFuture",
@@ -42,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what brings file formats along only when it is asked for."""
     if name == "Encoder":
-        from engine.connectors.file_system import Encoder
+        from engine.connectors.part_writers import Encoder
 
         return Encoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,7 @@ class ExecutionConfig:
         return self._config.get(JobOptions.AUTO_WATERMARK_INTERVAL)
 
     def enable_object_reuse(self) -> ExecutionConfig:
-        """Chained operators pass objects on without copying in any case; kept so that programs run."""
+        """Let several consumers of one stream share its records; no function may change them then."""
         self._config.set(JobOptions.OBJECT_REUSE, True)
         return self
 

@@ -1,5 +1,5 @@
 """Encoder, where a PyFlink program looks for it."""
 
-from engine.connectors.file_system import Encoder
+from engine.connectors.part_writers import Encoder
 
 __all__ = ["Encoder"]

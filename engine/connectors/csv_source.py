@@ -6,7 +6,7 @@ Lines without these two wishes come from ``connectors/files`` as they are. Parsi
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
 from engine.connectors.files import FileSplit, TextFileSource
@@ -58,6 +58,10 @@ class _SkippingReader(SourceReader):
         self._skip = False
         return rows_of(batch).slice(1, len(batch))
 
+    def snapshot(self) -> list[Split]:
+        # A split whose first line was left out begins behind it, so nothing is left out again.
+        return self._lines.snapshot()
+
     def wants_split(self) -> bool:
         return self._lines.is_drained()
 
@@ -97,6 +101,13 @@ class _WholeFiles(SplitEnumerator):
     def next_split(self, subtask_index: int, host: str) -> Split | None:
         return self._files.popleft() if self._files else None
 
+    def snapshot(self) -> tuple[FileSplit, ...]:
+        return tuple(self._files)
+
+    def restore(self, state: object, parallelism: int) -> None:
+        assert isinstance(state, tuple), state
+        self._files = deque(state)
+
 
 @final
 class _DelimitedReader(SourceReader):
@@ -104,23 +115,30 @@ class _DelimitedReader(SourceReader):
         self._source = source
         self._delimiter = source.delimiter.encode(source.charset)
         self._stream: IO[bytes] | None = None
-        self._path = ""
+        self._split = FileSplit("", "", 0, None)
+        self._position = 0  # behind the last record that poll returned
         self._rest = b""
         self._skip = False
 
     def add_split(self, split: Split) -> None:
         assert isinstance(split, FileSplit)
-        self._path = split.path
-        self._stream = file_system_of(split.path).open_read(split.path)
+        self._split = split
+        self._stream = file_system_of(split.path).open_read(split.path, split.start)
+        self._position = split.start
         self._rest = b""
-        self._skip = self._source.skip_first
+        self._skip = self._source.skip_first and split.start == 0
+
+    def snapshot(self) -> list[Split]:
+        return [] if self._stream is None else [replace(self._split, start=self._position)]
 
     def poll(self, rows_max: int) -> Batch | None:
         if self._stream is None:
             return None
         chunk = self._stream.read(_CHUNK_BYTES)
         if chunk:
-            *records, self._rest = (self._rest + chunk).split(self._delimiter)
+            data = self._rest + chunk
+            *records, self._rest = data.split(self._delimiter)
+            self._position += len(data) - len(self._rest)
         else:
             records = [self._rest] if self._rest else []
             self._stream.close()
@@ -131,7 +149,7 @@ class _DelimitedReader(SourceReader):
         try:
             return RowBatch([record.decode(self._source.charset) for record in records])
         except UnicodeDecodeError as error:
-            raise InputError(f"{self._path} is not {self._source.charset}: {error}.") from error
+            raise InputError(f"{self._split.path} is not {self._source.charset}: {error}.") from error
 
     def wants_split(self) -> bool:
         return self._stream is None

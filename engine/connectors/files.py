@@ -1,4 +1,4 @@
-"""Text files as a source: found and cut into byte ranges by the enumerator, read ahead by one thread a reader.
+"""Text files as a source: cut into byte ranges (``file_splits``), read ahead by one thread a reader.
 
 Files, folders (recursively, hidden ones left out) and globs on any FileSystem. A plain file is read in parallel; a
 compressed one (by suffix), or one in UTF-16, by one reader. Not here: writing (``file_sinks``), PyFlink's builders
@@ -8,20 +8,19 @@ compressed one (by suffix), or one in UTF-16, by one reader. Not here: writing (
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
+from engine.connectors.file_splits import FileEnumerator, FileSplit, NothingYet, split_size_of
 from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
 from engine.core.errors import EngineError, InputError
-from engine.core.fs import FileStatus, file_system_of, list_input_files, scheme_of
+from engine.core.fs import file_system_of, scheme_of
 from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.formats.compression import compression_of, decompressed, read_errors
 from engine.formats.text import (
@@ -36,15 +35,9 @@ from engine.formats.text import (
 
 __all__ = ["FileSplit", "TextFileSource", "absolute_path", "split_size_of"]
 
-SPLIT_BYTES_MIN: Final = 1 << 20
-SPLIT_BYTES_MAX: Final = 64 << 20
-#: Splits a reader should get on average, so that the last ones even out.
-_SPLITS_PER_READER: Final = 4
 _CHUNK_BYTES: Final = 1 << 20
 #: Chunks that a thread reads ahead of the task.
 _CHUNKS_AHEAD_MAX: Final = 3
-#: Splits whose hosts are asked for; beyond, a listing would take longer than it saves.
-_LOCATED_SPLITS_MAX: Final = 10_000
 
 
 @final
@@ -74,7 +67,11 @@ class TextFileSource(Source):
         return Boundedness.BOUNDED if self.monitor_interval_ms is None else Boundedness.CONTINUOUS_UNBOUNDED
 
     def create_enumerator(self) -> SplitEnumerator:
-        return _FileEnumerator(self)
+        return FileEnumerator(
+            self.paths,
+            splittable=is_byte_newline_charset(self.charset),
+            monitor_interval_ms=self.monitor_interval_ms,
+        )
 
     def create_reader(self) -> SourceReader:
         return _TextReader(self)
@@ -85,116 +82,6 @@ def absolute_path(path: str) -> str:
     if scheme_of(path) != "file" or path.startswith("file:"):
         return path
     return os.path.abspath(path) + ("/" if path.endswith("/") and path != "/" else "")
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class FileSplit:
-    """The lines that begin in bytes [start, end) of a file; ``end`` None = the whole file, whatever its size."""
-
-    split_id: str
-    path: str
-    start: int
-    end: int | None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class NothingYet:
-    """Instead of a split, when monitoring: ask again after the interval."""
-
-    split_id: str
-    interval_ms: int
-
-
-def split_size_of(total_bytes: int, parallelism: int) -> int:
-    return max(SPLIT_BYTES_MIN, min(SPLIT_BYTES_MAX, -(-total_bytes // (_SPLITS_PER_READER * parallelism))))
-
-
-def _cut(file: FileStatus, split_size: int, splittable: bool) -> list[FileSplit]:
-    if not splittable or compression_of(file.path) is not None:
-        return [FileSplit(file.path, file.path, 0, None)]
-    size = file.size_bytes
-    starts = range(0, size, split_size)
-    return [FileSplit(f"{file.path}:{start}", file.path, start, min(start + split_size, size)) for start in starts]
-
-
-@final
-class _FileEnumerator(SplitEnumerator):
-    def __init__(self, source: TextFileSource) -> None:
-        self._source = source
-        self._seen: set[str] = set()
-        #: not handed out yet, in order of the files; a dict because one from the middle is taken when it is local
-        self._splits: dict[str, FileSplit] = {}
-        self._ids_by_host: dict[str, deque[str]] = {}
-        self._own_names: set[str] = set()
-        self._listed_s = 0.0
-
-    def start(self, parallelism: int) -> None:
-        self._parallelism = parallelism
-        self._own_names = {"localhost", "127.0.0.1", "::1", socket.gethostname().lower()}
-        self._find()
-
-    def _find(self) -> None:
-        listed = {file.path: file for path in self._source.paths for file in self._list(path)}
-        files = [file for file in listed.values() if file.path not in self._seen]
-        self._listed_s = time.monotonic()
-        self._seen.update(file.path for file in files)
-        size = split_size_of(sum(file.size_bytes for file in files), self._parallelism)
-        splittable = is_byte_newline_charset(self._source.charset)
-        for file in files:
-            if file.size_bytes:
-                self._splits.update((split.split_id, split) for split in _cut(file, size, splittable))
-        self._locate()
-
-    def _list(self, path: str) -> list[FileStatus]:
-        if self._source.monitor_interval_ms is None or not glob.has_magic(path):
-            return list_input_files(path)
-        try:
-            return list_input_files(path)
-        except InputError:
-            return []  # nothing matches yet
-
-    def _locate(self) -> None:
-        """Ask where the splits lie, unless the file system says of the first one that it does not know."""
-        for number, split in enumerate(self._splits.values()):
-            if number >= _LOCATED_SPLITS_MAX:
-                return
-            length = (split.end or split.start + 1) - split.start
-            try:
-                hosts = file_system_of(split.path).block_hosts(split.path, split.start, length)
-            except EngineError:
-                return  # only a hint is lost; reading says what is wrong
-            if not hosts and number == 0:
-                return
-            for host in hosts:
-                self._ids_by_host.setdefault(self._plain(host), deque()).append(split.split_id)
-
-    def _plain(self, host: str) -> str:
-        host = host.lower().rstrip(".")
-        if host in self._own_names:
-            return "localhost"
-        # node7 and node7.example.org are one host; addresses stay whole.
-        return host if host.replace(".", "").isdigit() or ":" in host else host.split(".")[0]
-
-    def next_split(self, subtask_index: int, host: str) -> Split | None:
-        interval_ms = self._source.monitor_interval_ms
-        if not self._splits and interval_ms is not None:
-            if (time.monotonic() - self._listed_s) * 1000 >= interval_ms:
-                self._find()
-            if not self._splits:
-                return NothingYet("", interval_ms)
-        local = self._ids_by_host.get(self._plain(host))
-        while local:
-            split = self._splits.pop(local.popleft(), None)
-            if split is not None:
-                return split
-        if not self._splits:
-            return None
-        return self._splits.pop(next(iter(self._splits)))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -213,6 +100,11 @@ class _Chunk:
 
 
 @final
+class _SplitEnd:
+    """Stands in the queue behind the last chunk of a split."""
+
+
+@final
 class _TextReader(SourceReader):
     """``poll`` turns chunks into batches; the thread finds them. All that both touch is guarded by ``_lock``."""
 
@@ -221,15 +113,20 @@ class _TextReader(SourceReader):
         self._lock = threading.Condition()
         self._splits: deque[FileSplit | NothingYet] = deque()
         self._num_unread = 0  # splits that the thread has not read to their end
-        self._chunks: deque[_Chunk] = deque()
+        self._chunks: deque[_Chunk | _SplitEnd] = deque()
         self._error: Exception | None = None
         self._stopped = False
         self._thread: threading.Thread | None = None
-        self._lines: list[str] = []  # of the chunk that poll is at
-        self._position = 0
+        #: Splits that poll has not come to the end of; it is in the first one. The task's thread alone touches these.
+        self._open: deque[FileSplit] = deque()
+        self._chunk: _Chunk | None = None  # the last one of that split that poll has begun
+        self._lines: list[str] = []  # of that chunk
+        self._position = 0  # in the lines
 
     def add_split(self, split: Split) -> None:
         assert isinstance(split, (FileSplit, NothingYet)), split
+        if isinstance(split, FileSplit):
+            self._open.append(split)
         with self._lock:
             self._splits.append(split)
             self._num_unread += 1
@@ -259,10 +156,25 @@ class _TextReader(SourceReader):
                     return None
                 chunk = self._chunks.popleft()
                 self._lock.notify()
+            self._lines, self._position = [], 0
+            if isinstance(chunk, _SplitEnd):
+                self._chunk = None
+                self._open.popleft()
+                continue
+            self._chunk = chunk
             if self._source.raw_chunks or self._source.columnar:
                 return self._columns(chunk)
             self._lines = self._decoded(chunk)
-            self._position = 0
+
+    def snapshot(self) -> list[Split]:
+        splits = list(self._open)
+        chunk = self._chunk
+        if chunk is not None:
+            size = len(chunk.data)
+            if self._position < len(self._lines):
+                size -= len(chunk.data.split(b"\n", self._position)[self._position])
+            splits[0] = replace(splits[0], start=chunk.offset + size)
+        return [split for split in splits if split.end is None or split.start < split.end]
 
     def _decoded(self, chunk: _Chunk) -> list[str]:
         try:
@@ -318,6 +230,8 @@ class _TextReader(SourceReader):
                     self._read(split)
                 with self._lock:
                     self._num_unread -= 1
+                    if isinstance(split, FileSplit):
+                        self._chunks.append(_SplitEnd())
                 self.ctx.wake()
         except Exception as error:
             with self._lock:
@@ -327,27 +241,28 @@ class _TextReader(SourceReader):
     def _read(self, split: FileSplit) -> None:
         codec = compression_of(split.path)
         charset = self._source.charset
-        whole = split.end is None
+        is_entered = split.end is not None
+        before = max(split.start - 1, 0)  # the byte that says whether a line begins at the start
         try:
-            stream = file_system_of(split.path).open_read(split.path, max(split.start - 1, 0))
+            stream = file_system_of(split.path).open_read(split.path, before if is_entered else 0)
         except InputError as error:
             raise InputError(f"{error} It was there when the job listed its input.") from error
         with contextlib.closing(stream):
             source: Any = stream if codec is None else decompressed(stream, codec, split.path)
-            chunks = self._chunks_of(source, split, codec)
+            chunks = self._chunks_of(source, split.path, before if is_entered else 0, codec)
             if not is_byte_newline_charset(charset):
                 chunks = transcoded(chunks, charset, self._source.errors, split.path)
                 charset = "utf-8"
-            end = (1 << 62) if whole else split.end
-            assert end is not None
-            for offset, data in lines_of_range(chunks, split.start, end):
+            if not is_entered:
+                chunks = _without_first(chunks, before)
+            end = (1 << 62) if split.end is None else split.end
+            for offset, data in lines_of_range(_reaching(chunks, split, before), split.start, end):
                 if offset == 0 and charset == "utf-8" and data.startswith(UTF8_BOM):
                     offset, data = 3, data[3:]
                 if not self._hand_over(_Chunk(split.path, offset, data, charset, codec is not None)):
                     return
 
-    def _chunks_of(self, stream: IO[bytes], split: FileSplit, codec: str | None) -> Iterator[bytes]:
-        position = max(split.start - 1, 0)
+    def _chunks_of(self, stream: IO[bytes], path: str, position: int, codec: str | None) -> Iterator[bytes]:
         while not self._stopped:
             try:
                 chunk = stream.read(_CHUNK_BYTES)
@@ -355,7 +270,7 @@ class _TextReader(SourceReader):
                 raise
             except read_errors() as error:
                 what = "Cannot read" if codec is None else f"Broken {codec} data in"
-                raise InputError(f"{what} {split.path} at byte offset {position}: {error}.") from error
+                raise InputError(f"{what} {path} at byte offset {position}: {error}.") from error
             if not chunk:
                 return
             yield chunk
@@ -373,3 +288,22 @@ class _TextReader(SourceReader):
         if first:
             self.ctx.wake()
         return True
+
+
+def _without_first(chunks: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        if num_bytes < len(chunk):
+            yield chunk[num_bytes:]
+        num_bytes = max(0, num_bytes - len(chunk))
+
+
+def _reaching(chunks: Iterable[bytes], split: FileSplit, position: int) -> Iterator[bytes]:
+    """Yield the chunks. Raises: InputError when they end before the split's start: nobody would notice that."""
+    for chunk in chunks:
+        position += len(chunk)
+        yield chunk
+    if position < split.start:
+        raise InputError(
+            f"{split.path} ends before byte {split.start}, from where the job was to read it: it has become shorter "
+            "since it was listed, or since the checkpoint. Files must not change while a job reads them."
+        )

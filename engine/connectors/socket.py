@@ -1,6 +1,7 @@
 """Lines from a TCP server, as ``socket_text_stream``: one thread reads and reconnects, the task takes whole batches.
 
-Parallelism 1. Not here: how lines are told apart in files (``files``).
+Parallelism 1. At-most-once after a restart: what was read is not sent again. Not here: how lines are told apart in
+files (``files``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, final
 
+from engine.connectors.sink import takes_checkpoints
 from engine.core.errors import ExternalError, InputError
 from engine.core.records import RowBatch
 from engine.formats.text import DelimiterCutter
@@ -52,7 +54,7 @@ class SocketTextSpec(OperatorSpec):
         return _SocketTextOperator(self)
 
     def describe(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{self.host}:{self.port}, cannot be rewound after a failure"
 
 
 @final
@@ -73,6 +75,12 @@ class _SocketTextOperator(SourceOperator):
         if ctx.runtime_context.get_index_of_this_subtask() != 0:
             self._ended = True
             return
+        if takes_checkpoints(ctx.config):
+            _log.warning(
+                "socket %s:%d cannot be rewound: lines between the last checkpoint and a failure are lost.",
+                self._spec.host,
+                self._spec.port,
+            )
         self._thread = threading.Thread(target=self._run, name=f"socket {self._spec.host}", daemon=True)
         self._thread.start()
 

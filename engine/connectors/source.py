@@ -9,9 +9,11 @@ from __future__ import annotations
 import abc
 import enum
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Final, Protocol, final, runtime_checkable
 
+from engine.core.plain_pickle import dump_plain, load_plain
 from engine.core.records import Batch
 from engine.operators.base import (
     CoordinatorContext,
@@ -23,6 +25,7 @@ from engine.operators.base import (
     PollResult,
     SourceOperator,
 )
+from engine.state.descriptors import ListStateDescriptor
 
 __all__ = [
     "Boundedness",
@@ -112,6 +115,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def create_reader(self) -> SourceReader: ...
 
+    def without_user_code(self) -> Source:
+        """Return what makes the same enumerator and can be sent to the JobManager: no functions of the program."""
+        return self
+
 
 # --- events between reader and enumerator -----------------------------------------------------------------------------
 
@@ -146,7 +153,7 @@ class SourceSpec(OperatorSpec):
         return _SourceOperator(self.source)
 
     def coordinator(self) -> CoordinatorSpec:
-        return _EnumeratorSpec(self.source)
+        return _EnumeratorSpec(self.source.without_user_code())
 
 
 @final
@@ -160,18 +167,36 @@ class _EnumeratorSpec(CoordinatorSpec):
 
 @final
 class _EnumeratorCoordinator(OperatorCoordinator):
+    """Its state is the enumerator's. A request that came before the snapshot was answered before it, so the split is in
+    the reader's state; one that comes later is asked again by the restored reader."""
+
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._enumerator = source.create_enumerator()
+        self._restored: bytes | None = None
+
+    def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
+        # Without a state the checkpoint does not know this source: it begins afresh.
+        self._restored = state or None
 
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
-        self._enumerator = self._source.create_enumerator()
-        self._enumerator.start(ctx.parallelism)
+        if self._restored is None:
+            self._enumerator.start(ctx.parallelism)
+        else:
+            self._enumerator.restore(load_plain(self._restored), ctx.parallelism)
+            self._restored = None
+
+    def snapshot(self, checkpoint_id: int) -> bytes:
+        return dump_plain(self._enumerator.snapshot())
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         assert isinstance(event, RequestSplit), event
         split = self._enumerator.next_split(subtask_index, event.host)
         self.ctx.send_event(subtask_index, NoMoreSplits() if split is None else SplitAssigned(split))
+
+
+#: The name of the list state with the splits that a reader has not read to their end. Source: Flink's SourceOperator.
+SPLITS_STATE: Final = "SourceReaderState"
 
 
 @final
@@ -180,24 +205,35 @@ class _SourceOperator(SourceOperator):
         self._reader = source.create_reader()
         self._request_pending = False
         self._no_more_splits = False
-        self._waiting: deque[Any] = deque()
+        #: Given by a checkpoint, not yet by this subtask to its reader, which takes one after the other.
+        self._restored: deque[Any] = deque()
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._splits = ctx.state.operator_states().get_list_state(ListStateDescriptor(SPLITS_STATE))
+        self._restored.extend(self._splits.get())
         self._reader.open(ctx)
 
     def poll(self, rows_max: int) -> PollResult:
         reader = self._reader
-        if not self._request_pending and not self._no_more_splits and reader.wants_split():
-            self._request_pending = True
-            self.ctx.send_event(RequestSplit(self.ctx.host))
+        if (self._restored or not (self._request_pending or self._no_more_splits)) and reader.wants_split():
+            if self._restored:
+                reader.add_split(self._restored.popleft())
+            else:
+                self._request_pending = True
+                self.ctx.send_event(RequestSplit(self.ctx.host))
         batch = reader.poll(rows_max)
         if batch is not None:
             self.out.emit(batch)
             return PollResult.MORE
-        if self._no_more_splits and reader.is_drained():
+        if self._restored and reader.wants_split():
+            return PollResult.MORE
+        if self._no_more_splits and not self._restored and reader.is_drained():
             return PollResult.END
         return PollResult.IDLE
+
+    def snapshot_state(self, checkpoint_id: int) -> None:
+        self._splits.update([*self._reader.snapshot(), *self._restored])
 
     def handle_event(self, event: object) -> None:
         match event:

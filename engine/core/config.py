@@ -1,13 +1,12 @@
 """Configuration: typed options over plain ``key: value`` text, with Flink's value syntax ("10 s", "1024m").
 
 Options are declared in ``core/options``. Reading files: ``load_config_dir``. A bad value is an error that names key,
-value and expectation; an unknown key is a warning with the nearest known one (``unknown_key_warnings``).
+value and expectation; an unknown key is a warning with the nearest known one (``option_warnings``).
 """
 
 from __future__ import annotations
 
 import builtins
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -323,16 +322,3 @@ def load_config_dir(config_dir: str | None) -> Configuration:
                 raise ConfigError(f"Cannot read configuration file {path}: {error}.") from error
             return Configuration(parse_config_text(text, path))
     return Configuration()
-
-
-def unknown_key_warnings(keys: Iterable[str], known: Iterable[str], known_prefixes: Iterable[str]) -> list[str]:
-    """Return one line per key that nobody reads, with the nearest known key if there is one."""
-    known_set, prefixes = set(known), tuple(known_prefixes)
-    lines = []
-    for key in sorted(keys):
-        if key in known_set or key.startswith(prefixes):
-            continue
-        near = difflib.get_close_matches(key, known_set, 1, 0.75)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        lines.append(f"Configuration key {key} is unknown and has no effect.{hint}")
-    return lines

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 __all__ = [
     "ConfigError",
+    "CorruptStateError",
     "Domain",
     "EngineError",
     "ExternalError",
@@ -82,6 +83,13 @@ class ExternalError(EngineError):
 
     domain = Domain.EXTERNAL
     retry = Retry.WITH_BACKOFF
+
+
+class CorruptStateError(EngineError):
+    """A file of a checkpoint is missing, torn or damaged. Trying again does not help; an older checkpoint may. When a
+    task fails with it while it restores, its job goes on from the checkpoint before."""
+
+    domain = Domain.EXTERNAL
 
 
 class NoResourceAvailableError(EngineError):

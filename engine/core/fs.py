@@ -14,7 +14,7 @@ import importlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, final
 
@@ -24,7 +24,10 @@ __all__ = [
     "FileStatus",
     "FileSystem",
     "LocalFileSystem",
+    "configure_file_systems",
     "file_system_of",
+    "file_system_settings",
+    "forget_connections",
     "list_input_files",
     "register_file_system",
     "scheme_of",
@@ -185,6 +188,7 @@ class LocalFileSystem(FileSystem):
         try:
             os.makedirs(os.path.dirname(to) or ".", exist_ok=True)
             os.replace(self.local(source), to)
+            _sync_folder(os.path.dirname(to) or ".")
         except OSError as error:
             raise ExternalError(f"Cannot rename {source} to {target}: {error.strerror}.") from error
 
@@ -204,10 +208,42 @@ class LocalFileSystem(FileSystem):
         return True
 
 
+def _sync_folder(path: str) -> None:
+    """Make a rename survive a power cut. Not every file system can; those that cannot need no help from us."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 _factories: dict[str, Callable[[], FileSystem]] = {"file": LocalFileSystem}
 #: Schemes whose module registers itself when imported; keeps hdfs out of programs that do not use it.
 _modules: dict[str, str] = {"hdfs": "flink_yarn.hdfs", "webhdfs": "flink_yarn.hdfs"}
 _instances: dict[str, FileSystem] = {}
+#: Options of this process for its file systems: those that begin with ``fs.``.
+_settings: dict[str, str] = {}
+
+
+def configure_file_systems(options: Mapping[str, str]) -> None:
+    """Give this process's file systems their ``fs.*`` options; called where a process, a program or a job begins.
+
+    File systems that were made with other options are made anew when they are next asked for.
+    """
+    chosen = {key: value for key, value in options.items() if key.startswith("fs.")}
+    if chosen != _settings:
+        _settings.clear()
+        _settings.update(chosen)
+        _instances.clear()
+
+
+def file_system_settings() -> dict[str, str]:
+    return dict(_settings)
 
 
 def register_file_system(scheme: str, factory: Callable[[], FileSystem]) -> None:
@@ -259,3 +295,8 @@ def list_input_files(path: str) -> list[FileStatus]:
 
 def _is_hidden(path: str) -> bool:
     return path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
+
+
+def forget_connections() -> None:
+    """Begin anew with every file system: after a fork their connections belong to the parent."""
+    _instances.clear()

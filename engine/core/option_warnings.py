@@ -17,53 +17,44 @@ __all__ = ["NOT_SUPPORTED_YET", "check_values", "key_warnings"]
 #: Documented keys of Flink that this release does not act on. Families beyond them: ``options.KNOWN_UNREAD``.
 NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     """
-    classloader.resolve-order cluster.evenly-spread-out-slots execution.checkpointing.aligned-checkpoint-timeout
-    execution.checkpointing.checkpoints-after-tasks-finish execution.checkpointing.dir
-    execution.checkpointing.externalized-checkpoint-retention execution.checkpointing.file-merging.enabled
-    execution.checkpointing.incremental execution.checkpointing.interval
+    classloader.resolve-order cluster.evenly-spread-out-slots execution.checkpointing.file-merging.enabled
     execution.checkpointing.interval-during-backlog execution.checkpointing.local-backup.enabled
-    execution.checkpointing.max-concurrent-checkpoints execution.checkpointing.min-pause
-    execution.checkpointing.mode execution.checkpointing.num-retained execution.checkpointing.savepoint-dir
-    execution.checkpointing.storage execution.checkpointing.timeout
-    execution.checkpointing.tolerable-failed-checkpoints execution.checkpointing.unaligned.enabled
-    execution.state-recovery.claim-mode execution.state-recovery.ignore-unclaimed-state
-    execution.state-recovery.path high-availability.jobmanager.port high-availability.storageDir
-    high-availability.type high-availability.zookeeper.client.acl
-    high-availability.zookeeper.client.connection-timeout high-availability.zookeeper.client.session-timeout
-    high-availability.zookeeper.path.root high-availability.zookeeper.quorum historyserver.archive.fs.dir
-    historyserver.archive.fs.refresh-interval historyserver.archive.retained-jobs historyserver.web.port
-    jobmanager.execution.failover-strategy jobmanager.memory.flink.size jobmanager.memory.heap.size
-    jobmanager.memory.off-heap.size jobmanager.rpc.bind-port jobmanager.scheduler kubernetes.cluster-id
-    kubernetes.container.image.ref kubernetes.jobmanager.cpu.amount kubernetes.jobmanager.replicas
-    kubernetes.namespace kubernetes.pod-template-file.default kubernetes.rest-service.exposed.type
-    kubernetes.service-account kubernetes.taskmanager.cpu.amount metrics.internal.query-service.port
-    metrics.latency.granularity metrics.latency.interval metrics.reporters metrics.scope.delimiter
-    metrics.scope.operator metrics.scope.task metrics.scope.tm metrics.system-resource pipeline.classpaths
-    pipeline.generic-types pipeline.jars python.execution-mode python.fn-execution.arrow.batch.size
+    high-availability.jobmanager.port high-availability.storageDir high-availability.type
+    high-availability.zookeeper.client.acl high-availability.zookeeper.client.connection-timeout
+    high-availability.zookeeper.client.session-timeout high-availability.zookeeper.path.root
+    high-availability.zookeeper.quorum historyserver.archive.fs.dir historyserver.archive.fs.refresh-interval
+    historyserver.archive.retained-jobs historyserver.web.port jobmanager.execution.failover-strategy
+    jobmanager.memory.flink.size jobmanager.memory.heap.size jobmanager.memory.off-heap.size jobmanager.rpc.bind-port
+    jobmanager.scheduler kubernetes.cluster-id kubernetes.container.image.ref kubernetes.jobmanager.cpu.amount
+    kubernetes.jobmanager.replicas kubernetes.namespace kubernetes.pod-template-file.default
+    kubernetes.rest-service.exposed.type kubernetes.service-account kubernetes.taskmanager.cpu.amount
+    metrics.internal.query-service.port metrics.latency.granularity metrics.latency.interval metrics.reporters
+    metrics.scope.delimiter metrics.scope.operator metrics.scope.task metrics.scope.tm metrics.system-resource
+    pipeline.classpaths pipeline.generic-types pipeline.jars python.execution-mode python.fn-execution.arrow.batch.size
     python.fn-execution.bundle.size python.fn-execution.bundle.time python.metric.enabled python.profile.enabled
     python.pythonpath python.state.cache-size rest.flamegraph.enabled rest.profiling.enabled rest.url-prefix
-    restart-strategy.exponential-delay.attempts-before-reset-backoff scheduler-mode
-    security.delegation.tokens.enabled security.kerberos.access.hadoopFileSystems security.kerberos.login.contexts
-    security.kerberos.login.keytab security.kerberos.login.principal security.kerberos.login.use-ticket-cache
-    security.ssl.internal.enabled security.ssl.internal.keystore security.ssl.internal.truststore
-    security.ssl.protocol security.ssl.rest.authentication-enabled security.ssl.rest.enabled
-    security.ssl.rest.keystore security.ssl.rest.truststore slotmanager.redundant-taskmanager-num
-    sql-client.execution.result-mode state.backend.rocksdb.localdir state.backend.rocksdb.memory.managed
-    state.backend.rocksdb.predefined-options state.backend.rocksdb.timer-service.factory state.backend.type
-    state.changelog.enabled table.dml-sync table.exec.mini-batch.allow-latency table.exec.mini-batch.enabled
-    table.exec.mini-batch.size table.exec.sink.not-null-enforcer table.exec.sink.upsert-materialize
-    table.exec.source.idle-timeout table.exec.state.ttl table.local-time-zone table.optimizer.agg-phase-strategy
+    restart-strategy.exponential-delay.attempts-before-reset-backoff scheduler-mode security.delegation.tokens.enabled
+    security.kerberos.access.hadoopFileSystems security.kerberos.login.contexts security.kerberos.login.keytab
+    security.kerberos.login.principal security.kerberos.login.use-ticket-cache security.ssl.internal.enabled
+    security.ssl.internal.keystore security.ssl.internal.truststore security.ssl.protocol
+    security.ssl.rest.authentication-enabled security.ssl.rest.enabled security.ssl.rest.keystore
+    security.ssl.rest.truststore slotmanager.redundant-taskmanager-num sql-client.execution.result-mode
+    state.backend.rocksdb.memory.managed state.backend.rocksdb.predefined-options
+    state.backend.rocksdb.timer-service.factory state.changelog.enabled table.dml-sync
+    table.exec.mini-batch.allow-latency table.exec.mini-batch.enabled table.exec.mini-batch.size
+    table.exec.sink.not-null-enforcer table.exec.sink.upsert-materialize table.exec.source.idle-timeout
+    table.exec.state.ttl table.local-time-zone table.optimizer.agg-phase-strategy
     table.optimizer.distinct-agg.split.enabled table.plan.force-recompile taskmanager.load-balance.mode
     taskmanager.memory.flink.size taskmanager.memory.framework.heap.size taskmanager.memory.framework.off-heap.size
-    taskmanager.memory.jvm-metaspace.size taskmanager.memory.jvm-overhead.fraction
-    taskmanager.memory.jvm-overhead.max taskmanager.memory.jvm-overhead.min
-    taskmanager.memory.managed.consumer-weights taskmanager.memory.task.heap.size
+    taskmanager.memory.jvm-metaspace.size taskmanager.memory.jvm-overhead.fraction taskmanager.memory.jvm-overhead.max
+    taskmanager.memory.jvm-overhead.min taskmanager.memory.managed.consumer-weights taskmanager.memory.task.heap.size
     taskmanager.memory.task.off-heap.size taskmanager.network.batch-shuffle.compression.enabled
     taskmanager.network.compression.codec taskmanager.network.memory.buffer-debloat.enabled
     taskmanager.network.memory.buffer-debloat.target taskmanager.network.memory.buffers-per-channel
     taskmanager.network.memory.floating-buffers-per-gate taskmanager.rpc.port web.log.path web.rescale.enable
-    yarn.application-attempt-failures-validity-interval yarn.application-master.port yarn.classpath.include-user-jar
-    yarn.container-start-command-template yarn.flink-dist-jar yarn.heartbeat.container-request-interval
+    yarn.application-attempt-failures-validity-interval yarn.application-master.port yarn.application.priority
+    yarn.classpath.include-user-jar yarn.container-start-command-template yarn.file-replication yarn.flink-dist-jar
+    yarn.heartbeat.container-request-interval
     yarn.provided.lib.dirs yarn.rolled-logs.include-pattern yarn.security.kerberos.localized-keytab-path
     yarn.security.kerberos.ship-local-keytab yarn.taskmanager.node-label
     """.split()  # noqa: SIM905 - one list of words, not 150 lines

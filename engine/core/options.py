@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from engine.core.checkpointing_options import CheckpointingOptions
 from engine.core.config import (
     ConfigOption,
     boolean,
@@ -53,7 +54,7 @@ class JobOptions:
         "pipeline.object-reuse",
         boolean,
         False,
-        "Accepted for compatibility: chained operators always pass objects on without copying.",
+        "Several consumers of one stream share its records; otherwise each but one gets copies.",
     )
     RUNTIME_MODE: Final = ConfigOption(
         "execution.runtime-mode",
@@ -332,7 +333,8 @@ class RestartOptions:
         _restart_strategy,
         "none",
         "What follows a failure: none (off, disable) fails the job; fixed-delay, failure-rate and exponential-delay "
-        "restart it, from the beginning as there are no checkpoints yet.",
+        "restart it from its last checkpoint, or from its beginning. When periodic checkpoints are on, the default is "
+        "exponential-delay.",
         ("restart-strategy",),
     )
     FIXED_ATTEMPTS: Final = ConfigOption(
@@ -402,7 +404,6 @@ class YarnOptions:
     QUEUE: Final = ConfigOption("yarn.application.queue", string, "default", "YARN queue.")
     TYPE: Final = ConfigOption("yarn.application.type", string, "Apache Flink", "Application type that YARN shows.")
     NODE_LABEL: Final = ConfigOption("yarn.application.node-label", string, "", "Node label of all containers.")
-    PRIORITY: Final = ConfigOption("yarn.application.priority", integer, -1, "YARN priority.")
     ID: Final = ConfigOption("yarn.application.id", string, "", "The application to attach to.")
     ATTEMPTS: Final = ConfigOption("yarn.application-attempts", integer, 1, "Attempts of the ApplicationMaster.")
     JM_VCORES: Final = ConfigOption("yarn.appmaster.vcores", integer, 1, "Virtual cores of the ApplicationMaster.")
@@ -422,6 +423,12 @@ class YarnOptions:
     STAGING_DIR: Final = ConfigOption(
         "yarn.staging-directory", string, "", "HDFS folder for shipped files; default: the user's home."
     )
+    ARCHIVES_RETENTION: Final = ConfigOption(
+        "yarn.archives.retention",
+        duration_ms,
+        30 * 86_400_000,
+        "A deployment removes archives of the engine on HDFS that none has used for so long; 0 = never.",
+    )
     TAGS: Final = ConfigOption("yarn.tags", string, "", "Comma-separated YARN application tags.")
     PROPERTIES_FILE_DIR: Final = ConfigOption(
         "yarn.properties-file.location",
@@ -436,11 +443,8 @@ class YarnOptions:
         "fs.hdfs.client",
         string,
         "webhdfs",
-        "webhdfs, libhdfs or native.",
+        "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
-    )
-    HDFS_REPLICATION: Final = ConfigOption(
-        "yarn.file-replication", integer, -1, "HDFS replication of shipped files; -1 = the file system's."
     )
 
 
@@ -506,7 +510,16 @@ FREE_PREFIXES: Final[tuple[str, ...]] = (
 
 def all_options() -> list[ConfigOption[Any]]:
     """Return every option above, in order of the file."""
-    groups = (JobOptions, RestartOptions, ClusterOptions, MemoryOptions, RestOptions, YarnOptions, HaOptions)
+    groups = (
+        JobOptions,
+        CheckpointingOptions,
+        RestartOptions,
+        ClusterOptions,
+        MemoryOptions,
+        RestOptions,
+        YarnOptions,
+        HaOptions,
+    )
     return [value for group in groups for value in vars(group).values() if isinstance(value, ConfigOption)]
 
 

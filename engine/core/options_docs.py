@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from engine.core.config import ConfigOption, boolean, duration_ms, integer, number, string
 from engine.core.options import (
+    CheckpointingOptions,
     ClusterOptions,
     HaOptions,
     JobOptions,
@@ -28,6 +29,7 @@ _SECTIONS: Final[tuple[tuple[str, type], ...]] = (
     ("Memory", MemoryOptions),
     ("REST and dashboard", RestOptions),
     ("Jobs", JobOptions),
+    ("Checkpoints, savepoints and state", CheckpointingOptions),
     ("Restarts", RestartOptions),
     ("YARN and HDFS", YarnOptions),
     ("High availability", HaOptions),

@@ -22,7 +22,16 @@ from typing import Any, Final
 
 from engine.core.errors import Domain, EngineError, ProgramError
 
-__all__ = ["describe_record", "dumps", "is_user_file", "loads", "told_briefly", "user_frames", "user_traceback"]
+__all__ = [
+    "describe_record",
+    "dumps",
+    "dumps_value",
+    "is_user_file",
+    "loads",
+    "told_briefly",
+    "user_frames",
+    "user_traceback",
+]
 
 _OWN_PACKAGES: Final = ("engine", "flink_yarn")
 _SOURCE_SIZE_MAX: Final = 1 << 20  # characters of one file that travel for tracebacks; a longer one is generated code
@@ -63,13 +72,22 @@ def _is_by_value(module: types.ModuleType) -> bool:
     return filename.endswith((".py", ".pyc")) and is_user_file(filename)
 
 
+@functools.lru_cache(1)
+def _modules_seen(num_modules: int) -> tuple[types.ModuleType, ...]:
+    """Looking through all modules takes 2 ms and state is pickled in many pieces: done again when modules came."""
+    return _modules_by_value()
+
+
+def _modules_by_value() -> tuple[types.ModuleType, ...]:
+    return tuple(m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType) and _is_by_value(m))
+
+
 @contextmanager
-def _user_modules_by_value() -> Iterator[None]:
+def _user_modules_by_value(modules: tuple[types.ModuleType, ...]) -> Iterator[None]:
     import cloudpickle
 
     before = cloudpickle.list_registry_pickle_by_value()
-    added = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType) and _is_by_value(m)]
-    added = [module for module in added if module.__name__ not in before]
+    added = [module for module in modules if module.__name__ not in before]
     for module in added:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -145,13 +163,25 @@ def dumps(obj: Any, what: str) -> bytes:
 
     Raises: ProgramError that names the unpicklable thing and how it is reached.
     """
-    with _user_modules_by_value():
+    with _user_modules_by_value(_modules_by_value()):
         try:
             blob, filenames = _pickle(obj)
         except Exception as error:
             raise _explain(obj, what, error) from error
     sources = _sources_of({name for name in filenames if is_user_file(name)})
     return pickle.dumps(_Shipment(sources, blob), protocol=5)
+
+
+def dumps_value(obj: Any, what: str) -> bytes:
+    """Return a value with the classes that it needs, without source lines: for state, of which there is much.
+
+    Raises: ProgramError with Python's reason; what is at fault is not searched for, as in ``dumps``.
+    """
+    with _user_modules_by_value(_modules_seen(len(sys.modules))):
+        try:
+            return _pickle(obj)[0]
+        except Exception as error:
+            raise ProgramError(f"{what} cannot be pickled ({type(error).__name__}: {error})") from error
 
 
 def loads(data: bytes) -> Any:

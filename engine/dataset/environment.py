@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from engine.client.context import ClientContext
 from engine.client.executors import execute_async, warm_up
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
-from engine.common.execution_config import ExecutionConfig
-from engine.common.restart_strategy import RestartStrategyConfiguration
+from engine.common.environment import Environment
 from engine.connectors.simple import CollectionSpec, CollectSinkSpec, SequenceSource
 from engine.connectors.source import Source, SourceSpec
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, EngineError, ProgramError
+from engine.core.errors import EngineError, ProgramError
 from engine.core.options import JobOptions
 from engine.core.user_code import told_briefly
 from engine.dataset.plan import Node, Port, lower
@@ -32,93 +30,25 @@ __all__ = ["ExecutionEnvironment"]
 DEFAULT_JOB_NAME: Final = "Flink Python Job"
 
 
-class ExecutionEnvironment:
+class ExecutionEnvironment(Environment):
     """Holds the sinks of one program, and its configuration."""
 
     def __init__(self, configuration: Configuration | None = None) -> None:
-        # Later wins: cluster files < command line (both by the context) < the program itself.
-        self._config = Configuration(ClientContext.current().configuration)
-        if configuration is not None:
-            self._config.add_all(configuration)
+        super().__init__(configuration)
         self._sinks: list[Node] = []
-        self._cached_files: list[tuple[str, str]] = []
         self._last_result: JobExecutionResult | None = None
         #: what ran last, for the message when there is nothing new to run
         self._last_call = ""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("cannot pickle 'ExecutionEnvironment' object")
-
-    @staticmethod
-    def get_execution_environment(configuration: Configuration | None = None) -> ExecutionEnvironment:
+    @classmethod
+    def get_execution_environment(cls, configuration: Configuration | None = None) -> Self:
         """Return an environment for where the program runs: the cluster of ``flink run``, else this process."""
-        env = ExecutionEnvironment(configuration)
+        env = super().get_execution_environment(configuration)
         warm_up(env._config)
         return env
 
-    @staticmethod
-    def create_local_environment(
-        parallelism: int | None = None, configuration: Configuration | None = None
-    ) -> ExecutionEnvironment:
-        """Return an environment that runs in this process, whatever the context says."""
-        env = ExecutionEnvironment(configuration)
-        env._config.set(JobOptions.TARGET, "local")
-        if parallelism is not None:
-            env.set_parallelism(parallelism)
-        return env
-
-    @staticmethod
-    def create_remote_environment(
-        host: str, port: int, *, parallelism: int | None = None, configuration: Configuration | None = None
-    ) -> ExecutionEnvironment:
-        """Return an environment that submits to the JobManager whose REST port is ``host:port``."""
-        env = ExecutionEnvironment(configuration)
-        env._config.set(JobOptions.TARGET, "remote").set("rest.address", host).set("rest.port", port)
-        if parallelism is not None:
-            env.set_parallelism(parallelism)
-        return env
-
-    # --- settings --------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> ExecutionConfig:
-        return ExecutionConfig(self._config)
-
-    def configure(self, configuration: Configuration) -> None:
-        self._config.add_all(configuration)
-
-    def set_parallelism(self, parallelism: int) -> ExecutionEnvironment:
-        if not isinstance(parallelism, int) or parallelism < 1:
-            raise ConfigError(f"set_parallelism({parallelism!r}): expected a whole number of at least 1.")
-        self._config.set(JobOptions.PARALLELISM, parallelism)
-        return self
-
-    def get_parallelism(self) -> int:
-        return self._config.get(JobOptions.PARALLELISM)
-
-    set_degree_of_parallelism = set_parallelism
-    get_degree_of_parallelism = get_parallelism
-
-    def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> None:
-        """Say what follows a failure of the job, e.g. ``RestartStrategies.fixed_delay_restart(3, 10_000)``."""
-        self.get_config().set_restart_strategy(restart_strategy_configuration)
-
-    def get_restart_strategy(self) -> RestartStrategyConfiguration:
-        return self.get_config().get_restart_strategy()
-
-    def set_default_local_parallelism(self, parallelism: int) -> None:
-        self.set_parallelism(parallelism)
-
-    def get_default_local_parallelism(self) -> int:
-        return self.get_parallelism()
-
-    def register_cached_file(self, path: str, name: str, executable: bool = False) -> None:
-        """Ship a file to all tasks; ``RuntimeContext.get_cached_file(name)`` gives its local path there."""
-        self._cached_files.append((name, path))
-
-    def add_python_file(self, file_path: str) -> None:
-        """Ship a .py file, package folder, zip or wheel with the job; user functions can import it."""
-        known = self._config.get_string(JobOptions.PYTHON_FILES.key)
-        self._config.set(JobOptions.PYTHON_FILES, f"{known},{file_path}" if known else file_path)
+    set_degree_of_parallelism = Environment.set_parallelism
+    get_degree_of_parallelism = Environment.get_parallelism
 
     # --- sources ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +157,7 @@ class ExecutionEnvironment:
             job_name=job_name or self._config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
             config=self._config,
             files=tuple(files),
-            parameters=ExecutionConfig(self._config).get_global_job_parameters(),
+            parameters=self.get_config().get_global_job_parameters(),
             batch=True,
         )
         self._sinks.clear()

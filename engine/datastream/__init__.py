@@ -2,9 +2,17 @@
 
 from engine.connectors.file_sinks import WriteMode
 from engine.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
+from engine.datastream.checkpoint_config import CheckpointConfig, ExternalizedCheckpointCleanup
+from engine.datastream.checkpoint_storage import (
+    CheckpointStorage,
+    FileSystemCheckpointStorage,
+    JobManagerCheckpointStorage,
+)
+from engine.datastream.checkpointing_mode import CheckpointingMode
 from engine.datastream.data_stream import CloseableIterator, ConnectedStreams, DataStream, DataStreamSink
 from engine.datastream.environment import StreamExecutionEnvironment
 from engine.datastream.execution_mode import RuntimeExecutionMode
+from engine.datastream.externalized_checkpoint_retention import ExternalizedCheckpointRetention
 from engine.datastream.functions import (
     AggregateFunction,
     AllWindowFunction,
@@ -33,6 +41,12 @@ from engine.datastream.functions import (
 from engine.datastream.keyed_stream import KeyedStream
 from engine.datastream.output_tag import OutputTag
 from engine.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
+from engine.datastream.state_backend import (
+    EmbeddedRocksDBStateBackend,
+    HashMapStateBackend,
+    PredefinedOptions,
+    StateBackend,
+)
 from engine.datastream.time_domain import TimeDomain
 from engine.datastream.timerservice import TimerService
 from engine.datastream.window import (
@@ -56,6 +70,9 @@ __all__ = [
     "BroadcastProcessFunction",
     "BroadcastStream",
     "BufferTimeout",
+    "CheckpointConfig",
+    "CheckpointStorage",
+    "CheckpointingMode",
     "CloseableIterator",
     "CoFlatMapFunction",
     "CoMapFunction",
@@ -64,10 +81,16 @@ __all__ = [
     "CountWindow",
     "DataStream",
     "DataStreamSink",
+    "EmbeddedRocksDBStateBackend",
+    "ExternalizedCheckpointCleanup",
+    "ExternalizedCheckpointRetention",
+    "FileSystemCheckpointStorage",
     "FilterFunction",
     "FlatMapFunction",
     "Function",
     "GlobalWindow",
+    "HashMapStateBackend",
+    "JobManagerCheckpointStorage",
     "KeySelector",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
@@ -78,6 +101,7 @@ __all__ = [
     "MergingWindowAssigner",
     "OutputTag",
     "Partitioner",
+    "PredefinedOptions",
     "ProcessAllWindowFunction",
     "ProcessFunction",
     "ProcessWindowFunction",
@@ -87,6 +111,7 @@ __all__ = [
     "SinkFunction",
     "SlotSharingGroup",
     "SourceFunction",
+    "StateBackend",
     "StreamExecutionEnvironment",
     "TimeDomain",
     "TimeWindow",

@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from engine.client.context import ClientContext
 from engine.client.executors import execute_async
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
-from engine.common.execution_config import ExecutionConfig
-from engine.common.restart_strategy import RestartStrategyConfiguration
+from engine.common.environment import Environment
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource, SocketTextSpec
 from engine.connectors.source import Boundedness, Source, SourceSpec
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ProgramError
-from engine.core.options import JobOptions
+from engine.core.options import CheckpointingOptions, JobOptions
 from engine.core.type_info import TypeInformation, Types
 from engine.core.user_code import told_briefly
+from engine.datastream.checkpoint_config import CheckpointConfig
+from engine.datastream.checkpointing_mode import CheckpointingMode
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.lowering import is_bounded, lower
 from engine.datastream.row_types import rows_of_type
+from engine.datastream.state_backend import StateBackend, state_backend_of
 from engine.graph.job_graph import JobGraph
 from engine.graph.plan import execution_plan_json
 from engine.graph.stream_graph import build_job_graph
@@ -42,64 +43,14 @@ __all__ = ["StreamExecutionEnvironment"]
 DEFAULT_JOB_NAME = "Flink Streaming Job"
 
 
-class StreamExecutionEnvironment:
+class StreamExecutionEnvironment(Environment):
     """Holds the sources and sinks of one program, and its configuration."""
 
     def __init__(self, configuration: Configuration | None = None) -> None:
-        context = ClientContext.current()
-        # Later wins: cluster files < command line (both by the context) < the program itself.
-        self._config = Configuration(context.configuration)
-        if configuration is not None:
-            self._config.add_all(configuration)
+        super().__init__(configuration)
         self._sinks: list[Transformation] = []
-        self._cached_files: list[tuple[str, str]] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("cannot pickle 'StreamExecutionEnvironment' object")
-
-    @staticmethod
-    def get_execution_environment(configuration: Configuration | None = None) -> StreamExecutionEnvironment:
-        """Return an environment for where the program runs: the cluster of ``flink run``, else this process."""
-        return StreamExecutionEnvironment(configuration)
-
-    @staticmethod
-    def create_local_environment(
-        parallelism: int | None = None, configuration: Configuration | None = None
-    ) -> StreamExecutionEnvironment:
-        """Return an environment that runs in this process, whatever the context says."""
-        env = StreamExecutionEnvironment(configuration)
-        env._config.set(JobOptions.TARGET, "local")
-        if parallelism is not None:
-            env.set_parallelism(parallelism)
-        return env
-
-    @staticmethod
-    def create_remote_environment(
-        host: str, port: int, *, parallelism: int | None = None, configuration: Configuration | None = None
-    ) -> StreamExecutionEnvironment:
-        """Return an environment that submits to the JobManager whose REST port is ``host:port``."""
-        env = StreamExecutionEnvironment(configuration)
-        env._config.set(JobOptions.TARGET, "remote").set("rest.address", host).set("rest.port", port)
-        if parallelism is not None:
-            env.set_parallelism(parallelism)
-        return env
 
     # --- settings ------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> ExecutionConfig:
-        return ExecutionConfig(self._config)
-
-    def configure(self, configuration: Configuration) -> None:
-        self._config.add_all(configuration)
-
-    def set_parallelism(self, parallelism: int) -> StreamExecutionEnvironment:
-        if not isinstance(parallelism, int) or parallelism < 1:
-            raise ConfigError(f"set_parallelism({parallelism!r}): expected a whole number of at least 1.")
-        self._config.set(JobOptions.PARALLELISM, parallelism)
-        return self
-
-    def get_parallelism(self) -> int:
-        return self._config.get(JobOptions.PARALLELISM)
 
     def set_max_parallelism(self, max_parallelism: int) -> StreamExecutionEnvironment:
         if not 0 < max_parallelism <= MAX_PARALLELISM_MAX:
@@ -114,12 +65,57 @@ class StreamExecutionEnvironment:
         self._config.set(JobOptions.RUNTIME_MODE, execution_mode.name)
         return self
 
-    def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> None:
-        """Say what follows a failure of the job, e.g. ``RestartStrategies.fixed_delay_restart(3, 10_000)``."""
-        self.get_config().set_restart_strategy(restart_strategy_configuration)
+    def enable_checkpointing(
+        self, interval: int | None = None, mode: CheckpointingMode | None = None
+    ) -> StreamExecutionEnvironment:
+        """Take a checkpoint every ``interval`` milliseconds (500 if none is given); after a failure the job goes on
+        from the last one."""
+        self.get_checkpoint_config().set_checkpoint_interval(500 if interval is None else interval)
+        if mode is not None:
+            self.get_checkpoint_config().set_checkpointing_mode(mode)
+        return self
 
-    def get_restart_strategy(self) -> RestartStrategyConfiguration:
-        return self.get_config().get_restart_strategy()
+    def get_checkpoint_config(self) -> CheckpointConfig:
+        return CheckpointConfig(self._config)
+
+    def get_checkpoint_interval(self) -> int:
+        return self.get_checkpoint_config().get_checkpoint_interval()
+
+    def get_checkpointing_mode(self) -> CheckpointingMode:
+        return self.get_checkpoint_config().get_checkpointing_mode()
+
+    def get_checkpointing_consistency_mode(self) -> CheckpointingMode:
+        return self.get_checkpointing_mode()
+
+    def is_unaligned_checkpoints_enabled(self) -> bool:
+        return self.get_checkpoint_config().is_unaligned_checkpoints_enabled()
+
+    def is_force_unaligned_checkpoints(self) -> bool:
+        return self.get_checkpoint_config().is_force_unaligned_checkpoints()
+
+    def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
+        """Say where keyed state lives: ``HashMapStateBackend()`` or ``EmbeddedRocksDBStateBackend()``."""
+        state_backend.write_to(self._config)
+        return self
+
+    def get_state_backend(self) -> StateBackend:
+        return state_backend_of(self._config)
+
+    def enable_changelog_state_backend(self, enabled: bool) -> StreamExecutionEnvironment:
+        """Kept for compatibility; it has no effect. Increments: ``execution.checkpointing.incremental``."""
+        self._config.set("state.changelog.enabled", enabled)
+        return self
+
+    def is_changelog_state_backend_enabled(self) -> bool | None:
+        return self._config.get_boolean("state.changelog.enabled", False)
+
+    def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
+        """Set the folder of savepoints for which none is given."""
+        self._config.set(CheckpointingOptions.SAVEPOINT_DIR, directory)
+        return self
+
+    def get_default_savepoint_directory(self) -> str | None:
+        return self._config.get(CheckpointingOptions.SAVEPOINT_DIR) or None
 
     def set_buffer_timeout(self, timeout_millis: int) -> StreamExecutionEnvironment:
         """Set how long a record may wait in an output buffer: 0 = sent at once, -1 = only full buffers,
@@ -144,39 +140,11 @@ class StreamExecutionEnvironment:
         """Accepted for compatibility: slots of this release have equal resources, so only the name counts."""
         return self
 
-    def get_default_local_parallelism(self) -> int:
-        return self.get_parallelism()
-
-    def set_default_local_parallelism(self, parallelism: int) -> None:
-        self.set_parallelism(parallelism)
-
-    def add_python_file(self, file_path: str) -> None:
-        """Ship a .py file, package folder, zip or wheel with the job; user functions can import it."""
-        self._append(JobOptions.PYTHON_FILES.key, file_path)
-
-    def set_python_requirements(self, requirements_file_path: str, requirements_cache_dir: str | None = None) -> None:
-        cached = f"#{requirements_cache_dir}" if requirements_cache_dir else ""
-        self._config.set(JobOptions.PYTHON_REQUIREMENTS, requirements_file_path + cached)
-
-    def add_python_archive(self, archive_path: str, target_dir: str | None = None) -> None:
-        self._append(JobOptions.PYTHON_ARCHIVES.key, archive_path + (f"#{target_dir}" if target_dir else ""))
-
-    def set_python_executable(self, python_exec: str) -> None:
-        self._config.set(JobOptions.PYTHON_EXECUTABLE, python_exec)
-
-    def register_cached_file(self, file_path: str, name: str, executable: bool = False) -> None:
-        """Ship a file to all tasks; ``RuntimeContext.get_cached_file(name)`` gives its local path there."""
-        self._cached_files.append((name, file_path))
-
     def add_jars(self, *jars_path: str) -> None:
         raise ProgramError("add_jars: this engine runs no Java; connectors are Python packages. Remove the call.")
 
     def add_classpaths(self, *classpaths: str) -> None:
         raise ProgramError("add_classpaths: this engine runs no Java. Use add_python_file for Python code.")
-
-    def _append(self, key: str, value: str) -> None:
-        known = self._config.get_string(key)
-        self._config.set(key, f"{known},{value}" if known else value)
 
     # --- sources -------------------------------------------------------------------------------------------------
 
@@ -229,7 +197,7 @@ class StreamExecutionEnvironment:
             spec, bounded = SourceSpec(source), source.boundedness is Boundedness.BOUNDED
         else:
             raise ProgramError(f"from_source: {source!r} is not a source; expected FileSource.…build() or the like.")
-        produced = type_info or getattr(source, "produced_type", None)
+        produced = type_info or getattr(source, "produced_type", None) or getattr(source, "type_info", None)
         parallelism = getattr(source, "parallelism", None)
         stream = self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
         if watermark_strategy.out_of_orderness_ms is None and watermark_strategy.timestamp_assigner is None:
@@ -294,7 +262,7 @@ class StreamExecutionEnvironment:
             job_name=job_name or self._config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
             config=self._config,
             files=tuple(files),
-            parameters=ExecutionConfig(self._config).get_global_job_parameters(),
+            parameters=self.get_config().get_global_job_parameters(),
             batch=batch,
         )
         return job_graph, paths

@@ -4,6 +4,7 @@ Rules, each a function that changes nodes in place:
 - endless input: file sinks show what they have written when the job is cancelled;
 - batch: keyed aggregations emit one final result per key, and ``sum/min/max`` are pre-aggregated before the exchange;
 - batch: event time advances once, at the end of all input, so that nothing is late; processing time ends there too;
+- aggregations whose input is columns work on columns (``vectorise``);
 - a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
 
 The user's own graph is never changed: rules work on a copy.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
 from engine.connectors.file_system import FileSinkSpec
 from engine.connectors.source import SourceSpec
+from engine.datastream.vectorise import vectorise
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.stateless import FlatMapSpec
@@ -64,6 +66,9 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         for node in reachable(rewritten):
             _end_time_with_input(node)
             _emit_final(node)
+    vectorise(reachable(rewritten))
+    if batch:
+        for node in reachable(rewritten):
             _pre_aggregate(node)
     return rewritten
 

@@ -16,6 +16,7 @@ from engine.time.assigners import (
     TumblingProcessingTimeWindows,
     WindowAssigner,
 )
+from engine.time.cumulating_windows import CumulatingEventTimeWindows
 from engine.time.evictors import CountEvictor, DeltaEvictor, Evictor, TimeEvictor, TimestampedValue
 from engine.time.triggers import (
     ContinuousEventTimeTrigger,
@@ -39,6 +40,7 @@ __all__ = [
     "CountTrigger",
     "CountTumblingWindowAssigner",
     "CountWindow",
+    "CumulatingEventTimeWindows",
     "DeltaEvictor",
     "DeltaTrigger",
     "DynamicEventTimeSessionWindows",

@@ -16,6 +16,7 @@ from engine.core.type_info import TypeInformation
 from engine.datastream.key_selectors import as_key_selector
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import FieldAggregate
+from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates, WindowRecord
 from engine.operators.functions import (
     AggregateFunction,
     CoGroupFunction,
@@ -25,6 +26,7 @@ from engine.operators.functions import (
     ReduceFunction,
 )
 from engine.operators.interval_join import IntervalJoinSpec, ProcessJoinFunction
+from engine.operators.keys import ComposedKey
 from engine.operators.process_functions import (
     AllWindowFunction,
     ProcessAllWindowFunction,
@@ -173,15 +175,34 @@ class _OneStream(_Windows):
 
     def aggregate(
         self,
-        aggregate_function: AggregateFunction,
+        aggregate_function: AggregateFunction | FieldAggregateOf,
         window_function: Any = None,
-        accumulator_type: TypeInformation | None = None,
-        output_type: TypeInformation | None = None,
+        accumulator_type: TypeInformation | FieldAggregateOf | None = None,
+        output_type: TypeInformation | FieldAggregateOf | None = None,
+        *more: FieldAggregateOf,
     ) -> DataStream:
-        """Add the elements of a window to an accumulator one by one; only that is kept."""
+        """Add the elements of a window to an accumulator one by one; only that is kept.
+
+        Ours beside PyFlink's: built-in aggregates, as many as wanted, e.g. ``aggregate(count(), sum_("amount"))``; the
+        results are (key…, window start, window end, aggregates…).
+        """
+        if isinstance(aggregate_function, FieldAggregateOf):
+            given = (aggregate_function, window_function, accumulator_type, output_type, *more)
+            return self._built_in([aggregate for aggregate in given if aggregate is not None])
         _check_kind("aggregate", aggregate_function, AggregateFunction)
+        assert isinstance(output_type, TypeInformation | None)
         self._check_window_function("aggregate", window_function)
         return self._result(_name(aggregate_function), window_function, AggregateFold(aggregate_function), output_type)
+
+    def _built_in(self, aggregates: list[Any]) -> DataStream:
+        for aggregate in aggregates:
+            _check_kind("aggregate", aggregate, FieldAggregateOf)
+        if self._key_selector is None:
+            raise ProgramError("aggregate(count(), …) is for keyed windows: call key_by(…) before window(…).")
+        selector = self._key_selector
+        num_keys = len(selector.fields) if isinstance(selector, ComposedKey) else 1
+        what = ", ".join(aggregate.column_name for aggregate in aggregates)
+        return self._result(what, WindowRecord(num_keys), AggregateFold(RowAggregates(aggregates)), None)
 
     def _check_window_function(self, method: str, window_function: Any) -> None:
         if window_function is not None:

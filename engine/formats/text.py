@@ -33,9 +33,10 @@ def normal_charset(charset: str) -> str:
 
 
 def is_byte_newline_charset(charset: str) -> bool:
-    """Return whether the byte 0x0A always is a newline, so that a file may be cut at any byte (not so in UTF-16)."""
+    """Return whether the byte 0x0A always is a newline, so that a file may be cut at any byte (not so in UTF-16,
+    nor where bytes before switch what it means)."""
     name = codecs.lookup(charset).name
-    return not name.startswith(("utf-16", "utf-32", "utf-7", "hz")) and "\n".encode(name) == b"\n"
+    return not name.startswith(("utf-16", "utf-32", "utf-7", "hz", "iso2022")) and "\n".encode(name) == b"\n"
 
 
 def lines_of_range(chunks: Iterable[bytes], start: int, end: int) -> Iterator[tuple[int, bytes]]:

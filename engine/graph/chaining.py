@@ -131,7 +131,8 @@ def _chain_spec(made: _Chain, ids: dict[StreamNode, OperatorID]) -> ChainSpec:
         for node in made.nodes
     )
     exits = tuple(Exit(index[e.source], e.side_tag, e.partitioning) for e in made.exits)
-    return ChainSpec(operators, exits)
+    hashed = (e for e in made.nodes[0].inputs if e.partitioning.strategy is ShipStrategy.HASH)
+    return ChainSpec(operators, exits, {e.input_index: e.partitioning.key_selector for e in hashed})
 
 
 def _pickle_chain(spec: ChainSpec, name: str) -> bytes:
@@ -274,6 +275,8 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
         coordinators=_coordinators_of(made, ids),
         is_source=not made.head.inputs,
         is_bounded=made.head.is_bounded,
+        is_parallel=not any(node.transformation.forced_non_parallel for node in made.nodes),
+        follows_default=all(node.transformation.parallelism is None for node in made.nodes),
     )
 
 

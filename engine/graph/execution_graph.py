@@ -5,6 +5,7 @@ REST shows. Pure data with guarded transitions; all changes come from ``runtime/
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,8 +89,8 @@ class ExecutionVertex:
 
     def find(self, attempt_number: int) -> Execution | None:
         """Return the attempt with that number; None if there was none or it is forgotten."""
-        index = attempt_number - self.attempts[0].attempt_number
-        return self.attempts[index] if 0 <= index < len(self.attempts) else None
+        # Numbers have gaps: a restart of other regions counts too.
+        return next((attempt for attempt in reversed(self.attempts) if attempt.attempt_number == attempt_number), None)
 
     @property
     def name(self) -> str:
@@ -150,19 +151,34 @@ class ExecutionGraph:
         self.accumulator_results: dict[str, tuple[str, Any]] = {}
         self.story: deque[str] = deque(maxlen=STORY_LENGTH_MAX)
         self.vertices: dict[JobVertexID, ExecutionJobVertex] = {}
+        self._build_vertices()
+        self.new_attempts(0, now_ms)
+
+    def _build_vertices(self) -> None:
+        job_graph, former = self.job_graph, self.vertices
+        self.vertices = {}
         for vertex in job_graph.vertices:
-            subtasks = [ExecutionVertex(vertex, i, []) for i in range(vertex.parallelism)]
+            known = former[vertex.vertex_id].subtasks if former else []
+            histories = [subtask.attempts for subtask in known] + [[] for _ in range(vertex.parallelism)]
+            subtasks = [ExecutionVertex(vertex, i, histories[i]) for i in range(vertex.parallelism)]
             self.vertices[vertex.vertex_id] = ExecutionJobVertex(
                 vertex,
                 subtasks,
                 [edge for edge in job_graph.edges if edge.target_id == vertex.vertex_id],
                 [edge for edge in job_graph.edges if edge.source_id == vertex.vertex_id],
             )
-        self.new_attempts(0, now_ms)
 
-    def new_attempts(self, attempt_number: int, now_ms: int) -> None:
-        """Give every subtask a new current attempt; the oldest former ones are forgotten."""
+    def rescale(self, job_graph: JobGraph) -> None:
+        """The next attempts are those of ``job_graph``, the same job at another parallelism (``graph/rescale``). No
+        attempt may be live. What subtasks that are no more had done is forgotten."""
+        self.job_graph = job_graph
+        self._build_vertices()
+
+    def new_attempts(self, attempt_number: int, now_ms: int, vertices: Collection[JobVertexID] | None = None) -> None:
+        """Give every subtask (of ``vertices``) a new current attempt; the oldest former ones are forgotten."""
         for subtask in self.all_subtasks():
+            if vertices is not None and subtask.job_vertex.vertex_id not in vertices:
+                continue
             attempt_id = ExecutionAttemptID.of(subtask.job_vertex.vertex_id, subtask.subtask_index, attempt_number)
             attempt = Execution(attempt_id, attempt_number, now_ms)
             attempt.timestamps[ExecutionState.CREATED] = now_ms

@@ -60,6 +60,8 @@ class Exit:
 class ChainSpec:
     operators: tuple[ChainedOperator, ...]
     exits: tuple[Exit, ...]
+    #: by logical input of the head, what records are keyed by on their way here (HASH edges only)
+    input_keys: dict[int, Any] = field(default_factory=dict)
 
 
 # --- what the JobManager sees ---------------------------------------------------------------------------------------
@@ -107,6 +109,8 @@ class JobVertex:
     coordinators: dict[OperatorID, bytes] = field(default_factory=dict)
     is_source: bool = False
     is_bounded: bool = True
+    is_parallel: bool = True  #: may have another parallelism than 1
+    follows_default: bool = True  #: no operator of the chain had a parallelism of its own
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import JobID
-from engine.core.options import JobOptions
+from engine.core.options import CheckpointingOptions, JobOptions
 from engine.graph.job_graph import JobGraph, JobType
 from engine.graph.transformation import (
     DEFAULT_SLOT_SHARING_GROUP,
@@ -352,13 +352,16 @@ def build_job_graph(
 
     stream_graph = build_stream_graph(sinks_and_ends, config, batch)
     vertices, edges = chain(stream_graph)
+    job_config = config.to_dict()
+    if stream_graph.job_type is JobType.BATCH:
+        job_config[CheckpointingOptions.INTERVAL.key] = "0"  # whatever the cluster says: none are taken
     job_graph = JobGraph(
         job_id=job_id or JobID.generate(),
         name=job_name or config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
         job_type=stream_graph.job_type,
         vertices=vertices,
         edges=edges,
-        config=config.to_dict(),
+        config=job_config,
         files=files,
         parameters=dict(parameters or {}),
     )

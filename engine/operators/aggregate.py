@@ -1,7 +1,8 @@
 """Keyed rolling reduce, sum, min, max, min_by, max_by on rows, and the pre-aggregation before an exchange.
 
 Streaming emits one result per record; with ``emit_final`` (batch) only the last one per key, when the input has ended.
-State is a dict of this operator. Not here: windows, changelogs, the columnar sum (``operators/text``).
+State is a dict of this operator, in checkpoints the value state ``$aggregate``; the pre-aggregation hands on what it
+holds before each barrier. Not here: windows, changelogs, the columnar sum (``operators/text``).
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
-from engine.operators.keyed import Keys, last_row
-from engine.operators.keys import FieldKey, canonical_key, field_of
+from engine.operators.keyed import Keys, last_row, open_mapping, see_keys
+from engine.operators.keys import NAN, FieldKey, canonical_key, field_of
+from engine.state.heap_states import MISSING
+from engine.state.mapping_part import MappingPart
 
 __all__ = ["AGGREGATE_KINDS", "CombineAggregateSpec", "FieldAggregate", "KeyedAggregateSpec", "KeyedReduceSpec"]
 
 AGGREGATE_KINDS: Final = ("sum", "min", "max", "min_by", "max_by")
+#: Of the values so far, in checkpoints.
+STATE_NAME: Final = "$aggregate"
 #: Keys that a pre-aggregation holds before it hands them on; some tens of MB of small records.
 COMBINE_KEYS_MAX: Final = 200_000
 #: A pre-aggregation that leaves more than this share of its records is not worth its cost: it steps aside.
@@ -208,11 +213,23 @@ class _KeyedReduceOperator(Operator):
         self._emit_final = emit_final
         #: key → value so far; keys are canonical (``canonical_key``)
         self.state: dict[Any, Any] = {}
+        #: False when another operator keeps the state, or hands it on before each barrier
+        self.registers_state = True
+        self._part: MappingPart | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self.keys.open(ctx)
         self._reducer.open(ctx)
+        if self.registers_state:
+            self._part = open_mapping(
+                ctx,
+                STATE_NAME,
+                items=lambda: self.state.items(),
+                get=lambda key: self.state.get(key, MISSING),
+                put=lambda key, value: self.state.__setitem__(key, value),
+                size=lambda: len(self.state),
+            )
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
@@ -226,8 +243,11 @@ class _KeyedReduceOperator(Operator):
         reduce = self._reducer.call
         results: list[Any] = []
         row = key = None
+        keys = self.keys.of(rows)
+        if self._part is not None and self._part.wants_keys:
+            see_keys(self._part, self.keys, keys, rows)
         try:
-            for key, row in zip(self.keys.of(rows), rows, strict=True):
+            for key, row in zip(keys, rows, strict=True):
                 try:
                     so_far = state[key]
                 except KeyError:
@@ -274,6 +294,9 @@ class _PairSumOperator(Operator):
 
     def __init__(self, key_selector: Any, aggregate: FieldAggregate, emit_final: bool) -> None:
         self._general = _KeyedReduceOperator(key_selector, aggregate, emit_final)
+        self._general.registers_state = False
+        self.registers_state = True
+        self._part: MappingPart | None = None
         self._aggregate = aggregate
         self._emit_final = emit_final
         self._by_first = key_selector == FieldKey(0)
@@ -285,9 +308,37 @@ class _PairSumOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self._general.open(ctx, out)
+        if self.registers_state:
+            self._part = open_mapping(
+                ctx,
+                STATE_NAME,
+                items=lambda: itertools.chain(
+                    self._general.state.items(), zip(self.sums, self._results(), strict=True)
+                ),
+                get=self._result_of,
+                put=self._restore,
+                size=lambda: len(self.sums) + len(self._general.state),
+            )
+
+    def _result_of(self, key: Any) -> Any:
+        if key in self.sums:
+            return (key if self._by_first else self._firsts[key], self.sums[key])
+        return self._general.state.get(key, MISSING)
+
+    def _restore(self, key: Any, value: Any) -> None:
+        is_pair = type(value) is tuple and len(value) == 2
+        if self._general.state or not is_pair or (self._by_first and canonical_key(value[0]) != key is not NAN):
+            self._general.state[key] = value
+            return
+        self.sums[key] = value[1]
+        if not self._by_first:
+            self._firsts[key] = value[0]
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
+        if self._part is not None and self._part.wants_keys:
+            keys = self._general.keys
+            see_keys(self._part, keys, keys.of(batch.rows), batch.rows)
         if self._general.state or set(map(type, batch.rows)) != {tuple} or set(map(len, batch.rows)) != {2}:
             self._general.state.update(zip(self.sums, self._results(), strict=True))
             self.sums, self._firsts = {}, {}
@@ -372,7 +423,9 @@ class _CombineOperator(Operator):
     """Runs the final aggregation on what comes by, hands its state on when it grows large and at the end."""
 
     def __init__(self, spec: KeyedAggregateSpec, keys_max: int) -> None:
-        self._aggregation: Any = spec.build()
+        aggregation: Any = spec.build()
+        aggregation.registers_state = False
+        self._aggregation = aggregation
         self._keys_max = keys_max
         self._rows_since_flush = 0
         self._passes_through = False
@@ -405,6 +458,9 @@ class _CombineOperator(Operator):
         # What is held belongs before the watermark.
         self._flush()
         self.out.emit_watermark(watermark_ms)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._flush()
 
     def end_superstep(self, superstep: int) -> None:
         self._flush()

@@ -4,8 +4,8 @@ Everything here is called by the task's mailbox thread, never concurrently. One 
 emits by calling its Output, which hands the batch straight to the next operator of the chain or to an exit.
 
 Life of an operator: ``OperatorSpec.build()`` → ``open`` → (``process_batch`` | ``process_watermark`` |
-``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → ``close``. ``close`` is always called,
-also after a failure or a cancel; it must not emit.
+``handle_event`` | ``on_timer``)* → ``end_input`` once per input → ``finish`` → (until ``holds_end`` is False) →
+``close``. ``close`` is always called, also after a failure or a cancel; it must not emit.
 
 Configuration (``OperatorSpec``: immutable, pickled with cloudpickle) is not logic (``Operator``), which is not state.
 """
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
@@ -25,6 +25,7 @@ from engine.operators.functions import RuntimeContext
 from engine.state.parts import OperatorStateRegistry
 
 __all__ = [
+    "BATCH_ONLY",
     "CoordinatorContext",
     "CoordinatorSpec",
     "JobOutcome",
@@ -121,6 +122,15 @@ class Operator(abc.ABC):
     def finish(self) -> None:
         """All inputs have ended: emit what is left. Not called when the task fails or is cancelled."""
 
+    def holds_end(self) -> bool:
+        """Asked after ``finish``: True = the task stays RUNNING and takes part in checkpoints until this is False, e.g.
+        because what was written last can be committed only when a checkpoint has completed. Must be cheap."""
+        return False
+
+    def release_end(self) -> None:
+        """Called after ``finish`` while ``holds_end``, when no checkpoint will come any more (there are none, or the
+        job stops with a savepoint): do now what waited for one."""
+
     def close(self) -> None:
         """Give back files, threads and sockets. Called once, always."""
 
@@ -154,7 +164,8 @@ class Operator(abc.ABC):
         return None
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
-        """The checkpoint is durable. May come late or, when a later one completed, not at all; must not emit."""
+        """The checkpoint is durable and what it offered is committed. May come late or, when a later one completed, not
+        at all; must not emit."""
 
     def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
@@ -180,6 +191,12 @@ class SourceOperator(Operator):
         """The job is being cancelled (or stopped): stop reading. ``close`` follows."""
 
 
+#: ``OperatorSpec.not_checkpointed`` of batch operators.
+BATCH_ONLY: Final = (
+    "it belongs to a batch job: what it holds is made again from its input, and batch jobs take no checkpoints"
+)
+
+
 class OperatorSpec(abc.ABC):
     """Immutable description of an operator, made by the API, pickled into the JobGraph."""
 
@@ -189,6 +206,9 @@ class OperatorSpec(abc.ABC):
     inputs_first: tuple[int, ...] = ()
     #: True when nothing is emitted before all input has ended: a natural cut between stages.
     blocks: bool = False
+    #: Why the operator cannot take part in checkpoints, though it keeps something; "" = it takes part. Jobs with such
+    #: an operator decline checkpoints with this sentence instead of losing state.
+    not_checkpointed: str = ""
 
     @abc.abstractmethod
     def build(self) -> Operator: ...
@@ -218,6 +238,8 @@ class CoordinatorContext:
     send_event: Callable[[int, object], None]
     #: Rises with each restart of the job; coordinators are made anew then. Subtasks' attempts have it at least.
     attempt_number: int = 0
+    #: the same as in the subtasks' OperatorContext: marks what operator and coordinator leave in shared places
+    operator_id: OperatorID | None = None
 
 
 class OperatorCoordinator:
@@ -252,11 +274,19 @@ class OperatorCoordinator:
         return b""
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
-        """The checkpoint is durable: commit. An exception fails the job, which restarts from this very checkpoint and
-        gets them again by ``restore``."""
+        """The checkpoint is durable: commit. An exception fails the job, which restarts from this checkpoint or a later
+        one and gets them again by ``restore``: subtasks offer them until all coordinators have returned from here."""
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
+
+    def check_end(self, outcome: JobOutcome) -> None:
+        """Called for all coordinators of the job before ``job_ended(outcome)`` of any, unless it FAILED: raise now what
+        would make that fail, so that no other's output is shown either. Changes nothing that others see."""
+
+    def published(self) -> Sequence[str]:
+        """Return what ``job_ended`` has shown so far; told to the user when it, or that of another one, fails."""
+        return ()
 
     def job_ended(self, outcome: JobOutcome) -> None:
         """All tasks are done and gone: commit (FINISHED) or clean up. The job's status changes after this returns.

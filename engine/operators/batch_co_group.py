@@ -11,7 +11,7 @@ from typing import Any, final
 
 from engine.core.errors import UserCodeError
 from engine.core.records import Batch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import MultiResultFunction
 from engine.operators.batch_group import GroupTable
 from engine.operators.batch_keys import BoundKeys
@@ -26,6 +26,7 @@ __all__ = ["CoGroupSpec"]
 class CoGroupSpec(OperatorSpec):
     """Call ``function(rows of input 0, rows of input 1)`` for each key of either input."""
 
+    not_checkpointed = BATCH_ONLY
     first_key: Any
     second_key: Any
     function: Any

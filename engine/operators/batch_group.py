@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Final, final
 
 from engine.core.records import Batch, RowBatch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import MultiResultFunction
 from engine.operators.batch_keys import BoundKeys
 from engine.operators.batch_order import Ordering, keys_of, normal_key
@@ -163,6 +163,7 @@ class _Peekable:
 class GroupReduceSpec(OperatorSpec):
     """Call ``function(rows of a group)`` for each key; without a key for all rows of the subtask as one group."""
 
+    not_checkpointed = BATCH_ONLY
     key: Any  #: key selector, or None
     function: Any
     order: tuple[tuple[Any, bool], ...] = ()
@@ -275,6 +276,7 @@ class _GroupOf:
 class GroupCombineSpec(OperatorSpec):
     """Like GroupReduceSpec, but a group may come in several parts: memory is emptied by calling the function."""
 
+    not_checkpointed = BATCH_ONLY
     key: Any  #: key selector, or None
     function: Any
     order: tuple[tuple[Any, bool], ...] = ()
@@ -326,6 +328,7 @@ class _GroupCombine(Operator):
 class FirstInGroupSpec(OperatorSpec):
     """Keep the first ``n`` rows of each group; without a key of the subtask."""
 
+    not_checkpointed = BATCH_ONLY
     key: Any  #: key selector, or None
     n: int
     order: tuple[tuple[Any, bool], ...] = ()

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import Domain, EngineError
 from engine.core.records import Batch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import Collector, bound, takes_collector
 from engine.operators.batch_keys import BoundKeys, missing_field
 from engine.operators.batch_order import keys_of
@@ -94,6 +94,7 @@ class _PairFunction:
 class HashJoinSpec(OperatorSpec):
     """Equi-join of input 0 and input 1. ``keep_first``/``keep_second``: rows without a partner come out with None."""
 
+    not_checkpointed = BATCH_ONLY
     first_key: Any
     second_key: Any
     function: Any = None
@@ -376,6 +377,7 @@ def _distribute(parts: list[_Partition], keys: list[Any], rows: list[Any], depth
 class CrossSpec(OperatorSpec):
     """Every pair of a row of input 0 and one of input 1. ``build_side``: the input kept, to be sent to all subtasks."""
 
+    not_checkpointed = BATCH_ONLY
     function: Any = None
     build_side: int = 1
     num_inputs: int = field(default=2, init=False)

@@ -17,7 +17,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import UserCodeError
 from engine.core.records import Batch, Row, RowBatch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_functions import method_of
 from engine.operators.batch_keys import BoundKeys, missing_field
 from engine.operators.batch_order import first_of, keys_of, normal_key, order_key
@@ -307,6 +307,7 @@ class FoldSpec(OperatorSpec):
     ``reads_pairs``, ``writes_pairs``: records are (key, partial row), for folds that may change what the key came from.
     """
 
+    not_checkpointed = BATCH_ONLY
     key: Any  #: key selector, or None
     fold: Fold
     reads_pairs: bool = False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from engine.core.records import Batch, RowBatch
-from engine.operators.base import Operator, OperatorSpec
+from engine.operators.base import BATCH_ONLY, Operator, OperatorSpec
 from engine.operators.functions import MapFunction, RuntimeContext
 
 __all__ = ["CountSpec", "NumberRows", "PassSpec"]
@@ -34,6 +34,7 @@ class _Pass(Operator):
 class CountSpec(OperatorSpec):
     """Emit (subtask, number of its records) at the end."""
 
+    not_checkpointed = BATCH_ONLY
     blocks = True
 
     def build(self) -> Operator:

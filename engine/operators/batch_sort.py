@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.records import Batch, RowBatch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_keys import BoundKeys
 from engine.operators.batch_order import Ordering
 from engine.operators.batch_spill import Run, chunks_of, memory_budget, rows_bytes, write_run
@@ -90,6 +90,7 @@ class ExternalSorter:
 class SortPartitionSpec(OperatorSpec):
     """Sort each subtask's records by ``fields``: (key selector, ascending)."""
 
+    not_checkpointed = BATCH_ONLY
     fields: tuple[tuple[Any, bool], ...]
     blocks = True
 

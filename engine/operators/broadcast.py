@@ -108,8 +108,7 @@ class _BroadcastOperator(ProcessOperator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._store = OperatorStateStore()
-        states = _BroadcastStates(self._descriptors, self._store)
+        states = _BroadcastStates(self._descriptors, ctx.state.operator_states())
         self._process_ctx = _ReadOnlyContext(self._timer_service, self._backend, states)
         self._writable_ctx = _WritableContext(self._timer_service, states)
 

@@ -250,13 +250,35 @@ class SinkFunction(Function):
 
 
 class SourceFunction(Function):
-    """A source written in Python: ``run`` yields records until it returns or ``cancel`` is called; parallelism 1."""
+    """A source written in Python: ``run`` yields records until it returns or ``cancel`` is called; parallelism 1.
+
+    After a restart it begins anew, unless it overrides ``snapshot_state`` and ``restore_state``::
+
+        def run(self):
+            while self.offset < 1000:
+                self.offset += 1
+                yield read_at(self.offset - 1)
+
+        def snapshot_state(self):
+            return self.offset
+
+        def restore_state(self, state):
+            self.offset = state
+    """
 
     @abc.abstractmethod
     def run(self) -> Iterable[Any]: ...
 
     def cancel(self) -> None:
         pass
+
+    def snapshot_state(self) -> Any:
+        """Return from where to go on behind the record that ``run`` has just yielded. Called after each record, in the
+        thread of ``run``: cheap, and a value that does not change afterwards (a number, a tuple; no list of yours)."""
+        return None
+
+    def restore_state(self, state: Any) -> None:
+        """Called before ``run`` with what ``snapshot_state`` returned."""
 
 
 # --- DataSet API; results are iterables, as in Flink's Python DataSet API, or a collector's calls ---------------------

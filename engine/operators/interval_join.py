@@ -16,10 +16,9 @@ from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.functions import Function
-from engine.operators.keyed import Keys, open_keyed_state
+from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.results import Results
 from engine.state.descriptors import MapStateDescriptor
-from engine.state.timers import TimerService
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 __all__ = ["IntervalJoinSpec", "ProcessJoinFunction"]
@@ -95,11 +94,12 @@ class _IntervalJoinOperator(Operator):
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((spec.lower_ms, spec.upper_ms), (-spec.upper_ms, -spec.lower_ms))
         self._context = _Context()
+        self.backend: Any = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self.backend = open_keyed_state(ctx)
-        self.timers = TimerService(ctx.runtime_context.get_max_number_of_parallel_subtasks())
+        self.timers = open_timers(ctx)
         #: of each side: event time → records
         self._buffers = [self.backend.map_state(MapStateDescriptor(f"$interval-join-{side}")) for side in range(2)]
         self._results = Results(out, self._spec.output_type, "process_element")
@@ -109,9 +109,13 @@ class _IntervalJoinOperator(Operator):
         self._function.open(ctx)
 
     def close(self) -> None:
-        self._function.close()
-        for keys in self._keys:
-            keys.close()
+        try:
+            self._function.close()
+            for keys in self._keys:
+                keys.close()
+        finally:
+            if self.backend is not None:
+                self.backend.close()
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)

@@ -21,6 +21,7 @@ from typing import Any, Final, final
 
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.operators.base import (
+    BATCH_ONLY,
     CoordinatorSpec,
     Operator,
     OperatorContext,
@@ -104,6 +105,7 @@ def _loop_dir(ctx: OperatorContext, loop_id: str) -> str:
 class LoopIntakeSpec(OperatorSpec):
     """Keeps the initial rows for the head."""
 
+    not_checkpointed = BATCH_ONLY
     loop_id: str
 
     def build(self) -> Operator:
@@ -135,6 +137,7 @@ class _Intake(Operator):
 class LoopHeadSpec(OperatorSpec):
     """Source of the loop body: emits what is fed back, superstep by superstep, and the result to ``RESULT_TAG``."""
 
+    not_checkpointed = BATCH_ONLY
     loop_id: str
     supersteps_max: int
     #: names of the tails that must end a superstep: "feedback" and, with a criterion, "termination"
@@ -244,6 +247,7 @@ class _Head(SourceOperator):
 class LoopTailSpec(OperatorSpec):
     """End of the loop body. ``tail``: "feedback" keeps rows for the next superstep, "termination" counts them."""
 
+    not_checkpointed = BATCH_ONLY
     loop_id: str
     tail: str
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
-from collections.abc import Iterator
-from typing import Any, final
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.config import Configuration
+from engine.core.options import CheckpointingOptions
 from engine.operators.base import OperatorContext
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
@@ -20,17 +24,131 @@ from engine.state.descriptors import (
     ValueStateDescriptor,
 )
 from engine.state.heap_backend import HeapKeyedStateBackend
+from engine.state.mapping_part import MappingPart
 from engine.state.states import AggregatingState, ListState, MapState, ReducingState, ValueState
+from engine.state.timers import TimerService
 
-__all__ = ["Keys", "NamespaceStateStore", "last_row", "open_keyed_state"]
+if TYPE_CHECKING:
+    from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+
+__all__ = [
+    "KEYED_PART",
+    "TIMERS_PART",
+    "Keys",
+    "NamespaceStateStore",
+    "is_incremental",
+    "last_row",
+    "open_keyed_state",
+    "open_mapping",
+    "open_timers",
+    "owner_of",
+    "see_keys",
+]
+
+
+#: Names of parts of state in checkpoints, for good.
+KEYED_PART: Final = "keyed"
+TIMERS_PART: Final = "timers"
 
 
 def open_keyed_state(ctx: OperatorContext) -> KeyedStateBackend:
-    """Return the keyed state of an operator; from now on its RuntimeContext gives it out to the user's function."""
-    runtime_context = ctx.runtime_context
-    backend = HeapKeyedStateBackend(ctx.clock, runtime_context.get_max_number_of_parallel_subtasks())
-    runtime_context._keyed_state = backend
+    """Return the keyed state of an operator, restored, in the backend that ``state.backend.type`` names; from now on
+    its RuntimeContext gives it out to the user's function. Whoever opens it closes it."""
+    kind = Configuration(ctx.config).get(CheckpointingOptions.BACKEND)
+    backend = _open_rocksdb(ctx) if kind == "rocksdb" else _open_heap(ctx)
+    try:
+        ctx.state.add_keyed(KEYED_PART, backend)
+    except BaseException:
+        backend.close()
+        raise
+    ctx.runtime_context._keyed_state = backend
     return backend
+
+
+def _open_heap(ctx: OperatorContext) -> HeapKeyedStateBackend:
+    return HeapKeyedStateBackend(
+        ctx.clock,
+        ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+        owner=owner_of(ctx),
+        incremental=is_incremental(ctx),
+    )
+
+
+def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
+    from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+
+    runtime_context = ctx.runtime_context
+    # Unique among all subtasks, attempts and jobs that may ever share a folder of checkpoints.
+    whose = (
+        ctx.job_id,
+        ctx.operator_id,
+        runtime_context.get_index_of_this_subtask(),
+        runtime_context.get_attempt_number(),
+    )
+    session = hashlib.blake2b(repr(whose).encode(), digest_size=8).hexdigest()
+    root = Configuration(ctx.config).get(CheckpointingOptions.ROCKSDB_LOCAL_DIR) or ctx.work_dir
+    return RocksDBKeyedStateBackend(
+        ctx.clock,
+        runtime_context.get_max_number_of_parallel_subtasks(),
+        folder=os.path.join(root, f"rocksdb-{session}"),
+        memory_bytes=ctx.memory_bytes,
+        session=session,
+        owner=owner_of(ctx),
+    )
+
+
+def open_timers(ctx: OperatorContext) -> TimerService:
+    """Return the timers of an operator, restored. They are in memory whatever the backend of keyed state is."""
+    timers = TimerService(
+        ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+        owner=owner_of(ctx),
+        incremental=is_incremental(ctx),
+    )
+    ctx.state.add_keyed(TIMERS_PART, timers)
+    return timers
+
+
+def open_mapping(
+    ctx: OperatorContext,
+    state_name: str,
+    *,
+    items: Callable[[], Iterable[tuple[Any, Any]]],
+    get: Callable[[Any], Any],
+    put: Callable[[Any, Any], None],
+    size: Callable[[], int],
+) -> MappingPart:
+    """Register a table of the operator's own as its keyed state; ``put`` is called at once with what is restored."""
+    part = MappingPart(
+        state_name,
+        ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+        items=items,
+        get=get,
+        put=put,
+        size=size,
+        owner=owner_of(ctx),
+        incremental=is_incremental(ctx),
+    )
+    ctx.state.add_keyed(KEYED_PART, part)
+    return part
+
+
+def see_keys(part: MappingPart, keys: Keys, of_rows: list[Any], rows: list[Any]) -> None:
+    """Tell a mapping the keys of a batch. Raises UserCodeError when one cannot be a key."""
+    try:
+        part.see(of_rows)
+    except TypeError:
+        for key, row in zip(of_rows, rows, strict=True):
+            keys.check(key, row)
+        raise
+
+
+def owner_of(ctx: OperatorContext) -> str:
+    """Return how messages about an operator's state name it."""
+    return f"Operator {ctx.operator_name!r}"
+
+
+def is_incremental(ctx: OperatorContext) -> bool:
+    return Configuration(ctx.config).get(CheckpointingOptions.INCREMENTAL)
 
 
 def last_row(rows: list[Any], remaining: Iterator[Any]) -> Any:

@@ -21,7 +21,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.functions import Function
-from engine.operators.keyed import Keys, open_keyed_state
+from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.process_functions import TimeDomain, TimerService
 from engine.operators.results import Results
 from engine.state import timers as state_timers
@@ -169,7 +169,9 @@ class ProcessOperator(Operator):
                 keys.open(ctx)
         if any(keys is not None for keys in self._keys):
             self._backend = open_keyed_state(ctx)
-        self._timers = state_timers.TimerService(ctx.runtime_context.get_max_number_of_parallel_subtasks())
+            self._timers = open_timers(ctx)
+        else:
+            self._timers = state_timers.TimerService(ctx.runtime_context.get_max_number_of_parallel_subtasks())
         self._timer_service = OperatorTimerService(self._timers, self._backend, ctx.clock)
         self._process_ctx = ProcessContext(self._timer_service, self._backend)
         self._results = Results(out, self._output_type, self._methods[0])
@@ -272,7 +274,11 @@ class ProcessOperator(Operator):
                 if keys is not None:
                     keys.close()
         finally:
-            self._bound.close()
+            try:
+                self._bound.close()
+            finally:
+                if self._backend is not None:
+                    self._backend.close()
 
 
 def _occasion(time_ms: int, key: Any, domain: TimeDomain) -> str:

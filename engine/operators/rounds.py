@@ -15,7 +15,7 @@ from typing import Any, final
 
 from engine.core.metrics import Accumulator
 from engine.core.records import Batch, RowBatch, rows_of
-from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.batch_spill import SpillableRows, chunks_of, memory_budget
 from engine.operators.functions import RuntimeContext
 
@@ -55,6 +55,7 @@ class RoundSpec(OperatorSpec):
     """``inner`` with its inputs first, then one input per name in ``broadcast``. ``static_inputs``: those that do not
     depend on the iteration; all are, outside of one (``in_loop`` False)."""
 
+    not_checkpointed = BATCH_ONLY
     inner: OperatorSpec
     broadcast: tuple[str, ...] = ()
     in_loop: bool = False

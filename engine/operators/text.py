@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keys import FieldKey
 
@@ -133,6 +133,7 @@ class WordCountSpec(OperatorSpec):
 class ColumnarSumSpec(OperatorSpec):
     """(string key, int64) columns or pairs → the sum of each key, when the input has ended."""
 
+    not_checkpointed = BATCH_ONLY
     blocks = True
 
     def build(self) -> Operator:
@@ -339,6 +340,9 @@ class _WordCountOperator(Operator):
         words, self._words = self._words, WordTable(self._tokenizer)
         for batch in words.batches():
             self.out.emit(batch)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._flush()
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._flush()

@@ -7,12 +7,13 @@ A stream without records for the strategy's idle timeout is marked idle: event t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from engine.core.config import Configuration
 from engine.core.options import JobOptions
-from engine.core.records import Batch, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.column_fields import column_index, picked_timestamp_field
 from engine.operators.failure import user_error
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.time.watermarks import (
@@ -23,6 +24,9 @@ from engine.time.watermarks import (
     WatermarkStrategy,
 )
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["TimestampsSpec"]
 
@@ -38,6 +42,14 @@ class TimestampsSpec(OperatorSpec):
     def build(self) -> Operator:
         return _TimestampsOperator(self.strategy)
 
+    @property
+    def emits_columns(self) -> bool:
+        """Whether columns that come in stay columns."""
+        strategy = self.strategy
+        if strategy.generator_supplier is not None:
+            return False
+        return strategy.timestamp_assigner is None or picked_timestamp_field(strategy.timestamp_assigner) is not None
+
 
 @final
 class _TimestampsOperator(Operator):
@@ -46,6 +58,8 @@ class _TimestampsOperator(Operator):
         self._watermark_ms = NO_TIMESTAMP_MS
         self._generator: WatermarkGenerator | None = None
         self._is_idle = False
+        #: where the event time stands, if the assigner only picks it
+        self._field = picked_timestamp_field(strategy.timestamp_assigner)
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
@@ -60,6 +74,11 @@ class _TimestampsOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        if isinstance(batch, ColumnBatch) and self._generator is None and len(batch):
+            column_stamps = self._column_stamps(batch)
+            if column_stamps is not None:
+                self._process_columns(ColumnBatch(batch.columns, column_stamps, batch.scalar))
+                return
         rows = rows_of(batch)
         if not rows.rows:
             return
@@ -74,6 +93,32 @@ class _TimestampsOperator(Operator):
         delay_ms = self._strategy.out_of_orderness_ms
         if delay_ms is not None and stamps:
             self.advance(max(stamps) - delay_ms - 1)
+
+    def _process_columns(self, batch: ColumnBatch) -> None:
+        if self._strategy.idle_timeout_ms is not None:
+            self._active_ms = self.ctx.clock.now_ms()
+        self.set_idle(False)
+        self.out.emit(batch)
+        delay_ms = self._strategy.out_of_orderness_ms
+        if delay_ms is not None and batch.timestamps_ms is not None:
+            self.advance(int(batch.timestamps_ms.max()) - delay_ms - 1)
+
+    def _column_stamps(self, batch: ColumnBatch) -> np.ndarray[Any, Any] | None:
+        """Return the event times if they stand in a column of integers, or in the batch already; else None."""
+        import pyarrow as pa
+
+        if self._strategy.timestamp_assigner is None:
+            return batch.timestamps_ms
+        if self._field is None or batch.scalar:
+            return None
+        index = column_index(batch.columns.schema, self._field)
+        if index < 0:
+            return None
+        column = batch.columns.column(index)
+        if column.null_count or not pa.types.is_signed_integer(column.type):
+            return None
+        stamps: np.ndarray[Any, Any] = column.to_numpy().astype("int64", copy=False)
+        return None if int(stamps.min()) == TIME_MIN_MS else stamps
 
     def _stamp(self, batch: RowBatch) -> list[int] | None:
         assigner = self._strategy.timestamp_assigner

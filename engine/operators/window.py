@@ -20,14 +20,13 @@ from engine.core.records import Batch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
-from engine.operators.keyed import Keys, open_keyed_state
+from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.results import Results
 from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold
 from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
 from engine.operators.window_functions import FoldedFunction, WindowCall
 from engine.operators.window_merging import MergingWindows
 from engine.state.descriptors import ValueStateDescriptor
-from engine.state.timers import TimerService
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
 from engine.time.evictors import Evictor, TimestampedValue
 from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
@@ -103,6 +102,7 @@ class WindowOperator(Operator):
             self._regular = assigner
         self._late_rows: list[Any] = []
         self._late_stamps: list[int] = []
+        self.backend: Any = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class WindowOperator(Operator):
         super().open(ctx, out)
         runtime = ctx.runtime_context
         self.backend = open_keyed_state(ctx)
-        self.timers = TimerService(runtime.get_max_number_of_parallel_subtasks())
+        self.timers = open_timers(ctx)
         self._results = Results(out, self._spec.output_type, "The window function")
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._trigger_context = TriggerContext(self.backend, self.timers, ctx.clock, runtime)
@@ -128,6 +128,8 @@ class WindowOperator(Operator):
 
     def close(self) -> None:
         closing = [*(keys.close for keys in self._keys), self._contents.close, self._function.close]
+        if self.backend is not None:
+            closing.append(self.backend.close)
         errors = []
         for close in closing:
             try:

@@ -47,6 +47,7 @@ class ReduceFold:
     """A ReduceFunction, a callable of two values, or a built-in aggregation of a field."""
 
     def __init__(self, function: Any) -> None:
+        self.given = function
         self._function = function if isinstance(function, FieldAggregate) else BoundFunction(function, "reduce")
         self.add = self.merge = self._function.call
         self.error = self._function.error
@@ -71,6 +72,7 @@ class AggregateFold:
     """An AggregateFunction."""
 
     def __init__(self, function: AggregateFunction) -> None:
+        self.given = function
         self._function = function
         self._bound = BoundFunction(function, "add")
         self.merge = function.merge

@@ -52,7 +52,8 @@ class StopMode(enum.Enum):
     """What sources do behind the barrier of a savepoint."""
 
     NONE = "none"  #: go on
-    SUSPEND = "suspend"  #: emit nothing more; when the savepoint is complete, all tasks end and nothing is flushed
+    #: emit nothing more; when it is complete, all tasks end and nothing is flushed; when it is aborted, go on
+    SUSPEND = "suspend"
     DRAIN = "drain"  #: event time ends before the barrier, so windows fire; then all tasks finish as usual
 
 

@@ -53,6 +53,9 @@ class CheckpointBarrier:
     checkpoint_id: int
     timestamp_ms: int
     options: CheckpointOptions = field(default_factory=CheckpointOptions)
+    #: Batches of records that an unaligned barrier has overtaken in its channel: they come right behind it and belong
+    #: before it.
+    num_overtaken: int = 0
 
 
 @dataclass(frozen=True, slots=True)

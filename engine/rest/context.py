@@ -64,6 +64,8 @@ class RestContext:
     address: str = ""
     #: running programs, see ``programs``
     programs: Any = None
+    #: checkpoints and savepoints that were asked for, see ``operations``
+    operations: Any = None
 
     @property
     def programs_dir(self) -> str:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from engine.core.options import RestOptions
+from engine.core.options import CheckpointingOptions, RestOptions
 from engine.rest.context import BadRequest, Forbidden, NotFound, RestContext, context_of
 from engine.rest.program_runner import ProgramRequest, ProgramRunner, watch_disconnect
 from engine.rest.uploads import discard_parts, receive_parts
@@ -190,13 +190,28 @@ def _parallelism(fields: dict[str, Any]) -> int | None:
     return parallelism
 
 
+def _restore_configuration(fields: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if fields.get("savepointPath"):
+        found[CheckpointingOptions.RESTORE_PATH.key] = str(fields["savepointPath"])
+    allow = str(fields.get("allowNonRestoredState", "")).lower()
+    if allow not in ("", "true", "false"):
+        raise BadRequest(f"allowNonRestoredState is {fields['allowNonRestoredState']!r}; expected true or false.")
+    if allow:
+        found[CheckpointingOptions.ALLOW_NON_RESTORED.key] = allow
+    mode = str(fields.get("claimMode") or fields.get("restoreMode") or "").upper()
+    if mode not in ("", "CLAIM", "NO_CLAIM"):
+        raise BadRequest(f"claimMode is {mode!r}; expected CLAIM or NO_CLAIM.")
+    if mode:
+        found[CheckpointingOptions.CLAIM_MODE.key] = mode
+    return found
+
+
 async def _program_request(request: Request, mode: str) -> ProgramRequest:
     context = context_of(request)
     _check_enabled(context)
     path = _program_path(request)
     fields = await _parameters(request)
-    if fields.get("savepointPath"):
-        raise BadRequest("savepointPath: starting from a savepoint is not supported yet.")
     configuration = fields.get("flinkConfiguration", {})
     if not isinstance(configuration, dict):
         raise BadRequest("flinkConfiguration is not an object; expected {key: value}.")
@@ -204,6 +219,7 @@ async def _program_request(request: Request, mode: str) -> ProgramRequest:
     parallelism = _parallelism(fields)
     if parallelism is not None:
         configuration["parallelism.default"] = str(parallelism)
+    configuration.update(_restore_configuration(fields))
     if fields.get("jobId"):
         configuration["$internal.pipeline.job-id"] = str(fields["jobId"])
     return ProgramRequest(

@@ -1,6 +1,7 @@
 """The JobManager's web server: ``create_app`` puts routes, errors and the dashboard together, ``serve`` listens.
 
-What the endpoints answer is in one file per noun: ``cluster``, ``jobs``, ``vertices``, ``taskmanagers``, ``programs``.
+What the endpoints answer is in one file per noun: ``cluster``, ``jobs``, ``checkpoints``, ``vertices``
+and so on.
 Every path is served bare and under ``/v1``. Everything runs on the JobManager's event loop.
 """
 
@@ -27,8 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.core.errors import ConfigError, Domain, EngineError, JobNotFoundError
 from engine.core.options import RestOptions
-from engine.rest import cluster, jobs, profiling, programs, taskmanagers, vertices
+from engine.rest import checkpoints, cluster, jobs, profiling, programs, taskmanagers, vertices
 from engine.rest.context import NotFound, RestContext, RestError
+from engine.rest.operations import Operations
 from engine.runtime.jobmanager.gateway import DispatcherGateway
 
 __all__ = ["RestHandle", "create_app", "serve"]
@@ -57,13 +59,23 @@ def create_app(gateway: DispatcherGateway, *, upload_dir: str, python: str | Non
     os.makedirs(upload_dir, mode=0o700, exist_ok=True)
     context = RestContext(gateway, os.path.abspath(upload_dir), python or sys.executable)
     context.programs = programs.ProgramRunner(context)
-    api = [*cluster.ROUTES, *jobs.ROUTES, *vertices.ROUTES, *profiling.ROUTES, *taskmanagers.ROUTES, *programs.ROUTES]
+    context.operations = Operations(context.clock)
+    api = [
+        *cluster.ROUTES,
+        *jobs.ROUTES,
+        *checkpoints.ROUTES,
+        *vertices.ROUTES,
+        *profiling.ROUTES,
+        *taskmanagers.ROUTES,
+        *programs.ROUTES,
+    ]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
+            context.operations.close()
             await context.programs.close()
 
     app = Starlette(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from engine.core.config import Configuration
-from engine.core.options import JobOptions
+from engine.core.options import CheckpointingOptions, JobOptions
 from engine.graph.execution_graph import (
     ExceptionEntry,
     Execution,
@@ -19,6 +19,7 @@ from engine.graph.execution_graph import (
     ExecutionJobVertex,
     ExecutionVertex,
 )
+from engine.graph.job_graph import JobType
 from engine.protocol.control import ErrorInfo, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.jobmanager.restart import restart_strategy
@@ -135,16 +136,21 @@ def _last_modification(graph: ExecutionGraph) -> int:
 def job_config(graph: ExecutionGraph, cluster: Configuration) -> Json:
     """Return ``/jobs/:jobid/config``: the cluster's configuration with the job's laid over it decides."""
     effective = Configuration(cluster).add_all(graph.job_graph.config)
+    restarts = restart_strategy(effective, takes_checkpoints=_takes_checkpoints(graph, effective))
     return {
         "jid": graph.job_graph.job_id,
         "name": graph.job_graph.name,
         "execution-config": {
-            "restart-strategy": restart_strategy(effective).describe(),
+            "restart-strategy": restarts.describe(),
             "job-parallelism": effective.get(JobOptions.PARALLELISM),
             "object-reuse-mode": effective.get(JobOptions.OBJECT_REUSE),
             "user-config": dict(graph.job_graph.parameters),
         },
     }
+
+
+def _takes_checkpoints(graph: ExecutionGraph, effective: Configuration) -> bool:
+    return graph.job_graph.job_type is JobType.STREAMING and effective.get(CheckpointingOptions.INTERVAL) > 0
 
 
 def error_text(error: ErrorInfo) -> str:

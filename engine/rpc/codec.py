@@ -1,68 +1,24 @@
-"""Bytes ⇄ protocol objects: pickle, read back by an unpickler that admits engine classes and plain values only.
+"""Bytes ⇄ protocol objects, of engine classes and plain values only (``core/plain_pickle``).
 
-A peer can therefore make this process build data, but not call a function, import a foreign module or touch user code:
-what users wrote stays opaque bytes until a slot process loads it. Not here: user code (``core/user_code``).
+What users wrote stays opaque bytes until a slot process loads it. Not here: user code (``core/user_code``).
 """
 
 from __future__ import annotations
 
-import enum
-import io
-import pickle
-from typing import Any, Final, TypeVar
+from typing import TypeVar
 
 from engine.core.errors import ExternalError
+from engine.core.plain_pickle import dump_plain, load_plain
 from engine.protocol.control import Envelope
 
 __all__ = ["decode", "decode_envelope", "encode"]
 
 T = TypeVar("T")
 
-#: Foreign classes whose construction does nothing but hold a value.
-_SAFE: Final[frozenset[tuple[str, str]]] = frozenset(
-    {("builtins", name) for name in ("set", "frozenset", "bytearray", "complex", "range", "slice", "object")}
-    | {("collections", name) for name in ("deque", "OrderedDict", "defaultdict", "Counter")}
-    | {("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")}
-    | {("decimal", "Decimal"), ("uuid", "UUID")}
-)
-#: Layers that hold data. Shells (clusters, processes, servers) are never built by a message.
-_DATA_LAYERS: Final[tuple[str, ...]] = (
-    "engine.core.",
-    "engine.formats.",
-    "engine.time.",
-    "engine.state.",
-    "engine.protocol.",
-    "engine.checkpoint.",
-    "engine.operators.",
-    "engine.connectors.",
-    "engine.graph.",
-)
-
-
-def _enum_member(enum_class: Any, name: str) -> enum.Enum:
-    """Stand in for ``getattr``, by which members of enums were pickled up to Python 3.11.3 (Debian 12 has 3.11.2)."""
-    if not (isinstance(enum_class, type) and issubclass(enum_class, enum.Enum)):
-        raise pickle.UnpicklingError("builtins.getattr is not a class that a message may hold")
-    return enum_class[name]
-
-
-class _EngineUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):
-            return _enum_member
-        if (module, name) in _SAFE:
-            return super().find_class(module, name)
-        # A dotted name would walk through attributes ("os.system" of a module that imports os).
-        if module.startswith(_DATA_LAYERS) and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__.startswith(_DATA_LAYERS):
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} is not a class that a message may hold")
-
 
 def encode(value: object) -> bytes:
     """Return ``value`` as bytes; it must be made of engine classes and plain values."""
-    return pickle.dumps(value, protocol=5)
+    return dump_plain(value)
 
 
 def decode(data: bytes | memoryview, expected: type[T]) -> T:
@@ -71,7 +27,7 @@ def decode(data: bytes | memoryview, expected: type[T]) -> T:
     Raises: ExternalError when the bytes are damaged, hold a class that a message may not hold, or no ``expected``.
     """
     try:
-        value = _EngineUnpickler(io.BytesIO(data)).load()
+        value = load_plain(data)
     except Exception as error:  # damaged bytes raise almost anything
         raise ExternalError(
             f"Received {len(data)} bytes that are not a valid {expected.__name__}: {error}. "

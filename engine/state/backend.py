@@ -1,4 +1,5 @@
-"""The contract of keyed state: what operators ask of whatever keeps it. Implementation: ``heap_backend``.
+"""The contract of keyed state: what operators ask of whatever keeps it. Implementations: ``heap_backend``,
+``rocksdb_backend``.
 
 A state is found by (state name, namespace, key). The key is the backend's current one; the namespace is the state
 object's own: window operators set it to the window, everybody else leaves it at ``VOID``. Two state objects of one
@@ -9,7 +10,7 @@ function has of its RuntimeContext never meet.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from engine.state.descriptors import (
@@ -66,7 +67,7 @@ class NamespacedAggregatingState(AggregatingState, Merging): ...
 
 
 class KeyedStateBackend(Protocol):
-    """Keyed state of one operator in one subtask. Used by one thread.
+    """Keyed state of one operator in one subtask. Used by one thread. How it is snapshotted: ``parts``.
 
     Raises (all methods that give out a state): ProgramError when the name is known as another kind of state.
     Raises (all methods of states): ProgramError when there is no current key.
@@ -97,10 +98,6 @@ class KeyedStateBackend(Protocol):
         """Return the keys that have a value in a state; the state may be changed meanwhile."""
         ...
 
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        """Return the state of these key groups as of now; groups without state are left out."""
-        ...
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        """Take up chunks of ``snapshot``, before the first record; may be called several times."""
+    def close(self) -> None:
+        """Give back files and memory."""
         ...

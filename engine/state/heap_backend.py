@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.clock import Clock
 from engine.core.errors import ProgramError
 from engine.state.backend import (
     VOID,
-    NamespacedAggregatingState,
-    NamespacedListState,
-    NamespacedMapState,
-    NamespacedReducingState,
-    NamespacedValueState,
 )
-from engine.state.chunks import dump_chunk, load_chunk
+from engine.state.changes import TableChanges
+from engine.state.chunks import StateChunk, dump_keyed, load_keyed
 from engine.state.descriptors import (
-    AggregatingStateDescriptor,
-    ListStateDescriptor,
-    MapStateDescriptor,
-    ReducingStateDescriptor,
     StateDescriptor,
+    StateTtlConfig,
     StateVisibility,
-    ValueStateDescriptor,
 )
 from engine.state.heap_states import (
     MISSING,
@@ -34,12 +26,13 @@ from engine.state.heap_states import (
     HeapMapState,
     HeapReducingState,
     HeapValueState,
-    Spaces,
+    Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
-from engine.state.ttl import TTL_STATES, stamped, unexpired, unstamped
+from engine.state.keyed_backend import KeyedBackend, check_kind
+from engine.state.ttl import TTL_STATES, last_touch_ms, stamped, unexpired, unstamped
 
-__all__ = ["HeapKeyedStateBackend"]
+__all__ = ["HeapKeyedStateBackend", "snapshot_ttl"]
 
 _STATES: Final[dict[str, Any]] = {
     "value": HeapValueState,
@@ -50,114 +43,50 @@ _STATES: Final[dict[str, Any]] = {
 }
 
 
-#: Of tuples, floats… remembered so that they are not searched for NaN again; some MB.
-_CANONICAL_KEYS_MAX: Final = 1 << 16
-
-
-@dataclass
-class _Table:
-    """All values of one state."""
-
-    kind: str
-    has_ttl: bool
-    spaces: Spaces = field(default_factory=dict)
-    #: None for a restored table that nobody has asked for yet
-    descriptor: StateDescriptor | None = None
+#: Namespaces whose cells are counted to know about how many there are.
+_SAMPLE_SPACES: Final = 1000
 
 
 @final
-class HeapKeyedStateBackend:
-    """Implements ``backend.KeyedStateBackend``. ``clock``: for values that expire."""
+class HeapKeyedStateBackend(KeyedBackend):
+    """Implements ``backend.KeyedStateBackend``; as a part of state it is a ``DeltaPart``.
 
-    def __init__(self, clock: Clock, max_parallelism: int) -> None:
+    ``clock``: for values that expire. ``owner``: whose state it is, for messages. ``incremental``: note what changes;
+    costs 0.05-0.1 µs a write and some 100 bytes for each key that changed since the last checkpoint but one.
+    """
+
+    def __init__(
+        self, clock: Clock, max_parallelism: int, *, owner: str = "Keyed state", incremental: bool = False
+    ) -> None:
+        super().__init__(owner)
         self._clock = clock
         self._max_parallelism = max_parallelism
-        self._tables: dict[str, _Table] = {}
-        #: expiring states that want to clean up with every record, by name
-        self._cleaned: dict[str, Any] = {}
-        #: keys seen of late that need no second look; a NaN that is not the canonical one is never found in it
-        self._canonical: set[Any] = set()
-        self.key_or_none: Any = MISSING
-
-    # --- the key ---------------------------------------------------------------------------------------------------
-
-    @property
-    def current_key(self) -> Any:
-        key = self.key_or_none
-        if key is MISSING:
-            raise ProgramError(
-                "Keyed state was used where there is no current key. Use it in the methods that process a record of "
-                "a keyed stream or fire a timer; open() may only get the state, not read or write it."
-            )
-        return key
-
-    def set_current_key(self, key: Any) -> None:
-        kind = type(key)
-        if kind is not str and kind is not int:
-            try:
-                if key not in self._canonical:
-                    key = self._new_canonical(key)
-            except TypeError as error:
-                raise ProgramError(
-                    f"{key!r:.80} of type {kind.__name__} cannot be a key: it is not hashable. "
-                    "Return a str, number, bytes or a tuple of these from the key selector."
-                ) from error
-        self.key_or_none = key
-        for state in self._cleaned.values():
-            state.clean_up()
-
-    def _new_canonical(self, key: Any) -> Any:
-        if len(self._canonical) >= _CANONICAL_KEYS_MAX:
-            self._canonical.clear()
-        key = canonical_key(key)
-        self._canonical.add(key)
-        return key
-
-    def clear_current_key(self) -> None:
-        self.key_or_none = MISSING
+        self._changes = TableChanges() if incremental else None
+        self._tables: dict[str, Table] = {}
 
     # --- states ----------------------------------------------------------------------------------------------------
 
-    def value_state(self, descriptor: ValueStateDescriptor) -> NamespacedValueState:
-        return self._state(descriptor, ValueStateDescriptor)  # type: ignore[no-any-return]
-
-    def list_state(self, descriptor: ListStateDescriptor) -> NamespacedListState:
-        return self._state(descriptor, ListStateDescriptor)  # type: ignore[no-any-return]
-
-    def map_state(self, descriptor: MapStateDescriptor) -> NamespacedMapState:
-        return self._state(descriptor, MapStateDescriptor)  # type: ignore[no-any-return]
-
-    def reducing_state(self, descriptor: ReducingStateDescriptor) -> NamespacedReducingState:
-        return self._state(descriptor, ReducingStateDescriptor)  # type: ignore[no-any-return]
-
-    def aggregating_state(self, descriptor: AggregatingStateDescriptor) -> NamespacedAggregatingState:
-        return self._state(descriptor, AggregatingStateDescriptor)  # type: ignore[no-any-return]
-
-    def _state(self, descriptor: StateDescriptor, expected: type[StateDescriptor]) -> Any:
-        if not isinstance(descriptor, expected):
-            raise ProgramError(
-                f"A {expected.kind} state wants a {expected.__name__}, got {descriptor!r} "
-                f"of type {type(descriptor).__name__}."
-            )
+    def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
-            return _STATES[descriptor.kind](self, table.spaces, descriptor)
-        state = TTL_STATES[descriptor.kind](self, table.spaces, descriptor, self._clock)
+            return _STATES[descriptor.kind](self, table, descriptor)
+        state = TTL_STATES[descriptor.kind](self, table, descriptor, self._clock)
         if state.cleans_every_record:
             self._cleaned.setdefault(descriptor.name, state)
         return state
 
-    def _table_of(self, descriptor: StateDescriptor) -> _Table:
+    def close(self) -> None:
+        self.clear_current_key()
+
+    def _table_of(self, descriptor: StateDescriptor) -> Table:
         has_ttl = descriptor.ttl_config is not None
         table = self._tables.get(descriptor.name)
         if table is None:
-            table = self._tables[descriptor.name] = _Table(descriptor.kind, has_ttl, descriptor=descriptor)
+            table = self._tables[descriptor.name] = Table(descriptor.kind, has_ttl, descriptor=descriptor)
+            if self._changes is not None:
+                self._changes.join(descriptor.name, table)
             return table
-        if table.kind != descriptor.kind:
-            raise ProgramError(
-                f"State {descriptor.name!r} is a {table.kind} state and cannot be a {descriptor.kind} state as well: "
-                "give one of them another name."
-            )
+        check_kind(table, descriptor, self._owner)
         if table.descriptor is None:
             self._adopt(table, has_ttl)
         elif table.has_ttl != has_ttl:
@@ -167,7 +96,7 @@ class HeapKeyedStateBackend:
         table.descriptor = descriptor
         return table
 
-    def _adopt(self, table: _Table, has_ttl: bool) -> None:
+    def _adopt(self, table: Table, has_ttl: bool) -> None:
         """The program now says whether a restored state expires: bring its cells into that form."""
         if table.has_ttl == has_ttl:
             return
@@ -185,41 +114,138 @@ class HeapKeyedStateBackend:
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
+    def num_entries(self) -> int:
+        return sum(_about_how_many(table.spaces) for table in self._tables.values())
+
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         wanted = set(key_groups)
-        #: group → state name → (kind, has_ttl, [(namespace, key, cell)])
-        groups: dict[int, dict[str, tuple[str, bool, list[tuple[Any, Any, Any]]]]] = {}
+        groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
         for name, table in self._tables.items():
-            for namespace, key, cell in self._kept(table):
-                group = group_of_key.get(key, -1)
-                if group < 0:
-                    group = group_of_key[key] = key_group_of(key, self._max_parallelism)
-                if group in wanted:
-                    states = groups.setdefault(group, {})
-                    states.setdefault(name, (table.kind, table.has_ttl, []))[2].append((namespace, key, cell))
-        return {group: dump_chunk(states, f"keyed state {', '.join(states)}") for group, states in groups.items()}
+            for namespace, cells in table.spaces.items():
+                self._sort_out(name, table, namespace, cells.items(), (wanted, groups, group_of_key), is_delta=False)
+        return {group: dump_keyed(states, self._owner) for group, states in groups.items()}
 
-    def _kept(self, table: _Table) -> Iterator[tuple[Any, Any, Any]]:
-        """Return the cells that a snapshot of the table has."""
-        config = None if table.descriptor is None else table.descriptor.ttl_config
-        if config is not None:
-            hidden = config.state_visibility is StateVisibility.NeverReturnExpired
-            if not hidden and not config.cleanup_strategies.full_snapshot:
-                config = None
+    def _sort_out(
+        self,
+        name: str,
+        table: Table,
+        namespace: Any,
+        cells: Iterable[tuple[Any, Any]],
+        into: tuple[set[int], dict[int, dict[str, StateChunk]], dict[Any, int]],
+        *,
+        is_delta: bool,
+    ) -> None:
+        """Add cells of one state and namespace to the chunks of their key groups; MISSING = removed."""
+        wanted, groups, group_of_key = into
+        config = snapshot_ttl(table)
         now_ms = self._clock.now_ms() if config is not None else 0
-        for namespace, cells in table.spaces.items():
-            for key, cell in cells.items():
-                kept = cell if config is None else unexpired(table.kind, cell, config, now_ms)
-                if kept is not MISSING:
-                    yield namespace, key, kept
+        kept: dict[int, tuple[list[Any], list[Any]]] = {}
+        removed: dict[int, list[Any]] = {}
+        for key, cell in cells:
+            group = group_of_key.get(key, -1)
+            if group < 0:
+                group = group_of_key[key] = key_group_of(key, self._max_parallelism)
+            if group not in wanted:
+                continue
+            if config is not None and cell is not MISSING:
+                cell = unexpired(table.kind, cell, config, now_ms)
+            if cell is MISSING:
+                removed.setdefault(group, []).append(key)
+                continue
+            entry = kept.get(group)
+            if entry is None:
+                entry = kept[group] = ([], [])
+            entry[0].append(key)
+            entry[1].append(cell)
+        for group, entry in kept.items():
+            _chunk_of(groups, group, name, table).entries.append((namespace, *entry))
+        if not is_delta:
+            return
+        for group, keys in removed.items():
+            _chunk_of(groups, group, name, table).removed.append((namespace, keys))
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for data in chunks.values():
-            for name, (kind, has_ttl, entries) in load_chunk(data).items():
-                table = self._tables.setdefault(name, _Table(kind, has_ttl))
-                for namespace, key, cell in entries:
-                    cells = table.spaces.get(namespace)
-                    if cells is None:
-                        cells = table.spaces[namespace] = OrderedDict() if has_ttl else {}
-                    cells[canonical_key(key)] = cell
+            for name, chunk in load_keyed(data, self._owner).items():
+                table = self._tables.setdefault(name, Table(chunk.kind, chunk.has_ttl))
+                assert (table.kind, table.has_ttl) == (chunk.kind, chunk.has_ttl), (
+                    f"{name} is of two kinds in one checkpoint"
+                )
+                for namespace, keys in chunk.removed:
+                    _forget(table.spaces, namespace, keys)
+                for namespace, keys, values in chunk.entries:
+                    self._take(table, namespace, keys, values)
+
+    def _take(self, table: Table, namespace: Any, keys: list[Any], values: list[Any]) -> None:
+        cells = table.spaces.get(namespace)
+        if cells is None:
+            cells = table.spaces[namespace] = OrderedDict() if table.has_ttl else {}
+        self._key_types.note(keys)
+        for key, cell in zip(keys, values, strict=True):
+            key = canonical_key(key)
+            if table.has_ttl:
+                cells.pop(key, None)  # the order is that of the last touch
+            cells[key] = cell
+
+    # --- increments ------------------------------------------------------------------------------------------------
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        changed = None if self._changes is None else self._changes.since(since_checkpoint_id)
+        if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
+            return None
+        wanted = set(key_groups)
+        groups: dict[int, dict[str, StateChunk]] = {}
+        group_of_key: dict[Any, int] = {}
+        for name, places in changed.items():
+            table = self._tables[name]
+            spaces: dict[Any, list[tuple[Any, Any]]] = {}
+            for namespace, key in places:
+                cell = table.spaces.get(namespace, {}).get(key, MISSING)
+                spaces.setdefault(namespace, []).append((key, cell))
+            for namespace, cells in spaces.items():
+                if table.has_ttl:
+                    cells.sort(key=lambda item: -1 if item[1] is MISSING else last_touch_ms(table.kind, item[1]))
+                self._sort_out(name, table, namespace, cells, (wanted, groups, group_of_key), is_delta=True)
+        return {group: dump_keyed(states, self._owner) for group, states in groups.items()}
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        if self._changes is not None:
+            self._changes.begin(checkpoint_id, self._tables, self.num_entries())
+
+    def forget_epochs(self, until_checkpoint_id: int) -> None:
+        if self._changes is not None:
+            self._changes.forget(until_checkpoint_id)
+
+
+def snapshot_ttl(table: Table) -> StateTtlConfig | None:
+    """Return the time to live if a snapshot of the state leaves out what has expired."""
+    config = None if table.descriptor is None else table.descriptor.ttl_config
+    if config is None or config.state_visibility is StateVisibility.NeverReturnExpired:
+        return config
+    return config if config.cleanup_strategies.full_snapshot else None
+
+
+def _chunk_of(groups: dict[int, dict[str, StateChunk]], group: int, name: str, table: Table) -> StateChunk:
+    states = groups.setdefault(group, {})
+    chunk = states.get(name)
+    if chunk is None:
+        chunk = states[name] = StateChunk(table.kind, table.has_ttl)
+    return chunk
+
+
+def _forget(spaces: dict[Any, dict[Any, Any]], namespace: Any, keys: list[Any]) -> None:
+    cells = spaces.get(namespace)
+    if cells is not None:
+        for key in keys:
+            cells.pop(canonical_key(key), None)
+        if not cells:
+            del spaces[namespace]
+
+
+def _about_how_many(spaces: dict[Any, dict[Any, Any]]) -> int:
+    """Return the number of cells; with very many namespaces (sessions) by a sample."""
+    if len(spaces) <= _SAMPLE_SPACES:
+        return sum(map(len, spaces.values()))
+    sample = sum(map(len, itertools.islice(spaces.values(), _SAMPLE_SPACES)))
+    return len(spaces) * sample // _SAMPLE_SPACES

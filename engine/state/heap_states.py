@@ -6,7 +6,8 @@ A cell is the value (value, reducing), the accumulator (aggregating), a list or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from engine.state.backend import (
@@ -29,12 +30,32 @@ __all__ = [
     "HeapValueState",
     "KeyContext",
     "Spaces",
+    "Table",
 ]
 
 MISSING: Final[Any] = object()
 
 #: namespace → key → cell
 Spaces = dict[Any, dict[Any, Any]]
+
+#: Values of these types cannot be changed behind the state's back; all others count as changed when they were read.
+_UNCHANGEABLE: Final = frozenset((str, int, float, bool, bytes, tuple, type(None)))
+
+
+@dataclass(slots=True, eq=False)
+class Table:
+    """All values of one state."""
+
+    kind: str
+    has_ttl: bool
+    spaces: Spaces = field(default_factory=dict)
+    #: None for a restored table that nobody has asked for yet
+    descriptor: StateDescriptor | None = None
+    #: (namespace, key) of what was written or removed in this epoch; None = nobody asks (no increments)
+    changed: set[tuple[Any, Any]] | None = None
+    #: called when removals have made ``changed`` larger than this
+    changed_max: int = 0
+    give_up: Callable[[], None] | None = None
 
 
 class KeyContext(Protocol):
@@ -50,9 +71,10 @@ class KeyContext(Protocol):
 class HeapState:
     """The cell of the current key in the current namespace: read, written, forgotten."""
 
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: StateDescriptor) -> None:
+    def __init__(self, keys: KeyContext, table: Table, descriptor: StateDescriptor) -> None:
         self._keys = keys
-        self._spaces = spaces
+        self._table = table
+        self._spaces = table.spaces
         self._descriptor = descriptor
         self._namespace: Any = VOID
 
@@ -76,6 +98,15 @@ class HeapState:
         if cells is None:
             cells = self._spaces[self._namespace] = self._new_cells()
         cells[key] = cell
+        changed = self._table.changed
+        if changed is not None:
+            changed.add((self._namespace, key))
+
+    def _note_change(self) -> None:
+        """The cell of the current key was changed in place, or may be."""
+        changed = self._table.changed
+        if changed is not None:
+            changed.add((self._namespace, self._keys.key_or_none))
 
     def _new_cells(self) -> dict[Any, Any]:
         return {}
@@ -87,6 +118,14 @@ class HeapState:
             cells.pop(key, None)
             if not cells:
                 del self._spaces[self._namespace]
+            changed = self._table.changed
+            if changed is not None:
+                self._note_removal(changed, key)
+
+    def _note_removal(self, changed: set[tuple[Any, Any]], key: Any) -> None:
+        changed.add((self._namespace, key))
+        if len(changed) > self._table.changed_max and self._table.give_up is not None:
+            self._table.give_up()
 
     def _take_of(self, namespaces: Iterable[Any]) -> list[Any]:
         """Return the cells of the current key in other namespaces and forget them."""
@@ -121,7 +160,11 @@ class HeapState:
 class HeapValueState(HeapState, NamespacedValueState):
     def value(self) -> Any:
         cell = self._get()
-        return None if cell is MISSING else cell
+        if cell is MISSING:
+            return None
+        if self._table.changed is not None and type(cell) not in _UNCHANGEABLE:
+            self._note_change()
+        return cell
 
     def update(self, value: Any) -> None:
         if value is None:
@@ -131,8 +174,8 @@ class HeapValueState(HeapState, NamespacedValueState):
 
 
 class HeapReducingState(HeapState, NamespacedReducingState):
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: ReducingStateDescriptor) -> None:
-        super().__init__(keys, spaces, descriptor)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: ReducingStateDescriptor) -> None:
+        super().__init__(keys, table, descriptor)
         self._reduce = descriptor.reducer()
 
     def get(self) -> Any:
@@ -148,8 +191,8 @@ class HeapReducingState(HeapState, NamespacedReducingState):
 
 
 class HeapAggregatingState(HeapState, NamespacedAggregatingState):
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: AggregatingStateDescriptor) -> None:
-        super().__init__(keys, spaces, descriptor)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: AggregatingStateDescriptor) -> None:
+        super().__init__(keys, table, descriptor)
         self._function = descriptor.get_agg_function()
 
     def get(self) -> Any:
@@ -167,7 +210,11 @@ class HeapAggregatingState(HeapState, NamespacedAggregatingState):
 class HeapListState(HeapState, NamespacedListState):
     def get(self) -> list[Any]:
         cell = self._get()
-        return [] if cell is MISSING else cell.copy()
+        if cell is MISSING:
+            return []
+        if self._table.changed is not None and cell and type(cell[0]) not in _UNCHANGEABLE:
+            self._note_change()
+        return cell.copy()
 
     def add(self, value: Any) -> None:
         cell = self._get()
@@ -175,12 +222,14 @@ class HeapListState(HeapState, NamespacedListState):
             self._put([value])
         else:
             cell.append(value)
+            self._note_change()
 
     def add_all(self, values: Iterable[Any]) -> None:
         added = list(values)
         cell = self._get()
         if cell is not MISSING:
             cell += added
+            self._note_change()
         elif added:
             self._put(added)
 
@@ -199,7 +248,10 @@ class HeapListState(HeapState, NamespacedListState):
 class HeapMapState(HeapState, NamespacedMapState):
     def get(self, key: Any) -> Any:
         cell = self._get()
-        return None if cell is MISSING else cell.get(key)
+        value = None if cell is MISSING else cell.get(key)
+        if self._table.changed is not None and type(value) not in _UNCHANGEABLE:
+            self._note_change()
+        return value
 
     def contains(self, key: Any) -> bool:
         cell = self._get()
@@ -211,6 +263,7 @@ class HeapMapState(HeapState, NamespacedMapState):
             self._put({key: value})
         else:
             cell[key] = value
+            self._note_change()
 
     def put_all(self, dict_value: Any) -> None:
         for key, value in dict_value.items() if hasattr(dict_value, "items") else dict_value:
@@ -220,14 +273,21 @@ class HeapMapState(HeapState, NamespacedMapState):
         cell = self._get()
         if cell is not MISSING:
             cell.pop(key, None)
-            if not cell:
+            if cell:
+                self._note_change()
+            else:
                 self.clear()
 
     # Copies: the map may be changed while what they return is iterated.
 
     def items(self) -> list[tuple[Any, Any]]:
         cell = self._get()
-        return [] if cell is MISSING else list(cell.items())
+        if cell is MISSING:
+            return []
+        items = list(cell.items())
+        if self._table.changed is not None and items and type(items[0][1]) not in _UNCHANGEABLE:
+            self._note_change()
+        return items
 
     def keys(self) -> list[Any]:
         return [key for key, _ in self.items()]

@@ -160,7 +160,7 @@ class OperatorStateStore:
     def snapshot(self) -> OperatorStateSnapshot:
         states = {}
         for name, (mode, state) in self._states.items():
-            what = f"operator state {name}"
+            what = f"Operator state {name!r}"
             if isinstance(state, OperatorListState):
                 states[name] = (mode, [dump_chunk(element, what) for element in state.elements])
             else:
@@ -174,10 +174,10 @@ class OperatorStateStore:
             if known_mode is not mode:
                 raise ProgramError(f"Operator state {name!r} was a {mode.value} state and is now {known_mode.value}.")
             if isinstance(state, OperatorListState):
-                state.add_all(map(load_chunk, chunks))
+                state.add_all(load_chunk(chunk, f"Operator state {name!r}") for chunk in chunks)
             else:
                 for chunk in chunks:
-                    state.put_all(load_chunk(chunk))
+                    state.put_all(load_chunk(chunk, f"Broadcast state {name!r}"))
 
 
 def _empty(mode: Redistribution) -> OperatorListState | HeapBroadcastState:

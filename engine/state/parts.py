@@ -115,6 +115,8 @@ class OperatorStateRegistry:
 
     @property
     def is_restored(self) -> bool:
+        """The checkpoint that the job goes on from knows this operator, whether or not it has state for this subtask: a
+        source that finds none has been read to its end by then. A new operator of a restored job starts afresh."""
         return self._restored is not None
 
     def add_keyed(self, name: str, part: KeyedPart | FilePart) -> None:

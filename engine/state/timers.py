@@ -10,10 +10,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, final
 
+from engine.core.errors import ProgramError
+from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.key_groups import canonical_key, key_group_of
 
-__all__ = ["Timer", "TimerService"]
+__all__ = ["Timer", "TimerService", "read_timers"]
 
 #: (time in ms, key, namespace)
 Timer: TypeAlias = tuple[int, Any, Any]
@@ -22,6 +24,8 @@ Timer: TypeAlias = tuple[int, Any, Any]
 NO_WATERMARK_MS: Final = -(2**63)
 #: Deleted timers stay in the heap until they are more than the living ones and more than this.
 _DEAD_TIMERS_MIN: Final = 256
+#: What a chunk begins with; the last byte is the version of its format.
+_PREFIX: Final = b"TIME\x01"
 
 
 @final
@@ -32,16 +36,28 @@ class _TimerQueue:
         self._heap: list[tuple[int, int, Timer]] = []
         #: timer → its place in the order; what is in the heap but not in here was deleted
         self.live: dict[Timer, int] = {}
+        #: what came and what went in this epoch, without what came and went; None = nobody asks
+        self.came: set[Timer] | None = None
+        self.gone: set[Timer] = set()
         self._count = itertools.count()
 
     def register(self, timer: Timer) -> None:
         if timer in self.live:
             return
+        if self.came is not None:
+            if timer in self.gone:
+                self.gone.discard(timer)
+            else:
+                self.came.add(timer)
         order = self.live[timer] = next(self._count)
         heapq.heappush(self._heap, (timer[0], order, timer))
 
     def delete(self, timer: Timer) -> None:
-        if self.live.pop(timer, None) is not None and len(self._heap) > 2 * len(self.live) + _DEAD_TIMERS_MIN:
+        if self.live.pop(timer, None) is None:
+            return
+        if self.came is not None:
+            self._note_gone(self.came, timer)
+        if len(self._heap) > 2 * len(self.live) + _DEAD_TIMERS_MIN:
             self._heap = [(timer[0], order, timer) for timer, order in self.live.items()]
             heapq.heapify(self._heap)
 
@@ -61,15 +77,28 @@ class _TimerQueue:
             _, order, timer = heapq.heappop(self._heap)
             if live.get(timer) == order:
                 del live[timer]
+                if self.came is not None:
+                    self._note_gone(self.came, timer)
                 yield timer
+
+    def _note_gone(self, came: set[Timer], timer: Timer) -> None:
+        if timer in came:
+            came.discard(timer)
+        else:
+            self.gone.add(timer)
 
 
 @final
 class TimerService:
-    """Registering a timer that exists changes nothing; deleting one that does not, neither."""
+    """Registering a timer that exists changes nothing; deleting one that does not, neither. As a part of state it is a
+    ``DeltaPart``; the watermark is not part of it, it comes again."""
 
-    def __init__(self, max_parallelism: int) -> None:
+    def __init__(self, max_parallelism: int, *, owner: str = "Timers", incremental: bool = False) -> None:
         self._max_parallelism = max_parallelism
+        self._owner = owner
+        self._incremental = incremental
+        #: by queue: what came, what went
+        self._log: EpochLog[list[tuple[set[Timer], set[Timer]]]] = EpochLog()
         self._event_time = _TimerQueue()
         self._processing_time = _TimerQueue()
         self.current_watermark = NO_WATERMARK_MS
@@ -107,20 +136,70 @@ class TimerService:
     def num_timers(self) -> int:
         return len(self._event_time.live) + len(self._processing_time.live)
 
+    # --- snapshots -------------------------------------------------------------------------------------------------
+
+    def num_entries(self) -> int:
+        return self.num_timers()
+
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         """Return the timers of these key groups; groups without timers are left out."""
+        everything = [(position, timer, True) for position, queue in self._queues() for timer in queue.live]
+        return self._chunks(key_groups, everything)
+
+    def _queues(self) -> Iterator[tuple[int, _TimerQueue]]:
+        return enumerate((self._event_time, self._processing_time))
+
+    def _chunks(self, key_groups: Iterable[int], timers: Iterable[tuple[int, Timer, bool]]) -> dict[int, bytes]:
+        """``timers``: (queue, timer, whether it is there or gone)."""
         wanted = set(key_groups)
-        groups: dict[int, tuple[list[Timer], list[Timer]]] = {}
-        for position, queue in enumerate((self._event_time, self._processing_time)):
-            for timer in queue.live:
-                group = key_group_of(timer[1], self._max_parallelism)
-                if group in wanted:
-                    groups.setdefault(group, ([], []))[position].append(timer)
-        return {group: dump_chunk(timers, "timers") for group, timers in groups.items()}
+        groups: dict[int, tuple[list[Timer], ...]] = {}
+        for position, timer, is_live in timers:
+            group = key_group_of(timer[1], self._max_parallelism)
+            if group in wanted:
+                lists = groups.setdefault(group, ([], [], [], []))
+                lists[position if is_live else 2 + position].append(timer)
+        return {group: _PREFIX + dump_chunk(lists, f"{self._owner}: timers") for group, lists in groups.items()}
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
-        """Take up chunks of ``snapshot``."""
+        """Take up chunks of ``snapshot``, then of ``snapshot_delta``."""
         for data in chunks.values():
-            for queue, timers in zip((self._event_time, self._processing_time), load_chunk(data), strict=True):
+            for position, timers in enumerate(read_timers(data, self._owner)):
+                queue = (self._event_time, self._processing_time)[position % 2]
+                change = queue.register if position < 2 else queue.delete
                 for time_ms, key, namespace in timers:
-                    queue.register((time_ms, canonical_key(key), namespace))
+                    change((time_ms, canonical_key(key), namespace))
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        epochs = self._log.since(since_checkpoint_id)
+        if epochs is None:
+            return None
+        changes: list[tuple[int, Timer, bool]] = []
+        for position, queue in self._queues():
+            changed: set[Timer] = set().union(*(sets for notes in epochs for sets in notes[position]))
+            # In order of registration, which is the order in which timers of one time fire.
+            order = queue.live
+            changes += [(position, timer, timer in order) for timer in sorted(changed, key=lambda t: order.get(t, -1))]
+        if 2 * len(changes) > self.num_timers():
+            return None
+        return self._chunks(key_groups, changes)
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        if not self._incremental:
+            return
+        sizes = [sum(len(came) + len(gone) for came, gone in notes) for notes in self._log.all()]
+        notes: list[tuple[set[Timer], set[Timer]]] = []
+        for _, queue in self._queues():
+            queue.came, queue.gone = set(), set()
+            notes.append((queue.came, queue.gone))
+        self._log.begin(checkpoint_id, notes, sizes, max(CHANGED_MIN, self.num_timers()))
+
+    def forget_epochs(self, until_checkpoint_id: int) -> None:
+        self._log.forget(until_checkpoint_id)
+
+
+def read_timers(data: bytes | memoryview, owner: str = "Timers", *, tolerant: bool = False) -> tuple[list[Timer], ...]:
+    """Return what a chunk holds: timers in event time, in processing time, and those removed of both (in deltas)."""
+    if bytes(data[: len(_PREFIX)]) != _PREFIX:
+        raise ProgramError(f"{owner}: timers in a format that is not known here, written by another release.")
+    timers: tuple[list[Timer], ...] = load_chunk(data[len(_PREFIX) :], f"{owner}: timers", tolerant=tolerant)
+    return timers

@@ -22,11 +22,12 @@ from engine.state.heap_states import (
     HeapState,
     HeapValueState,
     KeyContext,
-    Spaces,
+    Table,
 )
 
 __all__ = [
     "TTL_STATES",
+    "last_touch_ms",
     "stamped",
     "unexpired",
     "unstamped",
@@ -39,8 +40,8 @@ Stamped = tuple[Any, int]
 class _Expiring(HeapState):
     """What all expiring states share; cells are OrderedDicts by last touch."""
 
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: StateDescriptor, clock: Clock) -> None:
-        super().__init__(keys, spaces, descriptor)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: StateDescriptor, clock: Clock) -> None:
+        super().__init__(keys, table, descriptor)
         assert descriptor.ttl_config is not None
         config = descriptor.ttl_config
         self._now_ms: Callable[[], int] = clock.now_ms
@@ -59,9 +60,12 @@ class _Expiring(HeapState):
 
     def _put(self, cell: Any) -> None:
         super()._put(cell)
+        self._move_last()
+        self.clean_up()
+
+    def _move_last(self) -> None:
         cells: Any = self._spaces[self._namespace]
         cells.move_to_end(self._keys.current_key)
-        self.clean_up()
 
     def clean_up(self) -> None:
         """Remove the oldest cells that have expired as a whole, some at a time."""
@@ -74,6 +78,9 @@ class _Expiring(HeapState):
             if key is MISSING or self._last_touch_ms(cells[key]) > oldest_kept_ms:
                 break
             del cells[key]
+            changed = self._table.changed
+            if changed is not None:
+                self._note_removal(changed, key)
         if not cells:
             del self._spaces[self._namespace]
 
@@ -85,7 +92,7 @@ class _ExpiringCell(_Expiring):
     """Value, reducing and aggregating state: the cell is (value, stamp); this strips and adds the stamp."""
 
     def _get(self) -> Any:
-        cell = HeapState._get(self)
+        cell = super()._get()
         if cell is MISSING:
             self.clean_up()
             return MISSING
@@ -104,33 +111,33 @@ class _ExpiringCell(_Expiring):
 
 
 class TtlValueState(_ExpiringCell, HeapValueState):
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: Any, clock: Clock) -> None:
-        _Expiring.__init__(self, keys, spaces, descriptor, clock)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: Any, clock: Clock) -> None:
+        _Expiring.__init__(self, keys, table, descriptor, clock)
 
 
 class TtlReducingState(_ExpiringCell, HeapReducingState):
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: Any, clock: Clock) -> None:
-        _Expiring.__init__(self, keys, spaces, descriptor, clock)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: Any, clock: Clock) -> None:
+        _Expiring.__init__(self, keys, table, descriptor, clock)
         self._reduce = descriptor.reducer()
 
 
 class TtlAggregatingState(_ExpiringCell, HeapAggregatingState):
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: Any, clock: Clock) -> None:
-        _Expiring.__init__(self, keys, spaces, descriptor, clock)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: Any, clock: Clock) -> None:
+        _Expiring.__init__(self, keys, table, descriptor, clock)
         self._function = descriptor.get_agg_function()
 
 
 class TtlListState(_Expiring, HeapListState):
     """Each element expires by itself: the cell is a list of (element, stamp), oldest touch first."""
 
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: Any, clock: Clock) -> None:
-        _Expiring.__init__(self, keys, spaces, descriptor, clock)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: Any, clock: Clock) -> None:
+        _Expiring.__init__(self, keys, table, descriptor, clock)
 
     def _last_touch_ms(self, cell: Any) -> int:
         return int(cell[-1][1])
 
     def _living(self) -> list[Stamped]:
-        cell = HeapState._get(self)
+        cell = self._get()
         if cell is MISSING:
             return []
         kept = [element for element in cell if not self._is_expired(element[1])]
@@ -159,7 +166,7 @@ class TtlListState(_Expiring, HeapListState):
         added = [(value, now_ms) for value in values]
         if not added:
             return
-        cell = HeapState._get(self)
+        cell = self._get()
         if cell is MISSING:
             self._put(added)
             return
@@ -178,15 +185,15 @@ class TtlListState(_Expiring, HeapListState):
 class TtlMapState(_Expiring, HeapMapState):
     """Each entry expires by itself: the cell is an OrderedDict of key → (value, stamp), oldest touch first."""
 
-    def __init__(self, keys: KeyContext, spaces: Spaces, descriptor: Any, clock: Clock) -> None:
-        _Expiring.__init__(self, keys, spaces, descriptor, clock)
+    def __init__(self, keys: KeyContext, table: Table, descriptor: Any, clock: Clock) -> None:
+        _Expiring.__init__(self, keys, table, descriptor, clock)
 
     def _last_touch_ms(self, cell: Any) -> int:
         return int(cell[next(reversed(cell))][1])
 
     def _find(self, key: Any) -> Any:
         """Return the value that a reader may see, or MISSING."""
-        cell = HeapState._get(self)
+        cell = self._get()
         entry = MISSING if cell is MISSING else cell.get(key, MISSING)
         if entry is MISSING:
             return MISSING
@@ -206,7 +213,7 @@ class TtlMapState(_Expiring, HeapMapState):
         return self._find(key) is not MISSING
 
     def put(self, key: Any, value: Any) -> None:
-        cell = HeapState._get(self)
+        cell = self._get()
         if cell is MISSING:
             cell = OrderedDict()
         cell[key] = (value, self._now_ms())
@@ -219,7 +226,7 @@ class TtlMapState(_Expiring, HeapMapState):
         self._put(cell)
 
     def items(self) -> list[tuple[Any, Any]]:
-        cell = HeapState._get(self)
+        cell = self._get()
         if cell is MISSING:
             return []
         return [(key, value) for key in list(cell) if (value := self._find(key)) is not MISSING]
@@ -238,6 +245,15 @@ TTL_STATES: dict[str, Callable[..., Any]] = {
 
 
 # --- cells of tables that come and go ---------------------------------------------------------------------------------
+
+
+def last_touch_ms(kind: str, cell: Any) -> int:
+    """Return when something in a cell was touched last."""
+    if kind == "list":
+        return int(cell[-1][1])
+    if kind == "map":
+        return int(cell[next(reversed(cell))][1])
+    return int(cell[1])
 
 
 def unexpired(kind: str, cell: Any, config: StateTtlConfig, now_ms: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "Duration",
+    "FieldTimestamps",
     "Instant",
     "Time",
     "TimestampAssigner",
@@ -108,6 +109,18 @@ class TimestampAssigner(abc.ABC):
 
 
 @dataclass(frozen=True)
+class FieldTimestamps(TimestampAssigner):
+    """The event time is a field, in milliseconds: by position or name. Columns stay columns (ours, not PyFlink's)."""
+
+    field: int | str
+
+    def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
+        field: Any = self.field
+        time_ms: int = getattr(value, field) if isinstance(field, str) and not isinstance(value, dict) else value[field]
+        return time_ms
+
+
+@dataclass(frozen=True)
 class Watermark:
     """No record with an event time up to ``timestamp`` is expected any more. What a custom generator emits."""
 
@@ -176,6 +189,10 @@ class WatermarkStrategy:
         self, timestamp_assigner: TimestampAssigner | Callable[[Any, int], int]
     ) -> WatermarkStrategy:
         return replace(self, timestamp_assigner=timestamp_assigner)
+
+    def with_timestamp_field(self, field: int | str) -> WatermarkStrategy:
+        """Take the event time from a field that has milliseconds (ours, not PyFlink's)."""
+        return replace(self, timestamp_assigner=FieldTimestamps(field))
 
     def with_idleness(self, idle_timeout: Duration) -> WatermarkStrategy:
         return replace(self, idle_timeout_ms=idle_timeout.milliseconds)

@@ -29,9 +29,10 @@ def write_text(path: str, num_bytes: int, seed: int = 1) -> int:
     cumulative = np.cumsum(1.0 / rank)
     cumulative /= cumulative[-1]
     written = num_words = 0
+    lines = min(20_000, num_bytes // 70 + 1)  # a line has some 70 bytes: a small text is not much larger than asked for
     with open(path, "w", encoding="ascii", buffering=1 << 22) as out:
         while written < num_bytes:
-            lengths = rng.integers(5, 16, 20_000)
+            lengths = rng.integers(5, 16, lines)
             picked = words[np.searchsorted(cumulative, rng.random(int(lengths.sum())), side="right")].tolist()
             ends = np.cumsum(lengths).tolist()
             starts = [0, *ends[:-1]]

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+from engine.core import fs
 from engine.core.errors import EngineError, InputError, OutputExistsError
 from engine.core.fs import LocalFileSystem, list_input_files
+from tests.testing.memory_fs import MemoryFileSystem
 
 #: Names of fixtures, each of which returns (file system, path of an empty folder that the test may fill).
-FILE_SYSTEMS = ["local_folder"]
+FILE_SYSTEMS = ["local_folder", "memory_folder"]
 
 
 @pytest.fixture
 def local_folder(tmp_path):
     return LocalFileSystem(), str(tmp_path)
+
+
+@pytest.fixture
+def memory_folder(monkeypatch):
+    memory = MemoryFileSystem()
+    memory.make_dirs("memory://tests/folder")
+    monkeypatch.setitem(fs._factories, "memory", lambda: memory)
+    monkeypatch.setitem(fs._instances, "memory", memory)
+    return memory, "memory://tests/folder"
 
 
 @pytest.fixture(params=FILE_SYSTEMS)

@@ -7,6 +7,7 @@ meets one of them starts its own, on ports of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 CLUSTER_PY = Path(__file__).resolve().parents[2] / "hadoop-docker" / "cluster.py"
+LIBHDFS_PY = CLUSTER_PY.parent / "libhdfs.py"
 TOOL_MISSING = 3  # cluster.py's exit code for "no Java or no Maven"
 END_SECONDS = 60.0
 
@@ -93,22 +95,29 @@ def hadoop_jars() -> None:
 
 
 @pytest.fixture(scope="session")
+def libhdfs_folder(hadoop_jars: None) -> Path:
+    """A folder with libhdfs.so. A distribution of Hadoop has one; Maven has none, so it is compiled here, once."""
+    words = [sys.executable, str(LIBHDFS_PY)]
+    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    if done.returncode == TOOL_MISSING and os.environ.get("CI", "").lower() not in ("true", "1"):
+        pytest.skip(done.stdout.strip())
+    if done.returncode != 0:
+        pytest.fail(f"libhdfs cannot be built: {done.stdout.strip()}", pytrace=False)
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
 def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
     """A cluster of one DataNode, two NodeManagers and one ZooKeeper."""
+    with running_cluster("--datanodes", "1", "--nodemanagers", "2", "--zookeeper", "1") as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def running_cluster(*shape: str) -> Iterator[HadoopCluster]:
+    """A cluster of the shape that ``cluster.py up`` is told with these words, for as long as the block runs."""
     folder = Path(tempfile.mkdtemp(prefix="hadoop-"))
-    words = [
-        "up",
-        "--dir",
-        str(folder),
-        "--datanodes",
-        "1",
-        "--nodemanagers",
-        "2",
-        "--zookeeper",
-        "1",
-        "--until-eof",
-        "--wipe",
-    ]
+    words = ["up", "--dir", str(folder), *shape, "--until-eof", "--wipe"]
     keeper = subprocess.Popen(
         [sys.executable, str(CLUSTER_PY), *words],
         stdin=subprocess.PIPE,  # It ends the cluster when this closes, however this process dies.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 
 import pytest
@@ -224,3 +226,60 @@ def test_a_node_with_another_python_is_told_with_both_versions(user):
     assert done.returncode == 1
     assert f"has Python 3.7, but the engine was packed for Python 3.{sys.version_info.minor}" in done.stderr
     assert user.application_named("wrong python")["finalStatus"] == "FAILED"
+
+
+@pytest.fixture(scope="module")
+def own_interpreter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A virtual environment of the user's, packed: it has a module that nothing else here has."""
+    folder = tmp_path_factory.mktemp("own-venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--copies", folder / "venv"], check=True)
+    (site,) = (folder / "venv").glob("lib/python3*/site-packages")
+    (site / "only_in_the_venv.py").write_text("ANSWER = 42\n")
+    archive = folder / "mine.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder / "venv", ".")
+    shutil.rmtree(folder / "venv")  # what containers find there is what they have unpacked
+    return str(archive)
+
+
+WHERE = """
+import sys
+import tarfile
+from engine.datastream import StreamExecutionEnvironment
+
+def places(number):
+    import only_in_the_venv, sys
+    return f"{number} {only_in_the_venv.ANSWER} {sys.executable}"
+
+env = StreamExecutionEnvironment.get_execution_environment()
+env.set_parallelism(2)
+env.from_sequence(1, 4).map(places).write_as_text(sys.argv[1])
+env.execute("where")
+"""
+
+
+@pytest.mark.parametrize("target", ["yarn-per-job", "yarn-application"])
+def test_a_job_runs_in_containers_with_the_interpreter_that_the_user_brings(user, own_interpreter, target):
+    output = f"/job/where-{target}"
+    done = user.flink(
+        "run", "-t", target, "-ys", "1", *SMALL_JOB, "-ynm", f"own {target}",
+        "-pyarch", f"{own_interpreter}#mine", "-pyexec", "mine/bin/python",
+        user.write("where.py", WHERE), f"{user.hadoop.namenode_uri}{output}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert user.application_named(f"own {target}")["finalStatus"] == "SUCCEEDED"
+    rows = sorted(line.split(" ", 2) for line in user.lines(output))
+    assert [row[:2] for row in rows] == [[str(number), "42"] for number in range(1, 5)]
+    for _, _, executable in rows:
+        assert re.search(r"/container_\w+/mine/bin/python$", executable)
+
+
+def test_an_archive_without_the_interpreter_is_told(user, own_interpreter):
+    done = user.flink(
+        "run", "-m", "yarn-cluster", *SMALL_JOB, "-ynm", "no interpreter",
+        "-pyarch", f"{own_interpreter}#mine", "-pyexec", "mine/bin/python9",
+        user.write("where.py", WHERE), f"{user.hadoop.namenode_uri}/job/nowhere",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "mine/bin/python9" in done.stderr
+    assert user.running_applications() == []

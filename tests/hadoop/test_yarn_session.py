@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import tempfile
 import time
@@ -29,8 +31,16 @@ from tests.hadoop.yarn_commands import (
 )
 
 pytestmark = pytest.mark.hadoop
-#: On an idle machine the first takes 25 s and the second 9 s; test machines are not idle.
+#: The aims for `-n 2 -s 2`, from pressing enter to four slots: with packing and upload, and with both cached.
 FIRST_S, CACHED_S = 60.0, 15.0
+
+
+def allowance() -> float:
+    """What the aims are multiplied by on a machine that has more to do than it has cores for; our own share of the load
+    during a start is about one core each."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 TEXT = "\n".join(f"to be or not to be that is question {i % 7}" for i in range(3000)) + "\n"
 
 
@@ -39,15 +49,27 @@ def user(hadoop: HadoopCluster, tmp_path_factory: pytest.TempPathFactory) -> Yar
     return YarnUser.create(hadoop, tmp_path_factory.mktemp("session"))
 
 
+def own_cache(user: YarnUser) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(user.folder / "cache")}
+
+
+def staging(user: YarnUser) -> tuple[str, str]:
+    return ("-D", f"yarn.staging-directory=hdfs:///staging-{user.folder.name}")
+
+
 @pytest.fixture(scope="module")
 def session(user: YarnUser) -> Iterator[tuple[str, str, str]]:
-    """A session of 2 x 2 slots: (application id, dashboard's address, what the command said)."""
+    """A session of 2 x 2 slots: (application id, dashboard's address, what the command said).
+
+    It is a user's first: the cache of the client, the staging folder on HDFS and the nodes' caches have nothing of it.
+    """
     started = time.monotonic()
-    done = user.session("-n", "2", "-s", "2", *SMALL, "-nm", "two by two", "-d")
+    done = user.session("-n", "2", "-s", "2", *SMALL, "-nm", "two by two", "-d", *staging(user), **own_cache(user))
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
-    print(f"four slots after {seconds:.1f} s, the archive may be cached or not")
-    assert seconds < FIRST_S
+    assert "Packing the engine's Python packages" in done.stdout
+    print(f"four slots after {seconds:.1f} s with packing and upload, load {os.getloadavg()[0]:.1f}")
+    assert seconds < FIRST_S * allowance()
     application_id = application_id_in(done.stdout)
     yield application_id, dashboard_in(done.stdout), done.stdout
     if application_id in user.running_applications():
@@ -238,19 +260,39 @@ def test_a_terminal_helps_and_stops_the_session_and_nothing_is_left(session, use
 
 def test_a_cached_archive_makes_the_second_session_quick_and_kill_leaves_nothing(user, session):
     started = time.monotonic()
-    done = user.session("-n", "2", "-s", "2", *SMALL, "-nm", "quick", "-d")
+    done = user.session("-n", "2", "-s", "2", *SMALL, "-nm", "quick", "-d", *staging(user), **own_cache(user))
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
     application_id = application_id_in(done.stdout)
-    print(f"four slots after {seconds:.1f} s with the cached archive")
-    assert "Uploading packages" not in done.stdout  # the engine itself may change while its tests run
-    assert seconds < 2 * CACHED_S  # the goal is CACHED_S; machines that run tests do other things too
+    print(f"four slots after {seconds:.1f} s with the cached archives, load {os.getloadavg()[0]:.1f}")
+    assert "Packing" not in done.stdout
+    assert seconds < CACHED_S * allowance()
     user.flink("run", "-d", user.write("endless.py", ENDLESS))
     eventually("slot processes", lambda: len(processes_of(application_id)) > 6)
     killed = user.run_yarn("application", "-kill", application_id)
     assert killed.returncode == 0, killed.stderr
     eventually("no process is left", lambda: not processes_of(application_id), 15)
     assert user.application(application_id)["finalStatus"] == "KILLED"
+
+
+def test_a_session_ends_with_the_terminal_that_it_is_attached_to(user):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = ["-n", "1", "-s", "1", *SMALL, "-nm", "attached", *staging(user)]
+        os.execve(ROOT / "scripts" / "yarn-session.sh", ["yarn-session.sh", *words], {**user.env, **own_cache(user)})
+    said = ""
+    try:
+        while "stop - stop the YARN session" not in said:
+            said += os.read(terminal, 4096).decode()  # ends with OSError when the command has died
+    finally:
+        os.close(terminal)  # the kernel sends SIGHUP, and whatever is printed from now on fails
+    application_id = application_id_in(said)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    report = user.application(application_id)
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "SUCCEEDED")
+    assert not (user.folder / f".yarn-properties-{user.hadoop.user}").exists()
+    eventually("no process is left", lambda: not processes_of(application_id), 15)
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):

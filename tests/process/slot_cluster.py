@@ -8,6 +8,7 @@ import pickle
 import secrets
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,15 @@ from engine.graph.execution_graph import channels_of, num_subpartitions
 from engine.graph.job_graph import ChainedOperator, ChainSpec, Exit, JobEdge
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
+from engine.protocol.checkpoint import (
+    AcknowledgeCheckpoint,
+    CheckpointOptions,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    TaskRestore,
+    TriggerCheckpoint,
+)
 from engine.protocol.control import (
     CancelTask,
     DeployTask,
@@ -83,6 +93,8 @@ class Story:
     last: dict[ExecutionAttemptID, TaskStateChanged] = field(default_factory=dict)
     events: list[tuple[ExecutionAttemptID, Any]] = field(default_factory=list)
     reports: list[SlotReport] = field(default_factory=list)
+    acknowledged: dict[tuple[ExecutionAttemptID, int], AcknowledgeCheckpoint] = field(default_factory=dict)
+    declined: dict[tuple[ExecutionAttemptID, int], DeclineCheckpoint] = field(default_factory=dict)
 
 
 class SlotCluster:
@@ -98,6 +110,9 @@ class SlotCluster:
         self._changed = asyncio.Event()
         self._listeners: list[asyncio.Task[None]] = []
         self._where: dict[ExecutionAttemptID, SlotHandle] = {}
+        self.attempt_number = 0
+        #: what subtasks of the next deployment start from, by vertex name and subtask
+        self.restores: dict[tuple[str, int], TaskRestore] = {}
 
     async def __aenter__(self) -> SlotCluster:
         self._folder = tempfile.TemporaryDirectory(prefix="slots")
@@ -156,6 +171,10 @@ class SlotCluster:
                     self.story.events.append((message.attempt_id, pickle.loads(message.event)))
                 case SlotReport():
                     self.story.reports.append(message)
+                case AcknowledgeCheckpoint():
+                    self.story.acknowledged[message.attempt_id, message.checkpoint_id] = message
+                case DeclineCheckpoint():
+                    self.story.declined[message.attempt_id, message.checkpoint_id] = message
             self._changed.set()
 
     async def until(self, condition: Callable[[], bool], timeout: float = 30) -> None:
@@ -172,7 +191,7 @@ class SlotCluster:
     # --- deploying
 
     def attempt(self, name: str, subtask: int = 0) -> ExecutionAttemptID:
-        return ExecutionAttemptID.of(JobVertexID.from_text(name), subtask, 0)
+        return ExecutionAttemptID.of(JobVertexID.from_text(name), subtask, self.attempt_number)
 
     def deploy(
         self,
@@ -224,7 +243,7 @@ class SlotCluster:
         )
         partitions = tuple(
             ResultPartitionDescriptor(
-                ResultPartitionID.of(dataset_of(wire), subtask, 0),
+                ResultPartitionID.of(dataset_of(wire), subtask, self.attempt_number),
                 dataset_of(wire),
                 num_subpartitions(edge_of(wire), subtask, vertex.parallelism, by_name[wire.target].parallelism),
                 wire.blocking,
@@ -238,7 +257,7 @@ class SlotCluster:
                 dataset_of(wire),
                 tuple(
                     InputChannelDescriptor(
-                        ResultPartitionID.of(dataset_of(wire), producer, 0),
+                        ResultPartitionID.of(dataset_of(wire), producer, self.attempt_number),
                         subpartition,
                         self.slots[place(wire.source, producer)].address,
                     )
@@ -259,10 +278,22 @@ class SlotCluster:
             subtask_index=subtask,
             parallelism=vertex.parallelism,
             max_parallelism=128,
-            attempt_number=0,
-            chain=user_code.dumps(ChainSpec(operators, exits), "the chain"),
+            attempt_number=self.attempt_number,
+            chain=user_code.dumps(
+                ChainSpec(
+                    operators,
+                    exits,
+                    {
+                        wire.input_index: wire.key_selector
+                        for wire in wires
+                        if wire.target == vertex.name and wire.strategy is ShipStrategy.HASH
+                    },
+                ),
+                "the chain",
+            ),
             gates=gates,
             partitions=partitions,
+            restore=self.restores.get((vertex.name, subtask)),
         )
 
     async def run(
@@ -282,6 +313,17 @@ class SlotCluster:
 
     def cancel(self, attempt: ExecutionAttemptID) -> None:
         self._where[attempt].send(CancelTask(AllocationID.generate(), attempt))
+
+    def trigger(self, attempt: ExecutionAttemptID, checkpoint_id: int, options: CheckpointOptions) -> None:
+        now_ms = int(time.time() * 1000)
+        message = TriggerCheckpoint(AllocationID.generate(), attempt, checkpoint_id, now_ms, options)
+        self._where[attempt].send(message)
+
+    def complete(self, attempt: ExecutionAttemptID, checkpoint_id: int) -> None:
+        self._where[attempt].send(NotifyCheckpointComplete(AllocationID.generate(), attempt, checkpoint_id))
+
+    def abort(self, attempt: ExecutionAttemptID, checkpoint_id: int) -> None:
+        self._where[attempt].send(NotifyCheckpointAborted(AllocationID.generate(), attempt, checkpoint_id))
 
     def send_event(self, attempt: ExecutionAttemptID, operator: str, event: object) -> None:
         self._where[attempt].send(

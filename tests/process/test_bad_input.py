@@ -384,3 +384,22 @@ def test_a_server_that_closes_ends_the_stream_without_an_error(env):
         threading.Thread(target=serve).start()
         lines = env.socket_text_stream("127.0.0.1", server.getsockname()[1])
         assert collected(lines) == ["one", "two"]
+
+
+# --- several outputs --------------------------------------------------------------------------------------------------
+
+
+def test_when_one_of_two_outputs_cannot_be_published_neither_is(env, tmp_path):
+    free, taken = tmp_path / "free", tmp_path / "taken"
+
+    def take(number):
+        taken.mkdir(exist_ok=True)  # somebody else's, while the job runs
+        return number
+
+    numbers = env.from_sequence(1, 10).map(take)
+    numbers.write_as_text(str(free))
+    numbers.write_as_text(str(taken))
+    with pytest.raises(JobExecutionError, match=r"Output path .*/taken exists now; when the job began it did not"):
+        env.execute()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+    assert list(taken.iterdir()) == []

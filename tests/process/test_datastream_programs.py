@@ -379,3 +379,27 @@ def test_an_unstable_key_is_refused(env):
     env.from_collection([1]).rebalance().key_by(lambda x: Plain()).map(lambda x: x).print()
     with pytest.raises(JobExecutionError, match="cannot be a key"):
         env.execute()
+
+
+@pytest.mark.parametrize("object_reuse", [False, True])
+@pytest.mark.parametrize("second", ["chained", "exchanged"])
+def test_what_one_consumer_changes_in_a_record_another_does_not_see(second, object_reuse):
+    env = StreamExecutionEnvironment.get_execution_environment(Configuration()).set_parallelism(1)
+    if object_reuse:
+        env.get_config().enable_object_reuse()
+
+    def change(row):
+        row.append("changed")
+        return row
+
+    lists = env.from_collection([1, 2, 3]).map(lambda number: [number])
+    changed = lists.map(change)
+    others = lists if second == "chained" else lists.rebalance()
+    seen = others.map(lambda row: ["seen", *row])
+    with changed.union(seen).execute_and_collect() as results:
+        rows = sorted(map(str, results))
+    expected = sorted(str([number, "changed"]) for number in (1, 2, 3)) + [f"['seen', {n}]" for n in (1, 2, 3)]
+    if object_reuse:
+        assert [row for row in rows if "seen" in row] != expected[3:]
+    else:
+        assert rows == sorted(expected)

@@ -20,7 +20,7 @@ from engine.client.rest_client import RestClient
 from engine.common import Configuration, Encoder, RestartStrategies
 from engine.core.errors import JobCancelledError, JobExecutionError
 from engine.dataset import ExecutionEnvironment
-from engine.datastream import StreamExecutionEnvironment
+from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.datastream.functions import MapFunction
 from engine.protocol.lifecycle import JobStatus
@@ -253,3 +253,66 @@ def test_a_strategy_that_does_not_exist_is_refused_at_submission(env):
     env.from_collection([1]).print()
     with pytest.raises(Exception, match=r"restart-strategy.type is 'sometimes'; expected none"):
         env.execute()
+
+
+# --- batch: only the regions that a failure concerns -----------------------------------------------------------------
+
+
+class Notes(MapFunction):
+    """Leaves a file for each attempt of each of its subtasks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def open(self, runtime_context):
+        index, attempt = runtime_context.get_index_of_this_subtask(), runtime_context.get_attempt_number()
+        Path(self.folder, f"{index}-{attempt}").touch()
+
+    def map(self, value):
+        return value
+
+
+class FailsInTheFirstAttempt(MapFunction):
+    def open(self, runtime_context):
+        self.attempt = runtime_context.get_attempt_number()
+
+    def map(self, value):
+        if self.attempt == 0:
+            raise ValueError("not in attempt 0")
+        return value
+
+
+def two_stages(env, text: str, first: Path, function: MapFunction, output: Path) -> None:
+    """Lines are noted, shuffled over a blocking exchange, and go through ``function`` into a file."""
+    first.mkdir()
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    noted = env.read_text_file(text).map(Notes(first))
+    noted.key_by(lambda line: line).reduce(lambda one, other: one).map(function).write_as_text(str(output))
+
+
+def test_a_function_that_fails_restarts_its_stage_alone(env, client, text, tmp_path):
+    two_stages(env, text, tmp_path / "notes", FailsInTheFirstAttempt(), tmp_path / "out")
+    job = env.execute_async()
+    job.get_job_execution_result().result(RESULT_S)
+    assert written(tmp_path / "out") == Counter(LINES)
+    assert no_leftovers(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "notes")) == ["0-0", "1-0"], "the first stage ran again"
+    assert 0 in attempts_of(client, job)
+    assert max(attempts_of(client, job)) >= 1
+    history = read(client, f"/jobs/{job.get_job_id()}/exceptions")["exceptionHistory"]["entries"]
+    assert {entry["exceptionName"] for entry in history} == {"ValueError"}
+    assert client.job(job.get_job_id())["timestamps"]["RESTARTING"] == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_slot_takes_its_results_with_it_and_the_output_is_exact(env, client, text, tmp_path, seed):
+    marker = tmp_path / "pid"
+    two_stages(env, text, tmp_path / "notes", HangsInTheFirstAttempt(marker), tmp_path / "out")
+    job = env.execute_async()
+    until(marker.exists, "the second stage hangs")
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    job.get_job_execution_result().result(RESULT_S)
+    assert written(tmp_path / "out") == Counter(LINES)
+    assert no_leftovers(tmp_path / "out")
+    noted = os.listdir(tmp_path / "notes")
+    assert {name.partition("-")[2] for name in noted} >= {"0", "1"}, "what was lost was not written again"

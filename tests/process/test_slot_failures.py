@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -295,6 +296,18 @@ def test_nothing_is_left_when_the_taskmanager_is_killed(tmp_path: Any):
         parent.kill()
     for pid in pids:
         asyncio.run(until_dead(pid))
+
+
+def test_a_zygote_ends_its_slots_when_the_taskmanager_dies_with_unread_messages():
+    """A reset connection is an end like any other: what slots have started is ended by the zygote alone."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "engine.runtime.taskmanager.zygote_process", str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, stderr=subprocess.PIPE, text=True) as zygote:
+        theirs.close()
+        assert ours.recv(100, socket.MSG_PEEK) == b"ready"  # and leave it unread
+        ours.close()
+        _, complaints = zygote.communicate(timeout=20)
+    assert (zygote.returncode, complaints) == (0, "")
 
 
 def test_a_killed_zygote_takes_its_slots_along_though_nobody_looks(tmp_path: Any):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from engine.checkpoint.settings import CheckpointSettings
+from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError
 from engine.core.ids import AllocationID, IntermediateDatasetID, JobID, JobVertexID, OperatorID, ResourceID
 from engine.graph.execution_graph import ExceptionEntry, ExecutionGraph, SlotGrant
 from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex, OperatorInfo
 from engine.graph.transformation import ShipStrategy
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskManagerRegistered, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.protocol.profiling import StacksSampled
-from engine.runtime.jobmanager.gateway import ClusterOverview, TaskManagerView
+from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
 
 #: States on the way to RUNNING, with the milliseconds after the start of the job at which they are entered.
 _WAY = (
@@ -173,6 +177,11 @@ class FakeGateway:
         self.blobs: dict[str, bytes] = {}
         self.shut_down = False
         self.coordinator_answers: dict[str, Any] = {}
+        self.checkpoint_statistics = CheckpointStatistics(10)
+        #: checkpoints and savepoints that were asked for; answered when ``may_answer`` is set, or refused
+        self.asked: list[tuple[Any, ...]] = []
+        self.may_answer = asyncio.Event()
+        self.refusal: Exception | None = None
 
     def add_job(self, job_graph: JobGraph, *, age_ms: int = 60_000) -> ExecutionGraph:
         graph = ExecutionGraph(job_graph, self.now_ms - age_ms)
@@ -227,6 +236,28 @@ class FakeGateway:
             end(graph, JobStatus.CANCELED, max(graph.status_timestamps.values()) + 500)
             for view in self.views:
                 view.slots_by_job.pop(job_id, None)
+
+    def checkpoints(self, job_id: JobID) -> CheckpointsView:
+        is_batch = self.job(job_id).job_graph.job_type is JobType.BATCH
+        return CheckpointsView(CheckpointSettings(), self.checkpoint_statistics, is_batch)
+
+    async def trigger_checkpoint(self, job_id: JobID, incremental: bool | None) -> TakenCheckpoint:
+        return await self._take(("checkpoint", job_id, incremental))
+
+    async def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> TakenCheckpoint:
+        return await self._take(("savepoint", job_id, target, stop, cancel))
+
+    async def dispose_savepoint(self, path: str) -> None:
+        await self._take(("dispose", path))
+
+    async def _take(self, asked: tuple[Any, ...]) -> TakenCheckpoint:
+        self.asked.append(asked)
+        await self.may_answer.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return TakenCheckpoint(7, "file:///s/savepoint-1")
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:
         return self.job(job_id)

@@ -5,10 +5,12 @@ Coordinators run too, in the same thread: an event is delivered when it is sent.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.core.clock import Clock, SystemClock
@@ -25,6 +27,9 @@ from engine.operators.base import (
     SourceOperator,
 )
 from engine.operators.functions import RuntimeContext
+from engine.state.key_groups import key_group_range
+from engine.state.operator_state import OperatorStateSnapshot, redistribute
+from engine.state.parts import DeltaPart, FilePart, OperatorStateRegistry
 
 
 class CollectedOutput:
@@ -90,6 +95,60 @@ class _Next:
         self._operator.end_superstep(superstep)
 
 
+@dataclass
+class SubtaskSnapshot:
+    """What a checkpoint has of one subtask; lists have one entry an operator."""
+
+    checkpoint_id: int
+    #: part → chunks by key group, oldest layer first
+    layers: list[dict[str, list[dict[int, bytes]]]] = field(default_factory=list)
+    lists: list[OperatorStateSnapshot | None] = field(default_factory=list)
+    #: (operator, part) → (format, folder)
+    folders: dict[tuple[int, str], tuple[str, str]] = field(default_factory=dict)
+    #: parts of which only the changes were taken
+    num_deltas: int = 0
+
+
+class RestoredOperator:
+    """Implements ``RestoredState`` over the snapshots of all former subtasks."""
+
+    def __init__(
+        self,
+        snapshots: Sequence[SubtaskSnapshot],
+        index: int,
+        key_groups: range,
+        deal: Callable[[list[OperatorStateSnapshot]], OperatorStateSnapshot],
+    ) -> None:
+        self._snapshots = snapshots
+        self._index = index
+        self._key_groups = key_groups
+        self._deal = deal
+
+    def keyed_layers(self, part: str) -> Iterator[dict[int, bytes]]:
+        for snapshot in self._snapshots:
+            for layer in snapshot.layers[self._index].get(part, []):
+                yield {group: chunk for group, chunk in layer.items() if group in self._key_groups}
+
+    def keyed_folders(self, part: str, format: str) -> Iterator[tuple[str, range]]:
+        for number, snapshot in enumerate(self._snapshots):
+            found = snapshot.folders.get((self._index, part))
+            if found is not None:
+                assert found[0] == format
+                # The part may do with it what it likes; others restore from the same snapshot.
+                copy = f"{found[1]}-for-{self._key_groups.start}-{number}-{id(self)}"
+                shutil.copytree(found[1], copy)
+                yield copy, self._key_groups
+
+    def lists(self) -> OperatorStateSnapshot | None:
+        found = [lists for snapshot in self._snapshots if (lists := snapshot.lists[self._index]) is not None]
+        return self._deal(found) if found else None
+
+    def part_names(self) -> Sequence[str]:
+        names = {name for snapshot in self._snapshots for name in snapshot.layers[self._index]}
+        names |= {name for s in self._snapshots for index, name in s.folders if index == self._index}
+        return sorted(names)
+
+
 class OperatorHarness:
     """One subtask of a chain. Use as a context manager: it opens at entry and closes at exit.
 
@@ -106,6 +165,9 @@ class OperatorHarness:
         host: str = "localhost",
         name: str = "Test",
         coordinators: list[OperatorCoordinator | None] | None = None,
+        config: dict[str, str] | None = None,
+        memory_bytes: int = 64 << 20,
+        restored: Sequence[SubtaskSnapshot] | None = None,
     ) -> None:
         self.operators: list[Operator] = [spec.build() for spec in specs]
         self.output = CollectedOutput()
@@ -119,6 +181,10 @@ class OperatorHarness:
         self._host = host
         self._name = name
         self._coordinators = coordinators
+        self._config = config or {}
+        self._memory_bytes = memory_bytes
+        self._restored = restored
+        self.contexts: list[OperatorContext] = []
         self._work_dir = tempfile.TemporaryDirectory()
         self.runtime_context = RuntimeContext(
             task_name=name, subtask_index=subtask_index, parallelism=parallelism, attempt_number=attempt_number
@@ -131,7 +197,9 @@ class OperatorHarness:
             for index in reversed(range(len(self.operators))):
                 last = index == len(self.operators) - 1
                 out = self.output if last else _Next(self.operators[index + 1])
-                self.operators[index].open(self._context(index), out)
+                context = self._context(index)
+                self.contexts.insert(0, context)
+                self.operators[index].open(context, out)
         except BaseException:
             self.__exit__()
             raise
@@ -155,14 +223,69 @@ class OperatorHarness:
             operator_name=self._name,
             job_id=JobID.from_text("job"),
             job_name="test job",
-            config={},
+            config=self._config,
             clock=self.clock,
             work_dir=self._work_dir.name,
-            memory_bytes=64 << 20,
+            memory_bytes=self._memory_bytes,
             send_event=send_event,
             wake=self.woken.set,
             host=self._host,
+            state=OperatorStateRegistry(
+                None
+                if self._restored is None
+                else RestoredOperator(self._restored, index, self._key_groups(), self._deal)
+            ),
         )
+
+    def _key_groups(self) -> range:
+        return key_group_range(
+            self.subtask_index, self._parallelism, self.runtime_context.get_max_number_of_parallel_subtasks()
+        )
+
+    def _restored_operator(self, index: int) -> RestoredOperator:
+        assert self._restored is not None
+        return RestoredOperator(self._restored, index, self._key_groups(), self._deal)
+
+    def _deal(self, lists: list[OperatorStateSnapshot]) -> OperatorStateSnapshot:
+        return redistribute(lists, self._parallelism)[self.subtask_index]
+
+    def snapshot(
+        self, checkpoint_id: int, *, since: SubtaskSnapshot | None = None, folder: str | None = None
+    ) -> SubtaskSnapshot:
+        """Do what a task does at a barrier. ``since``: build on that snapshot. ``folder``: parts that keep files lay
+        them there, without it they give chunks."""
+        for operator in self.operators:
+            operator.prepare_snapshot(checkpoint_id)
+        for operator in self.operators:
+            operator.snapshot_state(checkpoint_id)
+        taken = SubtaskSnapshot(checkpoint_id)
+        for index, context in enumerate(self.contexts):
+            layers: dict[str, list[dict[int, bytes]]] = {}
+            for name, part in context.state.keyed.items():
+                if isinstance(part, FilePart):
+                    where = (
+                        f"{folder or self._work_dir.name}/frozen-{checkpoint_id}-{self.subtask_index}-{index}-{name}"
+                    )
+                    part.freeze(where)
+                    if folder is not None:
+                        taken.folders[index, name] = (part.format, where)
+                        continue
+                    layers[name] = [dict(part.snapshot(self._key_groups()))]
+                    continue
+                delta = None
+                if since is not None and isinstance(part, DeltaPart):
+                    delta = part.snapshot_delta(self._key_groups(), since.checkpoint_id)
+                if delta is not None and since is not None:
+                    taken.num_deltas += 1
+                    layers[name] = [*since.layers[index][name], dict(delta)]
+                else:
+                    layers[name] = [dict(part.snapshot(self._key_groups()))]
+                if isinstance(part, DeltaPart):
+                    part.begin_epoch(checkpoint_id)
+                    part.forget_epochs(checkpoint_id)
+            taken.layers.append(layers)
+            taken.lists.append(None if context.state.lists is None else context.state.lists.snapshot())
+        return taken
 
     @property
     def head(self) -> Operator:
@@ -227,7 +350,10 @@ def start_coordinators(
             target = next(harness for harness in harnesses if harness.subtask_index == subtask_index)
             target.operators[index].handle_event(event)
 
-        coordinator.start(CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event, attempt_number))
+        operator_id = OperatorID.from_text(f"Test-{index}")  # of harnesses without a name
+        coordinator.start(
+            CoordinatorContext(parallelism, JobID.from_text("job"), {}, send_event, attempt_number, operator_id)
+        )
         coordinators.append(coordinator)
     return coordinators
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
+from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.simple import DataGeneratorSpec
 from engine.connectors.source import Boundedness
 from engine.core.errors import ConfigError
@@ -31,6 +32,14 @@ class DataGeneratorSource:
         self._spec = DataGeneratorSpec(generator_function, count, rate_per_second)
         self.boundedness = Boundedness.CONTINUOUS_UNBOUNDED if count is None else Boundedness.BOUNDED
         self.produced_type = type_info
+
+    @staticmethod
+    def of_columns(
+        generator_function: Callable[[Any], Any], count: int | None, type_info: TypeInformation | None = None
+    ) -> ColumnGeneratorSource:
+        """Make columns: ``generator_function`` gets a numpy array of indexes and returns, for all of them at once, a
+        dict or tuple of numpy or Arrow columns, or a RecordBatch."""
+        return ColumnGeneratorSource(generator_function, count, type_info)
 
     def to_spec(self) -> OperatorSpec:
         return self._spec

@@ -1,6 +1,7 @@
 // One job: header with cancel, drawn dataflow, vertices and their subtasks, timeline, exceptions, configuration.
 
 import { getJson } from "./api.js";
+import { checkpoints } from "./checkpoints.js";
 import { h } from "./dom.js";
 import { bytes, count, duration, percent, short, time } from "./format.js";
 import { graph, plainText } from "./graph.js";
@@ -51,6 +52,10 @@ export const page = {
     if (tab === "timeline" && job.vertices.reduce((sum, vertex) => sum + vertex.parallelism, 0) <= TIMELINE_SUBTASKS_MAX) {
       waits.push(Promise.all(job.vertices.map((vertex) => ask(`vertices/${vertex.id}/subtasktimes`))).then((answer) => { data.times = answer; }));
     }
+    if (tab === "checkpoints" && job["job-type"] !== "BATCH") {
+      waits.push(ask("checkpoints").then((answer) => { data.checkpoints = answer; }));
+      waits.push(ask("checkpoints/config").then((answer) => { data.checkpointConfig = answer; }));
+    }
     if (tab === "config") {
       waits.push(ask("config").then((answer) => { data.config = answer; }));
       waits.push(ask("accumulators").then((answer) => { data.accumulators = answer["user-task-accumulators"]; }));
@@ -72,7 +77,7 @@ export const page = {
       h("section", { class: "card", "data-key": "graph" }, job.plan.nodes.length
         ? graph(job.plan, { vertices, link: (id) => (detail === id ? base : `${base}/vertex/${id}`), selected: detail }) : empty("The plan is empty")),
       h("section", { class: "card", "data-key": "tabs" },
-        tabs([["vertices", base, "Vertices"], ["timeline", `${base}/timeline`, "Timeline"], ["exceptions", `${base}/exceptions`, number ? `Exceptions (${number}${exceptions.truncated ? "+" : ""})` : "Exceptions"], ["config", `${base}/config`, "Configuration"]], tab === "vertex" ? "vertices" : tab),
+        tabs([["vertices", base, "Vertices"], ["timeline", `${base}/timeline`, "Timeline"], ...(job["job-type"] === "BATCH" ? [] : [["checkpoints", `${base}/checkpoints`, "Checkpoints"]]), ["exceptions", `${base}/exceptions`, number ? `Exceptions (${number}${exceptions.truncated ? "+" : ""})` : "Exceptions"], ["config", `${base}/config`, "Configuration"]], tab === "vertex" ? "vertices" : tab),
         content(data, base, tab, detail)));
   },
 };
@@ -103,6 +108,7 @@ function content(data, base, tab, detail) {
   const { job } = data;
   switch (tab) {
     case "timeline": return data.times ? timeline(job, data.times) : empty("Too many subtasks to draw", "Choose a vertex to see its subtasks.");
+    case "checkpoints": return checkpoints(data);
     case "exceptions": return exceptionList(data.exceptions);
     case "config": return configuration(data);
     default: return h("div", null, vertexTable(job, base, detail), data.vertex ? subtasks(data) : null);

@@ -1,17 +1,16 @@
-"""Key → subtask for columns: the law of ``state/key_groups`` on whole arrays.
+"""Key → subtask for columns: which columns are the key, and which subtask has each row's key group.
 
-Strings and integers are hashed by kernels; other types through their distinct values, each hashed once by the law for
-single keys. pyarrow and numpy are loaded only when a column batch is partitioned.
+The law itself stands in ``state/column_hash``.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from engine.core.records import ColumnBatch
 from engine.operators.keys import ComposedKey, FieldKey
-from engine.state.key_groups import stable_hash
+from engine.state.column_hash import groups_of_rows, hash_of_column, warm_up
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 __all__ = ["hash_of_column", "key_columns", "subtask_of_rows", "warm_up"]
-
-_MASK32: Final = 0xFFFFFFFF
-#: Rows below which the scalar law beats loading and calling kernels.
-_KERNEL_ROWS_MIN: Final = 64
 
 
 def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool] | None:
@@ -50,116 +45,24 @@ def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool
 
 
 def subtask_of_rows(columns: list[pa.Array], parallelism: int, max_parallelism: int, *, is_tuple: bool) -> Array:
-    """Return the subtask of each row, int64."""
+    """Return the subtask of each row, uint16."""
     import numpy as np
 
-    if is_tuple:
-        h = np.full(len(columns[0]), 0x9E3779B9 ^ len(columns), dtype=np.uint64)
-        for column in columns:
-            h = (_mix32(h) * np.uint64(31) + hash_of_column(column)) & np.uint64(_MASK32)
-    else:
-        h = hash_of_column(columns[0])
-    group = _mix32(h) % np.uint64(max_parallelism)
-    return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.int64)
+    from engine.state.arrow_views import values_of
 
+    kind = columns[0].type
+    if not is_tuple and kind in _plain_ints() and not columns[0].null_count:
+        from engine.state.hash_kernels import channels_of_ints
 
-def _mix32(h: Array) -> Array:
-    """Murmur3's finaliser; 32-bit values in uint64, so that products do not overflow."""
-    import numpy as np
-
-    mask = np.uint64(_MASK32)
-    h = h ^ (h >> np.uint64(16))
-    h = (h * np.uint64(0x85EBCA6B)) & mask
-    h = h ^ (h >> np.uint64(13))
-    h = (h * np.uint64(0xC2B2AE35)) & mask
-    return h ^ (h >> np.uint64(16))
-
-
-def hash_of_column(column: pa.Array) -> Array:
-    """Return ``stable_hash`` of each value, uint64 with 32 bits used."""
-    import numpy as np
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _by_distinct(column)
-    is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
-    is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-    if (is_text or is_large) and len(column) >= _KERNEL_ROWS_MIN:
-        hashes = _hash_text(column, np.int64 if is_large else np.int32)
-    elif pa.types.is_integer(kind) and kind != pa.uint64():
-        filled = column.fill_null(0) if column.null_count else column
-        values = filled.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-        hashes = ((values ^ (values >> np.int64(32))) & np.int64(_MASK32)).astype(np.uint64)
-    else:
-        return _by_distinct(column)
-    if column.null_count:
-        hashes[column.is_null().to_numpy(zero_copy_only=False)] = stable_hash(None)
-    return hashes
-
-
-def _by_distinct(column: pa.Array) -> Array:
-    """Hash each distinct value once, by the scalar law."""
-    import numpy as np
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        try:
-            column = column.dictionary_encode()
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-            return np.array([stable_hash(value) for value in column.to_pylist()], dtype=np.uint64)
-    # One more entry for nulls at the end.
-    of_code = np.array([*(stable_hash(value) for value in column.dictionary.to_pylist()), stable_hash(None)], np.uint64)
-    codes = column.indices.cast(pa.int64()).fill_null(len(of_code) - 1).to_numpy(zero_copy_only=False)
-    return of_code[codes]
-
-
-def _hash_text(column: pa.Array, offset_type: Any) -> Array:
-    import numpy as np
-
-    _, offsets_buffer, bytes_buffer = column.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=offset_type)[column.offset : column.offset + len(column) + 1]
-    content = np.frombuffer(bytes_buffer or b"", dtype=np.uint8)
-    hashes = np.empty(len(column), dtype=np.uint64)
-    _crc32_kernel()(offsets, content, _crc_table(), hashes)
-    return hashes
-
-
-def warm_up() -> None:
-    """Load the kernel for texts of both widths. Called in the zygote when this module is preloaded."""
-    import pyarrow as pa
-
-    for kind in (pa.string(), pa.large_string()):
-        hash_of_column(pa.array(["text"] * _KERNEL_ROWS_MIN, kind))
+        channels = np.empty(len(columns[0]), np.uint16)
+        channels_of_ints(values_of(columns[0]), max_parallelism, parallelism, channels)
+        return channels
+    group = groups_of_rows(columns, max_parallelism, is_tuple=is_tuple)
+    return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.uint16)
 
 
 @cache
-def _crc_table() -> Array:
-    import numpy as np
+def _plain_ints() -> frozenset[pa.DataType]:
+    import pyarrow as pa
 
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(0xEDB88320), table >> np.uint32(1))
-    return table
-
-
-@cache
-def _crc32_kernel() -> Any:
-    """Compiled at the first use, from numba's cache later."""
-    import numba
-
-    return numba.njit(nogil=True, cache=True)(crc32_of_texts)
-
-
-def crc32_of_texts(offsets: Array, content: Array, table: Array, hashes: Array) -> None:
-    """Write the CRC-32 of each text.
-
-    ``offsets``: int32 or int64 (rows + 1,); ``content``: uint8; ``table``: uint32 (256,); ``hashes``: uint64 (rows,).
-
-    Measured: 60 M words of 5 bytes a second on one core.
-    """
-    for row in range(hashes.size):
-        crc = 0xFFFFFFFF
-        for at in range(offsets[row], offsets[row + 1]):
-            crc = table[(crc ^ content[at]) & 0xFF] ^ (crc >> 8)
-        hashes[row] = crc ^ 0xFFFFFFFF
+    return frozenset([pa.int8(), pa.int16(), pa.int32(), pa.int64()])

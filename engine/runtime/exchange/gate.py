@@ -1,21 +1,37 @@
 """The input side of a task: channels, which of them may be read, and what their elements mean together.
 
-Channels with elements are read in turn, one element each. Watermarks, idleness, ends and supersteps of single channels
-become events of the whole input here. Pure but for the channels' sources, which are given: a subpartition of the same
-slot, or the transport.
+Channels with elements are read in turn, one element each. Watermarks, idleness, ends, supersteps and barriers of single
+channels become events of the whole input here. Pure but for the channels' sources, which are given (``channels``).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, final
+from typing import TypeAlias, final
 
+from engine.checkpoint.alignment import (
+    AbandonCheckpoint,
+    AlignmentTimedOut,
+    BarrierAligner,
+    BarrierReceived,
+    BlockChannel,
+    CancelReceived,
+    ChannelEnded,
+    CheckpointAborted,
+    Command,
+    EndCapture,
+    NoteFirstBarrier,
+    TakeSnapshot,
+    UnblockChannels,
+)
 from engine.core.errors import EngineError
 from engine.core.records import Batch
 from engine.protocol.stream import (
     WATERMARK_MAX_MS,
+    CancelBarrier,
+    CheckpointBarrier,
     Element,
     EndOfData,
     EndOfSuperstep,
@@ -23,32 +39,18 @@ from engine.protocol.stream import (
     Watermark,
     WatermarkStatus,
 )
-from engine.runtime.exchange.partition import ResultPartition, SubpartitionView
-from engine.runtime.exchange.wire import Decoder, Frame, RemoteError
+from engine.runtime.exchange.channels import NEVER_MS, Channel
 
 __all__ = [
+    "BarrierEvent",
     "BatchArrived",
-    "Channel",
     "GateEvent",
     "IdleChanged",
     "InputEnded",
     "InputGate",
-    "LocalChannel",
-    "RemoteChannel",
     "SuperstepEnded",
     "WatermarkAdvanced",
-    "initial_credit",
 ]
-
-_CREDIT_MAX: Final = 8
-#: Batches that all channels of a task together may have under way; 256 of 32 kB are 8 MB.
-_CREDIT_TOTAL: Final = 256
-_NEVER_MS: Final = -(1 << 63)
-
-
-def initial_credit(num_channels: int) -> int:
-    """Return the batches that a channel may have under way. Two are the least that keep it flowing."""
-    return max(2, min(_CREDIT_MAX, _CREDIT_TOTAL // max(1, num_channels)))
 
 
 # --- what the task is told ---------------------------------------------------------------------------------------
@@ -86,140 +88,9 @@ class InputEnded:
     input_index: int
 
 
-GateEvent: TypeAlias = BatchArrived | WatermarkAdvanced | IdleChanged | SuperstepEnded | InputEnded
-
-
-# --- channels ------------------------------------------------------------------------------------------------------
-
-
-class ChannelSource(Protocol):
-    """Where a channel's elements come from."""
-
-    bytes_in: int
-
-    def poll(self) -> Element | None: ...
-
-    def has_next(self) -> bool: ...
-
-    def close(self) -> None: ...
-
-
-@final
-class Channel:
-    """One channel with what it has said so far."""
-
-    __slots__ = ("input_index", "is_ended", "is_idle", "is_listed", "source", "superstep", "watermark_ms")
-
-    def __init__(self, input_index: int) -> None:
-        self.input_index = input_index
-        self.source: ChannelSource
-        self.watermark_ms = _NEVER_MS
-        self.is_idle = False
-        self.is_ended = False
-        self.is_listed = False  #: in the gate's list of channels with elements
-        self.superstep: int | None = None  #: ended in this channel, not yet in all: the channel is blocked
-
-
-@final
-class LocalChannel:
-    """Reads a subpartition of the same slot directly: no copy, no second queue, the same bound."""
-
-    def __init__(self, subpartition: int, on_data: Callable[[], None]) -> None:
-        self.bytes_in = 0
-        self._subpartition = subpartition
-        self._on_data = on_data
-        self._partition: ResultPartition | None = None
-        self._view: SubpartitionView | None = None
-        self._decoder = Decoder()
-        self.is_closed = False
-
-    @property
-    def is_attached(self) -> bool:
-        return self._partition is not None
-
-    def attach(self, partition: ResultPartition) -> None:
-        """The producer is there: begin to read."""
-        if self.is_closed:
-            return
-        self._partition = partition
-        self._view = partition.open_view(self._subpartition, self._on_data)
-        self._on_data()
-
-    def has_next(self) -> bool:
-        return self._view is not None and self._view.has_next()
-
-    def poll(self) -> Element | None:
-        if self._view is None:
-            return None
-        while True:
-            item = self._view.poll()
-            if isinstance(item, Frame):
-                self.bytes_in += item.size_bytes
-                element = self._decoder.decode(item.kind, item.buffers[0])
-                if element is None:
-                    continue  # a schema
-                assert not isinstance(element, RemoteError), element
-                return element
-            if type(item) is Records:
-                assert self._partition is not None
-                size = self._view.size_of(item.batch)
-                self.bytes_in += size
-                self._partition.bytes_out += size
-            return item
-
-    def close(self) -> None:
-        self.is_closed = True
-        if self._view is not None:
-            self._view.close()
-            self._view = None
-
-
-@final
-class RemoteChannel:
-    """Holds what came in for one channel and gives credit back as it is read."""
-
-    def __init__(self, credit: int, on_data: Callable[[], None], on_error: Callable[[EngineError], None]) -> None:
-        self.bytes_in = 0
-        self.add_credit: Callable[[int], None] = lambda credit: None
-        self.unsubscribe: Callable[[], None] = lambda: None
-        self._queue: deque[Element] = deque()
-        self._on_data = on_data
-        self._on_error = on_error
-        self._consumed = 0
-        self._credit_step = max(1, credit // 2)
-
-    # transport.ChannelReceiver
-
-    def receive(self, element: Element, size_bytes: int) -> None:
-        self.bytes_in += size_bytes
-        self._queue.append(element)
-        self._on_data()
-
-    def fail(self, error: EngineError) -> None:
-        self._on_error(error)
-
-    # ChannelSource
-
-    def has_next(self) -> bool:
-        return bool(self._queue)
-
-    def poll(self) -> Element | None:
-        if not self._queue:
-            return None
-        element = self._queue.popleft()
-        if type(element) is Records:
-            self._consumed += 1
-            if self._consumed >= self._credit_step:
-                self.add_credit(self._consumed)
-                self._consumed = 0
-        return element
-
-    def close(self) -> None:
-        self._queue.clear()
-        self.unsubscribe()
-
-
-# --- the gate ------------------------------------------------------------------------------------------------------
+#: Those of checkpoints are the aligner's commands that are not about channels.
+BarrierEvent: TypeAlias = NoteFirstBarrier | TakeSnapshot | EndCapture | AbandonCheckpoint
+GateEvent: TypeAlias = BatchArrived | WatermarkAdvanced | IdleChanged | SuperstepEnded | InputEnded | BarrierEvent
 
 
 @final
@@ -231,25 +102,34 @@ class InputGate:
     """
 
     def __init__(self, input_of_channel: Sequence[int], inputs_first: Sequence[int] = ()) -> None:
-        self.channels = [Channel(input_index) for input_index in input_of_channel]
+        self.channels = [Channel(index, input_index) for index, input_index in enumerate(input_of_channel)]
+        self._aligner = BarrierAligner(len(self.channels))
+        self._priority: deque[Channel] = deque()  #: channels with a barrier that has overtaken records
+        self._num_urgent = 0  #: snapshots in ``_events`` that must not wait
+        #: of unaligned checkpoints: what came, or was on its way, between their snapshot and their barriers
+        self._captured: dict[int, list[tuple[int, Batch]]] = {}
+        #: in-flight records of the checkpoint that the task was restored from: before all others
+        self._restored: deque[BatchArrived] = deque()
         self.error: EngineError | None = None
+        #: An aligned barrier with a timeout waits in a channel; may be called again for the same checkpoint.
+        self.on_timed_barrier: Callable[[CheckpointBarrier], None] = lambda barrier: None
         self._listed: deque[Channel] = deque()
         self._parked: list[Channel] = []
         self._events: deque[GateEvent] = deque()
-        self._watermark_ms = _NEVER_MS
+        self._watermark_ms = NEVER_MS
         self._is_idle = False
         self._open_channels_by_input: dict[int, int] = {}
         for channel in self.channels:
             count = self._open_channels_by_input.get(channel.input_index, 0)
             self._open_channels_by_input[channel.input_index] = count + 1
         self._num_open = len(self.channels)
-        self._num_blocked = 0
+        self._num_in_superstep = 0  #: channels that have ended the superstep
         self._inputs_first = [index for index in inputs_first if index in self._open_channels_by_input]
 
     @property
     def is_ended(self) -> bool:
         """All channels have ended and everything was told."""
-        return self._num_open == 0 and not self._events
+        return self._num_open == 0 and not self._events and not self._restored
 
     def bytes_in(self) -> int:
         return sum(channel.source.bytes_in for channel in self.channels)
@@ -260,6 +140,8 @@ class InputGate:
         if not channel.is_listed:
             channel.is_listed = True
             self._listed.append(channel)
+        if channel.source.has_priority():
+            self._priority.append(channel)
 
     def on_error(self, error: EngineError) -> None:
         if self.error is None:
@@ -271,12 +153,37 @@ class InputGate:
         """Whether ``next`` may have something; cheap. Raises the error of a failed channel."""
         if self.error is not None:
             raise self.error
-        return bool(self._events) or bool(self._listed)
+        return bool(self._events) or bool(self._listed) or bool(self._restored)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether ``next_urgent`` may have something: the task should ask even when it cannot go on."""
+        return bool(self._priority) or bool(self._num_urgent)
+
+    def next_urgent(self) -> GateEvent | None:
+        """Return what is left to tell up to barriers that have overtaken records; never records."""
+        while True:
+            if self._events:
+                return self._next_event()
+            if not self._priority:
+                return None
+            channel = self._priority.popleft()
+            if channel.source.has_priority():
+                element = channel.source.poll()
+                assert element is not None
+                self._handle(channel, element)
+
+    def _next_event(self) -> GateEvent:
+        event = self._events.popleft()
+        self._num_urgent -= _is_urgent(event)
+        return event
 
     def next(self) -> GateEvent | None:
         while True:
+            if self._restored:
+                return self._restored.popleft()
             if self._events:
-                return self._events.popleft()
+                return self._next_event()
             if not self._listed:
                 return None
             channel = self._listed.popleft()
@@ -293,6 +200,9 @@ class InputGate:
             if type(element) is Records:
                 if channel.is_idle:
                     self._set_idle(channel, False)
+                if self._aligner.is_capturing:
+                    for id_ in self._aligner.captured_by(channel.index):
+                        self._captured[id_].append((channel.input_index, element.batch))
                 return BatchArrived(channel.input_index, element.batch)
             self._handle(channel, element)
 
@@ -300,10 +210,33 @@ class InputGate:
         for channel in self.channels:
             channel.source.close()
 
+    def abort_checkpoint(self, checkpoint_id: int) -> None:
+        """The JobManager has given the checkpoint up: wait for its barriers no longer."""
+        self._carry_out(self._aligner.handle(CheckpointAborted(checkpoint_id)))
+        self._captured.pop(checkpoint_id, None)
+
+    def time_out_alignment(self, checkpoint_id: int) -> None:
+        """It takes too long to align the checkpoint: let it go on unaligned."""
+        for channel in self.channels:
+            channel.source.overtake(checkpoint_id)
+        self._carry_out(self._aligner.handle(AlignmentTimedOut(checkpoint_id)))
+
+    def restore(self, batches: Iterable[tuple[int, Batch]]) -> None:
+        """Take up in-flight records, by input, before anything is read."""
+        self._restored.extend(BatchArrived(input_index, batch) for input_index, batch in batches)
+
+    def capture(self, checkpoint_id: int, input_index: int, batch: Batch) -> None:
+        """The task has taken this over but not processed it when it snapshotted."""
+        self._captured[checkpoint_id].append((input_index, batch))
+
+    def take_captured(self, checkpoint_id: int) -> list[tuple[int, Batch]]:
+        """Return all in-flight records of the checkpoint, by input."""
+        return self._captured.pop(checkpoint_id, [])
+
     # --- elements that are not records
 
     def _must_wait(self, channel: Channel) -> bool:
-        if channel.superstep is not None:
+        if channel.superstep is not None or channel.is_blocked:
             return True
         first = self._inputs_first
         return bool(first) and channel.input_index != first[0]
@@ -323,12 +256,40 @@ class InputGate:
                 self._set_idle(channel, idle)
             case EndOfSuperstep(superstep):
                 channel.superstep = superstep
-                self._num_blocked += 1
+                self._num_in_superstep += 1
                 self._check_superstep()
+            case CheckpointBarrier():
+                overtaken = channel.source.overtaken(element) if element.num_overtaken else []
+                self._carry_out(self._aligner.handle(BarrierReceived(channel.index, element)))
+                captured = self._captured.get(element.checkpoint_id)
+                if captured is not None:  # else nobody waits for this barrier any more
+                    captured.extend((channel.input_index, batch) for batch in overtaken)
+            case CancelBarrier(checkpoint_id):
+                self._carry_out(self._aligner.handle(CancelReceived(channel.index, checkpoint_id)))
             case EndOfData():
+                # Before the end of the input is told: after a restore it is told again.
+                self._carry_out(self._aligner.handle(ChannelEnded(channel.index)))
                 self._end(channel)
-            case _:
-                pass  # barriers: nobody sends them yet
+            case Records():
+                raise AssertionError("records are handed on by next()")
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case BlockChannel(index):
+                    self.channels[index].is_blocked = True
+                case UnblockChannels(indexes):
+                    for index in indexes:
+                        self.channels[index].is_blocked = False
+                    self._unpark()
+                case _:
+                    self._events.append(command)
+                    self._num_urgent += _is_urgent(command)
+                    if isinstance(command, TakeSnapshot) and command.barrier.options.unaligned:
+                        restored = [(arrived.input_index, arrived.batch) for arrived in self._restored]
+                        self._captured[command.barrier.checkpoint_id] = restored
+                    elif isinstance(command, AbandonCheckpoint):
+                        self._captured.pop(command.checkpoint_id, None)
 
     def _advance_watermark(self) -> None:
         combined = WATERMARK_MAX_MS
@@ -355,12 +316,12 @@ class InputGate:
             self._advance_watermark()
 
     def _check_superstep(self) -> None:
-        if not self._num_blocked or self._num_blocked < self._num_open:
+        if not self._num_in_superstep or self._num_in_superstep < self._num_open:
             return
         superstep = max(channel.superstep for channel in self.channels if channel.superstep is not None)
         for channel in self.channels:
             channel.superstep = None
-        self._num_blocked = 0
+        self._num_in_superstep = 0
         self._unpark()
         self._events.append(SuperstepEnded(superstep))
 
@@ -377,3 +338,7 @@ class InputGate:
         if self._num_open:
             self._advance_watermark()
             self._check_superstep()
+
+
+def _is_urgent(event: GateEvent) -> bool:
+    return isinstance(event, TakeSnapshot) and event.barrier.options.unaligned

@@ -18,7 +18,8 @@ from typing import Final, Protocol, final
 from engine.core.errors import ExternalError
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.protocol.control import ResultPartitionDescriptor
-from engine.protocol.stream import Element, Records
+from engine.protocol.stream import CheckpointBarrier, Element, Records
+from engine.runtime.exchange.overtaking import insert_overtaking, overtake, overtaken_batches
 from engine.runtime.exchange.wire import Encoder, Frame, FrameKind, estimate_row_bytes
 
 __all__ = [
@@ -53,6 +54,14 @@ class SubpartitionView(Protocol):
 
     def has_next(self) -> bool: ...
 
+    def has_priority(self) -> bool:
+        """Whether ``poll`` would return a barrier that has overtaken records."""
+        ...
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        """Return the batches that ``barrier``, polled just now, has overtaken; they stay where they are."""
+        ...
+
     def observe(self, num_rows: int, size_bytes: int) -> None:
         """A batch of so many rows took so many bytes when it was encoded."""
         ...
@@ -76,7 +85,12 @@ class ResultPartition(Protocol):
     def add(self, subpartition: int, batch: Batch) -> None: ...
 
     def add_event(self, element: Element) -> None:
-        """Close the buffers and put the element into every subpartition, in order."""
+        """Close the buffers and put the element into every subpartition: in order, but before the records that wait
+        there if it is an unaligned barrier."""
+        ...
+
+    def overtake(self, checkpoint_id: int) -> None:
+        """Let the barrier overtake what it still waits behind."""
         ...
 
     def has_room(self) -> bool: ...
@@ -258,8 +272,21 @@ class _PipelinedSubpartition:
         if rest is not None:
             self.queue.append(rest)
             self.num_full += 1
-        self.queue.append(element)
+        if type(element) is CheckpointBarrier and element.options.unaligned:
+            insert_overtaking(self.queue, element)
+        else:
+            self.queue.append(element)
         self._notify()
+
+    def overtake(self, checkpoint_id: int) -> None:
+        if overtake(self.queue, checkpoint_id):
+            self._notify()
+
+    def has_priority(self) -> bool:
+        return bool(self.queue) and type(self.queue[0]) is CheckpointBarrier and self.queue[0].options.unaligned
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        return overtaken_batches(self.queue, barrier)
 
     def flush(self) -> None:
         if not self.buffer.is_empty():
@@ -324,6 +351,10 @@ class PipelinedPartition:
     def add_event(self, element: Element) -> None:
         for subpartition in self._subpartitions:
             subpartition.add_event(element)
+
+    def overtake(self, checkpoint_id: int) -> None:
+        for subpartition in self._subpartitions:
+            subpartition.overtake(checkpoint_id)
 
     def has_room(self) -> bool:
         for subpartition in self._subpartitions:  # noqa: SIM110 - a generator costs more than the loop
@@ -392,6 +423,9 @@ class BlockingPartition:
             if rest is not None:
                 self._write(subpartition, rest)
             self._write(subpartition, element)
+
+    def overtake(self, checkpoint_id: int) -> None:
+        pass  # nobody waits for what is in a file
 
     def _write(self, subpartition: int, element: Element) -> None:
         for frame in self._encoders[subpartition].encode(element):
@@ -480,6 +514,12 @@ class _SpilledView:
         self._at += 2
         content = self._partition.read(place >> _KIND_BITS, size)
         return Frame(FrameKind(place & 0xFF), (content,), size)
+
+    def has_priority(self) -> bool:
+        return False
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Batch]:
+        return []
 
     def observe(self, num_rows: int, size_bytes: int) -> None:
         pass

@@ -23,6 +23,7 @@ from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 __all__ = ["ChannelSelector", "default_max_parallelism", "make_channel_selector", "split_by_channel"]
 
@@ -128,25 +129,41 @@ def _split_columns(
     batch: ColumnBatch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
 ) -> list[tuple[int, Batch]]:
     import numpy as np
+
+    from engine.state.hash_kernels import order_by_channel
+
+    num_rows = len(batch)
+    channels = np.asarray(channel_of_row, np.uint16)
+    assert channels.size == num_rows  # else rows would vanish
+    order = np.empty(num_rows, np.int32)
+    ends = np.zeros(num_channels, np.int64)
+    order_by_channel(channels, ends, order)
+    starts = [0, *ends[:-1].tolist()]
+    parts = [(channel, start, end) for channel, (start, end) in enumerate(zip(starts, ends.tolist())) if start < end]
+    if len(parts) == 1:
+        return [(parts[0][0], batch)]
+    stamps = batch.timestamps_ms
+    grouped = ColumnBatch(_taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar)
+    return [(channel, grouped.slice(start, end)) for channel, start, end in parts]
+
+
+def _taken(columns: pa.RecordBatch, order: np.ndarray[Any, Any]) -> pa.RecordBatch:
+    """Return the rows in that order. Plain numbers by numpy, three times as quick as Arrow's take."""
     import pyarrow as pa
 
-    channel_of_row = np.asarray(channel_of_row)
-    rows_per_channel = np.bincount(channel_of_row, minlength=num_channels)
-    assert rows_per_channel.size == num_channels  # else rows would vanish
-    if rows_per_channel.max() == len(batch):
-        return [(int(rows_per_channel.argmax()), batch)]
-    order = np.argsort(channel_of_row.astype(np.uint16), kind="stable")  # a radix sort for 16 bits
-    end = np.cumsum(rows_per_channel)
-    grouped = ColumnBatch(
-        batch.columns.take(pa.array(order)),
-        None if batch.timestamps_ms is None else batch.timestamps_ms[order],
-        batch.scalar,
-    )
-    return [
-        (channel, grouped.slice(int(end[channel] - num), int(end[channel])))
-        for channel, num in enumerate(rows_per_channel.tolist())
-        if num
-    ]
+    from engine.state.arrow_views import values_of
+
+    arrays: list[pa.Array] = []
+    indexes: pa.Array | None = None
+    for column in columns.columns:
+        kind = column.type
+        if not column.null_count and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            arrays.append(pa.array(values_of(column).take(order), kind))
+            continue
+        if indexes is None:
+            indexes = pa.array(order)
+        arrays.append(column.take(indexes))
+    return pa.RecordBatch.from_arrays(arrays, schema=columns.schema)
 
 
 # --- strategies ----------------------------------------------------------------------------------------------------

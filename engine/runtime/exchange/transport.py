@@ -385,8 +385,16 @@ def _undecodable(error: Exception) -> EngineError:
 class Transport:
     """Everything of a slot that touches data sockets."""
 
-    def __init__(self, loop: EventLoop, job_id: JobID, registry: PartitionRegistry, address: SlotAddress) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        job_id: JobID,
+        registry: PartitionRegistry,
+        address: SlotAddress,
+        open_socket: Callable[[SlotAddress], socket.socket] | None = None,
+    ) -> None:
         self.loop = loop
+        self._open_socket = open_socket or self._open
         self.job_id = job_id
         self.registry = registry
         self.address = address
@@ -439,7 +447,7 @@ class Transport:
         """Return the connection to a producer's slot, made at the first call."""
         connection = self._peers.get(address)
         if connection is None:
-            connection = _ConsumerConnection(self, self._open(address), address)
+            connection = _ConsumerConnection(self, self._open_socket(address), address)
             self._peers[address] = connection
         return connection
 

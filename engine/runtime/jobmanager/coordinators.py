@@ -1,8 +1,9 @@
 """Runs a job's OperatorCoordinators (split enumerators, committers, collect sinks) in one I/O thread of the job.
 
 They may block on a file system; the event loop never does. No two calls of one job overlap, and they happen in the
-order in which they were asked for. Not here: what a coordinator does (``connectors``), what follows from its failure
-(``scheduler``).
+order in which they were asked for. What a coordinator sends to subtasks after its snapshot is marked with the number of
+that checkpoint, so that it can be held back until the checkpoint's trigger is out. Not here: what a coordinator does
+(``connectors``), what follows from its failure (``scheduler``).
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import queue
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.errors import Domain, EngineError, JobNotFoundError, Retry
+from engine.checkpoint.assignment import JobRestore
+from engine.core.errors import Domain, EngineError, ExternalError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
 from engine.operators.failure import error_info
+from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
+from engine.runtime.jobmanager.io_thread import Worker, WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
 
 __all__ = ["JobCoordinators"]
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 STUCK_S: Final = 1.0
 #: Clean-up of a cancelled or failed job that has begun may take this long.
 CLEAN_UP_S: Final = 30.0
+PUBLISHED_TOLD_MAX: Final = 20  # outputs that an error message lists
 
 
 @dataclass(slots=True)
@@ -42,12 +45,16 @@ class _Hosted:
     parallelism: int
     spec: bytes
     coordinator: OperatorCoordinator | None = None
+    attempt_number: int = 0
+    #: the last checkpoint that has its state
+    snapshot_of: int = NO_CHECKPOINT
 
 
 @final
 class JobCoordinators:
     """The coordinators of one attempt of a job. ``post`` takes scheduler events, ``send`` takes (vertex, operator,
-    subtask, pickled event); both are called on the loop. All methods are called on the loop."""
+    subtask, pickled event, number of the last checkpoint that has the sender's state); both are called on the loop. All
+    methods are called on the loop. ``restored``: what they start from, None = afresh."""
 
     def __init__(
         self,
@@ -55,23 +62,25 @@ class JobCoordinators:
         config: dict[str, str],
         *,
         attempt_number: int = 0,
+        restored: JobRestore | None = None,
         post: Callable[[Event], None],
-        send: Callable[[JobVertexID, OperatorID, int, bytes], None],
+        send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
         self._job_graph = job_graph
         self._config = config
-        self._attempt_number = attempt_number
+        self._restored = restored
         self._post = post
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._hosted = [
-            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec)
+            _Hosted(vertex.vertex_id, operator_id, vertex.parallelism, spec, attempt_number=attempt_number)
             for vertex in job_graph.vertices
             for operator_id, spec in vertex.coordinators.items()
         ]
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._new_worker = new_worker
+        self._worker: Worker | None = None
         self._end_begun = False
         self._end_answered = False
         self._abandoned = False
@@ -83,7 +92,19 @@ class JobCoordinators:
         if not self._hosted:
             self._post(CoordinatorsStarted())
             return
-        self._submit(self._start_all)
+        self._submit(lambda: self._start_all(self._hosted))
+
+    def restart(self, vertices: Collection[JobVertexID], attempt_number: int) -> None:
+        """Let those of some vertices clean up and start others in their place; posts as ``start`` does. Nothing is
+        heard of the former ones any more."""
+        restarted = [hosted for hosted in self._hosted if hosted.vertex_id in vertices]
+        if not restarted:
+            self._post(CoordinatorsStarted())
+            return
+        for hosted in restarted:
+            hosted.attempt_number = attempt_number
+        self._submit(lambda: self._end_each(restarted, JobOutcome.FAILED))
+        self._submit(lambda: self._start_all(restarted))
 
     def handle_event(self, message: OperatorEventSent) -> None:
         hosted = self._by_operator.get(message.operator_id)
@@ -102,6 +123,38 @@ class JobCoordinators:
         for hosted in self._hosted:
             if hosted.vertex_id == vertex_id:
                 self._submit(functools.partial(self._guarded, hosted, lambda c: c.subtask_finished(subtask_index)))
+
+    def snapshot(self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]) -> None:
+        """Take the state of all, after all that was asked for before; ``done`` is called on the loop."""
+        if not self._hosted:
+            self._loop.call_soon(done, {})
+            return
+        self._submit(lambda: self._snapshot_all(checkpoint_id, done))
+
+    def checkpoint_completed(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let all commit, then call ``done`` on the loop; a failure is posted as CoordinatorFailed instead."""
+        if not self._hosted:
+            done()
+            return
+
+        def commit(hosted: _Hosted) -> bool:
+            encoded = committables.get(hosted.operator_id, {})
+            return self._guarded(hosted, lambda c: c.checkpoint_completed(checkpoint_id, _decoded(encoded)))
+
+        def commit_all() -> None:
+            if all(commit(hosted) for hosted in self._hosted):
+                self._on_loop(done)
+
+        self._submit(commit_all)
+
+    def checkpoint_aborted(self, checkpoint_id: int) -> None:
+        for hosted in self._hosted:
+            self._submit(functools.partial(self._guarded, hosted, lambda c: c.checkpoint_aborted(checkpoint_id)))
 
     async def request(self, operator_id: str, request: object) -> object:
         """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
@@ -129,7 +182,7 @@ class JobCoordinators:
 
     def end(self, outcome: JobOutcome) -> None:
         """Tell all that the job has ended; posts JobEndHandled."""
-        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._thread is None:
+        if not any(hosted.coordinator is not None for hosted in self._hosted) and self._worker is None:
             self._answer_end(None)
             return
         self._submit(lambda: self._end_all(outcome))
@@ -139,9 +192,9 @@ class JobCoordinators:
 
     def close(self) -> None:
         """The job is forgotten: end the thread when it has done what it was asked for."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def abandon(self) -> None:
         """Another attempt follows, with coordinators of its own: what hangs in the thread, should it go on one day, is
@@ -151,17 +204,10 @@ class JobCoordinators:
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
-    def _submit(self, call: Callable[[], None]) -> None:
-        if self._thread is None:
-            name = f"coordinators-{self._job_graph.job_id[:8]}"
-            # A daemon: a file system that hangs must not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
-        self._calls.put(call)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+    def _submit(self, call: Callable[[], object]) -> None:
+        if self._worker is None:
+            self._worker = self._new_worker(f"coordinators-{self._job_graph.job_id[:8]}")
+        self._worker.submit(call)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -169,48 +215,101 @@ class JobCoordinators:
         except RuntimeError:  # the loop is closed: the process is ending
             logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
 
-    def _start_all(self) -> None:
-        for hosted in self._hosted:
+    def _start_all(self, all_hosted: list[_Hosted]) -> None:
+        for hosted in all_hosted:
             if self._abandoned:
                 return
+            attempt_number = hosted.attempt_number
 
-            def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
-                self._on_loop(self._send, hosted.vertex_id, hosted.operator_id, subtask, encode(event))
+            def send(subtask: int, event: object, hosted: _Hosted = hosted, number: int = attempt_number) -> None:
+                self._on_loop(self._send_if_current, hosted, number, subtask, encode(event), hosted.snapshot_of)
 
             try:
                 spec = decode(hosted.spec, object)
                 assert isinstance(spec, CoordinatorSpec), spec
                 coordinator = spec.create()
                 context = CoordinatorContext(
-                    hosted.parallelism, self._job_graph.job_id, self._config, send, self._attempt_number
+                    hosted.parallelism,
+                    self._job_graph.job_id,
+                    self._config,
+                    send,
+                    attempt_number,
+                    operator_id=hosted.operator_id,
                 )
                 hosted.coordinator = coordinator
+                if self._restored is not None:
+                    state = self._restored.coordinators.get(hosted.operator_id, b"")
+                    encoded = self._restored.committables.get(hosted.operator_id, {})
+                    coordinator.restore(state, _decoded(encoded))
                 coordinator.start(context)
             except Exception as error:
                 self._on_loop(self._post, CoordinatorFailed(error_info(error), _is_final(error)))
                 return
         self._on_loop(self._post, CoordinatorsStarted())
 
-    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> None:
+    def _snapshot_all(self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]) -> None:
+        states: dict[OperatorID, bytes] = {}
+        try:
+            for hosted in self._hosted:
+                if hosted.coordinator is not None and not self._abandoned:
+                    states[hosted.operator_id] = hosted.coordinator.snapshot(checkpoint_id)
+                    # In this thread, so before anything that it sends afterwards.
+                    hosted.snapshot_of = checkpoint_id
+        except Exception as error:
+            logger.warning("job=%s checkpoint=%d: no state of a coordinator", self._job_graph.job_id, checkpoint_id)
+            self._on_loop(done, error)
+        else:
+            self._on_loop(done, states)
+
+    def _guarded(self, hosted: _Hosted, call: Callable[[OperatorCoordinator], None]) -> bool:
+        """Return whether the call was made and went well."""
         if hosted.coordinator is None or self._abandoned:
-            return
+            return False
         try:
             call(hosted.coordinator)
         except Exception as error:
             self._on_loop(self._post, CoordinatorFailed(error_info(error)))
+            return False
+        return True
+
+    def _send_if_current(
+        self, hosted: _Hosted, attempt_number: int, subtask: int, event: bytes, snapshot_of: int
+    ) -> None:
+        if hosted.attempt_number == attempt_number:
+            self._send(hosted.vertex_id, hosted.operator_id, subtask, event, snapshot_of)
 
     def _end_all(self, outcome: JobOutcome) -> None:
+        """Commit in two steps: nobody shows anything before all have found that they can."""
         self._end_begun = True
-        first: Exception | None = None
+        problem = None if outcome is JobOutcome.FAILED else self._check_each(outcome)
+        error = self._end_each(self._hosted, outcome if problem is None else JobOutcome.FAILED)
+        self._on_loop(self._answer_end, problem or error)
+
+    def _check_each(self, outcome: JobOutcome) -> Exception | None:
+        """Return the first error."""
         for hosted in self._hosted:
             if hosted.coordinator is None or self._abandoned:
                 continue
             try:
-                hosted.coordinator.job_ended(outcome)
+                hosted.coordinator.check_end(outcome)
+            except Exception as error:
+                logger.warning("job=%s: a coordinator cannot commit", self._job_graph.job_id, exc_info=True)
+                return error
+        return None
+
+    def _end_each(self, all_hosted: list[_Hosted], outcome: JobOutcome) -> Exception | None:
+        """Return the first error; after one, what the others have not shown yet is cleaned up."""
+        first: Exception | None = None
+        for hosted in all_hosted:
+            if hosted.coordinator is None or self._abandoned:
+                continue
+            try:
+                hosted.coordinator.job_ended(outcome if first is None else JobOutcome.FAILED)
             except Exception as error:
                 logger.warning("job=%s: end of a coordinator failed", self._job_graph.job_id, exc_info=True)
                 first = first or error
-        self._on_loop(self._answer_end, first)
+        shown = [name for hosted in all_hosted if hosted.coordinator for name in hosted.coordinator.published()]
+        return _with_published(first, shown) if first is not None and shown else first
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -223,6 +322,23 @@ class JobCoordinators:
         if not self._end_answered and condition():
             logger.warning("job=%s: a coordinator hangs; the job ends without its clean-up", self._job_graph.job_id)
             self._answer_end(None)
+
+
+def _decoded(committables: Mapping[int, bytes]) -> dict[int, object]:
+    return {subtask: decode(encoded, object) for subtask, encoded in committables.items()}
+
+
+def _with_published(error: Exception, shown: list[str]) -> Exception:
+    """Return the error with what the job has shown before it: the user has to know what is half done."""
+    names = ", ".join(shown[:PUBLISHED_TOLD_MAX])
+    more = len(shown) - PUBLISHED_TOLD_MAX
+    names += f" and {more} more" if more > 0 else ""
+    text = f"{str(error).rstrip('.')}. Published before that, and left: {names}; nothing else."
+    if isinstance(error, EngineError):
+        told = ExternalError(text)
+        told.__cause__ = error
+        return told
+    return ExternalError(f"{type(error).__name__}: {text}")
 
 
 def _is_final(error: Exception) -> bool:

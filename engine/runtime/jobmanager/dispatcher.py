@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
+from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError, ProgramError
@@ -19,13 +20,16 @@ from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
 from engine.protocol.profiling import StacksSampled
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
 from engine.runtime.jobmanager.blob_store import BlobStore
-from engine.runtime.jobmanager.gateway import ClusterOverview, TaskManagerView
+from engine.runtime.jobmanager.checkpointing import prepare_job
+from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
+from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
 
@@ -56,7 +60,9 @@ class Dispatcher:
         extras: dict[str, Any] | None = None,
         render_archive: ArchiveRenderer = summary,
         temp_dir: str | None = None,
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
+        self._new_worker = new_worker
         self._config = config
         self._clock = clock
         self._log_dir = log_dir
@@ -71,6 +77,7 @@ class Dispatcher:
         self.resource_manager = ResourceManager(
             config, driver=self._driver, clock=clock, jobs=self, slots_per_worker=slots_per_worker
         )
+        self._preparing: set[JobID] = set()
         self._background: set[asyncio.Future[Any]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         #: Set when somebody asked this cluster to end; the process main waits for it.
@@ -165,12 +172,23 @@ class Dispatcher:
         for file in job_graph.files:
             if self.blobs.path(file.sha256) is None:
                 raise ProgramError(f"File {file.name!r} of job {job_graph.name!r} was not uploaded; submit again.")
+        # Another submission of the same job may come while files are looked at.
+        if job_graph.job_id in self._preparing:
+            raise ProgramError(f"Job {job_graph.job_id} is being submitted already.")
+        self._preparing.add(job_graph.job_id)
+        try:
+            prepared = await prepare_job(job_graph, self._config)
+        finally:
+            self._preparing.discard(job_graph.job_id)
+        if self.shut_down_requested.is_set():
+            raise ProgramError("The cluster is shutting down and takes no more jobs.")
         master = JobMaster(
-            job_graph,
+            prepared,
             config=self._config,
             slots=self.resource_manager,
             clock=self._clock,
             on_terminated=self._job_terminated,
+            new_worker=self._new_worker,
         )
         self._jobs[job_graph.job_id] = master
         self.blobs.retain(job_graph.job_id, (file.sha256 for file in job_graph.files))
@@ -181,6 +199,20 @@ class Dispatcher:
     async def cancel_job(self, job_id: JobID) -> None:
         self._master(job_id).cancel()
 
+    def checkpoints(self, job_id: JobID) -> CheckpointsView:
+        return self._master(job_id).checkpoints.view()
+
+    async def trigger_checkpoint(self, job_id: JobID, incremental: bool | None) -> TakenCheckpoint:
+        return await self._master(job_id).checkpoints.take_checkpoint(incremental=incremental)
+
+    async def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> TakenCheckpoint:
+        return await self._master(job_id).checkpoints.take_savepoint(target, stop=stop, cancel=cancel)
+
+    async def dispose_savepoint(self, path: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, dispose_savepoint, path)
+
     async def job_result(self, job_id: JobID) -> ExecutionGraph:
         return await self._master(job_id).result()
 
@@ -189,6 +221,9 @@ class Dispatcher:
 
     def _job_terminated(self, master: JobMaster) -> None:
         self.blobs.release(master.job_id)
+        clean_up: asyncio.Future[Any] = asyncio.ensure_future(master.checkpoints.cleaned_up())
+        self._background.add(clean_up)
+        clean_up.add_done_callback(self._background.discard)
         if self.on_job_ended is not None:
             self.on_job_ended(master.graph)
         if self._archive_dir:
@@ -215,6 +250,15 @@ class Dispatcher:
         master = self._jobs.get(job_id)
         if master is not None:
             master.post(event)
+
+    def checkpoint_answer(self, message: AcknowledgeCheckpoint | DeclineCheckpoint) -> None:
+        master = self._jobs.get(message.job_id)
+        if master is None:
+            return
+        if isinstance(message, AcknowledgeCheckpoint):
+            master.checkpoints.acknowledged(message)
+        else:
+            master.checkpoints.declined(message)
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)

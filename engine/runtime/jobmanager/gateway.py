@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from engine.checkpoint.settings import CheckpointSettings
+from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.config import Configuration
 from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import TaskManagerRegistered
 from engine.protocol.profiling import StacksSampled
 
-__all__ = ["ClusterOverview", "DispatcherGateway", "TaskManagerView"]
+__all__ = ["CheckpointsView", "ClusterOverview", "DispatcherGateway", "TakenCheckpoint", "TaskManagerView"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,23 @@ class TaskManagerView:
     rss_bytes: int
     #: jobs that hold slots here → number of slots
     slots_by_job: dict[JobID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenCheckpoint:
+    """A checkpoint or savepoint that a user asked for and that is complete."""
+
+    checkpoint_id: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsView:
+    """What is shown of a job's checkpoints."""
+
+    settings: CheckpointSettings
+    statistics: CheckpointStatistics
+    is_batch: bool
 
 
 class DispatcherGateway(Protocol):
@@ -65,6 +85,25 @@ class DispatcherGateway(Protocol):
 
     async def cancel_job(self, job_id: JobID) -> None:
         """Start cancelling; does nothing on a job that has ended. Raises JobNotFoundError."""
+        ...
+
+    def checkpoints(self, job_id: JobID) -> CheckpointsView:
+        """Raises JobNotFoundError."""
+        ...
+
+    async def trigger_checkpoint(self, job_id: JobID, incremental: bool | None) -> TakenCheckpoint:
+        """Wait until a checkpoint is complete; ``incremental`` None = as configured. Raises EngineError."""
+        ...
+
+    async def trigger_savepoint(
+        self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> TakenCheckpoint:
+        """Wait until a savepoint is complete; with ``stop`` until the job has ended. ``target`` None = the configured
+        folder. Raises EngineError."""
+        ...
+
+    async def dispose_savepoint(self, path: str) -> None:
+        """Raises InputError, CorruptStateError, ExternalError."""
         ...
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:

@@ -7,19 +7,22 @@ An exception in here fails this job and nothing else. Not here: what to do next 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import logging
 import pickle
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, final
 
+from engine.checkpoint.assignment import JobRestore
+from engine.checkpoint.model import Task
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.ids import AllocationID, JobID, JobVertexID, OperatorID
+from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.core.metrics import Accumulator
 from engine.graph.execution_graph import ExecutionGraph
-from engine.graph.job_graph import JobGraph
 from engine.operators.base import JobOutcome
 from engine.operators.failure import error_info
 from engine.protocol.control import (
@@ -31,10 +34,12 @@ from engine.protocol.control import (
     OperatorEventSent,
     SendOperatorEvent,
 )
-from engine.protocol.lifecycle import JobStatus
+from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.rpc.codec import decode
 from engine.runtime.jobmanager import scheduler as sched
+from engine.runtime.jobmanager.checkpointing import CheckpointManager, PreparedJob, is_corrupt_state
 from engine.runtime.jobmanager.coordinators import JobCoordinators
+from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
@@ -61,20 +66,23 @@ class SlotService(Protocol):
 
 @final
 class JobMaster:
-    """Raises ConfigError when the job's restart strategy cannot be used."""
+    """Raises ConfigError when the job's restart strategy or checkpoint settings cannot be used."""
 
     def __init__(
         self,
-        job_graph: JobGraph,
+        prepared: PreparedJob,
         *,
         config: Configuration,
         slots: SlotService,
         clock: Clock,
         on_terminated: Callable[[JobMaster], None],
+        new_worker: WorkerFactory = WorkerThread,
     ) -> None:
+        job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self._slots = slots
         self._clock = clock
+        self._new_worker = new_worker
         self._on_terminated = on_terminated
         effective = Configuration(config).add_all(job_graph.config)
         shared = dict(job_graph.config)
@@ -82,8 +90,18 @@ class JobMaster:
             shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
         self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
         self._config = effective.to_dict()
-        self._scheduler = sched.Scheduler(job_graph, clock.now_ms(), restart_strategy(effective))
-        self._coordinators = self._new_coordinators(job_graph, 0)
+        self.checkpoints = CheckpointManager(prepared, effective, clock=clock, host=self, new_worker=new_worker)
+        recovers = self.checkpoints.takes_checkpoints
+        restarts = restart_strategy(effective, takes_checkpoints=recovers)
+        self._scheduler = sched.Scheduler(job_graph, clock.now_ms(), restarts, recovers=recovers)
+        #: What the current attempt starts from.
+        self._restore: JobRestore | None = None
+        self._coordinators = self._new_coordinators(0)
+        #: Its answer to EndCoordinators becomes a failure: the last checkpoint could not be taken.
+        self._end_error: ErrorInfo | None = None
+        #: The checkpoint whose trigger is not out yet, and what was sent by coordinators that it has the state of.
+        self._holding: int | None = None
+        self._held: list[tuple[JobVertexID, OperatorID, int, bytes]] = []
         self._restart_timer: asyncio.TimerHandle | None = None
         self._events: deque[sched.Event] = deque()
         self._handling = False
@@ -121,13 +139,35 @@ class JobMaster:
         self._handling = True
         try:
             while self._events and not self.has_ended:
-                commands = self._scheduler.handle(self._events.popleft(), self._clock.now_ms())
-                for command in commands:
+                event = self._events.popleft()
+                self._before(event)
+                for command in self._scheduler.handle(event, self._clock.now_ms()):
                     self._carry_out(command)
+                self._after(event)
         except Exception as error:
             self._crash(error)
         finally:
             self._handling = False
+
+    def _before(self, event: sched.Event) -> None:
+        """A damaged checkpoint is put aside before the scheduler decides what follows from the task's failure."""
+        if isinstance(event, sched.TaskStateReported) and event.report.error is not None:
+            found = self.graph.find_attempt(event.report.attempt_id)
+            if found is not None and found[1] is found[0].current and is_corrupt_state(event.report.error.type_name):
+                self.checkpoints.restore_failed(event.report.error.message)
+
+    def _after(self, event: sched.Event) -> None:
+        """Tell of tasks that run or have finished, as the scheduler sees them."""
+        if not isinstance(event, sched.TaskStateReported):
+            return
+        found = self.graph.find_attempt(event.report.attempt_id)
+        if found is None or found[1] is not found[0].current or self.has_ended:
+            return
+        task = Task(found[0].job_vertex.vertex_id, found[0].subtask_index)
+        if found[1].state is ExecutionState.RUNNING:
+            self.checkpoints.task_running(task)
+        elif found[1].state is ExecutionState.FINISHED:
+            self.checkpoints.task_finished(task)
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
         """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""
@@ -145,27 +185,50 @@ class JobMaster:
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
-    def _new_coordinators(self, job_graph: JobGraph, attempt_number: int) -> JobCoordinators:
+    def _new_coordinators(self, attempt_number: int) -> JobCoordinators:
         """Return coordinators that are heard as long as they are the current ones."""
 
         def post(event: sched.Event) -> None:
-            if self._coordinators is coordinators:
-                self.post(event)
+            if self._coordinators is not coordinators:
+                return
+            if isinstance(event, sched.JobEndHandled) and self._end_error is not None:
+                event, self._end_error = sched.JobEndHandled(self._end_error), None
+            self.post(event)
 
-        def send(vertex_id: JobVertexID, operator_id: OperatorID, subtask: int, event: bytes) -> None:
+        def send(vertex_id: JobVertexID, operator_id: OperatorID, subtask: int, event: bytes, snapshot_of: int) -> None:
             if self._coordinators is coordinators:
-                self._send_operator_event(vertex_id, operator_id, subtask, event)
+                if snapshot_of == self._holding:
+                    self._held.append((vertex_id, operator_id, subtask, event))
+                else:
+                    self._send_operator_event(vertex_id, operator_id, subtask, event)
 
-        coordinators = JobCoordinators(job_graph, self._config, attempt_number=attempt_number, post=post, send=send)
+        coordinators = JobCoordinators(
+            self.graph.job_graph,
+            self._config,
+            attempt_number=attempt_number,
+            restored=self._restore,
+            post=post,
+            send=send,
+            new_worker=self._new_worker,
+        )
         return coordinators
 
     def _start_coordinators(self, attempt_number: int) -> None:
-        if attempt_number > 0:
-            self._coordinators.abandon()
-            self._coordinators = self._new_coordinators(self.graph.job_graph, attempt_number)
-            self._undelivered.clear()
-            self._deployed.clear()
+        self._undelivered.clear()
+        self._deployed.clear()
+        self._held.clear()
+        self._holding = None
+        self._restore = self.checkpoints.begin_attempt(attempt_number, self.graph.job_graph)
+        self._coordinators.abandon()
+        self._coordinators = self._new_coordinators(attempt_number)
         self._coordinators.start()
+
+    def _restart_coordinators(self, attempt_number: int, vertices: tuple[JobVertexID, ...]) -> None:
+        """Some regions begin again; the others' coordinators and tasks go on."""
+        for known in (self._undelivered, self._deployed):
+            for vertex_id, subtask in [key for key in known if key[0] in vertices]:
+                del known[vertex_id, subtask]
+        self._coordinators.restart(vertices, attempt_number)
 
     def _restart_after(self, attempt_number: int, delay_ms: int) -> None:
         logger.info("job=%s failed, attempt %d follows in %d ms", self.job_id, attempt_number, delay_ms)
@@ -182,26 +245,89 @@ class JobMaster:
                 self._slots.release_slots(allocation_ids, reason, grace_ms)
             case sched.Deploy(allocation_id, task):
                 self._deployed[task.vertex_id, task.subtask_index] = command
+                if self._restore is not None:
+                    restore = self._restore.tasks[Task(task.vertex_id, task.subtask_index)]
+                    task = dataclasses.replace(task, restore=restore)
                 self._slots.send_to_slot(allocation_id, DeployTask(allocation_id, task))
                 self._deliver(task.vertex_id, task.subtask_index)
             case sched.Cancel(allocation_id, attempt_id):
                 self._slots.send_to_slot(allocation_id, CancelTask(allocation_id, attempt_id))
-            case sched.StartCoordinators(attempt_number):
+            case sched.StartCoordinators(attempt_number, ()):
                 self._start_coordinators(attempt_number)
+            case sched.StartCoordinators(attempt_number, vertices):
+                self._restart_coordinators(attempt_number, vertices)
             case sched.NotifySubtaskFinished(vertex_id, subtask_index):
                 self._coordinators.subtask_finished(vertex_id, subtask_index)
+            case sched.EndCoordinators(JobOutcome.FINISHED):
+                self.checkpoints.all_tasks_finished()
             case sched.EndCoordinators(outcome):
                 self._coordinators.end(outcome)
             case sched.RestartAfter(attempt_number, delay_ms):
                 self._restart_after(attempt_number, delay_ms)
             case sched.JobStatusChanged(status):
                 logger.info("job=%s name=%r is %s", self.job_id, self.graph.job_graph.name, status.value)
+                if status in (JobStatus.FAILING, JobStatus.CANCELLING):
+                    self.checkpoints.stopping()
                 if status is JobStatus.RESTARTING:
                     self._log_failure()
             case sched.JobTerminated():
                 self._terminate()
             case _:
                 raise AssertionError(command)
+
+    # --- checkpoints (CheckpointHost) --------------------------------------------------------------------------------
+
+    def send_to_task(self, task: Task, message: Callable[[AllocationID, ExecutionAttemptID], DownMessage]) -> None:
+        deployed = self._deployed.get((task.vertex_id, task.subtask_index))
+        if deployed is not None:
+            allocation_id = deployed.allocation_id
+            self._slots.send_to_slot(allocation_id, message(allocation_id, deployed.task.attempt_id))
+
+    def snapshot_coordinators(
+        self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]
+    ) -> None:
+        self._holding = checkpoint_id
+        self._coordinators.snapshot(checkpoint_id, done)
+
+    def release_events(self, checkpoint_id: int) -> None:
+        if self._holding == checkpoint_id:
+            self._holding = None
+            held, self._held = self._held, []
+            for vertex_id, operator_id, subtask, event in held:
+                self._send_operator_event(vertex_id, operator_id, subtask, event)
+
+    def coordinators_completed(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        coordinators = self._coordinators
+
+        def if_current() -> None:
+            if self._coordinators is coordinators and not self.has_ended:
+                done()
+
+        coordinators.checkpoint_completed(checkpoint_id, committables, if_current)
+
+    def coordinators_aborted(self, checkpoint_id: int) -> None:
+        self._coordinators.checkpoint_aborted(checkpoint_id)
+
+    def end_coordinators(self, error: str | None) -> None:
+        if error is not None:
+            self._end_error = ErrorInfo("CheckpointException", error, "", "external")
+        # The job may have failed since its tasks finished: a coordinator raised.
+        is_finishing = error is None and self.graph.status is JobStatus.RUNNING
+        self._coordinators.end(JobOutcome.FINISHED if is_finishing else JobOutcome.FAILED)
+
+    def checkpoint_failed(self, message: str, is_final: bool) -> None:
+        self.post(sched.CoordinatorFailed(ErrorInfo("CheckpointException", message, "", "external"), is_final))
+
+    def checkpoints_crashed(self, error: Exception) -> None:
+        if self.has_ended:
+            logger.error("job=%s: internal error after its end", self.job_id, exc_info=error)
+        else:
+            self._crash(error)
 
     def _send_operator_event(self, vertex_id: JobVertexID, operator_id: OperatorID, subtask: int, event: bytes) -> None:
         if not self.has_ended:
@@ -224,8 +350,13 @@ class JobMaster:
             self._restart_timer.cancel()
         if self.graph.status is JobStatus.FAILED:
             self._log_failure()
+        self._checkpoints_ended()
         self._ended.set_result(self.graph)
         self._on_terminated(self)
+
+    def _checkpoints_ended(self) -> None:
+        failure = self.graph.failure
+        self.checkpoints.ended(self.graph.status, None if failure is None else failure.message)
 
     def _log_failure(self) -> None:
         if self.graph.failure is not None:
@@ -235,7 +366,7 @@ class JobMaster:
 
     def _crash(self, error: Exception) -> None:
         """A bug of ours: fail this job, whatever state it is in, and go on with the others."""
-        logger.exception("job=%s: internal error, the job is failed", self.job_id)
+        logger.error("job=%s: internal error, the job is failed", self.job_id, exc_info=error)
         graph, now_ms = self.graph, self._clock.now_ms()
         graph.failure = graph.failure or _internal(error)
         if not graph.status.is_globally_terminal_state():
@@ -245,6 +376,8 @@ class JobMaster:
         self._coordinators.end(JobOutcome.FAILED)
         self._slots.job_ended(self.job_id)
         if not self._ended.done():
+            with contextlib.suppress(Exception):  # it may be what has the bug
+                self._checkpoints_ended()
             self._ended.set_result(graph)
             self._on_terminated(self)
 

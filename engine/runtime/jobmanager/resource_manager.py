@@ -19,6 +19,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ExternalError
 from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions
+from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint
 from engine.protocol.control import (
     AcceptRegistration,
     AllocateSlot,
@@ -144,6 +145,8 @@ class JobEvents(Protocol):
     def post_to_job(self, job_id: JobID, event: sched.Event) -> None: ...
 
     def operator_event(self, message: OperatorEventSent) -> None: ...
+
+    def checkpoint_answer(self, message: AcknowledgeCheckpoint | DeclineCheckpoint) -> None: ...
 
 
 @dataclass(slots=True)
@@ -283,6 +286,8 @@ class ResourceManager:
                 self._jobs.post_to_job(message.job_id, sched.TaskStateReported(message))
             case OperatorEventSent():
                 self._jobs.operator_event(message)
+            case AcknowledgeCheckpoint() | DeclineCheckpoint():
+                self._jobs.checkpoint_answer(message)
             case HeartbeatFromTaskManager():
                 taskmanager.rss_bytes = message.rss_bytes + sum(message.slot_rss_bytes.values())
                 for allocation_id, metrics in message.metrics.items():

@@ -1,8 +1,8 @@
 """Decides whether a failed job is restarted and after how long: none, fixed delay, failure rate, exponential delay.
 
-Pure: the time of a failure in, a delay or None out. A restart is of the whole job and from its beginning: sources start
-anew, and what file sinks had not published is thrown away. Not here: which failures are asked about at all, and what a
-restart does (``scheduler``). Source: Flink's RestartBackoffTimeStrategy.
+Pure: the time of a failure in, a delay or None out. A restart is of the whole job: from its last checkpoint, or else
+from its beginning, where sources start anew and what file sinks had not published is thrown away. Not here: which
+failures are asked about at all, and what a restart does (``scheduler``). Source: Flink's RestartBackoffTimeStrategy.
 """
 
 from __future__ import annotations
@@ -118,9 +118,15 @@ class ExponentialDelay:
         )
 
 
-def restart_strategy(config: Configuration, rng: random.Random | None = None) -> RestartStrategy:
-    """Return what a job's effective configuration asks for. Raises ConfigError."""
-    match config.get(RestartOptions.TYPE):
+def restart_strategy(
+    config: Configuration, rng: random.Random | None = None, *, takes_checkpoints: bool = False
+) -> RestartStrategy:
+    """Return what a job's effective configuration asks for; a job that takes checkpoints and asks for nothing is
+    restarted with exponential delay. Raises ConfigError."""
+    kind = config.get(RestartOptions.TYPE)
+    if takes_checkpoints and not config.contains(RestartOptions.TYPE):
+        kind = "exponential-delay"
+    match kind:
         case "fixed-delay":
             return FixedDelay(config.get(RestartOptions.FIXED_ATTEMPTS), config.get(RestartOptions.FIXED_DELAY))
         case "failure-rate":

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from engine.core.config import Configuration
 from engine.core.errors import Domain
@@ -25,196 +24,37 @@ from engine.graph.execution_graph import (
 )
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import JobOutcome
-from engine.protocol.control import ErrorInfo, TaskDeployment, TaskMetrics, TaskStateChanged
+from engine.protocol.control import ErrorInfo, TaskMetrics, TaskStateChanged
 from engine.protocol.lifecycle import EXECUTION_LEGAL, ExecutionState, JobStatus
 from engine.runtime.jobmanager.deployment import task_deployment
+from engine.runtime.jobmanager.failover import RegionRestart, Regions
 from engine.runtime.jobmanager.restart import NoRestart, RestartStrategy
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SlotRequestKey:
-    """One shared slot: it takes subtask ``subtask_index`` of every vertex of the slot sharing group."""
-
-    slot_sharing_group: str
-    subtask_index: int
-
-
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StartScheduling:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsGranted:
-    """Answer to RequestSlots: one grant for every key that was asked for."""
-
-    grants: Sequence[tuple[SlotRequestKey, SlotGrant]]
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsUnavailable:
-    """Answer to RequestSlots: there will be none."""
-
-    error: ErrorInfo
-
-
-@dataclass(frozen=True, slots=True)
-class TaskStateReported:
-    report: TaskStateChanged
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsLost:
-    """Slot processes died, alone or with their TaskManager; all that ran in them is gone."""
-
-    allocation_ids: Sequence[AllocationID]
-    error: ErrorInfo
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorsStarted:
-    """All coordinators' ``start`` returned."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorFailed:
-    """A coordinator raised, at start or later. (When ``job_ended`` raised: ``JobEndHandled.error``.)
-
-    ``is_final``: it would raise again (no such input, the output exists), so the job is not restarted.
-    """
-
-    error: ErrorInfo
-    is_final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class JobEndHandled:
-    """Answer to EndCoordinators: all have returned; ``error`` = the first that raised."""
-
-    error: ErrorInfo | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MetricsReported:
-    metrics: Mapping[ExecutionAttemptID, TaskMetrics]
-
-
-@dataclass(frozen=True, slots=True)
-class RestartDue:
-    """Answer to RestartAfter: the time has come."""
-
-    attempt_number: int
-
-
-Event: TypeAlias = (
-    StartScheduling
-    | SlotsGranted
-    | SlotsUnavailable
-    | TaskStateReported
-    | SlotsLost
-    | CancelRequested
-    | CoordinatorsStarted
-    | CoordinatorFailed
-    | JobEndHandled
-    | MetricsReported
-    | RestartDue
-)
-
-# --- commands -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSlots:
-    """Ask for one slot per key, all or nothing. At most one such request is open."""
-
-    keys: tuple[SlotRequestKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseSlots:
-    """Give slots back; their processes get ``grace_ms`` to end. No task of ours is live in them."""
-
-    allocation_ids: tuple[AllocationID, ...]
-    reason: str
-    grace_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deploy:
-    allocation_id: AllocationID
-    task: TaskDeployment
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    allocation_id: AllocationID
-    attempt_id: ExecutionAttemptID
-
-
-@dataclass(frozen=True, slots=True)
-class StartCoordinators:
-    """Create and start every coordinator of the job, anew for each attempt; answer CoordinatorsStarted (also when there
-    are none) or CoordinatorFailed. From now on nothing is heard of those of former attempts."""
-
-    attempt_number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NotifySubtaskFinished:
-    """Tell the coordinators of this vertex."""
-
-    vertex_id: JobVertexID
-    subtask_index: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndCoordinators:
-    """Call ``job_ended`` of every coordinator that was started, after all that was queued for it before; answer
-    JobEndHandled. Sent once an attempt, when no task is live."""
-
-    outcome: JobOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class RestartAfter:
-    """Send RestartDue with this number in ``delay_ms``."""
-
-    attempt_number: int
-    delay_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatusChanged:
-    status: JobStatus
-
-
-@dataclass(frozen=True, slots=True)
-class JobTerminated:
-    """The last command: the job is FINISHED, FAILED or CANCELED, holds nothing and wants nothing. An open request for
-    slots is void (``slot_manager.JobEnded`` withdraws it)."""
-
-    status: JobStatus
-
-
-Command: TypeAlias = (
-    RequestSlots
-    | ReleaseSlots
-    | Deploy
-    | Cancel
-    | StartCoordinators
-    | NotifySubtaskFinished
-    | EndCoordinators
-    | RestartAfter
-    | JobStatusChanged
-    | JobTerminated
+from engine.runtime.jobmanager.scheduling import (
+    Cancel,
+    CancelRequested,
+    Command,
+    CoordinatorFailed,
+    CoordinatorsStarted,
+    Deploy,
+    EndCoordinators,
+    Event,
+    JobEndHandled,
+    JobStatusChanged,
+    JobTerminated,
+    MetricsReported,
+    NotifySubtaskFinished,
+    ReleaseSlots,
+    RequestSlots,
+    RescaleRequested,
+    RestartAfter,
+    RestartDue,
+    SlotRequestKey,
+    SlotsGranted,
+    SlotsLost,
+    SlotsUnavailable,
+    StartCoordinators,
+    StartScheduling,
+    TaskStateReported,
 )
 
 # --- the decider ----------------------------------------------------------------------------------------------------
@@ -244,6 +84,7 @@ _IN_SLOT: Final = frozenset(
         ExecutionState.CANCELING,
     }
 )
+_NOT_STARTED: Final = frozenset({ExecutionState.CREATED, ExecutionState.SCHEDULED})
 _ENDED: Final = frozenset({_Coordinators.ENDING, _Coordinators.ENDED})
 _WINDING_DOWN: Final = frozenset({JobStatus.FAILING, JobStatus.CANCELLING})
 _FAILED: Final = frozenset({JobStatus.FAILING, JobStatus.FAILED, JobStatus.RESTARTING})
@@ -254,31 +95,29 @@ _OUTCOMES: Final = {
 }
 
 
-def pipelined_regions(job_graph: JobGraph) -> dict[JobVertexID, JobVertexID]:
-    """Return for each vertex the first vertex of its region: vertices joined by exchanges that are not blocking, which
-    must run at the same time."""
-    region = {vertex.vertex_id: vertex.vertex_id for vertex in job_graph.vertices}
-    for edge in job_graph.edges:
-        one, other = region[edge.source_id], region[edge.target_id]
-        if not edge.blocking and one != other:
-            region = {vertex_id: one if value == other else value for vertex_id, value in region.items()}
-    return region
+_RESCALING: Final = ErrorInfo("JobRescaled", "The job goes on at another parallelism.", "", "external")
 
 
 class Scheduler:
     """``handle(event, now_ms) -> list[Command]``; ``now_ms`` is wall-clock time, it becomes the timestamps in REST.
 
     A job asks for all its slots at once, keeps them to its end, and deploys a pipelined region when all that it reads
-    over blocking exchanges is complete. The first failure ends the attempt: its tasks are cancelled, its slots given
+    over blocking exchanges is complete. A failure that concerns some regions only restarts these, while the job is
+    RUNNING and the others go on (``failover``). Any other ends the attempt: its tasks are cancelled, its slots given
     back, its coordinators clean up. Then the restart strategy decides between a new attempt of everything and FAILED.
     """
 
-    def __init__(self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None) -> None:
+    def __init__(
+        self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None, *, recovers: bool = False
+    ) -> None:
+        """``recovers``: the job takes checkpoints, so a commit that failed half-way is made good by another attempt."""
         self.graph = ExecutionGraph(job_graph, now_ms)
+        self._recovers = recovers
         self._restarts = restarts or NoRestart()
         self._attempt_number = 0
         self._failed_ms = 0
-        #: Whether a new attempt could end differently and does no harm: not if its failure is final or a commit began.
+        #: Whether a new attempt could end differently and does no harm: not if its failure is final, or a commit began
+        #: that no checkpoint knows of.
         self._may_restart = True
         #: While the job fails: it was asked to end, so it is not restarted.
         self._cancel_requested = False
@@ -291,13 +130,17 @@ class Scheduler:
         self._grace_ms = Configuration(job_graph.config).get(ClusterOptions.CANCELLATION_TIMEOUT)
         self._now_ms = now_ms
         self._commands: list[Command] = []
-        region_of = pipelined_regions(job_graph)
-        #: In topological order of their first vertices.
-        self._all_regions: dict[JobVertexID, list[JobVertexID]] = {}
-        for vertex in job_graph.vertices:
-            self._all_regions.setdefault(region_of[vertex.vertex_id], []).append(vertex.vertex_id)
-        #: Those that are not deployed yet.
-        self._regions = dict(self._all_regions)
+        self._failover = Regions(job_graph)
+        #: Those that are not deployed yet, in topological order of their first vertices.
+        self._regions = dict(self._failover.vertices)
+        #: Some regions are being restarted; only while the job is RUNNING.
+        self._partial: RegionRestart | None = None
+        #: The job ends its attempt only to go on at another parallelism.
+        self._rescaled: JobGraph | None = None
+        #: What the job was before, until it runs at its new parallelism.
+        self._before_rescale: JobGraph | None = None
+        #: The restart strategy has said no to a failure that is being handled.
+        self._gave_up = False
 
     def handle(self, event: Event, now_ms: int) -> list[Command]:
         """Return what to do now, in order. Events that come too late or twice change nothing."""
@@ -332,9 +175,14 @@ class Scheduler:
                 self._on_cancel()
             case JobEndHandled(error):
                 self._on_end_handled(error)
+            case RescaleRequested(job_graph):
+                self._on_rescale(job_graph)
             case RestartDue(number):
                 if self.graph.status is JobStatus.RESTARTING and number == self._attempt_number + 1:
                     self._restart()
+                elif self._partial is not None and number == self._attempt_number + 1:
+                    self._partial.is_due = True
+                    self._go_on_with_regions()
             case _:
                 raise AssertionError(event)
 
@@ -354,9 +202,7 @@ class Scheduler:
         self._coordinators = _Coordinators.STARTING
         self._slots = _Slots.REQUESTED
         self._commands.append(StartCoordinators(self._attempt_number))
-        if not self._request_open:  # else one of the attempt before is still to be answered: it asks for the same
-            self._request_open = True
-            self._commands.append(RequestSlots(self._slot_keys()))
+        self._request_missing_slots()  # unless a request of the attempt before is still to be answered
 
     def _slot_keys(self) -> tuple[SlotRequestKey, ...]:
         width: dict[str, int] = {}
@@ -367,28 +213,47 @@ class Scheduler:
 
     def _on_slots_granted(self, grants: Sequence[tuple[SlotRequestKey, SlotGrant]]) -> None:
         self._request_open = False
-        if self._slots is not _Slots.REQUESTED or self.graph.status is not JobStatus.CREATED:
+        is_wanted = self.graph.status is JobStatus.CREATED or self._partial is not None
+        if self._slots is not _Slots.REQUESTED or not is_wanted:
             held = {grant.allocation_id for grant in self._grants.values()}
             self._release([grant for _, grant in grants if grant.allocation_id not in held], "the job has ended")
             return
-        self._grants = dict(grants)
-        assert set(self._grants) == set(self._slot_keys()), "slots are granted all or nothing"
-        self._slots = _Slots.HELD
-        self._run_if_ready()
+        self._grants.update(grants)
+        if not self._request_missing_slots():  # the request may have been one of before, for some slots only
+            self._slots = _Slots.HELD
+            self._run_if_ready()
+
+    def _request_missing_slots(self) -> bool:
+        """Ask for slots that the job does not hold; return whether there are any."""
+        missing = tuple(key for key in self._slot_keys() if key not in self._grants)
+        if missing and not self._request_open:
+            self._request_open = True
+            self._commands.append(RequestSlots(missing))
+        return bool(missing)
 
     def _on_slots_unavailable(self, error: ErrorInfo) -> None:
         self._request_open = False
         if self._slots is _Slots.REQUESTED:
             self._slots = _Slots.RELEASED
+            if self._before_rescale is not None and self.graph.status is JobStatus.CREATED:
+                self.graph.exceptions.append(_exception_entry(error, None, self._now_ms))
+                self._go_over_to(self._before_rescale)
+                return
             self._fail(error, is_final=error.domain == Domain.USER.value)
 
     def _run_if_ready(self) -> None:
-        ready = self._slots is _Slots.HELD and self._coordinators is _Coordinators.STARTED
-        if ready and self.graph.status is JobStatus.CREATED:
+        if self._slots is not _Slots.HELD or self._coordinators is not _Coordinators.STARTED:
+            return
+        if self.graph.status is JobStatus.CREATED:
+            self._before_rescale = None
             self._enter(JobStatus.RUNNING)
+            self._deploy_ready_regions()
+        elif self._partial is not None and self._partial.is_starting:
+            self._partial = None
             self._deploy_ready_regions()
 
     def _enter(self, status: JobStatus) -> None:
+        self._partial = None
         self.graph.transition(status, self._now_ms)
         self._commands.append(JobStatusChanged(status))
 
@@ -412,6 +277,8 @@ class Scheduler:
         return [subtask for vertex_id in vertices for subtask in self.graph.vertices[vertex_id].subtasks]
 
     def _deploy_ready_regions(self) -> None:
+        if self._partial is not None:
+            return  # when its slots and coordinators are there
         for region, vertices in list(self._regions.items()):
             if self._inputs_complete(vertices):
                 del self._regions[region]
@@ -459,6 +326,7 @@ class Scheduler:
             case ExecutionState.CANCELED if before is not ExecutionState.CANCELING:
                 self._fail(report.error or _unexplained(subtask, "ended as cancelled, nobody asked for it"), subtask)
         self._end_if_done()
+        self._go_on_with_regions()
 
     def _on_finished(self, subtask: ExecutionVertex) -> None:
         if self.graph.status is JobStatus.RUNNING:
@@ -486,6 +354,7 @@ class Scheduler:
         if witness is not None or (is_needed and self.graph.status not in _WINDING_DOWN):
             self._fail(error, witness, is_slot_loss=True)
         self._end_if_done()
+        self._go_on_with_regions()
 
     def _is_needed(self, key: SlotRequestKey) -> bool:
         """Whether a slot still has work to do or holds output that somebody has yet to read."""
@@ -513,10 +382,12 @@ class Scheduler:
         status = self.graph.status
         if status in (JobStatus.CANCELLING, JobStatus.RESTARTING):
             return  # whatever goes wrong while a job is cancelled, it ends as cancelled
+        if not is_final and self._fails_only_regions(error, subtask, is_slot_loss):
+            return
         if status in (JobStatus.CREATED, JobStatus.RUNNING):
             self.graph.failure = error
             self._failed_ms = self._now_ms
-            self._may_restart = self._coordinators not in _ENDED
+            self._may_restart = (self._recovers or self._coordinators not in _ENDED) and not self._gave_up
             self._enter(JobStatus.FAILING)
             self._cancel_tasks()
         elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
@@ -526,6 +397,79 @@ class Scheduler:
             self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
         self._end_if_done()
 
+    # --- restart of regions -----------------------------------------------------------------------------------------
+
+    def _fails_only_regions(self, error: ErrorInfo, subtask: ExecutionVertex | None, is_slot_loss: bool) -> bool:
+        """Begin the restart of the regions that a failure concerns, or widen the one under way; False: all fails."""
+        partial = self._partial
+        if self.graph.status is not JobStatus.RUNNING or len(self._failover) == 1 or self._recovers:
+            return False  # what a checkpoint holds is one state of the whole job
+        if (subtask is None and not is_slot_loss) or (partial is not None and partial.is_starting):
+            return False  # whose coordinator it was is not known; what is half started is hard to stop
+        if self._coordinators is not _Coordinators.STARTED:
+            return False
+        regions = self._regions_to_restart() | (set() if partial is None else partial.regions)
+        if len(regions) == len(self._failover):
+            return False
+        is_new = partial is None or regions != partial.regions
+        delay_ms = self._restarts.delay_ms(self._now_ms) if is_new else 0
+        if delay_ms is None:
+            self._gave_up = True
+            return False
+        self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
+        if partial is None:
+            self._partial = RegionRestart(regions)
+            self._commands.append(RestartAfter(self._attempt_number + 1, delay_ms))
+        else:
+            partial.regions = regions
+        self._cancel_tasks(self._failover.vertices_of(regions))
+        return True
+
+    def _regions_to_restart(self) -> set[JobVertexID]:
+        """Return the regions that have to run again, as all attempts and slots are now."""
+        held = {grant.allocation_id for grant in self._grants.values()}
+        failed, started, incomplete, lost = [], [], [], []
+        for vertex_id, vertex in self.graph.vertices.items():
+            attempts = [subtask.current for subtask in vertex.subtasks]
+            states = {attempt.state for attempt in attempts}
+            if ExecutionState.FAILED in states:
+                failed.append(vertex_id)
+            if not states <= _NOT_STARTED:
+                started.append(vertex_id)
+            if states != {ExecutionState.FINISHED}:
+                incomplete.append(vertex_id)
+            elif any(attempt.slot and attempt.slot.allocation_id not in held for attempt in attempts):
+                lost.append(vertex_id)
+        return self._failover.to_restart(failed, started=started, incomplete=incomplete, lost=lost)
+
+    def _go_on_with_regions(self) -> None:
+        """Start the regions anew as soon as the delay is over and nothing of them is live."""
+        partial = self._partial
+        if partial is None or partial.is_starting or not partial.is_due:
+            return
+        vertices = self._failover.vertices_of(partial.regions)
+        if not all(subtask.current.state.is_terminal() for subtask in self._subtasks_of(vertices)):
+            return
+        partial.is_starting = True
+        if self._request_missing_slots():
+            self._slots = _Slots.REQUESTED
+        if vertices:  # none: a slot was lost whose tasks had not begun
+            self._begin_attempt_of(vertices)
+        self._run_if_ready()
+
+    def _begin_attempt_of(self, vertices: Sequence[JobVertexID]) -> None:
+        self._attempt_number += 1
+        self.graph.new_attempts(self._attempt_number, self._now_ms, vertices)
+        waiting = self._regions.keys() | {self._failover.of_vertex[vertex_id] for vertex_id in vertices}
+        self._regions = {region: found for region, found in self._failover.vertices.items() if region in waiting}
+        for region in self._regions.values():
+            if self._inputs_complete(region):
+                self._mark_scheduled(region)
+        self._coordinators = _Coordinators.STARTING
+        self._commands.append(StartCoordinators(self._attempt_number, tuple(vertices)))
+
+    # --- winding down -----------------------------------------------------------------------------------------------
+
     def _is_deeper(self, error: ErrorInfo, is_slot_loss: bool) -> bool:
         """Whether an error that came later explains the one that is stored.
 
@@ -534,8 +478,8 @@ class Scheduler:
         stored = self.graph.failure
         return stored is not None and stored.domain == "external" and (error.domain != "external" or is_slot_loss)
 
-    def _cancel_tasks(self) -> None:
-        for subtask in self.graph.all_subtasks():
+    def _cancel_tasks(self, vertices: Iterable[JobVertexID] | None = None) -> None:
+        for subtask in self.graph.all_subtasks() if vertices is None else self._subtasks_of(vertices):
             attempt = subtask.current
             if attempt.state in (ExecutionState.CREATED, ExecutionState.SCHEDULED):
                 attempt.transition(ExecutionState.CANCELED, self._now_ms)
@@ -562,7 +506,7 @@ class Scheduler:
     def _end_if_done(self) -> None:
         """When no task is live and none will be: give the slots back and let the coordinators commit or clean up."""
         status = self.graph.status
-        if self._coordinators in _ENDED:
+        if self._coordinators in _ENDED or self._partial is not None:
             return
         if status is not JobStatus.RUNNING and status not in _WINDING_DOWN:
             return
@@ -593,8 +537,28 @@ class Scheduler:
             case _:
                 self._terminate(JobStatus.CANCELED)
 
+    def _on_rescale(self, job_graph: JobGraph) -> None:
+        if self.graph.status is not JobStatus.RUNNING or self._partial is not None:
+            return
+        if self._coordinators is not _Coordinators.STARTED:
+            return  # the job is done but for its commit
+        self._go_over_to(job_graph)
+
+    def _go_over_to(self, job_graph: JobGraph) -> None:
+        self._rescaled = job_graph
+        self.graph.failure = _RESCALING
+        self._failed_ms = self._now_ms
+        self._may_restart = True
+        self._enter(JobStatus.FAILING)
+        self._cancel_tasks()
+        self._end_if_done()
+
     def _restart_or_fail(self) -> None:
-        delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
+        if self.graph.failure is _RESCALING and self._may_restart:
+            delay_ms: int | None = 0  # nothing has failed
+        else:
+            self._rescaled = None  # something has: first of all back to what ran before
+            delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
         if delay_ms is None:
             self._terminate(JobStatus.FAILED)
         elif self._cancel_requested:
@@ -614,8 +578,12 @@ class Scheduler:
     def _restart(self) -> None:
         self._attempt_number += 1
         self.graph.failure = None
+        if self._rescaled is not None:
+            self._before_rescale = self.graph.job_graph
+            self.graph.rescale(self._rescaled)
+            self._rescaled = None
         self.graph.new_attempts(self._attempt_number, self._now_ms)
-        self._regions = dict(self._all_regions)
+        self._regions = dict(self._failover.vertices)
         self._begin_attempt()
 
     def _terminate(self, status: JobStatus) -> None:
@@ -636,7 +604,7 @@ class Scheduler:
         if status in (JobStatus.INITIALIZING, JobStatus.CREATED):
             assert states <= {ExecutionState.CREATED, ExecutionState.SCHEDULED}, states
         if status is JobStatus.RUNNING and self._coordinators is _Coordinators.STARTED:
-            assert states & _IN_SLOT, "nothing runs and nothing will"
+            assert states & _IN_SLOT or self._partial, "nothing runs and nothing will"
         if status in _WINDING_DOWN:
             assert not states & {ExecutionState.CREATED, ExecutionState.SCHEDULED, ExecutionState.RUNNING}, states
         if status.is_terminal_state() or self._coordinators in _ENDED:
@@ -644,12 +612,15 @@ class Scheduler:
             assert not held, "a job that is done holds no slot"
         if status is JobStatus.RESTARTING:
             assert self._coordinators is _Coordinators.ENDED, "the attempt before was not cleaned up"
-        assert {attempt.attempt_number for attempt in attempts} == {self._attempt_number}
+        assert max(attempt.attempt_number for attempt in attempts) == self._attempt_number
+        for vertices in self._failover.vertices.values():
+            numbers = {subtask.current.attempt_number for subtask in self._subtasks_of(vertices)}
+            assert len(numbers) == 1, "a region restarts as a whole"
         if status is JobStatus.FINISHED:
             assert states == {ExecutionState.FINISHED}, states
         assert (self.graph.failure is not None) == (status in _FAILED), status
         for vertex in self.graph.vertices.values():
-            if any(subtask.current.state in _IN_SLOT for subtask in vertex.subtasks):
+            if not self._partial and any(subtask.current.state in _IN_SLOT for subtask in vertex.subtasks):
                 assert self._inputs_complete([vertex.job_vertex.vertex_id]), f"{vertex.job_vertex.name} was too early"
 
 

@@ -15,6 +15,7 @@ from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext
 from engine.operators.failure import user_error
+from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
 from engine.protocol.profiling import OperatorMetrics
 from engine.protocol.stream import WATERMARK_MAX_MS
@@ -104,19 +105,31 @@ def _blame(error: Exception, operator_name: str) -> NoReturn:
 class _ChainOutput:
     """An operator's Output."""
 
-    def __init__(self) -> None:
+    def __init__(self, object_reuse: bool) -> None:
         self.targets: list[_Link | _TimedExit] = []
         self.side_targets: dict[str, list[_Link | _TimedExit]] = {}
         self.num_records = 0
         self.num_batches = 0
+        self._object_reuse = object_reuse
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
             return
         self.num_records += len(batch)
         self.num_batches += 1
-        for target in self.targets:
-            target.emit(batch)
+        targets = self.targets
+        if len(targets) == 1:
+            targets[0].emit(batch)
+        else:
+            self._emit_to_all(targets, batch)
+
+    def _emit_to_all(self, targets: Sequence[_Link | _TimedExit], batch: Batch) -> None:
+        batches = [batch] * len(targets)
+        if not self._object_reuse:
+            # Before any of them is called: the first may change what it is given.
+            batches[1:] = [private_copy(batch) for _ in batches[1:]]
+        for target, own in zip(targets, batches):
+            target.emit(own)
 
     def count(self, num_records: int) -> None:
         """Records went to the successor by another way."""
@@ -126,8 +139,7 @@ class _ChainOutput:
     def emit_side(self, tag: str, batch: Batch) -> None:
         if not len(batch):
             return
-        for target in self.side_targets.get(tag, ()):
-            target.emit(batch)
+        self._emit_to_all(self.side_targets.get(tag, ()), batch)
 
     def emit_watermark(self, watermark_ms: int) -> None:
         for target in self._all():
@@ -152,11 +164,11 @@ class _ChainOutput:
 class OperatorChain:
     """The running operators of one subtask, head first. Operators are listed after their predecessor in ``spec``."""
 
-    def __init__(self, spec: ChainSpec, exits: Sequence[ChainExit]) -> None:
+    def __init__(self, spec: ChainSpec, exits: Sequence[ChainExit], *, object_reuse: bool = False) -> None:
         assert len(exits) == len(spec.exits), "one exit per outgoing edge"
         self.spec = spec
         self.operators: list[Operator] = []
-        self._outputs = [_ChainOutput() for _ in spec.operators]
+        self._outputs = [_ChainOutput(object_reuse) for _ in spec.operators]
         self.clock = OperatorClock(len(spec.operators))
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()

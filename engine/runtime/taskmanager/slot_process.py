@@ -19,10 +19,18 @@ from typing import Any, Final, final
 from engine.core.clock import SystemClock
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
+from engine.core.fs import configure_file_systems
 from engine.core.ids import ExecutionAttemptID
 from engine.core.options import ClusterOptions
 from engine.operators.failure import error_info
 from engine.operators.row_loop import RowLoop
+from engine.protocol.checkpoint import (
+    CheckpointFailureReason,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    TriggerCheckpoint,
+)
 from engine.protocol.control import (
     CancelTask,
     DeployTask,
@@ -84,10 +92,11 @@ class SlotProcess:
         transport = Transport(self._mailbox, init.job.job_id, registry, address)
         transport.listen(unix, tcp)
         config = Configuration(init.config)
+        configure_file_systems(init.config)
         slot_shared: dict[str, Any] = {}
         watchdog = Watchdog(RowLoop.of(slot_shared))
         watchdog.start()
-        self._env = SlotEnvironment(
+        env = SlotEnvironment(
             init=init,
             mailbox=self._mailbox,
             registry=registry,
@@ -101,17 +110,25 @@ class SlotProcess:
             job_parameters=_job_parameters(init.config),
             cached_files=cached_files,
         )
-        self._control.send(SlotReady(init.allocation_id, address))
+        self.begin(env)
+
+    def begin(self, env: SlotEnvironment) -> None:
+        """Say SlotReady; from now on tasks may be deployed."""
+        self._env = env
+        self._control.send(SlotReady(env.init.allocation_id, env.transport.address))
         self._mailbox.call_later(_REPORT_INTERVAL, self._report)
 
     def run(self) -> None:
         """The loop. Returns when the slot is freed or its TaskManager is gone."""
         while not self._must_end():
-            self._turn(self._sleep(self._tasks))
-            if self._must_end():
-                break
-            self._work(self._tasks)
+            self.turn_once(self._sleep(self._tasks))
         self._end()
+
+    def turn_once(self, timeout: float | None) -> None:
+        """Handle what there is, waiting for it if need be, then let each task that can do a step."""
+        self._turn(timeout)
+        if not self._must_end():
+            self._work(self._tasks)
 
     def _must_end(self) -> bool:
         return self._control.is_closed or self._freed_at is not None
@@ -196,19 +213,35 @@ class SlotProcess:
                 if threading.active_count() > 2:  # more than the watchdog, which is in no hurry
                     sys.setswitchinterval(_SWITCH_INTERVAL)
             case CancelTask(_, attempt_id):
-                for task in self._tasks:
-                    if task.attempt_id == attempt_id:
-                        task.cancel()
+                for task in self._tasks_of(attempt_id):
+                    task.cancel()
             case SendOperatorEvent(_, attempt_id, operator_id, event):
-                for task in self._tasks:
-                    if task.attempt_id == attempt_id:
-                        task.handle_event(operator_id, event)
+                for task in self._tasks_of(attempt_id):
+                    task.handle_event(operator_id, event)
+            case TriggerCheckpoint(_, attempt_id, checkpoint_id):
+                tasks = self._tasks_of(attempt_id)
+                for task in tasks:
+                    task.trigger_checkpoint(message)
+                if not tasks:
+                    job_id = self._env.init.job.job_id
+                    reason = CheckpointFailureReason.TASK_FINISHED
+                    self._control.send(DeclineCheckpoint(job_id, attempt_id, checkpoint_id, reason))
+            case NotifyCheckpointComplete(_, attempt_id, checkpoint_id):
+                for task in self._tasks_of(attempt_id):
+                    task.complete_checkpoint(checkpoint_id)
+            case NotifyCheckpointAborted(_, attempt_id, checkpoint_id):
+                for task in self._tasks_of(attempt_id):
+                    task.abort_checkpoint(checkpoint_id)
             case SampleStacks():
                 self._sample(message)
             case FreeSlot():
                 self._freed_at = time.monotonic()
             case _:
                 raise AssertionError(f"a slot does not understand {message!r}")
+
+    def _tasks_of(self, attempt_id: ExecutionAttemptID) -> list[StreamTask]:
+        """Return the task of the attempt, none when it has ended and reported so."""
+        return [task for task in self._tasks if task.attempt_id == attempt_id]
 
     def _sample(self, request: SampleStacks) -> None:
         """Look at what this thread does, from another one; the answer is sent from this one."""

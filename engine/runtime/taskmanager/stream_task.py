@@ -15,22 +15,29 @@ from typing import Any, Final, final
 
 from engine.core import user_code
 from engine.core.clock import Clock
+from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
+from engine.core.options import CheckpointingOptions, JobOptions
+from engine.core.records import Batch
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
 from engine.operators.functions import RuntimeContext
+from engine.protocol.checkpoint import CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
     ErrorInfo,
     InitializeSlot,
     OperatorEventSent,
+    ResultPartitionDescriptor,
     TaskDeployment,
     TaskMetrics,
     TaskStateChanged,
 )
 from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.stream import END_OF_DATA, WATERMARK_MAX_MS, Watermark
 from engine.runtime.exchange.gate import (
+    BarrierEvent,
     BatchArrived,
     GateEvent,
     IdleChanged,
@@ -42,12 +49,17 @@ from engine.runtime.exchange.gate import (
 from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
 from engine.runtime.exchange.transport import Transport
 from engine.runtime.taskmanager.chain_runner import OperatorChain
+from engine.runtime.taskmanager.in_flight import restored_batches
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.snapshot_capture import StateCapture
+from engine.runtime.taskmanager.snapshot_workers import SlotSnapshotWorkers, SnapshotWorkers
 from engine.runtime.taskmanager.step_size import StepSize
+from engine.runtime.taskmanager.task_checkpoints import TaskCheckpoints, decline
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.task_input import connect_gate
 from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
+from engine.runtime.taskmanager.task_restore import TaskRegistries
 from engine.runtime.taskmanager.watchdog import Watchdog
 
 __all__ = ["SlotEnvironment", "StreamTask"]
@@ -73,6 +85,13 @@ class SlotEnvironment:
     job_parameters: dict[str, str] = field(default_factory=dict)
     cached_files: dict[str, str] = field(default_factory=dict)
     slot_shared: dict[str, Any] = field(default_factory=dict)
+    now_ns: Callable[[], int] = time.monotonic_ns  #: decides how long a step goes on and how many records it takes
+    #: how snapshots are made beside the tasks; the slot's own unless given
+    snapshot_workers: SnapshotWorkers = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.snapshot_workers is None:
+            self.snapshot_workers = SlotSnapshotWorkers(self.mailbox)
 
 
 class _Interrupted(BaseException):
@@ -95,15 +114,20 @@ class StreamTask:
         self._source: SourceOperator | None = None
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
+        self._source_ended = False
+        self._is_finished = False  #: ``finish`` of the operators has been called
+        self._registries = TaskRegistries(deployment, env.init.work_dir)
+        self._checkpoints: TaskCheckpoints | None = None  #: once everything is open
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
         self._step_size = StepSize()
-        self._clock = TaskClock()
+        self._now_ns = env.now_ns
+        self._clock = TaskClock(env.now_ns)
         self._records_in = 0
         self._batches_in = 0
         self.is_inside = False  #: code of its operators is on the stack
         self._interruption: BaseException | None = None  #: why the step that is on the stack must end
-        self._late_events: list[tuple[OperatorID, bytes]] = []  #: came while it was inside
+        self._late: list[Callable[[], None]] = []  #: messages that came while it was inside, in their order
         self._entered_ns = 0  #: when it went inside, or came back from a pause
         self._paused_ns = 0
 
@@ -116,10 +140,15 @@ class StreamTask:
     def start(self) -> None:
         """Load, connect and open everything; on an error the task is FAILED when this returns."""
         self._enter(ExecutionState.INITIALIZING)
+        restore = self.deployment.restore
+        if restore is not None and restore.is_finished:
+            self._finish_again()
+            return
         try:
             spec = self._load()
             self._make_exits(spec)
-            chain = self._chain = OperatorChain(spec, self._exits)
+            object_reuse = Configuration(self._env.init.config).get(JobOptions.OBJECT_REUSE)
+            chain = self._chain = OperatorChain(spec, self._exits, object_reuse=object_reuse)
             if isinstance(chain.head, SourceOperator):
                 self._source = chain.head
             else:
@@ -131,11 +160,56 @@ class StreamTask:
             chain.open(lambda chained: self._context_of(chained, memory_bytes))
             for task_exit in self._exits:
                 task_exit.open(self._runtime_context(self.deployment.vertex_name))
+            self._registries.check_all_claimed(self._env.init.config)
+            self._checkpoints = self._make_checkpoints(chain)
+            if self._gate is not None and restore is not None:
+                context = self._runtime_context(self.deployment.vertex_name)
+                batches = restored_batches(restore.in_flight, spec.input_keys, self.deployment, context)
+                self._gate.restore(batches)
         except BaseException as error:
             self._fail(error)
             return
         self._clock.start()
         self._enter(ExecutionState.RUNNING)
+
+    def _finish_again(self) -> None:
+        """The vertex had finished before the checkpoint: no code of it runs, those after it hear its end."""
+        self._enter(ExecutionState.RUNNING)
+        for descriptor in self.deployment.partitions:
+            partition = self._make_partition(descriptor, self.deployment.vertex_name)
+            partition.add_event(Watermark(WATERMARK_MAX_MS))
+            partition.add_event(END_OF_DATA)
+            partition.finish()
+        self._enter(ExecutionState.FINISHED)
+
+    def _make_checkpoints(self, chain: OperatorChain) -> TaskCheckpoints:
+        env, deployment = self._env, self.deployment
+        capture = StateCapture(
+            self._registries.in_order(chained.operator_id for chained in chain.spec.operators),
+            self._registries.key_groups,
+            env.snapshot_workers,
+            name=f"{deployment.vertex_id[:8]}-{deployment.subtask_index}",
+            work_dir=env.init.work_dir,
+        )
+        if deployment.restore is not None and Configuration(env.init.config).get(CheckpointingOptions.INCREMENTAL):
+            capture.adopt(deployment.restore)
+        return TaskCheckpoints(
+            deployment,
+            chain,
+            self._exits,
+            self._gate,
+            capture=capture,
+            send=env.send,
+            clock=env.clock,
+            call_later=env.mailbox.call_later,
+            pending_rest=self._pending_rest,
+        )
+
+    def _pending_rest(self) -> tuple[int, Batch] | None:
+        pending = self._pending
+        if pending is None:
+            return None
+        return pending.input_index, pending.batch.slice(self._pending_at, len(pending.batch))
 
     def _load(self) -> ChainSpec:
         try:
@@ -152,15 +226,8 @@ class StreamTask:
     def _make_exits(self, spec: ChainSpec) -> None:
         env = self._env
         for descriptor, exit_spec in zip(self.deployment.partitions, spec.exits, strict=True):
-            partition: ResultPartition
             name = spec.operators[exit_spec.operator_index].name
-            if descriptor.blocking:
-                partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir, name)
-            else:
-                partition = PipelinedPartition(descriptor, env.memory.segment_bytes, name)
-            partition.on_error = self._fail
-            self._partitions.append(partition)
-            env.registry.register(partition)
+            partition = self._make_partition(descriptor, name)
             subtask_index = self.deployment.subtask_index
             self._exits.append(
                 TaskExit(
@@ -173,6 +240,18 @@ class StreamTask:
                     self._pause,
                 )
             )
+
+    def _make_partition(self, descriptor: ResultPartitionDescriptor, operator_name: str) -> ResultPartition:
+        env = self._env
+        partition: ResultPartition
+        if descriptor.blocking:
+            partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir, operator_name)
+        else:
+            partition = PipelinedPartition(descriptor, env.memory.segment_bytes, operator_name)
+        partition.on_error = self._fail
+        self._partitions.append(partition)
+        env.registry.register(partition)
+        return partition
 
     def _runtime_context(self, operator_name: str) -> RuntimeContext:
         deployment = self.deployment
@@ -204,6 +283,7 @@ class StreamTask:
             wake=self.wake,
             host=env.init.data_host,
             slot_shared=env.slot_shared,
+            state=self._registries.make(chained.operator_id, chained.name),
         )
 
     def _send_event(self, operator_id: OperatorID, event: object) -> None:
@@ -224,10 +304,14 @@ class StreamTask:
         """Whether ``step`` has something to do and may do it."""
         if self.state is not ExecutionState.RUNNING or self.is_inside:
             return False
-        assert self._chain is not None
-        gate = self._gate
+        assert self._chain is not None and self._checkpoints is not None  # noqa: PT018
+        gate, checkpoints = self._gate, self._checkpoints
         if gate is not None and gate.error is not None:
             return True  # the step raises it
+        if gate is not None and gate.is_urgent:
+            return True  # a barrier that overtakes records waits for neither room nor readiness
+        if checkpoints.is_suspended:
+            return False
         if not self._has_room():
             self._clock.wait(backpressured=True)
             return False
@@ -235,13 +319,34 @@ class StreamTask:
             if not operator.is_ready():
                 self._clock.wait(backpressured=True)
                 return False
-        if gate is None:
-            ready = not self._source_waits
+        if self._must_stop:
+            ready = not self._holds_end
+        elif gate is None:
+            ready = not self._source_waits and not checkpoints.holds_source
         else:
-            ready = self._pending is not None or gate.has_next() or gate.is_ended
+            ready = self._pending is not None or gate.has_next()
+            if gate.is_ended and not ready:
+                ready = checkpoints.waits_for_end or not self._holds_end
         if not ready:
             self._clock.wait(backpressured=False)
         return ready
+
+    @property
+    def _holds_end(self) -> bool:
+        """The task must stay for its checkpoints, or for what its finished operators wait for."""
+        assert self._checkpoints is not None
+        return self._checkpoints.holds_end or (self._is_finished and self._waits_for_checkpoint())
+
+    def _waits_for_checkpoint(self) -> bool:
+        assert self._chain is not None
+        return any(operator.holds_end() for operator in self._chain.operators)
+
+    @property
+    def _must_stop(self) -> bool:
+        """No more input will be read, for the source has ended or the job was stopped with a savepoint."""
+        assert self._checkpoints is not None
+        stopped = self._checkpoints.stopped
+        return self._source_ended or stopped is StopMode.SUSPEND or (self._gate is None and stopped is StopMode.DRAIN)
 
     def _has_room(self) -> bool:
         for partition in self._partitions:  # noqa: SIM110 - asked before each batch
@@ -253,7 +358,7 @@ class StreamTask:
         """Wall-clock time at which ``fire_timers`` wants to be called."""
         if self.state is not ExecutionState.RUNNING or self._chain is None or not self._chain.with_timers:
             return None
-        if self.is_inside:
+        if self.is_inside or (self._checkpoints is not None and self._checkpoints.is_suspended):
             return None
         if not self._has_room():
             return None  # a timer emits: it waits as records do
@@ -278,7 +383,7 @@ class StreamTask:
         if self.state is not ExecutionState.RUNNING or self._chain is None:
             return
         if self.is_inside:
-            self._late_events.append((operator_id, data))
+            self._late.append(lambda: self.handle_event(operator_id, data))
             return
         self._run_inside(lambda: self._handle_operator_event(operator_id, data))
         self._source_waits = False
@@ -291,13 +396,42 @@ class StreamTask:
             if chained.operator_id == operator_id:
                 chain.call(index, chain.operators[index].handle_event, event)
 
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def trigger_checkpoint(self, message: TriggerCheckpoint) -> None:
+        if self.is_inside:
+            self._late.append(lambda: self.trigger_checkpoint(message))
+        elif self.state is not ExecutionState.RUNNING:
+            ended = self.state.is_terminal()
+            reason = CheckpointFailureReason.TASK_FINISHED if ended else CheckpointFailureReason.TASK_NOT_READY
+            self._env.send(decline(self.deployment, message.checkpoint_id, reason, f"the task is {self.state.name}"))
+        else:
+            self._tell_checkpoints(lambda checkpoints: checkpoints.trigger(message))
+
+    def complete_checkpoint(self, checkpoint_id: int) -> None:
+        self._tell_checkpoints(lambda checkpoints: checkpoints.complete(checkpoint_id))
+
+    def abort_checkpoint(self, checkpoint_id: int) -> None:
+        self._tell_checkpoints(lambda checkpoints: checkpoints.abort(checkpoint_id))
+
+    def _tell_checkpoints(self, tell: Callable[[TaskCheckpoints], None]) -> None:
+        """Now, or after the step that is on the stack: between two calls of operators."""
+        checkpoints = self._checkpoints
+        if self.state is not ExecutionState.RUNNING or checkpoints is None:
+            return
+        if self.is_inside:
+            self._late.append(lambda: self._tell_checkpoints(tell))
+            return
+        self._run_inside(lambda: tell(checkpoints))
+        self._source_waits = False
+
     # --- inside and outside of operators ---------------------------------------------------------------------------
 
     def _run_inside(self, body: Callable[[], None]) -> None:
         """Run code of the operators. Its errors end the task, not the slot."""
         watchdog = self._env.watchdog
         self.is_inside = True
-        self._entered_ns = time.monotonic_ns()
+        self._entered_ns = self._now_ns()
         watchdog.begin()
         failure: BaseException | None = None
         try:
@@ -310,10 +444,10 @@ class StreamTask:
             self._end_interrupted(self._interruption or failure)
             return
         self._flush_exits()
-        if self._late_events:
-            events, self._late_events = self._late_events, []
-            for operator_id, data in events:
-                self.handle_event(operator_id, data)
+        if self._late:
+            late, self._late = self._late, []
+            for handle in late:
+                handle()
 
     def _end_interrupted(self, reason: BaseException | None) -> None:
         if isinstance(reason, _Interrupted):
@@ -323,7 +457,7 @@ class StreamTask:
 
     def _flush_exits(self) -> None:
         """Hand on what a slow function gave: its next call may last beyond the buffer timeout."""
-        took_ns = time.monotonic_ns() - self._entered_ns
+        took_ns = self._now_ns() - self._entered_ns
         for task_exit in self._exits:
             task_exit.flush_after(took_ns)
 
@@ -332,7 +466,7 @@ class StreamTask:
         if not self.is_inside:
             return  # being opened or closed
         self._flush_exits()
-        before_ns = time.monotonic_ns()
+        before_ns = self._now_ns()
         self._clock.end(before_ns)
         self._clock.wait(backpressured=True)
         clock = None if self._chain is None else self._chain.clock
@@ -340,7 +474,7 @@ class StreamTask:
         self._env.let_others_work(self, partition.has_room)
         if clock is not None and whose is not None:
             clock.enter(whose)
-        self._entered_ns = time.monotonic_ns()
+        self._entered_ns = self._now_ns()
         self._clock.begin(self._entered_ns)
         self._paused_ns += self._entered_ns - before_ns
         self._env.watchdog.begin()
@@ -355,28 +489,33 @@ class StreamTask:
 
     def step(self) -> None:
         """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
-        start_ns = time.monotonic_ns()
+        start_ns = self._now_ns()
         self._clock.begin(start_ns)
         gate = self._gate
         if gate is None:
             self._run_inside(lambda: self._step_source(start_ns + _STEP_NS))
         else:
             self._run_inside(lambda: self._step_input(gate, start_ns + _STEP_NS))
-        self._clock.end(time.monotonic_ns())
+        self._clock.end(self._now_ns())
 
     def _step_source(self, until_ns: int) -> None:
         source, chain, size = self._source, self._chain, self._step_size
         assert source is not None and chain is not None  # noqa: PT018
-        before_ns = time.monotonic_ns()
+        if self._must_stop:
+            self._finish()
+            return
+        before_ns = self._now_ns()
         while True:
             self._source_waits = True
             emitted = chain.num_records_of_head()
             paused_ns = self._paused_ns
             result = chain.call(0, source.poll, size.rows_max)
-            now_ns = time.monotonic_ns()
+            now_ns = self._now_ns()
             size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns - (self._paused_ns - paused_ns))
             if result is PollResult.END:
-                self._finish()
+                self._source_ended = True
+                if self._checkpoints is None or not self._checkpoints.holds_end:
+                    self._finish()
                 return
             if result is PollResult.IDLE:
                 return
@@ -388,6 +527,15 @@ class StreamTask:
     def _step_input(self, gate: InputGate, until_ns: int) -> None:
         if gate.error is not None:
             raise gate.error
+        checkpoints = self._checkpoints
+        assert checkpoints is not None
+        if gate.is_urgent:
+            while (urgent := gate.next_urgent()) is not None:
+                self._handle(urgent)
+            return
+        if self._must_stop:
+            self._finish()
+            return
         while True:
             if self._pending is not None:
                 self._process_pending()
@@ -395,15 +543,23 @@ class StreamTask:
                 event = gate.next()
                 if event is None:
                     if gate.is_ended:
-                        self._finish()
+                        self._end_of_input(checkpoints)
                     return
                 self._handle(event)
-            if time.monotonic_ns() >= until_ns or not self._has_room():
+                if checkpoints.is_suspended:
+                    return
+            if self._now_ns() >= until_ns or not self._has_room():
                 return
+
+    def _end_of_input(self, checkpoints: TaskCheckpoints) -> None:
+        if checkpoints.waits_for_end:
+            checkpoints.snapshot_at_end()
+        if not checkpoints.holds_end:
+            self._finish()
 
     def _handle(self, event: GateEvent) -> None:
         chain = self._chain
-        assert chain is not None
+        assert chain is not None and self._checkpoints is not None  # noqa: PT018
         match event:
             case BatchArrived():
                 self._batches_in += 1
@@ -418,6 +574,9 @@ class StreamTask:
                 chain.end_superstep(superstep)
             case InputEnded(input_index):
                 chain.end_input(input_index)
+            case _:
+                barrier_event: BarrierEvent = event
+                self._checkpoints.handle(barrier_event)
 
     def _process_pending(self) -> None:
         """Process the next part of the batch that came in, as much as fits into a step."""
@@ -430,19 +589,30 @@ class StreamTask:
             self._pending = None
         self._pending_at = end
         part = batch if start == 0 and end == num_rows else batch.slice(start, end)
-        before_ns = time.monotonic_ns() - self._paused_ns
+        before_ns = self._now_ns() - self._paused_ns
         chain.process_batch(pending.input_index, part)
-        self._step_size.observe(end - start, time.monotonic_ns() - self._paused_ns - before_ns)
+        self._step_size.observe(end - start, self._now_ns() - self._paused_ns - before_ns)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """All input has ended: emit what is left, close, end the outputs."""
+        """All input has ended: emit what is left, close, end the outputs. Of a suspended task nothing is left: what it
+        holds is in the savepoint. Comes again when what operators waited for has happened."""
         chain = self._chain
-        assert chain is not None
-        if self._source is not None:
-            chain.end_event_time()  # the tasks behind hear it from their gates
-        chain.finish()
+        assert chain is not None and self._checkpoints is not None  # noqa: PT018
+        if self._checkpoints.stopped is StopMode.SUSPEND:
+            if self._gate is not None:
+                self._gate.close()
+        elif not self._is_finished:
+            if self._source is not None:
+                chain.end_event_time()  # the tasks behind hear it from their gates
+            chain.finish()
+            self._is_finished = True
+            if self._waits_for_checkpoint() and not self._another_checkpoint_comes():
+                for index, operator in enumerate(chain.operators):
+                    chain.call(index, operator.release_end)
+        if self._waits_for_checkpoint():
+            return
         errors = chain.close()
         for task_exit in self._exits:
             task_exit.close()
@@ -452,6 +622,12 @@ class StreamTask:
         for task_exit in self._exits:
             task_exit.end()
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
+
+    def _another_checkpoint_comes(self) -> bool:
+        assert self._checkpoints is not None
+        config = Configuration(self._env.init.config)
+        periodic = config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
+        return bool(periodic) and self._checkpoints.stopped is StopMode.NONE
 
     def cancel(self) -> None:
         """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""
@@ -482,6 +658,8 @@ class StreamTask:
 
     def _release(self) -> None:
         """Close everything after a failure or a cancel; errors of closing are lost against the first one."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._chain is not None:
             self._chain.close()
         for task_exit in self._exits:

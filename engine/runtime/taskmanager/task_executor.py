@@ -25,6 +25,13 @@ from engine.core.errors import EngineError, ExternalError, InputError
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, ResourceID, SlotID
 from engine.core.options import ClusterOptions, JobOptions, MemoryOptions
 from engine.operators.failure import error_info
+from engine.protocol.checkpoint import (
+    AcknowledgeCheckpoint,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    TriggerCheckpoint,
+)
 from engine.protocol.control import (
     AcceptRegistration,
     AllocateSlot,
@@ -376,7 +383,13 @@ class TaskExecutor:
                     deploying.handle.send(message)
             case CancelTask(allocation_id, attempt_id):
                 self._cancel(allocation_id, attempt_id, message)
-            case SendOperatorEvent(allocation_id=allocation_id) | SampleStacks(allocation_id=allocation_id):
+            case (
+                SendOperatorEvent(allocation_id=allocation_id)
+                | TriggerCheckpoint(allocation_id=allocation_id)
+                | NotifyCheckpointComplete(allocation_id=allocation_id)
+                | NotifyCheckpointAborted(allocation_id=allocation_id)
+                | SampleStacks(allocation_id=allocation_id)
+            ):
                 receiving = self._slots.get(allocation_id)
                 if receiving is not None and receiving.handle is not None:
                     receiving.handle.send(message)
@@ -547,7 +560,7 @@ class TaskExecutor:
                 if message.state.is_terminal():
                     slot.live.pop(message.attempt_id, None)
                 self._send(message)
-            case OperatorEventSent() | StacksSampled():
+            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | StacksSampled():
                 self._send(message)
             case SlotReport():
                 slot.metrics = message.metrics

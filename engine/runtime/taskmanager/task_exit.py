@@ -8,7 +8,7 @@ from typing import Any, final
 from engine.core.records import Batch
 from engine.graph.transformation import Partitioning
 from engine.operators.functions import RuntimeContext
-from engine.protocol.stream import END_OF_DATA, EndOfSuperstep, Watermark, WatermarkStatus
+from engine.protocol.stream import END_OF_DATA, Element, EndOfSuperstep, Watermark, WatermarkStatus
 from engine.runtime.exchange.partition import ResultPartition
 from engine.runtime.exchange.partitioners import make_channel_selector
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -88,6 +88,10 @@ class TaskExit:
         self.partition.add_event(EndOfSuperstep(superstep))
 
     # of the task
+
+    def emit_event(self, element: Element) -> None:
+        """Send a barrier, or the end of one, behind all that was emitted; before it if the barrier is unaligned."""
+        self.partition.add_event(element)
 
     def end(self) -> None:
         self.partition.add_event(END_OF_DATA)

@@ -7,7 +7,8 @@ from typing import Any
 
 from engine.core.errors import ExternalError
 from engine.protocol.control import InputChannelDescriptor, InputGateDescriptor
-from engine.runtime.exchange.gate import Channel, InputGate, LocalChannel, RemoteChannel, initial_credit
+from engine.runtime.exchange.channels import Channel, LocalChannel, RemoteChannel, initial_credit
+from engine.runtime.exchange.gate import InputGate
 from engine.runtime.exchange.partition import PartitionRegistry
 from engine.runtime.exchange.transport import PARTITION_WAIT_MS, Transport
 from engine.runtime.exchange.wire import Subscribe
@@ -69,6 +70,7 @@ def _connect_remote(
 ) -> None:
     source = RemoteChannel(credit, lambda: gate.on_data(channel), gate.on_error)
     channel.source = source
+    source.on_timed_barrier = lambda barrier: gate.on_timed_barrier(barrier)
     connection = transport.connect(descriptor.address)
     request = Subscribe(descriptor.partition_id, descriptor.subpartition_index, credit)
     number = connection.open_channel(request, source)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
-__all__ = ["kill_slot", "main"]
+__all__ = ["die_with", "kill_slot", "main"]
 
 _MESSAGE_SIZE: Final = 256
 _PR_SET_PDEATHSIG: Final = 1
@@ -55,6 +55,8 @@ class _Nursery:
                     request, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_SIZE, 1)
                 except BlockingIOError:
                     break
+                except ConnectionError:  # it was killed before it had read all that we told it
+                    request = b""
                 if not request:
                     selector.close()
                     return self._end
@@ -80,7 +82,7 @@ class _Nursery:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _die_with(parent)
+        die_with(parent)
         for inherited in (self._control, self._signal_in, self._signal_out):
             os.close(inherited if isinstance(inherited, int) else inherited.detach())
 
@@ -120,7 +122,7 @@ def kill_slot(pid: int) -> None:
             return
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Let the kernel kill this process when its parent dies, however that happens."""
     import ctypes
 

@@ -16,7 +16,6 @@ from engine.core.config import (
     memory_bytes,
     parse_config_text,
     parse_dynamic_properties,
-    unknown_key_warnings,
 )
 from engine.core.errors import ConfigError
 
@@ -150,11 +149,3 @@ def test_config_yaml_is_preferred_and_a_missing_folder_is_an_error(tmp_path: Pat
         load_config_dir(str(tmp_path))
     with pytest.raises(ConfigError, match="does not exist; set FLINK_CONF_DIR"):
         load_config_dir(str(tmp_path / "absent"))
-
-
-def test_unknown_keys_warn_with_the_nearest_known_one() -> None:
-    lines = unknown_key_warnings(["rest.prot", "own.key", "metrics.x", "rest.port"], ["rest.port"], ["metrics."])
-    assert lines == [
-        "Configuration key own.key is unknown and has no effect.",
-        "Configuration key rest.prot is unknown and has no effect. Did you mean rest.port?",
-    ]

@@ -74,7 +74,7 @@ def test_a_key_like_no_other_warns_without_a_hint():
     assert key_warnings(["my.own.thing"]) == ["Configuration key my.own.thing is unknown and has no effect."]
 
 
-@pytest.mark.parametrize("key", ["execution.checkpointing.interval", "state.backend", "kubernetes.hostnetwork.enabled"])
+@pytest.mark.parametrize("key", ["state.changelog.enabled", "kubernetes.hostnetwork.enabled"])
 def test_flinks_keys_without_effect_are_told_as_not_supported_yet(key):
     assert key_warnings([key]) == [f"Configuration key {key} is not supported yet and has no effect."]
 

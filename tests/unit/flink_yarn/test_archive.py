@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -15,11 +17,12 @@ from flink_yarn.archive import (
     ArchiveEntry,
     content_hash,
     engine_entries,
-    local_archives,
+    mark_used,
     pack,
     package_entries,
+    remove_unused,
     requirement_closure,
-    upload_archive,
+    ship_archives,
 )
 
 
@@ -48,7 +51,8 @@ def test_packages_travel_without_what_only_developers_need():
     names = [e.name for e in package_entries()]
     tops = {name.split("/")[0] for name in names}
     assert {"numpy", "pyarrow", "grpc", "skein", "hdfs", "starlette", "uvicorn", "cloudpickle", "yaml"} <= tops
-    assert not {"pip", "pytest", "mypy", "ruff", "engine"} & tops
+    assert not {"cryptography", "cffi", "pip", "pytest", "mypy", "ruff", "engine"} & tops
+    assert [name for name in names if name.startswith("skein/java/")] == []
     bad = [
         name for name in names if "/tests/" in name or name.endswith((".h", ".a", ".pyx")) or "flight" in name.lower()
     ]
@@ -103,38 +107,133 @@ def test_a_source_that_is_no_python_is_packed_without_byte_code(tmp_path):
     assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["template.py"]
 
 
-def test_archives_are_packed_once_and_only_the_newest_stay(tmp_path, monkeypatch):
+@pytest.fixture
+def two_archives(tmp_path, monkeypatch):
+    """Archives of one small file each, a cache folder of the test's own, and the folder they are shipped to."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("flink_yarn.archive.package_entries", lambda: [entry(tmp_path, "p.py", "1")])
+    monkeypatch.setattr("flink_yarn.archive.engine_entries", lambda: [entry(tmp_path, "e.py", "1")])
+    return tmp_path / "cache" / "engine" / "archives", tmp_path / "hdfs"
+
+
+def test_archives_are_packed_and_uploaded_once_and_only_the_newest_stay_in_the_cache(
+    tmp_path, monkeypatch, two_archives
+):
+    cache, target = two_archives
     said: list[str] = []
     for number in range(5):
         monkeypatch.setattr("flink_yarn.archive.engine_entries", lambda n=number: [entry(tmp_path, "e.py", str(n))])
-        engine, packages = local_archives(said.append)
-        assert local_archives(said.append) == [engine, packages]
-    folder = tmp_path / "cache" / "engine" / "archives"
-    assert said == ["Packing the engine's Python packages for YARN's nodes; this is done once."]
-    assert len(list(folder.glob("engine-*.zip"))) == 3
-    assert engine.exists()
-    assert [p for p in folder.iterdir() if p.name.startswith(".")] == []
+        engine, packages = ship_archives(LocalFileSystem(), str(target), said.append)
+        assert ship_archives(LocalFileSystem(), str(target), said.append) == [engine, packages]
+    assert said == [
+        f"Packing the engine's Python packages for YARN's nodes and uploading them to {target}; this is done once."
+    ]
+    assert len(list(cache.glob("engine-*.zip"))) == 3
+    assert zipfile.ZipFile(packages).namelist()[0] == "p.py"
+    assert (cache / os.path.basename(packages)).read_bytes() == open(packages, "rb").read()
+    assert [p for folder in (cache, target) for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
-def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_cached_archive_is_uploaded_to_another_cluster_and_one_cut_short_again(tmp_path, two_archives):
+    _, target = two_archives
+    said: list[str] = []
+    for folder in (target, tmp_path / "other"):
+        _, packages = ship_archives(LocalFileSystem(), str(folder), said.append)
+    assert said[-1] == f"Uploading packages (0.0 MB) to {tmp_path / 'other'}; this is done once."
+    whole = open(packages, "rb").read()
+    with open(packages, "wb") as stream:
+        stream.write(whole[:10])  # by somebody else: not ours by its size
+    ship_archives(LocalFileSystem(), str(tmp_path / "other"), said.append)
+    assert open(packages, "rb").read() == whole
+
+
+def test_what_another_client_has_uploaded_is_not_packed_again(tmp_path, monkeypatch, two_archives):
+    _, target = two_archives
+    first = ship_archives(LocalFileSystem(), str(target))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fresh"))
+    assert ship_archives(LocalFileSystem(), str(target)) == first
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_an_upload_that_fails_leaves_nothing_there_and_the_packed_archive_here(tmp_path, monkeypatch, two_archives):
+    cache, target = two_archives
+
+    class FullFile(io.BytesIO):
+        def write(self, data):
+            raise ExternalError("the disk is full")
+
+    monkeypatch.setattr(LocalFileSystem, "open_write", lambda *args, **kwargs: FullFile())
+    with pytest.raises(ExternalError, match="the disk is full"):
+        ship_archives(LocalFileSystem(), str(target))
+    assert len(list(cache.glob("engine-*.zip"))) == 1
+    assert not target.exists()
+
+
+def test_packing_that_fails_leaves_nothing_here_and_there(tmp_path, monkeypatch, two_archives):
+    cache, target = two_archives
+    missing = ArchiveEntry("gone.py", tmp_path / "gone.py", "1")
+    monkeypatch.setattr("flink_yarn.archive.engine_entries", lambda: [entry(tmp_path, "e.py", "1"), missing])
+    with pytest.raises(FileNotFoundError):
+        ship_archives(LocalFileSystem(), str(target))
+    assert list(cache.iterdir()) == []
+    assert list(target.iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch, two_archives):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr("flink_yarn.archive.engine_entries", list)
     with pytest.raises(ExternalError, match=r"Cannot write the cache folder .* Set XDG_CACHE_HOME"):
-        local_archives()
+        ship_archives(LocalFileSystem(), str(two_archives[1]))
 
 
-def test_an_archive_is_uploaded_once_and_is_never_seen_half(tmp_path):
-    archive = tmp_path / "packages-1.zip"
-    archive.write_bytes(b"x" * 1000)
-    target, said, fs = tmp_path / "hdfs", [], LocalFileSystem()
-    path = upload_archive(archive, fs, str(target), say=said.append)
-    assert path == f"{target}/packages-1.zip"
-    assert upload_archive(archive, fs, str(target), say=said.append) == path
-    assert len(said) == 1
-    (target / "packages-1.zip").write_bytes(b"cut")  # by somebody else: not ours by its size
-    upload_archive(archive, fs, str(target), say=said.append)
-    assert (target / "packages-1.zip").read_bytes() == archive.read_bytes()
-    assert [p.name for p in target.iterdir()] == ["packages-1.zip"]
+DAY_MS = 86_400_000
+
+
+def age(path, days):
+    seconds = time.time() - days * 86_400
+    os.utime(path, (seconds, seconds))
+
+
+def test_archives_that_nobody_has_used_for_long_are_removed_and_nothing_else(tmp_path):
+    def make(name, days):
+        (tmp_path / name).write_text("")
+        age(tmp_path / name, days)
+
+    old, marked, new = (f"packages-{digit * 32}.zip" for digit in "abc")
+    for name, days in (
+        (old, 40),
+        (f"{old}.used", 31),
+        (marked, 40),
+        (f"{marked}.used", 29),
+        (new, 29),
+        (f"engine-{'d' * 32}.zip", 31),
+        ("packages-of-mine.zip", 100),
+        ("notes", 100),
+        (".uploading-me-1-packages-x.zip", 2),
+        (".uploading-me-2-packages-x.zip", 0),
+    ):
+        make(name, days)
+    now_ms = int(time.time() * 1000)
+    removed = remove_unused(LocalFileSystem(), str(tmp_path), retention_ms=30 * DAY_MS, now_ms=now_ms)
+    assert sorted(removed) == [".uploading-me-1-packages-x.zip", f"engine-{'d' * 32}.zip", old]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [marked, f"{marked}.used", new, "packages-of-mine.zip", "notes", ".uploading-me-2-packages-x.zip"]
+    )
+
+
+def test_the_use_of_an_archive_is_marked_once_a_day_and_leaves_it_as_it_is(tmp_path):
+    archive = tmp_path / "engine-1.zip"
+    archive.write_text("x")
+    age(archive, 50)
+    before = archive.stat().st_mtime_ns
+    now_ms = int(time.time() * 1000)
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    marker = tmp_path / "engine-1.zip.used"
+    age(marker, 0.9)
+    recent = marker.stat().st_mtime_ns
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    assert marker.stat().st_mtime_ns == recent
+    age(marker, 1.1)
+    mark_used(LocalFileSystem(), str(archive), now_ms)
+    assert marker.stat().st_mtime > time.time() - 60
+    assert archive.stat().st_mtime_ns == before

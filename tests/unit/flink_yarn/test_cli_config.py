@@ -118,9 +118,8 @@ def test_an_address_names_host_and_port_of_rest(text, address):
         ("run -t kubernetes-session x.py", "Kubernetes comes later"),
         ("run -p none x.py", "The parallelism is 'none'; expected a whole number"),
         ("run -p 0 x.py", "The parallelism is '0'; expected a whole number"),
-        ("run -s /savepoint x.py", "--fromSavepoint is not supported yet"),
-        ("run -n x.py", "--allowNonRestoredState is not supported yet"),
-        ("run -cm claim x.py", "--claimMode is not supported yet"),
+        ("run -cm later x.py", "The claim mode is 'later'; expected no_claim or claim"),
+        ("run -rm legacy x.py", "The claim mode LEGACY is gone"),
         ("run -D =1 x.py", "has no key"),
     ],
 )
@@ -128,6 +127,17 @@ def test_values_that_cannot_be_used_are_told(line, message):
     with pytest.raises(ConfigError) as caught:
         config(line)
     assert message in str(caught.value)
+
+
+def test_a_savepoint_to_start_from_becomes_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = config("run -s sp/x -n -rm claim x.py").to_dict()
+    assert found["execution.state-recovery.path"] == f"{tmp_path}/sp/x"
+    assert found["execution.state-recovery.ignore-unclaimed-state"] == "true"
+    assert found["execution.state-recovery.claim-mode"] == "CLAIM"
+    remote = config("run -s hdfs:///sp x.py").to_dict()
+    assert remote["execution.state-recovery.path"] == "hdfs:///sp"
+    assert "execution.state-recovery.claim-mode" not in remote
 
 
 def test_a_memory_without_unit_is_megabytes():

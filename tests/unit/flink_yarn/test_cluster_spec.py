@@ -10,6 +10,7 @@ import pytest
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from flink_yarn.cluster_spec import (
+    EXIT_NO_PYTHON,
     LocalFiles,
     Mode,
     YarnLimits,
@@ -196,6 +197,11 @@ def test_another_python_on_the_node_is_told_first_thing(tmp_path, python, code, 
     assert "-pyexec" in text
     message = exit_message(f"Application driver failed with exit code {code}, see logs for more information.")
     assert f"packed for Python 3.{MINOR}" in message
+
+
+def test_an_interpreter_that_is_not_in_the_archive_is_named():
+    message = exit_message(f"Application driver failed with exit code {EXIT_NO_PYTHON}, see logs", "venv/bin/python4")
+    assert message.startswith("The interpreter 'venv/bin/python4' (-pyexec, python.executable) cannot be run on YARN's")
 
 
 def test_other_ends_of_the_master_have_no_message_of_ours():

@@ -181,6 +181,7 @@ def test_the_key_selector_that_cannot_be_pickled_is_named() -> None:
 
 
 def test_coordinators_are_collected_by_operator() -> None:
+    from engine.connectors.simple import SequenceSource
     from engine.connectors.source import SourceSpec
 
     class Unknown(NoCoordinatorSpec):
@@ -188,7 +189,8 @@ def test_coordinators_are_collected_by_operator() -> None:
 
     with pytest.raises(ProgramError, match="'b' has a part that runs in the JobManager"):
         build(op("b", source(), spec=NoSpec(coordinated=Unknown())))
-    simple = pickle.dumps(SourceSpec(None).coordinator())  # type: ignore[arg-type]
-    graph = build(op("b", Transformation("s", SourceSpec(None), kind="Source")))  # type: ignore[arg-type]
+    spec = SourceSpec(SequenceSource(1, 2))
+    simple = pickle.dumps(spec.coordinator())
+    graph = build(op("b", Transformation("s", spec, kind="Source")))
     assert graph.vertices[0].coordinators.keys() == {graph.vertices[0].operators[0].operator_id}
     assert pickle.loads(next(iter(graph.vertices[0].coordinators.values()))) == pickle.loads(simple)

@@ -11,7 +11,7 @@ from typing import Any
 SCHEMAS: dict[str, Any] = json.loads((Path(__file__).parent / "flink_schemas.json").read_text(encoding="utf-8"))
 #: Fields that the generated schema names but a real Flink 2.3 cluster leaves out or writes in another form.
 LEFT_OUT = {"application-id", "stream-graph", "inputs", "caching", "local_strategy"}
-OTHER_FORM = {"slotSharingGroupId", "job-accumulators"}
+OTHER_FORM = {"slotSharingGroupId", "job-accumulators", "mode"}
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from engine.checkpoint.alignment import NoteFirstBarrier, TakeSnapshot
 from engine.core.errors import ExternalError
 from engine.core.records import RowBatch
+from engine.protocol.checkpoint import CheckpointOptions
 from engine.protocol.stream import (
     END_OF_DATA,
     WATERMARK_MAX_MS,
+    CheckpointBarrier,
     Element,
     EndOfSuperstep,
     Records,
     Watermark,
     WatermarkStatus,
 )
+from engine.runtime.exchange.channels import RemoteChannel, initial_credit
 from engine.runtime.exchange.gate import (
     BatchArrived,
     IdleChanged,
     InputEnded,
     InputGate,
-    RemoteChannel,
     SuperstepEnded,
     WatermarkAdvanced,
-    initial_credit,
 )
 
 
@@ -43,6 +46,15 @@ class Queue:
 
     def has_next(self) -> bool:
         return bool(self.elements)
+
+    def has_priority(self) -> bool:
+        return False
+
+    def overtaken(self, barrier: CheckpointBarrier) -> list[Any]:
+        return []
+
+    def overtake(self, checkpoint_id: int) -> None:
+        pass
 
     def close(self) -> None:
         self.elements.clear()
@@ -199,3 +211,84 @@ def test_credit_returns_as_batches_are_read_not_as_they_come():
 @pytest.mark.parametrize(("channels", "credit"), [(1, 8), (32, 8), (64, 4), (1000, 2)])
 def test_many_channels_share_the_memory(channels: int, credit: int):
     assert initial_credit(channels) == credit
+
+
+# --- barriers --------------------------------------------------------------------------------------------------------
+
+
+def barrier(checkpoint_id: int, **options: Any) -> CheckpointBarrier:
+    return CheckpointBarrier(checkpoint_id, 0, CheckpointOptions(**options))
+
+
+def test_a_channel_waits_at_its_barrier_while_others_are_read_on():
+    gate = Harness([0, 0])
+    gate.send(0, "a", barrier(1), "a after")
+    gate.send(1, "b")
+    assert gate.heard() == ["a", "b", NoteFirstBarrier(barrier(1))]
+    gate.send(1, "b too", barrier(1), "b after")
+    assert gate.heard() == ["b too", TakeSnapshot(barrier(1)), "b after", "a after"]
+
+
+def test_the_snapshot_comes_before_the_end_of_the_input_is_told():
+    gate = Harness([0, 1])
+    gate.send(0, barrier(1))
+    gate.send(1, END_OF_DATA)
+    assert gate.heard() == [NoteFirstBarrier(barrier(1)), TakeSnapshot(barrier(1)), InputEnded(1)]
+    gate.send(0, END_OF_DATA)
+    assert gate.heard() == [InputEnded(0)]
+
+
+def test_an_aborted_checkpoint_blocks_nobody():
+    gate = Harness([0, 0])
+    gate.send(0, barrier(1), "a after")
+    gate.send(1, "b")
+    assert gate.heard() == [NoteFirstBarrier(barrier(1)), "b"]
+    gate.gate.abort_checkpoint(1)
+    gate.send(1, barrier(1), "b after")
+    assert gate.heard() == ["a after", "b after"]
+
+
+def test_watermarks_wait_behind_the_barrier_of_their_channel():
+    gate = Harness([0, 0])
+    gate.send(0, Watermark(1), barrier(1), Watermark(9))
+    gate.send(1, Watermark(5))
+    assert gate.heard() == [WatermarkAdvanced(1), NoteFirstBarrier(barrier(1))]
+    gate.send(1, barrier(1))
+    assert gate.heard() == [TakeSnapshot(barrier(1)), WatermarkAdvanced(5)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_records_heard_before_a_snapshot_are_those_before_its_barriers(seed: int):
+    rng = random.Random(seed)
+    num_channels = rng.randint(1, 5)
+    scripts: list[deque[Any]] = []
+    before: dict[int, set[str]] = {1: set(), 2: set(), 3: set()}
+    for channel in range(num_channels):
+        script: deque[Any] = deque()
+        names: set[str] = set()
+        ends_after = rng.randint(0, 6)
+        for id_ in (1, 2, 3):
+            if ends_after >= id_:
+                new = [f"{channel}.{id_}.{i}" for i in range(rng.randint(0, 4))]
+                script.extend(new)
+                names |= set(new)
+                if ends_after > id_:
+                    script.append(barrier(id_))
+            before[id_] |= names
+        script.append(END_OF_DATA)
+        scripts.append(script)
+    gate = Harness([rng.randint(0, 1) for _ in range(num_channels)])
+    heard: list[Any] = []
+    while any(scripts):
+        channel = rng.choice([index for index, script in enumerate(scripts) if script])
+        gate.send(channel, scripts[channel].popleft())
+        if rng.random() < 0.5:
+            heard += gate.heard()
+    heard += gate.heard()
+    assert gate.gate.is_ended
+    for id_, names in before.items():
+        if TakeSnapshot(barrier(id_)) in heard:
+            until = heard.index(TakeSnapshot(barrier(id_)))
+            assert {name for name in heard[:until] if isinstance(name, str)} == names, f"seed {seed}"
+        else:
+            assert NoteFirstBarrier(barrier(id_)) not in heard, f"seed {seed}: a snapshot is missing"

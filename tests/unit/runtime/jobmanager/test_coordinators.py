@@ -176,7 +176,7 @@ def test_coordinators_that_were_replaced_do_no_clean_up_any_more(hosted, monkeyp
     async def scenario(coordinators, next_event, sent):
         coordinators.start()
         coordinators.end(JobOutcome.FAILED)
-        thread = coordinators._thread
+        thread = coordinators._worker.thread
         assert await next_event() == JobEndHandled()  # given up: it hangs
         coordinators.abandon()
         Recorder.hang.set()
@@ -185,3 +185,84 @@ def test_coordinators_that_were_replaced_do_no_clean_up_any_more(hosted, monkeyp
         assert outcomes == []
 
     hosted(scenario, "hang")
+
+
+class Sink(OperatorCoordinator):
+    """Shows its output at the end, unless its mode says that it cannot."""
+
+    def __init__(self, name, calls):
+        self.name, self.calls, self.shown = name, calls, []
+
+    def mode(self):
+        return self.ctx.config["mode"].split(",")
+
+    def check_end(self, outcome):
+        self.calls.append(("check", self.name, outcome))
+        if f"check {self.name}" in self.mode():
+            raise InputError(f"{self.name} cannot be shown.")
+
+    def job_ended(self, outcome):
+        self.calls.append(("end", self.name, outcome))
+        if outcome is JobOutcome.FINISHED:
+            if f"end {self.name}" in self.mode():
+                raise InputError(f"{self.name} was not renamed.")
+            self.shown.append(f"/out/{self.name}")
+
+    def published(self):
+        return self.shown
+
+
+@pytest.fixture
+def three_sinks(hosted, monkeypatch):
+    """Return (calls, error or None) of the end of a job with the sinks a, b and c."""
+
+    def run(mode, outcome=JobOutcome.FINISHED):
+        calls, found = [], []
+        sinks = {OperatorID.from_text(name): Sink(name, calls) for name in "abc"}
+        specs = {operator_id: str(operator_id).encode() for operator_id in sinks}
+
+        class SpecOf(CoordinatorSpec):
+            def __init__(self, operator_id):
+                self.operator_id = operator_id
+
+            def create(self):
+                return sinks[self.operator_id]
+
+        monkeypatch.setattr(module, "decode", lambda data, expected: SpecOf(OperatorID(data.decode())))
+        vertex = JobVertex(VERTEX, "v", 2, 128, b"", (), "default", None, specs)
+
+        async def scenario(coordinators, next_event, sent):
+            coordinators.start()
+            assert await next_event() == CoordinatorsStarted()
+            coordinators.end(outcome)
+            found.append((await next_event()).error)
+
+        hosted(scenario, mode, vertices=(vertex,))
+        return calls, found[0]
+
+    return run
+
+
+def test_no_output_is_shown_before_all_have_found_that_they_can(three_sinks):
+    calls, error = three_sinks("")
+    assert error is None
+    assert calls == [(step, name, JobOutcome.FINISHED) for step in ("check", "end") for name in "abc"]
+
+
+def test_when_one_output_cannot_be_shown_none_is(three_sinks):
+    calls, error = three_sinks("check b")
+    assert error.message == "b cannot be shown."
+    assert [call for call in calls if call[0] == "end"] == [("end", name, JobOutcome.FAILED) for name in "abc"]
+
+
+def test_a_failure_amid_the_commit_says_what_is_shown_and_cleans_up_the_rest(three_sinks):
+    calls, error = three_sinks("end b")
+    assert error.message == "b was not renamed. Published before that, and left: /out/a; nothing else."
+    assert calls[3:] == [
+        ("end", "a", JobOutcome.FINISHED), ("end", "b", JobOutcome.FINISHED), ("end", "c", JobOutcome.FAILED)
+    ]  # fmt: skip
+
+
+def test_a_failed_job_checks_nothing(three_sinks):
+    calls, error = three_sinks("check a", JobOutcome.FAILED)
+    assert (error, [call[0] for call in calls]) == (None, ["end"] * 3)

@@ -75,7 +75,7 @@ def test_what_coordinators_send_at_their_start_goes_to_the_attempt_that_is_not_d
 
     def send_then_start(self):
         hosted = self._hosted[0]
-        self._send(hosted.vertex_id, hosted.operator_id, 0, b"early")
+        self._send(hosted.vertex_id, hosted.operator_id, 0, b"early", 0)
         start(self)
 
     monkeypatch.setattr(JobCoordinators, "start", send_then_start)

@@ -541,7 +541,8 @@ def test_every_history_ends_with_each_slot_given_back_once(name: str, chaos: flo
         assert len(starts) <= 1 + restarts, seed
         num_restarts += max(0, len(starts) - 1)
         assert len(world.all(s.EndCoordinators)) <= len(starts), seed
-        assert len(world.all(s.RequestSlots)) <= len(starts), seed
+        # Each failure costs one request at most, and one more when an answer of before did not bring all.
+        assert len(world.all(s.RequestSlots)) <= 2 * (1 + restarts), seed
         (*former, last) = [command.outcome for command in world.all(s.EndCoordinators)] or [JobOutcome.CANCELED]
         assert set(former) <= {JobOutcome.FAILED}, seed
         assert terminated.status is not JobStatus.FINISHED or last is JobOutcome.FINISHED, seed
@@ -550,7 +551,8 @@ def test_every_history_ends_with_each_slot_given_back_once(name: str, chaos: flo
         deployed = [deploy.task.attempt_id for deploy in world.all(s.Deploy)]
         assert len(set(deployed)) == len(deployed), seed
         statuses = [command.status for command in world.all(s.JobStatusChanged)]
-        assert statuses.count(JobStatus.CREATED) == len(starts), seed
+        whole = [command for command in world.all(s.StartCoordinators) if not command.vertices]
+        assert statuses.count(JobStatus.CREATED) == len(whole), seed
         assert JobStatus.RESTARTING in statuses or len(set(statuses)) == len(statuses), seed
         assert (world.failure is not None) is (terminated.status is JobStatus.FAILED), seed
     assert outcomes == ({JobStatus.FINISHED} if chaos == 0 else outcomes)

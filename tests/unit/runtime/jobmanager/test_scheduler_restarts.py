@@ -145,17 +145,6 @@ def test_lost_slots_restart_the_job() -> None:
     assert job.end()[-1] == s.JobTerminated(JobStatus.FINISHED)
 
 
-def test_a_job_whose_stage_was_done_begins_with_the_first_stage_again() -> None:
-    job = world(batch=True).run()
-    job.finish_all_live()
-    job.fail_attempt()
-    job.restart()
-    assert {job.scheduler.graph.find_attempt(a)[0].job_vertex.name for a in job.live} == {"Source: lines"}  # type: ignore[index]
-    for _ in range(3):
-        job.finish_all_live()
-    assert job.end()[-1] == s.JobTerminated(JobStatus.FINISHED)
-
-
 def test_slots_that_cannot_be_had_count_as_a_failure() -> None:
     job = world(restarts=1)
     job.send(s.StartScheduling())

@@ -7,6 +7,7 @@ import pytest
 from engine.core.clock import ManualClock
 from engine.core.errors import ProgramError
 from engine.operators.functions import AggregateFunction
+from engine.state.chunks import load_keyed
 from engine.state.descriptors import (
     AggregatingStateDescriptor,
     ListStateDescriptor,
@@ -15,7 +16,6 @@ from engine.state.descriptors import (
     StateTtlConfig,
     ValueStateDescriptor,
 )
-from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.time.watermarks import Duration, Time
 
 TEN = Duration.of_millis(10)
@@ -41,8 +41,8 @@ def clock():
 
 
 @pytest.fixture
-def backend(clock):
-    backend = HeapKeyedStateBackend(clock, 128)
+def backend(backends, clock):
+    backend = backends.make(clock)
     backend.set_current_key("k")
     return backend
 
@@ -132,12 +132,16 @@ def test_map_entries_expire_one_by_one(backend, clock):
     assert list(backend.keys("m")) == []
 
 
-def test_a_map_that_is_only_written_does_not_grow_for_ever(backend, clock):
+def test_a_map_that_is_only_written_does_not_grow_for_ever(backends, backend, clock):
     state = backend.map_state(with_ttl(MapStateDescriptor("m")))
     for number in range(1000):
         state.put(number, 1)
         clock.advance(1)
-    assert len(backend._tables["m"].spaces[None]["k"]) < 20
+    if backends.kind == "hashmap":
+        assert len(backend._tables["m"].spaces[None]["k"]) < 20
+    (chunk,) = backends.snapshot(backend).values()
+    ((_, _, (cell,)),) = load_keyed(chunk, "state")["m"].entries
+    assert len(cell) <= 10
 
 
 def test_keys_that_never_come_again_are_cleaned_up_by_the_traffic_of_others(backend, clock):
@@ -149,7 +153,7 @@ def test_keys_that_never_come_again_are_cleaned_up_by_the_traffic_of_others(back
     assert len(list(backend.keys("v"))) <= 11
 
 
-def test_cleanup_for_every_record_needs_no_access_to_the_state(backend, clock):
+def test_cleanup_for_every_record_needs_no_access_to_the_state(backends, backend, clock):
     config = StateTtlConfig.new_builder(TEN).cleanup_incrementally(2, True).build()
     state = backend.value_state(with_ttl(ValueStateDescriptor("v"), config))
     for number in range(10):
@@ -158,7 +162,8 @@ def test_cleanup_for_every_record_needs_no_access_to_the_state(backend, clock):
     clock.advance(10)
     for remaining in (8, 6, 4):
         backend.set_current_key("any")
-        assert len(list(backend.keys("v"))) == remaining
+        left = len(list(backend.keys("v")))
+        assert left == remaining if backends.kind == "hashmap" else left <= remaining
 
 
 def test_a_key_that_is_written_all_the_time_does_not_hide_the_expired_ones_behind_it(backend, clock):
@@ -173,7 +178,9 @@ def test_a_key_that_is_written_all_the_time_does_not_hide_the_expired_ones_behin
 
 
 @pytest.mark.parametrize(("shows_expired", "full_snapshot", "kept"), [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1)])
-def test_a_snapshot_leaves_out_what_nobody_may_see_any_more(backend, clock, shows_expired, full_snapshot, kept):
+def test_a_snapshot_leaves_out_what_nobody_may_see_any_more(
+    backends, backend, clock, shows_expired, full_snapshot, kept
+):
     builder = StateTtlConfig.new_builder(TEN).disable_cleanup_in_background()
     if shows_expired:
         builder.return_expired_if_not_cleaned_up()
@@ -181,10 +188,10 @@ def test_a_snapshot_leaves_out_what_nobody_may_see_any_more(backend, clock, show
         builder.cleanup_full_snapshot()
     backend.value_state(with_ttl(ValueStateDescriptor("v"), builder.build())).update(1)
     clock.advance(10)
-    assert len(backend.snapshot(range(128))) == kept
+    assert len(backends.snapshot(backend, range(128))) == kept
 
 
-def test_without_background_cleanup_what_nobody_reads_stays_in_memory_but_not_in_snapshots(backend, clock):
+def test_without_background_cleanup_what_nobody_reads_stays_in_memory_but_not_in_snapshots(backends, backend, clock):
     config = StateTtlConfig.new_builder(TEN).disable_cleanup_in_background().cleanup_full_snapshot().build()
     states = [
         backend.value_state(with_ttl(ValueStateDescriptor("v"), config)),
@@ -199,18 +206,16 @@ def test_without_background_cleanup_what_nobody_reads_stays_in_memory_but_not_in
         states[2].put(key, 1)
     clock.advance(6)
     assert [list(backend.keys(name)) for name in "vlm"] == [["old", "new"]] * 3
-    restored = HeapKeyedStateBackend(clock, 128)
-    restored.restore(backend.snapshot(range(128)))
+    restored = backends.restored(backend, clock)
     assert [list(restored.keys(name)) for name in "vlm"] == [["new"]] * 3
 
 
-def test_restored_values_keep_their_age(backend, clock):
+def test_restored_values_keep_their_age(backends, backend, clock):
     descriptors = [with_ttl(ValueStateDescriptor("v")), with_ttl(MapStateDescriptor("m"))]
     backend.value_state(descriptors[0]).update(1)
     backend.map_state(descriptors[1]).put("x", 1)
     clock.advance(6)
-    restored = HeapKeyedStateBackend(clock, 128)
-    restored.restore(backend.snapshot(range(128)))
+    restored = backends.restored(backend, clock)
     value, entries = restored.value_state(descriptors[0]), restored.map_state(descriptors[1])
     restored.set_current_key("k")
     assert (value.value(), entries["x"]) == (1, 1)
@@ -220,7 +225,7 @@ def test_restored_values_keep_their_age(backend, clock):
 
 
 @pytest.mark.parametrize("had_ttl", [True, False])
-def test_time_to_live_may_be_added_and_dropped_between_versions_of_a_program(backend, clock, had_ttl):
+def test_time_to_live_may_be_added_and_dropped_between_versions_of_a_program(backends, backend, clock, had_ttl):
     def descriptors(has_ttl):
         plain = ValueStateDescriptor("v"), ListStateDescriptor("l"), MapStateDescriptor("m")
         return [with_ttl(descriptor) if has_ttl else descriptor for descriptor in plain]
@@ -233,8 +238,7 @@ def test_time_to_live_may_be_added_and_dropped_between_versions_of_a_program(bac
     value.update(1)
     elements.add_all([1, 2])
     entries.put("x", 3)
-    restored = HeapKeyedStateBackend(clock, 128)
-    restored.restore(backend.snapshot(range(128)))
+    restored = backends.restored(backend, clock)
     restored.set_current_key("k")
     clock.advance(6)
     value, elements, entries = states(restored, not had_ttl)

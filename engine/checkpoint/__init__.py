@@ -1,0 +1,1 @@
+"""Checkpoints and savepoints: who decides (``coordinator``), what is kept (``store``), where it lies (``storage``)."""

@@ -1,0 +1,123 @@
+"""One checkpoint on its way to completion, as the coordinator keeps it. Data, and what can be told from it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engine.checkpoint.model import CompletedCheckpoint, JobLayout, SubtaskState, Task, VertexState, files_of_handles
+from engine.core.ids import JobVertexID, OperatorID
+from engine.protocol.checkpoint import (
+    AcknowledgeCheckpoint,
+    CheckpointFailureReason,
+    CheckpointKind,
+    CheckpointOptions,
+    StopMode,
+)
+
+__all__ = ["Pending", "Request", "Stage", "completed_checkpoint", "half_finished_union", "tasks_to_trigger"]
+
+
+class Stage(enum.Enum):
+    PREPARING = "preparing"
+    RUNNING = "running"
+    WRITING = "writing"
+
+
+@dataclass(slots=True)
+class Request:
+    """What a user asked for; the periodic trigger has none."""
+
+    request_id: str
+    deadline_ms: int
+    #: "" = a checkpoint
+    folder: str = ""
+    incremental: bool | None = None
+    stop: StopMode = StopMode.NONE
+    cancel: bool = False
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class Pending:
+    checkpoint_id: int
+    options: CheckpointOptions
+    folder: str
+    deadline_ms: int
+    timestamp_ms: int
+    request: Request | None
+    #: of tasks that take part and have not acknowledged
+    waiting: set[Task]
+    #: had finished when it began: what they left is in the coordinators' state
+    finished: frozenset[Task]
+    #: the last one: all tasks have finished
+    is_final: bool = False
+    stage: Stage = Stage.PREPARING
+    acknowledged: dict[Task, AcknowledgeCheckpoint] = field(default_factory=dict)
+    coordinators: Mapping[OperatorID, bytes] = field(default_factory=dict)
+    completed: CompletedCheckpoint | None = None
+    #: it was given up while its metadata was being written
+    dropped_for: CheckpointFailureReason = CheckpointFailureReason.JOB_STOPPED
+
+    @property
+    def is_savepoint(self) -> bool:
+        return self.options.kind is CheckpointKind.SAVEPOINT
+
+    @property
+    def is_stop(self) -> bool:
+        return self.options.stop is not StopMode.NONE
+
+    def files(self) -> set[str]:
+        return {
+            handle.path
+            for ack in self.acknowledged.values()
+            for handle in files_of_handles(ack.operators, ack.in_flight)
+            if handle.path
+        }
+
+
+def tasks_to_trigger(pending: Pending, layout: JobLayout) -> set[Task]:
+    """Return the tasks that no barrier will reach: sources, and those all of whose producers have finished."""
+    return {
+        task
+        for vertex in layout.vertices
+        for task in vertex.tasks()
+        if task in pending.waiting and pending.finished.issuperset(layout.producers(vertex, task.subtask_index))
+    }
+
+
+def half_finished_union(pending: Pending, layout: JobLayout) -> str:
+    """Return the name of a vertex of which some subtasks had finished and others have union list state, or ""."""
+    some_finished = {task.vertex_id for task in pending.finished}
+    for task, ack in pending.acknowledged.items():
+        handles = ack.operators.values()
+        if task.vertex_id in some_finished and any(h.lists is not None and h.lists.has_union for h in handles):
+            return layout.vertex(task.vertex_id).name
+    return ""
+
+
+def completed_checkpoint(pending: Pending, layout: JobLayout) -> CompletedCheckpoint:
+    subtasks: dict[JobVertexID, dict[int, SubtaskState]] = {v.vertex_id: {} for v in layout.vertices}
+    for task, ack in sorted(pending.acknowledged.items(), key=lambda item: item[0]):
+        subtasks[task.vertex_id][task.subtask_index] = SubtaskState(dict(ack.operators), ack.in_flight)
+    return CompletedCheckpoint(
+        pending.checkpoint_id,
+        layout.job_id,
+        pending.options.kind,
+        pending.timestamp_ms,
+        tuple(
+            VertexState(
+                vertex.vertex_id,
+                vertex.name,
+                vertex.parallelism,
+                vertex.max_parallelism,
+                vertex.operators,
+                subtasks[vertex.vertex_id],
+                tuple(task.subtask_index for task in vertex.tasks() if task in pending.finished),
+            )
+            for vertex in layout.vertices
+        ),
+        {operator_id: state for operator_id, state in pending.coordinators.items() if state},
+        pending.folder,
+    )

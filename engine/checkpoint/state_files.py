@@ -1,0 +1,149 @@
+"""Writes state of tasks: chunks by key group into one file with places and checksums, lists, files of parts.
+
+Blocks: for a forked child, an I/O thread, or memory only. What is small travels inside the handles. A file has a name
+that was never used before and counts only when its handle was acknowledged, so a torn one is never taken for whole.
+Not here: how it is read (``restored_state``), metadata and folders (``storage``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, Final, final
+
+from engine.core.fs import file_system_of
+from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer, KeyedStateHandle
+
+__all__ = ["ChunkWriter", "Chunks", "delta_is_worth_it", "upload_file", "write_file"]
+
+_COPY_BYTES: Final = 1 << 20
+#: Layers of a part; each costs an open file at restore. With less than a file's worth each they cost nothing.
+LAYERS_MAX: Final = 24
+#: Bytes of deltas by bytes of the full layer below them, above which all is written anew: a restore reads 1.5 times the
+#: state at most, and after changes of 1 % each time a full layer comes with every 24th checkpoint, 5 % on average.
+DELTA_SHARE_MAX: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """What a part gave: its chunks, all of them or what changed."""
+
+    by_key_group: Mapping[int, bytes]
+    is_delta: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.by_key_group.values()))
+
+
+@final
+class ChunkWriter:
+    """Writes the chunks of several parts into one file; there is no file while they are not larger than
+    ``inline_bytes_max``. ``path`` "": everything stays inline."""
+
+    def __init__(self, path: str, inline_bytes_max: int) -> None:
+        self._path = path
+        self._inline_bytes_max = inline_bytes_max
+        self._stream: IO[bytes] | None = None
+        self._held: list[bytes] = []  #: while there is no file
+        self._size = 0
+        self._crc = 0
+        #: of each layer: where its bytes begin, the places of its chunks in the file, whether it is a delta
+        self._layers: list[tuple[int, dict[int, ChunkPlace], bool]] = []
+
+    def add_layer(self, chunks: Iterable[tuple[int, bytes]], *, is_delta: bool = False) -> None:
+        """Write a layer. Chunks come in the order of their key groups, so that a range of them is one read."""
+        places: dict[int, ChunkPlace] = {}
+        self._layers.append((self._size, places, is_delta))
+        for key_group, content in chunks:
+            places[key_group] = (self._size, len(content), zlib.crc32(content))
+            self._write(content)
+
+    def _write(self, content: bytes) -> None:
+        self._size += len(content)
+        self._crc = zlib.crc32(content, self._crc)
+        if self._stream is None:
+            self._held.append(content)
+            if self._path and self._size > self._inline_bytes_max:
+                self._stream = file_system_of(self._path).open_write(self._path)
+                for held in self._held:
+                    self._stream.write(held)
+                self._held.clear()
+            return
+        self._stream.write(content)
+
+    def finish(self) -> list[KeyedLayer]:
+        """Make it durable and return the layers in the order in which they were added."""
+        if self._stream is not None:
+            _close_durably(self._stream)
+            handle = FileHandle(self._path, self._size, self._crc)
+            return [KeyedLayer(handle, places, is_delta) for _, places, is_delta in self._layers]
+        content = b"".join(self._held)
+        ends = [*(start for start, _, _ in self._layers[1:]), len(content)]
+        layers = []
+        for (start, places, is_delta), end in zip(self._layers, ends):
+            own = content[start:end]
+            shifted = {group: (offset - start, size, crc) for group, (offset, size, crc) in places.items()}
+            layers.append(KeyedLayer(FileHandle("", len(own), zlib.crc32(own), own), shifted, is_delta))
+        return layers
+
+    def abandon(self) -> None:
+        """Close what is open after a failure; who knows the path deletes it."""
+        if self._stream is not None:
+            with contextlib.suppress(Exception):
+                self._stream.close()
+
+
+def write_file(content: bytes, path: str) -> FileHandle:
+    """Write a file of its own; ``path`` "": nothing is written, the content travels inside the handle."""
+    crc = zlib.crc32(content)
+    if not path:
+        return FileHandle("", len(content), crc, content)
+    with contextlib.ExitStack() as stack:
+        stream = file_system_of(path).open_write(path)
+        stack.callback(stream.close)
+        stream.write(content)
+        stack.pop_all()
+        _close_durably(stream)
+    return FileHandle(path, len(content), crc)
+
+
+def upload_file(local_path: str, path: str) -> FileHandle:
+    """Copy a local file to ``path``, or into the handle if that is ""."""
+    if not path:
+        with open(local_path, "rb") as source:
+            return write_file(source.read(), "")
+    size = crc = 0
+    with open(local_path, "rb") as source, contextlib.ExitStack() as stack:
+        stream = file_system_of(path).open_write(path)
+        stack.callback(stream.close)
+        while content := source.read(_COPY_BYTES):
+            stream.write(content)
+            size += len(content)
+            crc = zlib.crc32(content, crc)
+        stack.pop_all()
+        _close_durably(stream)
+    return FileHandle(path, size, crc)
+
+
+def _close_durably(stream: IO[bytes]) -> None:
+    """A checkpoint that is acknowledged survives a power cut: HDFS says so when the file closes, a disk when asked."""
+    try:
+        stream.flush()
+        with contextlib.suppress(AttributeError, OSError):
+            os.fsync(stream.fileno())
+    finally:
+        stream.close()
+
+
+def delta_is_worth_it(base: KeyedStateHandle | None) -> bool:
+    """Whether another delta on top of ``base`` is better than a full layer."""
+    if base is None or not base.layers or not base.layers[0].file.path:
+        return False  # what is small is written whole
+    if len(base.layers) >= LAYERS_MAX:
+        return False
+    full, *deltas = (sum(size for _, size, _ in layer.chunks.values()) for layer in base.layers)
+    return sum(deltas) <= DELTA_SHARE_MAX * full

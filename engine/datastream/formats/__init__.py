@@ -1,0 +1,1 @@
+"""File formats where a PyFlink program looks for them: ``parquet``, ``csv``, ``json``."""

@@ -1,0 +1,64 @@
+"""Small things that columnar operators share: fields of a schema or of a function, batches without dictionaries."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from engine.time.watermarks import FieldTimestamps, TimestampAssigner
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["column_index", "picked_timestamp_field", "plain_columns"]
+
+
+def column_index(schema: pa.Schema, field: int | str) -> int:
+    """Return the column that a field names, by position (negative: from the end) or name; -1 if there is none."""
+    if isinstance(field, str):
+        return int(schema.get_field_index(field))
+    index = field + len(schema) if field < 0 else field
+    return index if 0 <= index < len(schema) else -1
+
+
+def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the columns with dictionaries replaced by their values."""
+    import pyarrow as pa
+
+    if not any(pa.types.is_dictionary(kind) for kind in columns.schema.types):
+        return columns
+    arrays = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns.columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
+
+
+def picked_timestamp_field(assigner: Any) -> int | str | None:
+    """Return f if the assigner is FieldTimestamps(f), ``lambda row, t: row[f]`` or a method that does just that.
+
+    Told by the byte code, so nothing is missed that such a function might do besides.
+    """
+    if isinstance(assigner, FieldTimestamps):
+        return assigner.field
+    if isinstance(assigner, TimestampAssigner):
+        return _picked(type(assigner).extract_timestamp, _METHOD)
+    return _picked(assigner, _FUNCTION)
+
+
+def _picked(function: Any, template: Any) -> int | str | None:
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_code != template.co_code or code.co_argcount != template.co_argcount:
+        return None
+    if code.co_flags & ~inspect.CO_NESTED != template.co_flags or code.co_freevars or code.co_cellvars:
+        return None
+    picked = code.co_consts[1] if len(code.co_consts) == 2 else None
+    return picked if type(picked) in (int, str) else None
+
+
+class _Template:
+    def extract(self, value: Any, record_timestamp: int) -> Any:
+        return value[0]
+
+
+_FUNCTION = (lambda value, record_timestamp: value[0]).__code__
+_METHOD = _Template.extract.__code__

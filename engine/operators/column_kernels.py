@@ -1,0 +1,194 @@
+"""numba kernels of columnar aggregation: free functions on arrays; each has a slow obvious twin in the tests.
+
+Importing this module imports numba: do it where a kernel is about to run. Compiled for int64 and float64 as needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = [
+    "add_floats",
+    "add_ints",
+    "count_rows",
+    "lower_to",
+    "lower_to_or_nan",
+    "panes_of_times",
+    "put_last",
+    "raise_to",
+    "raise_to_or_nan",
+    "running_max",
+    "running_min",
+    "running_sum_of_floats",
+    "running_sum_of_ints",
+]
+
+
+@numba.njit(nogil=True, cache=True)
+def running_sum_of_ints(slots: Any, values: Any, sum_of_slot: Any, after: Any) -> int:
+    """Add each value to its slot's sum (int64) and write the sum after it; return the rows done.
+
+    Stops before a row whose sum would not fit into 64 bits. 100 M rows/s at a million slots, 500 M at ten thousand.
+    """
+    for row in range(slots.size):
+        slot = slots[row]
+        a = sum_of_slot[slot]
+        b = np.int64(values[row])
+        total = a + b
+        if ((a ^ total) & (b ^ total)) < 0:
+            return row
+        sum_of_slot[slot] = total
+        after[row] = total
+    return slots.size
+
+
+@numba.njit(nogil=True, cache=True)
+def running_sum_of_floats(slots: Any, values: Any, sum_of_slot: Any, after: Any) -> int:
+    """As ``running_sum_of_ints`` for float64; never stops early. The order of addition is that of the rows."""
+    for row in range(slots.size):
+        slot = slots[row]
+        total = sum_of_slot[slot] + values[row]
+        sum_of_slot[slot] = total
+        after[row] = total
+    return slots.size
+
+
+@numba.njit(nogil=True, cache=True)
+def running_min(slots: Any, values: Any, min_of_slot: Any, after: Any) -> int:
+    """As Python's ``other if other < value else value``: a NaN that came first stays. 100-500 M rows/s."""
+    for row in range(slots.size):
+        slot = slots[row]
+        if values[row] < min_of_slot[slot]:
+            min_of_slot[slot] = values[row]
+        after[row] = min_of_slot[slot]
+    return slots.size
+
+
+@numba.njit(nogil=True, cache=True)
+def running_max(slots: Any, values: Any, max_of_slot: Any, after: Any) -> int:
+    """As ``running_min``, the other way round."""
+    for row in range(slots.size):
+        slot = slots[row]
+        if values[row] > max_of_slot[slot]:
+            max_of_slot[slot] = values[row]
+        after[row] = max_of_slot[slot]
+    return slots.size
+
+
+# --- windows: ``rows`` picks the rows of one pane, int32; ``acc`` is the pane's column of one value a slot -----------
+
+
+@numba.njit(nogil=True, cache=True)
+def panes_of_times(
+    times_ms: Any, row: int, law: tuple[int, int], starts: Any, num_panes: int, out: Any
+) -> tuple[int, int]:
+    """Write the number of each row's pane; return (row reached, number of panes).
+
+    ``times_ms`` int64; ``law``: (pane size, offset); ``starts``: int64, where each pane begins, by number; ``out``:
+    int32. Stops before a row of a new pane when ``starts`` is full. 300-800 M rows/s: neighbours mostly share a pane.
+    """
+    size, offset = law
+    pane = 0
+    low, high = 1, 0
+    while row < times_ms.size:
+        time_ms = times_ms[row]
+        if not low <= time_ms < high:
+            start = time_ms - (time_ms - offset) % size
+            pane = 0
+            while pane < num_panes and starts[pane] != start:
+                pane += 1
+            if pane == num_panes:
+                if num_panes == starts.size:
+                    return row, num_panes
+                starts[pane] = start
+                num_panes += 1
+            low, high = start, start + size
+        out[row] = pane
+        row += 1
+    return row, num_panes
+
+
+@numba.njit(nogil=True, cache=True)
+def count_rows(rows: Any, slots: Any, acc: Any, begun_slots: Any, begun_rows: Any) -> int:
+    """Count rows by slot; list the slots whose count was 0, each with the row that came first; return how many."""
+    begun = 0
+    for i in range(rows.size):
+        row = rows[i]
+        slot = slots[row]
+        if acc[slot] == 0:
+            begun_slots[begun] = slot
+            begun_rows[begun] = row
+            begun += 1
+        acc[slot] += 1
+    return begun
+
+
+@numba.njit(nogil=True, cache=True)
+def add_ints(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    """Add to int64 sums; return the rows done, fewer when a sum would not fit into 64 bits."""
+    for i in range(rows.size):
+        row = rows[i]
+        slot = slots[row]
+        a = acc[slot]
+        b = np.int64(values[row])
+        total = a + b
+        if ((a ^ total) & (b ^ total)) < 0:
+            return i
+        acc[slot] = total
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def add_floats(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        acc[slots[row]] += values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def lower_to(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] < acc[slots[row]]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def raise_to(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] > acc[slots[row]]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def lower_to_or_nan(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    """As ``lower_to``, but a NaN wins whenever it comes: independent of the order."""
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] < acc[slots[row]] or values[row] != values[row]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def raise_to_or_nan(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        if values[row] > acc[slots[row]] or values[row] != values[row]:
+            acc[slots[row]] = values[row]
+    return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def put_last(rows: Any, slots: Any, values: Any, acc: Any) -> int:
+    for i in range(rows.size):
+        row = rows[i]
+        acc[slots[row]] = values[row]
+    return rows.size

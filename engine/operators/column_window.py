@@ -1,0 +1,298 @@
+"""Event-time windows over columns: tumbling, sliding and cumulating, with built-in aggregates.
+
+A batch finds the slots of its keys once; each slice of time (``window_slices``) has a pane of accumulators by slot
+(``window_panes``); a window is one pane, or several that are merged when it fires. Semantics are those of
+``operators/window``: lateness by window, one result more for each late record, what is too late to a side output. Types
+that kernels do not know (text to be compared, decimals to be added…) make the row operator take over before the first
+record. Sums of floats over several slices are added slice by slice, so the last digits may differ from those on rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.operators.aggregate import FieldAggregate
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.failure import user_error
+from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.window import LATE_RECORDS_DROPPED, WindowSpec
+from engine.operators.window_contents import AggregateFold, ReduceFold
+from engine.operators.window_functions import PassThrough
+from engine.operators.window_slices import Slices, slices_of
+from engine.time.triggers import EventTimeTrigger
+from engine.time.windows import TIME_MIN_MS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.operators.window_state import WindowState
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["ColumnWindowSpec", "column_window"]
+
+#: Panes that one batch may have before it is cut.
+_PANES_MAX: Final = 32
+
+
+@final
+@dataclass(frozen=True)
+class ColumnWindowSpec(OperatorSpec):
+    """``rows``: the same windows on rows, for what columns cannot do. ``keeps_record``: results are the first record of
+    the window with the one aggregate in place of its field; else (key…, start, end, aggregates…)."""
+
+    key_selector: FieldKey | ComposedKey
+    aggregates: tuple[FieldAggregateOf, ...]
+    rows: WindowSpec
+    keeps_record: bool = False
+    emits_columns = True
+
+    def build(self) -> Operator:
+        return _ColumnWindowOperator(self)
+
+    def describe(self) -> str:
+        return f"vectorised, {self.rows.assigner!r}, accumulators by slot"
+
+
+def column_window(rows: WindowSpec) -> ColumnWindowSpec | None:
+    """Return the columnar form of a window operator; None if there is none."""
+    selectors = rows.key_selectors
+    fold = rows.fold
+    slices = slices_of(rows.assigner)
+    if slices is None:
+        return None
+    if len(selectors) != 1 or not isinstance(selectors[0], FieldKey | ComposedKey) or rows.evictor is not None:
+        return None
+    if type(rows.trigger) is not EventTimeTrigger:
+        return None
+    is_one_slice = slices.size_ms == slices.slice_ms
+    if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
+        kind, field = fold.given.kind, fold.given.field
+        if kind not in ("sum", "min", "max") or not isinstance(rows.function, PassThrough) or not is_one_slice:
+            return None
+        return ColumnWindowSpec(selectors[0], (FieldAggregateOf(kind, field),), rows, keeps_record=True)
+    if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
+        kinds = {aggregate.kind for aggregate in fold.given.aggregates}
+        if "count_distinct" in kinds or (kinds & {"first", "last"} and not is_one_slice):
+            return None  # what came first is not known of several slices
+        return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows)
+    return None
+
+
+@final
+class _ColumnWindowOperator(Operator):
+    def __init__(self, spec: ColumnWindowSpec) -> None:
+        slices = slices_of(spec.rows.assigner)
+        assert slices is not None, spec.rows.assigner
+        self._spec = spec
+        self._slices: Slices = slices
+        self._lateness_ms = spec.rows.allowed_lateness_ms
+        self._late_tag = spec.rows.late_tag
+        self._rows: Operator = spec.rows.build()
+        self._is_on_rows = False
+        self._watermark_ms = TIME_MIN_MS
+        #: (end, start) of windows that have a pane and have not fired
+        self._pending: set[tuple[int, int]] = set()
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        from engine.operators import column_kernels
+        from engine.operators.window_state import WindowState
+
+        super().open(ctx, out)
+        self._kernels = column_kernels
+        self._rows_output = _RowsOutput(out)
+        self._rows.open(ctx, self._rows_output)
+        runtime = ctx.runtime_context
+        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        self._state: WindowState = WindowState(
+            runtime.get_max_number_of_parallel_subtasks(), self._spec.aggregates, self._spec.keeps_record, is_tuple
+        )
+        ctx.state.add_keyed("window-slots", self._state)
+        for start, watermark_ms in self._state.restored_panes.items():
+            self._expect(start, watermark_ms)
+
+    def close(self) -> None:
+        self._rows.close()
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        if not self._is_on_rows and not self._takes(batch):
+            self._go_on_with_rows(batch)
+        if self._is_on_rows:
+            self._rows.process_batch(input_index, batch)
+            return
+        assert isinstance(batch, ColumnBatch)
+        assert batch.timestamps_ms is not None
+        self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
+
+    def _takes(self, batch: Batch) -> bool:
+        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
+            return False
+        if self._state.layout is not None:
+            return bool(self._state.layout.schema.types == plain_columns(batch.columns).schema.types)
+        selector = self._spec.key_selector
+        fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+        schema = plain_columns(batch.columns).schema
+        return self._state.define(schema, [column_index(schema, field) for field in fields])
+
+    def _go_on_with_rows(self, batch: Batch) -> None:
+        if self._state.layout is not None and self._state.panes:
+            names = None if not isinstance(batch, ColumnBatch) else batch.columns.schema
+            raise user_error(
+                TypeError(
+                    f"the windows hold columns {self._state.layout.schema}, and now there came "
+                    f"{'records without columns or event times' if names is None else names}"
+                ),
+                operator_name=self.ctx.operator_name,
+            )
+        self._is_on_rows = True
+        self._state.clear()
+        if self._watermark_ms > TIME_MIN_MS:
+            self._rows_output.is_silent = True
+            self._rows.process_watermark(self._watermark_ms)
+            self._rows_output.is_silent = False
+
+    def _process_columns(self, columns: pa.RecordBatch, times_ms: Array) -> None:
+        import numpy as np
+
+        law = self._slices.slice_ms, self._slices.offset_ms
+        pane_of_row = np.empty(times_ms.size, np.int32)
+        starts = np.empty(_PANES_MAX, np.int64)
+        slots: Array | None = None
+        row = 0
+        while row < times_ms.size:
+            begin = row
+            row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
+            for pane, start in enumerate(starts[:num_panes].tolist()):
+                rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
+                if self._is_too_late(start, columns, times_ms, rows):
+                    continue
+                if slots is None:
+                    slots = self._state.slots_of(columns)
+                    self._state.begin_batch(columns)
+                self._take_up(start, rows, slots)
+
+    @staticmethod
+    def _rows_of_pane(pane_of_row: Array, pane: int, num_panes: int, begin: int, end: int) -> Array:
+        import numpy as np
+
+        if num_panes == 1:
+            return np.arange(begin, end, dtype=np.int32)
+        rows = np.flatnonzero(pane_of_row[begin:end] == pane).astype(np.int32)
+        rows += begin
+        return rows
+
+    def _is_too_late(self, start: int, columns: pa.RecordBatch, times_ms: Array, rows: Array) -> bool:
+        """Whether no window of the slice is alive; then its rows are dropped, or sent aside."""
+        last_end = self._slices.last_end(start)
+        if last_end is not None and last_end - 1 + self._lateness_ms > self._watermark_ms:
+            return False
+        late = rows[times_ms[rows] + self._lateness_ms <= self._watermark_ms]
+        if self._late_tag is None:
+            self._late_dropped.inc(int(late.size))
+        elif late.size:
+            import pyarrow as pa
+
+            self.out.emit_side(self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+        return True
+
+    def _take_up(self, start: int, rows: Array, slots: Array) -> None:
+        fired = self._fired_windows(start)
+        if start not in self._state.panes:
+            self._expect(start, self._watermark_ms)
+        try:
+            if not fired:
+                self._state.take_up(start, rows, slots)
+                return
+            for at in range(rows.size):  # each late record gives a result of its own
+                self._state.take_up(start, rows[at : at + 1], slots)
+                for window in fired:
+                    self._fire(window, slots[rows[at : at + 1]])
+        except (OverflowError, TypeError) as error:
+            raise user_error(error, operator_name=self.ctx.operator_name) from error
+
+    def _expect(self, start: int, watermark_ms: int) -> None:
+        """Let the windows of a new pane fire when their time comes."""
+        for begin, end in self._slices.windows_with(start):
+            if end - 1 > watermark_ms:
+                self._pending.add((end, begin))
+
+    def _fired_windows(self, start: int) -> list[tuple[int, int]]:
+        """Return the windows of a slice that have fired and are kept for late records."""
+        watermark_ms = self._watermark_ms
+        return [
+            window
+            for window in self._slices.windows_with(start)
+            if window[1] - 1 <= watermark_ms < window[1] - 1 + self._lateness_ms
+        ]
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        self._watermark_ms = max(self._watermark_ms, watermark_ms)
+        self._state.watermark_ms = self._watermark_ms
+        if self._is_on_rows:
+            self._rows.process_watermark(watermark_ms)
+            return
+        due = sorted(window for window in self._pending if window[0] - 1 <= watermark_ms)
+        for end, begin in due:
+            self._pending.discard((end, begin))
+            self._fire((begin, end), None)
+        if self._state.panes:
+            self._forget(watermark_ms)
+        self.out.emit_watermark(watermark_ms)
+
+    def _forget(self, watermark_ms: int) -> None:
+        over = [
+            start
+            for start in self._state.panes
+            if (last_end := self._slices.last_end(start)) is None or last_end - 1 + self._lateness_ms <= watermark_ms
+        ]
+        if over:
+            self._state.drop(over)
+
+    def _fire(self, window: tuple[int, int], only: Array | None) -> None:
+        """Emit the window's results; ``only``: those of these slots."""
+        import numpy as np
+
+        slots, values = self._state.contents(self._slices.slices_of(window), only)
+        for at in range(0, slots.size, BATCH_ROWS_MAX):
+            part = slots[at : at + BATCH_ROWS_MAX]
+            columns = self._state.results(window, part, values)
+            self.out.emit(ColumnBatch(columns, np.full(part.size, window[1] - 1, np.int64)))
+
+    def finish(self) -> None:
+        if self._is_on_rows:
+            self._rows.finish()
+
+
+@final
+class _RowsOutput:
+    """The row operator's Output: to ours, or to nobody while it is told the time."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self.is_silent = False
+
+    def emit(self, batch: Batch) -> None:
+        self._out.emit(batch)
+
+    def emit_side(self, tag: str, batch: Batch) -> None:
+        self._out.emit_side(tag, batch)
+
+    def emit_watermark(self, watermark_ms: int) -> None:
+        if not self.is_silent:
+            self._out.emit_watermark(watermark_ms)
+
+    def emit_idle(self, idle: bool) -> None:
+        self._out.emit_idle(idle)
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        self._out.emit_superstep_end(superstep)

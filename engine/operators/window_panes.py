@@ -1,0 +1,96 @@
+"""What one slice of a window holds: an accumulator of each aggregate for each slot, in one array of 64-bit columns.
+
+The values of a slot lie side by side, so that a record touches one cache line. Column 0 counts the records; a slot
+whose count is 0 has nothing in the slice. Floats stand there as their bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+
+from engine.state.paged_array import PagedArray
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["Accumulator", "Pane"]
+
+_COUNT: Final = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """One column of a pane. ``kind``: sum, min, max, first, last; ``column``: where it stands."""
+
+    kind: str
+    column: int
+    is_float: bool
+
+    def merge(self, target: Array, source: Array, slots: Array, fresh: Array) -> None:
+        """Take up ``source`` in ``target``, both (slots, columns); ``slots``: those that source has a value of;
+        ``fresh``: of these, whether target has none."""
+        into, of = _typed(target, self)[slots], _typed(source, self)[slots]
+        match self.kind:
+            case "sum":
+                merged = into + of
+                if not self.is_float and (((into ^ merged) & (of ^ merged)) < 0).any():
+                    raise OverflowError("a sum of a window does not fit into 64 bits")
+            case "min":
+                merged = np.minimum(into, of)
+            case "max":
+                merged = np.maximum(into, of)
+            case _:
+                raise AssertionError(f"{self.kind} depends on the order of records, which slices do not have")
+        _typed(target, self)[slots] = np.where(fresh, of, merged)
+
+
+def _typed(values: Array, accumulator: Accumulator) -> Array:
+    column: Array = values[:, accumulator.column]
+    return column.view(np.float64) if accumulator.is_float else column
+
+
+@final
+class Pane:
+    """``width``: columns, the count of records included."""
+
+    def __init__(self, width: int) -> None:
+        self._values = PagedArray(np.int64, width)
+
+    @property
+    def values(self) -> Array:
+        return self._values.array
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes
+
+    def reserve(self, num_slots: int) -> None:
+        self._values.reserve(num_slots)
+
+    def column(self, index: int, is_float: bool = False) -> Array:
+        column: Array = self._values.array[:, index]
+        return column.view(np.float64) if is_float else column
+
+    def widen(self, width: int) -> None:
+        """Add columns of zeros."""
+        old = self._values.array
+        self._values = PagedArray(np.int64, width)
+        self._values.reserve(old.shape[0])
+        self._values.array[: old.shape[0], : old.shape[1]] = old
+
+    def slots(self) -> Array:
+        """Return the slots that have records, rising."""
+        return np.flatnonzero(self._values.array[:, _COUNT])
+
+    def compact(self, kept: Array) -> None:
+        """``kept``: rising slots; slot ``kept[i]`` becomes slot i."""
+        old = self._values.array
+        inside = kept[kept < old.shape[0]]
+        values = PagedArray(np.int64, old.shape[1])
+        values.reserve(kept.size)
+        values.array[: inside.size] = old[inside]
+        self._values = values

@@ -1,0 +1,418 @@
+"""State of windows over columns: keys by slot, panes of accumulators, and what a checkpoint keeps of them.
+
+A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumulators, values of codes) of one key group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+
+from engine.operators import column_kernels as kernels
+from engine.operators.column_fields import column_index
+from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.window_panes import Accumulator, Pane
+from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, valid_mask, values_of
+from engine.state.column_hash import groups_of_rows
+from engine.state.slot_table import SlotTable, can_be_key
+from engine.time.windows import TIME_MIN_MS
+
+Array = np.ndarray[Any, Any]
+
+__all__ = ["WindowState"]
+
+#: Fewer slots than this are never worth a compaction.
+_COMPACT_SLOTS_MIN: Final = 1 << 16
+
+
+@final
+@dataclass(frozen=True)
+class _Layout:
+    schema: pa.Schema
+    keys: tuple[int, ...]
+
+
+@final
+@dataclass
+class _Field:
+    """A field that is aggregated. ``present``: the column of panes that counts its values, 0 = that of records."""
+
+    index: int
+    kind: pa.DataType
+    present: int
+    codes: SlotTable | None
+    values: Array | None = None
+    valid: Array | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return self.codes is None and bool(pa.types.is_floating(self.kind))
+
+
+@final
+class WindowState:
+    def __init__(
+        self, max_parallelism: int, aggregates: Sequence[FieldAggregateOf], keeps_record: bool, is_tuple: bool
+    ) -> None:
+        self._max_parallelism = max_parallelism
+        self._aggregates = aggregates
+        self._keeps_record = keeps_record
+        self._is_tuple = is_tuple
+        self.restored_panes: dict[int, int] = {}  #: start → watermark of the checkpoint
+        self.watermark_ms = TIME_MIN_MS
+        self.clear()
+
+    def clear(self) -> None:
+        self.layout: _Layout | None = None
+        self.panes: dict[int, Pane] = {}
+        self._fields: list[_Field] = []
+        self._accumulators: list[tuple[Accumulator, _Field]] = []
+        self._width = 1
+        self._compact_at = _COMPACT_SLOTS_MIN
+
+    # --- types -------------------------------------------------------------------------------------------------------
+
+    def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
+        """Make everything for records of that schema; False when columns cannot do it."""
+        if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+            return False
+        indexes = [0 if a.field is None else column_index(schema, a.field) for a in self._aggregates]
+        if min(indexes) < 0 or not all(map(_can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
+            return False
+        if self._keeps_record and not all(can_be_key(kind) for kind in schema.types):
+            return False
+        self.layout = _Layout(schema, tuple(keys))
+        self._table = SlotTable([schema.types[key] for key in keys])
+        for aggregate, index in zip(self._aggregates, indexes, strict=True):
+            if aggregate.field is not None:
+                field = self._field(index, coded=not is_int64_like(schema.types[index]))
+                self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field)
+        if self._keeps_record:
+            for index, kind in enumerate(schema.types):
+                if index != indexes[0]:  # coded: null is a value of its own there
+                    field = _Field(index, kind, 0, SlotTable([kind]))
+                    self._fields.append(field)
+                    self._add("first", field)
+        return True
+
+    def _field(self, index: int, *, coded: bool) -> _Field:
+        assert self.layout is not None
+        for field in self._fields:
+            if field.index == index:
+                return field
+        kind = self.layout.schema.types[index]
+        field = _Field(index, kind, 0, SlotTable([kind]) if coded else None)
+        self._fields.append(field)
+        return field
+
+    def _add(self, kind: str, field: _Field) -> None:
+        if kind == "count" or self._find(kind, field) is not None:
+            return
+        self._accumulators.append((Accumulator(kind, self._width, field.is_float), field))
+        self._width += 1
+
+    def _find(self, kind: str, field: _Field) -> Accumulator | None:
+        return next((a for a, own in self._accumulators if a.kind == kind and own is field), None)
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def slots_of(self, columns: pa.RecordBatch) -> Array:
+        assert self.layout is not None
+        return self._table.slots_of([columns.column(key) for key in self.layout.keys])
+
+    def begin_batch(self, columns: pa.RecordBatch) -> None:
+        """Prepare the values of the batch whose rows ``take_up`` takes."""
+        for field in self._fields:
+            column = columns.column(field.index)
+            field.valid = None
+            if field.codes is not None and self._keeps_record:
+                field.values = field.codes.slots_of([column]).astype(np.int64)
+                continue
+            if column.null_count:
+                if self._keeps_record:
+                    raise TypeError(f"field {field.index} of a record is None; None cannot be aggregated")
+                field.valid = valid_mask(column)
+                if not field.present:
+                    self._count_apart(field)
+            if field.codes is not None:
+                field.values = field.codes.slots_of([column]).astype(np.int64)
+            elif field.is_float:
+                field.values = values_of(column).astype(np.float64, copy=False)
+            else:
+                field.values = as_int64(column)
+
+    def _count_apart(self, field: _Field) -> None:
+        """The first null of a field: count its values in a column of their own from now on."""
+        field.present = self._width
+        self._width += 1
+        for pane in self.panes.values():
+            pane.widen(self._width)
+            pane.column(field.present)[:] = pane.column(0)
+
+    def take_up(self, start: int, rows: Array, slots: Array) -> None:
+        pane = self.panes.get(start)
+        if pane is None:
+            pane = self.panes[start] = Pane(self._width)
+        pane.reserve(self._table.num_slots)
+        begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
+        begun = kernels.count_rows(rows, slots, pane.column(0), begun_slots, begun_rows)
+        of_records = rows, begun_slots[:begun], begun_rows[:begun]
+        for field in self._fields:
+            begins = of_records
+            if field.present:
+                begins = self._present_rows(field, pane, rows, slots)
+            for accumulator, own in self._accumulators:
+                if own is field:
+                    self._accumulate(accumulator, field, pane, slots, begins)
+
+    def _present_rows(self, field: _Field, pane: Pane, rows: Array, slots: Array) -> tuple[Array, Array, Array]:
+        if field.valid is not None:
+            rows = rows[field.valid[rows]]
+        begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
+        begun = kernels.count_rows(rows, slots, pane.column(field.present), begun_slots, begun_rows)
+        return rows, begun_slots[:begun], begun_rows[:begun]
+
+    def _accumulate(
+        self, accumulator: Accumulator, field: _Field, pane: Pane, slots: Array, begins: tuple[Array, Array, Array]
+    ) -> None:
+        rows, begun_slots, begun_rows = begins
+        values = field.values
+        assert values is not None
+        acc = pane.column(accumulator.column, accumulator.is_float)
+        kind = accumulator.kind
+        if kind != "sum":
+            acc[begun_slots] = values[begun_rows]
+        elif accumulator.is_float:
+            acc[begun_slots] = -0.0  # the only float that leaves every other one as it is
+        match kind:
+            case "sum" if accumulator.is_float:
+                kernels.add_floats(rows, slots, values, acc)
+            case "sum":
+                if kernels.add_ints(rows, slots, values, acc) < rows.size:
+                    raise OverflowError(f"the sum of field {field.index} in a window does not fit into 64 bits")
+            case "min" if self._keeps_record:
+                kernels.lower_to(rows, slots, values, acc)
+            case "min":
+                kernels.lower_to_or_nan(rows, slots, values, acc)
+            case "max" if self._keeps_record:
+                kernels.raise_to(rows, slots, values, acc)
+            case "max":
+                kernels.raise_to_or_nan(rows, slots, values, acc)
+            case "last":
+                kernels.put_last(rows, slots, values, acc)
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    def contents(self, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
+        """Return (slots, accumulators by slot) of the panes together."""
+        panes = [self.panes[start] for start in starts if start in self.panes]
+        if len(panes) == 1:
+            values = panes[0].values
+            slots = panes[0].slots() if only is None else only
+            return slots, values
+        merged = np.zeros((self._table.num_slots, self._width), np.int64)
+        for pane in panes:
+            slots = pane.slots()
+            if only is not None:
+                slots = np.intersect1d(slots, only)
+            self._merge(merged, pane.values, slots)
+        return np.flatnonzero(merged[:, 0]), merged
+
+    def _merge(self, target: Array, source: Array, slots: Array) -> None:
+        for accumulator, field in self._accumulators:
+            having = slots[source[slots, field.present] > 0]
+            accumulator.merge(target, source, having, target[having, field.present] == 0)
+        for column in {0, *(field.present for field in self._fields)}:
+            target[slots, column] += source[slots, column]
+
+    def results(self, window: tuple[int, int], slots: Array, values: Array) -> pa.RecordBatch:
+        layout = self.layout
+        assert layout is not None
+        if self._keeps_record:
+            made: list[pa.Array] = [None] * len(layout.schema)
+            for accumulator, field in self._accumulators:
+                made[field.index] = self._column(accumulator, field, values[slots])
+            return pa.RecordBatch.from_arrays(made, names=layout.schema.names)
+        arrays = self._table.keys_of(slots)
+        names = [layout.schema.names[key] for key in layout.keys]
+        arrays += [pa.array(np.full(slots.size, edge, np.int64)) for edge in window]
+        rows = values[slots]
+        for aggregate in self._aggregates:
+            arrays.append(self._result(aggregate, rows))
+        names += ["window_start", "window_end", *(aggregate.column_name for aggregate in self._aggregates)]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _result(self, aggregate: FieldAggregateOf, rows: Array) -> pa.Array:
+        if aggregate.field is None:
+            return pa.array(rows[:, 0])
+        assert self.layout is not None
+        field = self._field(column_index(self.layout.schema, aggregate.field), coded=False)
+        if aggregate.kind == "count":
+            return pa.array(rows[:, field.present])
+        accumulator = self._find("sum" if aggregate.kind == "avg" else aggregate.kind, field)
+        assert accumulator is not None
+        if aggregate.kind != "avg":
+            return self._column(accumulator, field, rows)
+        sums, nums = _typed(rows, accumulator), rows[:, field.present]
+        present = nums > 0
+        averages = np.divide(sums, nums, out=np.zeros(nums.size), where=present)
+        if not accumulator.is_float:
+            for large in np.flatnonzero(np.abs(sums) > 1 << 53).tolist():
+                averages[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
+        return pa.array(averages, mask=None if present.all() else ~present)
+
+    def _column(self, accumulator: Accumulator, field: _Field, rows: Array) -> pa.Array:
+        values = _typed(rows, accumulator)
+        present = rows[:, field.present] > 0
+        mask = None if present.all() else ~present
+        if field.codes is not None:
+            column = field.codes.keys_of(values.astype(np.int64))[0]
+            return column if mask is None else _masked(column, mask)
+        if accumulator.kind == "sum":
+            return pa.array(values, mask=mask)
+        if accumulator.is_float:
+            return pa.array(values, mask=mask).cast(field.kind)
+        return from_int64(np.ascontiguousarray(values), field.kind, present)
+
+    # --- forgetting --------------------------------------------------------------------------------------------------
+
+    def drop(self, starts: Iterable[int]) -> None:
+        """Forget panes; keys that are in none of the others too, once they are most."""
+        for start in starts:
+            del self.panes[start]
+        if self._table.num_slots < self._compact_at:
+            return
+        live = np.zeros(self._table.num_slots, np.bool_)
+        for pane in self.panes.values():
+            live[pane.slots()] = True
+        kept = np.flatnonzero(live)
+        if 2 * kept.size < live.size:
+            self._compact(kept)
+        self._compact_at = max(_COMPACT_SLOTS_MIN, 2 * self._table.num_slots)
+
+    def _compact(self, kept: Array) -> None:
+        self._table.compact(kept)
+        for pane in self.panes.values():
+            pane.compact(kept)
+        for accumulator, field in self._accumulators:
+            if field.codes is not None:
+                self._compact_codes(accumulator, field)
+
+    def _compact_codes(self, accumulator: Accumulator, field: _Field) -> None:
+        assert field.codes is not None
+        used = [pane.column(accumulator.column)[pane.slots()] for pane in self.panes.values()]
+        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
+        column = field.codes.keys_of(codes)[0]
+        field.codes = SlotTable([field.kind])
+        fresh = field.codes.slots_of([column]).astype(np.int64)
+        for pane in self.panes.values():
+            slots = pane.slots()
+            own = pane.column(accumulator.column)
+            own[slots] = fresh[np.searchsorted(codes, own[slots])]
+
+    # --- KeyedPart ---------------------------------------------------------------------------------------------------
+
+    def num_entries(self) -> int:
+        return sum(pane.values.shape[0] for pane in self.panes.values())
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        layout = self.layout
+        if layout is None:
+            return {}
+        wanted = set(key_groups)
+        metadata = {
+            "schema": layout.schema.serialize().to_pybytes(),
+            "keys": ",".join(map(str, layout.keys)),
+            "watermark": str(self.watermark_ms),
+        }
+        streams: dict[int, tuple[Any, Any]] = {}
+        for start, pane in self.panes.items():
+            slots = pane.slots()
+            keys = self._table.keys_of(slots)
+            groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
+            rows = self._rows_of(start, pane, slots, keys)
+            for group in sorted(wanted.intersection(np.unique(groups).tolist())):
+                part = rows.filter(pa.array(groups == group))
+                if group not in streams:
+                    sink = pa.BufferOutputStream()
+                    streams[group] = sink, pa.ipc.new_stream(sink, part.schema.with_metadata(metadata))
+                streams[group][1].write_batch(part)
+        chunks = {}
+        for group, (sink, writer) in streams.items():
+            writer.close()
+            chunks[group] = sink.getvalue().to_pybytes()
+        return chunks
+
+    def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
+        """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
+        values = pane.values[slots]
+        arrays = [*keys, pa.array(np.full(slots.size, start, np.int64)), pa.array(values[:, 0])]
+        for accumulator, field in self._accumulators:
+            held = values[:, accumulator.column]
+            arrays.append(pa.array(held) if field.codes is None else field.codes.keys_of(held)[0])
+        for field in self._fields:
+            arrays.append(pa.array(values[:, field.present]))
+        return pa.RecordBatch.from_arrays(arrays, names=[f"c{i}" for i in range(len(arrays))])
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for chunk in chunks.values():
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                metadata = reader.schema.metadata or {}
+                if self.layout is None:
+                    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
+                    assert self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")])
+                for batch in reader:
+                    self._put(batch, int(metadata[b"watermark"]))
+
+    def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
+        assert self.layout is not None
+        num_keys = len(self.layout.keys)
+        columns = batch.columns
+        slots = self._table.slots_of(columns[:num_keys])
+        start = columns[num_keys][0].as_py()
+        self.restored_panes[start] = watermark_ms
+        records = values_of(columns[num_keys + 1])
+        presents = columns[num_keys + 2 + len(self._accumulators) :]
+        for field, present in zip(self._fields, presents, strict=True):
+            if not field.present and not np.array_equal(values_of(present), records):
+                self._count_apart(field)
+        if start not in self.panes:
+            self.panes[start] = Pane(self._width)
+        pane = self.panes[start]
+        pane.reserve(self._table.num_slots)
+        pane.column(0)[slots] = records
+        for field, present in zip(self._fields, presents, strict=True):
+            if field.present:
+                pane.column(field.present)[slots] = values_of(present)
+        for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
+            values = values_of(held) if field.codes is None else field.codes.slots_of([held])
+            pane.column(accumulator.column)[slots] = values
+
+
+def _typed(rows: Array, accumulator: Accumulator) -> Array:
+    column = np.ascontiguousarray(rows[:, accumulator.column])
+    return column.view(np.float64) if accumulator.is_float else column
+
+
+def _masked(column: pa.Array, mask: Array) -> pa.Array:
+    import pyarrow.compute as pc
+
+    return pc.if_else(pa.array(mask), pa.scalar(None, column.type), column)
+
+
+def _can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
+    is_number = (pa.types.is_integer(kind) and kind != pa.uint64()) or kind in (pa.float32(), pa.float64())
+    match aggregate.kind:
+        case "count":
+            return aggregate.field is None or is_int64_like(kind) or is_text_like(kind)
+        case "sum" | "avg":
+            return is_number
+        case "min" | "max":
+            return is_number or (bool(pa.types.is_temporal(kind)) and is_int64_like(kind))
+        case "first" | "last":
+            return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
+    return False

@@ -1,0 +1,489 @@
+"""The shell of one job's checkpoints: feeds the pure CheckpointCoordinator and carries out its commands.
+
+On the event loop; files are written, read and deleted in a thread of the job. Not here: when a checkpoint is taken and
+what follows (``checkpoint/coordinator``), how coordinators of operators are called (``coordinators``), the job itself
+(``job_master``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, final
+
+from engine.checkpoint import messages as msg
+from engine.checkpoint import storage
+from engine.checkpoint.assignment import JobRestore, adopted_max_parallelism, assign_state
+from engine.checkpoint.coordinator import CheckpointCoordinator
+from engine.checkpoint.model import (
+    CheckpointFolders,
+    CompletedCheckpoint,
+    InputLayout,
+    JobLayout,
+    OperatorLayout,
+    Task,
+    VertexLayout,
+)
+from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
+from engine.core.clock import Clock
+from engine.core.config import Configuration
+from engine.core.errors import ConfigError, CorruptStateError, ExternalError, ProgramError
+from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID, OperatorID
+from engine.core.options import CheckpointingOptions
+from engine.graph.execution_graph import consumers_of_pointwise
+from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex
+from engine.graph.stream_graph import default_max_parallelism
+from engine.protocol.checkpoint import (
+    AcknowledgeCheckpoint,
+    DeclineCheckpoint,
+    NotifyCheckpointAborted,
+    NotifyCheckpointComplete,
+    StopMode,
+    TriggerCheckpoint,
+)
+from engine.protocol.control import DownMessage
+from engine.protocol.lifecycle import JobStatus
+from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
+from engine.runtime.jobmanager.io_thread import IoThread, WorkerFactory, WorkerThread
+
+__all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "job_layout", "prepare_job"]
+
+logger = logging.getLogger(__name__)
+
+#: The clean-up of an ended job may take this long when the process ends.
+CLEAN_UP_S: Final = 30.0
+
+
+class CheckpointHost(Protocol):
+    """What the manager asks of its JobMaster. Called on the loop."""
+
+    def send_to_task(self, task: Task, message: Callable[[AllocationID, ExecutionAttemptID], DownMessage]) -> None:
+        """Send to the task's current attempt; dropped when there is none."""
+        ...
+
+    def snapshot_coordinators(
+        self, checkpoint_id: int, done: Callable[[dict[OperatorID, bytes] | Exception], None]
+    ) -> None:
+        """Take their state; from then on hold back what they send."""
+        ...
+
+    def release_events(self, checkpoint_id: int) -> None: ...
+
+    def coordinators_completed(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
+        ...
+
+    def coordinators_aborted(self, checkpoint_id: int) -> None: ...
+
+    def end_coordinators(self, error: str | None) -> None:
+        """All tasks have finished: commit, or with ``error`` do not."""
+        ...
+
+    def checkpoint_failed(self, message: str, is_final: bool) -> None:
+        """Fail the job."""
+        ...
+
+    def cancel(self) -> None: ...
+
+    def checkpoints_crashed(self, error: Exception) -> None:
+        """A bug of ours."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job that was looked at before it is accepted."""
+
+    job_graph: JobGraph
+    restored: CompletedCheckpoint | None = None
+    is_claimed: bool = False
+
+
+# --- before the job is accepted ---------------------------------------------------------------------------------------
+
+
+async def prepare_job(job_graph: JobGraph, cluster: Configuration) -> PreparedJob:
+    """Look whether a job can be checkpointed and restored as its configuration says; read its savepoint.
+
+    Vertices whose maximum parallelism nobody has set take over that of the savepoint. Raises: ConfigError, InputError,
+    CorruptStateError, ProgramError, each with one clear message.
+    """
+    config = Configuration(cluster).add_all(job_graph.config)
+    settings = checkpoint_settings(config)
+    path = config.get(CheckpointingOptions.RESTORE_PATH)
+    if job_graph.job_type is JobType.BATCH:
+        if path:
+            raise ProgramError(
+                f"Job {job_graph.name!r} runs in BATCH mode and cannot start from {path}: batch jobs keep no state."
+            )
+        return PreparedJob(job_graph)
+    if settings.is_periodic and any(edge.is_feedback for edge in job_graph.edges):
+        raise ProgramError(f"Job {job_graph.name!r} has an iteration; jobs with iterations cannot take checkpoints.")
+    root = config.get(CheckpointingOptions.CHECKPOINTS_DIR)
+    if not path and not (root and settings.is_periodic):
+        return PreparedJob(job_graph)
+    return await asyncio.get_running_loop().run_in_executor(
+        None, functools.partial(_prepare, job_graph, config, path, root if settings.is_periodic else "")
+    )
+
+
+def _prepare(job_graph: JobGraph, config: Configuration, path: str, root: str) -> PreparedJob:
+    if root:
+        folder = storage.absolute_folder(root)
+        storage.check_writable(folder, CheckpointingOptions.CHECKPOINTS_DIR.key, job_graph.job_id)
+    if not path:
+        return PreparedJob(job_graph)
+    restored = storage.read_checkpoint(path)
+    layout = job_layout(job_graph)
+    defaults = {v.vertex_id: default_max_parallelism(v.parallelism) for v in job_graph.vertices}
+    adopted = adopted_max_parallelism(restored, layout, defaults)
+    if adopted:
+        vertices = tuple(_with_max_parallelism(vertex, adopted) for vertex in job_graph.vertices)
+        job_graph = dataclasses.replace(job_graph, vertices=vertices)
+    allow = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
+    assign_state(restored, job_layout(job_graph), allow_non_restored=allow)
+    logger.info("job=%s starts from checkpoint=%d in %s", job_graph.job_id, restored.checkpoint_id, restored.folder)
+    return PreparedJob(job_graph, restored, config.get(CheckpointingOptions.CLAIM_MODE) == "CLAIM")
+
+
+def _with_max_parallelism(vertex: JobVertex, adopted: Mapping[JobVertexID, int]) -> JobVertex:
+    if vertex.vertex_id not in adopted:
+        return vertex
+    return dataclasses.replace(vertex, max_parallelism=adopted[vertex.vertex_id])
+
+
+def job_layout(job_graph: JobGraph) -> JobLayout:
+    """Return the job as checkpoints see it."""
+    parallelism = {vertex.vertex_id: vertex.parallelism for vertex in job_graph.vertices}
+    vertices = tuple(
+        VertexLayout(
+            vertex.vertex_id,
+            vertex.name,
+            vertex.parallelism,
+            vertex.max_parallelism,
+            tuple(OperatorLayout(one.operator_id, one.name, one.uid) for one in vertex.operators),
+            tuple(
+                _input_layout(edge, parallelism)
+                for edge in job_graph.edges
+                if edge.target_id == vertex.vertex_id and not edge.is_feedback
+            ),
+        )
+        for vertex in job_graph.vertices
+    )
+    return JobLayout(job_graph.job_id, vertices, any(vertex.coordinators for vertex in job_graph.vertices))
+
+
+def _input_layout(edge: JobEdge, parallelism: Mapping[JobVertexID, int]) -> InputLayout:
+    if not edge.ship_strategy.is_pointwise:
+        return InputLayout(edge.source_id)
+    num_producers, num_consumers = parallelism[edge.source_id], parallelism[edge.target_id]
+    producers: list[list[int]] = [[] for _ in range(num_consumers)]
+    for producer in range(num_producers):
+        for consumer in consumers_of_pointwise(producer, num_producers, num_consumers):
+            producers[consumer].append(producer)
+    return InputLayout(edge.source_id, tuple(map(tuple, producers)))
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------------
+
+
+@final
+class CheckpointManager:
+    """Raises ConfigError when the job's settings cannot be used."""
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        config: Configuration,
+        *,
+        clock: Clock,
+        host: CheckpointHost,
+        new_worker: WorkerFactory = WorkerThread,
+    ) -> None:
+        job_graph = prepared.job_graph
+        self.job_id = job_graph.job_id
+        self.settings: CheckpointSettings = checkpoint_settings(config)
+        self._is_streaming = job_graph.job_type is JobType.STREAMING
+        self._clock = clock
+        self._host = host
+        self._layout = job_layout(job_graph)
+        root = config.get(CheckpointingOptions.CHECKPOINTS_DIR)
+        self._folders = CheckpointFolders(storage.absolute_folder(root) if root else "", job_graph.job_id)
+        self._savepoint_root = config.get(CheckpointingOptions.SAVEPOINT_DIR)
+        self._allow_non_restored = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
+        self._coordinator = CheckpointCoordinator(
+            self._layout,
+            self.settings,
+            self._folders,
+            restored=prepared.restored,
+            is_claimed=prepared.is_claimed,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._io = IoThread(f"checkpoints-{self.job_id[:8]}", new_worker)
+        #: Events that come while commands are carried out wait their turn.
+        self._events: deque[msg.Event] = deque()
+        self._is_handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._answers: dict[str, asyncio.Future[TakenCheckpoint]] = {}
+        #: what the current attempt started from
+        self._restored_id: int | None = None
+        self._cleaned_up: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def takes_checkpoints(self) -> bool:
+        """Whether a failure of the job loses nothing."""
+        return self._is_streaming and self.settings.is_periodic
+
+    def view(self) -> CheckpointsView:
+        return CheckpointsView(self.settings, self._coordinator.statistics, not self._is_streaming)
+
+    # --- the job's life ----------------------------------------------------------------------------------------------
+
+    def begin_attempt(self, attempt_number: int, job_graph: JobGraph) -> JobRestore | None:
+        """Return what the attempt starts from; None = afresh. ``job_graph``: as it is now, perhaps rescaled."""
+        if not self._is_streaming:
+            return None
+        assert not self._is_handling, "the answer is needed at once"
+        self._layout = job_layout(job_graph)
+        self._handle(msg.AttemptBegun(attempt_number, self._layout))
+        checkpoint = self._coordinator.restore_point()
+        self._restored_id = None if checkpoint is None else checkpoint.checkpoint_id
+        if checkpoint is None:
+            return None
+        logger.info(
+            "job=%s attempt=%d goes on from checkpoint=%d %s",
+            self.job_id,
+            attempt_number,
+            checkpoint.checkpoint_id,
+            checkpoint.folder,
+        )
+        return assign_state(checkpoint, self._layout, allow_non_restored=self._allow_non_restored)
+
+    def task_running(self, task: Task) -> None:
+        self._handle(msg.TaskRunning(task))
+
+    def task_finished(self, task: Task) -> None:
+        self._handle(msg.TaskFinished(task))
+
+    def restore_failed(self, message: str) -> None:
+        """A task could not restore because of a damaged file. Called before the scheduler hears of its failure."""
+        if self._restored_id is None:
+            return
+        checkpoint_id, self._restored_id = self._restored_id, None
+        self._handle(msg.RestoreFailed(checkpoint_id, message))
+
+    def stopping(self) -> None:
+        """The job fails or is cancelled."""
+        self._handle(msg.JobStopping())
+
+    def all_tasks_finished(self) -> None:
+        """Answered by ``end_coordinators`` of the host."""
+        if self._is_streaming:
+            self._handle(msg.AllTasksFinished())
+        else:
+            self._host.end_coordinators(None)
+
+    def ended(self, status: JobStatus, error: str | None) -> None:
+        retain = (status is JobStatus.CANCELED and self.settings.retain_on_cancellation) or (
+            status is JobStatus.FAILED and self.settings.retain_on_failure
+        )
+        failure = None if status is JobStatus.FINISHED else error or f"the job is {status.value}"
+        self._handle(msg.JobEnded(failure, retain))
+
+    async def cleaned_up(self) -> None:
+        """Wait until nothing of the job is left but what is retained, or has to be given up."""
+        await asyncio.wait([self._cleaned_up], timeout=CLEAN_UP_S)
+
+    # --- requests of users -------------------------------------------------------------------------------------------
+
+    async def take_savepoint(
+        self, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
+    ) -> TakenCheckpoint:
+        """Return when it is complete; with ``stop`` when the job has ended.
+
+        Raises: ConfigError when there is no folder that can be written, ExternalError when it failed.
+        """
+        self._check_streaming()
+        root = target or self._savepoint_root
+        if not root:
+            raise ConfigError(
+                f"No folder for the savepoint: name one, or set {CheckpointingOptions.SAVEPOINT_DIR.key} in the "
+                "configuration."
+            )
+        root = storage.absolute_folder(root)
+        name = secrets.token_hex(6)
+        key = "the given target" if target else CheckpointingOptions.SAVEPOINT_DIR.key
+        await self._io.run(lambda: storage.check_writable(root, key, name))
+        folder = storage.savepoint_folder(root, self.job_id, name)
+        return await self._ask(lambda request_id: msg.SavepointRequested(request_id, folder, stop, cancel))
+
+    async def take_checkpoint(self, *, incremental: bool | None = None) -> TakenCheckpoint:
+        self._check_streaming()
+        return await self._ask(lambda request_id: msg.CheckpointRequested(request_id, incremental))
+
+    def _check_streaming(self) -> None:
+        if not self._is_streaming:
+            raise ProgramError(f"Job {self.job_id} runs in BATCH mode: it takes no checkpoints and no savepoints.")
+
+    async def _ask(self, event: Callable[[str], msg.Event]) -> TakenCheckpoint:
+        request_id = secrets.token_hex(8)
+        answer: asyncio.Future[TakenCheckpoint] = self._loop.create_future()
+        self._answers[request_id] = answer
+        self._handle(event(request_id))
+        return await answer
+
+    # --- messages of tasks -------------------------------------------------------------------------------------------
+
+    def acknowledged(self, message: AcknowledgeCheckpoint) -> None:
+        self._handle(msg.Acknowledged(message))
+
+    def declined(self, message: DeclineCheckpoint) -> None:
+        logger.info(
+            "job=%s checkpoint=%d attempt=%s declined: %s %s",
+            self.job_id,
+            message.checkpoint_id,
+            message.attempt_id,
+            message.reason.sentence,
+            message.message,
+        )
+        self._handle(msg.Declined(message))
+
+    # --- the decider -------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: msg.Event) -> None:
+        if not self._is_streaming and not isinstance(event, msg.JobEnded):
+            return
+        self._events.append(event)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._events:
+                commands = self._coordinator.handle(
+                    self._events.popleft(), self._clock.monotonic_ms(), self._clock.now_ms()
+                )
+                for command in commands:
+                    self._carry_out(command)
+            self._set_timer()
+        except Exception as error:
+            self._events.clear()
+            self._host.checkpoints_crashed(error)
+        finally:
+            self._is_handling = False
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_ms = self._coordinator.next_timer_ms()
+        if due_ms is not None:
+            delay_ms = max(0, due_ms - self._clock.monotonic_ms())
+            self._timer = self._loop.call_later(delay_ms / 1000, self._handle, msg.TimerFired())
+
+    def _carry_out(self, command: msg.Command) -> None:
+        match command:
+            case msg.PrepareCheckpoint(checkpoint_id):
+                self._host.snapshot_coordinators(checkpoint_id, functools.partial(self._prepared, checkpoint_id))
+            case msg.TriggerTasks(checkpoint_id, timestamp_ms, tasks, options):
+                for task in tasks:
+                    self._host.send_to_task(
+                        task, lambda a, e: TriggerCheckpoint(a, e, checkpoint_id, timestamp_ms, options)
+                    )
+            case msg.ReleaseEvents(checkpoint_id):
+                self._host.release_events(checkpoint_id)
+            case msg.WriteMetadata(checkpoint):
+                self._write(checkpoint)
+            case msg.NotifyComplete(checkpoint, tasks):
+                self._notify_complete(checkpoint, tasks)
+            case msg.NotifyAborted(checkpoint_id, tasks):
+                self._host.coordinators_aborted(checkpoint_id)
+                for task in tasks:
+                    self._host.send_to_task(task, lambda a, e: NotifyCheckpointAborted(a, e, checkpoint_id))
+            case msg.Discard(garbage):
+                self._io.submit(lambda: storage.delete_garbage(garbage))
+            case msg.AnswerRequest():
+                self._answer(command)
+            case msg.FailJob(message, _, is_final):
+                logger.error("job=%s: %s", self.job_id, message)
+                self._host.checkpoint_failed(message, is_final)
+            case msg.CancelJob():
+                self._host.cancel()
+            case msg.EndJob():
+                self._host.end_coordinators(None)
+            case msg.EndJobFailed(message):
+                self._host.end_coordinators(message)
+            case msg.CleanUp(retained):
+                self._clean_up(retained)
+            case _:
+                raise AssertionError(command)
+
+    def _prepared(self, checkpoint_id: int, states: dict[OperatorID, bytes] | Exception) -> None:
+        if isinstance(states, Exception):
+            self._handle(msg.PrepareFailed(checkpoint_id, f"{type(states).__name__}: {states}"))
+        else:
+            self._handle(msg.CheckpointPrepared(checkpoint_id, states))
+
+    def _write(self, checkpoint: CompletedCheckpoint) -> None:
+        def done(result: int | Exception) -> None:
+            if isinstance(result, Exception):
+                logger.warning("job=%s checkpoint=%d: %s", self.job_id, checkpoint.checkpoint_id, result)
+                self._handle(msg.MetadataFailed(checkpoint.checkpoint_id, str(result)))
+            else:
+                self._handle(msg.MetadataWritten(checkpoint.checkpoint_id))
+
+        if checkpoint.folder:
+            self._io.submit(lambda: storage.write_metadata(checkpoint), done)
+        else:
+            self._io.submit(lambda: 0, done)  # in its turn
+
+    def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
+        checkpoint_id = checkpoint.checkpoint_id
+        logger.info("job=%s checkpoint=%d is complete %s", self.job_id, checkpoint_id, checkpoint.folder)
+
+        def committed() -> None:
+            for task in tasks:
+                self._host.send_to_task(task, lambda a, e: NotifyCheckpointComplete(a, e, checkpoint_id))
+
+        # Tasks hear of it when all is committed, not before: until then a later checkpoint offers the same again. A
+        # commit may fail, or never come, after that later one has completed, and then the job goes on from there.
+        self._host.coordinators_completed(checkpoint_id, checkpoint.committables(), committed)
+
+    def _answer(self, command: msg.AnswerRequest) -> None:
+        answer = self._answers.pop(command.request_id)
+        if answer.done():  # whoever asked has gone away
+            return
+        if command.error is None:
+            answer.set_result(TakenCheckpoint(command.checkpoint_id, command.folder))
+        else:
+            answer.set_exception(ExternalError(command.error))
+            answer.exception()  # seen: nobody may be waiting any more
+
+    def _clean_up(self, retained: tuple[str, ...]) -> None:
+        def done(result: Exception | None) -> None:
+            if isinstance(result, Exception):
+                logger.warning("job=%s: files of checkpoints may be left behind: %s", self.job_id, result)
+            if not self._cleaned_up.done():
+                self._cleaned_up.set_result(None)
+
+        folder = self._folders.job
+        if folder and self._is_streaming:
+            self._io.submit(lambda: storage.remove_job_folder(folder, retained), done)
+        else:
+            self._io.submit(lambda: None, done)
+        self._io.close()
+
+
+def is_corrupt_state(type_name: str) -> bool:
+    """Whether a task's error says that a file of the checkpoint is damaged."""
+    return type_name.rpartition(".")[2] == CorruptStateError.__name__

@@ -1,0 +1,141 @@
+"""Key → key group for columns: the law of ``state/key_groups`` on whole arrays.
+
+Strings and integers are hashed by kernels; other types through their distinct values, each hashed once by the law for
+single keys. pyarrow and numpy are loaded only when a column is hashed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.state.key_groups import stable_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["groups_of_rows", "hash_of_column", "warm_up"]
+
+_MASK32: Final = 0xFFFFFFFF
+#: Rows below which the scalar law beats loading and calling kernels.
+_KERNEL_ROWS_MIN: Final = 64
+
+
+def groups_of_rows(columns: list[pa.Array], max_parallelism: int, *, is_tuple: bool) -> Array:
+    """Return the key group of each row, uint64. ``is_tuple``: the key is the tuple of the columns, also of a single
+    one."""
+    import numpy as np
+
+    if is_tuple:
+        h = np.full(len(columns[0]), 0x9E3779B9 ^ len(columns), dtype=np.uint64)
+        for column in columns:
+            h = (_mix32(h) * np.uint64(31) + hash_of_column(column)) & np.uint64(_MASK32)
+    else:
+        h = hash_of_column(columns[0])
+    group: Array = _mix32(h) % np.uint64(max_parallelism)
+    return group
+
+
+def _mix32(h: Array) -> Array:
+    """Murmur3's finaliser; 32-bit values in uint64, so that products do not overflow."""
+    import numpy as np
+
+    mask = np.uint64(_MASK32)
+    h = h ^ (h >> np.uint64(16))
+    h = (h * np.uint64(0x85EBCA6B)) & mask
+    h = h ^ (h >> np.uint64(13))
+    h = (h * np.uint64(0xC2B2AE35)) & mask
+    return h ^ (h >> np.uint64(16))
+
+
+def hash_of_column(column: pa.Array) -> Array:
+    """Return ``stable_hash`` of each value, uint64 with 32 bits used."""
+    import numpy as np
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _by_distinct(column)
+    is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
+    is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+    if (is_text or is_large) and len(column) >= _KERNEL_ROWS_MIN:
+        hashes = _hash_text(column, np.int64 if is_large else np.int32)
+    elif pa.types.is_integer(kind) and kind != pa.uint64():
+        filled = column.fill_null(0) if column.null_count else column
+        values = filled.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+        hashes = ((values ^ (values >> np.int64(32))) & np.int64(_MASK32)).astype(np.uint64)
+    else:
+        return _by_distinct(column)
+    if column.null_count:
+        hashes[column.is_null().to_numpy(zero_copy_only=False)] = stable_hash(None)
+    return hashes
+
+
+def _by_distinct(column: pa.Array) -> Array:
+    """Hash each distinct value once, by the scalar law."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        try:
+            column = column.dictionary_encode()
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            return np.array([stable_hash(value) for value in column.to_pylist()], dtype=np.uint64)
+    # One more entry for nulls at the end.
+    of_code = np.array([*(stable_hash(value) for value in column.dictionary.to_pylist()), stable_hash(None)], np.uint64)
+    codes = column.indices.cast(pa.int64()).fill_null(len(of_code) - 1).to_numpy(zero_copy_only=False)
+    return of_code[codes]
+
+
+def _hash_text(column: pa.Array, offset_type: Any) -> Array:
+    import numpy as np
+
+    _, offsets_buffer, bytes_buffer = column.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=offset_type)[column.offset : column.offset + len(column) + 1]
+    content = np.frombuffer(bytes_buffer or b"", dtype=np.uint8)
+    hashes = np.empty(len(column), dtype=np.uint64)
+    _crc32_kernel()(offsets, content, _crc_table(), hashes)
+    return hashes
+
+
+def warm_up() -> None:
+    """Load the kernel for texts of both widths. Called in the zygote when this module is preloaded."""
+    import pyarrow as pa
+
+    for kind in (pa.string(), pa.large_string()):
+        hash_of_column(pa.array(["text"] * _KERNEL_ROWS_MIN, kind))
+
+
+@cache
+def _crc_table() -> Array:
+    import numpy as np
+
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(0xEDB88320), table >> np.uint32(1))
+    return table
+
+
+@cache
+def _crc32_kernel() -> Any:
+    """Compiled at the first use, from numba's cache later."""
+    import numba
+
+    return numba.njit(nogil=True, cache=True)(crc32_of_texts)
+
+
+def crc32_of_texts(offsets: Array, content: Array, table: Array, hashes: Array) -> None:
+    """Write the CRC-32 of each text.
+
+    ``offsets``: int32 or int64 (rows + 1,); ``content``: uint8; ``table``: uint32 (256,); ``hashes``: uint64 (rows,).
+
+    Measured: 60 M words of 5 bytes a second on one core.
+    """
+    for row in range(hashes.size):
+        crc = 0xFFFFFFFF
+        for at in range(offsets[row], offsets[row + 1]):
+            crc = table[(crc ^ content[at]) & 0xFF] ^ (crc >> 8)
+        hashes[row] = crc ^ 0xFFFFFFFF

@@ -1,0 +1,111 @@
+"""A table that an operator keeps by itself (key → value), as a part of state, in chunks as of a value state.
+
+For operators whose loops would be slowed down by a state object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+from engine.state.changes import CHANGED_MIN, EpochLog
+from engine.state.chunks import StateChunk, dump_keyed, load_keyed
+from engine.state.heap_states import MISSING
+from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.key_types import KeyTypes
+
+__all__ = ["MappingPart"]
+
+
+@final
+class MappingPart:
+    """Implements ``parts.DeltaPart``. ``name``: of the state, for readers of savepoints.
+
+    ``items``: all entries; ``get``: the value of a key or MISSING; ``put``: takes up a restored entry; ``size``: their
+    number. Keys never go. Call ``see`` with the keys of each batch, when ``wants_keys``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        max_parallelism: int,
+        *,
+        items: Callable[[], Iterable[tuple[Any, Any]]],
+        get: Callable[[Any], Any],
+        put: Callable[[Any, Any], None],
+        size: Callable[[], int],
+        owner: str,
+        incremental: bool,
+    ) -> None:
+        self._name = name
+        self._max_parallelism = max_parallelism
+        self._items = items
+        self._get = get
+        self._put = put
+        self._owner = owner
+        self._incremental = incremental
+        self.num_entries = size
+        self._key_types = KeyTypes(owner)
+        self._log: EpochLog[set[Any]] = EpochLog()
+        self._note: Callable[[Iterable[Any]], None] | None = None
+
+    @property
+    def wants_keys(self) -> bool:
+        return self._note is not None or self._key_types.is_open
+
+    def see(self, keys: list[Any]) -> None:
+        """These keys are about to be written. Raises TypeError when one is not hashable."""
+        if self._note is not None:
+            self._note(keys)
+        if self._key_types.is_open:
+            for key in keys:
+                self._key_types.see(key)
+                if not self._key_types.is_open:
+                    break
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return self._chunks(key_groups, self._items())
+
+    def _chunks(self, key_groups: Iterable[int], items: Iterable[tuple[Any, Any]]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        groups: dict[int, tuple[list[Any], list[Any]]] = {}
+        for key, value in items:
+            group = key_group_of(key, self._max_parallelism)
+            if group in wanted:
+                keys, values = groups.setdefault(group, ([], []))
+                keys.append(key)
+                values.append(value)
+        return {
+            group: dump_keyed({self._name: StateChunk("value", False, [(None, *entries)])}, self._owner)
+            for group, entries in groups.items()
+        }
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for data in chunks.values():
+            chunk = load_keyed(data, self._owner).get(self._name)
+            if chunk is None:
+                continue
+            for _, keys, values in chunk.entries:
+                self._key_types.note(keys)
+                for key, value in zip(keys, values, strict=True):
+                    self._put(canonical_key(key), value)
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        epochs = self._log.since(since_checkpoint_id)
+        if epochs is None:
+            return None
+        # Keys as the selector gave them: of those that are not canonical (NaN) the table has another object.
+        changed = {canonical_key(key) for keys in epochs for key in keys}
+        if 2 * len(changed) > self.num_entries():
+            return None
+        found = ((key, self._get(key)) for key in changed)
+        return self._chunks(key_groups, ((key, value) for key, value in found if value is not MISSING))
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        if self._incremental:
+            keys: set[Any] = set()
+            self._log.begin(checkpoint_id, keys, list(map(len, self._log.all())), max(CHANGED_MIN, self.num_entries()))
+            self._note = keys.update
+
+    def forget_epochs(self, until_checkpoint_id: int) -> None:
+        self._log.forget(until_checkpoint_id)

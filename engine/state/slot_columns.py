@@ -1,0 +1,130 @@
+"""Columns of state: one value a slot, of any flat Arrow type. Numbers and times in arrays, all else by a code.
+
+A column knows nothing of keys. Values of text, bytes and decimals are kept once each in a table of their own and stand
+here as the number of their place in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import numpy as np
+
+from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, values_of
+from engine.state.paged_array import PagedArray
+from engine.state.slot_table import SlotTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+    Slots = Array | slice
+
+__all__ = ["CodedColumn", "FixedColumn", "StateColumn", "can_be_kept", "state_column"]
+
+
+class StateColumn(Protocol):
+    kind: pa.DataType
+
+    def reserve(self, num_slots: int) -> None: ...
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        """Set the values of these slots, one a row, in order: of equal slots the last one stays."""
+        ...
+
+    def get(self, slots: Slots) -> pa.Array: ...
+
+    def compact(self, kept: Array) -> None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+def can_be_kept(kind: pa.DataType) -> bool:
+    return is_int64_like(kind) or is_text_like(kind)
+
+
+def state_column(kind: pa.DataType) -> StateColumn:
+    """Return an empty column of that type, for which ``can_be_kept`` holds."""
+    return FixedColumn(kind) if is_int64_like(kind) else CodedColumn(kind)
+
+
+@final
+class FixedColumn:
+    """``values.array``: the values as they are in Arrow (booleans as uint8), for kernels; entries are zero at first."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        import pyarrow as pa
+
+        self.kind = kind
+        self._is_bool = pa.types.is_boolean(kind)
+        self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.array([], kind)).dtype)
+        #: 1 where null; made when the first null comes
+        self._nulls: PagedArray | None = None
+
+    def reserve(self, num_slots: int) -> None:
+        self.values.reserve(num_slots)
+        if self._nulls is not None:
+            self._nulls.reserve(num_slots)
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        values = self.values.array
+        if self._is_bool:
+            values[slots] = column.fill_null(False).to_numpy(zero_copy_only=False)
+        else:
+            values[slots] = values_of(column)
+        if column.null_count and self._nulls is None:
+            self._nulls = PagedArray(np.uint8)
+            self._nulls.reserve(self.values.capacity)
+        if self._nulls is not None:
+            self._nulls.array[slots] = ~valid_mask(column)
+
+    def get(self, slots: Slots) -> pa.Array:
+        import pyarrow as pa
+
+        values = self.values.array[slots]
+        if isinstance(slots, slice):
+            values = values.copy()  # state goes on changing, batches do not
+        mask = None if self._nulls is None else self._nulls.array[slots] != 0
+        if self._is_bool:
+            return pa.array(values != 0, self.kind, mask=mask)
+        if not pa.types.is_temporal(self.kind):
+            return pa.array(values, self.kind, mask=mask)
+        return pa.array(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
+
+    def compact(self, kept: Array) -> None:
+        for array in (self.values, self._nulls):
+            if array is not None:
+                moved = array.array[kept]
+                array.array[:] = 0
+                array.array[: kept.size] = moved
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self._nulls is None else self._nulls.nbytes)
+
+
+@final
+class CodedColumn:
+    def __init__(self, kind: pa.DataType) -> None:
+        self.kind = kind
+        self._distinct = SlotTable([kind])
+        self._codes = PagedArray(np.int32)
+
+    def reserve(self, num_slots: int) -> None:
+        self._codes.reserve(num_slots)
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        self._codes.array[slots] = self._distinct.slots_of([column])
+
+    def get(self, slots: Slots) -> pa.Array:
+        return self._distinct.keys_of(self._codes.array[slots])[0]
+
+    def compact(self, kept: Array) -> None:
+        column = self.get(kept)
+        self._distinct = SlotTable([self.kind])
+        self.put(slice(0, kept.size), column)
+
+    @property
+    def nbytes(self) -> int:
+        return self._codes.nbytes + self._distinct.nbytes

@@ -1,0 +1,367 @@
+"""numba kernels of slot tables: key → slot by open addressing. Free functions on arrays; ``slot_table`` holds state.
+
+A table is an array of buckets, uint32, a power of two long. An entry has slot + 1 in as many bits as number the
+buckets, and above them a tag, bits of the key's hash, so that the key of another slot is hardly ever fetched (a cache
+miss); 0 is a free bucket. While it grows there are two: ``fresh``, where new keys go, and ``old``, whose entries are
+carried over bit by bit; ``old`` is empty otherwise. Slots are numbered 0, 1, 2 … in order of first sight and never
+move, so an entry may stand in both tables.
+
+Importing this module imports numba. ``*_slow`` functions are the obvious twins for the tests.
+"""
+
+# mypy: disable-error-code="assignment"
+# numba types the variables of a kernel, not what numpy says of its scalars.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = [
+    "carry_over_hashed",
+    "carry_over_ints",
+    "carry_over_lanes",
+    "find_int_slots",
+    "find_lane_slots",
+    "find_slots_slow",
+    "find_text_slots",
+    "gather_texts",
+    "mark_blocks",
+]
+
+_MIX_A = np.uint64(0xFF51AFD7ED558CCD)
+_MIX_B = np.uint64(0xC4CEB9FE1A85EC53)
+_U33 = np.uint64(33)
+_U1 = np.uint64(1)
+_SEED = np.uint64(0x9E3779B97F4A7C15)
+_U32 = np.uint64(32)
+_LOW32 = np.uint64(0xFFFFFFFF)
+_PRIME = np.uint64(0x100000001B3)
+#: Rows that are looked up together.
+_BLOCK = 256
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _mix(key: Any) -> Any:
+    """Murmur3's 64-bit finaliser."""
+    h = np.uint64(key)
+    h ^= h >> _U33
+    h *= _MIX_A
+    h ^= h >> _U33
+    h *= _MIX_B
+    return h ^ (h >> _U33)
+
+
+@numba.njit(nogil=True, cache=True)
+def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: Any, slot_of_row: Any) -> None:
+    """Write the slot of each key that stands where its hash says, -1 for all others.
+
+    Two loops without a branch, so that many cache misses are on their way at once: a mispredicted one in the loop
+    that probes would wait for each by itself.
+    """
+    mask = np.uint64(fresh.size - 1)
+    for row in range(start, end):
+        slot_of_row[row] = np.int32(fresh[_mix(keys[row]) & mask] & mask) - 1
+    for row in range(start, end):
+        slot = slot_of_row[row]
+        same = key_of_slot[max(slot, 0)] == keys[row]
+        slot_of_row[row] = slot if same else -1
+
+
+@numba.njit(nogil=True, cache=True)
+def find_int_slots(
+    keys: Any,
+    row: int,
+    buckets: tuple[Any, Any],
+    key_of_slot: Any,
+    counts: tuple[int, int],
+    slot_of_row: Any,
+    first: Any,
+) -> tuple[int, int]:
+    """Find or make the slot of each key from ``row`` on; return (row reached, number of slots).
+
+    ``keys``, ``key_of_slot``: int64; ``buckets``: (fresh, old); ``counts``: (slots in use, slots at which to stop);
+    ``slot_of_row``: int32, out; ``first``: int32, out: the row that made slot ``counts[0] + i``.
+    Stops before a new key for which there is no room. 20-150 M keys/s, from a million different ones to ten thousand.
+    """
+    fresh, old = buckets
+    num_slots, slots_max = counts
+    base = num_slots
+    mask = np.uint64(fresh.size - 1)
+    old_mask = np.uint64(max(old.size, 1) - 1)
+    guessed = row
+    while row < keys.size:
+        if row == guessed and key_of_slot.size > 0:
+            guessed = min(row + _BLOCK, keys.size)
+            guess_int_slots(keys, row, guessed, fresh, key_of_slot, slot_of_row)
+        if row < guessed and slot_of_row[row] >= 0:
+            row += 1
+            continue
+        key = keys[row]
+        h = _mix(key)
+        bucket = h & mask
+        tag = (h >> _U32) & (mask ^ _LOW32)
+        entry = np.uint64(fresh[bucket])
+        while entry != 0 and (entry & ~mask != tag or key_of_slot[(entry & mask) - _U1] != key):
+            bucket = (bucket + _U1) & mask
+            entry = np.uint64(fresh[bucket])
+        slot = np.int64(entry & mask) - 1
+        if slot < 0 and old.size > 0:
+            place = h & old_mask
+            old_tag = (h >> _U32) & (old_mask ^ _LOW32)
+            entry = np.uint64(old[place])
+            while entry != 0 and (entry & ~old_mask != old_tag or key_of_slot[(entry & old_mask) - _U1] != key):
+                place = (place + _U1) & old_mask
+                entry = np.uint64(old[place])
+            slot = np.int64(entry & old_mask) - 1
+        if slot < 0:
+            if num_slots >= slots_max:
+                return row, num_slots
+            slot = num_slots
+            fresh[bucket] = tag | np.uint64(slot + 1)
+            key_of_slot[slot] = key
+            first[slot - base] = row
+            num_slots += 1
+        slot_of_row[row] = slot
+        row += 1
+    return row, num_slots
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _hash_lanes(lanes: Any, row: Any) -> Any:
+    h = _SEED
+    for lane in range(lanes.shape[1]):
+        h = _mix(h ^ np.uint64(lanes[row, lane]))
+    return h
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _same_lanes(left: Any, i: Any, right: Any, j: Any) -> bool:
+    for lane in range(left.shape[1]):  # noqa: SIM110 - a kernel
+        if left[i, lane] != right[j, lane]:
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def find_lane_slots(
+    keys: Any,
+    row: int,
+    buckets: tuple[Any, Any],
+    key_of_slot: Any,
+    counts: tuple[int, int],
+    slot_of_row: Any,
+    first: Any,
+) -> tuple[int, int]:
+    """As ``find_int_slots`` for keys of several int64: ``keys`` and ``key_of_slot`` are (rows, lanes). 15-60 M/s."""
+    fresh, old = buckets
+    num_slots, slots_max = counts
+    base = num_slots
+    mask = np.uint64(fresh.size - 1)
+    old_mask = np.uint64(max(old.size, 1) - 1)
+    while row < keys.shape[0]:
+        h = _hash_lanes(keys, row)
+        bucket = h & mask
+        tag = (h >> _U32) & (mask ^ _LOW32)
+        entry = np.uint64(fresh[bucket])
+        while entry != 0 and (
+            entry & ~mask != tag or not _same_lanes(key_of_slot, np.int64(entry & mask) - 1, keys, row)
+        ):
+            bucket = (bucket + _U1) & mask
+            entry = np.uint64(fresh[bucket])
+        slot = np.int64(entry & mask) - 1
+        if slot < 0 and old.size > 0:
+            place = h & old_mask
+            old_tag = (h >> _U32) & (old_mask ^ _LOW32)
+            entry = np.uint64(old[place])
+            while entry != 0 and (
+                entry & ~old_mask != old_tag or not _same_lanes(key_of_slot, np.int64(entry & old_mask) - 1, keys, row)
+            ):
+                place = (place + _U1) & old_mask
+                entry = np.uint64(old[place])
+            slot = np.int64(entry & old_mask) - 1
+        if slot < 0:
+            if num_slots >= slots_max:
+                return row, num_slots
+            slot = num_slots
+            fresh[bucket] = tag | np.uint64(slot + 1)
+            for lane in range(keys.shape[1]):
+                key_of_slot[slot, lane] = keys[row, lane]
+            first[slot - base] = row
+            num_slots += 1
+        slot_of_row[row] = slot
+        row += 1
+    return row, num_slots
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _hash_text(content: Any, begin: Any, end: Any) -> Any:
+    """FNV-1a over words of eight bytes, mixed, cut to 32 bits."""
+    h = _SEED
+    at = begin
+    while at + 8 <= end:
+        word = np.uint64(0)
+        for k in range(8):
+            word |= np.uint64(content[at + k]) << np.uint64(8 * k)
+        h = (h ^ word) * _PRIME
+        h ^= h >> _U33
+        at += 8
+    word = np.uint64(end - begin)
+    shift = np.uint64(8)
+    while at < end:
+        word |= np.uint64(content[at]) << shift
+        shift += np.uint64(8)
+        at += 1
+    return np.uint32(_mix(h ^ word))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _same_text(arena: Any, start: Any, content: Any, begin: Any, length: Any) -> bool:
+    for k in range(length):  # noqa: SIM110 - a kernel
+        if arena[start + k] != content[begin + k]:
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def find_text_slots(
+    texts: tuple[Any, Any],
+    row: int,
+    buckets: tuple[Any, Any],
+    keys: tuple[Any, Any, Any],
+    counts: tuple[int, int],
+    slot_of_row: Any,
+    first: Any,
+) -> tuple[int, int]:
+    """As ``find_int_slots`` for texts and bytes. 15-40 M keys/s of 10 bytes, a million different ones to ten thousand.
+
+    ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot int64 (slots + 1,),
+    hash_of_slot uint32): the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
+    """
+    offsets, content = texts
+    arena, begin_of_slot, hash_of_slot = keys
+    fresh, old = buckets
+    num_slots, slots_max = counts
+    base = num_slots
+    mask = np.uint64(fresh.size - 1)
+    old_mask = np.uint64(max(old.size, 1) - 1)
+    while row < slot_of_row.size:
+        begin = np.int64(offsets[row])
+        length = np.int64(offsets[row + 1]) - begin
+        h = np.uint64(_hash_text(content, begin, begin + length))
+        bucket = h & mask
+        tag = h & ~mask
+        slot = -1
+        while fresh[bucket] != 0:
+            entry = np.uint64(fresh[bucket])
+            if entry & ~mask == tag:
+                slot = np.int64(entry & mask) - 1
+                start = begin_of_slot[slot]
+                is_alike = begin_of_slot[slot + 1] - start == length
+                if is_alike and _same_text(arena, start, content, begin, length):
+                    break
+                slot = -1
+            bucket = (bucket + _U1) & mask
+        if slot < 0 and old.size > 0:
+            place = h & old_mask
+            while old[place] != 0:
+                entry = np.uint64(old[place])
+                if entry & ~old_mask == h & ~old_mask:
+                    slot = np.int64(entry & old_mask) - 1
+                    start = begin_of_slot[slot]
+                    is_alike = begin_of_slot[slot + 1] - start == length
+                    if is_alike and _same_text(arena, start, content, begin, length):
+                        break
+                    slot = -1
+                place = (place + _U1) & old_mask
+        if slot < 0:
+            used = begin_of_slot[num_slots]
+            if num_slots >= slots_max or used + length > arena.size:
+                return row, num_slots
+            slot = num_slots
+            fresh[bucket] = tag | np.uint64(slot + 1)
+            for k in range(length):
+                arena[used + k] = content[begin + k]
+            hash_of_slot[slot] = np.uint32(h)
+            begin_of_slot[slot + 1] = used + length
+            first[slot - base] = row
+            num_slots += 1
+        slot_of_row[row] = slot
+        row += 1
+    return row, num_slots
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
+    """Enter a slot that may stand there already."""
+    entry = tag | np.uint64(slot + 1)
+    bucket = h & mask
+    while fresh[bucket] != 0 and np.uint64(fresh[bucket]) != entry:
+        bucket = (bucket + _U1) & mask
+    fresh[bucket] = entry
+
+
+@numba.njit(nogil=True, cache=True)
+def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
+    """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 30-100 M buckets/s."""
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
+    for place in range(start, end):
+        if old[place] == 0:
+            continue
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = _mix(key_of_slot[slot])
+        _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
+
+
+@numba.njit(nogil=True, cache=True)
+def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
+    """As ``carry_over_ints`` for keys of several lanes."""
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
+    for place in range(start, end):
+        if old[place] == 0:
+            continue
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = _hash_lanes(key_of_slot, slot)
+        _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
+
+
+@numba.njit(nogil=True, cache=True)
+def carry_over_hashed(old: Any, start: int, end: int, hash_of_slot: Any, fresh: Any) -> None:
+    """As ``carry_over_ints`` where the hash of each slot is kept: texts."""
+    mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
+    for place in range(start, end):
+        if old[place] == 0:
+            continue
+        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
+        h = np.uint64(hash_of_slot[slot])
+        _enter(fresh, mask, h, h & ~mask, slot)
+
+
+@numba.njit(nogil=True, cache=True)
+def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, content: Any) -> None:
+    """Copy the texts of ``slots`` one after the other into ``content``, where ``offsets`` (int64, filled) says."""
+    for i in range(slots.size):
+        begin = begin_of_slot[slots[i]]
+        at = offsets[i]
+        for k in range(begin_of_slot[slots[i] + 1] - begin):
+            content[at + k] = arena[begin + k]
+
+
+@numba.njit(nogil=True, cache=True)
+def mark_blocks(slots: Any, shift: int, marks: Any) -> None:
+    """Set ``marks[slot >> shift]`` (uint8) of each slot (int32). 500 M rows/s."""
+    for row in range(slots.size):
+        marks[slots[row] >> shift] = 1
+
+
+def find_slots_slow(keys: Any, slot_of_key: dict[Any, int]) -> tuple[list[int], list[int]]:
+    """Twin of the find kernels: (slot of each key, rows that made new slots); keeps the slots in a dict."""
+    slots, first = [], []
+    for row, key in enumerate(keys):
+        if key not in slot_of_key:
+            slot_of_key[key] = len(slot_of_key)
+            first.append(row)
+        slots.append(slot_of_key[key])
+    return slots, first

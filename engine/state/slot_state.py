@@ -1,0 +1,182 @@
+"""Columnar keyed state: a slot table and columns of values, as a part that checkpoints take and restore.
+
+A chunk is the rows of one key group as an Arrow IPC stream: key columns ``k0…``, then the value columns by name. An
+increment has only the rows of slots that changed: a bit for each eight slots and epoch remembers which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+
+from engine.core.errors import ProgramError
+from engine.state.column_hash import groups_of_rows
+from engine.state.paged_array import zeros
+from engine.state.slot_columns import StateColumn, state_column
+from engine.state.slot_table import SlotTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["SlotState"]
+
+#: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
+_MARK_SHIFT: Final = 3
+#: Rows that are turned into columns at once while a snapshot is made.
+_ROWS_MAX: Final = 1 << 18
+
+
+@final
+class SlotState:
+    """State of one operator: made empty; ``define`` says its types when the first batch, or a restored chunk, comes.
+
+    ``is_tuple``: the key is a tuple of its columns even if it is a single one (``ComposedKey``).
+    """
+
+    def __init__(self, max_parallelism: int, *, is_tuple: bool) -> None:
+        self._max_parallelism = max_parallelism
+        self._is_tuple = is_tuple
+        self.table: SlotTable | None = None
+        self.columns: dict[str, StateColumn] = {}
+        #: what the operator wants to find again beside the slots, e.g. the records' schema
+        self.note = b""
+        self._dirty: Array = np.zeros(0, np.uint8)
+        #: by checkpoint: what changed before its barrier and after the one before
+        self._epochs: dict[int, Array] = {}
+
+    def define(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> None:
+        """Make the table and its columns. Raises: ProgramError when restored state has other types."""
+        if self.table is None:
+            self.table = SlotTable(key_kinds)
+            self.columns = {name: state_column(kind) for name, kind in columns.items()}
+            return
+        have = [*map(str, self.table.kinds), *(f"{name}: {column.kind}" for name, column in self.columns.items())]
+        want = [*map(str, key_kinds), *(f"{name}: {kind}" for name, kind in columns.items())]
+        if have != want:
+            raise ProgramError(
+                f"The state has the columns {have}, but the records need {want}. State cannot change its types: give "
+                "the operator another uid to begin afresh, or turn the records into the former types before it."
+            )
+
+    @property
+    def num_slots(self) -> int:
+        return 0 if self.table is None else self.table.num_slots
+
+    @property
+    def nbytes(self) -> int:
+        table = 0 if self.table is None else self.table.nbytes
+        return table + sum(column.nbytes for column in self.columns.values()) + self._dirty.nbytes
+
+    def find(self, keys: Sequence[pa.Array]) -> tuple[Array, Array]:
+        """Return the slot of each row and the rows that made new slots, with room for them in all columns."""
+        assert self.table is not None
+        slots, first = self.table.find(keys)
+        if first.size:
+            for column in self.columns.values():
+                column.reserve(self.table.num_slots)
+        return slots, first
+
+    def mark(self, slots: Array) -> None:
+        """Remember that these slots change in this epoch."""
+        from engine.state.slot_kernels import mark_blocks
+
+        wanted = (self.num_slots >> _MARK_SHIFT) + 1
+        if self._dirty.size < wanted:
+            grown = zeros(max(wanted, 2 * self._dirty.size), np.uint8)
+            grown[: self._dirty.size] = self._dirty
+            self._dirty = grown
+        mark_blocks(slots, _MARK_SHIFT, self._dirty)
+
+    def clear(self) -> None:
+        """Forget everything, types too."""
+        self.table, self.columns, self.note = None, {}, b""
+        self._dirty, self._epochs = np.zeros(0, np.uint8), {}
+
+    # --- KeyedPart, DeltaPart ----------------------------------------------------------------------------------------
+
+    def num_entries(self) -> int:
+        return self.num_slots
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return self._chunks(np.arange(self.num_slots), key_groups)
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        if since_checkpoint_id not in self._epochs:
+            return None
+        marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > since_checkpoint_id)]
+        changed = np.zeros((self.num_slots >> _MARK_SHIFT) + 1, np.uint8)
+        for mark in marks:
+            size = min(mark.size, changed.size)
+            changed[:size] |= mark[:size]
+        slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
+        slots = slots.ravel()
+        return self._chunks(slots[slots < self.num_slots], key_groups)
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        self._epochs[checkpoint_id] = self._dirty
+        self._dirty = zeros(self._dirty.size, np.uint8)
+
+    def forget_epochs(self, until_checkpoint_id: int) -> None:
+        self._epochs = {epoch: mark for epoch, mark in self._epochs.items() if epoch >= until_checkpoint_id}
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        import pyarrow as pa
+
+        for chunk in chunks.values():
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                metadata = reader.schema.metadata or {}
+                num_keys, self.note = int(metadata[b"keys"]), metadata[b"note"]
+                kinds = reader.schema.types
+                names = reader.schema.names[num_keys:]
+                self.define(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                for batch in reader:
+                    slots, _ = self.find(batch.columns[:num_keys])
+                    for name, column in zip(names, batch.columns[num_keys:], strict=True):
+                        self.columns[name].put(slots, column)
+
+    def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
+        import pyarrow as pa
+
+        if self.table is None or not slots.size:
+            return {}
+        wanted = np.zeros(self._max_parallelism, np.bool_)
+        wanted[list(key_groups)] = True
+        streams: dict[int, tuple[Any, Any]] = {}
+        for start in range(0, slots.size, _ROWS_MAX):
+            for group, rows in self._rows_by_group(slots[start : start + _ROWS_MAX], wanted):
+                if group not in streams:
+                    schema = rows.schema.with_metadata({"keys": str(len(self.table.kinds)), "note": self.note})
+                    sink = pa.BufferOutputStream()
+                    streams[group] = sink, pa.ipc.new_stream(sink, schema)
+                streams[group][1].write_batch(rows)
+        chunks = {}
+        for group, (sink, writer) in streams.items():
+            writer.close()
+            chunks[group] = sink.getvalue().to_pybytes()
+        return chunks
+
+    def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
+        import pyarrow as pa
+
+        assert self.table is not None
+        keys = self.table.keys_of(slots)
+        groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
+        order = np.argsort(groups, kind="stable")
+        slots, groups = slots[order], groups[order]
+        names = [f"k{i}" for i in range(len(keys))]
+        arrays = [key.take(pa.array(order)) for key in keys]
+        for name, column in self.columns.items():
+            names.append(name)
+            arrays.append(column.get(slots))
+        rows = pa.RecordBatch.from_arrays(arrays, names=names)
+        ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
+        begin = 0
+        for end in ends.tolist():
+            group = int(groups[begin])
+            if wanted[group]:
+                yield group, rows.slice(begin, end - begin)
+            begin = end

@@ -1,0 +1,339 @@
+"""Keys of columns → slots: the index of columnar keyed state. What a slot holds is kept by its users, in arrays.
+
+Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
+of any Arrow type that is a number, a time, text, bytes or a decimal; null is a key like any other, all NaN are one key,
+and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
+
+Memory a key: 8 bytes for a number, or its bytes + 12 for a text; 5 to 10 bytes of index, 15 at most just after it has
+grown. Kernels: ``slot_kernels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+import numpy as np
+
+from engine.state.arrow_views import (
+    as_int64,
+    fixed_width,
+    from_int64,
+    is_int64_like,
+    is_text_like,
+    of_texts,
+    text_views,
+    valid_mask,
+)
+from engine.state.paged_array import PagedArray, zeros
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["SLOTS_MAX", "SlotTable", "can_be_key"]
+
+SLOTS_MAX: Final = (1 << 31) - 2
+_BUCKETS_MIN: Final = 1 << 10
+#: The index grows when so many of its buckets are taken.
+_LOAD_MAX: Final = 0.8
+#: Buckets that are carried over for each row that comes in while the index grows: done long before it is full again.
+_CARRIED_PER_ROW: Final = 8
+_CARRIED_MIN: Final = 4096
+
+
+def can_be_key(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be (a part of) a key."""
+    return is_int64_like(kind) or is_text_like(kind)
+
+
+class _Keys(Protocol):
+    """The keys of one table in arrays, and the kernels that go with them. ``keys``: a batch of them, prepared."""
+
+    def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
+        """Return the keys and their number. Nulls have been left out."""
+        ...
+
+    def reserve(self, num_slots: int, keys: Any, row: int) -> None:
+        """Make room for a further slot, that of the key at ``row``, and some more."""
+        ...
+
+    def add_blank(self, slot: int) -> None:
+        """Give a slot to a key without a value: null."""
+        ...
+
+    def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any: ...
+
+    def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None: ...
+
+    def columns_of(self, slots: Array) -> list[pa.Array]: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+@final
+class _IntKeys:
+    def __init__(self, kind: pa.DataType) -> None:
+        from engine.state import slot_kernels
+
+        self._kernels = slot_kernels
+        self._kind = kind
+        self._keys = PagedArray(np.int64)
+
+    def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
+        keys = as_int64(columns[0])
+        return keys, keys.size
+
+    def reserve(self, num_slots: int, keys: Any, row: int) -> None:
+        self._keys.reserve(num_slots + 1)
+
+    def add_blank(self, slot: int) -> None:
+        self._keys.reserve(slot + 1)
+
+    def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
+        return self._kernels.find_int_slots(keys, row, buckets, self._keys.array, counts, slot_of_row, first)
+
+    def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None:
+        self._kernels.carry_over_ints(old, start, end, self._keys.array, fresh)
+
+    def columns_of(self, slots: Array) -> list[pa.Array]:
+        return [from_int64(self._keys.array[slots], self._kind, None)]
+
+    @property
+    def capacity(self) -> int:
+        return self._keys.capacity
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes
+
+
+@final
+class _TextKeys:
+    def __init__(self, kind: pa.DataType) -> None:
+        from engine.state import slot_kernels
+
+        self._kernels = slot_kernels
+        self._kind = kind
+        self._arena = PagedArray(np.uint8)
+        self._begins = PagedArray(np.int64)
+        self._hashes = PagedArray(np.uint32)
+
+    def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
+        return text_views(columns[0]), len(columns[0])
+
+    def reserve(self, num_slots: int, keys: Any, row: int) -> None:
+        offsets, _ = keys
+        used = int(self._begins.array[num_slots]) if self._begins.capacity else 0
+        self._arena.reserve(used + int(offsets[row + 1] - offsets[row]))
+        self._begins.reserve(num_slots + 2)
+        self._hashes.reserve(num_slots + 1)
+
+    def add_blank(self, slot: int) -> None:
+        width = fixed_width(self._kind)
+        self.reserve(slot, (np.array([0, width], np.int64), None), 0)
+        self._begins.array[slot + 1] = self._begins.array[slot] + width
+
+    def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
+        own = self._arena.array, self._begins.array, self._hashes.array
+        return self._kernels.find_text_slots(keys, row, buckets, own, counts, slot_of_row, first)
+
+    def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None:
+        self._kernels.carry_over_hashed(old, start, end, self._hashes.array, fresh)
+
+    def columns_of(self, slots: Array) -> list[pa.Array]:
+        begins = self._begins.array
+        offsets = np.zeros(slots.size + 1, np.int64)
+        np.cumsum(begins[slots + 1] - begins[slots], out=offsets[1:])
+        content = np.empty(int(offsets[-1]), np.uint8)
+        self._kernels.gather_texts(self._arena.array, begins, slots, offsets, content)
+        return [of_texts(offsets, content, self._kind)]
+
+    @property
+    def capacity(self) -> int:
+        return min(self._hashes.capacity, self._begins.capacity - 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self._arena.nbytes + self._begins.nbytes + self._hashes.nbytes
+
+
+@final
+class _LaneKeys:
+    """Keys of several columns: an int64 lane each, texts by a number of their own, and a lane for what is null."""
+
+    def __init__(self, kinds: Sequence[pa.DataType]) -> None:
+        from engine.state import slot_kernels
+
+        self._kernels = slot_kernels
+        self._kinds = kinds
+        self._codes = [None if is_int64_like(kind) else SlotTable([kind]) for kind in kinds]
+        self._keys = PagedArray(np.int64, len(kinds) + 1)
+
+    def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
+        lanes = np.empty((len(columns[0]), len(columns) + 1), np.int64)
+        nulls = np.zeros(len(columns[0]), np.int64)
+        for lane, (column, codes) in enumerate(zip(columns, self._codes, strict=True)):
+            if codes is not None:
+                lanes[:, lane] = codes.slots_of([column])
+                continue
+            values = as_int64(column)
+            if column.null_count:
+                valid = valid_mask(column)
+                values = np.where(valid, values, 0)
+                nulls |= (~valid).astype(np.int64) << lane
+            lanes[:, lane] = values
+        lanes[:, -1] = nulls
+        return lanes, lanes.shape[0]
+
+    def reserve(self, num_slots: int, keys: Any, row: int) -> None:
+        self._keys.reserve(num_slots + 1)
+
+    def add_blank(self, slot: int) -> None:
+        self._keys.reserve(slot + 1)
+
+    def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
+        return self._kernels.find_lane_slots(keys, row, buckets, self._keys.array, counts, slot_of_row, first)
+
+    def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None:
+        self._kernels.carry_over_lanes(old, start, end, self._keys.array, fresh)
+
+    def columns_of(self, slots: Array) -> list[pa.Array]:
+        lanes = self._keys.array[slots]
+        columns = []
+        for lane, (kind, codes) in enumerate(zip(self._kinds, self._codes, strict=True)):
+            values = np.ascontiguousarray(lanes[:, lane])
+            if codes is not None:
+                columns += codes.keys_of(values)
+            else:
+                columns.append(from_int64(values, kind, (lanes[:, -1] >> lane) & 1 == 0))
+        return columns
+
+    @property
+    def capacity(self) -> int:
+        return self._keys.capacity
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + sum(codes.nbytes for codes in self._codes if codes is not None)
+
+
+@final
+class SlotTable:
+    """``kinds``: the Arrow types of the key's columns; ``can_be_key`` holds for each."""
+
+    def __init__(self, kinds: Sequence[pa.DataType]) -> None:
+        self.kinds = list(kinds)
+        self._make()
+
+    def _make(self) -> None:
+        kinds = self.kinds
+        self._keys: _Keys
+        if len(kinds) > 1:
+            self._keys = _LaneKeys(kinds)
+        else:
+            self._keys = _IntKeys(kinds[0]) if is_int64_like(kinds[0]) else _TextKeys(kinds[0])
+        self._fresh: Array = np.zeros(_BUCKETS_MIN, np.uint32)
+        self._old: Array = np.zeros(0, np.uint32)
+        self._carried = 0
+        self.num_slots = 0
+        #: slot of the key null when there is one column, or -1
+        self._null_slot = -1
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._fresh.nbytes + self._old.nbytes
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    def slots_of(self, columns: Sequence[pa.Array]) -> Array:
+        """Return the slot of each row's key, int32; new keys get new slots."""
+        return self.find(columns)[0]
+
+    def find(self, columns: Sequence[pa.Array]) -> tuple[Array, Array]:
+        """Return the slot of each row, int32, and the rows that made the new slots, in order of these."""
+        column = columns[0]
+        if len(columns) > 1 or not column.null_count:
+            keys, num_rows = self._keys.prepare(columns)
+            return self._find(keys, num_rows)
+        valid = valid_mask(column)
+        null_row = int(np.argmin(valid))
+        is_new = self._null_slot < 0
+        if is_new:
+            self._reserve_index(0)
+            self._add_null_slot()
+        slots = np.full(len(column), self._null_slot, np.int32)
+        keys, num_rows = self._keys.prepare([column.drop_null()])
+        slots[valid], first = self._find(keys, num_rows)
+        first = np.flatnonzero(valid)[first].astype(np.int32)
+        return slots, np.concatenate([np.array([null_row], np.int32), first]) if is_new else first
+
+    def _add_null_slot(self) -> None:
+        """Take a slot that is in no bucket; its stored key has no meaning."""
+        self._keys.add_blank(self.num_slots)
+        self._null_slot = self.num_slots
+        self.num_slots += 1
+
+    def _find(self, keys: Any, num_rows: int) -> tuple[Array, Array]:
+        slot_of_row = np.empty(num_rows, np.int32)
+        first = np.empty(num_rows, np.int32)
+        before = self.num_slots
+        row = 0
+        while True:
+            self._reserve_index(num_rows - row)
+            slots_max = min(self._keys.capacity, int(self._fresh.size * _LOAD_MAX) - 1)
+            made = self.num_slots - before
+            counts = self.num_slots, slots_max
+            row, self.num_slots = self._keys.find(
+                keys, row, (self._fresh, self._old), counts, slot_of_row, first[made:]
+            )
+            if row >= num_rows:
+                return slot_of_row, first[: self.num_slots - before]
+            if self.num_slots >= SLOTS_MAX:
+                raise MemoryError(f"One subtask has more than {SLOTS_MAX} keys; raise the parallelism.")
+            self._keys.reserve(self.num_slots, keys, row)
+
+    def _reserve_index(self, num_rows: int) -> None:
+        """Grow the index if it is full; go on with an earlier growth."""
+        if self.num_slots + 1 >= int(self._fresh.size * _LOAD_MAX) - 1:
+            self._carry_over(self._old.size)
+            self._old, self._carried = self._fresh, 0
+            self._fresh = zeros(2 * self._fresh.size, np.uint32)
+        if self._old.size:
+            self._carry_over(max(_CARRIED_MIN, num_rows * _CARRIED_PER_ROW))
+
+    def _carry_over(self, num_buckets: int) -> None:
+        end = min(self._old.size, self._carried + num_buckets)
+        if end > self._carried:
+            self._keys.carry_over(self._old, self._carried, end, self._fresh)
+        self._carried = end
+        if end == self._old.size:
+            self._old, self._carried = np.zeros(0, np.uint32), 0
+
+    # --- the keys ----------------------------------------------------------------------------------------------------
+
+    def keys_of(self, slots: Array) -> list[pa.Array]:
+        """Return the key columns of these slots."""
+        columns = self._keys.columns_of(slots)
+        if self._null_slot >= 0:
+            import pyarrow as pa
+            import pyarrow.compute as pc
+
+            is_null = slots == self._null_slot
+            if is_null.any():
+                columns = [pc.if_else(pa.array(is_null), pa.scalar(None, columns[0].type), columns[0])]
+        return columns
+
+    def compact(self, kept: Array) -> None:
+        """Forget all slots but ``kept`` (rising slot numbers); slot ``kept[i]`` becomes slot i."""
+        columns = self.keys_of(kept)
+        self._make()
+        slots, _ = self.find(columns)
+        # The null key takes its slot before the others of its batch.
+        if self._null_slot > 0 or (slots.size and not np.array_equal(slots, np.arange(slots.size))):
+            raise AssertionError("keys changed places")

@@ -1,0 +1,224 @@
+"""``flink savepoint``, ``stop``, ``cancel -s``, ``checkpoint`` and ``run -s`` on a real cluster: no count is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+
+import pytest
+
+from tests.process.script_cluster import ScriptCluster, wait_until
+
+PROGRAM = """
+import os, sys
+
+from engine.common import Types, WatermarkStrategy
+from engine.datastream import KeyedProcessFunction, StreamExecutionEnvironment
+from engine.datastream.connectors import DataGeneratorSource
+from engine.datastream.state import ValueStateDescriptor
+
+out, uid = sys.argv[1:3]
+
+
+class Count(KeyedProcessFunction):
+    def open(self, runtime_context):
+        self.total = runtime_context.get_state(ValueStateDescriptor("total", Types.LONG()))
+        index = runtime_context.get_index_of_this_subtask()
+        self.out = open(f"{out}/{os.getpid()}-{index}", "a", buffering=1)
+
+    def process_element(self, value, ctx):
+        total = (self.total.value() or 0) + 1
+        self.total.update(total)
+        self.out.write(f"{ctx.get_current_key()} {total}\\n")
+        yield total
+
+    def close(self):
+        self.out.close()
+
+
+env = StreamExecutionEnvironment.get_execution_environment()
+source = DataGeneratorSource(lambda i: i % 10, None, 200)
+numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers").uid("numbers")
+counted = numbers.key_by(lambda number: number % 10).process(Count(), Types.LONG()).uid(uid)
+counted.print()
+env.execute("counts")
+"""
+SUBMITTED = re.compile(r"Job has been submitted with JobID ([0-9a-f]{32})")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    settings = {"taskmanager.numberOfTaskSlots": "4", "execution.checkpointing.dir": str(folder / "checkpoints")}
+    with ScriptCluster(folder, settings) as found:
+        found.start()
+        yield found
+        assert found.run("stop-cluster.sh").returncode == 0
+
+
+class Runs:
+    """Starts the program again and again; each run writes its counts to a folder of its own."""
+
+    def __init__(self, cluster, folder) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.program = folder / "counts.py"
+        self.program.write_text(textwrap.dedent(PROGRAM))
+        self.number = 0
+
+    def start(self, *options: str, uid: str = "count") -> tuple[str, object]:
+        """Return the id of the job and the folder of its counts."""
+        self.number += 1
+        out = self.folder / f"out-{self.number}"
+        out.mkdir()
+        found = self.cluster.run("flink", "run", "-d", *options, str(self.program), str(out), uid)
+        match = SUBMITTED.search(found.stdout)
+        assert match, found
+        return match[1], out
+
+    def flink(self, *words: str):
+        return self.cluster.run("flink", *words)
+
+    def state(self, job_id: str) -> str:
+        return str(self.cluster.client().job(job_id)["state"])
+
+
+@pytest.fixture
+def runs(cluster, tmp_path):
+    yield Runs(cluster, tmp_path)
+    client = cluster.client()
+    for job in client.jobs():
+        if job["state"] not in ("FINISHED", "CANCELED", "FAILED"):
+            client.cancel(job["jid"])
+    wait_until(lambda: client.overview()["slots-available"] == 4, "free slots")
+
+
+def counts(out) -> list[tuple[int, int]]:
+    found = []
+    for path in out.iterdir():
+        found += [tuple(map(int, line.split())) for line in path.read_text().splitlines() if " " in line]
+    return found
+
+
+def first_counts(out) -> dict[int, int]:
+    """Return the lowest count of each key."""
+    first: dict[int, int] = {}
+    for key, total in counts(out):
+        first[key] = min(total, first.get(key, total))
+    return first
+
+
+def last_counts(out) -> dict[int, int]:
+    return dict(sorted(counts(out), key=lambda pair: pair[1]))
+
+
+def wait_for_counts(out, least: int) -> None:
+    wait_until(lambda: len(found := last_counts(out)) == 10 and min(found.values()) >= least, f"counts of {least}")
+
+
+def test_a_savepoint_starts_a_job_that_goes_on_at_another_parallelism(runs, tmp_path):
+    job_id, out = runs.start("-p", "2")
+    wait_for_counts(out, 5)
+    told = runs.flink("savepoint", job_id, str(tmp_path / "sp"))
+    assert told.returncode == 0, told
+    lines = told.stdout.splitlines()
+    assert lines[:2] == [f"Triggering savepoint for job {job_id}.", "Waiting for response..."]
+    pattern = rf"(file://{tmp_path}/sp/savepoint-{job_id[:6]}-[0-9a-f]{{12}})"
+    path = re.fullmatch(r"Savepoint completed\. Path: " + pattern, lines[2])
+    assert path, lines
+    assert lines[3] == "You can resume your program from this savepoint with the run command."
+    assert runs.state(job_id) == "RUNNING"
+    assert runs.flink("cancel", job_id).returncode == 0
+    _, again = runs.start("-p", "3", "-s", path[1])
+    wait_for_counts(again, 8)
+    # What had been counted at the savepoint is neither lost nor counted twice.
+    assert min(first_counts(again).values()) > 1
+    assert all(total <= last_counts(out)[key] + 1 for key, total in first_counts(again).items())
+
+
+def test_stop_ends_the_job_exactly_at_its_savepoint(runs, tmp_path):
+    job_id, out = runs.start("-p", "2")
+    wait_for_counts(out, 3)
+    told = runs.flink("stop", "-p", str(tmp_path / "sp"), job_id)
+    assert told.returncode == 0, told
+    lines = told.stdout.splitlines()
+    assert lines[0] == f'Suspending job "{job_id}" with a CANONICAL savepoint.'
+    assert lines[1] == f"Triggering stop-with-savepoint for job {job_id}."
+    path = lines[3].removeprefix("Savepoint completed. Path: ")
+    assert runs.state(job_id) == "FINISHED"
+    _, again = runs.start("-p", "2", "-s", path)
+    wait_for_counts(again, 5)
+    assert first_counts(again) == {key: total + 1 for key, total in last_counts(out).items()}
+
+
+def test_cancel_with_savepoint_and_dispose(runs, tmp_path):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    told = runs.flink("cancel", "-s", str(tmp_path / "sp"), job_id)
+    assert told.returncode == 0, told
+    lines = told.stdout.splitlines()
+    assert lines[0].startswith("DEPRECATION WARNING")
+    assert lines[1] == f"Cancelling job {job_id} with CANONICAL savepoint to {tmp_path}/sp."
+    path = re.fullmatch(rf"Cancelled job {job_id}\. Savepoint stored in (.+)\.", lines[2])
+    assert path, lines
+    wait_until(lambda: runs.state(job_id) == "CANCELED", "CANCELED")
+    told = runs.flink("savepoint", "-d", path[1])
+    assert told.stdout.splitlines() == [
+        f"Disposing savepoint '{path[1]}'.",
+        "Waiting for response...",
+        f"Savepoint '{path[1]}' disposed.",
+    ]
+    assert os.listdir(tmp_path / "sp") == []
+    again = runs.flink("savepoint", "-d", path[1])
+    assert again.returncode == 1
+    assert "does not exist" in again.stderr
+
+
+def test_checkpoint_is_taken_when_it_is_asked_for(runs):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    told = runs.flink("checkpoint", job_id)
+    assert told.stdout.splitlines() == [
+        f"Triggering checkpoint for job {job_id}.",
+        "Waiting for response...",
+        f"Checkpoint 1 for job {job_id} completed.",
+        "You can resume your program from this checkpoint with the run command.",
+    ], told
+
+
+def test_state_without_a_place_is_told_with_its_uid_and_left_out_when_that_is_allowed(runs, tmp_path):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    path = runs.flink("savepoint", job_id, str(tmp_path / "sp")).stdout.split("Path: ")[1].split()[0]
+    runs.flink("cancel", job_id)
+    (tmp_path / "none").mkdir()
+    refused = runs.flink("run", "-d", "-s", path, str(runs.program), str(tmp_path / "none"), "other")
+    assert refused.returncode == 1
+    assert "(uid 'count') has keyed state 'keyed'" in refused.stderr
+    assert "--allowNonRestoredState" in refused.stderr
+    _, again = runs.start("-n", "-s", path, uid="other")
+    wait_for_counts(again, 2)
+    assert set(first_counts(again).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["savepoint", "zz"], "'zz' is not a valid JobID"),
+        (["savepoint", "0" * 32, "/s"], "Job 00000000000000000000000000000000 not found"),
+        (["stop"], "Missing JobID"),
+        (["savepoint", "-type", "odd", "0" * 32], "expected canonical or native"),
+        (["savepoint", "-d", "/no/such/savepoint"], "Savepoint /no/such/savepoint does not exist"),
+    ],
+)
+def test_bad_words_are_told(runs, words, message):
+    told = runs.flink(*words)
+    assert told.returncode == 1
+    assert message in told.stdout + told.stderr
+
+
+def test_a_savepoint_that_is_missing_is_told_at_submission(runs, tmp_path):
+    told = runs.flink("run", "-d", "-s", str(tmp_path / "no"), str(runs.program), str(tmp_path), "count")
+    assert told.returncode == 1
+    assert f"Savepoint {tmp_path}/no does not exist." in told.stderr

@@ -1,0 +1,168 @@
+"""500 seeds of the simulated cluster, and that the simulation itself can be trusted: it repeats, and it finds bugs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.alignment import _Pending
+from engine.protocol.control import SlotFreed
+from engine.protocol.lifecycle import JobStatus
+from engine.runtime.exchange.partition import _PipelinedSubpartition
+from engine.runtime.exchange.transport import _ConsumerConnection
+from engine.runtime.jobmanager.coordinators import JobCoordinators
+from engine.runtime.jobmanager.slot_manager import SlotManager
+from engine.runtime.taskmanager.task_executor import TaskExecutor
+from tests.sim.programs import Program
+from tests.sim.scenario import Simulation, run_seed
+
+SEEDS = 500
+CHUNK = 25
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_every_record_counts_exactly_once_whatever_happens(first):
+    for seed in range(first, first + CHUNK):
+        outcome = run_seed(seed)
+        if outcome.error is not None:
+            pytest.fail(outcome.report(), pytrace=False)
+
+
+# --- the simulation itself ------------------------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_exactly_in_another_process_with_other_hashes():
+    seeds = (3, 17, 23)
+    script = f"from tests.sim.scenario import run_seed; print(*[run_seed(seed).digest for seed in {seeds}])"
+    root = Path(__file__).resolve().parents[2]
+    digests = set()
+    for hash_seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        ran = subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        digests.add(ran.stdout)
+    digests.add(" ".join(run_seed(seed).digest for seed in seeds) + "\n")
+    assert len(digests) == 1
+
+
+def quiet(seed: int = 1, **program: object) -> Simulation:
+    """Return a simulation of one job without any fault but those that the test adds."""
+    simulation = Simulation(seed)
+    simulation.programs = [Program(**{"interval_ms": (50, 100), **program})]  # type: ignore[arg-type]
+    simulation.num_taskmanagers, simulation.slots_per_taskmanager = 3, 1
+    simulation.faults_until, simulation.cancel_at = 0.0, None
+    return simulation
+
+
+def test_without_faults_a_job_is_tried_once():
+    outcome = quiet().run()
+    assert (outcome.error, outcome.statuses, outcome.num_attempts, outcome.num_faults) == (None, ["FINISHED"], 1, 0)
+
+
+def first_slot(simulation: Simulation):
+    return simulation.cluster.live_slots[0]
+
+
+FAULTS = {
+    "kill -9 of a slot": lambda sim: first_slot(sim).kill("kill -9"),
+    "kill -9 of a TaskManager": lambda sim: first_slot(sim).taskmanager.kill("kill -9", silently=False),
+    "a host without power": lambda sim: first_slot(sim).taskmanager.kill("no power", silently=True),
+    "a TaskManager that is stopped for good": lambda sim: first_slot(sim).taskmanager.loop.stop_process(),
+    "a connection to the JobManager that is cut": lambda sim: first_slot(sim).taskmanager.link.cut(),
+    "a network that is down for long": lambda sim: first_slot(sim).taskmanager.link.stall(30.0),
+    "a data connection that is reset": lambda sim: sim.cluster.network.cut(sim.cluster.network.live_pairs()[0]),
+    "a user function that raises": lambda sim: setattr(sim.world.parts["disturbance"], "poisons", 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_job_survives(fault):
+    simulation = quiet(shape="chained")
+    if fault == "a TaskManager that is stopped for good":
+        simulation.num_taskmanagers = 4  # it is not replaced
+    simulation.world.at(2.0, lambda: FAULTS[fault](simulation))
+    outcome = simulation.run()
+    if fault == "a TaskManager that is stopped for good":
+        assert "slots were not given back" in str(outcome.error)  # its processes wait for it, and the test knows
+    else:
+        assert outcome.error is None, outcome.report()
+    assert outcome.statuses == ["FINISHED"]
+    assert outcome.num_attempts == 2, "the fault was not noticed"
+
+
+def test_a_cancelled_job_commits_nothing():
+    simulation = quiet()
+    simulation.cancel_at = 2.0
+    outcome = simulation.run()
+    assert outcome.error is None, outcome.report()
+    assert outcome.statuses == [JobStatus.CANCELED.name]
+    assert simulation.ledger.parts_by_job.get(simulation.masters[0].job_id, {}) == {}
+
+
+# --- broken engines are found ---------------------------------------------------------------------------------------
+
+
+def give_no_credit_back(monkeypatch):
+    monkeypatch.setattr(_ConsumerConnection, "add_credit", lambda self, channel, credit: None)
+
+
+def lose_open_buffers(monkeypatch):
+    def add_event(self, element):
+        self.buffer.take()
+        self.queue.append(element)
+        self._notify()
+
+    monkeypatch.setattr(_PipelinedSubpartition, "add_event", add_event)
+
+
+def forget_freed_slots(monkeypatch):
+    handle = SlotManager.handle
+    monkeypatch.setattr(
+        SlotManager,
+        "handle",
+        lambda self, event, now_ms: [] if type(event) is SlotFreed else handle(self, event, now_ms),
+    )
+
+
+def leave_slots_alive(monkeypatch):
+    async def kill_nothing(self):
+        self._slots.clear()
+
+    monkeypatch.setattr(TaskExecutor, "_kill_all_slots", kill_nothing)
+
+
+def do_not_align(monkeypatch):
+    monkeypatch.setattr(_Pending, "blocks", False)
+
+
+def tell_before_the_commit(monkeypatch):
+    completed = JobCoordinators.checkpoint_completed
+
+    def tell_first(self, checkpoint_id, committables, done):
+        done()
+        completed(self, checkpoint_id, committables, lambda: None)
+
+    monkeypatch.setattr(JobCoordinators, "checkpoint_completed", tell_first)
+
+
+BROKEN = (
+    give_no_credit_back,
+    lose_open_buffers,
+    forget_freed_slots,
+    leave_slots_alive,
+    do_not_align,
+    tell_before_the_commit,
+)
+
+
+@pytest.mark.parametrize("break_it", BROKEN)
+def test_a_broken_engine_is_found(break_it, monkeypatch):
+    break_it(monkeypatch)
+    for seed in range(200):
+        if run_seed(seed).error is not None:
+            return
+    pytest.fail("200 seeds found nothing wrong")

@@ -1,0 +1,501 @@
+"""Sinks that commit, killed at every single step, restarted at another parallelism: a reader that looks at finished
+files only sees every record once, and in the end nothing is left but finished files.
+
+The steps are the calls of file systems (of tasks and coordinators alike; each is tried before and after it took
+effect) and the points between the phases of a checkpoint. ``play`` is one job; its source is a cursor that the test
+keeps with each durable checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from engine.connectors import file_commits
+from engine.connectors.bulk_writers import JsonFormat
+from engine.connectors.file_sink_config import BucketAssigner
+from engine.connectors.file_sinks import TextFileSinkSpec, WriteMode
+from engine.connectors.file_system import Encoder, FileSink, RollingPolicy
+from engine.core import fs
+from engine.core.errors import ExternalError, InputError
+from engine.core.fs import LocalFileSystem
+from engine.core.type_info import Types
+from engine.datastream.formats.parquet import ParquetBulkWriters
+from engine.operators.base import JobOutcome, OperatorSpec
+from tests.testing.checkpointed_job import CheckpointedJob, TakenCheckpoint
+from tests.testing.memory_fs import Crash, CrashPoints, MemoryFileSystem
+
+NUM_RECORDS = 22
+RECORDS_PER_CHECKPOINT = 8
+
+
+@dataclass
+class Place:
+    """A file system that can crash, and the folder to write to."""
+
+    crashes: CrashPoints
+    folder: str
+
+    def tree(self) -> dict[str, bytes]:
+        """All files by path below the folder."""
+        found: dict[str, bytes] = {}
+        pending = [self.folder]
+        inner = self.crashes.inner
+        while pending:
+            for child in inner.list(pending.pop()):
+                if child.is_dir:
+                    pending.append(child.path)
+                else:
+                    with inner.open_read(child.path) as stream:
+                        found[child.path[len(self.folder) + 1 :]] = stream.read()
+        return found
+
+    def visible(self) -> dict[str, bytes]:
+        return {path: data for path, data in self.tree().items() if not any(p.startswith(".") for p in path.split("/"))}
+
+    def hidden(self) -> list[str]:
+        return sorted(self.tree().keys() - self.visible().keys())
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    crashes = CrashPoints(MemoryFileSystem())
+    monkeypatch.setitem(fs._factories, "memory", lambda: crashes)
+    monkeypatch.setitem(fs._instances, "memory", crashes)
+
+    def fresh() -> Place:
+        crashes.inner = MemoryFileSystem()
+        crashes.inner.make_dirs("memory://cluster/out")
+        return Place(crashes, "memory://cluster/out")
+
+    return fresh
+
+
+@pytest.fixture
+def local(monkeypatch, tmp_path):
+    crashes = CrashPoints(LocalFileSystem())
+    monkeypatch.setitem(fs._instances, "file", crashes)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a thousand of them take long
+    folders = iter(range(100_000))
+
+    def fresh() -> Place:
+        folder = tmp_path / str(next(folders))
+        folder.mkdir()
+        return Place(crashes, str(folder))
+
+    return fresh
+
+
+@pytest.fixture(params=["memory", "local"])
+def places(request):
+    return request.getfixturevalue(request.param)
+
+
+@dataclass
+class World:
+    """What outlives a crash: files, and the last durable checkpoint with the cursor of the source."""
+
+    place: Place
+    job: CheckpointedJob
+    taken: TakenCheckpoint | None = None
+    cursor: int = 0
+    phases: list[str] = field(default_factory=list)
+    #: name of the phase before which the process dies
+    dies_at: int | None = None
+
+    def reach(self, phase: str) -> None:
+        self.phases.append(phase)
+        if self.dies_at is not None and len(self.phases) == self.dies_at:
+            raise Crash(phase)
+
+
+def record(number: int) -> Any:
+    return (number, f"text {number}")
+
+
+def play(world: World, parallelism: int) -> None:
+    """Run one attempt to the end of the job: checkpoints, a subtask that finishes before the others, a last commit."""
+    job = world.job
+    job.start(world.taken, parallelism=parallelism)
+    cursor = world.cursor
+    while True:
+        for _ in range(RECORDS_PER_CHECKPOINT):
+            running = sorted(job.harnesses.keys() - job.finished)
+            if cursor < NUM_RECORDS and running:
+                job.harnesses[running[cursor % len(running)]].process([record(cursor)])
+                cursor += 1
+        if cursor == NUM_RECORDS:
+            for subtask in sorted(job.harnesses.keys() - job.finished)[:1]:
+                job.finish(subtask)
+                world.reach("a subtask finished")
+        checkpoint(world, cursor)
+        if cursor == NUM_RECORDS and len(job.finished) == job.parallelism:
+            break
+    world.reach("all finished")
+    job.end(JobOutcome.FINISHED)
+    world.reach("ended")
+
+
+def checkpoint(world: World, cursor: int) -> None:
+    job = world.job
+    taken = job.snapshot_coordinators()
+    for subtask in sorted(job.harnesses.keys() - job.finished):
+        world.reach("some acknowledged")
+        job.snapshot_subtask(taken, subtask)
+    world.reach("all acknowledged")
+    world.taken, world.cursor = taken, cursor
+    world.reach("durable")
+    job.commit(taken)
+    world.reach("committed")
+    if taken.checkpoint_id % 2:  # notifications may get lost
+        job.notify(taken)
+        world.reach("notified")
+
+
+def count_records(visible: dict[str, bytes], read: Callable[[bytes], list[Any]]) -> Counter[Any]:
+    return Counter(row for data in visible.values() for row in read(data))
+
+
+EXPECTED = Counter(record(number) for number in range(NUM_RECORDS))
+
+
+def crash_everywhere(
+    places: Callable[[], Place],
+    make: Callable[[str], OperatorSpec],
+    read: Callable[[bytes], list[Any]],
+    *,
+    step: int = 1,
+    parallelism: int = 2,
+    commits_at_the_end: bool = False,
+) -> int:
+    """Play with a crash at call 1, 2, 3 … of the file system and at phase 1, 2, 3 …; return how many there were.
+
+    ``commits_at_the_end``: nothing is visible before all have finished; what crashes after that is not tried again.
+    """
+    num_crashes = 0
+    for kind in ("before call", "after call", "phase"):
+        at = 1
+        while True:
+            place = places()
+            job = CheckpointedJob(make(place.folder), parallelism=parallelism)
+            world = World(place, job)
+            crashes = place.crashes
+            crashes.num_calls, crashes.after = 0, kind == "after call"
+            crashes.crash_at = at if kind != "phase" else None
+            world.dies_at = at if kind == "phase" else None
+            where = f"{kind} {at}"
+            try:
+                play(world, parallelism)
+                crashed = False
+            except Crash:
+                crashed = True
+                num_crashes += 1
+                crashes.crash_at, world.dies_at = None, None
+                job.kill()
+                seen = count_records(place.visible(), read)
+                assert not seen or max(seen.values()) == 1, where
+                if commits_at_the_end and "all finished" in world.phases:
+                    break
+                assert not (commits_at_the_end and seen), where
+                if world.phases[-1:] != ["ended"]:
+                    play(world, 1 + at % 3)
+            job.dispose()  # what a killed task still had in memory comes too late
+            assert count_records(place.visible(), read) == EXPECTED, (where, place.tree())
+            assert place.hidden() == [], where
+            if not crashed:
+                break
+            at += step
+    return num_crashes
+
+
+def text_spec(folder: str) -> OperatorSpec:
+    sink = FileSink.for_row_format(folder, Encoder("utf-8")).with_rolling_policy(RollingPolicy(30, 0, 0))
+    return sink.with_bucket_assigner(BucketAssigner.base_path_bucket_assigner()).build().to_spec(PRINTED)
+
+
+PRINTED = Types.TUPLE([Types.INT(), Types.STRING()])
+
+
+def tuple_lines(data: bytes) -> list[Any]:
+    parts = (line[1:-1].split(",") for line in data.decode().splitlines())
+    return [(int(number), text) for number, text in parts]
+
+
+class ByTens(BucketAssigner):
+    def get_bucket_id(self, element, context):
+        return f"tens={element[0] // 10}"
+
+
+def json_spec(folder: str) -> OperatorSpec:
+    sink = FileSink.for_bulk_format(folder, JsonFormat(("number", "text"))).with_bucket_assigner(ByTens())
+    return sink.build().to_spec()
+
+
+def json_lines(data: bytes) -> list[Any]:
+    return [(row["number"], row["text"]) for row in map(json.loads, data.decode().splitlines())]
+
+
+def parquet_spec(folder: str) -> OperatorSpec:
+    row_type = Types.ROW_NAMED(["number", "text"], [Types.LONG(), Types.STRING()])
+    sink = FileSink.for_bulk_format(folder, ParquetBulkWriters.for_row_type(row_type))
+    return sink.with_bucket_assigner(BucketAssigner.base_path_bucket_assigner()).build().to_spec()
+
+
+def parquet_rows(data: bytes) -> list[Any]:
+    return [(row["number"], row["text"]) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+
+
+def test_rows_of_a_file_sink_come_once_wherever_it_is_killed(places):
+    assert crash_everywhere(places, text_spec, tuple_lines) > 100
+
+
+def test_bulk_formats_in_buckets_come_once_wherever_the_sink_is_killed(memory):
+    assert crash_everywhere(memory, json_spec, json_lines) > 100
+
+
+def test_parquet_files_are_whole_wherever_the_sink_is_killed(memory):
+    assert crash_everywhere(memory, parquet_spec, parquet_rows, step=4) > 20
+
+
+def test_two_crashes_do_no_more_harm_than_one(memory):
+    for first in range(5, 130, 9):
+        for second in range(1, 60, 4):
+            place = memory()
+            job = CheckpointedJob(text_spec(place.folder), parallelism=2)
+            world = World(place, job)
+            for crash_at, parallelism in ((first, 2), (second, 3), (None, 1)):
+                place.crashes.num_calls, place.crashes.crash_at = 0, crash_at
+                try:
+                    play(world, parallelism)
+                    break
+                except Crash:
+                    job.kill()
+                    assert max(count_records(place.visible(), tuple_lines).values(), default=1) == 1
+            assert count_records(place.visible(), tuple_lines) == EXPECTED, (first, second)
+            assert place.hidden() == []
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_text_output_is_exact_wherever_it_is_killed_before_the_last_commit(places, parallelism):
+    def make(folder: str) -> OperatorSpec:
+        return TextFileSinkSpec(f"{folder}/out", type_info=PRINTED)
+
+    num_crashes = crash_everywhere(places, make, tuple_lines, parallelism=parallelism, commits_at_the_end=True)
+    assert num_crashes > 25
+
+
+def test_text_output_is_exact_after_a_restart_at_another_parallelism(places):
+    for before, after in ((1, 3), (3, 1), (2, 3)):
+        place = places()
+        job = CheckpointedJob(TextFileSinkSpec(f"{place.folder}/out", type_info=PRINTED), parallelism=before)
+        world = World(place, job, dies_at=9)
+        place.crashes.crash_at = None
+        with pytest.raises(Crash):
+            play(world, before)
+        job.kill()
+        world.dies_at = None
+        play(world, after)
+        assert sorted(place.visible()) == (["out"] if after == 1 else [f"out/{n + 1}" for n in range(after)])
+        assert count_records(place.visible(), tuple_lines) == EXPECTED
+        assert place.hidden() == []
+
+
+# --- how a job may end ------------------------------------------------------------------------------------------------
+
+
+def started(place: Place, *, parallelism: int = 1, spec: OperatorSpec | None = None, **kwargs: Any) -> CheckpointedJob:
+    place.crashes.crash_at = None
+    job = CheckpointedJob(spec or text_spec(place.folder), parallelism=parallelism, **kwargs)
+    job.start()
+    return job
+
+
+def texts(place: Place) -> list[Any]:
+    return sorted(count_records(place.visible(), tuple_lines).elements())
+
+
+@pytest.mark.parametrize("publish_on_cancel", [False, True])
+def test_a_cancelled_job_leaves_what_its_completed_checkpoints_committed(places, publish_on_cancel):
+    place = places()
+    sink = FileSink.for_row_format(place.folder, Encoder())
+    spec = sink.with_bucket_assigner(ByTens()).build().to_spec(PRINTED, publish_on_cancel=publish_on_cancel)
+    job = started(place, spec=spec)
+    job.harnesses[0].process([record(1)])
+    job.complete()
+    job.harnesses[0].process([record(2)])
+    job.checkpoint()  # which never becomes durable
+    job.harnesses[0].process([record(3)])
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def test_a_failed_job_keeps_what_a_durable_checkpoint_may_still_want_committed(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()  # durable, and the job fails before anybody is told
+    job.harnesses[0].process([record(2)])
+    job.fail()
+    assert texts(place) == []
+    job.start(taken)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def test_a_savepoint_of_a_job_without_checkpoints_is_committed_too(places):
+    place = places()
+    job = started(place, config={})
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    assert texts(place) == [record(1)]
+    job.harnesses[0].process([record(2)])
+    job.fail()
+    job.start(taken)
+    job.harnesses[0].process([record(3)])
+    job.finish_all()
+    job.end(JobOutcome.FINISHED)
+    assert (texts(place), place.hidden()) == ([record(1), record(3)], [])
+
+
+def test_an_aborted_checkpoints_parts_come_with_the_next_one(places):
+    place = places()
+    job = started(place, parallelism=2)
+    job.harnesses[0].process([record(1)])
+    aborted = job.checkpoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(aborted.checkpoint_id)
+    job.harnesses[1].process([record(2)])
+    assert texts(place) == []
+    job.complete()
+    assert texts(place) == [record(1), record(2)]
+
+
+def test_nobody_elses_hidden_files_are_touched(places):
+    place = places()
+    inner = place.crashes.inner
+    foreign = [".part-0-0.inprogress.another-job-0", ".part-0-0.pending.another-job-0", ".notes"]
+    for name in foreign:
+        inner.open_write(f"{place.folder}/{name}").close()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    job.kill()
+    job.start(None)
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
+    assert place.hidden() == sorted(foreign)
+
+
+def test_two_sinks_of_a_job_do_not_sweep_each_other(places):
+    place = places()
+    first, second = started(place, name="one"), started(place, name="two")
+    second.harnesses[0].process([record(1)])
+    taken = second.checkpoint()
+    first.kill()
+    first.start(None)
+    second.commit(taken)
+    assert texts(place) == [record(1)]
+
+
+def test_an_earlier_jobs_files_are_kept_and_committing_again_adds_nothing(places):
+    place = places()
+    with place.crashes.inner.open_write(f"{place.folder}/part-0-0") as stream:
+        stream.write(b"(0,earlier)\n")
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    for _ in range(3):
+        job.kill()
+        job.start(taken)
+    assert sorted(place.visible()) == ["part-0-0", "part-0-1"]
+    assert texts(place) == [(0, "earlier"), record(1)]
+
+
+def test_a_finished_file_that_its_reader_took_away_does_not_keep_the_job_from_restarting(places, caplog):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    place.crashes.inner.delete(f"{place.folder}/part-0-0")
+    job.kill()
+    job.start(taken)
+    assert "part-0-0" in caplog.text
+
+
+def test_a_pending_file_that_is_gone_before_its_first_commit_is_an_error(places, monkeypatch):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()
+    [hidden] = place.hidden()
+    place.crashes.inner.delete(f"{place.folder}/{hidden}")
+    monkeypatch.setattr(file_commits, "_sleep", lambda seconds: None)
+    with pytest.raises(ExternalError, match=r"part-0-0: its hidden file .*pending.* is gone"):
+        job.commit(taken)
+
+
+def test_a_commit_is_tried_again_before_the_job_fails(places, monkeypatch):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()
+    waits: list[float] = []
+    monkeypatch.setattr(file_commits, "_sleep", waits.append)
+    rename = place.crashes.inner.rename
+    failures = iter([True, True])
+
+    def flaky(source, target, *, overwrite=False):
+        rename(source, target, overwrite=overwrite)
+        if next(failures, False):
+            raise ExternalError("the answer got lost")
+
+    monkeypatch.setattr(place.crashes.inner, "rename", flaky)
+    job.commit(taken)
+    assert len(waits) == 1  # it had been renamed, which the second look shows
+    assert texts(place) == [record(1)]
+
+
+def test_text_output_of_a_cancelled_unbounded_job_ends_at_its_last_checkpoint(places):
+    place = places()
+    spec = TextFileSinkSpec(f"{place.folder}/out", type_info=PRINTED, publish_on_cancel=True)
+    job = started(place, spec=spec)
+    job.harnesses[0].process([record(1)])
+    job.complete()
+    job.harnesses[0].process([record(2)])
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def test_text_output_of_a_job_that_is_over_is_not_continued_by_another(places):
+    place = places()
+    spec = TextFileSinkSpec(f"{place.folder}/out", WriteMode.OVERWRITE, type_info=PRINTED)
+    job = started(place, spec=spec)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.finish_all()
+    job.end(JobOutcome.FINISHED)
+    job.kill()
+    with pytest.raises(InputError, match="Use a FileSink for output that outlives a job"):
+        job.start(taken)
+    assert texts(place) == [record(1)]
+
+
+def test_hidden_files_on_a_real_disk_are_brought_to_it(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    job = CheckpointedJob(text_spec(str(tmp_path)))
+    job.start()
+    job.harnesses[0].process([record(1)])
+    assert synced == []
+    job.checkpoint()
+    assert synced
+    job.kill()
+    assert [name for name in os.listdir(tmp_path) if ".pending." in name]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.common import Duration, Time, Types, WatermarkStrategy
+from engine.core.errors import ProgramError
+from engine.datastream import StreamExecutionEnvironment
+from engine.datastream.aggregates import count, count_distinct, max_, sum_
+from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+from engine.datastream.window import CountTrigger, TumblingEventTimeWindows
+from engine.time.watermarks import FieldTimestamps, TimestampAssigner
+
+TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
+TUMBLING = TumblingEventTimeWindows.of(Time.seconds(1))
+
+
+def generated(indexes):
+    return indexes % 3, indexes, indexes * 100
+
+
+def columns(env, count=100):
+    source = DataGeneratorSource.of_columns(generated, count, TYPED)
+    return env.from_source(source, WatermarkStrategy.no_watermarks(), "gen")
+
+
+def tiers(stream):
+    """Return what the plan says of each operator, by name."""
+    stream.sink_to(DiscardingSink())
+    graph, _ = stream.get_execution_environment()._build("plan")
+    return {info.name: info.tier for vertex in graph.vertices for info in vertex.operators}
+
+
+@pytest.fixture
+def env():
+    return StreamExecutionEnvironment.create_local_environment(1)
+
+
+def test_the_plan_says_which_aggregations_are_vectorised(env):
+    stream = columns(env)
+    assert tiers(stream.key_by("k").sum("v"))["Keyed Aggregation"] == "vectorised"
+    assert tiers(stream.key_by(lambda row: row[0]).max(1))["Keyed Aggregation"] == "vectorised"
+    assert tiers(stream.key_by(lambda row: row[0] % 2).max(1))["Keyed Aggregation"] == "built-in on rows"
+    assert tiers(stream.key_by(0).max_by(1))["Keyed Aggregation"] == "built-in on rows"
+    assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
+
+
+class ByField(TimestampAssigner):
+    def extract_timestamp(self, value, record_timestamp):
+        return value[2]
+
+
+class ByMore(TimestampAssigner):
+    def extract_timestamp(self, value, record_timestamp):
+        return value[2] + 1
+
+
+@pytest.mark.parametrize(
+    ("assigner", "vectorised"),
+    [
+        (lambda row, at: row[2], True),
+        (ByField(), True),
+        (FieldTimestamps("ts"), True),
+        (ByMore(), False),
+        (lambda row, at: at, False),
+    ],
+)
+def test_windows_are_vectorised_when_the_event_time_is_a_field(env, assigner, vectorised):
+    times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(1)).with_timestamp_assigner(assigner)
+    stamped = columns(env).assign_timestamps_and_watermarks(times)
+    tier = tiers(stamped.key_by("k").window(TUMBLING).aggregate(count(), sum_("v")))["TumblingEventTimeWindows"]
+    assert tier.startswith("vectorised") is vectorised
+    by_trigger = stamped.key_by("k").window(TUMBLING).trigger(CountTrigger.of(2)).aggregate(count())
+    assert not tiers(by_trigger)["TumblingEventTimeWindows"].startswith("vectorised")
+
+
+def test_aggregates_of_windows_give_the_same_on_columns_and_on_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    aggregates = [count(), sum_(1), max_(1)]
+    rows = [(i % 3, i, i * 100) for i in range(100)]
+    of_rows = env.from_collection(rows).assign_timestamps_and_watermarks(times)
+    of_columns = columns(env).assign_timestamps_and_watermarks(times)
+    found = [
+        sorted(stream.key_by(0).window(TUMBLING).aggregate(*aggregates).execute_and_collect())
+        for stream in (of_rows, of_columns)
+    ]
+    assert found[0] == found[1]
+    assert sum(row[3] for row in found[0]) == 100
+    assert found[0][0] == (0, 0, 1000, 4, 0 + 3 + 6 + 9, 9)
+
+
+def test_count_distinct_runs_on_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    stamped = columns(env).assign_timestamps_and_watermarks(times)
+    counts = stamped.key_by(0).window(TUMBLING).aggregate(count_distinct(0), count().alias("n"))
+    assert {row[3:] for row in counts.execute_and_collect()} == {(1, 3), (1, 4)}
+
+
+def test_running_sums_of_columns_arrive_as_those_of_rows(env):
+    sums = columns(env).key_by("k").sum("v").execute_and_collect()
+    totals = {}
+    expected = []
+    for i in range(100):
+        first = totals.setdefault(i % 3, [0, i * 100])
+        first[0] += i
+        expected.append((i % 3, *first))
+    assert list(sums) == expected
+
+
+def test_built_in_aggregates_need_a_key_and_a_field(env):
+    with pytest.raises(ProgramError, match="keyed windows"):
+        columns(env).window_all(TUMBLING).aggregate(count())
+    with pytest.raises(ProgramError, match=r"sum\(None\)"):
+        sum_(None)

@@ -1,0 +1,225 @@
+"""Every stateful operator three ways: straight; with a crash behind each mark; restored at another parallelism.
+
+The results up to a mark and those after the restore from it are, as a multiset, those of the undisturbed run: nothing
+lost, nothing twice. Watermarks are not part of state: sources send them again after a restore, and so does this driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+
+from engine.core import user_code
+from engine.core.clock import ManualClock
+from engine.core.records import rows_of
+from engine.operators import base
+from engine.state.key_groups import key_group_of, subtask_of_key_group
+from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.restore_cases import CASES, MARK, Case, Rows, ToAll, Wait, Watermark
+
+MAX_PARALLELISM = 128
+FULL, INCREMENTAL = {}, {"execution.checkpointing.incremental": "true"}
+#: name → configuration, whether parts that keep files give them
+#: Where a record without a key goes is not decided by its key.
+DEALT_OUT = ("broadcast", "words counted ahead")
+ROCKSDB = {"state.backend.type": "rocksdb"}
+WAYS = {
+    "full": (FULL, False),
+    "incremental": (INCREMENTAL, False),
+    "rocksdb": (ROCKSDB, True),
+    "rocksdb, canonical": (ROCKSDB, False),
+}
+
+
+def subtask_of(key, parallelism: int) -> int:
+    return subtask_of_key_group(key_group_of(key, MAX_PARALLELISM), parallelism, MAX_PARALLELISM)
+
+
+def travelled(spec):
+    """As in a job: each subtask has functions of its own."""
+    return user_code.loads(user_code.dumps(spec, "spec"))
+
+
+class Run:
+    """All subtasks of one operator chain, through one or more lives."""
+
+    def __init__(self, case: Case, config: dict[str, str], folder: str | None) -> None:
+        self.case = case
+        self.config = config
+        self.folder = folder
+        self.clock = ManualClock(1000)
+        self.results: Counter[str] = Counter()
+        self.harnesses: list[OperatorHarness] = []
+        self.snapshots = None
+        self.num_marks = 0
+        self.num_deltas = 0
+        self.watermark_ms: int | None = None
+        self._open = contextlib.ExitStack()
+
+    def start(self, parallelism: int) -> None:
+        self._open.close()
+        self.harnesses = [
+            OperatorHarness(
+                *map(travelled, self.case.specs),
+                subtask_index=index,
+                parallelism=parallelism,
+                clock=self.clock,
+                config=self.config,
+                restored=self.snapshots,
+            )
+            for index in range(parallelism)
+        ]
+        for harness in self.harnesses:
+            self._open.enter_context(harness)
+        if self.watermark_ms is not None:
+            for harness in self.harnesses:
+                harness.watermark(self.watermark_ms)
+
+    def play(self, steps: Iterable) -> None:
+        for step in steps:
+            match step:
+                case Rows():
+                    self._send(step)
+                case Watermark(time_ms):
+                    self.watermark_ms = time_ms
+                    for harness in self.harnesses:
+                        harness.watermark(time_ms)
+                case Wait(millis):
+                    for _ in range(millis):
+                        self.clock.advance(1)
+                        for harness in self.harnesses:
+                            while (due := harness.head.next_timer_ms()) is not None and due <= self.clock.now_ms():
+                                harness.head.on_timer(self.clock.now_ms())
+                case _:
+                    self._mark()
+
+    def _send(self, step: Rows) -> None:
+        key_of = self.case.keys[step.input_index]
+        parallelism = len(self.harnesses)
+        stamps = step.stamps or [None] * len(step.rows)
+        for index, harness in enumerate(self.harnesses):
+            mine = [
+                (row, stamp)
+                for row, stamp in zip(step.rows, stamps, strict=True)
+                if key_of is ToAll
+                or subtask_of_key_group(key_group_of(key_of(row), MAX_PARALLELISM), parallelism, MAX_PARALLELISM)
+                == index
+            ]
+            if mine:
+                stamped = None if step.stamps is None else [stamp for _, stamp in mine]
+                harness.process([row for row, _ in mine], stamped, input_index=step.input_index)
+
+    def _mark(self) -> None:
+        self.num_marks += 1
+        former = self.snapshots if self.snapshots and len(self.snapshots) == len(self.harnesses) else None
+        self.snapshots = [
+            harness.snapshot(self.num_marks, since=former[index] if former else None, folder=self.folder)
+            for index, harness in enumerate(self.harnesses)
+        ]
+        self.num_deltas += sum(snapshot.num_deltas for snapshot in self.snapshots)
+        self.take()
+
+    def take(self) -> None:
+        """What has been emitted counts."""
+        for harness in self.harnesses:
+            output = harness.output
+            for name, batches in [("", output.batches), *output.side.items()]:
+                for batch in map(rows_of, batches):
+                    stamps = batch.timestamps_ms or [None] * len(batch.rows)
+                    for row, stamp in zip(batch.rows, stamps, strict=True):
+                        self.results[f"{name} {row!r} at {stamp}"] += 1
+            output.batches, output.side = [], {}
+
+    def finish(self) -> Counter[str]:
+        for harness in self.harnesses:
+            harness.end()
+        self.take()
+        self._open.close()
+        return self.results
+
+
+def straight(case: Case) -> Counter[str]:
+    run = Run(case, FULL, None)
+    run.start(1)
+    run.play(step for step in case.script if step is not MARK or "pre-agg" in str(case.specs))
+    return run.finish()
+
+
+def crashing(case: Case, way: str, parallelisms: list[int], folder: str) -> tuple[Counter[str], Run]:
+    """Crash after each mark, when some of what follows has been processed, and restore."""
+    config, keeps_files = WAYS[way]
+    run = Run(case, config, folder if keeps_files else None)
+    run.start(parallelisms[0])
+    script = case.script
+    marks = [index for index, step in enumerate(script) if step is MARK]
+    begin = 0
+    for number, mark in enumerate(marks, 1):
+        run.play(script[begin : mark + 1])
+        begin = mark + 1
+        watermark_ms, now_ms = run.watermark_ms, run.clock.now_ms()
+        doomed = [step for step in script[begin : begin + 2] if step is not MARK and not isinstance(step, Wait)]
+        run.play(doomed)  # its results and its state go down with the crash
+        assert run.clock.now_ms() == now_ms
+        run.watermark_ms = watermark_ms
+        run.start(parallelisms[number % len(parallelisms)])
+    run.play(script[begin:])
+    return run.finish(), run
+
+
+@pytest.mark.parametrize("way", ["full", "incremental"])
+@pytest.mark.parametrize("name", CASES)
+def test_results_after_a_crash_behind_each_mark_are_those_of_an_undisturbed_run(name, way, tmp_path):
+    case = CASES[name]()
+    golden = straight(case)
+    results, _ = crashing(CASES[name](), way, [1], str(tmp_path))
+    assert results == golden
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in DEALT_OUT])
+def test_results_are_the_same_when_the_parallelism_changes_at_each_restore(name, way, tmp_path):
+    golden = straight(CASES[name]())
+    parallelisms = [1, 2] if way.startswith("rocksdb") else [1, 3, 2]
+    results, _ = crashing(CASES[name](), way, parallelisms, str(tmp_path))
+    assert results == golden
+
+
+def test_increments_are_taken_where_nothing_crashes_in_between(tmp_path):
+    """A restored part begins with a full snapshot; this is the case of several increments in a row."""
+    case = CASES["process"]()
+    run = Run(case, INCREMENTAL, None)
+    run.start(1)
+    wide = [Rows([(f"key {n}", n) for n in range(400)], list(range(1, 401)))]
+    script = [*wide, MARK, *case.script]
+    last = max(index for index, step in enumerate(script) if step is MARK)
+    run.play(script[: last + 1])
+    assert run.num_deltas >= 8
+    assert len(run.snapshots[0].layers[0]["keyed"]) > 3
+    run.start(2)
+    run.play(script[last + 1 :])
+    golden = Run(CASES["process"](), FULL, None)
+    golden.start(1)
+    golden.play(step for step in script if step is not MARK)
+    assert run.finish() == golden.finish()
+
+
+def _subclasses(kind: type) -> list[type]:
+    return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
+
+
+def test_every_operator_of_a_batch_job_says_that_it_is_not_checkpointed():
+    for name in ("batch_co_group", "batch_group", "batch_join", "batch_reduce", "batch_sort", "iteration"):
+        importlib.import_module(f"engine.operators.{name}")
+    stateless = {"PassSpec"}
+    batch = [
+        kind
+        for kind in _subclasses(base.OperatorSpec)
+        if ".batch_" in kind.__module__ or ".iteration" in kind.__module__
+    ]
+    assert len(batch) > 8
+    silent = [kind.__name__ for kind in batch if not kind.not_checkpointed and kind.__name__ not in stateless]
+    assert silent == []

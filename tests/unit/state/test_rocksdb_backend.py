@@ -1,0 +1,227 @@
+"""What only the rocksdb backend has: files, memory that stays in its limit, rows. The rest: ``tests/contract``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from engine.core.clock import ManualClock
+from engine.core.errors import ProgramError
+from engine.state.descriptors import (
+    ListStateDescriptor,
+    MapStateDescriptor,
+    ReducingStateDescriptor,
+    StateTtlConfig,
+    ValueStateDescriptor,
+)
+from engine.state.key_groups import key_group_of
+from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+from engine.time.watermarks import Duration
+
+VALUE = ValueStateDescriptor("value")
+LIST = ListStateDescriptor("list")
+MAP = MapStateDescriptor("map")
+MEMORY_BYTES = 24 << 20
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def make(session="s", clock=None, memory_bytes=0):
+        folder = str(tmp_path / f"db-{len(made)}")
+        backend = RocksDBKeyedStateBackend(
+            clock or ManualClock(), 128, folder=folder, memory_bytes=memory_bytes, session=session
+        )
+        made.append(backend)
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+def fill(backend, keys, value="v"):
+    values, elements, entries = backend.value_state(VALUE), backend.list_state(LIST), backend.map_state(MAP)
+    for key in keys:
+        backend.set_current_key(key)
+        values.update((key, value))
+        elements.add_all([key, value])
+        entries.put(key, value)
+        entries.put("other", value)
+
+
+def contents(backend):
+    values, elements, entries = backend.value_state(VALUE), backend.list_state(LIST), backend.map_state(MAP)
+    found = {}
+    for key in backend.keys("value"):
+        backend.set_current_key(key)
+        found[key] = (values.value(), elements.get(), sorted(entries.items(), key=str))
+    return found
+
+
+def test_files_are_restored_by_the_next_attempt_and_at_any_parallelism(make, tmp_path):
+    first = make("first")
+    fill(first, range(300))
+    expected = contents(first)
+    first.freeze(str(tmp_path / "chk"))
+    fill(first, range(100, 400), "after the checkpoint")
+    halves = []
+    for number, groups in enumerate((range(50), range(50, 128))):
+        shutil.copytree(tmp_path / "chk", tmp_path / f"copy-{number}")
+        half = make(f"half-{number}")
+        half.restore_files(str(tmp_path / f"copy-{number}"), groups)
+        assert contents(half) == {key: found for key, found in expected.items() if key_group_of(key, 128) in groups}
+        half.freeze(str(tmp_path / f"chk-{number}"))
+        halves.append((str(tmp_path / f"chk-{number}"), groups))
+    whole = make("whole")
+    for folder, groups in halves:
+        whole.restore_files(folder, groups)
+    assert contents(whole) == expected
+    fill(whole, range(5), "appended")  # behind what the former subtasks appended
+    whole.set_current_key(3)
+    assert whole.list_state(LIST).get() == [3, "v", 3, "appended"]
+
+
+def test_a_file_name_in_checkpoints_never_means_two_contents(make, tmp_path):
+    first = make("first")
+    fill(first, range(50))
+    first.freeze(str(tmp_path / "1"))
+    tables = {name for name in os.listdir(tmp_path / "1") if not first.is_mutable(name)}
+    assert tables
+    assert {name for name in os.listdir(tmp_path / "1") if name.startswith(("CURRENT", "MANIFEST"))} <= {
+        name for name in os.listdir(tmp_path / "1") if first.is_mutable(name)
+    }
+    # Two attempts go on from the same checkpoint with different records; the second does not know of the first.
+    later = []
+    for attempt in ("second", "third"):
+        shutil.copytree(tmp_path / "1", tmp_path / f"for {attempt}")
+        backend = make(attempt)
+        backend.restore_files(str(tmp_path / f"for {attempt}"), range(128))
+        fill(backend, range(50, 60), attempt)
+        backend.freeze(str(tmp_path / attempt))
+        names = {name for name in os.listdir(tmp_path / attempt) if not backend.is_mutable(name)}
+        assert tables < names  # an increment: the old files under their old names
+        later.append(names - tables)
+    assert not later[0] & later[1]
+
+
+def test_chunks_are_of_the_state_as_of_the_last_freeze(make, tmp_path):
+    backend = make()
+    fill(backend, range(10))
+    expected = contents(backend)
+    backend.freeze(str(tmp_path / "1"))
+    chunks = backend.snapshot(range(128))
+    fill(backend, range(20), "later")
+    restored = make()
+    restored.restore(dict(chunks))
+    assert contents(restored) == expected
+
+
+def test_appending_to_a_long_list_writes_the_new_elements_only(make):
+    backend = make()
+    state = backend.list_state(LIST)
+    written = []
+    put_all = backend._put_all
+    backend._put_all = lambda rows: put_all(
+        [(written.append(len(value or b"")), (key, value))[1] for key, value in rows]
+    )
+    backend.set_current_key("k")
+    elements = [f"element {number}" for number in range(20_000)]
+    for element in elements:
+        state.add(element)
+    backend._cache.write_out()
+    assert sum(written) < 2 * sum(map(len, elements))
+    assert state.get() == elements
+    assert len(state.get()) == 20_000
+
+
+def test_a_list_in_many_rows_is_written_as_one_when_it_was_read(make):
+    backend = make()
+    state = backend.list_state(LIST)
+    for number in range(40):
+        backend.set_current_key("k")
+        state.add(number)
+        backend._cache.write_out()
+        backend._cache.clear()
+    backend.set_current_key("k")
+    assert state.get() == list(range(40))
+    backend._cache.write_out()
+    assert backend.list_rows((backend._tables["list"], None, "k")) == (list(range(40)), 1)
+
+
+def test_expired_rows_leave_the_disk_though_nobody_asks_for_them(make):
+    clock = ManualClock(1000)
+    backend = make(clock=clock)
+    descriptor = ReducingStateDescriptor("sum", lambda a, b: a + b)
+    descriptor.enable_time_to_live(StateTtlConfig.new_builder(Duration.of_millis(10)).build())
+    state = backend.reducing_state(descriptor)
+    for number in range(3000):
+        backend.set_current_key(number)
+        state.add(1)
+    backend._cache.write_out()
+    clock.advance(20)
+    for number in range(1000):
+        backend.set_current_key(("new", number))
+        state.add(1)
+    backend._cache.write_out()
+    assert len(list(backend.keys("sum"))) == 1000
+
+
+def test_a_missing_list_of_states_is_noticed(make, tmp_path):
+    backend = make()
+    fill(backend, range(3))
+    backend._cache.write_out()
+    backend._rocksdict.Checkpoint(backend._db).create_checkpoint(str(tmp_path / "bare"))
+    with pytest.raises(ProgramError, match="not whole: the list of states is missing"):
+        make().restore_files(str(tmp_path / "bare"), range(128))
+
+
+FOUR_TIMES_ITS_MEMORY = """
+import os, sys, psutil
+from engine.core.clock import ManualClock
+from engine.state.descriptors import ListStateDescriptor, ValueStateDescriptor
+from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+
+folder, memory_bytes = sys.argv[1], int(sys.argv[2])
+backend = RocksDBKeyedStateBackend(ManualClock(), 128, folder=folder, memory_bytes=memory_bytes, session="s")
+values = backend.value_state(ValueStateDescriptor("v"))
+lists = backend.list_state(ListStateDescriptor("l"))
+backend.set_current_key("warm up")
+values.update(b"")
+process = psutil.Process()
+before = peak = process.memory_info().rss
+num_keys = 4 * memory_bytes // 3000
+for number in range(num_keys):
+    backend.set_current_key(number)
+    values.update(os.urandom(2000))
+    backend.set_current_key(number % 100)
+    lists.add(os.urandom(1000))
+    if number % 500 == 0:
+        peak = max(peak, process.memory_info().rss)
+for number in range(0, num_keys, 5):
+    backend.set_current_key(number)
+    assert len(values.value()) == 2000
+    if number % 500 == 0:
+        peak = max(peak, process.memory_info().rss)
+size = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
+print(size, peak - before)
+"""
+
+
+def test_state_four_times_as_large_as_its_memory_stays_within_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_TIMES_ITS_MEMORY, str(tmp_path / "db"), str(MEMORY_BYTES)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    size_bytes, grown_bytes = map(int, done.stdout.split())
+    assert size_bytes > 3 * MEMORY_BYTES  # the rest is in the write buffers
+    assert grown_bytes < MEMORY_BYTES, f"grew by {grown_bytes >> 20} MB"

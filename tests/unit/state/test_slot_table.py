@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+import os
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.state import slot_kernels as kernels
+from engine.state.key_groups import key_group_of
+from engine.state.paged_array import PagedArray, zeros
+from engine.state.parts import DeltaPart
+from engine.state.slot_state import SlotState
+from engine.state.slot_table import SlotTable
+
+NUMBER_OR_NULL = st.one_of(st.none(), st.integers(0, 5))
+TEXT_OR_NULL = st.one_of(st.none(), st.text(max_size=3))
+INT64 = st.integers(-(2**63), 2**63 - 1)
+KEYS = {
+    "int64": (pa.int64(), st.one_of(st.integers(0, 9), INT64)),
+    "uint64": (pa.uint64(), st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1))),
+    "int8": (pa.int8(), st.integers(-128, 127)),
+    "bool": (pa.bool_(), st.booleans()),
+    "float": (pa.float64(), st.one_of(st.sampled_from([0.0, -0.0, math.nan, math.inf]), st.floats())),
+    "text": (pa.string(), st.one_of(st.sampled_from(["", "a", "aaaaaaaa", "aaaaaaaab"]), st.text(max_size=20))),
+    "large text": (pa.large_string(), st.text(max_size=3)),
+    "bytes": (pa.binary(), st.binary(max_size=20)),
+    "decimal": (pa.decimal128(12, 2), st.integers(-(10**11), 10**11).map(lambda n: decimal.Decimal(n).scaleb(-2))),
+    "timestamp": (pa.timestamp("us"), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1))),
+    "date": (pa.date32(), st.dates()),
+}
+
+
+def plain(value):
+    """The key as a dict would know it: all NaN one, both zeros one."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else value + 0.0
+    return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_slots_are_those_that_a_dict_would_give(kind):
+    arrow, values = KEYS[kind]
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.lists(st.one_of(st.none(), values), max_size=30), max_size=4))
+    def check(batches):
+        table = SlotTable([arrow])
+        slot_of_key = {}
+        for batch in batches:
+            slots, first = table.find([pa.array(batch, arrow)])
+            for row in first.tolist():
+                assert plain(batch[row]) not in slot_of_key
+            for key, slot in zip(batch, slots.tolist(), strict=True):
+                assert slot_of_key.setdefault(plain(key), slot) == slot
+        assert sorted(slot_of_key.values()) == list(range(table.num_slots))
+        kept = table.keys_of(np.arange(table.num_slots))[0].to_pylist()
+        assert {plain(key): slot for slot, key in enumerate(kept)} == slot_of_key
+
+    check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 5)), st.one_of(st.none(), st.text(max_size=3)), st.floats()))
+)
+def test_keys_of_several_columns_keep_their_nulls_apart(keys):
+    kinds = [pa.int64(), pa.string(), pa.float64()]
+    table = SlotTable(kinds)
+    columns = [pa.array([key[i] for key in keys], kind) for i, kind in enumerate(kinds)]
+    expected, _ = kernels.find_slots_slow(map(plain, keys), {})
+    assert table.slots_of(columns).tolist() == expected
+    assert [plain(key) for key in zip(*(c.to_pylist() for c in table.keys_of(np.arange(table.num_slots))))] == list(
+        dict.fromkeys(map(plain, keys))
+    )
+
+
+@pytest.mark.parametrize("kind", ["int", "text", "lanes"])
+def test_the_index_grows_bit_by_bit_and_loses_no_key(kind):
+    numbers = np.random.default_rng(5).integers(0, 60_000, 200_000)
+    column = pa.array(numbers)
+    columns = {"int": [column], "text": [column.cast(pa.string())], "lanes": [column, column]}[kind]
+    table = SlotTable([c.type for c in columns])
+    slot_of_key = {}
+    for start in range(0, numbers.size, 777):
+        slots = table.slots_of([c.slice(start, 777) for c in columns])
+        expected, _ = kernels.find_slots_slow(numbers[start : start + 777].tolist(), slot_of_key)
+        assert slots.tolist() == expected
+    assert table.num_slots == len(slot_of_key)
+
+
+def test_a_count_state_of_numbers_takes_at_most_24_bytes_a_key_beside_the_key():
+    table, counts = SlotTable([pa.int64()]), PagedArray(np.int64)
+    worst = 0.0
+    for start in range(0, 3_000_000, 50_000):
+        table.slots_of([pa.array(np.arange(start, start + 50_000))])
+        counts.reserve(table.num_slots)
+        if table.num_slots > 500_000:
+            worst = max(worst, (table.nbytes + counts.nbytes) / table.num_slots - 8)
+    assert worst <= 24
+
+
+def test_compact_renumbers_the_slots_that_stay():
+    for column in (pa.array(["a", None, "b", "c"]), pa.array([1, None, 2, 3])):
+        table = SlotTable([column.type])
+        slots = table.slots_of([column])
+        kept = np.sort(slots[[0, 1, 3]])
+        expected = [table.keys_of(kept[i : i + 1])[0][0].as_py() for i in range(3)]
+        table.compact(kept)
+        assert table.num_slots == 3
+        assert table.keys_of(np.arange(3))[0].to_pylist() == expected
+
+
+def test_arrays_grow_in_place_and_new_entries_are_zero():
+    array = PagedArray(np.int64, 2)
+    for size in (1, 100, 70_000, 600_000, 700_000):
+        before = array.capacity
+        array.reserve(size)
+        assert not array.array[before:].any()
+        array.array[size - 1] = size, -size
+    assert [array.array[size - 1].tolist() for size in (1, 100, 70_000)] == [[1, -1], [100, -100], [70_000, -70_000]]
+    assert not zeros(1 << 20, np.int32).any()
+
+
+# --- state as a part of checkpoints -----------------------------------------------------------------------------------
+
+KINDS = [pa.string()]
+COLUMNS = {"sum": pa.int64(), "name": pa.string(), "at": pa.timestamp("ms"), "flag": pa.bool_()}
+
+
+def state_of(rows=()):
+    state = SlotState(128, is_tuple=False)
+    state.define(KINDS, COLUMNS)
+    put(state, rows)
+    return state
+
+
+def put(state, rows):
+    if not rows:
+        return
+    slots, _ = state.find([pa.array([row[0] for row in rows], pa.string())])
+    for i, (name, kind) in enumerate(COLUMNS.items(), 1):
+        state.columns[name].put(slots, pa.array([row[i] for row in rows], kind))
+    state.mark(slots)
+
+
+def rows_of(state):
+    if state.table is None:
+        return {}
+    slots = np.arange(state.num_slots)
+    columns = [*state.table.keys_of(slots), *(column.get(slots) for column in state.columns.values())]
+    return {row[0]: row[1:] for row in zip(*(column.to_pylist() for column in columns), strict=True)}
+
+
+def row(key, number):
+    at = None if number % 3 == 0 else dt.datetime(2020, 1, 1) + dt.timedelta(milliseconds=number)
+    return key, number, f"n{number}", at, None if number % 5 == 0 else number % 2 == 0
+
+
+def test_a_snapshot_is_cut_by_key_group_and_restores_elsewhere():
+    state = state_of([row(f"k{i}", i) for i in range(500)] + [row(None, 7)])
+    chunks = state.snapshot(range(128))
+    halves = [SlotState(128, is_tuple=False) for _ in range(2)]
+    for i, half in enumerate(halves):
+        half.restore({group: chunk for group, chunk in chunks.items() if group % 2 == i})
+        assert all(key_group_of(key, 128) % 2 == i for key in rows_of(half))
+    assert {**rows_of(halves[0]), **rows_of(halves[1])} == rows_of(state)
+    assert set(state.snapshot([3, 4])) <= {3, 4}
+
+
+def test_an_increment_has_what_changed_since_its_base_and_no_more_than_that():
+    state = state_of([row(f"k{i}", i) for i in range(4000)])
+    assert isinstance(state, DeltaPart)
+    assert state.snapshot_delta(range(128), 1) is None  # no such base
+    full = state.snapshot(range(128))
+    state.begin_epoch(1)
+    put(state, [row("k5", 50)])
+    first = state.snapshot_delta(range(128), 1)
+    state.begin_epoch(2)
+    put(state, [row("new", 60)])
+    both = state.snapshot_delta(range(128), 1)
+    assert sum(map(len, both.values())) < sum(map(len, full.values())) / 4
+    for layers in ([full, first, state.snapshot_delta(range(128), 2)], [full, both]):
+        restored = SlotState(128, is_tuple=False)
+        for layer in layers:
+            restored.restore(layer)
+        assert rows_of(restored) == rows_of(state)
+    state.forget_epochs(2)
+    assert state.snapshot_delta(range(128), 1) is None
+
+
+def test_a_snapshot_in_a_forked_child_does_not_see_what_comes_after(tmp_path):
+    state = state_of([row(f"k{i}", i) for i in range(100)])
+    before = rows_of(state)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(reader, 1)
+            (tmp_path / "chunks").write_bytes(pickle.dumps(state.snapshot(range(128))))
+        finally:
+            os._exit(0)
+    put(state, [row(f"k{i}", 999) for i in range(100)])
+    os.write(writer, b"x")
+    os.waitpid(child, 0)
+    restored = SlotState(128, is_tuple=False)
+    restored.restore(pickle.loads((tmp_path / "chunks").read_bytes()))
+    assert rows_of(restored) == before
