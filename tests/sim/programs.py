@@ -235,7 +235,8 @@ class _Disturb(Operator):
         disturbance = world.parts["disturbance"]
         if self._one_attempt:
             for attempt, _, _ in rows_of(batch).rows:
-                _say_fencing("records", attempt, self._attempt)
+                if attempt > self._attempt or not world.parts["keeps records"]:
+                    _say_fencing("records", attempt, self._attempt)
         if disturbance.poisons and self._rng.random() < 0.2:
             disturbance.poisons -= 1
             world.tell(self._slot.name, "FAULT", "a user function raises")
