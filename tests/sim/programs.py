@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from engine.connectors.file_sinks import TextFileSinkSpec
+from engine.core import plain_pickle
 from engine.core.config import Configuration
 from engine.core.errors import ExternalError
 from engine.core.ids import JobID
@@ -35,7 +36,6 @@ from engine.operators.base import (
 from engine.operators.functions import RuntimeContext
 from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import KeyedProcessFunction
-from engine.rpc import codec
 from engine.state.descriptors import ListStateDescriptor, ValueStateDescriptor
 from tests.sim.world import SimulationError, current
 
@@ -235,7 +235,8 @@ class _Disturb(Operator):
         disturbance = world.parts["disturbance"]
         if self._one_attempt:
             for attempt, _, _ in rows_of(batch).rows:
-                _say_fencing("records", attempt, self._attempt)
+                if attempt > self._attempt or not world.parts["keeps records"]:
+                    _say_fencing("records", attempt, self._attempt)
         if disturbance.poisons and self._rng.random() < 0.2:
             disturbance.poisons -= 1
             world.tell(self._slot.name, "FAULT", "a user function raises")
@@ -399,7 +400,7 @@ def simulated_classes_may_travel() -> Iterator[None]:
     patched: list[tuple[Any, str, Any]] = [
         (chaining, "dumps", lambda obj, what: pickle.dumps(obj, 5)),
         (chaining, "_EnginePickler", pickle.Pickler),
-        (codec, "_DATA_LAYERS", (*codec._DATA_LAYERS, "tests.sim.")),
+        (plain_pickle, "_DATA_LAYERS", (*plain_pickle._DATA_LAYERS, "tests.sim.")),
     ]
     before = [getattr(module, name) for module, name, _ in patched]
     try:

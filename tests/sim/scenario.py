@@ -119,6 +119,10 @@ class Simulation:
             "execution.checkpointing.incremental": rng.choice(("true", "false")),
             "execution.checkpointing.data-inline-threshold": rng.choice(("0", "20 kb")),
         }
+        if rng.random() < 0.3:
+            self.checkpoint_config["execution.checkpointing.unaligned.enabled"] = "true"
+            self.checkpoint_config["execution.checkpointing.max-concurrent-checkpoints"] = "1"
+            self.checkpoint_config["execution.checkpointing.aligned-checkpoint-timeout"] = rng.choice(("0 ms", "20 ms"))
         if rng.random() < 0.8:
             self.checkpoint_config["execution.checkpointing.dir"] = CHECKPOINTS
 
@@ -178,6 +182,8 @@ class Simulation:
         world, cluster = self.world, self.cluster
         world.parts["ledger"] = self.ledger = Ledger()
         world.parts["disturbance"] = Disturbance()
+        #: Records that a checkpoint found under way come again in a later attempt.
+        world.parts["keeps records"] = "execution.checkpointing.unaligned.enabled" in self.checkpoint_config
         world.tell("seed", "begins", f"{self.seed}: {self.programs} on {self.num_taskmanagers} TaskManagers")
         self.taskmanager_config = Configuration(self.cluster_config)
         for _ in range(self.num_taskmanagers):
