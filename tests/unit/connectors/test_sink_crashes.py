@@ -354,7 +354,7 @@ def test_a_failed_job_keeps_what_a_durable_checkpoint_may_still_want_committed(p
     assert (texts(place), place.hidden()) == ([record(1)], [])
 
 
-def test_a_savepoint_of_a_job_without_checkpoints_is_committed_too(places):
+def test_a_savepoint_that_stops_a_job_without_checkpoints_is_committed(places):
     place = places()
     job = started(place, config={})
     job.harnesses[0].process([record(1)])
