@@ -89,6 +89,9 @@ class _StagedFiles(OperatorCoordinator):
         self._checkpointed: dict[int, tuple[Segment, ...]] = {}
         self._written_at: dict[int, dict[int, tuple[Segment, ...]]] = {}
         self._is_restored = False
+        #: A former attempt, which had what the checkpoint has, began to publish: some files are in their place.
+        self._resumes = False
+        self._num_files = 0
         self._published: list[str] = []
 
     def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
@@ -102,7 +105,9 @@ class _StagedFiles(OperatorCoordinator):
         self._is_needed = self._takes_checkpoints or self._is_restored
         self._fs: FileSystem = file_system_of(self._path)
         self._staging = staging_folder(self._path, ctx.job_id)
-        found = self._fs.status(self._path)
+        self._num_files = ctx.parallelism
+        self._resume()
+        found = None if self._resumes else self._fs.status(self._path)
         if found is not None:
             if not self._overwrite:
                 raise OutputExistsError(
@@ -122,9 +127,30 @@ class _StagedFiles(OperatorCoordinator):
                 f"Output path {self._path} cannot be written: {error} Choose a place where the JobManager and the "
                 "TaskManagers may make files, or give them the right to."
             ) from error
+        if self._resumes:
+            return
         self._check_restored()
         if ctx.attempt_number > 0:
             self._remove_others(_paths(self._checkpointed))
+
+    @property
+    def _marker(self) -> str:
+        """A file that is there once publishing has begun; it says what is published."""
+        return f"{self._staging}/.publishing"
+
+    def _resume(self) -> None:
+        if not self._is_restored or self._fs.status(self._marker) is None:
+            return
+        with contextlib.closing(self._fs.open_read(self._marker)) as stream:
+            num_files, files = load_plain(stream.read())
+        if files == self._restored:
+            self._num_files, self._resumes = num_files, True
+
+    def _mark(self, files: Mapping[int, tuple[Segment, ...]]) -> None:
+        with contextlib.closing(self._fs.open_write(f"{self._marker}-new", overwrite=True)) as stream:
+            stream.write(dump_plain((self._num_files, dict(files))))
+            make_durable(stream)
+        self._fs.rename(f"{self._marker}-new", self._marker, overwrite=True)
 
     def _check_replaceable(self) -> None:
         """A folder is overwritten only if it looks like output of before: numbered files, nothing else but hidden."""
@@ -175,6 +201,8 @@ class _StagedFiles(OperatorCoordinator):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def _to_publish(self, outcome: JobOutcome) -> dict[int, tuple[Segment, ...]] | None:
+        if self._resumes:
+            return None if outcome is JobOutcome.FAILED else self._restored
         if outcome is JobOutcome.FINISHED:
             return _merged(self._restored, self._written)
         if outcome is JobOutcome.CANCELED and self._publish_on_cancel:
@@ -186,7 +214,7 @@ class _StagedFiles(OperatorCoordinator):
 
     def check_end(self, outcome: JobOutcome) -> None:
         files = self._to_publish(outcome) if self._started else None
-        if files is None:
+        if files is None or self._resumes:
             return
         for segment in _all(files):
             if self._fs.status(segment.path) is None:
@@ -216,9 +244,14 @@ class _StagedFiles(OperatorCoordinator):
         try:
             files = self._to_publish(outcome)
             if files is not None:
+                if self._is_needed:
+                    self._mark(files)
                 self._publish(files)
-        finally:
-            self._fs.delete(self._staging, recursive=True)
+        except Exception:
+            if not self._is_needed:
+                self._fs.delete(self._staging, recursive=True)
+            raise  # the next attempt publishes the rest
+        self._fs.delete(self._staging, recursive=True)
 
     def _find_files_of_killed_tasks(self) -> None:
         """A slot that had to be killed sent nothing; its last attempt's file ends with a whole line all the same."""
@@ -239,14 +272,14 @@ class _StagedFiles(OperatorCoordinator):
         complete = f"{staging}/complete"
         folded: dict[int, tuple[Segment, ...]] = {}
         for subtask, segments in sorted(files.items()):  # perhaps of a checkpoint that had more subtasks
-            folded[subtask % self.ctx.parallelism] = folded.get(subtask % self.ctx.parallelism, ()) + segments
+            folded[subtask % self._num_files] = folded.get(subtask % self._num_files, ()) + segments
         assembled = {subtask: self._assembled(subtask, segments) for subtask, segments in folded.items()}
         existing = fs.status(self._path)
-        if self.ctx.parallelism == 1:
+        if self._num_files == 1:
             if assembled:
                 if existing is not None and existing.is_dir:
                     fs.delete(self._path, recursive=True)
-                fs.rename(assembled[0], self._path, overwrite=self._overwrite)
+                self._move(assembled[0], self._path, overwrite=self._overwrite)
                 self._published.append(self._path)
             return
         if existing is not None and not existing.is_dir:
@@ -256,7 +289,7 @@ class _StagedFiles(OperatorCoordinator):
             # One rename shows the whole folder at once.
             fs.make_dirs(complete)
             for subtask, path in assembled.items():
-                fs.rename(path, f"{complete}/{subtask + 1}")
+                self._move(path, f"{complete}/{subtask + 1}")
             fs.rename(complete, self._path)
             self._published.append(self._path)
             return
@@ -265,14 +298,20 @@ class _StagedFiles(OperatorCoordinator):
             if name.isdigit() and int(name) - 1 not in assembled:
                 fs.delete(child.path)
         for subtask, path in assembled.items():
-            fs.rename(path, f"{self._path}/{subtask + 1}", overwrite=True)
+            self._move(path, f"{self._path}/{subtask + 1}", overwrite=True)
             self._published.append(f"{self._path}/{subtask + 1}")
+
+    def _move(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        there = self._resumes and self._fs.status(target) is not None
+        if there and (not overwrite or self._fs.status(source) is None):
+            return  # a former attempt did it
+        self._fs.rename(source, target, overwrite=overwrite)
 
     def _assembled(self, subtask: int, segments: tuple[Segment, ...]) -> str:
         """Return the path of one file with exactly these segments, in their order."""
         if len(segments) == 1:
             found = self._fs.status(segments[0].path)
-            if found is not None and found.size_bytes == segments[0].size_bytes:
+            if (found is None and self._resumes) or (found and found.size_bytes == segments[0].size_bytes):
                 return segments[0].path
         path = f"{self._staging}/whole-{subtask + 1}"
         with contextlib.closing(self._fs.open_write(path, overwrite=True)) as target:

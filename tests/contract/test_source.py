@@ -19,14 +19,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.connectors import csv_source, file_splits, files
+from engine.connectors import column_generator as column_generator_module
+from engine.connectors import csv_source, file_splits, files, parquet_source
+from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.csv_source import DelimitedFileSource, SkipFirstLineSource
 from engine.connectors.files import TextFileSource
 from engine.connectors.generator import DataGeneratorSpec, deal_lanes
+from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource
 from engine.connectors.source import Source, SourceSpec
 from engine.core.clock import ManualClock
@@ -157,6 +162,24 @@ def generator(folder) -> Case:
     return Case(DataGeneratorSpec(abs, 150), list(range(150)))
 
 
+def column_generator(folder) -> Case:
+    source = ColumnGeneratorSource(_doubled, 150)
+    return _of_source(source, [(2 * index,) for index in range(150)])
+
+
+def _doubled(indexes):
+    return {"n": indexes * 2}
+
+
+def parquet(folder) -> Case:
+    rows = [(i, f"text {i}") for i in range(130)]
+    for number in range(2):
+        own = rows[number::2]
+        table = pa.table({"n": [n for n, _ in own], "text": [text for _, text in own]})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=25)
+    return _of_source(ParquetSource((str(folder),)), rows, split_of=lambda _: lambda row: (row[0] % 2, row[0] // 50))
+
+
 class Counting(SourceFunction):
     def __init__(self, end: int) -> None:
         self.position = 0
@@ -198,6 +221,8 @@ SOURCES: dict[str, Callable[[Any], Case]] = {
     "sequence columnar": sequence_columnar,
     "collection": collection,
     "generator": generator,
+    "column generator": column_generator,
+    "parquet": parquet,
     "user function": user_function,
 }
 
@@ -265,6 +290,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(files, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(csv_source, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(file_splits, "SPLIT_BYTES_MIN", 300)
+    monkeypatch.setattr(column_generator_module, "_BLOCK", 16)
+    monkeypatch.setattr(parquet_source, "BATCH_ROWS_MAX", 10)
 
 
 @pytest.mark.parametrize("name", SOURCES)
