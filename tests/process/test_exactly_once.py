@@ -1,7 +1,7 @@
 """The promise itself: a keyed, windowed job over five million records, twenty faults, and files that are exact.
 
-Real processes throughout. The checkpoint folder is a small file system of the test's own (a mount in memory, so it needs
-root), which is filled up, or takes no new files, while the job writes to it.
+Real processes throughout. The checkpoint folder is a small file system of the test's own (a mount in memory, so it
+needs root), which is filled up, or takes no new files, while the job writes to it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Faults:
         filler.unlink()
 
     def refuse_files(self) -> None:
-        """The file system takes no new files for a while (a read-only remount is refused while one is being written)."""
+        """The file system takes no new files for a while; a read-only one is not to be had while files are open."""
         in_use = os.statvfs(self.checkpoints)
         self._remount(in_use.f_files - in_use.f_ffree)
         time.sleep(1)
@@ -207,7 +207,6 @@ def test_twenty_faults_leave_the_files_exact(cluster, checkpoints, tmp_path):
     print(f"seed {SEED}: {len(done)} faults: {', '.join(done)}")
     assert len(done) == FAULTS, f"the job was too short for the faults: {done}"
     seen, wanted = finished_lines(output), expected()
-    twice = {line: count for line, count in (seen - wanted).items()}
-    lost = {line: count for line, count in (wanted - seen).items()}
+    twice, lost = seen - wanted, wanted - seen
     assert not twice and not lost, f"seed {SEED}: {len(twice)} too many, {len(lost)} lost after {done}"  # noqa: PT018
     assert psutil.pid_exists(cluster.jobmanager.popen.pid)
