@@ -12,7 +12,7 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -20,6 +20,7 @@ from engine.core import user_code
 from engine.core.errors import ProgramError
 
 __all__ = [
+    "LazyChunks",
     "StateChunk",
     "StateHeader",
     "UnknownValue",
@@ -177,6 +178,24 @@ def _class_of_program(module: Any, name: str, qualname: str | None, tracker_id: 
         if is_named and qualname in (None, known.__qualname__):
             return known
     return None
+
+
+@final
+class LazyChunks(Mapping[int, bytes]):
+    """Chunks by key group that are made when they are asked for, each time anew."""
+
+    def __init__(self, groups: Mapping[int, Any], dump: Callable[[Any], bytes]) -> None:
+        self._groups = groups
+        self._dump = dump
+
+    def __getitem__(self, group: int) -> bytes:
+        return self._dump(self._groups[group])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
 
 # --- keyed state ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from engine.state.backend import (
     VOID,
 )
 from engine.state.changes import TableChanges
-from engine.state.chunks import StateChunk, dump_keyed, load_keyed
+from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -118,13 +118,16 @@ class HeapKeyedStateBackend(KeyedBackend):
         return sum(_about_how_many(table.spaces) for table in self._tables.values())
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return dict(self.lazy_snapshot(key_groups))
+
+    def lazy_snapshot(self, key_groups: Iterable[int]) -> LazyChunks:
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
         for name, table in self._tables.items():
             for namespace, cells in table.spaces.items():
                 self._sort_out(name, table, namespace, cells.items(), (wanted, groups, group_of_key), is_delta=False)
-        return {group: dump_keyed(states, self._owner) for group, states in groups.items()}
+        return LazyChunks(groups, lambda states: dump_keyed(states, self._owner))
 
     def _sort_out(
         self,

@@ -18,7 +18,7 @@ from typing import Protocol, final, runtime_checkable
 from engine.core.errors import ProgramError
 from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
 
-__all__ = ["DeltaPart", "FilePart", "KeyedPart", "OperatorStateRegistry", "RestoredState"]
+__all__ = ["DeltaPart", "FilePart", "KeyedPart", "LazyPart", "OperatorStateRegistry", "RestoredState"]
 
 
 @runtime_checkable
@@ -36,6 +36,15 @@ class KeyedPart(Protocol):
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         """Take up chunks before the first record. Called once for each layer, oldest first, and for the layers of
         several former subtasks one after the other; their key groups are disjoint."""
+        ...
+
+
+@runtime_checkable
+class LazyPart(KeyedPart, Protocol):
+    """A keyed part that may be large: in the forked child its chunks are made and written one by one."""
+
+    def lazy_snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
+        """As ``snapshot``, but a chunk is made when it is asked for: the state must not change until all were."""
         ...
 
 

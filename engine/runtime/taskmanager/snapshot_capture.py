@@ -33,7 +33,7 @@ from engine.protocol.checkpoint import (
 )
 from engine.runtime.taskmanager.snapshot_workers import Job, OnDone, SnapshotWorkers
 from engine.state.operator_state import OperatorStateStore, Redistribution
-from engine.state.parts import DeltaPart, FilePart, KeyedPart, OperatorStateRegistry
+from engine.state.parts import DeltaPart, FilePart, KeyedPart, LazyPart, OperatorStateRegistry
 
 __all__ = ["Consumer", "StateCapture", "StateTooLargeError", "TaskSnapshot"]
 
@@ -300,7 +300,12 @@ class StateCapture:
             delta = None
             if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
                 delta = part.snapshot_delta(self._key_groups, since)
-            yield Chunks(part.snapshot(self._key_groups)) if delta is None else Chunks(delta, is_delta=True)
+            if delta is not None:
+                yield Chunks(delta, is_delta=True)
+            elif isinstance(part, LazyPart):
+                yield Chunks(part.lazy_snapshot(self._key_groups))
+            else:
+                yield Chunks(part.snapshot(self._key_groups))
 
     def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], written: _Written) -> None:
         groups = self._key_groups
@@ -439,13 +444,16 @@ def _write(
     size = sum(map(len, lists.values()))
     try:
         for part in chunks:
-            size += part.size_bytes
-            if limits.must_fit and size > limits.inline_bytes_max:
-                raise StateTooLargeError(
-                    f"The state of a task has more than {limits.inline_bytes_max} bytes, which is what can be kept in "
-                    "the JobManager. Set execution.checkpointing.dir to a folder for it."
-                )
-            writer.add_layer(sorted(part.by_key_group.items()), is_delta=part.is_delta)
+            if limits.must_fit:
+                size += part.size_bytes
+                if size > limits.inline_bytes_max:
+                    raise StateTooLargeError(
+                        f"The state of a task has more than {limits.inline_bytes_max} bytes, which is what can be kept "
+                        "in the JobManager. Set execution.checkpointing.dir to a folder for it."
+                    )
+            # One chunk at a time: they may be made only now, and need not fit in memory together.
+            in_order = ((group, part.by_key_group[group]) for group in sorted(part.by_key_group))
+            writer.add_layer(in_order, is_delta=part.is_delta)
         return _Written(writer.finish(), handles)
     except BaseException:
         writer.abandon()
