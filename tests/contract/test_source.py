@@ -279,7 +279,7 @@ def phases_of(parallelisms: tuple[int, ...]) -> Any:
         Phase,
         num_rows=st.integers(0, 60),
         num_lost=st.integers(0, 30),
-        rows_max=st.integers(1, 20),
+        rows_max=st.integers(1, 6),
         parallelism=st.sampled_from(parallelisms),
     )
     return st.lists(phase, min_size=1, max_size=4)
@@ -287,7 +287,7 @@ def phases_of(parallelisms: tuple[int, ...]) -> Any:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 50)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 150)
     monkeypatch.setattr(csv_source, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(file_splits, "SPLIT_BYTES_MIN", 300)
     monkeypatch.setattr(column_generator_module, "_BLOCK", 16)

@@ -408,6 +408,21 @@ def test_two_sinks_of_a_job_do_not_sweep_each_other(places):
     assert texts(place) == [record(1)]
 
 
+def test_part_numbers_go_on_after_a_restart_at_any_parallelism(places):
+    place = places()
+    job = started(place, parallelism=2)
+    job.harnesses[0].process([record(1)])
+    job.complete()
+    job.harnesses[0].process([record(2)])
+    taken = job.complete()
+    job.kill()
+    job.start(taken, parallelism=3)
+    for subtask in range(3):
+        job.harnesses[subtask].process([record(subtask)])
+    job.complete()
+    assert sorted(place.visible()) == ["part-0-0", "part-0-1", "part-0-2", "part-1-2", "part-2-2"]
+
+
 def test_an_earlier_jobs_files_are_kept_and_committing_again_adds_nothing(places):
     place = places()
     with place.crashes.inner.open_write(f"{place.folder}/part-0-0") as stream:
