@@ -81,8 +81,6 @@ def _act(action: Action, words: list[str]) -> int:
     if parsed.has("help") or parsed.has("yarnhelp"):
         print(action_help(action))
         return 0
-    if action.missing:
-        raise ConfigError(f'"{action.name}" is not supported yet: {action.missing}.')
     try:
         config = _configuration(action, parsed)
         check_values(config)
@@ -105,6 +103,7 @@ def _handler(action: Action) -> Callable[[ParsedOptions, Configuration], int]:
         "stop": cli_savepoints.stop,
         "savepoint": cli_savepoints.savepoint,
         "checkpoint": cli_savepoints.checkpoint,
+        "modify": cli_savepoints.modify,
         "state": cli_state.state,
         "profile": cli_profile.profile,
     }

@@ -43,12 +43,12 @@ def action_help(action: Action) -> str:
 def general_help() -> str:
     """Return what ``flink -h`` prints."""
     head = "./flink <ACTION> [OPTIONS] [ARGUMENTS]\n\nThe following actions are available:\n"
-    return head + "\n" + "\n".join(action_help(action) for action in ACTIONS.values() if action.name != "modify")
+    return head + "\n" + "\n".join(action_help(action) for action in ACTIONS.values())
 
 
 def invalid_action(name: str) -> str:
     """Return what an unknown action prints, in Flink's words."""
-    names = [f'"{action}"' for action in ACTIONS if action != "modify"]
+    names = [f'"{action}"' for action in ACTIONS]
     return (
         f'"{name}" is not a valid action.\n\n'
         f"Valid actions are {', '.join(names[:-1])}, or {names[-1]}.\n\n"

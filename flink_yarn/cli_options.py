@@ -45,8 +45,6 @@ class Action:
     options: tuple[Option, ...]
     #: options end at the first word that is none, and the rest belongs to the program
     stops_at_program: bool = False
-    #: what is not there yet; the action answers with this and fails
-    missing: str = ""
 
 
 @dataclass(slots=True)
@@ -148,8 +146,8 @@ _RUN: Final[tuple[Option, ...]] = (
 _SAVEPOINT_TYPE: Final = Option("type", "type", "type", "canonical or native.")
 
 
-def _cluster_action(name: str, syntax: str, doc: str, *options: Option, missing: str = "") -> Action:
-    return Action(name, syntax, doc, (*options, _HELP, _VERBOSE, *_CLUSTER, *_YARN), missing=missing)
+def _cluster_action(name: str, syntax: str, doc: str, *options: Option) -> Action:
+    return Action(name, syntax, doc, (*options, _HELP, _VERBOSE, *_CLUSTER, *_YARN))
 
 
 #: Action name → action.
@@ -217,6 +215,12 @@ ACTIONS: Final[dict[str, Action]] = {
             "triggers a checkpoint of a job.",
             Option("full", "full", "", "A full checkpoint, not an incremental one."),
         ),
+        _cluster_action(
+            "modify",
+            "modify <job id> -p <parallelism>",
+            "lets a running job go on at another parallelism, through a checkpoint.",
+            Option("p", "parallelism", "newParallelism", "The new parallelism of all operators without their own."),
+        ),
         Action(
             "state",
             "state [OPTIONS] <savepoint or checkpoint>",
@@ -230,13 +234,6 @@ ACTIONS: Final[dict[str, Action]] = {
                 _HELP,
                 _VERBOSE,
             ),
-        ),
-        _cluster_action(
-            "modify",
-            "modify <job id> -p <parallelism>",
-            "changes the parallelism of a job: not supported yet.",
-            _PARALLELISM,
-            missing="rescaling comes later",
         ),
     )
 }

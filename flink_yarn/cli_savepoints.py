@@ -15,7 +15,7 @@ from engine.protocol.checkpoint import StopMode
 from flink_yarn.cli_options import ParsedOptions
 from flink_yarn.cli_rest import connect
 
-__all__ = ["cancel_with_savepoint", "checkpoint", "job_id_of", "path_for_cluster", "savepoint", "stop"]
+__all__ = ["cancel_with_savepoint", "checkpoint", "job_id_of", "modify", "path_for_cluster", "savepoint", "stop"]
 
 _POLL_S: Final = 0.1
 _FORMATS: Final = ("CANONICAL", "NATIVE")
@@ -122,6 +122,19 @@ def checkpoint(parsed: ParsedOptions, config: Configuration) -> int:
         pass
     print(f"Checkpoint{'(FULL)' if full else ''} {number} for job {job_id} completed.")
     print("You can resume your program from this checkpoint with the run command.")
+    return 0
+
+
+def modify(parsed: ParsedOptions, config: Configuration) -> int:
+    """Let a running job go on at another parallelism."""
+    job_id = job_id_of(parsed, "modify a job")
+    text = parsed.get("parallelism")
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"The new parallelism is {text!r}; expected -p with a whole number of at least 1.")
+    client = connect(config)
+    print(f"Modify job {job_id}.", flush=True)
+    client.rescale(job_id, int(text))
+    print(f"Rescaled job {job_id}. Its new parallelism is {int(text)}.")
     return 0
 
 

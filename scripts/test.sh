@@ -6,7 +6,8 @@ root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 cd "$root"
 
 missing=()
-command -v java >/dev/null || missing+=(openjdk-17-jre-headless)
+command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless) # headers, too: libhdfs is compiled
+command -v gcc >/dev/null || missing+=(gcc libc6-dev)
 command -v mvn >/dev/null || missing+=(maven)
 command -v chromium >/dev/null || missing+=(chromium)
 command -v chromedriver >/dev/null || missing+=(chromium-driver)
@@ -26,6 +27,7 @@ scripts/setup-venv.sh test
 export PATH="$root/.venv/bin:$PATH"
 if command -v java >/dev/null && command -v mvn >/dev/null; then
   python hadoop-docker/cluster.py install
+  python hadoop-docker/libhdfs.py >/dev/null || true # its tests say what is missing
 fi
 
 echo "ruff and mypy …"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, final
@@ -258,8 +259,10 @@ class JobClient:
     def collect_batches(self, operator_id: str) -> Iterator[list[Any]]:
         """Yield lists of rows of a collect sink until the job has ended.
 
-        A restart of the job before the first rows is not noticed. One after them cannot be hidden: without checkpoints
-        the rows begin anew, in an order of their own. Then the job is cancelled, for nobody fetches its rows any more.
+        A restart of the job before the first rows is not noticed, with checkpoints none is: rows are given when a
+        checkpoint has completed behind them, or the job has finished. Without checkpoints a restart after the first
+        rows cannot be hidden: they begin anew, in an order of their own. Then the job is cancelled, for nobody fetches
+        its rows any more.
 
         Raises: JobExecutionError, JobCancelledError when it did not end well, after the rows that it gave; also
             JobExecutionError when the job was restarted after rows were given.
@@ -284,10 +287,15 @@ class JobClient:
         return rows
 
     def _batches(self, operator_id: str) -> Iterator[list[Any] | None]:
-        """Yield lists of rows, and None when the job was restarted: all rows come again then."""
+        """Yield lists of rows, and None when the job was restarted and rows that were given come again.
+
+        With checkpoints a batch is held until it is committed: then it can neither come again nor differently.
+        """
         from engine.connectors.collect import FetchedResults, FetchResults
 
         version, offset, pause = "", 0, COLLECT_BACKOFF_FIRST_S
+        held: deque[tuple[int, bytes]] = deque()  # (number, pickled rows): not committed yet
+        given = 0  # batches before this number were given
         while True:
             answer = self._fetch(operator_id, FetchResults(version, offset))
             if answer is None:
@@ -299,22 +307,36 @@ class JobClient:
                 if answer.version != version:
                     is_first, version = version == "", answer.version
                     if not is_first:
-                        if offset > 0:
+                        kept = answer.committed or 0
+                        if given > kept:
                             yield None
-                        offset = 0
+                            given = 0
+                        held = deque((number, blob) for number, blob in held if number < kept)
+                        offset = min(offset, kept)
                         continue
                 for number, blob in enumerate(answer.blobs, answer.offset):
                     if number >= offset:
                         offset = number + 1
-                        yield pickle.loads(blob)
-                if answer.finished and self._access.outcome(self._job_id, pause) is not None:
+                        held.append((number, blob))
+                while held and (answer.committed is None or held[0][0] < answer.committed):
+                    number, blob = held.popleft()
+                    given = number + 1
+                    yield pickle.loads(blob)
+                if answer.finished and not held and self._access.outcome(self._job_id, pause) is not None:
                     break  # else it commits, or is about to be restarted
+                if answer.finished and held and self._is_over(pause):
+                    break  # what never was committed is not given
                 if answer.blobs:
                     pause = COLLECT_BACKOFF_FIRST_S
                     continue
                 time.sleep(pause)
             pause = min(pause * 1.5, COLLECT_BACKOFF_MAX_S)
         self.get_job_execution_result().result()
+
+    def _is_over(self, timeout_s: float) -> bool:
+        """Whether the job ended without a last commit."""
+        outcome = self._access.outcome(self._job_id, timeout_s)
+        return outcome is not None and outcome.status is not JobStatus.FINISHED
 
     def _fetch(self, operator_id: str, request: object) -> object | None:
         from engine.core.errors import JobNotFoundError

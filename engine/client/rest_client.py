@@ -240,6 +240,10 @@ class RestClient:
         operation = self._operation(f"/jobs/{job_id}/checkpoints/{trigger_id}", timeout_s)
         return None if operation is None else int(operation["checkpointId"])
 
+    def rescale(self, job_id: JobID, parallelism: int) -> None:
+        """Give all vertices that follow the job's default another parallelism; return when the job runs so."""
+        self._json("PUT", f"/jobs/{job_id}/resource-requirements", {"parallelism": parallelism})
+
     def trigger_disposal(self, path: str) -> str:
         return str(self._json("POST", "/savepoint-disposal", {"savepoint-path": path})["request-id"])
 

@@ -31,7 +31,8 @@ __all__ = [
 def running_sum_of_ints(slots: Any, values: Any, sum_of_slot: Any, after: Any) -> int:
     """Add each value to its slot's sum (int64) and write the sum after it; return the rows done.
 
-    Stops before a row whose sum would not fit into 64 bits. 100 M rows/s at a million slots, 500 M at ten thousand.
+    Stops before a row whose sum would not fit into 64 bits. 97-111 M rows/s at a million slots, 730 M at
+    ten thousand.
     """
     for row in range(slots.size):
         slot = slots[row]
@@ -58,7 +59,8 @@ def running_sum_of_floats(slots: Any, values: Any, sum_of_slot: Any, after: Any)
 
 @numba.njit(nogil=True, cache=True)
 def running_min(slots: Any, values: Any, min_of_slot: Any, after: Any) -> int:
-    """As Python's ``other if other < value else value``: a NaN that came first stays. 100-500 M rows/s."""
+    """As Python's ``other if other < value else value``: a NaN that came first stays. 150 M rows/s at a million
+    slots, 1300 M at ten thousand."""
     for row in range(slots.size):
         slot = slots[row]
         if values[row] < min_of_slot[slot]:
@@ -88,7 +90,7 @@ def panes_of_times(
     """Write the number of each row's pane; return (row reached, number of panes).
 
     ``times_ms`` int64; ``law``: (pane size, offset); ``starts``: int64, where each pane begins, by number; ``out``:
-    int32. Stops before a row of a new pane when ``starts`` is full. 300-800 M rows/s: neighbours mostly share a pane.
+    int32. Stops before a row of a new pane when ``starts`` is full. 670-1100 M rows/s: neighbours often share a pane.
     """
     size, offset = law
     pane = 0
@@ -113,7 +115,11 @@ def panes_of_times(
 
 @numba.njit(nogil=True, cache=True)
 def count_rows(rows: Any, slots: Any, acc: Any, begun_slots: Any, begun_rows: Any) -> int:
-    """Count rows by slot; list the slots whose count was 0, each with the row that came first; return how many."""
+    """Count rows by slot; list the slots whose count was 0, each with the row that came first; return how many.
+
+    70 M rows/s at a million slots, 550 M at ten thousand, four values a slot; the kernels below do
+    52-83 M and 370-600 M.
+    """
     begun = 0
     for i in range(rows.size):
         row = rows[i]

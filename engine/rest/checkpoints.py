@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -17,13 +16,12 @@ from engine.core.options import CheckpointingOptions
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo
 from engine.rest import checkpoint_views, views
-from engine.rest.context import BadRequest, NotFound, context_of, job_of
+from engine.rest.context import BadRequest, NotFound, context_of, job_of, json_body
 from engine.rest.operations import Operations
 from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
 
 __all__ = ["ROUTES"]
 
-BODY_MAX_BYTES: Final = 1 << 20
 _INCREMENTAL: Final = {"CONFIGURED": None, "FULL": False, "INCREMENTAL": True}
 
 
@@ -77,23 +75,6 @@ def _operations(request: Request) -> Operations:
     return operations
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > BODY_MAX_BYTES:
-            raise BadRequest(f"The body has more than {BODY_MAX_BYTES} bytes; expected a small JSON object.")
-    if not content.strip():
-        return {}
-    try:
-        decoded = json.loads(bytes(content))
-    except ValueError as error:
-        raise BadRequest(f"The body is not JSON: {error}") from None
-    if not isinstance(decoded, dict):
-        raise BadRequest(f"The body is a JSON {type(decoded).__name__}; expected an object.")
-    return decoded
-
-
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name, False)
     if value is not None and not isinstance(value, bool):
@@ -127,7 +108,7 @@ def _triggered(trigger_id: str) -> Response:
 
 async def trigger_checkpoint(request: Request) -> Response:
     job_id, gateway = job_of(request).job_graph.job_id, context_of(request).gateway
-    body = await _body(request)
+    body = await json_body(request)
     kind = str(body.get("checkpointType") or "CONFIGURED").upper()
     if kind not in _INCREMENTAL:
         raise BadRequest(f"checkpointType is {kind!r}; expected CONFIGURED, FULL or INCREMENTAL.")
@@ -143,7 +124,7 @@ async def trigger_checkpoint(request: Request) -> Response:
 
 async def trigger_savepoint(request: Request) -> Response:
     job_id = job_of(request).job_graph.job_id
-    body = await _body(request)
+    body = await json_body(request)
     _check_format(body)
     target, cancel = _target(request, body, "target-directory"), _flag(body, "cancel-job")
     return _trigger_savepoint(request, job_id, body, target, StopMode.NONE, cancel)
@@ -151,7 +132,7 @@ async def trigger_savepoint(request: Request) -> Response:
 
 async def stop_with_savepoint(request: Request) -> Response:
     job_id = job_of(request).job_graph.job_id
-    body = await _body(request)
+    body = await json_body(request)
     _check_format(body)
     stop = StopMode.DRAIN if _flag(body, "drain") else StopMode.SUSPEND
     return _trigger_savepoint(request, job_id, body, _target(request, body, "targetDirectory"), stop, False)
@@ -171,7 +152,7 @@ def _trigger_savepoint(
 
 
 async def dispose_savepoint(request: Request) -> Response:
-    body = await _body(request)
+    body = await json_body(request)
     path = body.get("savepoint-path")
     if not isinstance(path, str) or not path.strip():
         raise BadRequest("savepoint-path is missing; expected the folder of a savepoint.")

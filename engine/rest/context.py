@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 
@@ -23,8 +24,12 @@ __all__ = [
     "Unavailable",
     "context_of",
     "job_of",
+    "json_body",
     "vertex_of",
 ]
+
+
+BODY_MAX_BYTES: Final = 1 << 20
 
 
 class RestError(Exception):
@@ -125,3 +130,21 @@ def integer_parameter(request: Request, name: str, default: int, minimum: int) -
     if value < minimum:
         raise BadRequest(f"{name} is {text!r}; expected a whole number of at least {minimum}.")
     return value
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """Return the JSON object that is the body, {} without one. Raises BadRequest."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BODY_MAX_BYTES:
+            raise BadRequest(f"The body has more than {BODY_MAX_BYTES} bytes; expected a small JSON object.")
+    if not content.strip():
+        return {}
+    try:
+        decoded = json.loads(bytes(content))
+    except ValueError as error:
+        raise BadRequest(f"The body is not JSON: {error}") from None
+    if not isinstance(decoded, dict):
+        raise BadRequest(f"The body is a JSON {type(decoded).__name__}; expected an object.")
+    return decoded

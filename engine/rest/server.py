@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.core.errors import ConfigError, Domain, EngineError, JobNotFoundError
 from engine.core.options import RestOptions
-from engine.rest import checkpoints, cluster, jobs, profiling, programs, taskmanagers, vertices
+from engine.rest import checkpoints, cluster, jobs, profiling, programs, rescaling, taskmanagers, vertices
 from engine.rest.context import NotFound, RestContext, RestError
 from engine.rest.operations import Operations
 from engine.runtime.jobmanager.gateway import DispatcherGateway
@@ -64,6 +64,7 @@ def create_app(gateway: DispatcherGateway, *, upload_dir: str, python: str | Non
         *cluster.ROUTES,
         *jobs.ROUTES,
         *checkpoints.ROUTES,
+        *rescaling.ROUTES,
         *vertices.ROUTES,
         *profiling.ROUTES,
         *taskmanagers.ROUTES,

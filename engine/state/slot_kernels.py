@@ -84,7 +84,8 @@ def find_int_slots(
 
     ``keys``, ``key_of_slot``: int64; ``buckets``: (fresh, old); ``counts``: (slots in use, slots at which to stop);
     ``slot_of_row``: int32, out; ``first``: int32, out: the row that made slot ``counts[0] + i``.
-    Stops before a new key for which there is no room. 20-150 M keys/s, from a million different ones to ten thousand.
+    Stops before a new key for which there is no room.
+    14-19 M keys/s of a million different ones, 68-74 M of ten thousand.
     """
     fresh, old = buckets
     num_slots, slots_max = counts
@@ -107,7 +108,7 @@ def find_int_slots(
         while entry != 0 and (entry & ~mask != tag or key_of_slot[(entry & mask) - _U1] != key):
             bucket = (bucket + _U1) & mask
             entry = np.uint64(fresh[bucket])
-        slot = np.int64(entry & mask) - 1
+        slot: Any = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
             old_tag = (h >> _U32) & (old_mask ^ _LOW32)
@@ -155,7 +156,8 @@ def find_lane_slots(
     slot_of_row: Any,
     first: Any,
 ) -> tuple[int, int]:
-    """As ``find_int_slots`` for keys of several int64: ``keys`` and ``key_of_slot`` are (rows, lanes). 15-60 M/s."""
+    """As ``find_int_slots`` for keys of several int64: ``keys``, ``key_of_slot`` are (rows, lanes). 30-35 M/s of 7000
+    different pairs, making the lanes included."""
     fresh, old = buckets
     num_slots, slots_max = counts
     base = num_slots
@@ -171,7 +173,7 @@ def find_lane_slots(
         ):
             bucket = (bucket + _U1) & mask
             entry = np.uint64(fresh[bucket])
-        slot = np.int64(entry & mask) - 1
+        slot: Any = np.int64(entry & mask) - 1
         if slot < 0 and old.size > 0:
             place = h & old_mask
             old_tag = (h >> _U32) & (old_mask ^ _LOW32)
@@ -235,7 +237,8 @@ def find_text_slots(
     slot_of_row: Any,
     first: Any,
 ) -> tuple[int, int]:
-    """As ``find_int_slots`` for texts and bytes. 15-40 M keys/s of 10 bytes, a million different ones to ten thousand.
+    """As ``find_int_slots`` for texts and bytes. 3-4 M keys/s of a million different ones
+    of six bytes, 39-40 M of ten thousand.
 
     ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot int64 (slots + 1,),
     hash_of_slot uint32): the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
@@ -253,7 +256,7 @@ def find_text_slots(
         h = np.uint64(_hash_text(content, begin, begin + length))
         bucket = h & mask
         tag = h & ~mask
-        slot = -1
+        slot: Any = -1
         while fresh[bucket] != 0:
             entry = np.uint64(fresh[bucket])
             if entry & ~mask == tag:
@@ -305,7 +308,7 @@ def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
-    """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 30-100 M buckets/s."""
+    """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 31 M a second."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
         if old[place] == 0:
@@ -351,7 +354,7 @@ def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, conte
 
 @numba.njit(nogil=True, cache=True)
 def mark_blocks(slots: Any, shift: int, marks: Any) -> None:
-    """Set ``marks[slot >> shift]`` (uint8) of each slot (int32). 500 M rows/s."""
+    """Set ``marks[slot >> shift]`` (uint8) of each slot (int32). 1300-1800 M rows/s."""
     for row in range(slots.size):
         marks[slots[row] >> shift] = 1
 

@@ -74,6 +74,11 @@ def rss_bytes() -> int:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def huge_mb() -> int:
+    with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
+        return next(int(line.split()[1]) >> 10 for line in stream if line.startswith("AnonHugePages"))
+
+
 def fill(table: Table, megabytes: int) -> int:
     start, key = rss_bytes(), 0
     while rss_bytes() - start < megabytes << 20:
@@ -91,6 +96,7 @@ def take(capture: StateCapture, mailbox: Mailbox, table: Table, number: int, opt
         ended.append(error)
 
     keys = list(table.rows)[:: max(1, len(table.rows) // 50_000)]
+    huge = huge_mb()
     start, start_cpu = time.perf_counter(), time.thread_time()
     snapshot = capture.capture(number, options, {}, on_end)
     pause, pause_cpu = time.perf_counter() - start, time.thread_time() - start_cpu
@@ -107,6 +113,7 @@ def take(capture: StateCapture, mailbox: Mailbox, table: Table, number: int, opt
     assert ended == [None], ended
     capture.acknowledged(snapshot)
     figures = {
+        "huge_mb": huge,
         "pause_ms": round(pause * 1000, 1),
         "pause_cpu_ms": round(pause_cpu * 1000, 1),
         "longest_turn_meanwhile_ms": round(longest * 1000, 1),

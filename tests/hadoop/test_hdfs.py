@@ -15,6 +15,9 @@ from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 from tests.contract.test_file_system import *  # noqa: F403 (its tests run here too)
 from tests.hadoop.conftest import HadoopCluster
+from tests.testing.checkpointed_job import CheckpointedJob
+from tests.testing.memory_fs import Crash, CrashPoints
+from tests.unit.connectors.test_sink_crashes import EXPECTED, Place, World, count_records, play, text_spec, tuple_lines
 
 pytestmark = pytest.mark.hadoop
 
@@ -130,3 +133,23 @@ def test_a_file_cut_short_is_an_error_and_not_less_data(hdfs, hadoop, file_syste
     hdfs.delete(f"{folder}/file")
     with stream, pytest.raises(InputError, match=f"{folder}/file at byte 0"):
         stream.read()
+
+
+def test_a_file_sink_is_exact_on_hdfs_wherever_it_is_killed(hdfs, file_systems, monkeypatch):
+    _, folder = file_systems
+    crashes = CrashPoints(hdfs)
+    monkeypatch.setitem(fs._instances, "hdfs", crashes)
+    for number, crash_at in enumerate((9, 17, 26, 35, 48)):
+        place = Place(crashes, f"{folder}/{number}")
+        hdfs.make_dirs(place.folder)
+        job = CheckpointedJob(text_spec(place.folder), parallelism=2)
+        world = World(place, job)
+        crashes.num_calls, crashes.crash_at, crashes.after = 0, crash_at, bool(number % 2)
+        with pytest.raises(Crash):
+            play(world, 2)
+        crashes.crash_at = None
+        job.kill()
+        play(world, 1 + number % 3)
+        job.dispose()
+        assert count_records(place.visible(), tuple_lines) == EXPECTED
+        assert place.hidden() == []

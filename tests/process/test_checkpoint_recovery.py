@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from engine.client.rest_client import RestClient
-from engine.common import Types, WatermarkStrategy
+from engine.common import Configuration, Encoder, Types, WatermarkStrategy
 from engine.core.errors import JobExecutionError
 from engine.datastream import (
     ExternalizedCheckpointRetention,
@@ -20,7 +20,7 @@ from engine.datastream import (
     KeyedProcessFunction,
     StreamExecutionEnvironment,
 )
-from engine.datastream.connectors import DataGeneratorSource
+from engine.datastream.connectors import DataGeneratorSource, FileSink
 from engine.datastream.state import ValueStateDescriptor
 from tests.process.cluster_jobs import StandaloneCluster, until
 
@@ -43,6 +43,12 @@ class Count(KeyedProcessFunction):
 
     def close(self):
         self._file.close()
+
+
+class CountInText(Count):
+    def process_element(self, value, ctx):
+        for total in super().process_element(value, ctx):
+            yield f"{ctx.get_current_key()} {total}"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,21 @@ def completed(client: RestClient, job_id) -> int:
     return int(client._json("GET", f"/jobs/{job_id}/checkpoints")["counts"]["completed"])
 
 
+def kill_one_that_counts(client: RestClient, job_id, out: Path) -> None:
+    """Wait for some checkpoints, kill a slot process, wait until the job runs again; nothing if it has finished."""
+
+    def state() -> str:
+        return str(client.job(job_id)["state"])
+
+    seen, was = set(counts(out)), completed(client, job_id)
+    until(lambda: completed(client, job_id) > was + 3 or state() == "FINISHED", "progress")
+    living = [int(name) for name in counts(out) if psutil.pid_exists(int(name))]
+    if state() == "RUNNING" and living:
+        psutil.Process(living[0]).send_signal(signal.SIGKILL)
+        until(lambda: state() != "RUNNING" or set(counts(out)) > seen, "the loss is noticed")
+        until(lambda: state() in ("RUNNING", "FINISHED"), "RUNNING again")
+
+
 def test_a_killed_slot_process_costs_nothing_that_was_checkpointed(cluster, client, out, tmp_path):
     job = counting(cluster, out, tmp_path / "chk").execute_async("counts")
     job_id = job.get_job_id()
@@ -117,6 +138,32 @@ def test_a_killed_slot_process_costs_nothing_that_was_checkpointed(cluster, clie
     until(lambda: completed(client, job_id) > was, "checkpoints after the restart")
     job.cancel()
     until(lambda: client.job(job_id)["state"] == "CANCELED", "CANCELED")
+    until(lambda: os.listdir(tmp_path / "chk") == [], "nothing left over")
+
+
+def test_finished_files_hold_each_record_once_whatever_is_killed_when(cluster, client, out, tmp_path):
+    address = urlsplit(cluster.rest_url)
+    env = StreamExecutionEnvironment.create_remote_environment(address.hostname, address.port, parallelism=2)
+    env.enable_checkpointing(50)
+    env.get_checkpoint_config().set_checkpoint_storage(FileSystemCheckpointStorage(f"file://{tmp_path}/chk"))
+    env.configure(Configuration({"restart-strategy.exponential-delay.initial-backoff": "10 ms"}))
+    total = 6000
+    source = DataGeneratorSource(lambda i: i, total, 1000)
+    numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers").uid("numbers")
+    counted = numbers.key_by(lambda number: number % 10).process(CountInText(str(out))).uid("count")
+    sink = FileSink.for_row_format(str(tmp_path / "files"), Encoder.simple_string_encoder()).build()
+    counted.sink_to(sink).uid("files")
+    job = env.execute_async("exact")
+    job_id = job.get_job_id()
+    for _ in range(3):
+        kill_one_that_counts(client, job_id, out)
+    job.get_job_execution_result().result(60)
+    found = [
+        line for path in (tmp_path / "files").rglob("*") if path.is_file() for line in path.read_text().split("\n")
+    ]
+    expected = [f"{key} {number}" for key in range(10) for number in range(1, total // 10 + 1)]
+    assert sorted(filter(None, found)) == sorted(expected)
+    assert len(client._json("GET", f"/jobs/{job_id}/exceptions")["exceptionHistory"]["entries"]) >= 1
     until(lambda: os.listdir(tmp_path / "chk") == [], "nothing left over")
 
 

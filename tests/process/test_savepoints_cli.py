@@ -50,7 +50,11 @@ SUBMITTED = re.compile(r"Job has been submitted with JobID ([0-9a-f]{32})")
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    settings = {"taskmanager.numberOfTaskSlots": "4", "execution.checkpointing.dir": str(folder / "checkpoints")}
+    settings = {
+        "taskmanager.numberOfTaskSlots": "4",
+        "slot.request.timeout": "5 s",
+        "execution.checkpointing.dir": str(folder / "checkpoints"),
+    }
     with ScriptCluster(folder, settings) as found:
         found.start()
         yield found
@@ -222,3 +226,35 @@ def test_a_savepoint_that_is_missing_is_told_at_submission(runs, tmp_path):
     told = runs.flink("run", "-d", "-s", str(tmp_path / "no"), str(runs.program), str(tmp_path), "count")
     assert told.returncode == 1
     assert f"Savepoint {tmp_path}/no does not exist." in told.stderr
+
+
+def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
+    job_id, out = runs.start("-p", "2")
+    wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")
+    done = runs.flink("modify", job_id, "-p", "4")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0,
+        f"Rescaled job {job_id}. Its new parallelism is 4.",
+    ), done
+    assert {vertex["parallelism"] for vertex in cluster.client().job(job_id)["vertices"]} == {4}
+    top = max(total for _, total in counts(out))
+    wait_until(lambda: {key for key, total in counts(out) if total > top + 3} == set(range(10)), "further counts")
+    runs.flink("cancel", job_id)
+    # The checkpoint may be a little older than the last counts: those come twice, none is left out.
+    for key in range(10):
+        assert {total for number, total in counts(out) if number == key} >= set(range(1, top + 3))
+
+
+def test_modify_says_what_cannot_be(cluster, runs):
+    job_id, out = runs.start("-p", "2")
+    wait_until(lambda: counts(out), "counts")
+    for words, said in (
+        (("-p", "5"), "goes on at its former parallelism"),
+        (("-p", "200"), "cannot have parallelism 200; expected 1 to 128"),
+        (("-p", "many"), "The parallelism is 'many'; expected a whole number"),
+    ):
+        done = runs.flink("modify", job_id, *words)
+        assert done.returncode == 1, words
+        assert said in done.stdout + done.stderr
+    wait_until(lambda: runs.state(job_id) == "RUNNING", "the job goes on")
+    assert {vertex["parallelism"] for vertex in cluster.client().job(job_id)["vertices"]} == {2}

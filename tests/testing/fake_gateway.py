@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.checkpoint.settings import CheckpointSettings
@@ -248,6 +248,9 @@ class FakeGateway:
         self, job_id: JobID, target: str | None, *, stop: StopMode = StopMode.NONE, cancel: bool = False
     ) -> TakenCheckpoint:
         return await self._take(("savepoint", job_id, target, stop, cancel))
+
+    async def rescale_job(self, job_id: JobID, parallelism: int | Mapping[JobVertexID, int]) -> None:
+        await self._take(("rescale", job_id, parallelism))
 
     async def dispose_savepoint(self, path: str) -> None:
         await self._take(("dispose", path))

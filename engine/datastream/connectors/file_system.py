@@ -2,6 +2,7 @@
 
 from engine.connectors.file_system import (
     BucketAssigner,
+    BucketContext,
     Encoder,
     FileSink,
     FileSource,
@@ -12,6 +13,7 @@ from engine.connectors.file_system import (
 
 __all__ = [
     "BucketAssigner",
+    "BucketContext",
     "Encoder",
     "FileSink",
     "FileSource",

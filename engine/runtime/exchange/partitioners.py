@@ -148,7 +148,7 @@ def _split_columns(
 
 
 def _taken(columns: pa.RecordBatch, order: np.ndarray[Any, Any]) -> pa.RecordBatch:
-    """Return the rows in that order. Plain numbers by numpy, three times as quick as Arrow's take."""
+    """Return the rows in that order. Plain numbers by numpy, without the checks of Arrow's take."""
     import pyarrow as pa
 
     from engine.state.arrow_views import values_of

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
 from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import JobNotFoundError, ProgramError
-from engine.core.ids import AllocationID, JobID, ResourceID
+from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
@@ -212,6 +212,9 @@ class Dispatcher:
 
     async def dispose_savepoint(self, path: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, dispose_savepoint, path)
+
+    async def rescale_job(self, job_id: JobID, parallelism: int | Mapping[JobVertexID, int]) -> None:
+        await self._master(job_id).rescale(parallelism)
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:
         return await self._master(job_id).result()

@@ -5,14 +5,14 @@ All methods run on the JobManager's event loop. Read-only objects that are retur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.config import Configuration
-from engine.core.ids import AllocationID, JobID, ResourceID
+from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import StopMode
@@ -104,6 +104,11 @@ class DispatcherGateway(Protocol):
 
     async def dispose_savepoint(self, path: str) -> None:
         """Raises InputError, CorruptStateError, ExternalError."""
+        ...
+
+    async def rescale_job(self, job_id: JobID, parallelism: int | Mapping[JobVertexID, int]) -> None:
+        """Go on from a checkpoint at another parallelism, of some vertices or of all that follow the default; wait
+        until the job runs so. Raises ProgramError, ExternalError."""
         ...
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:

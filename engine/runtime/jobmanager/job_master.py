@@ -20,9 +20,11 @@ from engine.checkpoint.assignment import JobRestore
 from engine.checkpoint.model import Task
 from engine.core.clock import Clock
 from engine.core.config import Configuration
+from engine.core.errors import ExternalError, ProgramError
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.core.metrics import Accumulator
 from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.rescale import rescaled, uniform_parallelism
 from engine.operators.base import JobOutcome
 from engine.operators.failure import error_info
 from engine.protocol.control import (
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 #: Global job parameters travel to slots in the job's configuration, as JSON.
 PARAMETERS_KEY: Final = "pipeline.global-job-parameters"
+_RESCALE_POLL_S: Final = 0.02
 
 
 class SlotService(Protocol):
@@ -168,6 +171,31 @@ class JobMaster:
             self.checkpoints.task_running(task)
         elif found[1].state is ExecutionState.FINISHED:
             self.checkpoints.task_finished(task)
+
+    async def rescale(self, parallelism: int | Mapping[JobVertexID, int]) -> None:
+        """Take a checkpoint and go on from it at another parallelism: of single vertices, or of all that follow the
+        job's default. Return when the job runs so.
+
+        Raises: ProgramError when it cannot be, ExternalError when the job goes on as before: no checkpoint, no slots.
+        """
+        before = self.graph.job_graph
+        wanted = uniform_parallelism(before, parallelism) if isinstance(parallelism, int) else parallelism
+        job_graph = rescaled(before, wanted)
+        if job_graph.vertices == before.vertices:
+            return
+        if any(edge.blocking for edge in before.edges):
+            raise ProgramError(f"Job {before.name!r} runs in batch mode; only streaming jobs change their parallelism.")
+        await self.checkpoints.take_checkpoint(incremental=None)
+        self.post(sched.RescaleRequested(job_graph))
+        if self.graph.status is not JobStatus.FAILING:
+            raise ExternalError(f"Job {self.job_id} is {self.graph.status.value}: its parallelism stays. Try again.")
+        while self.graph.status is not JobStatus.RUNNING:
+            if self.has_ended:
+                raise ExternalError(f"Job {self.job_id} is {self.graph.status.value} before it ran again.")
+            await asyncio.sleep(_RESCALE_POLL_S)
+        if self.graph.job_graph is not job_graph:
+            said = self.graph.exceptions[-1].error.message if self.graph.exceptions else "it failed meanwhile"
+            raise ExternalError(f"Job {self.job_id} goes on at its former parallelism: {said}")
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
         """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""

@@ -65,11 +65,11 @@ class HugePages:
                 madvise(start, end - start, _MADV_HUGEPAGE)  # what is added there is huge from the beginning
                 for address in range(start, end, _HUGE):
                     self._may_run.wait()
-                    before = time.monotonic()
+                    before = time.thread_time()
                     # The region may be gone meanwhile: an error then, which means nothing.
                     madvise(address, _HUGE, _MADV_COLLAPSE)
-                    took = time.monotonic() - before
-                    if took > 0.0002:  # it was not huge before
+                    took = time.thread_time() - before
+                    if took > 0.0001:  # it was not huge before
                         time.sleep(took * (1 / _SHARE - 1))
 
 

@@ -159,6 +159,31 @@ def test_a_restart_after_the_first_rows_cancels_the_job_and_says_why():
     assert job.cancelled == 1
 
 
+def test_with_checkpoints_rows_are_given_when_committed_and_a_restart_is_not_noticed():
+    one, two, lost, three = (pickle.dumps([value]) for value in (1, 2, "lost", 3))
+    answers = [
+        FetchedResults("v", 0, [one], committed=0),
+        FetchedResults("v", 1, [two, lost], committed=1),
+        FetchedResults("w", 2, committed=2),  # restarted: batch 1 is in the checkpoint, batch 2 comes differently
+        FetchedResults("w", 1, [two, three], committed=2),
+        FetchedResults("w", 3, [], True, committed=2),
+        FetchedResults("w", 3, [], True, committed=3),
+    ]
+    job = ScriptedJob(FINISHED, answers=answers)
+    assert list(JobClient(JOB, job).collect_batches("op")) == [[1], [2], [3]]
+    assert [request.offset for request in job.requests] == [0, 1, 3, 2, 3, 3]
+    assert job.cancelled == 0
+
+
+def test_what_was_never_committed_of_a_failed_job_is_not_given():
+    error = JobOutcomeView(JobStatus.FAILED, 1, {}, ErrorInfo("E", "why", "", "user"))
+    job = ScriptedJob(error, answers=[FetchedResults("v", 0, [pickle.dumps([1]), pickle.dumps([2])], True, 1)])
+    batches = JobClient(JOB, job).collect_batches("op")
+    assert next(batches) == [1]
+    with pytest.raises(JobExecutionError, match="why"):
+        next(batches)
+
+
 def test_who_collects_everything_at_once_gets_the_rows_of_the_last_attempt_only():
     answers = [
         FetchedResults("v", 0, [pickle.dumps([1]), pickle.dumps([2])]),
