@@ -22,6 +22,7 @@ from engine.state.descriptors import AggregatingStateDescriptor, ReducingStateDe
 
 __all__ = [
     "MISSING",
+    "UNCHANGEABLE",
     "HeapAggregatingState",
     "HeapListState",
     "HeapMapState",
@@ -39,7 +40,7 @@ MISSING: Final[Any] = object()
 Spaces = dict[Any, dict[Any, Any]]
 
 #: Values of these types cannot be changed behind the state's back; all others count as changed when they were read.
-_UNCHANGEABLE: Final = frozenset((str, int, float, bool, bytes, tuple, type(None)))
+UNCHANGEABLE: Final = frozenset((str, int, float, bool, bytes, tuple, type(None)))
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +163,7 @@ class HeapValueState(HeapState, NamespacedValueState):
         cell = self._get()
         if cell is MISSING:
             return None
-        if self._table.changed is not None and type(cell) not in _UNCHANGEABLE:
+        if self._table.changed is not None and type(cell) not in UNCHANGEABLE:
             self._note_change()
         return cell
 
@@ -212,7 +213,7 @@ class HeapListState(HeapState, NamespacedListState):
         cell = self._get()
         if cell is MISSING:
             return []
-        if self._table.changed is not None and cell and type(cell[0]) not in _UNCHANGEABLE:
+        if self._table.changed is not None and cell and type(cell[0]) not in UNCHANGEABLE:
             self._note_change()
         return cell.copy()
 
@@ -249,7 +250,7 @@ class HeapMapState(HeapState, NamespacedMapState):
     def get(self, key: Any) -> Any:
         cell = self._get()
         value = None if cell is MISSING else cell.get(key)
-        if self._table.changed is not None and type(value) not in _UNCHANGEABLE:
+        if self._table.changed is not None and type(value) not in UNCHANGEABLE:
             self._note_change()
         return value
 
@@ -285,7 +286,7 @@ class HeapMapState(HeapState, NamespacedMapState):
         if cell is MISSING:
             return []
         items = list(cell.items())
-        if self._table.changed is not None and items and type(items[0][1]) not in _UNCHANGEABLE:
+        if self._table.changed is not None and items and type(items[0][1]) not in UNCHANGEABLE:
             self._note_change()
         return items
 

@@ -74,7 +74,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._memory_bytes = max(_MEMORY_MIN, memory_bytes)
         self._session = session
         self._tables: dict[str, RocksTable] = {}
-        self._cache = RowCache(self._memory_bytes // 4, self._load, self._write)
+        self._cache = RowCache(self._memory_bytes // 4, self._load, self._write, self._is_in_use)
         self._keys = KeyCodec(self._store_rare, self._load_rare)
         self._values = ValueCodec(self._store_class, self._load_class, owner)
         #: key → (key group, bytes)
@@ -255,6 +255,10 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         except ProgramError:
             return False
         return True
+
+    def _is_in_use(self, row: Any) -> bool:
+        key = self.key_or_none
+        return row[2] is key or bool(row[2] == key)
 
     def _load(self, row: Any) -> Any:
         table, namespace, key = row[:3]

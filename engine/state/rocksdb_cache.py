@@ -17,6 +17,8 @@ __all__ = ["RowCache"]
 
 #: Changed rows that wait at most: what a checkpoint has to write while the task stands still, some ms.
 _DIRTY_MAX: Final = 2048
+#: Values of one key that a program may hold and change in place at the same time.
+_LOANED_MAX: Final = 512
 #: What an object in memory takes more than its pickle, and what a row takes besides.
 _OBJECT_FACTOR: Final = 4
 _ROW_BYTES: Final = 500
@@ -29,23 +31,27 @@ _ABSENT: Final = object()
 
 @final
 class RowCache:
-    """``load``: row → value or MISSING; ``write``: takes (row, value or MISSING) of changed rows. A row is any
-    hashable value."""
+    """``load``: row → value or MISSING; ``write``: takes (row, value or MISSING) of changed rows; ``is_in_use``: may
+    the program hold a row's value now. A row is any hashable value."""
 
     def __init__(
         self,
         size_bytes: int,
         load: Callable[[Any], Any],
         write: Callable[[Iterable[tuple[Any, Any]]], None],
+        is_in_use: Callable[[Any], bool],
     ) -> None:
         self._size_bytes = size_bytes
         self._load = load
         self._write = write
+        self._is_in_use = is_in_use
         self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
         self._dirty: set[Any] = set()
         #: rows that are known not to be stored: a window that comes and goes between two writes costs nothing
         self._unstored: set[Any] = set()
+        #: given out and perhaps changed in place any time while they are in use: they stay dirty and in the cache
+        self._loaned: set[Any] = set()
         self._mean_bytes = 100.0
         self._num_puts = 0
         self._young_max = self._dirty_max = _ROWS_MIN
@@ -80,18 +86,21 @@ class RowCache:
             self._measure(value)
         self._dirty.add(row)
         self._keep(row, value)
-        if len(self._dirty) > self._dirty_max:
+        if len(self._dirty) - len(self._loaned) > self._dirty_max:
             self.write_out()
 
     def touch(self, row: Any) -> None:
-        """The value that ``get`` gave is changed in place, or may be."""
+        """The value that ``get`` gave is changed in place, or may be until the row is no longer in use."""
+        if len(self._loaned) >= _LOANED_MAX:
+            self._loaned.clear()
+        self._loaned.add(row)
         self.put(row, self.get(row))
 
     def _keep(self, row: Any, value: Any) -> None:
         self._young[row] = value
         if len(self._young) > self._young_max:
             self.write_out()
-            self._old, self._young = self._young, {}
+            self._old, self._young = self._young, {row: self._young[row] for row in self._loaned if row in self._young}
             self._unstored = {row for row in self._unstored if row in self._old}
 
     def _measure(self, value: Any) -> None:
@@ -125,12 +134,14 @@ class RowCache:
                 self._unstored.add(row)
             changed.append((row, value))
         self._write(changed)
+        self._loaned = {row for row in self._loaned if self._is_in_use(row)}
+        self._dirty |= self._loaned
         self._resize()
 
     def clear(self) -> None:
         """Forget everything, changes too."""
         self._young, self._old = {}, {}
-        self._dirty, self._unstored = set(), set()
+        self._dirty, self._unstored, self._loaned = set(), set(), set()
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)

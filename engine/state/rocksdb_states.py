@@ -15,6 +15,7 @@ from engine.state.backend import VOID, NamespacedListState, NamespacedMapState
 from engine.state.descriptors import StateDescriptor
 from engine.state.heap_states import (
     MISSING,
+    UNCHANGEABLE,
     HeapAggregatingState,
     HeapReducingState,
     HeapState,
@@ -238,8 +239,8 @@ class _RocksMapState(NamespacedMapState):
             return self._others().get(map_key, MISSING)
         row = self._row(map_key)
         value = self._cache.get(row)
-        if type(value) in (list, dict, set):  # may be changed in place
-            self._cache.put(row, value)
+        if type(value) not in UNCHANGEABLE and value is not MISSING:
+            self._cache.touch(row)
         return value
 
     def get(self, key: Any) -> Any:

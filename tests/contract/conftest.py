@@ -12,6 +12,13 @@ from engine.state.parts import FilePart
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
 
 
+class Forgetful(dict):
+    """Remembers no encoded key."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
 class Backends:
     """Makes backends of one kind. ``memory_bytes`` is so small for rocksdb that most rows leave the cache."""
 
@@ -31,9 +38,9 @@ class Backends:
                 clock, max_parallelism, folder=f"{self.folder}/db-{number}", memory_bytes=0, session=f"s{number}"
             )
             if self.kind == "rocksdb without a cache":
-                backend._cache._size_bytes = 0
-                backend._cache._resize()
-                backend._cache._dirty_max = 0
+                backend._cache._resize = lambda: None
+                backend._cache._young_max = backend._cache._dirty_max = 0
+                backend._encoded = Forgetful()
         self.made.append(backend)
         return backend
 

@@ -140,6 +140,24 @@ def test_appending_to_a_long_list_writes_the_new_elements_only(make):
     assert len(state.get()) == 20_000
 
 
+def test_a_value_in_the_programs_hands_is_kept_whatever_else_is_read_and_written_meanwhile(make):
+    backend = make()
+    value, entries = backend.value_state(VALUE), backend.map_state(MAP)
+    backend.set_current_key("k")
+    value.update([])
+    in_hand = value.value()
+    for number in range(5000):  # more than the cache has
+        entries.put(number, [number])
+    in_hand.append("changed in place")
+    backend._cache.write_out()
+    backend._cache.clear()
+    assert value.value() == ["changed in place"]
+    assert backend._cache._loaned == {(backend._tables["value"], None, "k")}
+    backend.set_current_key("another")
+    backend._cache.write_out()
+    assert not backend._cache._loaned
+
+
 def test_a_list_in_many_rows_is_written_as_one_when_it_was_read(make):
     backend = make()
     state = backend.list_state(LIST)
