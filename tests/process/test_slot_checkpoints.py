@@ -353,6 +353,7 @@ def test_draining_ends_event_time_before_the_barrier_and_finishes_behind_it():
         job = Job(cluster)
         job.deploy()
         await job.until_running()
+        await job.until_counted(2 * HELD)
         await job.checkpoint(1, CheckpointOptions(CheckpointKind.SAVEPOINT, stop=StopMode.DRAIN))
         assert len(job.events("watermark")) == 2
         for attempt in job.attempts():
