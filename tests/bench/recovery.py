@@ -87,6 +87,19 @@ def checkpoint(rest: Rest, job: str, kind: str) -> dict[str, Any]:
     }
 
 
+def submit(words: list[object]) -> str:
+    """Start the program; return the job's id."""
+    command = [sys.executable, str(PROGRAM), *map(str, words)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return done.stdout.split()[-1]
+
+
+def wait_until_filled(beat: Path, keys: int) -> None:
+    wait_for(lambda: any(index > keys * 1.02 for _, _, index in last_beats(beat)), "all keys written", 300)
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     memory = {"taskmanager_memory_process_size": arguments.memory}
@@ -96,14 +109,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         beat.touch()
         hot = max(1, arguments.keys // 100)
         words = [address.hostname, address.port, arguments.keys, arguments.value_bytes, arguments.rate, hot, beat]
-        words += [arguments.backend, folder / "checkpoints", arguments.parallelism]
-        command = [sys.executable, str(PROGRAM), *map(str, words)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
-        job = done.stdout.split()[-1]
-        filled = lambda: any(index > arguments.keys * 1.02 for _, _, index in last_beats(beat))  # noqa: E731
-        wait_for(filled, "all keys written", 60 + 3 * arguments.keys / arguments.rate)
+        words += [arguments.backend, folder / "checkpoints", "1 h", arguments.parallelism]
+        job = submit(words)
+        wait_until_filled(beat, arguments.keys)
         time.sleep(arguments.settle_s)
         rows.append(checkpoint(rest, job, "FULL"))
         for _ in range(arguments.increments):

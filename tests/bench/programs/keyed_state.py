@@ -1,8 +1,8 @@
 """Keyed byte state that is updated at a steady rate: what checkpoints and recovery are measured on.
 
-    keyed_state.py HOST PORT KEYS VALUE_BYTES RATE HOT_KEYS BEAT_FILE BACKEND CHECKPOINT_FOLDER PARALLELISM
+    keyed_state.py HOST PORT KEYS VALUE_BYTES RATE HOT_KEYS BEAT_FILE BACKEND CHECKPOINT_FOLDER INTERVAL PARALLELISM
 
-Every key is written once, then only the first HOT_KEYS. While it processes, each subtask appends a line
+Every key is written once, then only the first HOT_KEYS. RATE 0 = as fast as it goes. While it processes, each subtask appends a line
 "<epoch ms> <subtask> <index>" to BEAT_FILE, at most every 50 ms. Prints the job's id and leaves.
 """
 
@@ -41,17 +41,17 @@ class Update(KeyedProcessFunction):
 
 
 def main() -> None:
-    host, port, *numbers, beat, backend, folder, parallelism = sys.argv[1:]
+    host, port, *numbers, beat, backend, folder, interval, parallelism = sys.argv[1:]
     keys, value_bytes, rate, hot = map(int, numbers)
     env = StreamExecutionEnvironment.create_remote_environment(host, int(port), parallelism=int(parallelism))
     settings = Configuration()
-    settings.set_string("execution.checkpointing.interval", "1 h")
+    settings.set_string("execution.checkpointing.interval", interval)
     settings.set_string("execution.checkpointing.dir", f"file://{folder}")
     settings.set_string("execution.checkpointing.incremental", "true")
     settings.set_string("state.backend.type", backend)
     settings.set_string("restart-strategy.type", "exponential-delay")
     env.configure(settings)
-    source = DataGeneratorSource(lambda i: (i % keys if i < keys else i % hot, i), None, rate)
+    source = DataGeneratorSource(lambda i: (i % keys if i < keys else i % hot, i), None, rate or None)
     (
         env.from_source(source, WatermarkStrategy.no_watermarks(), "generator")
         .key_by(lambda row: row[0])
