@@ -1,6 +1,6 @@
 """Keyed byte state that is updated at a steady rate: what checkpoints and recovery are measured on.
 
-    keyed_state.py HOST PORT KEYS VALUE_BYTES RATE HOT_KEYS BEAT_FILE BACKEND CHECKPOINT_FOLDER INTERVAL PARALLELISM
+    keyed_state.py HOST PORT KEYS VALUE_BYTES RATE HOT_KEYS BEAT_FILE BACKEND FOLDER INTERVAL PARALLELISM
 
 Every key is written once, then only the first HOT_KEYS. RATE 0 = as fast as it goes. While it processes, each subtask appends a line
 "<epoch ms> <subtask> <index>" to BEAT_FILE, at most every 50 ms. Prints the job's id and leaves.
