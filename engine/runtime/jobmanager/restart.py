@@ -21,8 +21,11 @@ __all__ = ["ExponentialDelay", "FailureRate", "FixedDelay", "NoRestart", "Restar
 class RestartStrategy(Protocol):
     """Remembers the failures of one job."""
 
-    def delay_ms(self, failed_ms: int) -> int | None:
-        """Take note of a failure; return how long after it the job is to be restarted, None to give up."""
+    def delay_ms(self, failed_ms: int, *, is_loss: bool = False) -> int | None:
+        """Take note of a failure; return how long after it the job is to be restarted, None to give up.
+
+        ``is_loss``: a process of ours was lost, so the next attempt need not fail in the same way.
+        """
         ...
 
     def describe(self) -> str:
@@ -32,7 +35,7 @@ class RestartStrategy(Protocol):
 
 @final
 class NoRestart:
-    def delay_ms(self, failed_ms: int) -> int | None:
+    def delay_ms(self, failed_ms: int, *, is_loss: bool = False) -> int | None:
         return None
 
     def describe(self) -> str:
@@ -46,7 +49,7 @@ class FixedDelay:
         self._delay_ms = delay_ms
         self._num_failures = 0
 
-    def delay_ms(self, failed_ms: int) -> int | None:
+    def delay_ms(self, failed_ms: int, *, is_loss: bool = False) -> int | None:
         self._num_failures += 1
         return self._delay_ms if self._num_failures <= self._attempts else None
 
@@ -65,7 +68,7 @@ class FailureRate:
         #: The last failures, oldest first; more are never needed.
         self._failures: deque[int] = deque(maxlen=failures_max + 1)
 
-    def delay_ms(self, failed_ms: int) -> int | None:
+    def delay_ms(self, failed_ms: int, *, is_loss: bool = False) -> int | None:
         self._failures.append(failed_ms)
         too_many = len(self._failures) > self._failures_max and failed_ms - self._failures[0] <= self._interval_ms
         return None if too_many else self._delay_ms
@@ -79,7 +82,10 @@ class FailureRate:
 
 @final
 class ExponentialDelay:
-    """Never gives up; waits longer with each failure, up to a limit, until there was none for a while."""
+    """Never gives up; waits longer with each failure, up to a limit, until there was none for a while.
+
+    The first loss of a process is not waited for: the delay is there to spare others a failure that repeats itself.
+    """
 
     def __init__(
         self,
@@ -100,11 +106,13 @@ class ExponentialDelay:
         self._backoff_ms = float(initial_ms)
         self._last_failed_ms: int | None = None
 
-    def delay_ms(self, failed_ms: int) -> int | None:
+    def delay_ms(self, failed_ms: int, *, is_loss: bool = False) -> int | None:
         last, self._last_failed_ms = self._last_failed_ms, failed_ms
         # The time that the job waited for its restart is not time that it ran well.
         if last is None or failed_ms - last >= self._reset_after_ms + self._backoff_ms:
             self._backoff_ms = float(self._initial_ms)
+            if is_loss:
+                return 0
         else:
             self._backoff_ms = min(self._max_ms, self._backoff_ms * self._multiplier)
         jitter = self._rng.uniform(-1, 1) * self._jitter_factor * self._backoff_ms

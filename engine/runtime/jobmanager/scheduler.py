@@ -116,6 +116,7 @@ class Scheduler:
         self._restarts = restarts or NoRestart()
         self._attempt_number = 0
         self._failed_ms = 0
+        self._failure_is_loss = False  #: what the job fails of is the loss of a process
         #: Whether a new attempt could end differently and does no harm: not if its failure is final, or a commit began
         #: that no checkpoint knows of.
         self._may_restart = True
@@ -386,12 +387,14 @@ class Scheduler:
             return
         if status in (JobStatus.CREATED, JobStatus.RUNNING):
             self.graph.failure = error
+            self._failure_is_loss = is_slot_loss
             self._failed_ms = self._now_ms
             self._may_restart = (self._recovers or self._coordinators not in _ENDED) and not self._gave_up
             self._enter(JobStatus.FAILING)
             self._cancel_tasks()
         elif status is JobStatus.FAILING and self._is_deeper(error, is_slot_loss):
             self.graph.failure = error
+            self._failure_is_loss = is_slot_loss
         self._may_restart = self._may_restart and not is_final
         if self.graph.failure is error or len(self.graph.exceptions) < EXCEPTIONS_MAX:
             self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
@@ -412,7 +415,7 @@ class Scheduler:
         if len(regions) == len(self._failover):
             return False
         is_new = partial is None or regions != partial.regions
-        delay_ms = self._restarts.delay_ms(self._now_ms) if is_new else 0
+        delay_ms = self._restarts.delay_ms(self._now_ms, is_loss=is_slot_loss) if is_new else 0
         if delay_ms is None:
             self._gave_up = True
             return False
@@ -558,7 +561,8 @@ class Scheduler:
             delay_ms: int | None = 0  # nothing has failed
         else:
             self._rescaled = None  # something has: first of all back to what ran before
-            delay_ms = self._restarts.delay_ms(self._failed_ms) if self._may_restart else None
+            is_loss = self._failure_is_loss
+            delay_ms = self._restarts.delay_ms(self._failed_ms, is_loss=is_loss) if self._may_restart else None
         if delay_ms is None:
             self._terminate(JobStatus.FAILED)
         elif self._cancel_requested:

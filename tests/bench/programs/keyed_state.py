@@ -2,8 +2,8 @@
 
     keyed_state.py HOST PORT KEYS VALUE_BYTES RATE HOT_KEYS BEAT_FILE BACKEND FOLDER INTERVAL PARALLELISM
 
-Every key is written once, then only the first HOT_KEYS. RATE 0 = as fast as it goes. While it processes, each subtask appends a line
-"<epoch ms> <subtask> <index>" to BEAT_FILE, at most every 50 ms. Prints the job's id and leaves.
+Every key is written once, then only the first HOT_KEYS. RATE 0 = as fast as it goes. While it processes, each subtask
+appends a line "<epoch ms> <subtask> <index>" to BEAT_FILE, at most every 50 ms. Prints the job's id and leaves.
 """
 
 from __future__ import annotations

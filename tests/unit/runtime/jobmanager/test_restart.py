@@ -52,6 +52,14 @@ def test_an_exponential_delay_grows_to_its_limit_and_never_gives_up() -> None:
     assert delays(exponential(), [0] * 7) == [10, 20, 40, 80, 100, 100, 100]
 
 
+def test_the_first_loss_of_a_process_is_not_waited_for_but_counts() -> None:
+    strategy = exponential()
+    assert [strategy.delay_ms(0, is_loss=True) for _ in range(3)] == [0, 20, 40]
+    assert strategy.delay_ms(5000, is_loss=True) == 0
+    assert exponential().delay_ms(0, is_loss=False) == 10
+    assert FixedDelay(1, 7).delay_ms(0, is_loss=True) == 7
+
+
 def test_a_quiet_time_resets_the_delay_and_waiting_for_the_restart_is_not_quiet_time() -> None:
     assert delays(exponential(), [0, 1009]) == [10, 20]
     assert delays(exponential(), [0, 1010]) == [10, 10]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from engine.graph.execution_graph import ATTEMPTS_MAX
@@ -9,7 +11,7 @@ from engine.operators.base import JobOutcome
 from engine.protocol.control import TaskMetrics, TaskStateChanged
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.jobmanager import scheduler as s
-from engine.runtime.jobmanager.restart import FixedDelay
+from engine.runtime.jobmanager.restart import ExponentialDelay, FixedDelay
 from tests.unit.graph.programs import build, word_count
 from tests.unit.runtime.jobmanager.cluster_of_scheduler import BROKEN, BUG, DIED, USER, World, grant
 
@@ -246,3 +248,25 @@ def test_a_new_attempt_is_cancelled_like_the_first() -> None:
     job.confirm_cancels()
     assert job.all(s.EndCoordinators)[-1] == s.EndCoordinators(JobOutcome.CANCELED)
     assert job.end()[-1] == s.JobTerminated(JobStatus.CANCELED)
+
+
+def test_a_lost_slot_restarts_at_once_a_failing_function_after_the_delay() -> None:
+    def job() -> World:
+        return World(build(word_count(2)), _exponential()).run()
+
+    lost = grant(s.SlotRequestKey("default", 1)).allocation_id
+    one = job()
+    # The neighbour's broken connection is often told first.
+    one.report(one.attempts("Source")[0], ExecutionState.FAILED, error=BROKEN)
+    one.live = {a: allocation for a, allocation in one.live.items() if allocation != lost}
+    one.send(s.SlotsLost([lost], DIED))
+    one.confirm_cancels()
+    assert one.end()[-1] == s.RestartAfter(1, 0)
+    other = job()
+    other.fail_attempt(BUG)
+    assert 900 < other.all(s.RestartAfter)[-1].delay_ms <= 1000
+
+
+def _exponential() -> ExponentialDelay:
+    rng = random.Random(1)
+    return ExponentialDelay(initial_ms=1000, max_ms=9000, multiplier=2, jitter_factor=0, reset_after_ms=60_000, rng=rng)
