@@ -19,8 +19,9 @@ from engine.runtime.exchange.partition import PartitionRegistry
 from engine.runtime.exchange.transport import Transport
 from engine.runtime.taskmanager.mailbox import Deadline
 from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.slot_environment import SlotEnvironment
 from engine.runtime.taskmanager.slot_process import SlotProcess
-from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
+from engine.runtime.taskmanager.stream_task import StreamTask
 from engine.runtime.taskmanager.watchdog import Watchdog
 from tests.sim.loops import SimLoop
 from tests.sim.network import SimListener, Wire

@@ -48,8 +48,9 @@ from engine.runtime.exchange.transport import Transport, bind_data_sockets
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
+from engine.runtime.taskmanager.slot_environment import SlotEnvironment
 from engine.runtime.taskmanager.stack_sampler import StackSampler
-from engine.runtime.taskmanager.stream_task import SlotEnvironment, StreamTask
+from engine.runtime.taskmanager.stream_task import StreamTask
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
 from engine.runtime.taskmanager.watchdog import Watchdog
 

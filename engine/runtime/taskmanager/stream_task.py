@@ -8,13 +8,10 @@ that is not taken.
 from __future__ import annotations
 
 import pickle
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Final, final
 
 from engine.core import user_code
-from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
@@ -27,7 +24,6 @@ from engine.operators.functions import RuntimeContext
 from engine.protocol.checkpoint import CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
     ErrorInfo,
-    InitializeSlot,
     OperatorEventSent,
     ResultPartitionDescriptor,
     TaskDeployment,
@@ -46,52 +42,22 @@ from engine.runtime.exchange.gate import (
     SuperstepEnded,
     WatermarkAdvanced,
 )
-from engine.runtime.exchange.partition import BlockingPartition, PartitionRegistry, PipelinedPartition, ResultPartition
-from engine.runtime.exchange.transport import Transport
+from engine.runtime.exchange.partition import BlockingPartition, PipelinedPartition, ResultPartition
 from engine.runtime.taskmanager.chain_runner import OperatorChain
 from engine.runtime.taskmanager.in_flight import restored_batches
-from engine.runtime.taskmanager.mailbox import Mailbox
-from engine.runtime.taskmanager.memory import SlotMemory
+from engine.runtime.taskmanager.slot_environment import SlotEnvironment
 from engine.runtime.taskmanager.snapshot_capture import StateCapture
-from engine.runtime.taskmanager.snapshot_workers import SlotSnapshotWorkers, SnapshotWorkers
 from engine.runtime.taskmanager.step_size import StepSize
 from engine.runtime.taskmanager.task_checkpoints import TaskCheckpoints, decline
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.task_input import connect_gate
 from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
 from engine.runtime.taskmanager.task_restore import TaskRegistries
-from engine.runtime.taskmanager.watchdog import Watchdog
 
-__all__ = ["SlotEnvironment", "StreamTask"]
+__all__ = ["StreamTask"]
 
 #: A step goes on with further batches until this much time has passed; then others have their turn.
 _STEP_NS: Final = 2_000_000
-
-
-@dataclass
-class SlotEnvironment:
-    """What the tasks of one slot share."""
-
-    init: InitializeSlot
-    mailbox: Mailbox
-    registry: PartitionRegistry
-    transport: Transport
-    clock: Clock
-    memory: SlotMemory
-    send: Callable[[object], None]  #: to the TaskManager; never blocks
-    watchdog: Watchdog
-    #: Called inside a step of the task: turn the loop and step the tasks after it, until the function says True.
-    let_others_work: Callable[[StreamTask, Callable[[], bool]], None]
-    job_parameters: dict[str, str] = field(default_factory=dict)
-    cached_files: dict[str, str] = field(default_factory=dict)
-    slot_shared: dict[str, Any] = field(default_factory=dict)
-    now_ns: Callable[[], int] = time.monotonic_ns  #: decides how long a step goes on and how many records it takes
-    #: how snapshots are made beside the tasks; the slot's own unless given
-    snapshot_workers: SnapshotWorkers = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.snapshot_workers is None:
-            self.snapshot_workers = SlotSnapshotWorkers(self.mailbox)
 
 
 class _Interrupted(BaseException):
