@@ -93,9 +93,6 @@ class JobOptions:
             "ALL_EXCHANGES_BLOCKING or ALL_EXCHANGES_PIPELINED",
         ),
     )
-    ENTRY_CLASS: Final = ConfigOption(
-        "$internal.application.main", string, "", "Entry point of an application cluster."
-    )
     PYTHON_FILES: Final = ConfigOption(
         "python.files", string, "", "Comma-separated files and folders put on the Python path of user code."
     )
@@ -225,27 +222,6 @@ class MemoryOptions:
         0.4,
         "Part of the process size that is managed memory.",
         check=(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    )
-    NETWORK_FRACTION: Final = ConfigOption(
-        "taskmanager.memory.network.fraction",
-        number,
-        0.1,
-        "Part of the process size for network buffers.",
-        ("taskmanager.network.memory.fraction",),
-    )
-    NETWORK_MIN: Final = ConfigOption(
-        "taskmanager.memory.network.min",
-        _megabytes,
-        64 << 20,
-        "Least memory for network buffers.",
-        ("taskmanager.network.memory.min",),
-    )
-    NETWORK_MAX: Final = ConfigOption(
-        "taskmanager.memory.network.max",
-        _megabytes,
-        1 << 40,
-        "Most memory for network buffers.",
-        ("taskmanager.network.memory.max",),
     )
     SEGMENT_SIZE: Final = ConfigOption(
         "taskmanager.memory.segment-size",
