@@ -1,19 +1,23 @@
 """Every stateful operator with a script of what happens to it: material of ``test_restore``. Not a test module.
 
-A script is a list of steps: ``Rows`` to an input, ``Watermark``, ``Wait`` on the wall clock, ``MARK`` where a barrier
+A script is a list of steps: ``Rows`` to an input (as columns, if they have a schema), ``Watermark``, ``Wait`` on the wall clock, ``MARK`` where a barrier
 passes. Rows behind a watermark are late for it before a mark and after it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from engine.operators.aggregate import CombineAggregateSpec, FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.broadcast import BroadcastProcessSpec
 from engine.operators.co_process import CoProcessSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.functions import AggregateFunction, FlatMapFunction
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import FieldKey
@@ -67,6 +71,7 @@ class Rows:
     rows: list[Any]
     stamps: list[int] | None = None
     input_index: int = 0
+    schema: pa.Schema | None = None
 
 
 @dataclass(frozen=True)
@@ -339,6 +344,29 @@ def pairs_then_triples() -> list[Any]:
     return [*pairs_of_words()[:-1], Rows([("a", 1, "x"), ("b", 2, "y")]), MARK, Rows([("a", 1, "z"), ("b", 1)])]
 
 
+PAIRS = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+
+
+def columns_but(of_rows: int, spec: OperatorSpec) -> Case:
+    """Columns, with step ``of_rows`` in rows: what the columns hold goes over. -1 = all of them are rows."""
+    script: list[Any] = [
+        Rows([(n, n + 1) for n in range(8)]),
+        MARK,
+        Rows([(n, 10) for n in range(0, 8, 2)]),
+        MARK,
+        Rows([(1, 100), (9, 100)]),
+        MARK,
+        MARK,
+        Rows([(n, 1000) for n in range(0, 9, 3)]),
+        MARK,
+        Rows([(n, 10_000) for n in range(8)]),
+    ]
+    for index, step in enumerate(script):
+        if step is not MARK and index != of_rows >= 0:
+            script[index] = Rows(step.rows, schema=PAIRS)
+    return Case((spec,), script)
+
+
 def added(a, b):
     return (a[0], a[1] + b[1])
 
@@ -423,6 +451,13 @@ CASES: dict[str, Callable[[], Case]] = {
         two_inputs(),
         (first_of, first_of),
     ),
+    **{
+        f"columns, {kind}{', final' * final}, rows in step {step}": functools.partial(
+            columns_but, step, ColumnAggregateSpec(KEY, kind, 1, final)
+        )
+        for kind, final in (("sum", False), ("sum", True), ("min", False), ("max", True))
+        for step in (-1, 0, 2, 4, 7, 99)
+    },
     "words counted ahead": lambda: Case(
         (WordCountSpec(WordTokenizer()), KeyedAggregateSpec(KEY, "sum", 1, True)),
         [Rows(["a b a"]), MARK, Rows(["b c", "a"]), MARK, MARK, Rows(["c c c"])],
