@@ -1,7 +1,7 @@
 """Every stateful operator with a script of what happens to it: material of ``test_restore``. Not a test module.
 
-A script is a list of steps: ``Rows`` to an input (as columns, if they have a schema), ``Watermark``, ``Wait`` on the wall clock, ``MARK`` where a barrier
-passes. Rows behind a watermark are late for it before a mark and after it.
+A script is a list of steps: ``Rows`` to an input (as columns, if they have a schema), ``Watermark``, ``Wait`` on the
+wall clock, ``MARK`` where a barrier passes. Rows behind a watermark are late for it before a mark and after it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from engine.operators.base import OperatorSpec
 from engine.operators.broadcast import BroadcastProcessSpec
 from engine.operators.co_process import CoProcessSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.column_window import column_window
+from engine.operators.field_aggregates import RowAggregates, WindowRecord, avg, count, sum_
 from engine.operators.functions import AggregateFunction, FlatMapFunction
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import FieldKey
@@ -367,6 +369,39 @@ def columns_but(of_rows: int, spec: OperatorSpec) -> Case:
     return Case((spec,), script)
 
 
+def window_of_columns(of_rows: int, lateness_ms: int) -> Case:
+    """Sums in overlapping windows of columns, some late; step ``of_rows`` is rows, -1 = all are, 99 = none is."""
+    assigner = SlidingEventTimeWindows(20, 10, 0)
+    fold = AggregateFold(RowAggregates([sum_(1), count(), avg(1)]))
+    rows = windows(assigner, function=WindowRecord(1), fold=fold, allowed_lateness_ms=lateness_ms, late_tag="late")
+    script: list[Any] = [
+        Rows([(1, 1), (2, 2), (1, 3)], [1, 2, 3]),
+        MARK,
+        Rows([(7, 10), (1, 4), (3, 5)], [14, 12, 11]),
+        Watermark(9),
+        MARK,
+        Rows([(8, 6), (2, 7), (None, 11)], [4, 16, 15]),
+        MARK,
+        Watermark(19),
+        Rows([(2, 1), (1, 9), (4, 1)], [22, 31, 18]),
+        MARK,
+        Watermark(29),
+        Rows([(1, 1), (1, 1), (2, 1)], [33, 41, 17]),
+        MARK,
+        Watermark(39),
+        Rows([(5, 1), (1, 1)], [60, 58]),
+        Watermark(TIME_MAX_MS),
+    ]
+    for index, step in enumerate(script):
+        if isinstance(step, Rows) and index != of_rows >= 0:
+            script[index] = Rows(step.rows, step.stamps, schema=PAIRS)
+    (spec,) = rows.specs
+    assert isinstance(spec, WindowSpec)
+    columnar = column_window(spec)
+    assert columnar is not None
+    return Case((columnar,), script)
+
+
 def added(a, b):
     return (a[0], a[1] + b[1])
 
@@ -457,6 +492,13 @@ CASES: dict[str, Callable[[], Case]] = {
         )
         for kind, final in (("sum", False), ("sum", True), ("min", False), ("max", True))
         for step in (-1, 0, 2, 4, 7, 99)
+    },
+    **{
+        f"windows of columns, lateness {lateness_ms}, rows in step {step}": functools.partial(
+            window_of_columns, step, lateness_ms
+        )
+        for lateness_ms in (0, 12)
+        for step in (-1, 0, 2, 5, 8, 11, 99)
     },
     "words counted ahead": lambda: Case(
         (WordCountSpec(WordTokenizer()), KeyedAggregateSpec(KEY, "sum", 1, True)),
