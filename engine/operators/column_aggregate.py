@@ -47,6 +47,7 @@ class ColumnAggregateSpec(OperatorSpec):
     emit_final: bool = False
     #: what comes out are columns, if what goes in is
     emits_columns = True
+    preload = ("engine.operators.column_warm_up",)
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]

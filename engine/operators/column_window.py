@@ -55,6 +55,7 @@ class ColumnWindowSpec(OperatorSpec):
     rows: WindowSpec
     keeps_record: bool = False
     emits_columns = True
+    preload = ("engine.operators.column_warm_up",)
 
     def build(self) -> Operator:
         return _ColumnWindowOperator(self)
