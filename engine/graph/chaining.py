@@ -259,6 +259,7 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
             node.transformation.uid,
             node.transformation.description or node.name,
             node.transformation.spec.describe(),
+            node.transformation.spec.preload,
         )
         for node in made.nodes
     )

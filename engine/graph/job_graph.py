@@ -93,6 +93,8 @@ class OperatorInfo:
     description: str
     #: e.g. "vectorised", "interpreted"; "" when not told
     tier: str = ""
+    #: modules that a process which forks slots had better import before
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

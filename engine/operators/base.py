@@ -209,6 +209,8 @@ class OperatorSpec(abc.ABC):
     #: Why the operator cannot take part in checkpoints, though it keeps something; "" = it takes part. Jobs with such
     #: an operator decline checkpoints with this sentence instead of losing state.
     not_checkpointed: str = ""
+    #: Modules that a process which forks slots imports before it does: worth it where each slot would pay much.
+    preload: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def build(self) -> Operator: ...

@@ -4,6 +4,9 @@ Results are those of the row operator, value by value. Where columns cannot give
 a null to be added, a sum beyond 64 bits, nested types) the operator hands its state to the row operator and goes on
 with that: the stream does not notice. Streaming emits a result per record, ``emit_final`` (batch) one per key at the
 end.
+
+Each key's state is in one of two parts, the slots or the row operator's own. A restored subtask may find both, as those
+it follows may have worked in different ways; what the row operator has, only rows can go on with.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class ColumnAggregateSpec(OperatorSpec):
     emit_final: bool = False
     #: what comes out are columns, if what goes in is
     emits_columns = True
+    preload = ("engine.operators.column_warm_up",)
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -127,6 +132,7 @@ class _ColumnAggregateOperator(Operator):
         max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._state: SlotState = SlotState(max_parallelism, is_tuple=isinstance(self._spec.key_selector, ComposedKey))
         ctx.state.add_keyed("slots", self._state)
+        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
             import pyarrow as pa
 
@@ -136,6 +142,8 @@ class _ColumnAggregateOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         if self._is_on_rows:
+            if self._state.num_slots:
+                self._hand_over()
             self._rows.process_batch(input_index, batch)
             return
         columns = None
@@ -254,6 +262,8 @@ class _ColumnAggregateOperator(Operator):
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
+        if self._is_on_rows and self._state.num_slots:
+            self._hand_over()
         if self._is_on_rows or not self._state.num_slots:
             self._rows.finish()
         elif self._spec.emit_final:
@@ -280,7 +290,11 @@ class _ColumnAggregateOperator(Operator):
             yield ColumnBatch(_batch_of(arrays, layout.schema.names))
 
     def _hand_over(self) -> None:
-        """Give all state to the row operator; it takes every record from now on."""
+        """Give all state to the row operator; it takes every record from now on.
+
+        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored: an increment on it
+        would bring the slots back and know nothing of the rows.
+        """
         self._is_on_rows = True
         if self._state.num_slots:
             for batch in self._batches(self._trimmed):

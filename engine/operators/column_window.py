@@ -5,6 +5,10 @@ A batch finds the slots of its keys once; each slice of time (``window_slices``)
 ``operators/window``: lateness by window, one result more for each late record, what is too late to a side output. Types
 that kernels do not know (text to be compared, decimals to be added…) make the row operator take over before the first
 record. Sums of floats over several slices are added slice by slice, so the last digits may differ from those on rows.
+
+What only comes up on the way (other types, rows, a null in a record to be reduced, a sum beyond 64 bits) makes it take
+over too, with what the windows hold by then. A restored subtask may find state in both places, as those it follows may
+have worked in different ways; what the row operator has, only rows can go on with.
 """
 
 from __future__ import annotations
@@ -12,19 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
-from engine.operators.failure import user_error
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
-from engine.operators.keys import ComposedKey, FieldKey
-from engine.operators.window import LATE_RECORDS_DROPPED, WindowSpec
+from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
 from engine.operators.window_slices import Slices, slices_of
 from engine.time.triggers import EventTimeTrigger
-from engine.time.windows import TIME_MIN_MS
+from engine.time.windows import TIME_MIN_MS, TimeWindow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +55,7 @@ class ColumnWindowSpec(OperatorSpec):
     rows: WindowSpec
     keeps_record: bool = False
     emits_columns = True
+    preload = ("engine.operators.column_warm_up",)
 
     def build(self) -> Operator:
         return _ColumnWindowOperator(self)
@@ -93,7 +98,8 @@ class _ColumnWindowOperator(Operator):
         self._slices: Slices = slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
         self._late_tag = spec.rows.late_tag
-        self._rows: Operator = spec.rows.build()
+        self._rows = WindowOperator(spec.rows)
+        #: the row operator has taken over
         self._is_on_rows = False
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
@@ -116,6 +122,8 @@ class _ColumnWindowOperator(Operator):
         ctx.state.add_keyed("window-slots", self._state)
         for start, watermark_ms in self._state.restored_panes.items():
             self._expect(start, watermark_ms)
+        parts = ctx.state.keyed
+        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
     def close(self) -> None:
         self._rows.close()
@@ -123,14 +131,14 @@ class _ColumnWindowOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if not self._is_on_rows and not self._takes(batch):
-            self._go_on_with_rows(batch)
-        if self._is_on_rows:
-            self._rows.process_batch(input_index, batch)
-            return
-        assert isinstance(batch, ColumnBatch)
-        assert batch.timestamps_ms is not None
-        self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
+        rest: Batch | None = batch
+        if not self._is_on_rows and self._takes(batch):
+            assert isinstance(batch, ColumnBatch)
+            assert batch.timestamps_ms is not None
+            rest = self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
+        if rest is not None:
+            self._hand_over()
+            self._rows.process_batch(input_index, rest)
 
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
@@ -142,42 +150,41 @@ class _ColumnWindowOperator(Operator):
         schema = plain_columns(batch.columns).schema
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
-    def _go_on_with_rows(self, batch: Batch) -> None:
-        if self._state.layout is not None and self._state.panes:
-            names = None if not isinstance(batch, ColumnBatch) else batch.columns.schema
-            raise user_error(
-                TypeError(
-                    f"the windows hold columns {self._state.layout.schema}, and now there came "
-                    f"{'records without columns or event times' if names is None else names}"
-                ),
-                operator_name=self.ctx.operator_name,
-            )
-        self._is_on_rows = True
-        self._state.clear()
-        if self._watermark_ms > TIME_MIN_MS:
-            self._rows_output.is_silent = True
-            self._rows.process_watermark(self._watermark_ms)
-            self._rows_output.is_silent = False
-
-    def _process_columns(self, columns: pa.RecordBatch, times_ms: Array) -> None:
+    def _process_columns(self, columns: pa.RecordBatch, times_ms: Array) -> ColumnBatch | None:
+        """Take up the rows; return those that are left to the row operator, if any."""
         import numpy as np
 
         law = self._slices.slice_ms, self._slices.offset_ms
         pane_of_row = np.empty(times_ms.size, np.int32)
         starts = np.empty(_PANES_MAX, np.int64)
+        taken = np.zeros(times_ms.size, np.bool_)
         slots: Array | None = None
         row = 0
         while row < times_ms.size:
             begin = row
             row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
+            late: list[tuple[int, Array, list[tuple[int, int]]]] = []
             for pane, start in enumerate(starts[:num_panes].tolist()):
                 rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
+                    taken[rows] = True
                     continue
                 if slots is None:
+                    if not self._state.begin_batch(columns):
+                        return _left(columns, times_ms, taken)
                     slots = self._state.slots_of(columns)
-                    self._state.begin_batch(columns)
-                self._take_up(start, rows, slots)
+                if start not in self._state.panes:
+                    self._expect(start, self._watermark_ms)
+                fired = self._fired_windows(start)
+                if fired:
+                    late.append((start, rows, fired))
+                elif self._state.take_up(start, rows, slots):
+                    taken[rows] = True
+                else:
+                    return _left(columns, times_ms, taken)
+            if slots is not None and not self._take_up_late(late, slots, taken):
+                return _left(columns, times_ms, taken)
+        return None
 
     @staticmethod
     def _rows_of_pane(pane_of_row: Array, pane: int, num_panes: int, begin: int, end: int) -> Array:
@@ -203,20 +210,22 @@ class _ColumnWindowOperator(Operator):
             self.out.emit_side(self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
         return True
 
-    def _take_up(self, start: int, rows: Array, slots: Array) -> None:
-        fired = self._fired_windows(start)
-        if start not in self._state.panes:
-            self._expect(start, self._watermark_ms)
-        try:
-            if not fired:
-                self._state.take_up(start, rows, slots)
-                return
-            for at in range(rows.size):  # each late record gives a result of its own
-                self._state.take_up(start, rows[at : at + 1], slots)
-                for window in fired:
-                    self._fire(window, slots[rows[at : at + 1]])
-        except (OverflowError, TypeError) as error:
-            raise user_error(error, operator_name=self.ctx.operator_name) from error
+    def _take_up_late(self, late: list[tuple[int, Array, list[tuple[int, int]]]], slots: Array, taken: Array) -> bool:
+        """Take up rows whose windows have fired, in their order: each gives results of its own, with all before it.
+
+        ``late``: (start of the pane, rows, windows). Return False if a sum does not fit into 64 bits.
+        """
+        import numpy as np
+
+        in_order = sorted((row, start, fired) for start, rows, fired in late for row in rows.tolist())
+        for row, start, fired in in_order:
+            rows = np.array([row], np.int32)
+            if not self._state.take_up(start, rows, slots):
+                return False
+            taken[row] = True
+            for window in fired:
+                self._fire(window, slots[rows])
+        return True
 
     def _expect(self, start: int, watermark_ms: int) -> None:
         """Let the windows of a new pane fire when their time comes."""
@@ -236,6 +245,8 @@ class _ColumnWindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
+        if self._is_on_rows:
+            self._hand_over()  # before the time goes on
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         self._state.watermark_ms = self._watermark_ms
         if self._is_on_rows:
@@ -262,15 +273,67 @@ class _ColumnWindowOperator(Operator):
         """Emit the window's results; ``only``: those of these slots."""
         import numpy as np
 
-        slots, values = self._state.contents(self._slices.slices_of(window), only)
+        try:
+            slots, values = self._state.contents(self._slices.slices_of(window), only)
+        except OverflowError:
+            self._fire_rows(window, only)
+            return
         for at in range(0, slots.size, BATCH_ROWS_MAX):
             part = slots[at : at + BATCH_ROWS_MAX]
             columns = self._state.results(window, part, values)
             self.out.emit(ColumnBatch(columns, np.full(part.size, window[1] - 1, np.int64)))
 
+    def _fire_rows(self, window: tuple[int, int], only: Array | None) -> None:
+        """As ``_fire``, where a sum over the slices does not fit into 64 bits."""
+        fold = self._spec.rows.fold
+        assert isinstance(fold, AggregateFold)
+        merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
+        for start in self._slices.slices_of(window):
+            if start not in self._state.panes:
+                continue
+            for fields, accumulator in zip(*self._state.accumulators(start, only), strict=True):
+                key = canonical_key(fields)
+                have = merged.get(key)
+                merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
+        rows = [(*fields, *window, *fold.result(accumulator)) for fields, accumulator in merged.values()]
+        for at in range(0, len(rows), BATCH_ROWS_MAX):
+            part = rows[at : at + BATCH_ROWS_MAX]
+            self.out.emit(RowBatch(part, [window[1] - 1] * len(part)))
+
+    # --- the way to rows, and the end --------------------------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        """Give all windows to the row operator, if that has not been done; it takes every record from now on.
+
+        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
+        """
+        if not self._is_on_rows and self._watermark_ms > TIME_MIN_MS:
+            self._rows_output.is_silent = True
+            self._rows.process_watermark(self._watermark_ms)
+            self._rows_output.is_silent = False
+        self._is_on_rows = True
+        if self._state.layout is None:
+            return
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        for start in sorted(self._state.panes):
+            fields, accumulators = self._state.accumulators(start, None)
+            keys = fields if is_tuple else [key for (key,) in fields]
+            for begin, end in self._slices.windows_with(start):
+                if end - 1 + self._lateness_ms > self._state.watermark_of(start):
+                    has_fired = (end, begin) not in self._pending
+                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+        self._pending.clear()
+        self._state.clear()
+
     def finish(self) -> None:
         if self._is_on_rows:
+            self._hand_over()
             self._rows.finish()
+
+
+def _left(columns: pa.RecordBatch, times_ms: Array, taken: Array) -> ColumnBatch:
+    rows = (~taken).nonzero()[0]
+    return ColumnBatch(columns.take(rows), times_ms[rows])
 
 
 @final

@@ -300,6 +300,16 @@ class WindowOperator(Operator):
             self._late_rows.append(row)
             self._late_stamps.append(stamp)
 
+    def adopt(self, window: Any, keys: Sequence[Any], accumulators: Sequence[Any], *, has_fired: bool) -> None:
+        """Take up what another operator has held of a window until now, by key. For event-time triggers only."""
+        for key, accumulator in zip(keys, accumulators, strict=True):
+            self.backend.set_current_key(key)
+            self._contents.use(window)
+            self._contents.merge_in(accumulator)
+            if not has_fired:
+                self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
+            self._register_cleanup(window)
+
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:

@@ -118,6 +118,10 @@ class Contents(Protocol):
 
     def clear(self) -> None: ...
 
+    def merge_in(self, accumulator: Any) -> None:
+        """Add an accumulator that was made elsewhere."""
+        ...
+
     def merge(self, target: Any, sources: Iterable[Any]) -> None:
         """Move what the windows ``sources`` hold into the window ``target``; changes which window is meant."""
         ...
@@ -147,6 +151,9 @@ class ElementContents:
             self._state.update(elements)
         else:
             self._state.clear()
+
+    def merge_in(self, accumulator: Any) -> None:
+        raise AssertionError("this window holds elements")
 
     def merge(self, target: Any, sources: Iterable[Any]) -> None:
         self._state.merge_namespaces(target, sources)
@@ -197,6 +204,10 @@ class AccumulatorContents:
 
     def replace(self, elements: Sequence[Any]) -> None:
         raise AssertionError("a window with an evictor holds elements")
+
+    def merge_in(self, accumulator: Any) -> None:
+        held = self._state.value()
+        self._state.update((accumulator if held is None else self._fold.merge(held[0], accumulator),))
 
     def merge(self, target: Any, sources: Iterable[Any]) -> None:
         state = self._state

@@ -12,6 +12,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.records import ColumnBatch
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index
 from engine.operators.field_aggregates import FieldAggregateOf
@@ -124,8 +125,8 @@ class WindowState:
         assert self.layout is not None
         return self._table.slots_of([columns.column(key) for key in self.layout.keys])
 
-    def begin_batch(self, columns: pa.RecordBatch) -> None:
-        """Prepare the values of the batch whose rows ``take_up`` takes."""
+    def begin_batch(self, columns: pa.RecordBatch) -> bool:
+        """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it."""
         for field in self._fields:
             column = columns.column(field.index)
             field.valid = None
@@ -134,7 +135,7 @@ class WindowState:
                 continue
             if column.null_count:
                 if self._keeps_record:
-                    raise TypeError(f"field {field.index} of a record is None; None cannot be aggregated")
+                    return False  # whether a None can be aggregated is for the row operator to say
                 field.valid = valid_mask(column)
                 if not field.present:
                     self._count_apart(field)
@@ -144,6 +145,7 @@ class WindowState:
                 field.values = values_of(column).astype(np.float64, copy=False)
             else:
                 field.values = as_int64(column)
+        return True
 
     def _count_apart(self, field: _Field) -> None:
         """The first null of a field: count its values in a column of their own from now on."""
@@ -153,11 +155,14 @@ class WindowState:
             pane.widen(self._width)
             pane.column(field.present)[:] = pane.column(0)
 
-    def take_up(self, start: int, rows: Array, slots: Array) -> None:
+    def take_up(self, start: int, rows: Array, slots: Array) -> bool:
+        """Take up the rows of a pane; False when a sum would not fit into 64 bits: then none has been taken up."""
         pane = self.panes.get(start)
         if pane is None:
             pane = self.panes[start] = Pane(self._width)
         pane.reserve(self._table.num_slots)
+        if not self._add_ints(pane, rows, slots):
+            return False
         begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
         begun = kernels.count_rows(rows, slots, pane.column(0), begun_slots, begun_rows)
         of_records = rows, begun_slots[:begun], begun_rows[:begun]
@@ -168,6 +173,25 @@ class WindowState:
             for accumulator, own in self._accumulators:
                 if own is field:
                     self._accumulate(accumulator, field, pane, slots, begins)
+        return True
+
+    def _add_ints(self, pane: Pane, rows: Array, slots: Array) -> bool:
+        """Add to all sums of integers, which are 0 at first, or to none; return whether they fit."""
+        added: list[tuple[Array, Array, Array]] = []
+        for accumulator, field in self._accumulators:
+            if accumulator.kind != "sum" or accumulator.is_float:
+                continue
+            values = field.values
+            assert values is not None
+            present = rows if field.valid is None else rows[field.valid[rows]]
+            sums = pane.column(accumulator.column)
+            done = kernels.add_ints(present, slots, values, sums)
+            added.append((sums, present[:done], values))
+            if done < present.size:
+                for sums, taken, values in added:
+                    np.subtract.at(sums, slots[taken], values[taken])
+                return False
+        return True
 
     def _present_rows(self, field: _Field, pane: Pane, rows: Array, slots: Array) -> tuple[Array, Array, Array]:
         if field.valid is not None:
@@ -192,8 +216,7 @@ class WindowState:
             case "sum" if accumulator.is_float:
                 kernels.add_floats(rows, slots, values, acc)
             case "sum":
-                if kernels.add_ints(rows, slots, values, acc) < rows.size:
-                    raise OverflowError(f"the sum of field {field.index} in a window does not fit into 64 bits")
+                pass  # done by ``_add_ints``
             case "min" if self._keeps_record:
                 kernels.lower_to(rows, slots, values, acc)
             case "min":
@@ -208,7 +231,7 @@ class WindowState:
     # --- results -----------------------------------------------------------------------------------------------------
 
     def contents(self, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
-        """Return (slots, accumulators by slot) of the panes together."""
+        """Return (slots, accumulators by slot) of the panes together. Raises: OverflowError."""
         panes = [self.panes[start] for start in starts if start in self.panes]
         if len(panes) == 1:
             values = panes[0].values
@@ -246,11 +269,38 @@ class WindowState:
         names += ["window_start", "window_end", *(aggregate.column_name for aggregate in self._aggregates)]
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
+    def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
+        """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
+        these slots."""
+        values = self.panes[start].values
+        slots = self.panes[start].slots()
+        if only is not None:
+            slots = np.intersect1d(slots, only)
+        keys = list(zip(*(column.to_pylist() for column in self._table.keys_of(slots)), strict=True))
+        if self._keeps_record:
+            return keys, ColumnBatch(self.results((0, 0), slots, values)).to_rows().rows
+        rows = values[slots]
+        parts: list[list[Any]] = []
+        for aggregate in self._aggregates:
+            if aggregate.kind == "avg":
+                field = self._field(self._index_of(aggregate), coded=False)
+                sums = self._find("sum", field)
+                assert sums is not None
+                totals = self._column(sums, field, rows).to_pylist()
+                parts.append(list(zip(totals, rows[:, field.present].tolist(), strict=True)))
+            else:
+                parts.append(self._result(aggregate, rows).to_pylist())
+        return keys, list(map(list, zip(*parts, strict=True)))
+
+    def _index_of(self, aggregate: FieldAggregateOf) -> int:
+        assert self.layout is not None
+        assert aggregate.field is not None
+        return column_index(self.layout.schema, aggregate.field)
+
     def _result(self, aggregate: FieldAggregateOf, rows: Array) -> pa.Array:
         if aggregate.field is None:
             return pa.array(rows[:, 0])
-        assert self.layout is not None
-        field = self._field(column_index(self.layout.schema, aggregate.field), coded=False)
+        field = self._field(self._index_of(aggregate), coded=False)
         if aggregate.kind == "count":
             return pa.array(rows[:, field.present])
         accumulator = self._find("sum" if aggregate.kind == "avg" else aggregate.kind, field)
@@ -314,6 +364,10 @@ class WindowState:
             own = pane.column(accumulator.column)
             own[slots] = fresh[np.searchsorted(codes, own[slots])]
 
+    def watermark_of(self, start: int) -> int:
+        """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
+        return max(self.watermark_ms, self.restored_panes.get(start, TIME_MIN_MS))
+
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
@@ -327,7 +381,6 @@ class WindowState:
         metadata = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
-            "watermark": str(self.watermark_ms),
         }
         streams: dict[int, tuple[Any, Any]] = {}
         for start, pane in self.panes.items():
@@ -340,7 +393,7 @@ class WindowState:
                 if group not in streams:
                     sink = pa.BufferOutputStream()
                     streams[group] = sink, pa.ipc.new_stream(sink, part.schema.with_metadata(metadata))
-                streams[group][1].write_batch(part)
+                streams[group][1].write_batch(part, {"watermark": str(self.watermark_of(start))})
         chunks = {}
         for group, (sink, writer) in streams.items():
             writer.close()
@@ -365,8 +418,8 @@ class WindowState:
                 if self.layout is None:
                     schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
                     assert self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")])
-                for batch in reader:
-                    self._put(batch, int(metadata[b"watermark"]))
+                for batch, of_pane in reader.iter_batches_with_custom_metadata():
+                    self._put(batch, int(of_pane[b"watermark"]))
 
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None

@@ -121,6 +121,35 @@ def test_a_job_that_fails_while_its_slot_is_made_leaves_nothing(tmp_path):
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_slots_find_kernels_loaded_when_the_job_has_operators_on_columns(tmp_path, vectorised):
+    script = start(
+        f"""
+        from engine.common import Types, WatermarkStrategy
+        from engine.datastream import StreamExecutionEnvironment
+        from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+
+        def made(indexes):
+            print(["numba" in sys.modules, "engine.operators.column_warm_up" in sys.modules], flush=True)
+            return indexes, indexes
+
+        env = StreamExecutionEnvironment.get_execution_environment()
+        env.set_parallelism(1)
+        typed = Types.TUPLE([Types.LONG(), Types.LONG()])
+        source = DataGeneratorSource.of_columns(made, 3, typed)
+        stream = env.from_source(source, WatermarkStrategy.no_watermarks(), "source")
+        if {vectorised}:
+            stream = stream.key_by(0).sum(1)
+        stream.sink_to(DiscardingSink())
+        env.execute()
+        """,
+        tmp_path,
+    )
+    out, err = script.communicate(timeout=60)
+    assert (script.returncode, err) == (0, "")
+    assert set(out.splitlines()) == {str([vectorised, vectorised])}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_within_a_few_seconds(tmp_path, number):
     script = start(

@@ -60,6 +60,9 @@ class _Nursery:
                 if not request:
                     selector.close()
                     return self._end
+                if not fds:
+                    _load_ahead(request.decode().split())
+                    continue
                 slot = self._fork(fds[0])
                 if slot is not None:
                     selector.close()
@@ -132,16 +135,27 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def main(arguments: Sequence[str]) -> int:
-    control = socket.socket(fileno=int(arguments[0]))
-    control.setblocking(False)
-    control.set_inheritable(False)
-    for name in ("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]):
+def _load(names: Sequence[str]) -> None:
+    for name in names:
         module = importlib.import_module(name)
         if hasattr(module, "warm_up"):
             module.warm_up()  # loads compiled kernels, once for all slots
     gc.collect()
     gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
+
+
+def _load_ahead(names: Sequence[str]) -> None:
+    """Import for the slots to come; what goes wrong here will go wrong, and be told, in them."""
+    gc.unfreeze()
+    with contextlib.suppress(Exception):
+        _load(names)
+
+
+def main(arguments: Sequence[str]) -> int:
+    control = socket.socket(fileno=int(arguments[0]))
+    control.setblocking(False)
+    control.set_inheritable(False)
+    _load(("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]))
     return _Nursery(control).run()()
 
 

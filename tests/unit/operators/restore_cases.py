@@ -1,19 +1,25 @@
 """Every stateful operator with a script of what happens to it: material of ``test_restore``. Not a test module.
 
-A script is a list of steps: ``Rows`` to an input, ``Watermark``, ``Wait`` on the wall clock, ``MARK`` where a barrier
-passes. Rows behind a watermark are late for it before a mark and after it.
+A script is a list of steps: ``Rows`` to an input (as columns, if they have a schema), ``Watermark``, ``Wait`` on the
+wall clock, ``MARK`` where a barrier passes. Rows behind a watermark are late for it before a mark and after it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from engine.operators.aggregate import CombineAggregateSpec, FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.broadcast import BroadcastProcessSpec
 from engine.operators.co_process import CoProcessSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.column_window import column_window
+from engine.operators.field_aggregates import RowAggregates, WindowRecord, avg, count, sum_
 from engine.operators.functions import AggregateFunction, FlatMapFunction
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import FieldKey
@@ -67,6 +73,7 @@ class Rows:
     rows: list[Any]
     stamps: list[int] | None = None
     input_index: int = 0
+    schema: pa.Schema | None = None
 
 
 @dataclass(frozen=True)
@@ -339,6 +346,62 @@ def pairs_then_triples() -> list[Any]:
     return [*pairs_of_words()[:-1], Rows([("a", 1, "x"), ("b", 2, "y")]), MARK, Rows([("a", 1, "z"), ("b", 1)])]
 
 
+PAIRS = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+
+
+def columns_but(of_rows: int, spec: OperatorSpec) -> Case:
+    """Columns, with step ``of_rows`` in rows: what the columns hold goes over. -1 = all of them are rows."""
+    script: list[Any] = [
+        Rows([(n, n + 1) for n in range(8)]),
+        MARK,
+        Rows([(n, 10) for n in range(0, 8, 2)]),
+        MARK,
+        Rows([(1, 100), (9, 100)]),
+        MARK,
+        MARK,
+        Rows([(n, 1000) for n in range(0, 9, 3)]),
+        MARK,
+        Rows([(n, 10_000) for n in range(8)]),
+    ]
+    for index, step in enumerate(script):
+        if step is not MARK and index != of_rows >= 0:
+            script[index] = Rows(step.rows, schema=PAIRS)
+    return Case((spec,), script)
+
+
+def window_of_columns(of_rows: int, lateness_ms: int) -> Case:
+    """Sums in overlapping windows of columns, some late; step ``of_rows`` is rows, -1 = all are, 99 = none is."""
+    assigner = SlidingEventTimeWindows(20, 10, 0)
+    fold = AggregateFold(RowAggregates([sum_(1), count(), avg(1)]))
+    rows = windows(assigner, function=WindowRecord(1), fold=fold, allowed_lateness_ms=lateness_ms, late_tag="late")
+    script: list[Any] = [
+        Rows([(1, 1), (2, 2), (1, 3)], [1, 2, 3]),
+        MARK,
+        Rows([(7, 10), (1, 4), (3, 5)], [14, 12, 11]),
+        Watermark(9),
+        MARK,
+        Rows([(8, 6), (2, 7), (None, 11)], [4, 16, 15]),
+        MARK,
+        Watermark(19),
+        Rows([(2, 1), (1, 9), (4, 1)], [22, 31, 18]),
+        MARK,
+        Watermark(29),
+        Rows([(1, 1), (1, 1), (2, 1)], [33, 41, 17]),
+        MARK,
+        Watermark(39),
+        Rows([(5, 1), (1, 1)], [60, 58]),
+        Watermark(TIME_MAX_MS),
+    ]
+    for index, step in enumerate(script):
+        if isinstance(step, Rows) and index != of_rows >= 0:
+            script[index] = Rows(step.rows, step.stamps, schema=PAIRS)
+    (spec,) = rows.specs
+    assert isinstance(spec, WindowSpec)
+    columnar = column_window(spec)
+    assert columnar is not None
+    return Case((columnar,), script)
+
+
 def added(a, b):
     return (a[0], a[1] + b[1])
 
@@ -423,6 +486,20 @@ CASES: dict[str, Callable[[], Case]] = {
         two_inputs(),
         (first_of, first_of),
     ),
+    **{
+        f"columns, {kind}{', final' * final}, rows in step {step}": functools.partial(
+            columns_but, step, ColumnAggregateSpec(KEY, kind, 1, final)
+        )
+        for kind, final in (("sum", False), ("sum", True), ("min", False), ("max", True))
+        for step in (-1, 0, 2, 4, 7, 99)
+    },
+    **{
+        f"windows of columns, lateness {lateness_ms}, rows in step {step}": functools.partial(
+            window_of_columns, step, lateness_ms
+        )
+        for lateness_ms in (0, 12)
+        for step in (-1, 0, 2, 5, 8, 11, 99)
+    },
     "words counted ahead": lambda: Case(
         (WordCountSpec(WordTokenizer()), KeyedAggregateSpec(KEY, "sum", 1, True)),
         [Rows(["a b a"]), MARK, Rows(["b c", "a"]), MARK, MARK, Rows(["c c c"])],

@@ -160,10 +160,34 @@ def test_records_without_event_times_are_told_so():
         harness.process_batch(batch)
 
 
-def test_a_sum_beyond_64_bits_fails_and_says_so():
-    steps = [[((1, 2**63 - 1, 1.0, "b"), 2), ((1, 1, 1.0, "c"), 3)]]
-    with pytest.raises(UserCodeError, match="64 bits"):
-        play(column_window(built_in(ASSIGNERS["tumbling"], [sum_(1)])), steps)
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+@pytest.mark.parametrize("kind", ASSIGNERS)
+def test_sums_beyond_64_bits_go_on_as_python_integers(kind, lateness_ms):
+    rows = built_in(ASSIGNERS[kind], [sum_(1), count(), avg(1), sum_(2)], lateness_ms=lateness_ms, late_tag="late")
+    large = st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**63 - 1, -(2**63), 2**62]))
+    row = st.tuples(st.one_of(st.none(), st.integers(0, 1)), large, FLOATS, st.just("a"))
+    step = st.one_of(st.lists(st.tuples(row, st.integers(-25, 45)), min_size=1, max_size=8), st.integers(-20, 60))
+
+    @settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    @given(st.lists(step, max_size=6))
+    def check(steps):
+        assert play(column_window(rows), steps, zeros_alike=True) == play(rows, steps, zeros_alike=True)
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["sum", "min"])
+def test_a_null_in_a_record_to_be_reduced_is_what_it_is_on_rows(kind):
+    rows = windows(ASSIGNERS["tumbling"], ReduceFold(FieldAggregate(kind, 1)))
+    steps = [[((1, 7, 1.0, "a"), 1), ((2, 1, 1.0, "b"), 1)], [((2, 3, 1.0, "x"), 5), ((3, None, 1.0, "c"), 2)], 40]
+    if kind == "min":
+        assert play(column_window(rows), steps) == play(rows, steps)
+        return
+    with pytest.raises(UserCodeError) as told, OperatorHarness(column_window(rows), name="Window") as harness:
+        drive(harness, steps)
+    with pytest.raises(UserCodeError) as expected:
+        play(rows, steps)
+    assert str(told.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("kind", ["tumbling", "sliding"])

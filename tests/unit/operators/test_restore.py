@@ -11,13 +11,16 @@ import importlib
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from engine.core import user_code
 from engine.core.clock import ManualClock
-from engine.core.records import rows_of
+from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
+from engine.state.parts import DeltaPart
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import CASES, MARK, Case, Rows, ToAll, Wait, Watermark
 
@@ -42,6 +45,14 @@ def subtask_of(key, parallelism: int) -> int:
 def travelled(spec):
     """As in a job: each subtask has functions of its own."""
     return user_code.loads(user_code.dumps(spec, "spec"))
+
+
+def batch_of(rows: list, stamps: list[int] | None, schema: pa.Schema | None) -> Batch:
+    if schema is None:
+        return RowBatch(rows, stamps)
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(schema.types)]
+    columns = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64))
 
 
 class Run:
@@ -75,9 +86,20 @@ class Run:
         ]
         for harness in self.harnesses:
             self._open.enter_context(harness)
+        self._adopt()
         if self.watermark_ms is not None:
             for harness in self.harnesses:
                 harness.watermark(self.watermark_ms)
+
+    def _adopt(self) -> None:
+        """As a task does: increments build on the checkpoint that was restored, where the subtask is the same."""
+        if self.snapshots is None or len(self.snapshots) != len(self.harnesses):
+            return
+        for harness in self.harnesses:
+            for context in harness.contexts:
+                for part in context.state.keyed.values():
+                    if isinstance(part, DeltaPart):
+                        part.begin_epoch(self.num_marks)
 
     def play(self, steps: Iterable) -> None:
         for step in steps:
@@ -111,7 +133,8 @@ class Run:
             ]
             if mine:
                 stamped = None if step.stamps is None else [stamp for _, stamp in mine]
-                harness.process([row for row, _ in mine], stamped, input_index=step.input_index)
+                batch = batch_of([row for row, _ in mine], stamped, step.schema)
+                harness.process_batch(batch, input_index=step.input_index)
 
     def _mark(self) -> None:
         self.num_marks += 1

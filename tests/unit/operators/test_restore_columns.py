@@ -1,0 +1,173 @@
+"""Operators on columns that may have to go on with rows: any script, with crashes or without, gives what rows give.
+
+A script mixes batches of columns, of rows and of sums beyond 64 bits with barriers; behind a barrier the job may crash
+and come back at another parallelism. Where nothing crashes, increments build on each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from engine.core.records import ColumnBatch
+from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.column_window import column_window
+from engine.operators.field_aggregates import RowAggregates, WindowRecord, avg, count, first, max_, sum_
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.window import WindowSpec
+from engine.operators.window_contents import AggregateFold, ReduceFold
+from engine.operators.window_functions import window_call
+from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
+from engine.time.cumulating_windows import CumulatingEventTimeWindows
+from engine.time.triggers import EventTimeTrigger
+from engine.time.windows import TIME_MAX_MS
+from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
+from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run, straight
+
+SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
+FEW = st.integers(-3, 3)
+VALUES = st.one_of(FEW, FEW, FEW, st.sampled_from([2**63 - 1, -(2**63)]))
+KEYS = st.one_of(st.none(), st.integers(0, 5))
+#: a barrier; None = all goes well, else the parallelism after a crash
+BARRIER = st.one_of(st.none(), st.integers(1, 3))
+
+
+@st.composite
+def batches(draw) -> Rows:
+    rows = draw(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=6))
+    stamps = draw(st.lists(st.integers(-5, 50), min_size=len(rows), max_size=len(rows)))
+    return Rows(rows, stamps, schema=draw(st.sampled_from([SCHEMA, SCHEMA, SCHEMA, None])))
+
+
+SCRIPTS = st.lists(st.one_of(batches(), batches(), BARRIER), max_size=14)
+TIMED_SCRIPTS = st.lists(st.one_of(batches(), batches(), BARRIER, st.integers(0, 55).map(Watermark)), max_size=14).map(
+    lambda steps: [*in_order(steps), Watermark(TIME_MAX_MS)]
+)
+
+
+def in_order(steps: list) -> list:
+    """Watermarks never fall."""
+    times = iter(sorted(step.time_ms for step in steps if isinstance(step, Watermark)))
+    return [Watermark(next(times)) if isinstance(step, Watermark) else step for step in steps]
+
+
+def disturbed(case: Case, config: dict[str, str]) -> Counter[str]:
+    """Play the script as its barriers say; what follows one before a crash is lost and comes again."""
+    run = Run(case, config, None)
+    run.start(1)
+    for index, step in enumerate(case.script):
+        if step is not None and not isinstance(step, int):
+            run.play([step])
+            continue
+        run.play([MARK])
+        if step is not None:
+            watermark_ms = run.watermark_ms
+            run.play(doomed for doomed in case.script[index + 1 : index + 2] if isinstance(doomed, Rows))
+            run.watermark_ms = watermark_ms
+            run.start(step)
+    return run.finish()
+
+
+def undisturbed(case: Case) -> Counter[str]:
+    return straight(Case(case.specs, [s for s in case.script if s is not None and not isinstance(s, int)], case.keys))
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("kind", ["sum", "min", "max"])
+@pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0,))])
+def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config):
+    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @given(SCRIPTS)
+    def check(script):
+        keys = (key,)
+        ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, final),), script, keys), config)
+        assert ours == undisturbed(Case((KeyedAggregateSpec(key, kind, 1, final),), script, keys))
+
+    check()
+
+
+def test_increments_of_columns_build_on_each_other_until_rows_take_over():
+    wide = [(n, n) for n in range(100)]
+    script = [
+        Rows(wide, schema=SCHEMA),
+        MARK,
+        Rows([(3, 5), (200, 1)], schema=SCHEMA),
+        MARK,
+        Rows([(50, -4), (200, 2)], schema=SCHEMA),
+        MARK,
+    ]
+    more = Rows([(n, 1) for n in (3, 50, 99, 200, 201)], schema=SCHEMA)
+    case = Case((ColumnAggregateSpec(FieldKey(0), "sum", 1),), script)
+    run = Run(case, INCREMENTAL, None)
+    run.start(1)
+    run.play(script)
+    full, *changes = run.snapshots[0].layers[0]["slots"]
+    assert len(changes) == 2
+    assert 4 * max(map(size_of, changes)) < size_of(full)
+    run.start(1)
+    run.play([more, MARK])
+    assert len(run.snapshots[0].layers[0]["slots"]) == 4
+    run.play([Rows([(3, 7)]), MARK])
+    assert run.snapshots[0].layers[0]["slots"] == [{}]  # nothing of the former layers comes back
+    run.start(1)
+    run.play([Rows([(4, 7)]), MARK, Rows([(5, 7)]), MARK])
+    assert len(run.snapshots[0].layers[0]["keyed"]) > 1
+    run.start(2)
+    run.play([more])
+    steps = [*script, more, Rows([(3, 7)]), Rows([(4, 7)]), Rows([(5, 7)]), more]
+    assert run.finish() == undisturbed(Case((KeyedAggregateSpec(FieldKey(0), "sum", 1),), steps))
+
+
+def size_of(chunks: dict[int, bytes]) -> int:
+    return sum(map(len, chunks.values()))
+
+
+@pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
+def test_a_fresh_subtask_begins_with_columns(backend):
+    rows = WindowSpec((FieldKey(0),), *WINDOWS["sliding"][:1], EventTimeTrigger(), window_call(WindowRecord(1)))
+    rows = replace(rows, fold=WINDOWS["sliding"][1])
+    for spec in (ColumnAggregateSpec(FieldKey(0), "sum", 1), column_window(rows)):
+        with OperatorHarness(spec, config={"state.backend.type": backend}) as harness:
+            columns = pa.record_batch([[1, 2], [3, 4]], schema=SCHEMA)
+            harness.process_batch(ColumnBatch(columns, np.array([1, 2])))
+            harness.watermark(1000)
+            assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches)
+            assert len(harness.output.rows) >= 2
+
+
+WINDOWS = {
+    "tumbling": (TumblingEventTimeWindows(10, 0), AggregateFold(RowAggregates([sum_(1), first(1), count(1)]))),
+    "reduced": (TumblingEventTimeWindows(10, 3), ReduceFold(FieldAggregate("sum", 1))),
+    "sliding": (SlidingEventTimeWindows(20, 5, 0), AggregateFold(RowAggregates([sum_(1), avg(1), count(), max_(1)]))),
+    "gaps": (SlidingEventTimeWindows(4, 10, 0), AggregateFold(RowAggregates([sum_(1)]))),
+    "cumulating": (CumulatingEventTimeWindows(20, 5, 0), AggregateFold(RowAggregates([avg(1), max_(1)]))),
+}
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("lateness_ms", [0, 9])
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0, 1))])
+def test_windows_after_any_script_are_those_of_rows(key, name, lateness_ms, config):
+    assigner, fold = WINDOWS[name]
+    function = None if isinstance(fold, ReduceFold) else WindowRecord(1 if isinstance(key, FieldKey) else 2)
+    rows = WindowSpec((key,), assigner, EventTimeTrigger(), window_call(function), fold, None, lateness_ms, "late")
+    columnar = column_window(rows)
+    assert columnar is not None
+
+    @settings(max_examples=10, deadline=None, phases=PHASES)
+    @given(TIMED_SCRIPTS)
+    def check(script):
+        assert disturbed(Case((columnar,), script, (key,)), config) == undisturbed(Case((rows,), script, (key,)))
+
+    check()
