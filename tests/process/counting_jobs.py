@@ -66,13 +66,15 @@ def counting(
     function: CountOfKey,
     target: Path,
     *,
-    key_of: Callable[[int], int],
+    key_of: Callable[[Any], int],
     count: int | None = None,
     rate: float | None = None,
+    record_of: Callable[[int], Any] = int,
 ) -> Any:
-    """Begin numbers → counts → files; return the job's client."""
-    source = DataGeneratorSource(lambda number: number, count, rate)
-    numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", Types.LONG()).uid("numbers")
+    """Begin numbers → counts → files; return the job's client. ``record_of``: what is made of each number."""
+    source = DataGeneratorSource(record_of, count, rate)
+    record_type = Types.LONG() if record_of is int else Types.PICKLED_BYTE_ARRAY()
+    numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", record_type).uid("numbers")
     counted = numbers.key_by(key_of, Types.LONG()).process(function, Types.STRING()).uid("count")
     counted.sink_to(FileSink.for_row_format(str(target), Encoder.simple_string_encoder()).build()).uid("files")
     return env.execute_async("counts")
