@@ -556,7 +556,7 @@ class CheckpointCoordinator:
             self._abort(pending, reason, message)
 
     def _abort(self, pending: Pending, reason: CheckpointFailureReason, message: str = "") -> None:
-        message = message or reason.sentence
+        message = (message or reason.sentence).rstrip(".")
         del self._pending[pending.checkpoint_id]
         self.statistics.failed(pending.checkpoint_id, message, self._wall_ms)
         if not pending.is_savepoint:

@@ -14,10 +14,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Final, final
 
+from engine.core.errors import EngineError
 from engine.core.fs import file_system_of
 from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer, KeyedStateHandle
 
-__all__ = ["ChunkWriter", "Chunks", "delta_is_worth_it", "upload_file", "write_file"]
+__all__ = [
+    "INLINE_BYTES_LIMIT",
+    "ChunkWriter",
+    "Chunks",
+    "StateTooLargeError",
+    "delta_is_worth_it",
+    "upload_file",
+    "write_file",
+]
+
+#: What a task may put into its acknowledgement when there is no folder. Source: Flink's MAX_MEM_STATE_SIZE.
+INLINE_BYTES_LIMIT: Final = 5 << 20
 
 _COPY_BYTES: Final = 1 << 20
 #: Layers of a part; each costs an open file at restore. With less than a file's worth each they cost nothing.
@@ -25,6 +37,18 @@ LAYERS_MAX: Final = 24
 #: Bytes of deltas by bytes of the full layer below them, above which all is written anew: a restore reads 1.5 times the
 #: state at most, and after changes of 1 % each time a full layer comes with every 24th checkpoint, 5 % on average.
 DELTA_SHARE_MAX: Final = 0.5
+
+
+class StateTooLargeError(EngineError):
+    """State does not fit into the acknowledgement, and there is no folder for it."""
+
+    @classmethod
+    def of(cls, size_bytes: int, limit_bytes: int) -> StateTooLargeError:
+        return cls(
+            f"The state of the task has {size_bytes} bytes, and the JobManager keeps at most {limit_bytes} bytes of "
+            "each task. Set execution.checkpointing.storage to filesystem and execution.checkpointing.dir to a folder "
+            "that all nodes reach."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,9 @@ class _PartsCoordinator(OperatorCoordinator):
         self._final: list[PendingPart] = []
         #: checkpoint → those of ``_final`` that it has
         self._final_of: dict[int, list[PendingPart]] = {}
+        #: Snapshots that neither failed nor were followed by a commit: of savepoints nothing else is told. What is
+        #: pending may belong to them, until a later checkpoint commits it.
+        self._uncommitted: set[int] = set()
         #: without checkpoints: what a cancelled job publishes
         self._closed: list[PendingPart] = []
         #: pending files that have been renamed, oldest first
@@ -169,10 +172,12 @@ class _PartsCoordinator(OperatorCoordinator):
 
     def snapshot(self, checkpoint_id: int) -> bytes:
         self._is_needed = True
+        self._uncommitted.add(checkpoint_id)
         self._final_of[checkpoint_id] = self._final.copy()
         return dump_plain(tuple(self._final))
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        self._uncommitted = {number for number in self._uncommitted if number > checkpoint_id}
         final = self._final_of.pop(checkpoint_id, [])
         self._final_of = {number: parts for number, parts in self._final_of.items() if number > checkpoint_id}
         for parts in committables.values():
@@ -182,6 +187,7 @@ class _PartsCoordinator(OperatorCoordinator):
         self._final = [part for part in self._final if part.pending not in self._committed]
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
+        self._uncommitted.discard(checkpoint_id)
         self._final_of.pop(checkpoint_id, None)
 
     def _commit(self, parts: Iterable[PendingPart], *, again: bool = False) -> None:
@@ -253,8 +259,8 @@ class _PartsCoordinator(OperatorCoordinator):
                 self._sweep(self._base_path, IN_PROGRESS, PENDING)
             return
         # Another attempt may follow a failure: what is pending may belong to the checkpoint from which it goes on. That
-        # attempt removes the rest.
-        keeps_pending = outcome is JobOutcome.FAILED and self._is_needed
+        # attempt removes the rest. Another job may follow a cancel, from a savepoint: it publishes what that names.
+        keeps_pending = self._is_needed if outcome is JobOutcome.FAILED else bool(self._uncommitted)
         states = (IN_PROGRESS,) if keeps_pending else (IN_PROGRESS, PENDING)
         if outcome is JobOutcome.FAILED or self.ctx.attempt_number > 0:
             self._sweep(self._base_path, *states)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import (
     SMALL_JOB,
     YarnUser,
+    ancestors_of,
     dashboard_in,
     eventually,
     get,
@@ -70,7 +70,7 @@ def test_a_job_whose_container_is_killed_restarts_by_itself_in_a_new_one(user, t
     url = f"{dashboard_in(done.stdout)}/jobs/{found[1]}"
     eventually("the function hangs", lambda: marker.exists() and marker.read_text())
     containers = processes_of(application_id, "flink_yarn.taskmanager_container")
-    victim = next(pid for pid in _ancestors(int(marker.read_text())) if pid in containers)
+    victim = next(pid for pid in ancestors_of(int(marker.read_text())) if pid in containers)
     kill_process(victim)
     eventually("it restarts", lambda: get(url)["timestamps"]["RESTARTING"] > 0, 20)
     eventually("the application has succeeded", lambda: _ended(user, application_id))
@@ -79,14 +79,6 @@ def test_a_job_whose_container_is_killed_restarts_by_itself_in_a_new_one(user, t
     assert sorted(user.hdfs.list("/restart")) == ["in", "out"]
     assert sorted(user.hdfs.list("/restart/out")) == ["1", "2"]
     eventually("no process is left", lambda: not processes_of(application_id), 15)
-
-
-def _ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        found.append(pid)
-    return found
 
 
 def _ended(user: YarnUser, application_id: str) -> bool:

@@ -175,6 +175,15 @@ def processes_of(application_id: str, word: str = "") -> dict[int, str]:
     return found
 
 
+def ancestors_of(pid: int) -> list[int]:
+    """Return a process and those that it comes from, nearest first."""
+    found = []
+    while pid > 1:
+        found.append(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return found
+
+
 def kill_process(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 

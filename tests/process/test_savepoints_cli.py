@@ -44,6 +44,20 @@ counted = numbers.key_by(lambda number: number % 10).process(Count(), Types.LONG
 counted.print()
 env.execute("counts")
 """
+TO_FILES = """
+import sys
+
+from engine.common import Encoder, Types, WatermarkStrategy
+from engine.datastream import StreamExecutionEnvironment
+from engine.datastream.connectors import DataGeneratorSource, FileSink
+
+env = StreamExecutionEnvironment.get_execution_environment()
+source = DataGeneratorSource(lambda i: i, None, 200)
+numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", Types.LONG()).uid("numbers")
+sink = FileSink.for_row_format(sys.argv[1], Encoder.simple_string_encoder()).build()
+numbers.map(str, Types.STRING()).sink_to(sink).uid("files")
+env.execute("numbers")
+"""
 SUBMITTED = re.compile(r"Job has been submitted with JobID ([0-9a-f]{32})")
 
 
@@ -71,11 +85,11 @@ class Runs:
         self.program.write_text(textwrap.dedent(PROGRAM))
         self.number = 0
 
-    def start(self, *options: str, uid: str = "count") -> tuple[str, object]:
+    def start(self, *options: str, uid: str = "count", out=None) -> tuple[str, object]:
         """Return the id of the job and the folder of its counts."""
         self.number += 1
-        out = self.folder / f"out-{self.number}"
-        out.mkdir()
+        out = out or self.folder / f"out-{self.number}"
+        out.mkdir(exist_ok=True)
         found = self.cluster.run("flink", "run", "-d", *options, str(self.program), str(out), uid)
         match = SUBMITTED.search(found.stdout)
         assert match, found
@@ -258,3 +272,30 @@ def test_modify_says_what_cannot_be(cluster, runs):
         assert said in done.stdout + done.stderr
     wait_until(lambda: runs.state(job_id) == "RUNNING", "the job goes on")
     assert {vertex["parallelism"] for vertex in cluster.client().job(job_id)["vertices"]} == {2}
+
+
+@pytest.mark.parametrize("how", ["savepoint and cancel", "cancel -s"])
+def test_what_a_sink_had_written_when_the_savepoint_was_taken_is_published_by_who_goes_on(how, cluster, runs, tmp_path):
+    """No checkpoint comes between savepoint and cancel: only the savepoint knows of the files."""
+    options = ("-D", "execution.checkpointing.interval=10 min")
+    runs.program.write_text(textwrap.dedent(TO_FILES))
+    job_id, out = runs.start("-p", "2", *options)
+    wait_until(lambda: len(list(out.rglob(".part*inprogress*"))) == 2, "both write")
+    if how == "savepoint and cancel":
+        told = runs.flink("savepoint", job_id, str(tmp_path / "sp"))
+        assert runs.flink("cancel", job_id).returncode == 0
+    else:
+        told = runs.flink("cancel", "-s", str(tmp_path / "sp"), job_id)
+    wait_until(lambda: runs.state(job_id) == "CANCELED", "CANCELED")
+    path = re.search(rf"file://{tmp_path}/sp/savepoint-\w+-\w+", told.stdout)
+    assert path, told
+    again, _ = runs.start("-p", "2", "-s", path[0], *options, out=out)
+    wait_until(lambda: len(list(out.rglob(".part*inprogress*"))) == 2, "both write again")
+    assert runs.flink("stop", "-p", str(tmp_path / "sp"), again).returncode == 0
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert [file.name for file in files if file.name.startswith(".")] == []
+    numbers = sorted(int(line) for file in files for line in file.read_text().split())
+    for index in range(2):  # the barrier met each of the two sources at its own number
+        own = [number for number in numbers if number % 2 == index]
+        assert own == list(range(index, index + 2 * len(own), 2))
+        assert len(own) > 10

@@ -95,6 +95,10 @@ class ResultPartition(Protocol):
 
     def has_room(self) -> bool: ...
 
+    def num_waiting(self) -> int:
+        """Return how many full buffers wait in the fullest subpartition."""
+        ...
+
     def is_overfull(self) -> bool:
         """Whether one step has added so much that it must wait inside."""
         ...
@@ -362,6 +366,9 @@ class PipelinedPartition:
                 return False
         return True
 
+    def num_waiting(self) -> int:
+        return max([subpartition.num_full for subpartition in self._subpartitions])
+
     def is_overfull(self) -> bool:
         for subpartition in self._subpartitions:  # noqa: SIM110 - asked at each emit
             if subpartition.num_full >= OVERFULL_BUFFERS:
@@ -451,6 +458,9 @@ class BlockingPartition:
 
     def has_room(self) -> bool:
         return True
+
+    def num_waiting(self) -> int:
+        return 0
 
     def is_overfull(self) -> bool:
         return False

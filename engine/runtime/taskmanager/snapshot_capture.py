@@ -13,9 +13,17 @@ import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, final
+from typing import Any, TypeAlias, final
 
-from engine.checkpoint.state_files import Chunks, ChunkWriter, delta_is_worth_it, upload_file, write_file
+from engine.checkpoint.state_files import (
+    INLINE_BYTES_LIMIT,
+    Chunks,
+    ChunkWriter,
+    StateTooLargeError,
+    delta_is_worth_it,
+    upload_file,
+    write_file,
+)
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.fs import file_system_of
 from engine.core.ids import OperatorID
@@ -35,17 +43,10 @@ from engine.runtime.taskmanager.snapshot_workers import Job, OnDone, SnapshotWor
 from engine.state.operator_state import OperatorStateStore, Redistribution
 from engine.state.parts import DeltaPart, FilePart, KeyedPart, LazyPart, OperatorStateRegistry
 
-__all__ = ["Consumer", "StateCapture", "StateTooLargeError", "TaskSnapshot"]
-
-#: What may travel inside an acknowledgement when there is no folder. Source: Flink's MAX_MEM_STATE_SIZE.
-INLINE_BYTES_LIMIT: Final = 5 << 20
+__all__ = ["Consumer", "StateCapture", "TaskSnapshot"]
 
 #: operator, name of the part
 PartKey: TypeAlias = tuple[OperatorID, str]
-
-
-class StateTooLargeError(EngineError):
-    """State does not fit into the acknowledgement, and there is no folder for it."""
 
 
 @dataclass(slots=True)
@@ -73,11 +74,20 @@ class TaskSnapshot:
     def close_one(self, error: BaseException | None = None) -> None:
         """A piece of work has ended."""
         self.num_open -= 1
+        if error is None and not self.num_open:
+            error = self._too_large()
         if not self.has_ended and (error is not None or not self.num_open):
             self.has_ended, self.error = True, error
             self.on_end(self, error)
         if not self.num_open:
             self.on_idle()
+
+    def _too_large(self) -> StateTooLargeError | None:
+        """Each piece fits by itself; do all of them, where they travel in one message?"""
+        if self.options.exclusive_folder:
+            return None
+        limit, size = max(self.options.inline_bytes_max, INLINE_BYTES_LIMIT), self.state_bytes()
+        return StateTooLargeError.of(size, limit) if size > limit else None
 
     def start(self, begin: Callable[[Callable[[], Any], OnDone], Job], work: Callable[[], Any], done: OnDone) -> None:
         """Begin a piece of work, which ends with ``done`` and then ``close_one``."""
@@ -370,8 +380,13 @@ class StateCapture:
                 reused[name] = file
                 continue
             targets[name] = self._path(snapshot, shared=snapshot.options.incremental and not part.is_mutable(name))
+        limits = _Limits.of(snapshot.options, {})
 
         def work() -> list[tuple[str, FileHandle]]:
+            if limits.must_fit:  # before all of it is in memory
+                size = sum(os.path.getsize(os.path.join(folder, name)) for name in targets)
+                if size > limits.inline_bytes_max:
+                    raise StateTooLargeError.of(size, limits.inline_bytes_max)
             uploaded = []
             for name, path in targets.items():
                 if snapshot.has_ended:
@@ -447,10 +462,8 @@ def _write(
             if limits.must_fit:
                 size += part.size_bytes
                 if size > limits.inline_bytes_max:
-                    raise StateTooLargeError(
-                        f"The state of a task has more than {limits.inline_bytes_max} bytes, which is what can be kept "
-                        "in the JobManager. Set execution.checkpointing.dir to a folder for it."
-                    )
+                    size += sum(left_over.size_bytes for left_over in chunks)
+                    raise StateTooLargeError.of(size, limits.inline_bytes_max)
             # One chunk at a time: they may be made only now, and need not fit in memory together.
             in_order = ((group, part.by_key_group[group]) for group in sorted(part.by_key_group))
             writer.add_layer(in_order, is_delta=part.is_delta)

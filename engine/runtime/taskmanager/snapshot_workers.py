@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeAlias, final
 
+from engine.checkpoint.state_files import StateTooLargeError
 from engine.core.errors import EngineError, ExternalError
 from engine.core.fs import forget_connections
 from engine.runtime.taskmanager.huge_pages import HugePages
@@ -193,10 +194,12 @@ def _be_child(parent: int, outgoing: int, work: Callable[[], Any]) -> None:
         os._exit(code)
 
 
-def _described(error: BaseException) -> tuple[bool, str]:
-    """Return whether storage is to blame, and what to say; classes of the user's program must not travel."""
-    is_external = isinstance(error, (OSError, ExternalError))
-    return is_external, str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+def _described(error: BaseException) -> tuple[type[EngineError], str]:
+    """Return what went wrong and what to say; classes of the user's program must not travel."""
+    text = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, StateTooLargeError):
+        return StateTooLargeError, text
+    return ExternalError if isinstance(error, (OSError, ExternalError)) else SnapshotLost, text
 
 
 @final
@@ -252,8 +255,8 @@ class _ChildJob:
         if is_well:
             on_done(result, None)
         else:
-            is_external, message = result
-            on_done(None, ExternalError(message) if is_external else SnapshotLost(message))
+            kind, message = result
+            on_done(None, kind(message))
 
 
 class SnapshotLost(EngineError):

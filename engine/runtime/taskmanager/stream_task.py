@@ -86,7 +86,7 @@ class StreamTask:
         self._checkpoints: TaskCheckpoints | None = None  #: once everything is open
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
-        self._step_size = StepSize()
+        self._step_size = StepSize(self._partitions)
         self._now_ns = env.now_ns
         self._clock = TaskClock(env.now_ns)
         self._records_in = 0
@@ -432,6 +432,7 @@ class StreamTask:
         if not self.is_inside:
             return  # being opened or closed
         self._flush_exits()
+        self._step_size.look()
         before_ns = self._now_ns()
         self._clock.end(before_ns)
         self._clock.wait(backpressured=True)
@@ -475,6 +476,7 @@ class StreamTask:
             self._source_waits = True
             emitted = chain.num_records_of_head()
             paused_ns = self._paused_ns
+            size.begin()
             result = chain.call(0, source.poll, size.rows_max)
             now_ns = self._now_ns()
             size.observe(chain.num_records_of_head() - emitted, now_ns - before_ns - (self._paused_ns - paused_ns))
@@ -556,6 +558,7 @@ class StreamTask:
         self._pending_at = end
         part = batch if start == 0 and end == num_rows else batch.slice(start, end)
         before_ns = self._now_ns() - self._paused_ns
+        self._step_size.begin()
         chain.process_batch(pending.input_index, part)
         self._step_size.observe(end - start, self._now_ns() - self._paused_ns - before_ns)
 

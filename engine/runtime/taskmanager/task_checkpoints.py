@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, final
 
 from engine.checkpoint.alignment import AbandonCheckpoint, EndCapture, NoteFirstBarrier, TakeSnapshot
+from engine.checkpoint.state_files import StateTooLargeError
 from engine.core.clock import Clock
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.ids import OperatorID
@@ -32,7 +33,7 @@ from engine.protocol.stream import CancelBarrier, CheckpointBarrier
 from engine.runtime.exchange.gate import BarrierEvent, InputGate
 from engine.runtime.taskmanager.chain_runner import OperatorChain
 from engine.runtime.taskmanager.in_flight import encode_batches
-from engine.runtime.taskmanager.snapshot_capture import Consumer, StateCapture, StateTooLargeError, TaskSnapshot
+from engine.runtime.taskmanager.snapshot_capture import Consumer, StateCapture, TaskSnapshot
 from engine.runtime.taskmanager.task_exit import TaskExit
 
 __all__ = ["TaskCheckpoints", "decline"]

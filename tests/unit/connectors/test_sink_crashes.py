@@ -335,10 +335,26 @@ def test_a_cancelled_job_leaves_what_its_completed_checkpoints_committed(places,
     job.harnesses[0].process([record(1)])
     job.complete()
     job.harnesses[0].process([record(2)])
-    job.checkpoint()  # which never becomes durable
+    aborted = job.checkpoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(aborted.checkpoint_id)
     job.harnesses[0].process([record(3)])
     job.close_tasks()
     job.end(JobOutcome.CANCELED)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def test_a_cancelled_job_leaves_what_only_a_savepoint_names_for_the_job_that_goes_on_from_there(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    savepoint = job.checkpoint()  # nobody is told that it is complete
+    job.harnesses[0].process([record(2)])
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
+    assert texts(place) == []
+    again = CheckpointedJob(text_spec(place.folder))
+    again.start(savepoint)
     assert (texts(place), place.hidden()) == ([record(1)], [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.core.records import BATCH_ROWS_MAX
+from engine.runtime.exchange.partition import QUEUE_BUFFERS_MAX
 from engine.runtime.taskmanager.step_size import StepSize
 
 MS = 1_000_000
@@ -46,3 +47,40 @@ def test_small_batches_say_nothing_about_large_ones():
     size.observe(10, 1000)
     size.observe(0, 0)
     assert size.rows_max == 1000
+
+
+class Queue:
+    """Stands for a partition: how many full buffers wait in it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def num_waiting(self) -> int:
+        return self.waiting
+
+
+def test_a_step_of_large_records_fills_no_more_buffers_than_may_wait():
+    queue = Queue()
+    size = StepSize([queue])
+    most = 0
+    for _ in range(20):
+        queue.waiting = 3
+        size.begin()
+        filled = size.rows_max // 16  # 16 records a buffer
+        queue.waiting += filled
+        size.observe(size.rows_max, 100 * size.rows_max)
+        most = max(most, filled)
+    assert most <= QUEUE_BUFFERS_MAX
+    assert size.rows_max > 16
+
+
+def test_records_that_become_large_shrink_the_step_also_when_it_waited_meanwhile():
+    queue = Queue()
+    size = StepSize([queue])
+    size.rows_max = 4096
+    size.begin()
+    queue.waiting = 4 * QUEUE_BUFFERS_MAX
+    size.look()
+    queue.waiting = 0
+    size.observe(4096, 1 * MS)
+    assert size.rows_max == 1024
