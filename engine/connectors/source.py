@@ -216,21 +216,29 @@ class _SourceOperator(SourceOperator):
 
     def poll(self, rows_max: int) -> PollResult:
         reader = self._reader
-        if (self._restored or not (self._request_pending or self._no_more_splits)) and reader.wants_split():
-            if self._restored:
-                reader.add_split(self._restored.popleft())
-            else:
-                self._request_pending = True
-                self.ctx.send_event(RequestSplit(self.ctx.host))
+        self._want_split()
         batch = reader.poll(rows_max)
         if batch is not None:
             self.out.emit(batch)
             return PollResult.MORE
-        if self._restored and reader.wants_split():
+        # Polling may have found the end of the split, which nobody else will tell of.
+        if self._want_split():
             return PollResult.MORE
         if self._no_more_splits and not self._restored and reader.is_drained():
             return PollResult.END
         return PollResult.IDLE
+
+    def _want_split(self) -> bool:
+        """Give the reader a restored split, or ask for one, if it wants it; return whether it was given one."""
+        if self._restored:
+            if not self._reader.wants_split():
+                return False
+            self._reader.add_split(self._restored.popleft())
+            return True
+        if not (self._request_pending or self._no_more_splits) and self._reader.wants_split():
+            self._request_pending = True
+            self.ctx.send_event(RequestSplit(self.ctx.host))
+        return False
 
     def snapshot_state(self, checkpoint_id: int) -> None:
         self._splits.update([*self._reader.snapshot(), *self._restored])

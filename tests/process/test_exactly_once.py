@@ -194,7 +194,7 @@ def test_twenty_faults_leave_the_files_exact(cluster, checkpoints, tmp_path):
     faults = Faults(cluster, checkpoints, rng)
     done: list[str] = []
     for fault in faults.plan:
-        time.sleep(rng.uniform(0.2, 2.0))
+        time.sleep(rng.uniform(0.1, 1.0))
         status = client.job(job.get_job_id())["state"]
         assert status not in ("FAILED", "CANCELED"), (status, done)
         if status == "FINISHED":
