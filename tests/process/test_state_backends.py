@@ -16,8 +16,7 @@ NUM_KEYS = 50
 
 
 class Count(KeyedProcessFunction):
-    """Counts in three kinds of state; the first attempt fails when a third checkpoint is complete: by then all keys were
-    seen."""
+    """Counts in three kinds of state; the first attempt fails when a third checkpoint is complete."""
 
     def __init__(self, folder):
         self.folder = folder
