@@ -296,4 +296,5 @@ def test_a_session_ends_with_the_terminal_that_it_is_attached_to(user):
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):
-    assert list(Path(tempfile.gettempdir()).glob("flink-yarn-*")) == []
+    # Another worker's tests may be deploying just now; what they make is gone soon.
+    eventually("no folder is left", lambda: not list(Path(tempfile.gettempdir()).glob("flink-yarn-*")), 60)
