@@ -140,9 +140,6 @@ class CompletedCheckpointStore:
         """Return those that nobody refers to: of an acknowledgement that nobody waits for."""
         return Garbage((), tuple(sorted(path for path in set(files) if path not in self._references)))
 
-    def is_referenced(self, path: str) -> bool:
-        return path in self._references
-
     def references(self) -> Counter[str]:
         """Return the counts; for tests."""
         return Counter(self._references)

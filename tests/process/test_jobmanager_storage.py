@@ -54,12 +54,6 @@ def client(cluster):
     end_all(client)
 
 
-@pytest.fixture
-def marks(tmp_path):
-    (tmp_path / "marks").mkdir()
-    return tmp_path / "marks"
-
-
 def begin(cluster, tmp_path, marks, how: str, *, count: int | None, **settings: str):
     backend, num_keys, pad_bytes = LARGE[how]
     env = environment(cluster, 1, {**IN_MEMORY, "state.backend.type": backend, **settings})

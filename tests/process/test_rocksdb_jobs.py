@@ -54,12 +54,6 @@ def client(cluster):
     end_all(client)
 
 
-@pytest.fixture
-def marks(tmp_path):
-    (tmp_path / "marks").mkdir()
-    return tmp_path / "marks"
-
-
 def rocksdb(folder: Path, **settings: str) -> dict[str, str]:
     return {
         "state.backend.type": "rocksdb",

@@ -52,12 +52,6 @@ def client(cluster):
     end_all(client)
 
 
-@pytest.fixture
-def marks(tmp_path):
-    (tmp_path / "marks").mkdir()
-    return tmp_path / "marks"
-
-
 def backpressured(cluster, marks, tmp_path, settings):
     """A source at full speed, whose records soon fill all buffers; counts that take their time."""
     common = {

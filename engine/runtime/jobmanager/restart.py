@@ -1,8 +1,9 @@
 """Decides whether a failed job is restarted and after how long: none, fixed delay, failure rate, exponential delay.
 
-Pure: the time of a failure in, a delay or None out. A restart is of the whole job: from its last checkpoint, or else
-from its beginning, where sources start anew and what file sinks had not published is thrown away. Not here: which
-failures are asked about at all, and what a restart does (``scheduler``). Source: Flink's RestartBackoffTimeStrategy.
+Pure: the time of a failure in, a delay or None out. A restart is of the whole job from its last checkpoint, or
+else from its beginning, where sources start anew and what file sinks had not published is thrown away; in batch it may
+be of some regions only (``failover``). Not here: which failures are asked about at all, and what a restart does
+(``scheduler``). Source: Flink's RestartBackoffTimeStrategy.
 """
 
 from __future__ import annotations
