@@ -55,6 +55,7 @@ SHELLS = {
     "engine.connectors.collect",
     "engine.ha.memory",
     "engine.ha.files",
+    "engine.ha.job_store",
     "engine.ha.zookeeper",
 }
 BANNED = re.compile(
