@@ -27,6 +27,8 @@ LAYERS = (  # Lowest first. A module may import its own layer and those before i
     "engine.runtime.taskmanager",
     "engine.runtime.jobmanager",
     "engine.rest",
+    "engine.process_setup",
+    "engine.jobmanager_process",
     "engine.cluster",
     "engine.client",
     "engine.common",

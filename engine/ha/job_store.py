@@ -10,6 +10,7 @@ Files: ``<storage dir>/jobs/<job id>/``: ``graph-<random>``, ``blobs/<sha256>``,
 ====================================  =================================================================================
 ``jobs/<job id>/graph``               JSON: file of the pickled job graph, its digest, the job's number of submission
 ``jobs/<job id>/checkpoints``         JSON: newest checkpoint id given out, (id, folder) of the completed, oldest first
+``jobs/<job id>/attempt``             JSON: newest attempt, whether it has begun to publish
 ``results/<job id>``                  JSON: how the job ended; such a job never runs again
 ====================================  =================================================================================
 """
@@ -24,7 +25,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final, Protocol, final
 
@@ -73,6 +74,8 @@ class RecoveredCheckpoints:
     counter: int = 0
     #: oldest first; those that are damaged are left out, and the log says so
     checkpoints: tuple[CompletedCheckpoint, ...] = ()
+    #: what is wrong with those that were left out
+    problems: tuple[str, ...] = field(default=(), compare=False)
 
 
 class JobStore(Protocol):
@@ -103,7 +106,21 @@ class JobStore(Protocol):
         ``num_retained`` pointers. Before it returns nobody may commit what the checkpoint has."""
         ...
 
+    def put_checkpoints(self, job_id: JobID, checkpoints: Sequence[CompletedCheckpoint]) -> None:
+        """Point to these, oldest first, and to no others: it has been decided what the job goes on from, and one that
+        was put last, or perhaps was, is not among them."""
+        ...
+
     def checkpoints(self, job_id: JobID) -> RecoveredCheckpoints: ...
+
+    def begin_attempt(self, job_id: JobID, attempt_number: int, *, publishes: bool = False) -> None:
+        """Called before the attempt does anything that others see, and with ``publishes`` before what the job has
+        written is made visible without a checkpoint that knows of it: nobody can do that a second time."""
+        ...
+
+    def last_attempt(self, job_id: JobID) -> tuple[int, bool]:
+        """Return what ``begin_attempt`` was told last; (-1, False) when it never was."""
+        ...
 
     def put_result(self, result: JobResult) -> None:
         """The job has ended for good. Written before anything of it is deleted."""
@@ -278,22 +295,48 @@ class FencedJobStore:
     def put_checkpoint(self, checkpoint: CompletedCheckpoint, num_retained: int) -> None:
         job_id, number, folder = checkpoint.job_id, checkpoint.checkpoint_id, checkpoint.folder
         if not folder:
-            folder = f"{self._folder(job_id)}/checkpoint-{number}-{_random_name()}"
-            write_metadata(dataclasses.replace(checkpoint, folder=folder))
+            folder = self._write_own(checkpoint)
         with self._lock:
             pointers = self._read_pointers(job_id)
             completed = [entry for entry in pointers.completed if entry[0] != number]
             completed = sorted([*completed, (number, folder, not checkpoint.folder)])[-max(num_retained, 1) :]
             self._write_pointers(job_id, _Pointers(max(pointers.counter, number), completed))
+        self._delete_own(pointers, completed)
+
+    def put_checkpoints(self, job_id: JobID, checkpoints: Sequence[CompletedCheckpoint]) -> None:
+        with self._lock:
+            pointers = self._read_pointers(job_id)
+        known = {entry[0]: entry for entry in pointers.completed}
+        completed: list[tuple[int, str, bool]] = []
+        for checkpoint in checkpoints:
+            number, folder = checkpoint.checkpoint_id, checkpoint.folder
+            if number in known and known[number][2] is not bool(folder):
+                completed.append(known[number])
+                continue
+            if not folder:
+                folder = self._write_own(checkpoint)
+            completed.append((number, folder, not checkpoint.folder))
+        with self._lock:
+            counter = max([pointers.counter, *(number for number, _, _ in completed)])
+            self._write_pointers(job_id, _Pointers(counter, completed))
+        self._delete_own(pointers, completed)
+
+    def _write_own(self, checkpoint: CompletedCheckpoint) -> str:
+        folder = f"{self._folder(checkpoint.job_id)}/checkpoint-{checkpoint.checkpoint_id}-{_random_name()}"
+        write_metadata(dataclasses.replace(checkpoint, folder=folder))
+        return folder
+
+    @staticmethod
+    def _delete_own(before: _Pointers, completed: list[tuple[int, str, bool]]) -> None:
         kept = {entry[1] for entry in completed}
-        for _, old_folder, is_own in pointers.completed:
+        for _, old_folder, is_own in before.completed:
             if is_own and old_folder not in kept:
                 _delete(old_folder)
 
     def checkpoints(self, job_id: JobID) -> RecoveredCheckpoints:
         with self._lock:
             pointers = self._read_pointers(job_id)
-        found = []
+        found, problems = [], []
         for number, folder, is_own in pointers.completed:
             try:
                 checkpoint = read_checkpoint(folder)
@@ -311,11 +354,12 @@ class FencedJobStore:
                     number,
                     error,
                 )
+                problems.append(f"checkpoint {number}: {error}")
                 continue
             found.append(checkpoint)
         if pointers.completed and not found:
             logger.error("job=%s: none of its %d checkpoints can be used.", job_id, len(pointers.completed))
-        return RecoveredCheckpoints(pointers.counter, tuple(found))
+        return RecoveredCheckpoints(pointers.counter, tuple(found), tuple(problems))
 
     def _read_pointers(self, job_id: JobID) -> _Pointers:
         if job_id not in self._pointers:
@@ -328,6 +372,23 @@ class FencedJobStore:
         self._pointers.pop(job_id, None)
         self._metadata.put(self._token, f"jobs/{job_id}/checkpoints", pointers.to_json())
         self._pointers[job_id] = pointers
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
+
+    def begin_attempt(self, job_id: JobID, attempt_number: int, *, publishes: bool = False) -> None:
+        value = json.dumps({"attempt": attempt_number, "publishes": publishes}).encode()
+        self._metadata.put(self._token, f"jobs/{job_id}/attempt", value)
+
+    def last_attempt(self, job_id: JobID) -> tuple[int, bool]:
+        name = f"jobs/{job_id}/attempt"
+        value = self._metadata.get(name)
+        if value is None:
+            return -1, False
+        said = _parsed(value, name)
+        try:
+            return int(said["attempt"]), bool(said["publishes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptStateError(f"High-availability metadata {name} cannot be understood: {value!r}.") from error
 
     # --- results -----------------------------------------------------------------------------------------------------
 

@@ -198,6 +198,7 @@ class Dispatcher:
                 master.close()
             self._io.close()
         finally:
+            self._is_suspended = True
             if self._sweeping is not None:
                 self._sweeping.cancel()
             self.blobs.close()
