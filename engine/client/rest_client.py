@@ -35,6 +35,8 @@ RUN_TIMEOUT_S: Final = 600.0
 UPLOAD_CHUNK_BYTES: Final = 1 << 20
 #: Between two looks for the leader while there may be none.
 _FAILOVER_PAUSE_S: Final = 0.2
+#: A leader that says nothing for so long may be paused: who asks looks for another one.
+_ASK_TIMEOUT_S: Final = 5.0
 #: What a JobManager answers with 503 when another one leads, or soon will.
 _NO_LEADER: Final = (b"ongoing leader election", b"does not lead any more")
 _STATUS: Final = {"SUCCEEDED": JobStatus.FINISHED, "CANCELED": JobStatus.CANCELED, "FAILED": JobStatus.FAILED}
@@ -96,6 +98,8 @@ class RestClient:
         deadline: float | None = None
         while True:
             try:
+                if self._leader is not None and method == "GET" and timeout_s is None:
+                    timeout_s = _ASK_TIMEOUT_S
                 answer = self._request_once(method, path, body, headers, timeout_s=timeout_s)
                 if self._leader is None or answer.status != 503 or not any(one in answer.body for one in _NO_LEADER):
                     return answer

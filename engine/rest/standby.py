@@ -10,6 +10,7 @@ import contextlib
 import logging
 import types
 import urllib.parse
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import h11
@@ -52,6 +53,8 @@ class StandbyRest:
         self._context: Any = None
         self._leader: LeaderInformation | None = None
         self._following: asyncio.Task[None] | None = None
+        #: Set, and made anew, when another leader is known.
+        self._news = asyncio.Event()
 
     # --- who leads ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +84,8 @@ class StandbyRest:
             known = self._leader.token if self._leader is not None else ""
             try:
                 self._leader = await self._retrieval.leader(FOLLOW_S, other_than=known)
+                self._news.set()
+                self._news = asyncio.Event()
             except ExternalError as error:
                 logger.debug("no other leader: %s", error)
                 await asyncio.sleep(0.1)
@@ -121,13 +126,30 @@ class StandbyRest:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     streams = await asyncio.open_connection(address.hostname, address.port, limit=PIECE_BYTES)
-                await _Passing(*streams).run(scope, receive, send_on)
-                return
+                if await self._pass_on(_Passing(*streams), scope, receive, send_on, lambda: is_begun):
+                    return
             except (OSError, TimeoutError, h11.ProtocolError) as error:
                 logger.info("the leader at %s does not answer: %s", leader.rest_address, error)
                 if is_begun:
                     raise
         await JSONResponse({"errors": [NO_LEADER]}, 503)(scope, receive, send)
+
+    async def _pass_on(
+        self, passing: _Passing, scope: Scope, receive: Receive, send: Send, is_begun: Callable[[], bool]
+    ) -> bool:
+        """Return whether there was an answer: a leader that is paused gives none, and one day has a successor."""
+        news = asyncio.ensure_future(self._news.wait())
+        running = asyncio.ensure_future(passing.run(scope, receive, send))
+        try:
+            await asyncio.wait({news, running}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and not is_begun():
+                return False
+            await running
+            return True
+        finally:
+            news.cancel()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
 
 @final
