@@ -29,7 +29,7 @@ from engine.core.config import (
 from engine.core.errors import EngineError, ExternalError
 from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken, JobID, ResourceID
-from engine.core.options import ClusterOptions, RestOptions
+from engine.core.options import ClusterOptions, HaOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.services import high_availability_services
@@ -512,8 +512,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.host:
             key = ClusterOptions.RPC_ADDRESS if options.process == "jobmanager" else ClusterOptions.TM_HOST
             config.set(key, options.host)
+            if options.process == "jobmanager" and config.get(HaOptions.TYPE) != "NONE":
+                config.set(RestOptions.ADDRESS, options.host)  # clients must reach this very JobManager when it leads
         if options.webui_port is not None:
-            config.set(RestOptions.PORT, options.webui_port)
+            config.set(RestOptions.PORT, options.webui_port).set(RestOptions.BIND_PORT, str(options.webui_port))
         log_dir = os.path.dirname(log_file) if log_file else config.get(ClusterOptions.LOG_DIR)
         if options.process == "jobmanager":
             asyncio.run(run_jobmanager(config, log_dir=log_dir or None))

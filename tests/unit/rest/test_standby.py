@@ -1,4 +1,4 @@
-"""The web server of a JobManager that stands by, over real sockets: what it passes on, and what it says with no leader."""
+"""The web server of a JobManager that stands by, over real sockets: what it passes on, what it says with no leader."""
 
 from __future__ import annotations
 
