@@ -208,6 +208,11 @@ async def _run_alone(parts: _Parts, *, rest: bool) -> None:
         raise
 
 
+def _warm_up() -> None:
+    """Import what a leader needs first: a failover need not wait for it (0.2 s)."""
+    import grpc.aio  # noqa: F401
+
+
 # --- one of several -------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +277,7 @@ class _Contending:
                     if self._standing.failure is not None:
                         raise self._standing.failure
                     logger.info("this JobManager stands by")
+                    _warm_up()
                     await self._wait_for_news()
                     continue
                 end = await self._lead(token)

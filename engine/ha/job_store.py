@@ -182,11 +182,12 @@ class FencedJobStore:
         with _new_file(path) as stream:
             stream.write(content)
         with self._lock:
-            numbers = [self._graph_pointer(known)["number"] for known in self.job_ids()]
+            numbers = {known: self._graph_pointer(known)["number"] for known in self.job_ids()}
             pointer = {
                 "path": path,
                 "sha256": hashlib.sha256(content).hexdigest(),
-                "number": max(numbers, default=0) + 1,
+                # A job that is put again, rescaled, keeps its place.
+                "number": numbers.get(job_graph.job_id, max(numbers.values(), default=0) + 1),
             }
             self._metadata.put(self._token, f"jobs/{job_graph.job_id}/graph", json.dumps(pointer).encode())
         self._blob_paths.update({sha256: f"{folder}/blobs/{sha256}" for sha256 in blobs})

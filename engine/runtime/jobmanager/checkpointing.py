@@ -240,6 +240,16 @@ class CheckpointManager:
         if not self._cleaned_up.done():
             self._cleaned_up.set_result(None)
 
+    async def put_job(self, job_graph: JobGraph) -> None:
+        """The job is another from now on: the next leader is to run this one. Raises ExternalError."""
+        assert self._store is not None
+        store = self._store
+        try:
+            await self._io.run(lambda: store.put_job(job_graph, {}))
+        except LeadershipLostError as error:
+            self._host.leadership_lost(error)
+            raise ExternalError(f"Job {self.job_id} is suspended: {SUSPENDED}") from error
+
     def write_result(self, result: JobResult, done: Callable[[], None]) -> None:
         """Write down how the job ended, after all that was asked for before; then call ``done``."""
         assert self._store is not None

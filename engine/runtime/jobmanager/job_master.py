@@ -209,6 +209,8 @@ class JobMaster:
         if self.graph.job_graph is not job_graph:
             said = self.graph.exceptions[-1].error.message if self.graph.exceptions else "it failed meanwhile"
             raise ExternalError(f"Job {self.job_id} goes on at its former parallelism: {said}")
+        if self._store is not None:
+            await self.checkpoints.put_job(job_graph)
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
         """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""
