@@ -70,7 +70,8 @@ class ZooKeeperElection:
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         self._token: FencingToken | None = None
-        self._latch = ""
+        #: name of the latch that we were granted with, and the transaction that made it: names come again
+        self._latch: tuple[str, int] = ("", 0)
         #: counts how often we had to assume that others see us gone
         self._losses = 0
         self._loss_timer: asyncio.TimerHandle | None = None
@@ -164,22 +165,22 @@ class ZooKeeperElection:
 
     async def _look(self) -> None:
         ask = self._connection.ask
-        latch = await self._own_latch()
+        latch, made_by = await self._own_latch()
         if self._token is not None:
-            if latch != self._latch:
+            if (latch, made_by) != self._latch:
                 self._revoke("its place in the queue was removed")
             else:
                 return
         losses = self._losses
         ahead = [name for name in await self._latches() if _number(name) < _number(latch)]
         if not ahead:
-            await self._take(latch, losses)
+            await self._take(latch, made_by, losses)
         elif await ask("exists", f"{self._nodes.latch}/{ahead[-1]}", watch=self._watch()):
             return  # its end wakes us
         else:
             self._wake.set()
 
-    async def _take(self, latch: str, losses: int) -> None:
+    async def _take(self, latch: str, made_by: int, losses: int) -> None:
         """Grant us a new token, in one transaction that proves that we are the first."""
         assert self._listener is not None
         ask, fence = self._connection.ask, self._nodes.fence
@@ -197,12 +198,12 @@ class ZooKeeperElection:
         if failure is not None or losses != self._losses:
             self._wake.set()  # we lost our place meanwhile
             return
-        self._token, self._latch = token, latch
+        self._token, self._latch = token, (latch, made_by)
         logger.info("leadership granted: token=%s latch=%s", token, latch)
         self._listener.leadership_granted(token)
 
-    async def _own_latch(self) -> str:
-        """Return the name of our latch in this session, made if need be; its end wakes us."""
+    async def _own_latch(self) -> tuple[str, int]:
+        """Return our latch in this session, made if need be, and the transaction that made it; its end wakes us."""
         ask, folder = self._connection.ask, self._nodes.latch
         session = self._connection.client.client_id
         if session is None:
@@ -212,10 +213,11 @@ class ZooKeeperElection:
         while True:
             own = [name for name in await self._latches() if name.startswith(prefix)]
             if not own:
-                path = f"{folder}/{prefix}"
-                await ask("create", path, ephemeral=True, sequence=True)
-            elif await ask("exists", f"{folder}/{own[0]}", watch=self._watch()):
-                return own[0]
+                await ask("create", f"{folder}/{prefix}", ephemeral=True, sequence=True)
+                continue
+            stat = await ask("exists", f"{folder}/{own[0]}", watch=self._watch())
+            if stat is not None:
+                return own[0], stat.czxid
 
     async def _latches(self) -> list[str]:
         found = await self._connection.ask("get_children", self._nodes.latch)
