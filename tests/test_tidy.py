@@ -59,6 +59,7 @@ SHELLS = {
     "engine.ha.files",
     "engine.ha.job_store",
     "engine.ha.zookeeper",
+    "engine.ha.zookeeper_client",
 }
 BANNED = re.compile(
     r"\b(time\.(time|sleep|monotonic|perf_counter)(_ns)?\(|datetime\.now\(|import (threading|socket|grpc|subprocess)\b"

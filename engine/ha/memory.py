@@ -151,13 +151,15 @@ class MemoryMetadata:
 class MemoryServices:
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
+        self._elections: list[MemoryElection] = []
 
     @property
     def storage_dir(self) -> str:
         return self._cluster.storage_dir
 
     def election(self) -> MemoryElection:
-        return MemoryElection(self._cluster)
+        self._elections.append(MemoryElection(self._cluster))
+        return self._elections[-1]
 
     def retrieval(self) -> MemoryRetrieval:
         return MemoryRetrieval(self._cluster)
@@ -173,4 +175,5 @@ class MemoryServices:
         shutil.rmtree(self._cluster.storage_dir.removeprefix("file://"), ignore_errors=True)
 
     async def close(self) -> None:
-        pass
+        for election in self._elections:
+            await election.close()
