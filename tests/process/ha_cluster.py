@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,15 @@ class Master:
     @property
     def leads(self) -> bool:
         """Whether it has said last that it leads."""
-        lines = [line for line in self.process.lines if "this JobManager" in line]
-        return bool(lines) and "this JobManager leads" in lines[-1]
+        return "this JobManager leads" in self._said_last
+
+    @property
+    def stands_by(self) -> bool:
+        return "this JobManager stands by" in self._said_last
+
+    @property
+    def _said_last(self) -> str:
+        return next((line for line in reversed(self.process.lines) if "this JobManager" in line), "")
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.rest_url + path, timeout=10) as answer:
@@ -37,7 +45,7 @@ class Master:
 
 
 class HaCluster:
-    """``storage``: what elects and where it keeps its things; by default files below ``folder``."""
+    """Elected through files below ``folder`` unless ``settings`` say otherwise."""
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class HaCluster:
         taskmanagers: int = 2,
         slots: int = 2,
         session_timeout: str = "4 s",
+        settings: Mapping[str, str] | None = None,
         **config: str,
     ) -> None:
         self.folder = folder
@@ -60,6 +69,7 @@ class HaCluster:
             "high-availability.storageDir": f"file://{folder}/ha",
             "high-availability.zookeeper.client.session-timeout": session_timeout,
             **{key.replace("__", "-").replace("_", "."): value for key, value in config.items()},
+            **(settings or {}),
         }
         self.masters: list[Master] = []
         self.taskmanagers: list[Process] = []

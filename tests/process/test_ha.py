@@ -139,7 +139,7 @@ def test_a_leader_that_was_paused_writes_nothing_when_it_wakes(cluster, text, tm
     finally:
         os.kill(paused.pid, signal.SIGCONT)
     cluster.masters.append(paused)
-    until(lambda: "stands by" in [line for line in paused.process.lines if "this JobManager" in line][-1], "stands by")
+    until(lambda: paused.stands_by, "it stands by")
     assert paused.get("/overview")["taskmanagers"] == 2  # as the leader says
     job.get_job_execution_result().result(RESULT_S)
     assert written(output) == expected()
