@@ -137,6 +137,21 @@ def test_a_new_leader_goes_on_from_the_newest_checkpoint_with_numbers_that_were_
     leading(tmp_path, scenario)
 
 
+def test_the_number_of_a_checkpoint_that_was_under_way_is_not_given_out_again(tmp_path):
+    async def scenario(leaders):
+        first, tasks = await leaders.lead()
+        tasks.acknowledge = False
+        job_id = await first.submit_job(job())
+        await until(lambda: tasks.triggered)
+        assert tasks.triggered[0].checkpoint_id == 1
+        second, tasks = await leaders.lead()
+        await until(lambda: tasks.triggered)
+        assert tasks.triggered[0].checkpoint_id == 2
+        assert second.job(job_id).status is JobStatus.RUNNING
+
+    leading(tmp_path, scenario)
+
+
 def test_a_deposed_leader_commits_and_deletes_nothing_and_suspends_the_job(tmp_path):
     async def scenario(leaders):
         first, tasks = await leaders.lead()
@@ -385,6 +400,8 @@ def test_a_suspended_leader_tells_coordinators_of_no_end(tmp_path):
         job_id = await first.submit_job(job())
         await until(lambda: calls("completed"))
         await first.suspend()
+        await asyncio.sleep(0.05)
+        assert calls("ended") == []
         Committer.calls.clear()
         await asyncio.sleep(0.05)
         assert Committer.calls == []
