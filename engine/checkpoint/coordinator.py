@@ -12,7 +12,7 @@ that stops a job is its last restore point, and what it holds is committed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 from engine.checkpoint import messages as msg
@@ -34,7 +34,7 @@ from engine.checkpoint.pending import (
 )
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointRecord, CheckpointStatistics, RestoreRecord
-from engine.checkpoint.store import CompletedCheckpointStore, Garbage
+from engine.checkpoint.store import CompletedCheckpointStore, Garbage, StoredCheckpoint
 from engine.core.ids import OperatorID
 from engine.protocol.checkpoint import (
     NO_CHECKPOINT,
@@ -60,7 +60,8 @@ _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFa
 
 @final
 class CheckpointCoordinator:
-    """``restored``: what the job starts from; with ``is_claimed`` its files are the job's own from now on."""
+    """``restored``: what the job starts from, oldest first; ``counter``: the newest checkpoint id that was given out,
+    perhaps by another JobManager."""
 
     def __init__(
         self,
@@ -68,18 +69,18 @@ class CheckpointCoordinator:
         settings: CheckpointSettings,
         folders: CheckpointFolders,
         *,
-        restored: CompletedCheckpoint | None = None,
-        is_claimed: bool = False,
+        restored: Sequence[StoredCheckpoint] = (),
+        counter: int = 0,
     ) -> None:
         self._settings = settings
         self._folders = folders
         self._set_layout(layout)
         self.statistics = CheckpointStatistics(settings.history)
         self._store = CompletedCheckpointStore(settings.num_retained)
-        self._next_id = 1
-        if restored is not None:
-            self._store.add(restored, is_owned=is_claimed)
-            self._next_id = restored.checkpoint_id + 1
+        self._next_id = counter + 1
+        for stored in restored:
+            self._store.add(stored.checkpoint, is_owned=stored.is_owned)
+            self._next_id = max(self._next_id, stored.checkpoint.checkpoint_id + 1)
         self._attempt_number = -1
         #: tasks are, or will be, running and the job does not wind down
         self._is_active = False
@@ -105,6 +106,15 @@ class CheckpointCoordinator:
     def restore_point(self) -> CompletedCheckpoint | None:
         """Return what an attempt that begins now starts from; None = afresh."""
         return self._store.latest()
+
+    def kept(self) -> list[CompletedCheckpoint]:
+        """Return what the job may go on from, oldest first."""
+        return [stored.checkpoint for stored in self._store.all()]
+
+    def is_preparing(self, checkpoint_id: int) -> bool:
+        """Return whether PrepareCheckpoint still waits for its answer."""
+        pending = self._pending.get(checkpoint_id)
+        return pending is not None and pending.stage is Stage.PREPARING
 
     def next_timer_ms(self) -> int | None:
         """Return when TimerFired is to come at the latest; it may come earlier and more often."""
@@ -455,7 +465,8 @@ class CheckpointCoordinator:
             return
         pending.stage = Stage.WRITING
         pending.completed = completed_checkpoint(pending, self._layout)
-        self._commands.append(msg.WriteMetadata(pending.completed))
+        is_restore_point = not pending.is_savepoint or pending.is_stop
+        self._commands.append(msg.WriteMetadata(pending.completed, is_restore_point))
 
     # --- completion --------------------------------------------------------------------------------------------------
 

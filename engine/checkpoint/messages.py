@@ -176,6 +176,8 @@ class WriteMetadata:
     """Make it durable, after all that was asked for before; answer MetadataWritten or MetadataFailed."""
 
     checkpoint: CompletedCheckpoint
+    #: Once it is complete the job goes on from there and from nothing before; of a plain savepoint that is not so.
+    is_restore_point: bool = True
 
 
 @dataclass(frozen=True, slots=True)

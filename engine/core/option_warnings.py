@@ -19,10 +19,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     """
     classloader.resolve-order cluster.evenly-spread-out-slots execution.checkpointing.file-merging.enabled
     execution.checkpointing.interval-during-backlog execution.checkpointing.local-backup.enabled
-    high-availability.jobmanager.port high-availability.storageDir high-availability.type
-    high-availability.zookeeper.client.acl high-availability.zookeeper.client.connection-timeout
-    high-availability.zookeeper.client.session-timeout high-availability.zookeeper.path.root
-    high-availability.zookeeper.quorum historyserver.archive.fs.dir historyserver.archive.fs.refresh-interval
+    historyserver.archive.fs.dir historyserver.archive.fs.refresh-interval
     historyserver.archive.retained-jobs historyserver.web.port jobmanager.execution.failover-strategy
     jobmanager.memory.flink.size jobmanager.memory.heap.size jobmanager.memory.off-heap.size jobmanager.rpc.bind-port
     jobmanager.scheduler kubernetes.cluster-id kubernetes.container.image.ref kubernetes.jobmanager.cpu.amount

@@ -18,6 +18,7 @@ from engine.core.config import (
     number,
     string,
 )
+from engine.core.ha_options import HaOptions
 
 _POSITIVE = (lambda value: value >= 1, "a whole number of at least 1")
 _PORT = (lambda value: 0 <= value <= 65535, "a port from 0 (any free one) to 65535")
@@ -421,16 +422,6 @@ class YarnOptions:
         "webhdfs",
         "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
-    )
-
-
-class HaOptions:
-    CLUSTER_ID: Final = ConfigOption(
-        "high-availability.cluster-id",
-        string,
-        "/default",
-        "Names this cluster among others of one ZooKeeper.",
-        ("high-availability.zookeeper.path.namespace",),
     )
 
 

@@ -108,13 +108,19 @@ class Scheduler:
     """
 
     def __init__(
-        self, job_graph: JobGraph, now_ms: int, restarts: RestartStrategy | None = None, *, recovers: bool = False
+        self,
+        job_graph: JobGraph,
+        now_ms: int,
+        restarts: RestartStrategy | None = None,
+        *,
+        recovers: bool = False,
+        first_attempt: int = 0,
     ) -> None:
         """``recovers``: the job takes checkpoints, so a commit that failed half-way is made good by another attempt."""
-        self.graph = ExecutionGraph(job_graph, now_ms)
+        self.graph = ExecutionGraph(job_graph, now_ms, first_attempt)
         self._recovers = recovers
         self._restarts = restarts or NoRestart()
-        self._attempt_number = 0
+        self._attempt_number = first_attempt
         self._failed_ms = 0
         self._failure_is_loss = False  #: what the job fails of is the loss of a process
         #: Whether a new attempt could end differently and does no harm: not if its failure is final, or a commit began

@@ -12,7 +12,7 @@ from engine.checkpoint import messages as msg
 from engine.checkpoint.coordinator import QUEUE_MAX, CheckpointCoordinator
 from engine.checkpoint.model import InputLayout, JobLayout, Task
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
-from engine.checkpoint.store import Garbage
+from engine.checkpoint.store import Garbage, StoredCheckpoint
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import ExecutionAttemptID
@@ -436,7 +436,7 @@ def test_an_acknowledgement_that_comes_twice_deletes_nothing():
 
 
 def test_files_elsewhere_are_never_deleted():
-    shell = running(restored=keyed_checkpoint(pipeline(1, 1)))
+    shell = running(restored=[StoredCheckpoint(keyed_checkpoint(pipeline(1, 1)), False)])
     shell.at(1000)
     shell.complete(8)
     shell.ack(shell.layout.tasks()[0], 7, "file:///s/sp/v0-0")
@@ -444,7 +444,7 @@ def test_files_elsewhere_are_never_deleted():
 
 
 def test_a_claimed_savepoint_is_deleted_when_it_is_subsumed():
-    shell = running(restored=keyed_checkpoint(pipeline(1, 1)), is_claimed=True)
+    shell = running(restored=[StoredCheckpoint(keyed_checkpoint(pipeline(1, 1)), True)])
     shell.at(1000)
     shell.complete(8)
     assert {"file:///s/sp", "file:///s/sp/v0-0"} <= shell.deleted
@@ -760,7 +760,7 @@ class _World:
                 assert set(tasks) <= self.live, "only what runs is triggered"
                 for task in sorted(self.live):
                     self._acknowledge(task, checkpoint_id, options)
-            case msg.WriteMetadata(checkpoint):
+            case msg.WriteMetadata(checkpoint, _):
                 failed = self.rng.random() < 0.1
                 number = checkpoint.checkpoint_id
                 self.writes.append(msg.MetadataFailed(number, "full") if failed else msg.MetadataWritten(number))
