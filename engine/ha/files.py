@@ -188,8 +188,12 @@ class FileElection:
 
         await asyncio.to_thread(write)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Do not stand in the queue again. Thread-safe."""
         self._stop.set()
+
+    async def close(self) -> None:
+        self.stop()
         if self._thread is not None and self._done is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
@@ -241,6 +245,8 @@ class FileElection:
                 self._stop.wait(POLL_S)
             self._leave()
         except (OSError, EngineError) as error:
+            if self._stop.is_set():  # the cluster was cleaned up
+                return
             # The folder is gone or the disk is broken: nothing that we do as the leader would last.
             self._call(self._failed, ConfigError(f"The election in {self._folder.root} cannot go on: {error}."))
         finally:
@@ -436,6 +442,8 @@ class FileServices:
         with _as_external(f"{self._folder.uri} cannot be cleaned up"):
             with self._folder.locked():
                 self._folder.check(token)
+                for election in self._elections:
+                    election.stop()
                 # Whoever reads from now on finds nothing; the rest of the folder is in nobody's way.
                 trash = self._folder.root + f".trash-{FencingToken.generate()}"
                 os.rename(self._folder.root, trash)

@@ -148,6 +148,8 @@ class ZooKeeperElection:
             try:
                 if self._connection.is_connected:
                     await self._look()
+                elif self._connection.is_refused:
+                    raise AuthFailedError
             except (NoAuthError, AuthFailedError, InvalidACLError) as error:
                 self._revoke("ZooKeeper refuses it")
                 self._listener.election_failed(self._connection.refused(error))
@@ -268,8 +270,8 @@ class ZooKeeperRetrieval:
                     found = await self._read(on_change)
                     if found is not None and found.token != other_than:
                         return found
-                elif self._connection.is_closed:
-                    raise ExternalError(f"{self._connection}: the connection was closed.")
+                else:
+                    self._connection.check_open()
                 await changed.wait()
         finally:
             unsubscribe()

@@ -19,7 +19,7 @@ from typing import Any, Final, final
 from kazoo import exceptions, security
 from kazoo.client import KazooClient, TransactionRequest
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
-from kazoo.protocol.states import KazooState
+from kazoo.protocol.states import KazooState, KeeperState
 from kazoo.retry import KazooRetry
 
 from engine.core.config import Configuration
@@ -147,6 +147,8 @@ class ZooKeeperConnection:
         self._lock = threading.Lock()
         self._is_started = False
         self.is_closed = False
+        #: the server has refused the credentials: kazoo does not connect again
+        self.is_refused = False
         self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[KazooState], None]]] = {}
 
     def __str__(self) -> str:
@@ -173,6 +175,8 @@ class ZooKeeperConnection:
 
     def _state_changed(self, state: KazooState) -> None:
         """In kazoo's thread."""
+        if self.client.client_state == KeeperState.AUTH_FAILED:
+            self.is_refused = True
         if not self.is_closed:
             level = logging.INFO if state == KazooState.CONNECTED else logging.WARNING
             logger.log(level, "%s: connection %s", self, state)
@@ -187,8 +191,7 @@ class ZooKeeperConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.client.connected:
-                    if self.is_closed:
-                        raise ExternalError(f"{self}: the connection was closed.")
+                    self.check_open()
                     await changed.wait()
                     changed.clear()
         except TimeoutError:
@@ -267,7 +270,7 @@ class ZooKeeperConnection:
     def _wait_connected(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
         while not self.client.connected:
-            self._check_open()
+            self.check_open()
             if time.monotonic() > deadline_s:
                 return False
             time.sleep(_POLL_S)
@@ -276,12 +279,15 @@ class ZooKeeperConnection:
     def _answer(self, result: Any) -> Any:
         deadline_s = time.monotonic() + self.settings.connection_timeout_s
         while not result.wait(_POLL_S * 10):
-            self._check_open()
+            self.check_open()
             if time.monotonic() > deadline_s:
                 raise self.no_answer(self.settings.connection_timeout_s)
         return result.get(block=False)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises: ConfigError, ExternalError when there will be no connection any more."""
+        if self.is_refused:
+            raise self.refused(exceptions.AuthFailedError())
         if self.is_closed:
             raise ExternalError(f"{self}: the connection was closed.")
 

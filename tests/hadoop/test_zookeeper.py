@@ -182,16 +182,39 @@ def test_a_write_that_was_on_its_way_when_another_was_elected_is_refused(backend
             proxy.hold(MULTI)
             late = asyncio.create_task(asyncio.to_thread(services.metadata().put, token, "x", b"late"))
             await proxy.held.wait()
-            with client_of(backend.quorum) as client:
-                for name in await asyncio.to_thread(client.get_children, backend.base + "/leader/latch"):
-                    if f"-{services._elections[0]._id}-" in name:
-                        client.delete(f"{backend.base}/leader/latch/{name}")
+            await asyncio.to_thread(remove_latch, backend, services)
             await cluster.put(other, "x", b"new", await other.granted())
             proxy.release()
             with pytest.raises(LeadershipLostError):
                 await late
             assert await cluster.get(other, "x") == b"new"
             await contender.until(lambda: contender.story == ["granted", "revoked"])
+
+    run(play())
+
+
+def remove_latch(backend: ZooKeeperBackend, services: ZooKeeperServices) -> None:
+    """As an operator would; the session lives on."""
+    with client_of(backend.quorum) as client:
+        for name in client.get_children(backend.base + "/leader/latch"):
+            if f"-{services._elections[0]._id}-" in name:
+                client.delete(f"{backend.base}/leader/latch/{name}")
+
+
+def test_a_grant_that_was_on_its_way_when_another_was_elected_is_not_made(backend: ZooKeeperBackend) -> None:
+    async def play() -> None:
+        async with behind_proxy(backend) as (proxy, services), cluster_of(backend) as cluster:
+            proxy.hold(MULTI)
+            contender = Contender()
+            await services.election().start(contender)
+            await proxy.held.wait()
+            other = await cluster.join()
+            await asyncio.to_thread(remove_latch, backend, services)
+            token = await other.granted()
+            proxy.release()
+            await asyncio.sleep(0.5)
+            await cluster.put(other, "x", b"still the leader", token)
+            assert (contender.story, other.story) == ([], ["granted"])
 
     run(play())
 
@@ -440,6 +463,24 @@ def test_only_who_has_the_credentials_gets_at_the_nodes_of_a_creator(backend: Zo
             with pytest.raises(ConfigError, match="refuses access"):
                 await stranger.retrieval().leader(10)
             await stranger.close()
+
+    run(play())
+
+
+def test_credentials_of_a_kind_that_the_server_does_not_know_are_refused_at_once(backend: ZooKeeperBackend) -> None:
+    backend.config["high-availability.zookeeper.client.authorization"] = "nonsense:word"
+
+    async def play() -> None:
+        began_s = time.monotonic()
+        with pytest.raises(ConfigError, match="refuses access"):
+            await started(backend.services())
+        assert time.monotonic() - began_s < 10
+        services = backend.services()
+        with pytest.raises(ConfigError, match="refuses access"):
+            await asyncio.to_thread(services.metadata().get, "x")
+        with pytest.raises(ConfigError, match="refuses access"):
+            await services.retrieval().leader(10)
+        await services.close()
 
     run(play())
 
