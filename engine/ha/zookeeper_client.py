@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from kazoo import exceptions, security
@@ -55,7 +55,7 @@ class ZooKeeperSettings:
     retry_wait_s: float = 5.0
     max_retry_attempts: int = 3
     is_acl_creator: bool = False
-    authorization: tuple[tuple[str, str], ...] = ()  #: (scheme, credential)
+    authorization: tuple[tuple[str, str], ...] = field(default=(), repr=False)  #: (scheme, credential): secret
     tolerates_suspended: bool = True
 
 
@@ -180,6 +180,9 @@ class ZooKeeperConnection:
         if not self.is_closed:
             level = logging.INFO if state == KazooState.CONNECTED else logging.WARNING
             logger.log(level, "%s: connection %s", self, state)
+        self._tell(state)
+
+    def _tell(self, state: KazooState) -> None:
         for loop, on_state in list(self._subscribers.values()):
             post(loop, on_state, state)
 
@@ -211,6 +214,7 @@ class ZooKeeperConnection:
             self.is_closed = True
         if not was_open:
             return
+        self._tell(KazooState.LOST)  # kazoo would, but only once it has said good-bye to the server
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def stop() -> None:
