@@ -230,12 +230,14 @@ class FileElection:
             if not started.done():
                 started.set_result(None) if error is None else started.set_exception(error)
 
+        assert self._done is not None
         try:
             check_writable(self._folder.uri, HaOptions.STORAGE_DIR.key, FencingToken.generate())
             with _as_external(f"Cannot join the election in {self._folder.root}"):
                 self._join()
         except Exception as error:
             self._call(answer, error)
+            self._call(self._done.set)
             return
         self._call(answer, None)
         leads = False
@@ -250,7 +252,6 @@ class FileElection:
             # The folder is gone or the disk is broken: nothing that we do as the leader would last.
             self._call(self._failed, ConfigError(f"The election in {self._folder.root} cannot go on: {error}."))
         finally:
-            assert self._done is not None
             self._call(self._done.set)
 
     def _step(self, leads: bool) -> bool:
@@ -268,6 +269,7 @@ class FileElection:
         if leads:
             return True
         ahead = [name for name in self._queue() if name < self._name]
+        self._seen = {name: sign for name, sign in self._seen.items() if name in ahead}
         if any(not self._has_expired(name) for name in ahead):
             return False
         return self._elect(ahead)

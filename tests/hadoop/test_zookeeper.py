@@ -435,11 +435,13 @@ def tree(client: KazooClient, path: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "other", [{"high-availability.storageDir": "file:///nowhere/else"}, {"yarn.application.id": "application_1_1"}]
+    "other", [{"high-availability.storageDir": "file://{}/other"}, {"yarn.application.id": "application_1_1"}]
 )
 def test_two_clusters_with_one_id_are_told_apart_and_nothing_is_changed(
-    backend: ZooKeeperBackend, other: dict[str, str]
+    backend: ZooKeeperBackend, other: dict[str, str], tmp_path: Path
 ) -> None:
+    other = {key: value.format(tmp_path) for key, value in other.items()}
+
     async def play() -> None:
         async with cluster_of(backend) as cluster:
             await cluster.leader()
@@ -449,7 +451,7 @@ def test_two_clusters_with_one_id_are_told_apart_and_nothing_is_changed(
                     await started(backend.services(**other))
                 assert backend.config["high-availability.cluster-id"] in str(caught.value)
                 assert tree(client, backend.base) == before
-        assert not os.path.exists("/nowhere")
+        assert not (tmp_path / "other").exists()
 
     run(play())
 
