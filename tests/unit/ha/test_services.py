@@ -41,14 +41,14 @@ def test_flinks_older_names_are_understood():
         "recovery.zookeeper.quorum": "h:1",
         "recovery.zookeeper.storageDir": "file:/x/",
         "recovery.zookeeper.path.namespace": "/one/two",
-        "recovery.zookeeper.path.root": "/old/root",
+        "recovery.zookeeper.path.root": "/old/top",
         "recovery.zookeeper.client.session-timeout": "4000",
     }
     services = high_availability_services(Configuration(old))
     assert isinstance(services, ZooKeeperServices)
     assert services.storage_dir == "file:///x/one/two"
     settings = services.connection.settings
-    assert (settings.quorum, settings.path, settings.session_timeout_s) == ("h:1", "/old/root/one/two", 4.0)
+    assert (settings.quorum, settings.path, settings.session_timeout_s) == ("h:1", "/old/top/one/two", 4.0)
 
 
 @pytest.mark.parametrize(
