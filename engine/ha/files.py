@@ -188,8 +188,12 @@ class FileElection:
 
         await asyncio.to_thread(write)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Do not stand in the queue again. Thread-safe."""
         self._stop.set()
+
+    async def close(self) -> None:
+        self.stop()
         if self._thread is not None and self._done is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
@@ -226,12 +230,14 @@ class FileElection:
             if not started.done():
                 started.set_result(None) if error is None else started.set_exception(error)
 
+        assert self._done is not None
         try:
             check_writable(self._folder.uri, HaOptions.STORAGE_DIR.key, FencingToken.generate())
             with _as_external(f"Cannot join the election in {self._folder.root}"):
                 self._join()
         except Exception as error:
             self._call(answer, error)
+            self._call(self._done.set)
             return
         self._call(answer, None)
         leads = False
@@ -241,10 +247,11 @@ class FileElection:
                 self._stop.wait(POLL_S)
             self._leave()
         except (OSError, EngineError) as error:
+            if self._stop.is_set():  # the cluster was cleaned up
+                return
             # The folder is gone or the disk is broken: nothing that we do as the leader would last.
             self._call(self._failed, ConfigError(f"The election in {self._folder.root} cannot go on: {error}."))
         finally:
-            assert self._done is not None
             self._call(self._done.set)
 
     def _step(self, leads: bool) -> bool:
@@ -262,6 +269,7 @@ class FileElection:
         if leads:
             return True
         ahead = [name for name in self._queue() if name < self._name]
+        self._seen = {name: sign for name, sign in self._seen.items() if name in ahead}
         if any(not self._has_expired(name) for name in ahead):
             return False
         return self._elect(ahead)
@@ -436,6 +444,8 @@ class FileServices:
         with _as_external(f"{self._folder.uri} cannot be cleaned up"):
             with self._folder.locked():
                 self._folder.check(token)
+                for election in self._elections:
+                    election.stop()
                 # Whoever reads from now on finds nothing; the rest of the folder is in nobody's way.
                 trash = self._folder.root + f".trash-{FencingToken.generate()}"
                 os.rename(self._folder.root, trash)

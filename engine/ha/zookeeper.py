@@ -66,6 +66,7 @@ class ZooKeeperElection:
         self._nodes = services.nodes
         self._listener: ElectionListener | None = None
         self._id = FencingToken.generate()[:12]
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -78,6 +79,7 @@ class ZooKeeperElection:
 
     async def start(self, listener: ElectionListener) -> None:
         self._listener = listener
+        self._loop = asyncio.get_running_loop()
         self._unsubscribe = self._connection.subscribe(self._state_changed)
         try:
             await self._connection.connected(self._connection.settings.connection_timeout_s)
@@ -148,6 +150,8 @@ class ZooKeeperElection:
             try:
                 if self._connection.is_connected:
                     await self._look()
+                elif self._connection.is_refused:
+                    raise AuthFailedError
             except (NoAuthError, AuthFailedError, InvalidACLError) as error:
                 self._revoke("ZooKeeper refuses it")
                 self._listener.election_failed(self._connection.refused(error))
@@ -175,7 +179,7 @@ class ZooKeeperElection:
         ahead = [name for name in await self._latches() if _number(name) < _number(latch)]
         if not ahead:
             await self._take(latch, made_by, losses)
-        elif await ask("exists", f"{self._nodes.latch}/{ahead[-1]}", watch=self._watch()):
+        elif await ask("exists", f"{self._nodes.latch}/{ahead[-1]}", watch=self._woken):
             return  # its end wakes us
         else:
             self._wake.set()
@@ -215,7 +219,7 @@ class ZooKeeperElection:
             if not own:
                 await ask("create", f"{folder}/{prefix}", ephemeral=True, sequence=True)
                 continue
-            stat = await ask("exists", f"{folder}/{own[0]}", watch=self._watch())
+            stat = await ask("exists", f"{folder}/{own[0]}", watch=self._woken)
             if stat is not None:
                 return own[0], stat.czxid
 
@@ -230,9 +234,10 @@ class ZooKeeperElection:
                     path = f"{self._nodes.latch}/{name}"
                     await self._connection.ask("delete", path)
 
-    def _watch(self) -> Callable[[Any], None]:
-        loop = asyncio.get_running_loop()
-        return lambda event: post(loop, self._wake.set)
+    def _woken(self, event: Any) -> None:
+        """A watch, in kazoo's thread. One method, so that kazoo keeps it once however often it is given."""
+        assert self._loop is not None
+        post(self._loop, self._wake.set)
 
 
 @final
@@ -240,6 +245,8 @@ class ZooKeeperRetrieval:
     def __init__(self, services: ZooKeeperServices) -> None:
         self._connection = services.connection
         self._path = services.nodes.leader
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
 
     async def leader(self, timeout_s: float, *, other_than: FencingToken | str = "") -> LeaderInformation:
         with contextlib.suppress(TimeoutError):
@@ -254,34 +261,39 @@ class ZooKeeperRetrieval:
 
     async def _published(self, other_than: str) -> LeaderInformation:
         """Wait for one without this token, through lost connections."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-        def on_change(event: Any) -> None:  # a watch, or a state: both mean that it is time to look
-            post(loop, changed.set)
-
-        unsubscribe = self._connection.subscribe(on_change)
+        self._loop = asyncio.get_running_loop()
+        unsubscribe = self._connection.subscribe(lambda state: self._notify())
         self._connection.begin()
         try:
             while True:
-                changed.clear()
+                changed = self._changed
                 if self._connection.is_connected:
-                    found = await self._read(on_change)
+                    found = await self._read()
                     if found is not None and found.token != other_than:
                         return found
-                elif self._connection.is_closed:
-                    raise ExternalError(f"{self._connection}: the connection was closed.")
+                else:
+                    self._connection.check_open()
                 await changed.wait()
         finally:
             unsubscribe()
 
-    async def _read(self, on_change: Callable[[Any], None]) -> LeaderInformation | None:
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _on_change(self, event: Any) -> None:
+        """A watch, in kazoo's thread. One method, so that kazoo keeps it once however often it is given."""
+        assert self._loop is not None
+        post(self._loop, self._notify)
+
+    async def _read(self) -> LeaderInformation | None:
         ask = self._connection.ask
         while True:
             try:
-                content, _ = await ask("get", self._path, watch=on_change)
+                content, _ = await ask("get", self._path, watch=self._on_change)
                 return leader_from_json(content, self._path)
             except NoNodeError:
-                if await ask("exists", self._path, watch=on_change) is None:
+                if await ask("exists", self._path, watch=self._on_change) is None:
                     return None
             except (NoAuthError, AuthFailedError) as error:
                 raise self._connection.refused(error) from error

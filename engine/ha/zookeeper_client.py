@@ -13,13 +13,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from kazoo import exceptions, security
 from kazoo.client import KazooClient, TransactionRequest
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
-from kazoo.protocol.states import KazooState
+from kazoo.protocol.states import KazooState, KeeperState
 from kazoo.retry import KazooRetry
 
 from engine.core.config import Configuration
@@ -55,7 +55,7 @@ class ZooKeeperSettings:
     retry_wait_s: float = 5.0
     max_retry_attempts: int = 3
     is_acl_creator: bool = False
-    authorization: tuple[tuple[str, str], ...] = ()  #: (scheme, credential)
+    authorization: tuple[tuple[str, str], ...] = field(default=(), repr=False)  #: (scheme, credential): secret
     tolerates_suspended: bool = True
 
 
@@ -147,6 +147,8 @@ class ZooKeeperConnection:
         self._lock = threading.Lock()
         self._is_started = False
         self.is_closed = False
+        #: the server has refused the credentials: kazoo does not connect again
+        self.is_refused = False
         self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[KazooState], None]]] = {}
 
     def __str__(self) -> str:
@@ -173,9 +175,14 @@ class ZooKeeperConnection:
 
     def _state_changed(self, state: KazooState) -> None:
         """In kazoo's thread."""
+        if self.client.client_state == KeeperState.AUTH_FAILED:
+            self.is_refused = True
         if not self.is_closed:
             level = logging.INFO if state == KazooState.CONNECTED else logging.WARNING
             logger.log(level, "%s: connection %s", self, state)
+        self._tell(state)
+
+    def _tell(self, state: KazooState) -> None:
         for loop, on_state in list(self._subscribers.values()):
             post(loop, on_state, state)
 
@@ -187,8 +194,7 @@ class ZooKeeperConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.client.connected:
-                    if self.is_closed:
-                        raise ExternalError(f"{self}: the connection was closed.")
+                    self.check_open()
                     await changed.wait()
                     changed.clear()
         except TimeoutError:
@@ -208,6 +214,7 @@ class ZooKeeperConnection:
             self.is_closed = True
         if not was_open:
             return
+        self._tell(KazooState.LOST)  # kazoo would, but only once it has said good-bye to the server
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def stop() -> None:
@@ -267,7 +274,7 @@ class ZooKeeperConnection:
     def _wait_connected(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
         while not self.client.connected:
-            self._check_open()
+            self.check_open()
             if time.monotonic() > deadline_s:
                 return False
             time.sleep(_POLL_S)
@@ -276,12 +283,15 @@ class ZooKeeperConnection:
     def _answer(self, result: Any) -> Any:
         deadline_s = time.monotonic() + self.settings.connection_timeout_s
         while not result.wait(_POLL_S * 10):
-            self._check_open()
+            self.check_open()
             if time.monotonic() > deadline_s:
                 raise self.no_answer(self.settings.connection_timeout_s)
         return result.get(block=False)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises: ConfigError, ExternalError when there will be no connection any more."""
+        if self.is_refused:
+            raise self.refused(exceptions.AuthFailedError())
         if self.is_closed:
             raise ExternalError(f"{self}: the connection was closed.")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,12 +15,17 @@ from pathlib import Path
 import pytest
 from kazoo.client import KazooClient
 
+from engine.core import fs
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ExternalError
 from engine.core.ids import FencingToken
+from engine.graph.job_graph import JobGraph, JobType
 from engine.ha.contracts import HighAvailabilityServices, LeaderElection, LeadershipLostError
+from engine.ha.job_store import FencedJobStore
 from engine.ha.services import high_availability_services
 from engine.ha.zookeeper import ZooKeeperServices
+from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.hdfs import HdfsFileSystem
 from tests.hadoop.conftest import HadoopCluster, running_cluster
 from tests.testing.ha_contract import (
     Contender,
@@ -29,6 +36,10 @@ from tests.testing.ha_contract import (
     run,
 )
 from tests.testing.zookeeper_proxy import CREATE, MULTI, ZooKeeperProxy
+from tests.unit.checkpoint.jobs import JOB_ID
+from tests.unit.checkpoint.test_storage import checkpoint_in
+
+pytestmark = pytest.mark.hadoop
 
 SESSION_TIMEOUT_S = 2.0
 
@@ -171,6 +182,28 @@ def test_a_leader_that_is_cut_off_steps_down_when_its_session_is_over(backend: Z
     run(play())
 
 
+def test_closing_takes_less_than_two_seconds_when_nobody_answers(backend: ZooKeeperBackend) -> None:
+    async def play() -> None:
+        async with behind_proxy(backend) as (proxy, services):
+            contender, token = await leader_of(services)
+            retrieval = services.retrieval()
+            waiting = asyncio.create_task(retrieval.replaced(token))
+            await asyncio.sleep(0.1)
+            proxy.mute()
+            writing = asyncio.create_task(asyncio.to_thread(services.metadata().put, token, "x", b"never"))
+            await asyncio.sleep(0.1)
+            began_s = time.monotonic()
+            await services.close()
+            with pytest.raises(ExternalError):  # at once, too: a thread that waits would hold up the process's end
+                await writing
+            with pytest.raises(ExternalError):
+                await waiting
+            assert time.monotonic() - began_s < 2.5
+            assert contender.story == ["granted", "revoked"]
+
+    run(play())
+
+
 def test_a_write_that_was_on_its_way_when_another_was_elected_is_refused(backend: ZooKeeperBackend) -> None:
     """The session lives on, so only the fence refuses it."""
 
@@ -182,16 +215,39 @@ def test_a_write_that_was_on_its_way_when_another_was_elected_is_refused(backend
             proxy.hold(MULTI)
             late = asyncio.create_task(asyncio.to_thread(services.metadata().put, token, "x", b"late"))
             await proxy.held.wait()
-            with client_of(backend.quorum) as client:
-                for name in await asyncio.to_thread(client.get_children, backend.base + "/leader/latch"):
-                    if f"-{services._elections[0]._id}-" in name:
-                        client.delete(f"{backend.base}/leader/latch/{name}")
+            await asyncio.to_thread(remove_latch, backend, services)
             await cluster.put(other, "x", b"new", await other.granted())
             proxy.release()
             with pytest.raises(LeadershipLostError):
                 await late
             assert await cluster.get(other, "x") == b"new"
             await contender.until(lambda: contender.story == ["granted", "revoked"])
+
+    run(play())
+
+
+def remove_latch(backend: ZooKeeperBackend, services: ZooKeeperServices) -> None:
+    """As an operator would; the session lives on."""
+    with client_of(backend.quorum) as client:
+        for name in client.get_children(backend.base + "/leader/latch"):
+            if f"-{services._elections[0]._id}-" in name:
+                client.delete(f"{backend.base}/leader/latch/{name}")
+
+
+def test_a_grant_that_was_on_its_way_when_another_was_elected_is_not_made(backend: ZooKeeperBackend) -> None:
+    async def play() -> None:
+        async with behind_proxy(backend) as (proxy, services), cluster_of(backend) as cluster:
+            proxy.hold(MULTI)
+            contender = Contender()
+            await services.election().start(contender)
+            await proxy.held.wait()
+            other = await cluster.join()
+            await asyncio.to_thread(remove_latch, backend, services)
+            token = await other.granted()
+            proxy.release()
+            await asyncio.sleep(0.5)
+            await cluster.put(other, "x", b"still the leader", token)
+            assert (contender.story, other.story) == ([], ["granted"])
 
     run(play())
 
@@ -379,11 +435,13 @@ def tree(client: KazooClient, path: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "other", [{"high-availability.storageDir": "file:///nowhere/else"}, {"yarn.application.id": "application_1_1"}]
+    "other", [{"high-availability.storageDir": "file://{}/other"}, {"yarn.application.id": "application_1_1"}]
 )
 def test_two_clusters_with_one_id_are_told_apart_and_nothing_is_changed(
-    backend: ZooKeeperBackend, other: dict[str, str]
+    backend: ZooKeeperBackend, other: dict[str, str], tmp_path: Path
 ) -> None:
+    other = {key: value.format(tmp_path) for key, value in other.items()}
+
     async def play() -> None:
         async with cluster_of(backend) as cluster:
             await cluster.leader()
@@ -393,7 +451,7 @@ def test_two_clusters_with_one_id_are_told_apart_and_nothing_is_changed(
                     await started(backend.services(**other))
                 assert backend.config["high-availability.cluster-id"] in str(caught.value)
                 assert tree(client, backend.base) == before
-        assert not os.path.exists("/nowhere")
+        assert not (tmp_path / "other").exists()
 
     run(play())
 
@@ -444,6 +502,24 @@ def test_only_who_has_the_credentials_gets_at_the_nodes_of_a_creator(backend: Zo
     run(play())
 
 
+def test_credentials_of_a_kind_that_the_server_does_not_know_are_refused_at_once(backend: ZooKeeperBackend) -> None:
+    backend.config["high-availability.zookeeper.client.authorization"] = "nonsense:word"
+
+    async def play() -> None:
+        began_s = time.monotonic()
+        with pytest.raises(ConfigError, match="refuses access"):
+            await started(backend.services())
+        assert time.monotonic() - began_s < 10
+        services = backend.services()
+        with pytest.raises(ConfigError, match="refuses access"):
+            await asyncio.to_thread(services.metadata().get, "x")
+        with pytest.raises(ConfigError, match="refuses access"):
+            await services.retrieval().leader(10)
+        await services.close()
+
+    run(play())
+
+
 # --- nodes that others remove, nodes that are left -------------------------------------------------------------------
 
 
@@ -470,6 +546,56 @@ def test_a_cluster_that_has_ended_leaves_no_node(backend: ZooKeeperBackend) -> N
             await asyncio.to_thread(cluster.services_of(contender).clean_up, token)
         with client_of(backend.quorum) as client:
             assert client.exists(backend.base) is None
+
+    run(play())
+
+
+# --- with HDFS --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_files_and_checkpoints_on_hdfs_outlive_their_leader(
+    hadoop: HadoopCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADOOP_USER_NAME", hadoop.user)
+    hdfs = HdfsFileSystem(HadoopConf.load({"HADOOP_CONF_DIR": str(hadoop.conf_dir)}), "webhdfs")
+    monkeypatch.setitem(fs._instances, "hdfs", hdfs)
+    backend = ZooKeeperBackend(hadoop.zookeeper, tmp_path)
+    backend.config["high-availability.storageDir"] = f"hdfs:///ha-{FencingToken.generate()[:8]}"
+    content = os.urandom(3_000_000)
+    sha256, local = hashlib.sha256(content).hexdigest(), tmp_path / "local"
+    local.write_bytes(content)
+    job = JobGraph(JOB_ID, "job", JobType.STREAMING, (), (), {"a": "b"})
+    inline = dataclasses.replace(checkpoint_in("", 4, str(tmp_path / "state")), folder="")
+
+    def write(services: ZooKeeperServices, token: FencingToken) -> None:
+        store = FencedJobStore(services.metadata(), services.storage_dir, token)
+        store.put_job(job, {sha256: str(local)})
+        store.put_job(job, {sha256: str(local)})
+        store.put_checkpoint(dataclasses.replace(inline, checkpoint_id=3), 2)
+        store.put_checkpoint(inline, 2)
+
+    def read(services: ZooKeeperServices, token: FencingToken) -> None:
+        store = FencedJobStore(services.metadata(), services.storage_dir, token)
+        assert [store.job(job_id) for job_id in store.job_ids()] == [job]
+        store.fetch_blob(sha256, str(tmp_path / "copy"))
+        assert (tmp_path / "copy").read_bytes() == content
+        stored = [status.path for status in hdfs.list(f"{services.storage_dir}/jobs/{JOB_ID}")]
+        hdfs.delete(next(path for path in stored if "/checkpoint-4-" in path), recursive=True)
+        found = store.checkpoints(JOB_ID)
+        assert (found.counter, [one.checkpoint_id for one in found.checkpoints]) == (4, [3])
+        store.remove_job(JOB_ID)
+        assert hdfs.list(f"{services.storage_dir}/jobs") == []
+        services.clean_up(token)
+        assert hdfs.status(services.storage_dir) is None
+
+    async def play() -> None:
+        async with cluster_of(backend) as cluster:
+            for use in (write, read):
+                contender, token = await cluster.leader()
+                services = cluster.services_of(contender)
+                assert isinstance(services, ZooKeeperServices)
+                await asyncio.to_thread(use, services, token)
+                await services.close()
 
     run(play())
 

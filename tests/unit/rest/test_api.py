@@ -302,9 +302,10 @@ def test_jobmanager_logs_are_served_and_nothing_outside_their_folder(
 
 
 def test_secret_values_of_the_configuration_are_hidden(gateway: FakeGateway, client: TestClient):
-    gateway.config.set("s3.secret-key", "abc").set("rest.port", 8081)
+    authorization = "high-availability.zookeeper.client.authorization"
+    gateway.config.set("s3.secret-key", "abc").set("rest.port", 8081).set(authorization, "digest:'a:b'")
     shown = {entry["key"]: entry["value"] for entry in client.get("/jobmanager/config").json()}
-    assert shown == {"rest.port": "8081", "s3.secret-key": "******"}
+    assert shown == {"rest.port": "8081", "s3.secret-key": "******", authorization: "******"}
 
 
 def test_config_tells_what_is_switched_off(gateway: FakeGateway, client: TestClient):
