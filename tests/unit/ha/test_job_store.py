@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -220,8 +221,21 @@ def test_a_damaged_graph_or_file_is_told(cluster, tmp_path):
         store.job(job.job_id)
 
 
-def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path):
+def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path, monkeypatch):
     store = next_leader(cluster)
+    put = store._metadata.put
+
+    under_way, most = [], 0
+
+    def slow_put(*args):
+        nonlocal most
+        under_way.append(args)
+        most = max(most, len(under_way))
+        time.sleep(0.001)  # as long as ZooKeeper takes: the other thread runs meanwhile
+        put(*args)
+        under_way.pop()
+
+    monkeypatch.setattr(store._metadata, "put", slow_put)
     inline = dataclasses.replace(checkpoint_in("", 1, str(tmp_path / "state")), folder="")
     go = threading.Barrier(2)
 
@@ -240,6 +254,7 @@ def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path)
             done.result()
     found = next_leader(cluster).checkpoints(JOB_ID)
     assert (found.counter, [one.checkpoint_id for one in found.checkpoints]) == (59, [17, 18, 19])
+    assert most == 1  # of two at a time the first one's change would be lost
 
 
 def test_results_are_kept_up_to_a_number_but_always_those_of_jobs_that_are_still_there(cluster, monkeypatch):
