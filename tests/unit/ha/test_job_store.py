@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.storage import write_metadata
+from engine.core import fs
 from engine.core.errors import CorruptStateError, ExternalError, JobNotFoundError
-from engine.core.fs import file_system_of, register_file_system
 from engine.core.ids import FencingToken, JobID
 from engine.graph.job_graph import JobGraph, JobType
 from engine.ha import job_store
@@ -197,7 +197,7 @@ def test_a_file_system_that_does_not_answer_is_not_a_damaged_checkpoint(cluster,
         def status(self, path):
             raise ExternalError("no answer")
 
-    register_file_system("away", Away)
+    monkeypatch.setitem(fs._instances, "away", Away())
     with pytest.raises(ExternalError, match="no answer"):
         store.checkpoints(JOB_ID)
 
@@ -267,11 +267,10 @@ def test_results_are_kept_up_to_a_number_but_always_those_of_jobs_that_are_still
     assert [result.end_ms for result in store.results()] == [0, 4, 5]
 
 
-def test_a_blob_on_a_file_system_without_descriptors(cluster, tmp_path):
+def test_a_blob_on_a_file_system_without_descriptors(cluster, tmp_path, monkeypatch):
     """As on HDFS: what is written is safe when the file is closed."""
     memory = MemoryFileSystem()
-    register_file_system("mem", lambda: memory)
-    assert file_system_of("mem://x") is memory
+    monkeypatch.setitem(fs._instances, "mem", memory)
     services, contender = MemoryServices(cluster), Contender()
     asyncio.run(services.election().start(contender))
     store = FencedJobStore(services.metadata(), "mem:///ha", contender.token)
