@@ -183,6 +183,8 @@ def test_a_leader_that_is_cut_off_steps_down_when_its_session_is_over(backend: Z
 
 
 def test_closing_takes_less_than_two_seconds_when_nobody_answers(backend: ZooKeeperBackend) -> None:
+    backend.config["high-availability.zookeeper.client.session-timeout"] = "30 s"  # kazoo waits a part of it
+
     async def play() -> None:
         async with behind_proxy(backend) as (proxy, services):
             contender, token = await leader_of(services)

@@ -9,14 +9,15 @@ import logging
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from engine.checkpoint.storage import write_metadata
+from engine.core import fs
 from engine.core.errors import CorruptStateError, ExternalError, JobNotFoundError
-from engine.core.fs import file_system_of, register_file_system
 from engine.core.ids import FencingToken, JobID
 from engine.graph.job_graph import JobGraph, JobType
 from engine.ha import job_store
@@ -196,7 +197,7 @@ def test_a_file_system_that_does_not_answer_is_not_a_damaged_checkpoint(cluster,
         def status(self, path):
             raise ExternalError("no answer")
 
-    register_file_system("away", Away)
+    monkeypatch.setitem(fs._instances, "away", Away())
     with pytest.raises(ExternalError, match="no answer"):
         store.checkpoints(JOB_ID)
 
@@ -220,8 +221,21 @@ def test_a_damaged_graph_or_file_is_told(cluster, tmp_path):
         store.job(job.job_id)
 
 
-def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path):
+def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path, monkeypatch):
     store = next_leader(cluster)
+    put = store._metadata.put
+
+    under_way, most = [], 0
+
+    def slow_put(*args):
+        nonlocal most
+        under_way.append(args)
+        most = max(most, len(under_way))
+        time.sleep(0.001)  # as long as ZooKeeper takes: the other thread runs meanwhile
+        put(*args)
+        under_way.pop()
+
+    monkeypatch.setattr(store._metadata, "put", slow_put)
     inline = dataclasses.replace(checkpoint_in("", 1, str(tmp_path / "state")), folder="")
     go = threading.Barrier(2)
 
@@ -240,6 +254,7 @@ def test_writes_for_one_job_from_several_threads_lose_nothing(cluster, tmp_path)
             done.result()
     found = next_leader(cluster).checkpoints(JOB_ID)
     assert (found.counter, [one.checkpoint_id for one in found.checkpoints]) == (59, [17, 18, 19])
+    assert most == 1  # of two at a time the first one's change would be lost
 
 
 def test_results_are_kept_up_to_a_number_but_always_those_of_jobs_that_are_still_there(cluster, monkeypatch):
@@ -252,11 +267,10 @@ def test_results_are_kept_up_to_a_number_but_always_those_of_jobs_that_are_still
     assert [result.end_ms for result in store.results()] == [0, 4, 5]
 
 
-def test_a_blob_on_a_file_system_without_descriptors(cluster, tmp_path):
+def test_a_blob_on_a_file_system_without_descriptors(cluster, tmp_path, monkeypatch):
     """As on HDFS: what is written is safe when the file is closed."""
     memory = MemoryFileSystem()
-    register_file_system("mem", lambda: memory)
-    assert file_system_of("mem://x") is memory
+    monkeypatch.setitem(fs._instances, "mem", memory)
     services, contender = MemoryServices(cluster), Contender()
     asyncio.run(services.election().start(contender))
     store = FencedJobStore(services.metadata(), "mem:///ha", contender.token)
