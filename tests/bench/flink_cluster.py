@@ -6,6 +6,7 @@ Has the same methods as ``StandaloneCluster`` of the tests, which is ours: what 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -31,11 +32,17 @@ TUNED = {
     "restart-strategy.fixed-delay.delay": "100 ms",
 }
 _START_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 def conf_text(settings: Mapping[str, object]) -> str:
     """Return ``config.yaml`` of flat keys. Values are quoted: Flink reads YAML 1.2, where nothing else is safe."""
     return "".join(f'{key}: "{value}"\n' for key, value in settings.items())
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port() -> int:
@@ -112,6 +119,7 @@ class FlinkCluster:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_die_with_parent,  # also when this process is killed and cannot ``close``
         )
         self._processes.append(process)
         return process
@@ -119,10 +127,12 @@ class FlinkCluster:
     def _wait_for_registration(self, count: int) -> None:
         end = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < end:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            try:
                 with urllib.request.urlopen(f"{self.rest_url}/taskmanagers", timeout=10) as answer:
                     if answer.read().count(b'"id"') >= count:
                         return
+            except (urllib.error.URLError, ConnectionError):
+                pass  # not up yet
             time.sleep(0.1)
         raise RuntimeError(f"Flink's {count} TaskManagers did not register: {self.output()[-3000:]}")
 

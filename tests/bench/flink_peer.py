@@ -30,7 +30,7 @@ OPENS = tuple(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in
 
 
 class FlinkPeer:
-    """``python``: the interpreter of the environment that has apache-flink; ``cache``: where classes are compiled to."""
+    """``python``: the interpreter of the environment that has apache-flink; ``cache``: where classes go."""
 
     def __init__(self, python: str, cache: Path) -> None:
         self.cache = cache

@@ -142,9 +142,7 @@ def rows_of(samples: dict[str, list[Sample]], events: int) -> list[dict]:
             "peak_mb": round(max(one.peak_mb for one in taken)),
             "ratio_warm": ratios([one.warm_cpu_s for one in taken], [one.warm_cpu_s for one in first]),
             "ratio_cold": ratios([one.cold_cpu_s for one in taken], [one.cold_cpu_s for one in first]),
-            "ratio_engine_cold_peer_warm": ratios(
-                [one.warm_cpu_s for one in taken], [one.cold_cpu_s for one in first]
-            ),
+            "ratio_engine_cold_peer_warm": ratios([one.warm_cpu_s for one in taken], [one.cold_cpu_s for one in first]),
         }
         rows.append(row)
         print(

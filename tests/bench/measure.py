@@ -6,6 +6,7 @@ of proportional set sizes (PSS) over the tree, sampled four times a second, so t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -70,11 +71,16 @@ def run(
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     assert process.stdout is not None
-    for line in process.stdout:
-        if first_line_s is None:
-            first_line_s = time.monotonic() - started
-        lines.append(line)
-    exit_code = process.wait()
+    try:
+        for line in process.stdout:
+            if first_line_s is None:
+                first_line_s = time.monotonic() - started
+            lines.append(line)
+        exit_code = process.wait()
+    except BaseException:  # this benchmark is being ended: nothing is left behind
+        ended.set()
+        _end_session(process)
+        raise
     wall_s = time.monotonic() - started
     ended.set()
     sampler.join()
@@ -82,6 +88,13 @@ def run(
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Measurement(wall_s, cpu_s, peak_mb, first_line_s, exit_code, "".join(lines))
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _reap_orphans(process.pid)
 
 
 def _reap_orphans(session: int) -> None:

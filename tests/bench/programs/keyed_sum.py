@@ -1,7 +1,7 @@
 """Ours: keyed running sum of a typed stream, one result an event: EVENTS KEYS PARALLELISM [collect] [OPTION=VALUE …].
 
-``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come from
-so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
+``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come
+from so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
 """
 
 import sys
