@@ -17,9 +17,21 @@ from typing import Any
 
 __all__ = ["Chart", "Series", "charts_of", "drawn", "newest", "page_of", "write_charts"]
 
-WIDTH, ROW, GAP, LEFT, RIGHT, TOP = 860, 18, 10, 190, 110, 46
+WIDTH, ROW, GAP, LEFT, RIGHT, TOP = 860, 18, 10, 190, 190, 46
 CURVE_HEIGHT = 190
-COLOURS = ("#1f77b4", "#e6762b", "#8c8c8c", "#2a9d63", "#9467bd", "#b8860b")
+#: by how a contender's name begins; others are grey
+COLOURS = {
+    "engine": "#1f77b4",
+    "flink-sql": "#f2a65a",
+    "flink-tuned": "#f2a65a",
+    "flink": "#e6762b",
+    "pyflink": "#b8541a",
+    "bytewax": "#2a9d63",
+    "pathway": "#9467bd",
+    "spark": "#b8860b",
+    "duckdb": "#c9a800",
+    "polars": "#5b8c8c",
+}
 STYLE = """text{font:12px sans-serif;fill:#222}.title{font-weight:bold;font-size:14px}.small{font-size:11px;fill:#666}
 .axis{stroke:#999;stroke-width:1}.grid{stroke:#ddd;stroke-width:1}.whisker{stroke:#222;stroke-width:1.2}
 @media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#aaa}.grid{stroke:#444}.whisker{stroke:#eee}}"""
@@ -157,6 +169,20 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _colour(name: str) -> str:
+    return next((colour for begin, colour in COLOURS.items() if name.startswith(begin)), "#8c8c8c")
+
+
+def _ratio(chart: Chart, series: Series, label: str) -> str:
+    """Say how much better the first contender is than this one."""
+    first = dict(chart.series[0].points).get(label)
+    if series is chart.series[0] or first is None or not first[1]:
+        return ""
+    mine = dict(series.points)[label][1]
+    better = mine / first[1] if chart.better.startswith("less") else first[1] / mine
+    return f"   {chart.series[0].name} {better:.2g} ×"
+
+
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     css = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{escape(text)}</text>'
@@ -197,19 +223,18 @@ def _grouped_bars(chart: Chart, y: float) -> tuple[list[str], float]:
     for label in labels:
         if len(labels) > 1:
             bars.append(_text(8, at + 13, label))
-        for index, series in enumerate(chart.series):
+        for series in chart.series:
             found = dict(series.points).get(label)
             if found is None:
                 continue
-            colour = COLOURS[index % len(COLOURS)]
             low, median, high = map(x_of, found)
             bars.append(_text(LEFT - 6, at + 13, series.name, anchor="end"))
             bars.append(
                 f'<rect x="{LEFT}" y="{at + 2:.1f}" width="{max(1.0, median - LEFT):.1f}" height="{ROW - 4}" '
-                f'fill="{colour}"/>'
+                f'fill="{_colour(series.name)}"/>'
             )
             bars.append(_line(low, at + ROW / 2, high, at + ROW / 2, "whisker"))
-            bars.append(_text(max(median, high) + 5, at + 13, _number(found[1])))
+            bars.append(_text(max(median, high) + 5, at + 13, _number(found[1]) + _ratio(chart, series, label)))
             at += ROW
         at += GAP
     for mark in marks:
@@ -236,8 +261,8 @@ def _curves(chart: Chart, y: float) -> tuple[list[str], float]:
         parts.append(_line(left, y_of(mark), left + span, y_of(mark), "grid"))
         parts.append(_text(left - 6, y_of(mark) + 4, _number(mark), "small", "end"))
     parts += [_text(x_of(x), bottom + 16, _number(x), "small", "middle") for x in xs]
-    for index, series in enumerate(chart.series):
-        colour = COLOURS[index % len(COLOURS)]
+    for series in chart.series:
+        colour = _colour(series.name)
         path = " ".join(f"{x_of(x):.1f},{y_of(found[1]):.1f}" for x, found in series.points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, found in series.points:

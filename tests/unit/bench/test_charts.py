@@ -73,6 +73,14 @@ def test_the_length_of_a_bar_is_its_median(logarithmic):
     assert max(float(bar.get("y", "0")) for bar in bars) < height
 
 
+@pytest.mark.parametrize(("better", "expected"), [("more is better", "4 ×"), ("less is better", "0.25 ×")])
+def test_a_bar_says_how_much_better_the_first_contender_is(better, expected):
+    series = (Series("engine", (("g", [8, 8, 8]),)), Series("flink-java", (("g", [2, 2, 2]), ("other", [1, 1, 1]))))
+    said = [part for part in drawn(Chart("t", "u", series, better=better), 0)[0] if "×" in part]
+    assert len(said) == 1  # the first one has no other of its own, and nobody is compared with himself
+    assert f"engine {expected}" in said[0]
+
+
 def test_charts_have_what_there_are_rows_for_and_nothing_else():
     rows = [keyed_row("engine", 9e6), keyed_row("flink-java", 1e6), *(scaling_row(n, 5e6) for n in (8, 2))]
     rows.append(keyed_row("engine", 1e5, backend="rocksdb"))
