@@ -173,7 +173,10 @@ def measure(start: Callable[[Load], Contender], load: Load) -> list[dict[str, An
             job = cluster.submit(load)
             wait_until_filled(load.beat, load.keys)
             took({"kind": "fill", "wall_s": round(time.monotonic() - started, 2)})
+            watch.mark()
             time.sleep(load.settle_s)
+            if load.settle_s:  # what the job uses by itself, without a checkpoint
+                took({"kind": "steady", "wall_s": load.settle_s})
             watch.mark()
             took(checkpoint(rest, job, "FULL"))
             for _ in range(load.increments):

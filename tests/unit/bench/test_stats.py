@@ -117,3 +117,7 @@ def test_a_recovery_is_summed_up_by_the_median_increment_and_the_longest_standst
     found = recovery_race.figures(phases)
     assert (found["full_s"], found["incremental_s"], found["recovery_s"]) == (9, 2, 4)
     assert (found["standstill_ms"], found["peak_mb"]) == (7, 4)
+    assert (found["full_cpu_s"], found["steady_cores"]) == (1, 0)
+    with_steady = recovery_race.figures([{"kind": "steady", "wall_s": 20, "cpu_s": 1, "peak_mb": 0}, *phases])
+    assert with_steady["full_cpu_s"] == pytest.approx(1 - 9 / 20)  # the job used a twentieth of a core meanwhile
+    assert with_steady["recovery_cpu_s"] == 3
