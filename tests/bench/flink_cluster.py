@@ -31,7 +31,7 @@ TUNED = {
     "restart-strategy.fixed-delay.attempts": "10",
     "restart-strategy.fixed-delay.delay": "100 ms",
 }
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0  # a JVM comes up in 5, but took more than 60 on a machine with load 30
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
