@@ -29,11 +29,13 @@ class CheckpointChecks:
         self._files = cluster.files
         self._master = master
         self._coordinator = master.checkpoints._coordinator
-        self._last_begun = self._last_completed = 0
+        self._last_begun = self._last_triggered = self._last_completed = 0
         self._is_former = False
         if former is not None:
             former._is_former = True
-            self._last_begun, self._last_completed = former._last_begun, former._last_completed
+            # Of those that it has begun and not triggered, the store may not have heard; nobody else has.
+            self._last_begun = self._last_triggered = former._last_triggered
+            self._last_completed = former._last_completed
             self.num_completed, self.num_restored = former.num_completed, former.num_restored
         handle = self._coordinator.handle
 
@@ -64,6 +66,8 @@ class CheckpointChecks:
                     raise SimulationError(f"checkpoint {checkpoint_id} begins after {self._last_begun}")
                 self._last_begun = checkpoint_id
                 self._tell(f"{checkpoint_id} begins")
+            case msg.TriggerTasks(checkpoint_id):
+                self._last_triggered = checkpoint_id
             case msg.NotifyComplete(checkpoint):
                 checkpoint_id = checkpoint.checkpoint_id
                 if checkpoint_id <= self._last_completed:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, ExternalError
+from engine.core.errors import ConfigError, ExternalError, JobNotFoundError
 from engine.core.ids import JobID
 from engine.core.options import ClusterOptions
 from engine.graph.execution_graph import ExecutionGraph
@@ -179,7 +179,9 @@ class Simulation:
             logger.setLevel(level)
             logger.propagate = propagates
             shutil.rmtree(temp_dir, ignore_errors=True)
-        statuses = [self._graph_of(master).status.name for master in self.masters]
+        statuses = [master.graph.status.name for master in self.masters]
+        if error is None:
+            statuses = [self._graph_of(master).status.name for master in self.masters]
         attempts = sum(master.graph.all_subtasks()[0].current.attempt_number + 1 for master in self.masters)
         return Outcome(
             self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
@@ -216,12 +218,7 @@ class Simulation:
             raise SimulationError(f"slots were not given back within {QUIET_S:g} s: {self._where_slots_are()}")
 
     def _submit(self) -> None:
-        async def submit(dispatcher: Dispatcher, program: Program, again: JobGraph | None = None) -> None:
-            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
-            job_graph = again or make_job(program, JobID.generate(), config)
-            self._program_of[job_graph.job_id] = program
-            if self.failover:  # the answer may be lost with the leader
-                self.world.after(1.0, lambda: submit_again(program, job_graph))
+        async def submit(dispatcher: Dispatcher, program: Program, job_graph: JobGraph) -> None:
             try:
                 self._accepted.add(await dispatcher.submit_job(job_graph))
             except (ConfigError, ExternalError) as error:  # the disk is full just now: a user tries again
@@ -231,10 +228,15 @@ class Simulation:
 
         def begin(program: Program, again: JobGraph | None = None) -> None:
             leader = self.cluster.jobmanager
-            if leader.is_published and not leader.loop.is_dead:
-                leader.loop.create_task(submit(leader.dispatcher, program, again))
-            else:
+            if not leader.is_published or leader.loop.is_dead:
                 self.world.after(0.2, lambda: begin(program, again))
+                return
+            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
+            job_graph = again or make_job(program, JobID.generate(), config)
+            self._program_of[job_graph.job_id] = program
+            leader.loop.create_task(submit(leader.dispatcher, program, job_graph))
+            if self.failover:  # the answer may be lost with the leader
+                self.world.after(1.0, lambda: submit_again(program, job_graph))
 
         def submit_again(program: Program, job_graph: JobGraph) -> None:
             if job_graph.job_id not in self._accepted:
@@ -265,7 +267,7 @@ class Simulation:
         self._watch(master)
 
     def _graph_of(self, master: JobMaster) -> ExecutionGraph:
-        """Return the job as the leader shows it."""
+        """Return the job as the leader shows it. Raises JobNotFoundError."""
         return self.cluster.jobmanager.dispatcher.job(master.job_id) if self.failover else master.graph
 
     def _has_ended(self, master: JobMaster) -> bool:
@@ -274,7 +276,10 @@ class Simulation:
         leader = self.cluster.jobmanager
         if leader.loop.is_dead or not leader.is_published:
             return False
-        graph = self._graph_of(master)
+        try:
+            graph = self._graph_of(master)
+        except JobNotFoundError:
+            return False
         return graph.status.is_globally_terminal_state() and not graph.is_result_pending
 
     def _cancel(self) -> None:
