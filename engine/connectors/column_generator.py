@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.core.type_info import TypeInformation
 from engine.operators.base import OperatorContext
@@ -86,7 +86,11 @@ class _Enumerator(SplitEnumerator):
 
 @final
 class _Reader(SourceReader):
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, source: ColumnGeneratorSource) -> None:
+        self._split_id = ""  #: of the last batch
+        self._ended: list[str] = []
         self._function = BoundFunction(source.function, "map")
         self._type_info = source.type_info
         self._fields: list[pa.Field] | None = None
@@ -113,8 +117,10 @@ class _Reader(SourceReader):
         block_end = start - start % _BLOCK + _BLOCK
         end = min(split.end, block_end, start + rows_max)
         following = end if end < block_end else end + (split.step - 1) * _BLOCK
+        self._split_id = split.split_id
         if following >= split.end:
             self._splits.pop(0)
+            self._ended.append(split.split_id)
         else:
             self._splits[0] = replace(split, next=following)
         indexes = np.arange(start, end, dtype=np.int64)
@@ -125,6 +131,13 @@ class _Reader(SourceReader):
         except BaseException as error:
             raise self._function.error(error, f"indexes {start} to {end - 1}") from error
         return ColumnBatch(columns)
+
+    def split_of_batch(self) -> str:
+        return self._split_id
+
+    def take_ended(self) -> list[str]:
+        ended, self._ended = self._ended, []
+        return ended
 
     def wants_split(self) -> bool:
         return not self._splits

@@ -111,6 +111,12 @@ class JobOptions:
     AUTO_WATERMARK_INTERVAL: Final = ConfigOption(
         "pipeline.auto-watermark-interval", duration_ms, 200, "How often watermarks are emitted."
     )
+    ALLOW_UNALIGNED_SOURCE_SPLITS: Final = ConfigOption(
+        "pipeline.watermark-alignment.allow-unaligned-source-splits",
+        boolean,
+        False,
+        "Let splits run ahead of their group where a source cannot stop reading single ones; false: such a job fails.",
+    )
 
 
 class ClusterOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.connectors.source import SourceSpec
+from engine.connectors.stamped_source import StampedSourceSpec
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec
@@ -34,6 +35,10 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
 
 def _emits_columns(node: Transformation, gets_columns: bool) -> bool:
     spec = node.spec
+    if isinstance(spec, StampedSourceSpec):
+        if not spec.emits_columns:
+            return False
+        spec = spec.source
     if isinstance(spec, SourceSpec):
         return bool(getattr(spec.source, "emits_columns", False))
     if isinstance(spec, MapBatchesSpec):

@@ -33,7 +33,8 @@ from engine.state.parts import DeltaPart, FilePart, OperatorStateRegistry
 
 
 class CollectedOutput:
-    """An Output that remembers: ``batches``, ``side``, ``watermarks_ms``, ``supersteps``."""
+    """An Output that remembers: ``batches``, ``side``, ``watermarks_ms``, ``supersteps``; ``story``: batches and
+    watermarks in their order."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -41,16 +42,19 @@ class CollectedOutput:
         self.watermarks_ms: list[int] = []
         self.idle: list[bool] = []
         self.supersteps: list[int] = []
+        self.story: list[Batch | int] = []
 
     def emit(self, batch: Batch) -> None:
         if len(batch):
             self.batches.append(batch)
+            self.story.append(batch)
 
     def emit_side(self, tag: str, batch: Batch) -> None:
         self.side.setdefault(tag, []).append(batch)
 
     def emit_watermark(self, watermark_ms: int) -> None:
         self.watermarks_ms.append(watermark_ms)
+        self.story.append(watermark_ms)
 
     def emit_idle(self, idle: bool) -> None:
         self.idle.append(idle)
