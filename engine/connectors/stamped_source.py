@@ -167,8 +167,8 @@ class _StampedSource(SourceOperator):
         """Return the watermark that others wait for, and that waits for others."""
         if self._order is not SplitOrder.ONE_BY_ONE:
             return self._time.watermark_ms
-        # Splits whose turn comes later hold the source's watermark, but must not hold the one that is being read: it
-        # would wait for those that wait for it.
+        # Splits whose turn comes later hold the source's watermark. That says nothing of how far it has read: others
+        # would not be held back by this source, nor would it wait for them.
         begun_ms = self._time.splits.lowest_begun_ms()
         return self._time.watermark_ms if begun_ms is None else max(begun_ms, self._time.watermark_ms)
 
@@ -193,10 +193,6 @@ class _StampedSource(SourceOperator):
     def _source_pauses(self, split_ids: frozenset[str]) -> bool:
         assert isinstance(self._source, SplitReadingOperator)
         return self._source.pause_splits(split_ids)
-
-    def _report(self, now_ms: int) -> None:
-        assert self._aligned is not None
-        self._aligned.report(now_ms, None if self._time.is_idle else self._aligned_ms())
 
     def handle_event(self, event: object) -> None:
         if not isinstance(event, AllowedWatermark):
@@ -224,13 +220,11 @@ class _StampedSource(SourceOperator):
             self._time.is_waiting(split_id)
         self._time.on_timer(now_ms)
         if self._aligned is not None and now_ms >= self._aligned.next_report_ms:
-            self._report(now_ms)
+            self._aligned.report(now_ms, None if self._time.is_idle else self._aligned_ms())
 
     def finish(self) -> None:
         self._source.finish()
         self._time.end()
-        if self._aligned is not None:
-            self._report(self.ctx.clock.now_ms())  # the end of time: nobody waits for this one
 
     # --- the source's own --------------------------------------------------------------------------------------------
 

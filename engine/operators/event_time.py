@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 from engine.core.config import Configuration
+from engine.core.errors import ProgramError
 from engine.core.options import JobOptions
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import OperatorContext, Output
@@ -120,7 +121,10 @@ class EventTime:
         if not len(batch):
             return
         if split_id not in self.splits:
-            self.add_split(split_id)
+            raise ProgramError(
+                f"The source of {self._ctx.operator_name!r} has records of split {split_id!r}, which was not assigned "
+                "to it or has ended: see split_of_batch() and take_ended() of its reader."
+            )
         stamped: Batch | None = None
         if isinstance(batch, ColumnBatch) and self._supplier is None:
             column_stamps = self._column_stamps(batch)

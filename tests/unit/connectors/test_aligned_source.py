@@ -14,6 +14,7 @@ from engine.core.errors import ProgramError
 from engine.core.records import RowBatch
 from engine.operators import watermark_alignment
 from engine.operators.base import JobOutcome, OperatorSpec, PollResult, SourceOperator
+from engine.operators.watermark_alignment import AllowedWatermark, WatermarkReported
 from engine.time.watermarks import Duration, WatermarkStrategy
 from tests.testing.checkpointed_job import CheckpointedJob
 from tests.testing.operator_harness import OperatorHarness, start_coordinators
@@ -218,10 +219,13 @@ def test_a_paused_split_is_not_idle_and_the_last_split_is_never_paused(tmp_path)
         job.job.poll(0, 1)
     assert job.job.rows() == [("fast", 1), ("slow", 1), ("fast", 50)]
     assert len(job.head._paused) == 1
-    job.head._had_more = False
-    for _ in range(6):
-        job.report()
+    job.head._had_more = False  # all time counts
     [paused] = job.head._paused
+    [slow] = [split.split_id for split in job.head._source._reader.splits if split.split_id != paused]
+    for _ in range(20):
+        job.head._time.begin_split(slow)  # it is not idle either
+        job.report()
+    assert job.head._paused == {paused}
     assert not job.head._time.splits.is_split_idle(paused)
     job.job.poll(0, 1)
     assert job.job.rows()[-1] == ("slow", 2)
@@ -251,8 +255,29 @@ def test_a_reader_that_cannot_stop_single_splits_is_an_error_unless_that_is_allo
     job.job.dispose()
 
 
+def test_a_split_that_is_read_waits_for_other_sources_though_later_splits_hold_the_watermark():
+    strategy = BY_VALUE.with_watermark_alignment("g", Duration.of_millis(5), Duration.of_millis(5))
+    job = CheckpointedJob(StampedSourceSpec(SourceSpec(SequenceSource(0, 99)), strategy), parallelism=2)
+    job.start()
+    for subtask in (0, 1):
+        job.poll(subtask, 3)
+    taken = job.complete()
+    job.kill()
+    clock = job._clock = ManualClock(0)
+    job.start(taken, parallelism=1)
+    head = job.harnesses[0].head
+    head.handle_event(AllowedWatermark(20))  # another source is at 15
+    while head.is_ready():
+        job.poll(0, 2)
+    assert (job.rows()[-1], job.harnesses[0].output.watermarks_ms) == (22, [])
+    clock.advance(5)
+    sent = job.harnesses[0].events
+    head.on_timer(clock.now_ms())
+    assert sent[-1] == WatermarkReported(21)
+    job.dispose()
+
+
 def test_splits_whose_turn_comes_later_do_not_stop_the_one_that_is_read():
-    """They have no watermark yet: it would wait for those that wait for it."""
     strategy = BY_VALUE.with_watermark_alignment("g", Duration.of_millis(5), Duration.of_millis(5))
     job = CheckpointedJob(StampedSourceSpec(SourceSpec(SequenceSource(0, 99)), strategy), parallelism=2)
     job.start()

@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from engine.connectors.generator import DataGeneratorSpec
 from engine.connectors.simple import SequenceSource
-from engine.connectors.source import NoMoreSplits, SourceSpec, SplitAssigned
+from engine.connectors.source import NoMoreSplits, SourceSpec, SplitAssigned, SplitOrder
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.clock import ManualClock
 from engine.core.records import RowBatch, rows_of
 from engine.operators.base import OperatorSpec, PollResult, SourceOperator
+from engine.operators.event_time import MAIN_SPLIT
 from engine.time.watermarks import Duration, Watermark, WatermarkGenerator, WatermarkStrategy
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 from tests.testing.checkpointed_job import CheckpointedJob
 from tests.testing.operator_harness import OperatorHarness
-from tests.testing.partitioned_source import PartitionedSource, write_partitions
+from tests.testing.partitioned_source import PartitionedReader, PartitionedSource, write_partitions
 
 MONOTONOUS = WatermarkStrategy.for_monotonous_timestamps()
 BY_SECOND_FIELD = MONOTONOUS.with_timestamp_assigner(lambda row, _: row[1])
@@ -91,15 +92,15 @@ def _hand_out(job, parallelism):
         job.harnesses[subtask].head.handle_event(NoMoreSplits())
 
 
-def test_with_one_generator_for_all_splits_the_same_records_would_be_late(tmp_path):
+def test_with_one_generator_for_all_splits_the_same_records_would_be_late(tmp_path, monkeypatch):
     """What the watermark of each split is for."""
     write_partitions(tmp_path, {"ahead": [100, 200, 300], "behind": [1, 2, 3]})
-    for order, expected in (("told", []), ("untold", [("behind", 1), ("behind", 2), ("behind", 3)])):
+    late = [("behind", 1), ("behind", 2), ("behind", 3)]
+    for order, expected in ((SplitOrder.TOGETHER, []), (SplitOrder.UNTOLD, late)):
+        monkeypatch.setattr(PartitionedReader, "split_order", order)
         spec = StampedSourceSpec(SourceSpec(PartitionedSource(str(tmp_path))), BY_SECOND_FIELD)
         job = CheckpointedJob(spec)
         job.start()
-        if order == "untold":
-            job.harnesses[0].head._source._split_out = None
         _hand_out(job, 1)
         poll_all(job)
         assert late_records(job.harnesses[0].output) == expected
@@ -285,11 +286,22 @@ def test_a_split_whose_turn_has_not_come_is_not_idle():
     job.start(taken, parallelism=1)
     for _ in range(5):
         job.poll(0, 1)
+        job.harnesses[0].head._had_more = False  # all time counts
         tick(job.harnesses[0], clock, 40)
     assert job.harnesses[0].output.watermarks_ms == []
     poll_all(job)
     assert late_records(job.harnesses[0].output) == []
     job.dispose()
+
+
+def test_an_idle_split_that_ends_leaves_the_stream_idle():
+    clock = ManualClock(0)
+    idle = BY_VALUE.with_idleness(Duration.of_millis(50))
+    with OperatorHarness(StampedSourceSpec(SilentSpec([[1]], False), idle), clock=clock) as harness:
+        harness.head.poll(1)
+        tick(harness, clock, 50)
+        harness.head._time.end_split(MAIN_SPLIT)
+        assert harness.output.idle == [True]
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
