@@ -5,6 +5,7 @@ Not here: the generator that calls a function for each index (``simple``).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -135,7 +136,9 @@ class _Reader(SourceReader):
     def split_of_batch(self) -> str:
         return self._split_id
 
-    def take_ended(self) -> list[str]:
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
         ended, self._ended = self._ended, []
         return ended
 

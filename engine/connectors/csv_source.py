@@ -143,7 +143,9 @@ class _DelimitedReader(SourceReader):
     def split_of_batch(self) -> str:
         return self._split.split_id
 
-    def take_ended(self) -> list[str]:
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
         ended, self._ended = self._ended, []
         return ended
 

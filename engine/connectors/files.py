@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
@@ -172,7 +172,9 @@ class _TextReader(SourceReader):
     def split_of_batch(self) -> str:
         return self._open[0].split_id  # behind its last batch stands a mark that ends it
 
-    def take_ended(self) -> list[str]:
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
         ended, self._ended = self._ended, []
         return ended
 

@@ -6,7 +6,7 @@ Reading is done in the task's thread, a batch at a time, out of row groups that 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final, final
 
@@ -145,7 +145,9 @@ class _Reader(SourceReader):
     def split_of_batch(self) -> str:
         return self._splits[0].split_id  # it ends when nothing is found, not with its last batch
 
-    def take_ended(self) -> list[str]:
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
         ended, self._ended = self._ended, []
         return ended
 

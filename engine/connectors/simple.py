@@ -11,7 +11,7 @@ import itertools
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -174,7 +174,9 @@ class _SequenceReader(SourceReader):
     def split_of_batch(self) -> str:
         return self._split_id
 
-    def take_ended(self) -> list[str]:
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
         ended, self._ended = self._ended, []
         return ended
 

@@ -89,7 +89,7 @@ class EventTime:
 
     def add_split(self, split_id: str, *, is_read: bool = True) -> None:
         """The split was assigned. ``is_read`` False: its turn comes later; until ``begin_split`` it is not idle."""
-        if split_id in self.splits:
+        if split_id in self.splits.watermark_of:
             return
         self.splits.add(split_id)
         self._empty_ms = None
@@ -100,12 +100,12 @@ class EventTime:
         self._tell()
 
     def begin_split(self, split_id: str) -> None:
-        if self._timeout_ms is not None and split_id in self.splits:
+        if self._timeout_ms is not None and split_id in self.splits.watermark_of:
             self._active_ms[split_id] = self._counted_ms()
 
     def end_split(self, split_id: str) -> None:
         """All records of the split have been processed."""
-        if split_id not in self.splits:
+        if split_id not in self.splits.watermark_of:
             return
         self.splits.remove(split_id)
         self._generators.pop(split_id, None)
@@ -120,7 +120,7 @@ class EventTime:
         """Stamp and hand on the next records of a split, and what event time makes of them."""
         if not len(batch):
             return
-        if split_id not in self.splits:
+        if split_id not in self.splits.watermark_of:
             raise ProgramError(
                 f"The source of {self._ctx.operator_name!r} has records of split {split_id!r}, which was not assigned "
                 "to it or has ended: see split_of_batch() and take_ended() of its reader."
@@ -218,8 +218,10 @@ class EventTime:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def advance(self, split_id: str, watermark_ms: int) -> None:
-        self.splits.advance(split_id, watermark_ms)
-        self._tell()
+        splits = self.splits
+        splits.advance(split_id, watermark_ms)
+        if splits.watermark_ms > self._told_ms:  # else nothing is new: a watermark changes no idleness
+            self._tell()
 
     def set_idle(self, split_id: str, idle: bool) -> None:
         self.splits.set_idle(split_id, idle)

@@ -6,6 +6,7 @@ comes from (``operators/event_time``), and the same question about an exchange's
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import final
 
 from engine.time.windows import TIME_MIN_MS
@@ -22,7 +23,8 @@ class SplitWatermarks:
     """
 
     def __init__(self) -> None:
-        self._watermark_of: dict[str, int] = {}
+        #: Of each split, how far it has come; not to be changed by others.
+        self.watermark_of: dict[str, int] = {}
         self._idle: set[str] = set()
         #: The source's watermark. It never goes back, whatever a new split or one that is idle no more has to say.
         self.watermark_ms = TIME_MIN_MS
@@ -30,33 +32,30 @@ class SplitWatermarks:
         self.is_idle = False
 
     def __len__(self) -> int:
-        return len(self._watermark_of)
-
-    def __contains__(self, split_id: object) -> bool:
-        return split_id in self._watermark_of
+        return len(self.watermark_of)
 
     def add(self, split_id: str) -> None:
         """The split was assigned; one that is known stays as it is."""
-        if split_id not in self._watermark_of:
-            self._watermark_of[split_id] = TIME_MIN_MS
+        if split_id not in self.watermark_of:
+            self.watermark_of[split_id] = TIME_MIN_MS
             self.is_idle = False
 
     def remove(self, split_id: str) -> None:
         """The split has been read to its end: it is waited for no longer."""
-        if self._watermark_of.pop(split_id, None) is not None:
+        if self.watermark_of.pop(split_id, None) is not None:
             self._idle.discard(split_id)
             self._combine()
 
     def advance(self, split_id: str, watermark_ms: int) -> None:
         """The split's watermark has come so far; one that is not later than its last changes nothing."""
-        before_ms = self._watermark_of[split_id]
+        before_ms = self.watermark_of[split_id]
         if watermark_ms > before_ms:
-            self._watermark_of[split_id] = watermark_ms
+            self.watermark_of[split_id] = watermark_ms
             if before_ms <= self.watermark_ms:  # else another one is further behind
                 self._combine()
 
     def set_idle(self, split_id: str, idle: bool) -> None:
-        assert split_id in self._watermark_of, split_id
+        assert split_id in self.watermark_of, split_id
         if idle is not (split_id in self._idle):
             (self._idle.add if idle else self._idle.discard)(split_id)
             self._combine()
@@ -64,20 +63,21 @@ class SplitWatermarks:
     def is_split_idle(self, split_id: str) -> bool:
         return split_id in self._idle
 
-    def watermark_of(self, split_id: str) -> int:
-        return self._watermark_of[split_id]
-
     def ahead_of(self, limit_ms: int) -> frozenset[str]:
         """Return the splits that are beyond ``limit_ms``."""
-        return frozenset(split_id for split_id, own_ms in self._watermark_of.items() if own_ms > limit_ms)
+        return frozenset(split_id for split_id, own_ms in self.watermark_of.items() if own_ms > limit_ms)
 
     def lowest_begun_ms(self) -> int | None:
         """Return the lowest watermark of the splits that have one and are not idle; None if there is no such split."""
-        begun = (ms for split_id, ms in self._watermark_of.items() if ms > TIME_MIN_MS and split_id not in self._idle)
+        begun = (ms for split_id, ms in self.watermark_of.items() if ms > TIME_MIN_MS and split_id not in self._idle)
         return min(begun, default=None)
 
     def _combine(self) -> None:
-        active = [ms for split_id, ms in self._watermark_of.items() if split_id not in self._idle]
-        self.is_idle = bool(self._watermark_of) and not active
+        active: Collection[int] = self.watermark_of.values()
+        if self._idle:
+            active = [ms for split_id, ms in self.watermark_of.items() if split_id not in self._idle]
+        self.is_idle = bool(self.watermark_of) and not active
         if active:
-            self.watermark_ms = max(self.watermark_ms, min(active))
+            lowest_ms = min(active)
+            if lowest_ms > self.watermark_ms:
+                self.watermark_ms = lowest_ms

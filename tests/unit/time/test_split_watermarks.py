@@ -47,9 +47,9 @@ def do(splits: SplitWatermarks, step) -> None:
             splits.add(split)
         case "remove", split:
             splits.remove(split)
-        case "advance", split, watermark if split in splits:
+        case "advance", split, watermark if split in splits.watermark_of:
             splits.advance(split, watermark)
-        case "idle", split, idle if split in splits:
+        case "idle", split, idle if split in splits.watermark_of:
             splits.set_idle(split, idle)
 
 
