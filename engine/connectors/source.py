@@ -328,6 +328,7 @@ class _SourceOperator(SplitReadingOperator):
         self._reader.add_split(split)
 
     def snapshot_state(self, checkpoint_id: int) -> None:
+        super().snapshot_state(checkpoint_id)
         self._splits.update([*self._reader.snapshot(), *self._restored])
 
     def handle_event(self, event: object) -> None:

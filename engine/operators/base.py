@@ -155,7 +155,10 @@ class Operator(abc.ABC):
         """The barrier has come: emit what is held back (partial results, open batches); it goes on behind that."""
 
     def snapshot_state(self, checkpoint_id: int) -> None:
-        """Bring what is registered in ``ctx.state`` up to date (e.g. the reading position). Must not emit."""
+        """Bring what is registered in ``ctx.state`` up to date (e.g. the reading position). Must not emit. Overriders
+        that run functions of the program call super: a function may be a CheckpointedFunction."""
+        for bring_up_to_date in self.ctx.state.before_snapshot.values():
+            bring_up_to_date(checkpoint_id)
 
     def prepare_commit(self, checkpoint_id: int) -> object | None:
         """Return what the operator's coordinator is to make visible when the checkpoint has completed, as a picklable

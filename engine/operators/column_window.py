@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnWindowSpec", "column_window"]
 
+#: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
+_TIME_LIMIT_MS: Final = 1 << 62
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
 
@@ -165,6 +167,8 @@ class _ColumnWindowOperator(Operator):
             row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
             late: list[tuple[int, Array, list[tuple[int, int]]]] = []
             for pane, start in enumerate(starts[:num_panes].tolist()):
+                if not -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS:
+                    return _left(columns, times_ms, taken)
                 rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
                     taken[rows] = True

@@ -12,7 +12,7 @@ the state as it was at the fork (so the task stands still for the fork only) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 from engine.core.errors import ProgramError
@@ -121,6 +121,8 @@ class OperatorStateRegistry:
         self._restored = restored
         self.keyed: dict[str, KeyedPart | FilePart] = {}
         self.lists: OperatorStateStore | None = None
+        #: By what wants it: called with the checkpoint's number before the parts are captured.
+        self.before_snapshot: dict[int, Callable[[int], None]] = {}
 
     @property
     def is_restored(self) -> bool:
