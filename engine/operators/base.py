@@ -157,7 +157,7 @@ class Operator(abc.ABC):
     def snapshot_state(self, checkpoint_id: int) -> None:
         """Bring what is registered in ``ctx.state`` up to date (e.g. the reading position). Must not emit. Overriders
         that run functions of the program call super: a function may be a CheckpointedFunction."""
-        for bring_up_to_date in self.ctx.state.before_snapshot.values():
+        for bring_up_to_date in self.ctx.state.before_snapshot:
             bring_up_to_date(checkpoint_id)
 
     def prepare_commit(self, checkpoint_id: int) -> object | None:

@@ -121,8 +121,8 @@ class OperatorStateRegistry:
         self._restored = restored
         self.keyed: dict[str, KeyedPart | FilePart] = {}
         self.lists: OperatorStateStore | None = None
-        #: By what wants it: called with the checkpoint's number before the parts are captured.
-        self.before_snapshot: dict[int, Callable[[int], None]] = {}
+        #: Called with the checkpoint's number before the parts are captured.
+        self.before_snapshot: list[Callable[[int], None]] = []
 
     @property
     def is_restored(self) -> bool:
