@@ -376,6 +376,7 @@ class CheckpointCoordinator:
             base_checkpoint_id=NO_CHECKPOINT if base is None else base.checkpoint_id,
             incremental=incremental,
             inline_bytes_max=settings.inline_bytes_max,
+            state_bytes_max=settings.state_bytes_max,
         )
 
     def _on_prepared(self, checkpoint_id: int, coordinators: Mapping[OperatorID, bytes]) -> None:

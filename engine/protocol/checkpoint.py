@@ -100,6 +100,8 @@ class CheckpointOptions:
     stop: StopMode = StopMode.NONE
     #: state of a task that is not larger travels inside the acknowledgement
     inline_bytes_max: int = 20 << 10
+    #: state of a task that is larger is refused when there is no folder
+    state_bytes_max: int = 5 << 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------
