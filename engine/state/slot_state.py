@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.core.errors import ProgramError
+from engine.state.changes import EPOCHS_MAX
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
@@ -118,6 +119,8 @@ class SlotState:
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._epochs[checkpoint_id] = self._dirty
+        while len(self._epochs) > EPOCHS_MAX:
+            del self._epochs[min(self._epochs)]  # what builds on it is a full one
         self._dirty = zeros(self._dirty.size, np.uint8)
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
