@@ -36,7 +36,8 @@ LARGE = {
 }
 TOLD = re.compile(
     r"task .*\(1/1\) declined: The state of the task has (\d+) bytes, and the JobManager keeps at most 5242880 bytes "
-    r"of each task \(execution\.checkpointing\.jobmanager\.max-state-size\)\. Set execution\.checkpointing\.storage to filesystem and execution\.checkpointing\.dir"
+    r"of each task \(execution\.checkpointing\.jobmanager\.max-state-size\)\. "
+    r"Set execution\.checkpointing\.storage to filesystem and execution\.checkpointing\.dir"
 )
 
 
@@ -107,7 +108,7 @@ def test_the_limit_is_a_setting(cluster, client, marks, tmp_path):
 
 
 def test_records_in_flight_count_too(cluster, client, marks, tmp_path):
-    """Two subtasks are full of records that wait, and an unaligned checkpoint takes them in: the state itself is small."""
+    """An unaligned checkpoint takes in what waits before two slow subtasks; the state itself is small."""
     settings = {
         "execution.checkpointing.unaligned.enabled": "true",
         "execution.checkpointing.jobmanager.max-state-size": "100 kb",
@@ -123,8 +124,9 @@ def test_records_in_flight_count_too(cluster, client, marks, tmp_path):
     )
     with pytest.raises(JobExecutionError) as raised:
         job.get_job_execution_result().result(60)
-    told = re.search(r"state of the task has (\d+) bytes, and the JobManager keeps at most 102400 bytes", str(raised.value))
-    assert told, str(raised.value)
+    message = str(raised.value)
+    told = re.search(r"state of the task has (\d+) bytes, and the JobManager keeps at most 102400 bytes", message)
+    assert told, message
     assert int(told[1]) > 102_400
 
 

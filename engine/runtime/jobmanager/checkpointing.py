@@ -41,6 +41,7 @@ from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex
 from engine.graph.stream_graph import default_max_parallelism
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    CheckpointKind,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -82,6 +83,15 @@ class CheckpointHost(Protocol):
         done: Callable[[], None],
     ) -> None:
         """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
+        ...
+
+    def coordinators_of_savepoint(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Let them keep what a savepoint names, then call ``done`` in any case."""
         ...
 
     def coordinators_aborted(self, checkpoint_id: int) -> None: ...
@@ -442,10 +452,19 @@ class CheckpointManager:
             else:
                 self._handle(msg.MetadataWritten(checkpoint.checkpoint_id))
 
-        if checkpoint.folder:
-            self._io.submit(lambda: storage.write_metadata(checkpoint), done)
+        def write(error: Exception | None = None) -> None:
+            if error is not None:
+                done(error)
+            elif checkpoint.folder:
+                self._io.submit(lambda: storage.write_metadata(checkpoint), done)
+            else:
+                self._io.submit(lambda: 0, done)  # in its turn
+
+        if checkpoint.kind is CheckpointKind.SAVEPOINT:
+            # Before anybody can restore from it.
+            self._host.coordinators_of_savepoint(checkpoint.checkpoint_id, checkpoint.committables(), write)
         else:
-            self._io.submit(lambda: 0, done)  # in its turn
+            write()
 
     def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
         checkpoint_id = checkpoint.checkpoint_id

@@ -348,14 +348,168 @@ def test_a_cancelled_job_leaves_what_only_a_savepoint_names_for_the_job_that_goe
     place = places()
     job = started(place)
     job.harnesses[0].process([record(1)])
-    savepoint = job.checkpoint()  # nobody is told that it is complete
+    savepoint = job.savepoint()
     job.harnesses[0].process([record(2)])
     job.close_tasks()
     job.end(JobOutcome.CANCELED)
     assert texts(place) == []
-    again = CheckpointedJob(text_spec(place.folder))
+    assert len(place.hidden()) == 2, "what the savepoint names, and a list of it"
+    again = CheckpointedJob(text_spec(place.folder), job="another")
     again.start(savepoint)
     assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+@pytest.mark.parametrize("how", ["the process died", "a task failed", "it failed for good"])
+def test_what_a_savepoint_names_outlives_a_failure_before_the_next_checkpoint(places, how):
+    """The job goes on from its checkpoint and writes the same again; whoever restores the savepoint has its own."""
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    savepoint = job.savepoint()
+    job.harnesses[0].process([record(3)])
+    if how == "it failed for good":
+        job.fail_for_good()
+    else:
+        if how == "the process died":
+            job.kill()
+        else:
+            job.fail()
+        job.start(taken)
+        job.close_tasks()
+        job.end(JobOutcome.CANCELED)
+    assert texts(place) == [record(1)]
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(savepoint)
+    assert (texts(place), place.hidden()) == ([record(1), record(2)], [])
+    again.start(savepoint)  # committing again adds nothing
+    assert texts(place) == [record(1), record(2)]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_job_goes_on_wherever_it_is_killed_around_a_savepoint_and_that_can_be_restored(places, after):
+    num_crashes = num_kept = 0
+    for at in range(1, 200):
+        place = places()
+        job = started(place)
+        job.harnesses[0].process([record(1)])
+        taken = job.complete()
+        crashes = place.crashes
+        crashes.num_calls, crashes.after, crashes.crash_at = 0, after, at
+        savepoint, cursor, crashed = None, 2, False
+        try:
+            job.harnesses[0].process([record(2)])
+            savepoint = job.savepoint()
+            job.harnesses[0].process([record(3)])
+            taken, cursor = job.checkpoint(), 4
+            job.commit(taken)
+        except Crash:
+            crashed = True
+            num_crashes += 1
+        crashes.crash_at = None
+        if crashed:
+            job.kill()
+            job.start(taken)
+        for number in range(cursor, 5):
+            job.harnesses[0].process([record(number)])
+        job.finish_all()
+        job.end(JobOutcome.FINISHED)
+        assert texts(place) == [record(number) for number in range(1, 5)], at
+        if savepoint is not None:
+            CheckpointedJob(text_spec(place.folder), job="another").start(savepoint)
+            twice = [record(2)] if cursor == 2 else []  # the first job has written it again, for itself
+            assert texts(place) == sorted([*(record(number) for number in range(1, 5)), *twice]), at
+        job.dispose()
+        # If the list was written and the savepoint did not become durable, nobody can tell: what it names stays.
+        assert place.hidden() == [] or (savepoint is None and len(place.hidden()) == 2), (at, place.hidden())
+        num_kept += bool(place.hidden())
+        if not crashed:
+            break
+    assert num_crashes > 10
+    assert num_kept <= 1
+
+
+def test_the_list_of_a_savepoint_goes_when_a_checkpoint_has_committed_what_is_in_it(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    savepoint = job.savepoint()
+    assert len(place.hidden()) == 2
+    job.complete()
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(savepoint)
+    assert texts(place) == [record(1)]
+
+
+def test_a_savepoint_that_does_not_become_durable_keeps_nothing(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    savepoint = job.savepoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(savepoint.checkpoint_id)
+    job.fail_for_good()
+    assert place.hidden() == []
+
+
+FOLDER = {"execution.checkpointing.interval": "1 s", "execution.checkpointing.dir": "file:///c"}
+RETAINED = {**FOLDER, "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION"}
+
+
+@pytest.mark.parametrize("config", [{}, FOLDER, RETAINED], ids=["no checkpoints", "none retained", "retained"])
+def test_a_job_that_failed_for_good_leaves_no_hidden_file(places, config):
+    place = places()
+    job = started(place, config=config)
+    job.harnesses[0].process([record(1)])
+    if config:
+        job.complete()
+    job.harnesses[0].process([record(2)])
+    aborted = job.checkpoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(aborted.checkpoint_id)
+    job.harnesses[0].process([record(3)])
+    job.kill() if config else job.fail()
+    job.start_coordinators()
+    job.end(JobOutcome.FAILED)
+    job.give_up(JobOutcome.FAILED)
+    assert (texts(place), place.hidden()) == ([record(1)] if config else [], [])
+
+
+@pytest.mark.parametrize(("config", "kept"), [(FOLDER, 0), (RETAINED, 1)], ids=["none retained", "retained"])
+@pytest.mark.parametrize("outcome", [JobOutcome.FAILED, JobOutcome.CANCELED])
+def test_what_a_retained_checkpoint_may_want_committed_stays(places, config, kept, outcome):
+    place = places()
+    job = started(place, config=config)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()  # becomes durable when the job fails already: nobody is told
+    job.fail()
+    job.give_up(outcome)
+    assert len(place.hidden()) == kept
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(taken)
+    assert texts(place) == [record(1)] * kept
+
+
+def test_a_commit_that_failed_for_good_can_be_made_from_the_retained_checkpoint(places, monkeypatch):
+    place = places()
+    job = started(place, config=RETAINED)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()
+    monkeypatch.setattr(file_commits, "_sleep", lambda seconds: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(place.crashes.inner, "rename", _refuse)
+        with pytest.raises(ExternalError):
+            job.commit(taken)
+    job.fail_for_good()
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(taken)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def _refuse(*args, **kwargs):
+    raise ExternalError("no")
 
 
 def test_a_failed_job_keeps_what_a_durable_checkpoint_may_still_want_committed(places):
