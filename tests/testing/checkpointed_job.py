@@ -128,6 +128,7 @@ class CheckpointedJob:
             attempt_number=self.attempt_number,
             clock=self._clock,
             name=self._name,
+            job=self._job,
             coordinators=self.coordinators,
             config=self._config,
             restored=None if checkpoint is None else [taken for _, taken in sorted(checkpoint.subtasks.items())],

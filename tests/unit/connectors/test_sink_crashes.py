@@ -24,9 +24,11 @@ from engine.connectors.bulk_writers import JsonFormat
 from engine.connectors.file_sink_config import BucketAssigner
 from engine.connectors.file_sinks import TextFileSinkSpec, WriteMode
 from engine.connectors.file_system import Encoder, FileSink, RollingPolicy
+from engine.connectors.staged_files import staging_folder
 from engine.core import fs
-from engine.core.errors import ExternalError, InputError
+from engine.core.errors import ExternalError, InputError, OutputExistsError
 from engine.core.fs import LocalFileSystem
+from engine.core.ids import JobID
 from engine.core.type_info import Types
 from engine.datastream.formats.parquet import ParquetBulkWriters
 from engine.operators.base import JobOutcome, OperatorSpec
@@ -663,18 +665,161 @@ def test_text_output_of_a_cancelled_unbounded_job_ends_at_its_last_checkpoint(pl
     assert (texts(place), place.hidden()) == ([record(1)], [])
 
 
-def test_text_output_of_a_job_that_is_over_is_not_continued_by_another(places):
-    place = places()
-    spec = TextFileSinkSpec(f"{place.folder}/out", WriteMode.OVERWRITE, type_info=PRINTED)
-    job = started(place, spec=spec)
-    job.harnesses[0].process([record(1)])
-    taken = job.complete()
+def text_output(place: Place, mode: WriteMode = WriteMode.NO_OVERWRITE, **kwargs: Any) -> OperatorSpec:
+    return TextFileSinkSpec(f"{place.folder}/out", mode, type_info=PRINTED, **kwargs)
+
+
+def stop(job: CheckpointedJob) -> TakenCheckpoint:
+    """Stop the job with a savepoint: the tasks end without finishing."""
+    taken = job.savepoint()
+    job.commit(taken)
+    job.notify(taken)
+    job.close_tasks()
+    for subtask in job.harnesses:
+        for coordinator in job.coordinators:
+            coordinator.subtask_finished(subtask)
+    job.end(JobOutcome.FINISHED)
+    return taken
+
+
+def go_on(place: Place, taken: TakenCheckpoint, spec: OperatorSpec, parallelism: int, number: int) -> CheckpointedJob:
+    """Let another job go on from there with one more record, to its end."""
+    job = CheckpointedJob(spec, parallelism=parallelism, job=f"another {number}")
+    job.start(taken)
+    job.harnesses[0].process([record(number)])
+    job.complete()
     job.finish_all()
     job.end(JobOutcome.FINISHED)
-    job.kill()
-    with pytest.raises(InputError, match="Use a FileSink for output that outlives a job"):
-        job.start(taken)
+    job.dispose()
+    return job
+
+
+@pytest.mark.parametrize("config", [{}, FOLDER], ids=["no checkpoints", "checkpoints"])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 3), (3, 1)])
+def test_a_job_goes_on_with_the_text_of_one_that_was_stopped(places, config, before, after):
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=before, config=config)
+    for number in range(4):
+        job.harnesses[number % before].process([record(number)])
+    savepoint = stop(job)
+    assert texts(place) == [record(number) for number in range(4)]
+    for number in (4, 5):  # as often as one likes
+        go_on(place, savepoint, text_output(place), after, number)
+        if number == 4:
+            assert texts(place) == [record(number) for number in range(5)]
+            break
+    with pytest.raises(OutputExistsError):  # it is not what the savepoint knows of any more
+        go_on(place, savepoint, text_output(place), after, 6)
+    go_on(place, savepoint, text_output(place, WriteMode.OVERWRITE), after, 7)
+    assert texts(place) == [*(record(number) for number in range(4)), record(7)]
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("after_it", [False, True])
+def test_the_text_of_a_stopped_job_is_replaced_wherever_the_next_one_is_killed(places, parallelism, after_it):
+    for at in range(1, 100):
+        place = places()
+        job = started(place, spec=text_output(place), parallelism=2)
+        job.harnesses[0].process([record(1)])
+        savepoint = stop(job)
+        crashes = place.crashes
+        again = CheckpointedJob(text_output(place), parallelism=parallelism, job="another")
+        taken, crashed = savepoint, False
+        crashes.num_calls, crashes.after, crashes.crash_at = 0, after_it, at
+        try:
+            again.start(taken)
+            again.harnesses[0].process([record(2)])
+            again.finish_all()
+            taken = again.checkpoint()
+            again.commit(taken)
+            again.end(JobOutcome.FINISHED)
+        except Crash:
+            crashed = True
+        crashes.crash_at = None
+        # With the last of its own hidden files goes what tells another attempt that all has been done.
+        own = staging_folder(f"{place.folder}/out", JobID.from_text("another"))
+        is_done = texts(place) == [record(1), record(2)] and crashes.status(own) is None
+        if crashed and not is_done:
+            assert texts(place) in ([record(1)], [record(1), record(2)], []), at
+            again.kill()
+            again.start(taken)
+            if taken is savepoint:
+                again.harnesses[0].process([record(2)])
+                again.finish_all()
+                taken = again.checkpoint()
+            again.end(JobOutcome.FINISHED)
+        again.dispose()
+        assert texts(place) == [record(1), record(2)], at
+        if not crashed:
+            assert at > 10
+            break
+
+
+@pytest.mark.parametrize("how", ["cancelled", "killed and cancelled", "finished", "failed for good"])
+def test_a_job_goes_on_with_the_text_that_a_savepoint_names(places, how):
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=2)
+    job.harnesses[1].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    savepoint = job.savepoint()
+    job.harnesses[0].process([record(3)])
+    match how:
+        case "finished":
+            job.finish_all()
+            job.end(JobOutcome.FINISHED)
+            assert texts(place) == [record(number) for number in (1, 2, 3)]
+        case "failed for good":
+            job.fail_for_good()
+        case _:
+            if how == "killed and cancelled":
+                job.kill()
+                job.start(taken)
+            job.close_tasks()
+            job.end(JobOutcome.CANCELED)
+    mode = WriteMode.OVERWRITE if how == "finished" else WriteMode.NO_OVERWRITE
+    go_on(place, savepoint, text_output(place, mode), 2, 4)
+    job.dispose()
+    assert texts(place) == [record(number) for number in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(("config", "stays"), [(FOLDER, False), (RETAINED, True)], ids=["none retained", "retained"])
+@pytest.mark.parametrize("how", ["cancelled", "failed for good", "cancelled while it waits"])
+def test_text_stays_for_a_retained_checkpoint_and_for_nothing_else(places, config, stays, how):
+    place = places()
+    job = started(place, spec=text_output(place), config=config)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    match how:
+        case "cancelled":
+            job.close_tasks()
+            job.end(JobOutcome.CANCELED)
+        case "failed for good":
+            job.fail_for_good()
+        case _:
+            job.fail()
+            job.give_up(JobOutcome.CANCELED)
+    assert bool(place.hidden()) == stays
+    if not stays:
+        with pytest.raises(InputError, match="which are gone"):
+            go_on(place, taken, text_output(place), 1, 3)
+        return
+    go_on(place, taken, text_output(place), 1, 3)
+    assert texts(place) == [record(1), record(3)]
+
+
+def test_an_unbounded_jobs_text_is_shown_on_cancel_and_kept_for_its_retained_checkpoint(places):
+    place = places()
+    job = started(place, spec=text_output(place, publish_on_cancel=True), config=RETAINED)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
     assert texts(place) == [record(1)]
+    go_on(place, taken, text_output(place), 1, 3)
+    assert texts(place) == [record(1), record(3)]
 
 
 def test_hidden_files_on_a_real_disk_are_brought_to_it(tmp_path, monkeypatch):
