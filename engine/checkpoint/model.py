@@ -130,7 +130,8 @@ class VertexState:
     operators: tuple[OperatorLayout, ...]
     #: of those that took part, by index
     subtasks: dict[int, SubtaskState]
-    #: indexes of those that had finished before
+    #: Indexes of those that had finished before. If all have come to their end, also of those that took part because
+    #: they waited for a checkpoint.
     finished: tuple[int, ...] = ()
 
     @property

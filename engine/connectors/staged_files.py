@@ -118,6 +118,7 @@ class _StagedFiles(OperatorCoordinator):
     def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
         self._is_restored = True
         self._restored = load_plain(state) if state else {}
+        self._offered = _merged({}, committables)
         self._checkpointed = _merged(self._restored, committables)
 
     def start(self, ctx: CoordinatorContext) -> None:
@@ -420,11 +421,14 @@ class _StagedFiles(OperatorCoordinator):
 
 
 def _merged(files: Mapping[int, tuple[Segment, ...]], others: Mapping[int, object]) -> dict[int, tuple[Segment, ...]]:
-    """Return the files of both; a subtask that is in both wrote the first part before a restart."""
+    """Return the files of both; a subtask that is in both wrote the first part before a restart. What a subtask had
+    written that had come to its end, and waited, is in both, perhaps as another subtask's: it is taken once."""
     merged = dict(files)
+    known = _paths(files)
     for subtask, segments in others.items():
         assert isinstance(segments, tuple), segments
-        merged[subtask] = merged.get(subtask, ()) + segments
+        fresh = tuple(segment for segment in segments if segment.path not in known)
+        merged[subtask] = merged.get(subtask, ()) + fresh
     return merged
 
 

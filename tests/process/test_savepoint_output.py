@@ -4,12 +4,14 @@ has it once, and nothing is left that nobody can want."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from engine.client.rest_client import RestClient
 from engine.common import Encoder, Types, WatermarkStrategy
+from engine.connectors.sink import Committer, Sink, SinkWriter
 from engine.core.errors import JobExecutionError
 from engine.datastream import MapFunction
 from engine.datastream.connectors import DataGeneratorSource, FileSink
@@ -63,8 +65,8 @@ class Fails(MapFunction):
         return str(value)
 
 
-def numbers(env, *, fails_at: int = 0):
-    source = DataGeneratorSource(int, TOTAL, 400)
+def numbers(env, *, total: int = TOTAL, fails_at: int = 0):
+    source = DataGeneratorSource(int, total, 400)
     stream = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", Types.LONG()).uid("numbers")
     return stream.map(Fails(fails_at), Types.STRING()).uid("texts")
 
@@ -140,3 +142,98 @@ def test_a_job_that_failed_for_good_leaves_no_hidden_file(restarts, retained, cl
     # A retained checkpoint can be restored, so the text that it knows of stays.
     assert bool(left_hidden(tmp_path / "text")) == retained
     assert not (tmp_path / "text" / "out").exists()
+
+
+class Ledger(Sink):
+    """Commits lines by renaming files. Its last line comes when the input has ended: "end <subtask>"."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def create_writer(self, context):
+        return _LedgerWriter(self.folder, context.runtime_context.get_index_of_this_subtask())
+
+    def create_committer(self):
+        return _LedgerCommitter()
+
+
+class _LedgerWriter(SinkWriter):
+    def __init__(self, folder: str, index: int) -> None:
+        self.folder, self.index = folder, index
+        self.lines: list[str] = []
+
+    def write(self, element, context):
+        self.lines.append(element)
+
+    def flush(self, end_of_input):
+        if end_of_input:
+            self.lines.append(f"end {self.index}")
+
+    def prepare_commit(self):
+        taken, self.lines = self.lines, []
+        target = Path(self.folder, f"{self.index}-{time.monotonic_ns()}")
+        if taken:
+            target.with_name("." + target.name).write_text("".join(f"{line}\n" for line in taken))
+        return [str(target)] if taken else []
+
+
+class _LedgerCommitter(Committer):
+    def commit(self, committables):
+        for target in map(Path, committables):
+            pending = target.with_name("." + target.name)
+            if pending.exists():
+                pending.rename(target)
+
+
+class FailsOnceAtItsEnd(Sink):
+    """The other sink of the job: at its end it gives the ledger time to commit, then fails, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def create_writer(self, context):
+        return _FailingWriter(self.folder)
+
+
+class _FailingWriter(SinkWriter):
+    def __init__(self, folder: str) -> None:
+        self.failed = Path(folder, ".failed")
+
+    def write(self, element, context):
+        pass
+
+    def flush(self, end_of_input):
+        if end_of_input and not self.failed.exists():
+            time.sleep(1.5)
+            self.failed.touch()
+            raise ValueError("it was to fail")
+
+
+def test_the_end_of_a_bounded_job_does_not_wait_for_the_next_checkpoint(cluster, client, tmp_path):
+    env = environment(cluster, 2, RARE)
+    (tmp_path / "out").mkdir()
+    numbers(env, total=200).sink_to(Ledger(tmp_path / "out"))
+    started = time.monotonic()
+    env.execute_async("ledger").get_job_execution_result().result(60)
+    assert time.monotonic() - started < 30
+    assert sorted(written(tmp_path / "out")) == sorted([*map(str, range(200)), "end 0", "end 1"])
+
+
+def test_a_drained_job_that_fails_at_its_very_end_has_committed_nothing_twice(cluster, client, tmp_path):
+    env = environment(cluster, 1, OFTEN)
+    out = tmp_path / "out"
+    out.mkdir()
+    texts = numbers(env)
+    texts.sink_to(Ledger(out)).uid("ledger")
+    texts.sink_to(FailsOnceAtItsEnd(out)).uid("fails").slot_sharing_group("fails")
+    job = env.execute_async("ledger")
+    until(lambda: completed(client, job) >= 2, "two checkpoints")
+    with pytest.raises(Exception, match="goes on from there"):
+        job.stop_with_savepoint(True, str(tmp_path / "sp")).result(60)
+    until(lambda: state(client, job) == "FINISHED", "FINISHED")
+    found = written(out)
+    assert (out / ".failed").exists()
+    # It ends where it was drained, and that end comes once.
+    assert found["end 0"] == 1
+    assert sorted(found - Counter({"end 0": 1}), key=int) == [str(number) for number in range(sum(found.values()) - 1)]
+    assert sum(found.values()) < TOTAL

@@ -41,6 +41,8 @@ from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex
 from engine.graph.stream_graph import default_max_parallelism
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
+    CheckpointAnswer,
     CheckpointKind,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
@@ -355,10 +357,16 @@ class CheckpointManager:
 
     # --- messages of tasks -------------------------------------------------------------------------------------------
 
-    def acknowledged(self, message: AcknowledgeCheckpoint) -> None:
-        self._handle(msg.Acknowledged(message))
+    def answered(self, message: CheckpointAnswer) -> None:
+        match message:
+            case AcknowledgeCheckpoint():
+                self._handle(msg.Acknowledged(message))
+            case DeclineCheckpoint():
+                self._declined(message)
+            case AwaitsCheckpoint():
+                self._handle(msg.CheckpointAwaited(message.attempt_id))
 
-    def declined(self, message: DeclineCheckpoint) -> None:
+    def _declined(self, message: DeclineCheckpoint) -> None:
         logger.info(
             "job=%s checkpoint=%d attempt=%s declined: %s %s",
             self.job_id,

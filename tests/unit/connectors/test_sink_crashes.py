@@ -783,6 +783,29 @@ def test_a_job_goes_on_with_the_text_that_a_savepoint_names(places, how):
     assert texts(place) == [record(number) for number in (1, 2, 4)]
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["coordinator first", "task first"])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 3), (3, 1)])
+def test_text_of_a_task_that_waited_at_its_end_comes_once(places, told, before, after):
+    """It has finished, and something else in its chain waits for the checkpoint: its file is known by two ways."""
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=before)
+    for number in range(before):
+        job.harnesses[number].process([record(number)])
+    if told:
+        job.harnesses[before - 1].end()
+    taken = job.snapshot_coordinators()
+    if not told:
+        job.harnesses[before - 1].end()
+    for subtask in job.harnesses:
+        job.snapshot_subtask(taken, subtask)
+    job.kill()
+    job.start(taken, parallelism=after)
+    job.finish_all()
+    job.end(JobOutcome.FINISHED)
+    job.dispose()
+    assert texts(place) == [record(number) for number in range(before)]
+
+
 @pytest.mark.parametrize(("config", "stays"), [(FOLDER, False), (RETAINED, True)], ids=["none retained", "retained"])
 @pytest.mark.parametrize("how", ["cancelled", "failed for good", "cancelled while it waits"])
 def test_text_stays_for_a_retained_checkpoint_and_for_nothing_else(places, config, stays, how):
