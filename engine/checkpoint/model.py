@@ -46,6 +46,8 @@ class OperatorLayout:
     operator_id: OperatorID
     name: str
     uid: str | None = None
+    #: kind of its keys, if the program said it
+    key_kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.name!r} (uid {self.uid!r})" if self.uid else f"{self.name!r} (no uid, id {self.operator_id})"

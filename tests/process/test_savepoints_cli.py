@@ -242,6 +242,24 @@ def test_a_savepoint_that_is_missing_is_told_at_submission(runs, tmp_path):
     assert f"Savepoint {tmp_path}/no does not exist." in told.stderr
 
 
+def test_keys_of_another_type_are_refused_at_submission(runs, tmp_path):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    path = runs.flink("savepoint", job_id, str(tmp_path / "sp")).stdout.split("Path: ")[1].split()[0]
+    runs.flink("cancel", job_id)
+    changed = runs.program.read_text().replace("lambda number: number % 10)", "lambda n: str(n % 10), Types.STRING())")
+    runs.program.write_text(changed)
+    (tmp_path / "other").mkdir()
+    told = runs.flink("run", "-d", "-s", path, str(runs.program), str(tmp_path / "other"), "count")
+    assert told.returncode == 1, told
+    assert "state 'total' of operator" in told.stderr
+    assert "(uid 'count') was written with keys of type number" in told.stderr
+    assert "keys of type str" in told.stderr
+    assert os.listdir(tmp_path / "other") == []
+    jobs = runs.cluster.client().jobs()
+    assert not [job for job in jobs if job["state"] not in ("CANCELED", "FINISHED", "FAILED")], "nothing runs"
+
+
 def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
     job_id, out = runs.start("-p", "2")
     wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")
