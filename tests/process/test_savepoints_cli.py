@@ -242,6 +242,36 @@ def test_a_savepoint_that_is_missing_is_told_at_submission(runs, tmp_path):
     assert f"Savepoint {tmp_path}/no does not exist." in told.stderr
 
 
+def test_a_damaged_checkpoint_is_told_and_the_newest_sound_one_is_found(cluster, runs, tmp_path):
+    settings = {
+        "execution.checkpointing.interval": "200 ms",
+        "execution.checkpointing.num-retained": "3",
+        "execution.checkpointing.dir": tmp_path / "chk",
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+    }
+    job_id, _ = runs.start(*(word for key, value in settings.items() for word in ("-D", f"{key}={value}")))
+    folder = tmp_path / "chk" / job_id
+    wait_until(lambda: len(list(folder.glob("chk-*/_metadata"))) == 3, "three checkpoints")
+    runs.flink("cancel", job_id)
+    wait_until(lambda: runs.state(job_id) == "CANCELED", "CANCELED")
+    *_, before, newest = sorted(folder.glob("chk-*"), key=lambda path: int(path.name[4:]))
+    content = bytearray((newest / "_metadata").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "_metadata").write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    told = runs.flink("run", "-d", "-s", str(newest), str(runs.program), str(out), "count")
+    assert told.returncode == 1
+    assert f"\nfile://{newest}/_metadata is damaged: its checksum is wrong. Name file://{folder}" in told.stderr
+    again, _ = runs.start("-s", str(folder))
+    url = f"/jobs/{again}/checkpoints"
+    wait_until(lambda: cluster.client()._json("GET", url)["latest"]["restored"], "it is restored")
+    restored = cluster.client()._json("GET", url)["latest"]["restored"]
+    assert restored["external_path"].endswith(before.name), restored
+    logs = "".join(path.read_text() for path in cluster.log.glob("*standalonesession*.log"))
+    assert f"checkpoint={newest.name[4:]} is passed over" in logs
+
+
 def test_keys_of_another_type_are_refused_at_submission(runs, tmp_path):
     job_id, out = runs.start()
     wait_for_counts(out, 2)
