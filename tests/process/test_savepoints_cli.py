@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from engine.core.errors import ProgramError
 from tests.process.script_cluster import ScriptCluster, wait_until
 
 PROGRAM = """
@@ -305,6 +306,33 @@ def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
     # The checkpoint may be a little older than the last counts: those come twice, none is left out.
     for key in range(10):
         assert {total for number, total in counts(out) if number == key} >= set(range(1, top + 3))
+
+
+def test_resource_requirements_of_single_vertices_rescale_a_running_job(cluster, runs):
+    job_id, out = runs.start("-p", "1")
+    wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")
+    client, url = cluster.client(), f"/jobs/{job_id}/resource-requirements"
+    vertices = {vertex["name"].split(" ")[0]: vertex["id"] for vertex in client.job(job_id)["vertices"]}
+    assert {bounds["parallelism"]["upperBound"] for bounds in client._json("GET", url).values()} == {1}
+    keyed = vertices["KeyedProcess"]
+    client._json("PUT", url, {keyed: {"parallelism": {"lowerBound": 1, "upperBound": 3}}}, timeout_s=60)
+    assert {v["id"]: v["parallelism"] for v in client.job(job_id)["vertices"]} == {
+        vertex_id: 3 if vertex_id == keyed else 1 for vertex_id in vertices.values()
+    }
+    assert client._json("GET", url)[keyed] == {"parallelism": {"lowerBound": 1, "upperBound": 3}}
+    top = max(total for _, total in counts(out))
+    wait_until(lambda: {key for key, total in counts(out) if total > top + 3} == set(range(10)), "further counts")
+    for key in range(10):
+        assert {total for number, total in counts(out) if number == key} >= set(range(1, top + 3))
+    for body, said in (
+        ({keyed: {"parallelism": {"upperBound": 0}}}, "expected a whole number of at least 1"),
+        ({keyed: 3}, "expected {"),
+        ({}, "The body is empty"),
+        ({keyed: {"parallelism": {"upperBound": 1000}}}, "cannot have parallelism 1000; expected 1 to 128"),
+    ):
+        with pytest.raises(ProgramError, match=said):
+            client._json("PUT", url, body)
+    runs.flink("cancel", job_id)
 
 
 def test_modify_says_what_cannot_be(cluster, runs):
