@@ -299,6 +299,15 @@ class OperatorCoordinator:
         FAILED may be followed by another attempt, with coordinators of its own.
         """
 
+    def given_up(self, outcome: JobOutcome) -> None:
+        """After ``job_ended(FAILED)``: no attempt follows, for the job has FAILED for good, or was CANCELED while it
+        waited for its next attempt. Clean up what only that one would have wanted; savepoints and retained checkpoints
+        may still be restored. Also called when ``start`` has raised."""
+
+    def savepoint_taken(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        """A savepoint is about to become durable, by which nothing will be committed: see to it that what it names
+        stays, whatever becomes of this job. ``checkpoint_aborted`` follows when it does not become durable."""
+
 
 class CoordinatorSpec(abc.ABC):
     """Picklable, engine classes and plain values only."""

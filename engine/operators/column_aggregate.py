@@ -134,14 +134,12 @@ class _ColumnAggregateOperator(Operator):
         ctx.state.add_keyed("slots", self._state)
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
-            import pyarrow as pa
-
-            self._layout = _layout_of(pa.ipc.read_schema(pa.py_buffer(self._state.note)), self._spec)
+            self._layout = self._layout_of_note(self._state.note)
 
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             if self._state.num_slots:
                 self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -262,22 +260,22 @@ class _ColumnAggregateOperator(Operator):
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if self._is_on_rows and self._state.num_slots:
+        if (self._is_on_rows and self._state.num_slots) or self._state.others:
             self._hand_over()
         if self._is_on_rows or not self._state.num_slots:
             self._rows.finish()
         elif self._spec.emit_final:
-            for batch in self._batches(None):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, None):
                 self.out.emit(batch)
             self._state.clear()
 
-    def _batches(self, kept: Array | None) -> Any:
+    def _batches(self, layout: _Layout, state: SlotState, kept: Array | None) -> Any:
         """Yield all slots, or ``kept``, as records: the first of each key, with the aggregate as its value."""
         import numpy as np
 
-        layout, state = self._layout, self._state
-        assert layout is not None
         assert state.table is not None
+        value: Any = state.columns[_VALUE]
         every = np.arange(state.num_slots) if kept is None else kept
         for start in range(0, every.size, BATCH_ROWS_MAX):
             slots = every[start : start + BATCH_ROWS_MAX]
@@ -286,7 +284,7 @@ class _ColumnAggregateOperator(Operator):
                 arrays[index] = column
             for index in layout.kept:
                 arrays[index] = state.columns[layout.name_of(index)].get(slots)
-            arrays[layout.value] = self._result(layout, self._fixed().values.array[slots])
+            arrays[layout.value] = self._result(layout, value.values.array[slots])
             yield ColumnBatch(_batch_of(arrays, layout.schema.names))
 
     def _hand_over(self) -> None:
@@ -297,9 +295,20 @@ class _ColumnAggregateOperator(Operator):
         """
         self._is_on_rows = True
         if self._state.num_slots:
-            for batch in self._batches(self._trimmed):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, self._trimmed):
+                self._take_over(batch.to_rows())
+        for other in self._state.others:
+            layout = self._layout_of_note(other.note)
+            assert layout is not None
+            for batch in self._batches(layout, other, None):
                 self._take_over(batch.to_rows())
         self._state.clear()
+
+    def _layout_of_note(self, note: bytes) -> _Layout | None:
+        import pyarrow as pa
+
+        return _layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._spec)
 
     def _take_over(self, rows: RowBatch) -> None:
         """The first record of a key is its state in the row operator: each of these is."""

@@ -122,8 +122,9 @@ class _ColumnWindowOperator(Operator):
             runtime.get_max_number_of_parallel_subtasks(), self._spec.aggregates, self._spec.keeps_record, is_tuple
         )
         ctx.state.add_keyed("window-slots", self._state)
-        for start, watermark_ms in self._state.restored_panes.items():
-            self._expect(start, watermark_ms)
+        for state in (self._state, *self._state.others):
+            for start, watermark_ms in state.restored_panes.items():
+                self._expect(start, watermark_ms)
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
@@ -134,7 +135,7 @@ class _ColumnWindowOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        if not self._is_on_rows and self._takes(batch):
+        if not (self._is_on_rows or self._state.others) and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             assert batch.timestamps_ms is not None
             rest = self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
@@ -249,7 +250,7 @@ class _ColumnWindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         self._state.watermark_ms = self._watermark_ms
@@ -318,19 +319,24 @@ class _ColumnWindowOperator(Operator):
         self._is_on_rows = True
         if self._state.layout is None:
             return
-        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
-        for start in sorted(self._state.panes):
-            fields, accumulators = self._state.accumulators(start, None)
-            keys = fields if is_tuple else [key for (key,) in fields]
-            for begin, end in self._slices.windows_with(start):
-                if end - 1 + self._lateness_ms > self._state.watermark_of(start):
-                    has_fired = (end, begin) not in self._pending
-                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+        for state in (self._state, *self._state.others):
+            state.watermark_ms = self._state.watermark_ms
+            self._adopt(state)
         self._pending.clear()
         self._state.clear()
 
+    def _adopt(self, state: WindowState) -> None:
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        for start in sorted(state.panes):
+            fields, accumulators = state.accumulators(start, None)
+            keys = fields if is_tuple else [key for (key,) in fields]
+            for begin, end in self._slices.windows_with(start):
+                if end - 1 + self._lateness_ms > state.watermark_of(start):
+                    has_fired = (end, begin) not in self._pending
+                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+
     def finish(self) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()
             self._rows.finish()
 

@@ -11,10 +11,10 @@ from typing import Any, Final, Generic, TypeVar, final
 
 from engine.state.heap_states import Table
 
-__all__ = ["CHANGED_MIN", "EpochLog", "TableChanges"]
+__all__ = ["CHANGED_MIN", "EPOCHS_MAX", "EpochLog", "TableChanges"]
 
 #: Barriers without a completed checkpoint to build on; after that many the next checkpoint is a full one.
-_EPOCHS_MAX: Final = 32
+EPOCHS_MAX: Final = 32
 #: Changes are remembered up to this number, however small the state is.
 CHANGED_MIN: Final = 1 << 16
 
@@ -35,7 +35,7 @@ class EpochLog(Generic[T]):
         remembered = 0
         for index in range(len(self._epochs) - 1, -1, -1):
             remembered += former_sizes[index]
-            if remembered > size_max or len(self._epochs) - index >= _EPOCHS_MAX:
+            if remembered > size_max or len(self._epochs) - index >= EPOCHS_MAX:
                 del self._epochs[: index + 1]
                 break
         self._epochs.append((checkpoint_id, notes))

@@ -26,6 +26,7 @@ __all__ = [
     "UnknownValue",
     "dump_chunk",
     "dump_keyed",
+    "is_keyed_chunk",
     "key_kinds_of",
     "load_chunk",
     "load_keyed",
@@ -244,6 +245,11 @@ def _unpicklable(name: str, chunk: StateChunk, owner: str) -> ProgramError | Non
                     "connections, locks and generators belong into open()."
                 )
     return None
+
+
+def is_keyed_chunk(data: bytes) -> bool:
+    """Whether a chunk is of keyed state, and not of another part."""
+    return data[: len(_MAGIC)] == _MAGIC
 
 
 def read_headers(data: bytes | memoryview, owner: str = "Keyed state") -> dict[str, StateHeader]:

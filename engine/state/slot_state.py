@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.core.errors import ProgramError
+from engine.state.changes import EPOCHS_MAX
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
@@ -44,6 +45,8 @@ class SlotState:
         self.columns: dict[str, StateColumn] = {}
         #: what the operator wants to find again beside the slots, e.g. the records' schema
         self.note = b""
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: list[SlotState] = []
         self._dirty: Array = np.zeros(0, np.uint8)
         #: by checkpoint: what changed before its barrier and after the one before
         self._epochs: dict[int, Array] = {}
@@ -93,19 +96,23 @@ class SlotState:
 
     def clear(self) -> None:
         """Forget everything, types too."""
-        self.table, self.columns, self.note = None, {}, b""
+        self.table, self.columns, self.note, self.others = None, {}, b"", []
         self._dirty, self._epochs = np.zeros(0, np.uint8), {}
 
     # --- KeyedPart, DeltaPart ----------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
-        return self.num_slots
+        return self.num_slots + sum(other.num_slots for other in self.others)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        return self._chunks(np.arange(self.num_slots), key_groups)
+        key_groups = list(key_groups)
+        chunks = self._chunks(np.arange(self.num_slots), key_groups)
+        for other in self.others:
+            chunks |= other.snapshot(key_groups)  # a key group comes from one subtask
+        return chunks
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        if since_checkpoint_id not in self._epochs:
+        if since_checkpoint_id not in self._epochs or self.others:
             return None
         marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > since_checkpoint_id)]
         changed = np.zeros((self.num_slots >> _MARK_SHIFT) + 1, np.uint8)
@@ -118,6 +125,8 @@ class SlotState:
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._epochs[checkpoint_id] = self._dirty
+        while len(self._epochs) > EPOCHS_MAX:
+            del self._epochs[min(self._epochs)]  # what builds on it is a full one
         self._dirty = zeros(self._dirty.size, np.uint8)
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
@@ -129,14 +138,27 @@ class SlotState:
         for chunk in chunks.values():
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 metadata = reader.schema.metadata or {}
-                num_keys, self.note = int(metadata[b"keys"]), metadata[b"note"]
+                num_keys = int(metadata[b"keys"])
                 kinds = reader.schema.types
                 names = reader.schema.names[num_keys:]
-                self.define(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                state = self._for_types(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                state.note = metadata[b"note"]
                 for batch in reader:
-                    slots, _ = self.find(batch.columns[:num_keys])
+                    slots, _ = state.find(batch.columns[:num_keys])
                     for name, column in zip(names, batch.columns[num_keys:], strict=True):
-                        self.columns[name].put(slots, column)
+                        state.columns[name].put(slots, column)
+
+    def _for_types(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> SlotState:
+        """Return what holds rows of these types: this or one of the others."""
+        for state in (self, *self.others):
+            held = {name: column.kind for name, column in state.columns.items()}
+            if state.table is None or (state.table.kinds == list(key_kinds) and held == columns):
+                break
+        else:
+            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
+            self.others.append(state)
+        state.define(key_kinds, columns)
+        return state
 
     def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
         import pyarrow as pa

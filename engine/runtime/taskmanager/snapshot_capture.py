@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 from engine.checkpoint.state_files import (
-    INLINE_BYTES_LIMIT,
     Chunks,
     ChunkWriter,
     StateTooLargeError,
@@ -86,7 +85,7 @@ class TaskSnapshot:
         """Each piece fits by itself; do all of them, where they travel in one message?"""
         if self.options.exclusive_folder:
             return None
-        limit, size = max(self.options.inline_bytes_max, INLINE_BYTES_LIMIT), self.state_bytes()
+        limit, size = self.options.state_bytes_max, self.state_bytes()
         return StateTooLargeError.of(size, limit) if size > limit else None
 
     def start(self, begin: Callable[[Callable[[], Any], OnDone], Job], work: Callable[[], Any], done: OnDone) -> None:
@@ -429,7 +428,7 @@ class _Limits:
     def of(cls, options: CheckpointOptions, base: dict[PartKey, KeyedStateHandle]) -> _Limits:
         """What deltas of before have inside the metadata counts too, or it would grow with every checkpoint."""
         if not options.exclusive_folder:
-            return cls(max(options.inline_bytes_max, INLINE_BYTES_LIMIT), must_fit=True)
+            return cls(options.state_bytes_max, must_fit=True)
         layers = [layer for handle in base.values() for layer in handle.layers]
         return cls(max(0, options.inline_bytes_max - sum(len(layer.file.inline) for layer in layers)), must_fit=False)
 

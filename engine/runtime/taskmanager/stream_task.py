@@ -21,7 +21,7 @@ from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
 from engine.operators.functions import RuntimeContext
-from engine.protocol.checkpoint import CheckpointFailureReason, StopMode, TriggerCheckpoint
+from engine.protocol.checkpoint import AwaitsCheckpoint, CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
     ErrorInfo,
     OperatorEventSent,
@@ -108,8 +108,10 @@ class StreamTask:
         self._enter(ExecutionState.INITIALIZING)
         restore = self.deployment.restore
         if restore is not None and restore.is_finished:
-            self._finish_again()
-            return
+            if not any(operator.lists or operator.keyed for operator in restore.operators.values()):
+                self._finish_again()
+                return
+            self._source_ended = self._is_finished = True
         try:
             spec = self._load()
             self._make_exits(spec)
@@ -169,6 +171,7 @@ class StreamTask:
             clock=env.clock,
             call_later=env.mailbox.call_later,
             pending_rest=self._pending_rest,
+            has_finished=lambda: self._is_finished,
         )
 
     def _pending_rest(self) -> tuple[int, Batch] | None:
@@ -577,9 +580,12 @@ class StreamTask:
                 chain.end_event_time()  # the tasks behind hear it from their gates
             chain.finish()
             self._is_finished = True
-            if self._waits_for_checkpoint() and not self._another_checkpoint_comes():
-                for index, operator in enumerate(chain.operators):
-                    chain.call(index, operator.release_end)
+            if self._waits_for_checkpoint():
+                if self._another_checkpoint_comes():
+                    self._env.send(AwaitsCheckpoint(self.deployment.job_id, self.deployment.attempt_id))
+                else:
+                    for index, operator in enumerate(chain.operators):
+                        chain.call(index, operator.release_end)
         if self._waits_for_checkpoint():
             return
         errors = chain.close()
@@ -593,10 +599,8 @@ class StreamTask:
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
 
     def _another_checkpoint_comes(self) -> bool:
-        assert self._checkpoints is not None
         config = Configuration(self._env.init.config)
-        periodic = config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
-        return bool(periodic) and self._checkpoints.stopped is StopMode.NONE
+        return config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
 
     def cancel(self) -> None:
         """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""
