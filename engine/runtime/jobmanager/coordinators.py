@@ -252,6 +252,9 @@ class JobCoordinators:
         def call() -> None:
             nonlocal begun
             begun = True
+            # What is removed here may be what another leader's attempt is about to commit.
+            if not self._is_fenced(self._attempt_number):
+                return
             for hosted in self._hosted:
                 if hosted.coordinator is not None and not self._abandoned:
                     try:
