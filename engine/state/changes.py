@@ -90,10 +90,12 @@ class TableChanges:
             table.changed = None
 
     def since(self, checkpoint_id: int) -> dict[str, set[Any]] | None:
-        """Return what changed since that barrier, by state; None = not known."""
+        """Return what changed since that barrier, by state, to be read before more changes; None = not known."""
         epochs = self._log.since(checkpoint_id)
         if epochs is None:
             return None
+        if len(epochs) == 1:
+            return epochs[0]
         changed: dict[str, set[Any]] = {}
         for notes in epochs:
             for name, places in notes.items():
