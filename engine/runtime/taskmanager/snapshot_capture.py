@@ -147,7 +147,8 @@ class _Written:
 
 @final
 class StateCapture:
-    """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job."""
+    """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job.
+    ``is_periodic``: checkpoints will come."""
 
     def __init__(
         self,
@@ -157,6 +158,7 @@ class StateCapture:
         *,
         name: str,
         work_dir: str,
+        is_periodic: bool = False,
     ) -> None:
         self._key_groups = key_groups
         self._workers = workers
@@ -170,7 +172,8 @@ class StateCapture:
                     self._files.append(((operator_id, part_name), part))
                 else:
                     self._memory.append(((operator_id, part_name), part))
-        if sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min:
+        is_large = sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min
+        if is_large or (is_periodic and self._memory):
             workers.expect_forks()
         self._deltas = [part for _, part in self._memory if isinstance(part, DeltaPart)]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [

@@ -66,7 +66,7 @@ class SnapshotWorkers(Protocol):
         ...
 
     def expect_forks(self) -> None:
-        """A task with much state has been restored."""
+        """There is a task with much state, or whose state may grow before its next checkpoint."""
         ...
 
 
