@@ -26,6 +26,7 @@ from engine.state.heap_states import (
     HeapMapState,
     HeapReducingState,
     HeapValueState,
+    Places,
     Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
@@ -54,7 +55,8 @@ class HeapKeyedStateBackend(KeyedBackend):
     """Implements ``backend.KeyedStateBackend``; as a part of state it is a ``NotingPart``.
 
     ``clock``: for values that expire. ``owner``: whose state it is, for messages. ``incremental``: note what changes;
-    costs 0.2-0.3 µs a write and some 100 bytes for each key that changed since the last checkpoint but one.
+    costs 0.1 µs a write (0.3 in windows) and some 100 bytes for each key that changed since the last checkpoint but
+    one.
     """
 
     def __init__(
@@ -221,24 +223,21 @@ class HeapKeyedStateBackend(KeyedBackend):
                         cells[index] = key, cell
         return NotedDelta(entries_max - settler.entries_left, lambda: self._delta_chunks(key_groups, noted))
 
-    def _changed_since(self, checkpoint_id: int) -> dict[str, set[Any]] | None:
+    def _changed_since(self, checkpoint_id: int) -> dict[str, Places] | None:
         """Return the places by state; None = not known, or so many that a full snapshot is better."""
         changed = None if self._changes is None else self._changes.since(checkpoint_id)
         if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
             return None
         return changed
 
-    def _cells_at(self, name: str, places: Iterable[tuple[Any, Any]]) -> dict[Any, list[tuple[Any, Any]]]:
+    def _cells_at(self, name: str, places: Places) -> dict[Any, list[tuple[Any, Any]]]:
         """Return (key, cell) by namespace; MISSING = removed."""
-        found: dict[Any, list[tuple[Any, Any]]] = {}
         spaces = self._tables[name].spaces
-        known: Any = MISSING
-        for namespace, key in places:
-            if namespace is not known:  # most states have but one
-                known = namespace
-                cell_of = spaces.get(namespace, _NO_CELLS).get
-                note = found.setdefault(namespace, []).append
-            note((key, cell_of(key, MISSING)))
+        cells = map(spaces.get(VOID, _NO_CELLS).get, places.keys, itertools.repeat(MISSING))
+        found: dict[Any, list[tuple[Any, Any]]] = {VOID: list(zip(places.keys, cells, strict=True))}
+        for namespace, key in places.spaced:
+            cell = spaces.get(namespace, _NO_CELLS).get(key, MISSING)
+            found.setdefault(namespace, []).append((key, cell))
         return found
 
     def _delta_chunks(
