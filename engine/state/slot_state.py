@@ -14,6 +14,7 @@ import numpy as np
 from engine.core.errors import ProgramError
 from engine.state.changes import EPOCHS_MAX
 from engine.state.column_hash import groups_of_rows
+from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
 from engine.state.slot_table import SlotTable
@@ -27,6 +28,8 @@ __all__ = ["SlotState"]
 
 #: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
 _MARK_SHIFT: Final = 3
+#: Rows of columns that are noted in the time of an entry of objects.
+_ROWS_PER_ENTRY: Final = 8
 #: Rows that are turned into columns at once while a snapshot is made.
 _ROWS_MAX: Final = 1 << 18
 
@@ -99,7 +102,7 @@ class SlotState:
         self.table, self.columns, self.note, self.others = None, {}, b"", []
         self._dirty, self._epochs = np.zeros(0, np.uint8), {}
 
-    # --- KeyedPart, DeltaPart ----------------------------------------------------------------------------------------
+    # --- KeyedPart, NotingPart ---------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
         return self.num_slots + sum(other.num_slots for other in self.others)
@@ -112,16 +115,28 @@ class SlotState:
         return chunks
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        if since_checkpoint_id not in self._epochs or self.others:
+        slots = self._changed_since(since_checkpoint_id)
+        return None if slots is None else self._chunks(slots, key_groups)
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """The rows are copied now; columns cost less than objects."""
+        slots = self._changed_since(since_checkpoint_id)
+        if slots is None or slots.size > entries_max * _ROWS_PER_ENTRY:
             return None
-        marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > since_checkpoint_id)]
+        noted, metadata = list(self._pieces(slots, key_groups)), self._metadata()
+        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: _streams(noted, metadata))
+
+    def _changed_since(self, checkpoint_id: int) -> Array | None:
+        if checkpoint_id not in self._epochs or self.others:
+            return None
+        marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > checkpoint_id)]
         changed = np.zeros((self.num_slots >> _MARK_SHIFT) + 1, np.uint8)
         for mark in marks:
             size = min(mark.size, changed.size)
             changed[:size] |= mark[:size]
         slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
         slots = slots.ravel()
-        return self._chunks(slots[slots < self.num_slots], key_groups)
+        return slots[slots < self.num_slots]
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._epochs[checkpoint_id] = self._dirty
@@ -161,25 +176,19 @@ class SlotState:
         return state
 
     def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
-        import pyarrow as pa
+        return _streams(self._pieces(slots, key_groups), self._metadata())
 
-        if self.table is None or not slots.size:
-            return {}
+    def _metadata(self) -> dict[str, str | bytes]:
+        return {"keys": str(0 if self.table is None else len(self.table.kinds)), "note": self.note}
+
+    def _pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield copies of the slots' rows by key group; a group may come several times."""
+        if self.table is None:
+            return
         wanted = np.zeros(self._max_parallelism, np.bool_)
         wanted[list(key_groups)] = True
-        streams: dict[int, tuple[Any, Any]] = {}
         for start in range(0, slots.size, _ROWS_MAX):
-            for group, rows in self._rows_by_group(slots[start : start + _ROWS_MAX], wanted):
-                if group not in streams:
-                    schema = rows.schema.with_metadata({"keys": str(len(self.table.kinds)), "note": self.note})
-                    sink = pa.BufferOutputStream()
-                    streams[group] = sink, pa.ipc.new_stream(sink, schema)
-                streams[group][1].write_batch(rows)
-        chunks = {}
-        for group, (sink, writer) in streams.items():
-            writer.close()
-            chunks[group] = sink.getvalue().to_pybytes()
-        return chunks
+            yield from self._rows_by_group(slots[start : start + _ROWS_MAX], wanted)
 
     def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
         import pyarrow as pa
@@ -202,3 +211,19 @@ class SlotState:
             if wanted[group]:
                 yield group, rows.slice(begin, end - begin)
             begin = end
+
+
+def _streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+    import pyarrow as pa
+
+    streams: dict[int, tuple[Any, Any]] = {}
+    for group, rows in pieces:
+        if group not in streams:
+            sink = pa.BufferOutputStream()
+            streams[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
+        streams[group][1].write_batch(rows)
+    chunks = {}
+    for group, (sink, writer) in streams.items():
+        writer.close()
+        chunks[group] = sink.getvalue().to_pybytes()
+    return chunks

@@ -151,15 +151,16 @@ class StreamTask:
         self._enter(ExecutionState.FINISHED)
 
     def _make_checkpoints(self, chain: OperatorChain) -> TaskCheckpoints:
-        env, deployment = self._env, self.deployment
+        env, deployment, config = self._env, self.deployment, Configuration(self._env.init.config)
         capture = StateCapture(
             self._registries.in_order(chained.operator_id for chained in chain.spec.operators),
             self._registries.key_groups,
             env.snapshot_workers,
             name=f"{deployment.vertex_id[:8]}-{deployment.subtask_index}",
             work_dir=env.init.work_dir,
+            is_periodic=config.get(CheckpointingOptions.INTERVAL) > 0,
         )
-        if deployment.restore is not None and Configuration(env.init.config).get(CheckpointingOptions.INCREMENTAL):
+        if deployment.restore is not None and config.get(CheckpointingOptions.INCREMENTAL):
             capture.adopt(deployment.restore)
         return TaskCheckpoints(
             deployment,
