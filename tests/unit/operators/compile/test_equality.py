@@ -67,6 +67,8 @@ class Writer:
         "affix": ["startswith", "endswith"],
         "digit": ["0", "1", "2", "3"],
         "bits": ["0", "1", "13", "62"],
+        "low_bits": ["0", "255", str(2**48 - 1), str(2**63 - 1)],
+        "huge": [str(0x9E3779B97F4A7C15), str(2**63), str(2**64 + 1), "3"],
     }
     LEAVES = {
         "#": ["r[0]", "r[1]", "r[2]", "r[3]", "r[5]", "r[1]", "r[0]", "r[-5]", "{integer}", "{float}", "True"],
@@ -84,6 +86,8 @@ class Writer:
             "(# ** {digit})",
             "(# << {bits})",
             "(# >> {bits})",
+            "((# {sign} #) & {low_bits})",
+            "({low_bits} & (# * {huge} ^ # << {bits}))",
             "len(@)",
             "int(@)",
             "float(@)",
