@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.compile.translate import Shape
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
@@ -64,7 +65,7 @@ class ColumnWindowSpec(OperatorSpec):
         return f"vectorised, {self.rows.assigner!r}, accumulators by slot"
 
 
-def column_window(rows: WindowSpec) -> ColumnWindowSpec | None:
+def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowSpec | None:
     """Return the columnar form of a window operator; None if there is none."""
     selectors = rows.key_selectors
     fold = rows.fold

@@ -64,6 +64,8 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
         fold = parser.fold(index, node, shape.kinds[index])
         if fold.result is not shape.kinds[index]:
             _refuse(f"field {index} changes its type")
+        if fold.result not in _NUMBERS and fold.kind == "last" and not _is_field(fold.value, index):
+            _refuse(f"field {index} is another field, which is no number")
         folds.append(fold)
     return FoldTranslation(tuple(folds), parser.outside(), frozenset(parser.required))
 
@@ -86,6 +88,10 @@ def translate_aggregate(function: AggregateFunction, shape: Shape) -> FoldTransl
 
 def _refuse(what: str) -> NoReturn:
     raise NotCompilable(what)
+
+
+def _is_field(value: Expression | None, index: int) -> bool:
+    return isinstance(value, Field) and value.index == index
 
 
 def _plain(function: Any, method: str) -> types.FunctionType:
@@ -138,7 +144,7 @@ def _seeded(fold: FieldFold, seed: int | float) -> FieldFold:
     value = fold.value
     assert value is not None or fold.kind == "first"
     match fold.kind:
-        case "last":
+        case "last" if fold.result in _NUMBERS:
             return fold
         case "sum" if fold.result is kind is Kind.INT and seed == 0:
             return FieldFold("sum", value, Kind.INT, 0, fold.text)
