@@ -352,7 +352,7 @@ class WindowOperator(Operator):
             self._on_timer(True, time_ms, key, window)
         if self._cells is not None:
             for window, held_by_key in self._cells.due(watermark_ms):
-                self._fire_cells(window, held_by_key)
+                self._fire_cells(window, held_by_key.items())
         self._flush()
         self.out.emit_watermark(watermark_ms)
 
@@ -455,7 +455,14 @@ class WindowOperator(Operator):
             raise self._error_of_window(error, key, window) from error
         self._contents.replace(list(kept))
 
-    def _fire_cells(self, window: Any, held_by_key: dict[Any, Any]) -> None:
+    def fire_held(self, window: Any, keys: Sequence[Any], accumulators: Sequence[Any], watermark_ms: int) -> None:
+        """Give the results of a window that another operator holds, whose function clears nothing afterwards."""
+        assert not self._function.clears
+        self.timers.current_watermark = watermark_ms
+        self._fire_cells(window, zip(keys, zip(accumulators, strict=True), strict=True))
+        self._flush()
+
+    def _fire_cells(self, window: Any, held_by_key: Iterable[tuple[Any, Any]]) -> None:
         """Call the function for each key of a window that goes afterwards."""
         fold, set_key, call = self._spec.fold, self.backend.set_current_key, self._function.call
         assert fold is not None
@@ -466,7 +473,7 @@ class WindowOperator(Operator):
 
         def outcomes() -> Iterator[Any]:
             nonlocal key
-            for key, held in held_by_key.items():
+            for key, held in held_by_key:
                 set_key(key)
                 try:
                     element = result_of(held[0])

@@ -22,7 +22,7 @@ from engine.operators.compile.source import tree_of
 from engine.operators.compile.translate import Outside, Shape, _Translator
 from engine.operators.functions import AggregateFunction, Function
 
-__all__ = ["FieldFold", "FoldTranslation", "translate_aggregate", "translate_reduce"]
+__all__ = ["FieldFold", "FoldTranslation", "is_count", "translate_aggregate", "translate_reduce"]
 
 _NUMBERS: Final = (Kind.INT, Kind.FLOAT)
 #: Integers up to here are floats exactly.
@@ -247,6 +247,10 @@ class _Parser:
                 self._harmless(left, is_number=True)
                 self._harmless(right, is_number=True)
                 return node
+            case ast.IfExp(ast.Compare(left, [ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()], [right]), body, orelse):
+                for part in (left, right, body, orelse):
+                    self._harmless(part, is_number=True)
+                return node
         _refuse("it gives a name to more than a field, a sum or a product")
 
     def _is_number(self, name: str, at: int) -> bool:
@@ -270,8 +274,11 @@ class _Parser:
                 return self._summed(left, held_kind)
             case ast.BinOp(left, ast.Sub(), right) if self._is_held(left, index):
                 fold = self._summed(right, held_kind)
-                assert fold.value is not None
-                return FieldFold("sum", Negative(fold.value), fold.result, None, "-" + fold.text)
+                value, result = fold.value, fold.result
+                assert value is not None
+                if held_kind is Kind.FLOAT and result is Kind.INT:
+                    value, result = ToFloat(value), Kind.FLOAT  # there is no -0 of integers, which -0.0 - 0 wants
+                return FieldFold("sum", Negative(value), result, None, "-" + fold.text)
             case ast.Call(ast.Name(("min" | "max") as name), [first, second], []):
                 self._require_builtin(name)
                 if self._is_held(first, index):

@@ -10,6 +10,8 @@ from engine.datastream.aggregates import count, count_distinct, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.lowering import lower, reachable
 from engine.datastream.window import CountTrigger, TumblingEventTimeWindows
+from engine.operators.functions import AggregateFunction
+from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
@@ -150,3 +152,38 @@ def test_a_fold_of_compiled_records_arrives_as_that_of_rows(env, mode):
         found.append(last)
     assert found[0] == found[1]
     assert len(found[0]) == 7
+
+
+class CountAndSum(AggregateFunction):
+    def create_accumulator(self):
+        return 0, 0
+
+    def add(self, value, accumulator):
+        return accumulator[0] + 1, accumulator[1] + value[1]
+
+    def get_result(self, accumulator):
+        return accumulator
+
+    def merge(self, acc_a, acc_b):
+        return acc_a[0] + acc_b[0], acc_a[1] + acc_b[1]
+
+
+class WithKey(ProcessWindowFunction):
+    def process(self, key, context, elements):
+        yield key, context.window().start, *next(iter(elements))
+
+
+def test_windows_with_a_fold_of_ones_own_give_the_same_on_columns_and_on_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(ByField())
+    streams = [
+        env.from_sequence(0, 199).map(lambda i: (i % 3, i, i * 100)),
+        env.from_collection([(i % 3, i, i * 100) for i in range(200)]),
+    ]
+    found = []
+    for stream in streams:
+        keyed = stream.assign_timestamps_and_watermarks(times).key_by(lambda row: row[0])
+        windows = keyed.window(TUMBLING).aggregate(CountAndSum(), WithKey())
+        found.append((sources(windows), sorted(windows.execute_and_collect())))
+    assert [of_columns for of_columns, _ in found] == [[True], []]
+    assert found[0][1] == found[1][1]
+    assert sum(row[2] for row in found[0][1]) == 200

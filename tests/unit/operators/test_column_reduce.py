@@ -46,16 +46,16 @@ RATE = 3
 _numbers = itertools.count()
 
 
-def function_of(source):
+def function_of(source, **others):
     file_name = f"<fold {next(_numbers)}>"
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
-    names = {"RATE": RATE}
+    names = {"RATE": RATE, **others}
     exec(compile(source, file_name, "exec", dont_inherit=True), names)
     return names["f"]
 
 
 @pytest.mark.parametrize("final", [False, True])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.tuples(*map(st.sampled_from, (KEYS, INTS, REALS, TEXTS))),
     st.lists(st.lists(ROW, min_size=1, max_size=10), max_size=4),
