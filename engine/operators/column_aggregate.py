@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.operators.after_columns import SLOTS_PART, VALUE_COLUMN, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max")
-_VALUE: Final = "value"
 
 
 @final
@@ -98,7 +98,7 @@ class _Layout:
 
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
-        return _VALUE if self.values is None and index in self.folded else f"c{index}"
+        return VALUE_COLUMN if self.values is None and index in self.folded else f"c{index}"
 
 
 def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> _Layout | None:
@@ -144,7 +144,7 @@ def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) 
     return _Layout(schema, keys, folded, kept, values)
 
 
-def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> OperatorSpec:
+def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpec | KeyedReduceSpec:
     if isinstance(spec, ColumnReduceSpec):
         return KeyedReduceSpec(spec.key_selector, spec.function, spec.emit_final)
     return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final)
@@ -154,7 +154,7 @@ def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> OperatorSpec:
 class _ColumnAggregateOperator(Operator):
     def __init__(self, spec: ColumnAggregateSpec | ColumnReduceSpec) -> None:
         self._spec = spec
-        self._rows: Any = _row_spec(spec).build()
+        self._rows: Any = _row_spec(spec).build_on_rows()
         #: the row operator has taken over
         self._is_on_rows = False
         self._layout: _Layout | None = None
@@ -166,7 +166,7 @@ class _ColumnAggregateOperator(Operator):
         from engine.state.slot_state import SlotState
 
         super().open(ctx, out)
-        self._rows_output = _RowsOutput(out)
+        self._rows_output = SilencedOutput(out)
         self._rows.open(ctx, self._rows_output)
         self._kernels = {
             ("sum", False): kernels.running_sum_of_ints,
@@ -178,7 +178,7 @@ class _ColumnAggregateOperator(Operator):
         }
         max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._state: SlotState = SlotState(max_parallelism, is_tuple=isinstance(self._spec.key_selector, ComposedKey))
-        ctx.state.add_keyed("slots", self._state)
+        ctx.state.add_keyed(SLOTS_PART, self._state)
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
             import pyarrow as pa
@@ -428,28 +428,3 @@ def _batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:
     import pyarrow as pa
 
     return pa.RecordBatch.from_arrays(arrays, names=names)
-
-
-@final
-class _RowsOutput:
-    """The row operator's Output: to ours, or to nobody while it takes up state."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self.is_silent = False
-
-    def emit(self, batch: Batch) -> None:
-        if not self.is_silent:
-            self._out.emit(batch)
-
-    def emit_side(self, tag: str, batch: Batch) -> None:
-        self._out.emit_side(tag, batch)
-
-    def emit_watermark(self, watermark_ms: int) -> None:
-        self._out.emit_watermark(watermark_ms)
-
-    def emit_idle(self, idle: bool) -> None:
-        self._out.emit_idle(idle)
-
-    def emit_superstep_end(self, superstep: int) -> None:
-        self._out.emit_superstep_end(superstep)

@@ -133,6 +133,8 @@ def window_folds(fold: Any, shape: Shape, key: int) -> WindowFolds | None:
         folds = WindowFolds(translate_reduce(fold.given, shape), key)
     except NotCompilable:
         return None
+    if not {shape.kinds[index] for index in range(len(shape.kinds))} <= {Kind.INT, Kind.FLOAT, Kind.STR}:
+        return None  # a checkpoint has such values as numbers
     # The first record of a window is what it begins with: it would have to be known which one that is.
     return None if any(map(folds._values.is_computed, folds._values.kinds)) else folds
 

@@ -24,6 +24,7 @@ from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -124,7 +125,7 @@ class _ColumnWindowOperator(Operator):
         self._slices: Slices = slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
         self._late_tag = spec.rows.late_tag
-        self._rows = WindowOperator(spec.rows)
+        self._rows = WindowOperator(spec.rows, is_inside=True)
         #: of a user's fold, when the types of its records are known; False = they cannot be folded here
         self._folds: WindowFolds | Literal[False] | None = None
         self._folded_schema: pa.Schema | None = None
@@ -152,7 +153,7 @@ class _ColumnWindowOperator(Operator):
             is_tuple,
             seeds=self._spec.seeds,
         )
-        ctx.state.add_keyed("window-slots", self._state)
+        ctx.state.add_keyed(WINDOW_SLOTS_PART, self._state)
         for start, watermark_ms in self._state.restored_panes.items():
             self._expect(start, watermark_ms)
         parts = ctx.state.keyed

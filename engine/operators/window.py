@@ -20,6 +20,7 @@ from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
+from engine.operators.left_windows import WINDOW_SLOTS_PART, LeftWindows
 from engine.operators.process import keeps_state
 from engine.operators.results import Results, iterator_of
 from engine.operators.window_cells import WindowCells
@@ -32,7 +33,7 @@ from engine.state.descriptors import ValueStateDescriptor
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
 from engine.time.evictors import Evictor, TimestampedValue
 from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
-from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
 __all__ = ["WindowSpec"]
 
@@ -85,8 +86,13 @@ class _NoKeys:
 
 @final
 class WindowOperator(Operator):
-    def __init__(self, spec: WindowSpec) -> None:
+    """``is_inside``: of an operator on columns, which restores what such a one has left."""
+
+    def __init__(self, spec: WindowSpec, *, is_inside: bool = False) -> None:
         self._spec = spec
+        self._is_inside = is_inside
+        #: what an operator on columns has left in the checkpoint, until the first record or watermark
+        self._left: LeftWindows | None = None
         self._keys = [_NoKeys() if selector is None else Keys(selector) for selector in spec.key_selectors]
         self._function = spec.function
         self._contents: Contents
@@ -132,6 +138,22 @@ class WindowOperator(Operator):
         self._contents.open(ctx, self.backend)
         self._function.open(ctx)
         self._cells = self._open_cells()
+        if not self._is_inside and ctx.state.has_left(WINDOW_SLOTS_PART):
+            self._left = LeftWindows(ctx.operator_name)
+            ctx.state.add_keyed(WINDOW_SLOTS_PART, self._left)
+
+    def _take_left(self) -> None:
+        left, self._left = self._left, None
+        if left is None:
+            return
+        for start, keys, accumulators, watermark_ms in left.take():
+            if self._regular is None or self._spec.fold is None or self._spec.evictor is not None:
+                raise ProgramError(
+                    f"Operator {self.ctx.operator_name!r}: its windows were tumbling, with one accumulator a key; they "
+                    "cannot go on as others. Give the operator another uid to begin afresh."
+                )
+            window = TimeWindow(start, start + self._regular._size)
+            self.adopt(window, keys, accumulators, has_fired=window.max_timestamp() <= watermark_ms)
 
     def _open_cells(self) -> WindowCells | None:
         """Return the quick way, if it does the same as the long one: also with what was restored."""
@@ -168,6 +190,8 @@ class WindowOperator(Operator):
     # --- elements ----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        if self._left is not None:
+            self._take_left()
         batch = rows_of(batch)
         rows = batch.rows
         keys = self._keys[input_index].of(rows)
@@ -348,6 +372,8 @@ class WindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
+        if self._left is not None:
+            self._take_left()
         for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
             self._on_timer(True, time_ms, key, window)
         if self._cells is not None:

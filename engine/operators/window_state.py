@@ -5,7 +5,7 @@ A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumula
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -16,6 +16,7 @@ from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index
 from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.left_windows import HELD
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, valid_mask, values_of
 from engine.state.column_hash import groups_of_rows
@@ -418,10 +419,12 @@ class WindowState:
         if layout is None:
             return {}
         wanted = set(key_groups)
-        metadata = {
+        metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
         }
+        if self._seeds is not None:
+            metadata[HELD] = ",".join(self._held_columns())
         streams: dict[int, tuple[Any, Any]] = {}
         for start, pane in self.panes.items():
             slots = pane.slots()
@@ -439,6 +442,20 @@ class WindowState:
             writer.close()
             chunks[group] = sink.getvalue().to_pybytes()
         return chunks
+
+    def _held_columns(self) -> Iterator[str]:
+        """Yield the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float."""
+        assert self.layout is not None
+        assert self._seeds is not None
+        num_keys = len(self.layout.keys)
+        columns = [accumulator for accumulator, _ in self._accumulators]
+        for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
+            if aggregate.field is None:
+                yield str(num_keys + 1)
+                continue
+            accumulator = self._find(aggregate.kind, self._field(self._index_of(aggregate), coded=False), seed)
+            assert accumulator is not None
+            yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
 
     def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
         """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""

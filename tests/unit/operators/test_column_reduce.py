@@ -11,15 +11,15 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 from engine.core.records import ColumnBatch, RowBatch
-from engine.operators.aggregate import KeyedReduceSpec
-from engine.operators.column_aggregate import ColumnReduceSpec
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_folds import folded_values
 from engine.operators.functions import ReduceFunction
-from engine.operators.keys import FieldKey
+from engine.operators.keys import ComposedKey, FieldKey
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.restore_cases import Case, Rows
+from tests.unit.operators.restore_cases import MARK, Case, Rows
 from tests.unit.operators.test_column_aggregate import FLOATS, columns, run, told_apart
-from tests.unit.operators.test_restore import FULL, INCREMENTAL
+from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run
 from tests.unit.operators.test_restore_columns import BARRIER, disturbed, undisturbed
 
 SCHEMA = pa.schema([("k", pa.int64()), ("n", pa.int64()), ("x", pa.float64()), ("s", pa.string())])
@@ -168,3 +168,40 @@ def test_a_variable_of_the_program_that_changes_sends_records_to_the_interpreter
         harness.process_batch(columns([(1, 1)], schema))
         assert harness.output.rows == [(1, 1), (1, 3), (1, 13)]
         assert isinstance(harness.output.batches[-1], RowBatch)
+
+
+SPECS = {
+    "reduce": lambda n: (ColumnReduceSpec(FieldKey(0), fold, n), KeyedReduceSpec(FieldKey(0), fold, n)),
+    "unknown key": lambda n: (ColumnReduceSpec(FieldKey(0), fold, n), KeyedReduceSpec(lambda r: r[0], fold, n)),
+    "sum": lambda n: (ColumnAggregateSpec(FieldKey(0), "sum", 1, n), KeyedAggregateSpec(FieldKey(0), "sum", 1, n)),
+    "pairs of keys": lambda n: (
+        ColumnAggregateSpec(ComposedKey((2, 0)), "max", 1, n),
+        KeyedAggregateSpec(ComposedKey((2, 0)), "max", 1, n),
+    ),
+}
+
+
+def fold(a, b):
+    return a[0], a[1] + b[1], b[2]
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_an_operator_on_rows_goes_on_where_one_on_columns_has_left_off(name, final, config):
+    """The program's functions have changed meanwhile, so that columns are out of the question."""
+    before, after = SPECS[name](final)
+    first = [Rows([(n % 5, n, n % 2) for n in range(20)], schema=PAIRS), MARK, Rows([(3, 4, 1)], schema=PAIRS), MARK]
+    second = [Rows([(1, 100, 0), (7, 1, 1)]), MARK, MARK, Rows([(1, 1, 0), (2, 5, 0), (7, 1, 1)])]
+    key = after.key_selector
+    run_ = Run(Case((before,), [], (key,)), config, None)
+    run_.start(2)
+    run_.play(first)
+    run_.case = Case((after,), [], (key,))
+    run_.start(2)
+    run_.play([MARK])  # before any record: nothing of the slots may get lost
+    run_.start(1)
+    run_.play(second[:3])
+    run_.start(1)
+    run_.play(second[3:])
+    assert run_.finish() == undisturbed(Case((after,), [s for s in [*first, *second] if s is not MARK], (key,)))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
-from engine.core.errors import UserCodeError
+from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import ColumnBatch
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_window import ColumnWindowSpec, column_window
@@ -24,10 +24,10 @@ from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWind
 from engine.time.triggers import CountTrigger
 from engine.time.windows import TIME_MAX_MS
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.restore_cases import Case, PerWindow, Rows, Watermark
+from tests.unit.operators.restore_cases import MARK, Case, PerWindow, Rows, Watermark
 from tests.unit.operators.test_column_aggregate import FLOATS, told_apart
 from tests.unit.operators.test_column_reduce import function_of
-from tests.unit.operators.test_restore import FULL, INCREMENTAL
+from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run
 from tests.unit.operators.test_restore_columns import BARRIER, disturbed, in_order, undisturbed
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("x", pa.float64()), ("s", pa.string())])
@@ -206,3 +206,37 @@ class Made(CountSumMax):
 )
 def test_other_windows_stay_on_rows(spec):
     assert columnar(spec) is None
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("lateness_ms", [0, 15])
+@pytest.mark.parametrize("fold", FOLDS)
+def test_an_operator_on_rows_goes_on_where_one_on_columns_has_left_off(fold, lateness_ms, config):
+    """The program's functions have changed meanwhile, so that columns are out of the question."""
+    rows = spec_of(FOLDS[fold], lateness_ms=lateness_ms)
+    records = [(n % 5, n, n / 4, "abc"[n % 3]) for n in range(24)]
+    before = [Rows(records, list(range(24)), schema=SCHEMA), Watermark(12), MARK]
+    middle = [Rows([(1, 100, 0.5, "x"), (7, 1, 1.0, "y")], [16, 20]), MARK, Watermark(14), MARK]
+    after = [Rows([(1, 7, 9.0, "z"), (3, 2, 1.0, "z")], [11, 26]), Watermark(TIME_MAX_MS)]
+    run = Run(Case((columnar(rows),), []), config, None)
+    run.start(2)
+    run.play(before)
+    run.case = Case((rows,), [])
+    run.start(2)
+    run.play([MARK])  # before any record: nothing may get lost
+    run.start(1)
+    run.play(middle)
+    run.start(3)
+    run.play(after)
+    assert run.finish() == undisturbed(Case((rows,), [*before[:2], *middle[:1], *middle[2:3], *after]))
+
+
+def test_windows_of_columns_do_not_go_on_as_others():
+    rows = spec_of(FOLDS["aggregate"])
+    run = Run(Case((columnar(rows),), []), FULL, None)
+    run.start(1)
+    run.play([Rows([(1, 1, 1.0, "a")], [4], schema=SCHEMA), MARK])
+    run.case = Case((spec_of(None),), [])
+    run.start(1)
+    with pytest.raises(ProgramError, match="one accumulator a key; they cannot go on as others"):
+        run.play([Watermark(5)])
