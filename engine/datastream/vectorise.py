@@ -31,7 +31,11 @@ from engine.operators.stateless import FilterSpec, MapBatchesSpec, MapSpec, Proj
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.window import WindowSpec
 
-__all__ = ["vectorise"]
+__all__ = ["SEQUENCE_MIN", "vectorise"]
+
+#: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
+#: microseconds a record more than columns.
+SEQUENCE_MIN = 500_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
 
 def _is_sequence(spec: SourceSpec) -> bool:
     source = spec.source
-    return isinstance(source, SequenceSource) and not source.columnar and -(2**63) <= source.start <= source.end < 2**63
+    if not isinstance(source, SequenceSource) or source.columnar or source.end - source.start + 1 < SEQUENCE_MIN:
+        return False
+    return -(2**63) <= source.start <= source.end < 2**63
 
 
 @dataclass

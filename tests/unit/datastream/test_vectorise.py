@@ -5,7 +5,7 @@ import pytest
 from engine.common import Duration, Time, Types, WatermarkStrategy
 from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
-from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
 from engine.datastream.aggregates import count, count_distinct, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.lowering import lower, reachable
@@ -117,6 +117,19 @@ def test_built_in_aggregates_need_a_key_and_a_field(env):
         sum_(None)
 
 
+@pytest.fixture
+def short_ones_too(monkeypatch):
+    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 1)
+
+
+def test_only_a_long_sequence_becomes_columns(env):
+    """Loading the kernels takes longer than a short one."""
+    for size, is_columnar in ((vectorise.SEQUENCE_MIN, True), (vectorise.SEQUENCE_MIN - 1, False)):
+        summed = env.from_sequence(1, size).map(lambda i: (i % 3, i)).key_by(0).sum(1)
+        assert sources(summed) == [is_columnar]
+
+
+@pytest.mark.usefixtures("short_ones_too")
 def test_a_sequence_becomes_columns_where_functions_that_compile_lead_to_a_fold_of_fields(env):
     pairs = env.from_sequence(0, 99).map(lambda i: (i % 3, i)).filter(lambda pair: pair[1] > 5)
     summed = pairs.key_by(lambda pair: pair[0]).reduce(lambda a, b: (a[0], a[1] + b[1]))
@@ -135,6 +148,7 @@ def sources(stream):
     return [node.spec.source.columnar for node in reachable(found) if isinstance(node.spec, SourceSpec)]
 
 
+@pytest.mark.usefixtures("short_ones_too")
 @pytest.mark.parametrize("mode", [RuntimeExecutionMode.STREAMING, RuntimeExecutionMode.BATCH])
 def test_a_fold_of_compiled_records_arrives_as_that_of_rows(env, mode):
     env.set_runtime_mode(mode)
@@ -173,6 +187,7 @@ class WithKey(ProcessWindowFunction):
         yield key, context.window().start, *next(iter(elements))
 
 
+@pytest.mark.usefixtures("short_ones_too")
 def test_windows_with_a_fold_of_ones_own_give_the_same_on_columns_and_on_rows(env):
     times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(ByField())
     streams = [
