@@ -53,6 +53,9 @@ SHELLS = {
     "engine.connectors.function_source",
     "engine.connectors.file_commits",
     "engine.connectors.collect",
+    "engine.ha.memory",
+    "engine.ha.files",
+    "engine.ha.zookeeper",
 }
 BANNED = re.compile(
     r"\b(time\.(time|sleep|monotonic|perf_counter)(_ns)?\(|datetime\.now\(|import (threading|socket|grpc|subprocess)\b"

@@ -1,0 +1,134 @@
+"""What a JobManager needs in order to be replaced: election, the leader's address, durable metadata behind a fence.
+
+Implementations: ``memory`` (tests, simulation), ``files`` (one machine, or a shared local file system), ``zookeeper``.
+They pass one contract suite (``tests/contract/test_ha.py``). Not here: what is stored (``job_store``), how a JobManager
+lives with it (``engine/cluster``).
+
+The one rule: a token is granted to one contender at a time, and once another one has been granted, no write with an
+earlier token takes effect, whenever it was sent. All else may be late: a contender may believe for a while that it
+leads though it does not, so it must write before it acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.core.errors import EngineError
+from engine.core.ids import FencingToken
+
+__all__ = [
+    "ElectionListener",
+    "HighAvailabilityServices",
+    "LeaderElection",
+    "LeaderInformation",
+    "LeaderRetrieval",
+    "LeadershipLostError",
+    "MetadataStore",
+]
+
+
+class LeadershipLostError(EngineError):
+    """A write came from a JobManager that does not lead any more; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderInformation:
+    """Where the leader is. Published by itself once it can be reached."""
+
+    token: FencingToken
+    rpc_host: str
+    rpc_port: int
+    rest_address: str = ""  #: "http://host:port", "" without REST
+
+
+class ElectionListener(Protocol):
+    """The contender. Called on the event loop of ``LeaderElection.start``, grant and revoke in turns."""
+
+    def leadership_granted(self, token: FencingToken) -> None: ...
+
+    def leadership_revoked(self, reason: str) -> None:
+        """Stop acting at once: another one may lead already."""
+        ...
+
+    def election_failed(self, error: EngineError) -> None:
+        """This contender can never lead any more (refused credentials); the process had better end."""
+        ...
+
+
+class LeaderElection(Protocol):
+    """One contender's part in the election of its cluster's leader."""
+
+    async def start(self, listener: ElectionListener) -> None:
+        """Join. Raises: ConfigError, ExternalError when the service does not answer in time or refuses."""
+        ...
+
+    async def publish(self, information: LeaderInformation) -> None:
+        """Tell everybody where we are; from then on retrievals return it. Raises LeadershipLostError, ExternalError."""
+        ...
+
+    async def close(self) -> None:
+        """Leave; if we led, somebody else is elected at once. Never raises; may be called again."""
+        ...
+
+
+class LeaderRetrieval(Protocol):
+    """Tells where the leader is, for TaskManagers, clients and standby JobManagers."""
+
+    async def leader(self, timeout_s: float, *, other_than: FencingToken | str = "") -> LeaderInformation:
+        """Return the published leader, waiting for one that has not the token ``other_than``.
+
+        Raises: ExternalError when there is none in time; the message says what was asked (quorum, path).
+        """
+        ...
+
+    async def replaced(self, token: FencingToken) -> None:
+        """Return when another leader than ``token`` has been published. A leader that is only gone is not replaced."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MetadataStore(Protocol):
+    """Small values (at most 512 KiB) by name, durable. Names are relative paths: ``jobs/<id>/graph``.
+
+    Methods block: call them from an I/O thread. All raise ExternalError when the service cannot be reached within its
+    time-out; whether a write took effect then is not known, and it may be tried again (writes are idempotent).
+    """
+
+    def put(self, token: FencingToken, name: str, value: bytes) -> None:
+        """Create or replace. Raises LeadershipLostError, and then nothing was changed."""
+        ...
+
+    def delete(self, token: FencingToken, name: str) -> None:
+        """Delete the value and all below it; does nothing when there is none. Raises LeadershipLostError."""
+        ...
+
+    def get(self, name: str) -> bytes | None: ...
+
+    def list(self, name: str) -> list[str]:
+        """Return the last parts of the names directly below ``name``, sorted; empty when there are none."""
+        ...
+
+
+class HighAvailabilityServices(Protocol):
+    """All of one cluster, in one process. Made by ``engine.ha.services.high_availability_services(config)``."""
+
+    @property
+    def storage_dir(self) -> str:
+        """URI of the cluster's folder below ``high-availability.storageDir``, for what is too large for metadata."""
+        ...
+
+    def election(self) -> LeaderElection: ...
+
+    def retrieval(self) -> LeaderRetrieval: ...
+
+    def metadata(self) -> MetadataStore: ...
+
+    def clean_up(self, token: FencingToken) -> None:
+        """The cluster has ended for good: delete its metadata and its folder. Blocks. Raises LeadershipLostError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; deletes nothing but what is this process's own. Never raises."""
+        ...
