@@ -15,11 +15,9 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from engine.core.clock import SystemClock
@@ -31,17 +29,20 @@ from engine.core.config import (
 from engine.core.errors import EngineError, ExternalError
 from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken, JobID, ResourceID
-from engine.core.option_warnings import check_values, key_warnings
-from engine.core.options import ClusterOptions, RestOptions
+from engine.core.options import ClusterOptions, HaOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.ha.services import high_availability_services
+from engine.jobmanager_process import JobManagerHandle, run_jobmanager, serve_rest
+from engine.process_setup import check_config, configure_logging, handled_signals, reachable_host, temp_dir
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import InitializeSlot
 from engine.protocol.lifecycle import JobStatus
-from engine.rpc.endpoint import GrpcServer, InMemoryServer, JobManagerConnection, connect
+from engine.rpc.endpoint import InMemoryServer, JobManagerConnection, connect
 from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.gateway import TakenCheckpoint
-from engine.runtime.jobmanager.resource_manager import ResourceDriver, WorkerEvents
+from engine.runtime.jobmanager.resource_manager import WorkerEvents
+from engine.runtime.taskmanager.leader_connector import LeaderConnector
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.task_executor import (
     SlotHandle,
@@ -54,7 +55,16 @@ from engine.runtime.taskmanager.task_executor import (
 if TYPE_CHECKING:
     from engine.runtime.taskmanager.zygote import Zygote
 
-__all__ = ["JobManagerHandle", "LocalCluster", "main", "run_jobmanager", "run_taskmanager"]
+__all__ = [
+    "JobManagerHandle",
+    "LocalCluster",
+    "check_config",
+    "configure_logging",
+    "main",
+    "reachable_host",
+    "run_jobmanager",
+    "run_taskmanager",
+]
 
 logger = logging.getLogger("engine.cluster")
 T = TypeVar("T")
@@ -66,163 +76,6 @@ LOCAL_START_S: Final = 30.0
 ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
 #: Of a TaskManager, which lives long and starts many jobs, vectorised ones too.
 TASKMANAGER_PRELOAD: Final = (*ZYGOTE_PRELOAD, "numba")
-
-
-@dataclass(frozen=True)
-class JobManagerHandle:
-    """A JobManager that is ready for clients and TaskManagers."""
-
-    dispatcher: Dispatcher
-    rpc_host: str
-    rpc_port: int
-    rest_address: str  #: "http://host:port", "" without REST
-    rest_port: int  #: 0 without REST
-
-
-# --- configuration --------------------------------------------------------------------------------------------------
-
-
-def check_config(config: Configuration, told: Collection[str] = ()) -> None:
-    """Log a warning per key without effect; raise ConfigError for the first bad value.
-
-    ``told``: keys of which the user has been warned already.
-    """
-    for line in key_warnings(config.key_set().difference(told)):
-        logger.warning(line)
-    check_values(config)
-
-
-def configure_logging(log_file: str | None) -> None:
-    """Send all logs to a file, or to stderr. For process mains only."""
-    handler: logging.Handler = logging.FileHandler(log_file) if log_file else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-5s %(name)s - %(message)s"))
-    level = os.environ.get("FLINK_LOG_LEVEL", "INFO").upper()
-    logging.basicConfig(
-        level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler], force=True
-    )
-
-
-def reachable_host(rpc_address: str, rpc_port: int) -> tuple[str, str]:
-    """Return (address of this host for others, interface to bind), as the way to the JobManager tells.
-
-    Raises: ExternalError when the JobManager's host has no address.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(rpc_address, rpc_port or 1, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # sends nothing: asks the kernel for the route
-            host = str(probe.getsockname()[0])
-    except OSError as error:
-        raise ExternalError(
-            f"jobmanager.rpc.address is {rpc_address!r}, which cannot be reached from here: {error}."
-        ) from None
-    if not host.startswith("127.") and host != "::1":
-        return host, host
-    if rpc_address == "localhost" or rpc_address.startswith("127.") or rpc_address == "::1":
-        return "localhost", "localhost"
-    # The JobManager's own host, whose name stands for a loopback address in its hosts file, as Debian has it.
-    return rpc_address, "0.0.0.0"
-
-
-def _temp_dir(config: Configuration) -> str | None:
-    text = config.get(ClusterOptions.TMP_DIRS).replace(",", os.pathsep)
-    folders = [part.strip() for part in text.split(os.pathsep) if part.strip()]
-    if not folders:
-        return None
-    os.makedirs(folders[0], exist_ok=True)
-    return folders[0]
-
-
-# --- JobManager -----------------------------------------------------------------------------------------------------
-
-
-async def _serve_rest(dispatcher: Dispatcher, config: Configuration, upload_dir: str) -> Any:
-    from engine.rest.server import create_app, serve
-
-    app = create_app(dispatcher, upload_dir=config.get(RestOptions.UPLOAD_DIR) or upload_dir)
-    advertised = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
-    return await serve(
-        app,
-        bind_address=config.get(RestOptions.BIND_ADDRESS) or advertised,
-        port_range=config.get(RestOptions.BIND_PORT) or str(config.get(RestOptions.PORT)),
-        advertised_address=advertised,
-    )
-
-
-async def run_jobmanager(
-    config: Configuration,
-    *,
-    rest: bool = True,
-    driver: ResourceDriver | None = None,
-    ready: Callable[[JobManagerHandle], None] | None = None,
-    log_dir: str | None = None,
-    extras: dict[str, Any] | None = None,
-) -> None:
-    """Run a JobManager until SIGTERM, SIGINT, SIGHUP or a request to shut the cluster down.
-
-    ``ready`` is called when clients and TaskManagers can connect, before the driver is started.
-    Raises: ConfigError, ExternalError when it cannot start (port in use).
-    """
-    check_config(config)
-    configure_file_systems(config.to_dict())
-    loop = asyncio.get_running_loop()
-    folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or _temp_dir(config))
-    dispatcher = Dispatcher(
-        config, clock=SystemClock(), driver=driver, log_dir=log_dir, extras=extras, temp_dir=folder.path
-    )
-    token = FencingToken.generate()
-    server = GrpcServer(token, dispatcher.resource_manager.handle_connection, dispatcher.blobs.path)
-    web: Any = None
-    stop_workers = False
-    stopping = dispatcher.shut_down_requested
-    signalled = asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        logger.info("%s received: the JobManager ends", signal.Signals(number).name)
-        signalled.set()
-        stopping.set()
-
-    with _signals(loop, on_signal):
-        try:
-            rpc_host = config.get(ClusterOptions.RPC_ADDRESS)
-            bind_host = config.get(ClusterOptions.JM_BIND_HOST) or rpc_host
-            await server.start(bind_host, config.get(ClusterOptions.RPC_PORT))
-            logger.info("JobManager listens for TaskManagers at %s:%d", rpc_host, server.port)
-            if rest:
-                web = await _serve_rest(dispatcher, config, os.path.join(folder.path, "web"))
-                logger.info("Rest endpoint listening at %s", web.address)
-            handle = JobManagerHandle(
-                dispatcher, rpc_host, server.port, web.address if web else "", web.port if web else 0
-            )
-            if ready is not None:
-                ready(handle)
-            await dispatcher.start()
-            await stopping.wait()
-            stop_workers = not signalled.is_set()
-        finally:
-            await dispatcher.close(stop_workers=stop_workers)
-            if web is not None:
-                await web.close()
-            await server.close()
-            folder.close()
-
-
-@contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[int], None]) -> Any:
-    """SIGTERM, SIGINT and SIGHUP call ``handler`` on the loop; does nothing outside of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it shall outlive its terminal
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, handler, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 # --- TaskManager ----------------------------------------------------------------------------------------------------
@@ -256,10 +109,62 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     configure_file_systems(config.to_dict())
     loop = asyncio.get_running_loop()
     rpc_host, rpc_port = config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)
+    services = high_availability_services(config)
+    connector = None if services is None else LeaderConnector(services.retrieval())
+
+    async def connect_to_address(timeout_s: float) -> JobManagerConnection:
+        return await connect(rpc_host, rpc_port, timeout_s)
+
+    folder = PrivateFolder("flink-tm-", temp_dir(config))
+    stopping = asyncio.Event()
+    executor: TaskExecutor | None = None
+
+    def on_signal(number: int) -> None:
+        stopping.set()
+        if executor is not None:
+            executor.stop(f"{signal.Signals(number).name} received")
+
+    try:
+        with handled_signals(loop, on_signal):
+            if not config.get(ClusterOptions.TM_HOST) and connector is not None:
+                rpc_host = await _leader_host(connector, config, stopping)
+            if not stopping.is_set():
+                settings = _settings_of_taskmanager(config, rpc_host, rpc_port, log_dir, main_log)
+                executor = TaskExecutor(
+                    settings,
+                    connect=connector or connect_to_address,
+                    slot_hosts=_start_zygote,
+                    temp_dir=folder.path,
+                    leader_replaced=None if connector is None else connector.replaced,
+                )
+                await executor.run()
+    finally:
+        if connector is not None:
+            await connector.close()
+        if services is not None:
+            await services.close()
+        folder.close()
+
+
+async def _leader_host(connector: LeaderConnector, config: Configuration, stopping: asyncio.Event) -> str:
+    """Return the leader's host, which tells by which of its addresses this host is reached; "" when stopped."""
+    asking = asyncio.ensure_future(connector.leader_host(config.get(ClusterOptions.REGISTRATION_TIMEOUT) / 1000))
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not asking.done():
+        asking.cancel()
+        return ""
+    return asking.result()
+
+
+def _settings_of_taskmanager(
+    config: Configuration, rpc_host: str, rpc_port: int, log_dir: str, main_log: str
+) -> TaskExecutorSettings:
     host = bind_host = config.get(ClusterOptions.TM_HOST)
     if not host:
         host, bind_host = reachable_host(rpc_host, rpc_port)
-    settings = TaskExecutorSettings(
+    return TaskExecutorSettings(
         resource_id=ResourceID(config.get(ClusterOptions.TM_RESOURCE_ID)) or unique_resource_id(host),
         host=host,
         bind_host=config.get(ClusterOptions.TM_BIND_HOST) or bind_host,
@@ -268,17 +173,6 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
         log_dir=log_dir,
         main_log=main_log,
     )
-
-    async def connector(timeout_s: float) -> JobManagerConnection:
-        return await connect(rpc_host, rpc_port, timeout_s)
-
-    folder = PrivateFolder("flink-tm-", _temp_dir(config))
-    try:
-        executor = TaskExecutor(settings, connect=connector, slot_hosts=_start_zygote, temp_dir=folder.path)
-        with _signals(loop, lambda number: executor.stop(f"{signal.Signals(number).name} received")):
-            await executor.run()
-    finally:
-        folder.close()
 
 
 # --- everything in this process -------------------------------------------------------------------------------------
@@ -413,7 +307,7 @@ class LocalCluster:
         try:
             # Whatever goes wrong with one part, the others are closed too.
             async with contextlib.AsyncExitStack() as parts:
-                folder = PrivateFolder("flink-local-", _temp_dir(self._config))
+                folder = PrivateFolder("flink-local-", temp_dir(self._config))
                 parts.callback(folder.close)
                 parts.push_async_callback(self._close_zygotes)
                 dispatcher = await self._start_parts(parts, folder.path)
@@ -431,7 +325,10 @@ class LocalCluster:
             FencingToken.generate(), dispatcher.resource_manager.handle_connection, dispatcher.blobs.path
         )
         if self._config.contains(RestOptions.PORT) or self._config.contains(RestOptions.BIND_PORT):
-            self._web = await _serve_rest(dispatcher, self._config, os.path.join(temp, "web"))
+            from engine.rest.server import create_app
+
+            upload_dir = self._config.get(RestOptions.UPLOAD_DIR) or os.path.join(temp, "web")
+            self._web = await serve_rest(create_app(dispatcher, upload_dir=upload_dir), self._config)
             parts.push_async_callback(self._web.close)
         parts.push_async_callback(self._server.close)
         parts.push_async_callback(dispatcher.close)
@@ -615,8 +512,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.host:
             key = ClusterOptions.RPC_ADDRESS if options.process == "jobmanager" else ClusterOptions.TM_HOST
             config.set(key, options.host)
+            if options.process == "jobmanager" and config.get(HaOptions.TYPE) != "NONE":
+                config.set(RestOptions.ADDRESS, options.host)  # clients must reach this very JobManager when it leads
         if options.webui_port is not None:
-            config.set(RestOptions.PORT, options.webui_port)
+            config.set(RestOptions.PORT, options.webui_port).set(RestOptions.BIND_PORT, str(options.webui_port))
         log_dir = os.path.dirname(log_file) if log_file else config.get(ClusterOptions.LOG_DIR)
         if options.process == "jobmanager":
             asyncio.run(run_jobmanager(config, log_dir=log_dir or None))

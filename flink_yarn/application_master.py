@@ -24,7 +24,7 @@ from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import ConfigError, EngineError
 from engine.core.fs import file_system_of
-from engine.core.options import ClusterOptions, JobOptions, RestOptions, YarnOptions
+from engine.core.options import ClusterOptions, HaOptions, JobOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.archive import mark_used
@@ -173,7 +173,10 @@ class ApplicationMaster:
         logger.info("SIGTERM received: YARN ends this container")
         self.was_killed = True
         assert self._handle is not None
-        self._handle.dispatcher.shut_down_requested.set()
+        if self._config.get(HaOptions.TYPE) == "NONE":
+            self._handle.dispatcher.shut_down_requested.set()
+        else:
+            self._handle.stop()  # the next attempt goes on with the jobs
 
     async def _start(self) -> None:
         """Tell everybody where we are, then begin with the work."""

@@ -9,6 +9,7 @@ import importlib
 from types import ModuleType
 from typing import Final
 
+from engine.client.leader_lookup import leader_lookup
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ExternalError
@@ -37,6 +38,9 @@ def cluster_address(config: Configuration) -> str:
     """
     match config.get(JobOptions.TARGET):
         case "remote":
+            lookup = leader_lookup(config)
+            if lookup is not None:
+                return lookup.address(_FIRST_ANSWER_S)
             host = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
             return f"http://{f'[{host}]' if ':' in host else host}:{_port(config)}"
         case "yarn-session":
@@ -63,8 +67,9 @@ def connect(config: Configuration) -> RestClient:
     Raises: ExternalError that names the address when nobody answers.
     """
     address = cluster_address(config)
+    leader = leader_lookup(config) if config.get(JobOptions.TARGET) == "remote" else None
     try:
-        RestClient(address, timeout_s=_FIRST_ANSWER_S).overview()
+        RestClient(address, timeout_s=_FIRST_ANSWER_S, leader=leader).overview()
     except ExternalError as error:
         raise ExternalError(f"{error} Start one with scripts/start-cluster.sh.") from None
-    return RestClient(address)
+    return RestClient(address, leader=leader)

@@ -6,6 +6,7 @@ Used by ``scripts/config.sh`` only: it keeps YAML, host files and value checks o
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from typing import Final
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError
 from engine.core.option_warnings import check_values, key_warnings
-from engine.core.options import ClusterOptions
+from engine.core.options import ClusterOptions, HaOptions, RestOptions
 
-__all__ = ["hosts_of", "log_level", "main", "settings"]
+__all__ = ["hosts_of", "log_level", "main", "masters_of", "settings"]
 
 _LEVELS: Final = ("DEBUG", "INFO", "WARN", "ERROR")
 
@@ -40,6 +41,25 @@ def hosts_of(config_dir: str | None, *names: str) -> list[str]:
         if lines:
             return lines
     return ["localhost"]
+
+
+def masters_of(config_dir: str | None, config: Configuration) -> list[str]:
+    """Return the lines of conf/masters. With high availability each has its web port, ``host:port``: those of one host
+    that name none get ports of their own, from rest.port upwards."""
+    lines = hosts_of(config_dir, "masters")
+    if config.get(HaOptions.TYPE) == "NONE":
+        return lines
+    taken = set(lines)
+    named = []
+    for line in lines:
+        if re.fullmatch(r".*:\d+", line) is None:
+            port = config.get(RestOptions.PORT)
+            while f"{line}:{port}" in taken:
+                port += 1
+            line = f"{line}:{port}"
+            taken.add(line)
+        named.append(line)
+    return named
 
 
 def log_level(config_dir: str | None) -> str:
@@ -67,7 +87,8 @@ def settings(config_dir: str | None, config: Configuration, environ: Mapping[str
         "FLINK_PID_DIR": [environ.get("FLINK_PID_DIR") or config.get(ClusterOptions.PID_DIR)],
         "FLINK_LOG_LEVEL": [environ.get("FLINK_LOG_LEVEL") or log_level(config_dir)],
         "FLINK_SSH_OPTS": (environ.get("FLINK_SSH_OPTS") or config.get(ClusterOptions.SSH_OPTIONS)).split(),
-        "FLINK_MASTERS": hosts_of(config_dir, "masters"),
+        "FLINK_HIGH_AVAILABILITY": [config.get(HaOptions.TYPE)],
+        "FLINK_MASTERS": masters_of(config_dir, config),
         "FLINK_WORKERS": hosts_of(config_dir, "workers", "slaves"),
     }
 

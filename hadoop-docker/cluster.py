@@ -63,14 +63,17 @@ def run_up(args: argparse.Namespace) -> None:
     began = time.monotonic()
     if args.ha and not args.zookeeper:
         raise ClusterError("a pair of NameNodes (--ha) needs ZooKeeper; say --zookeeper 1")
+    if args.only_zookeeper and (args.ha or not args.zookeeper):
+        raise ClusterError("--only-zookeeper needs --zookeeper 1 or 3, and has no NameNodes (--ha)")
     java_home, jars = find_java_home(), install()
     folder = Path(args.dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     shape = Shape(
         datanodes=args.datanodes,
-        nodemanagers=args.nodemanagers if args.yarn else 0,
+        nodemanagers=args.nodemanagers if args.yarn and not args.only_zookeeper else 0,
         zookeepers=args.zookeeper,
-        yarn=args.yarn,
+        yarn=args.yarn and not args.only_zookeeper,
+        hdfs=not args.only_zookeeper,
         ha=args.ha,
         block_size=args.block_size,
         replication=args.replication,
@@ -80,7 +83,7 @@ def run_up(args: argparse.Namespace) -> None:
         _bring_up(cluster, args.timeout, began)
         guard.close()
         print(
-            f"ready after {time.monotonic() - began:.1f} s: {cluster.namenode_uri}"
+            f"ready after {time.monotonic() - began:.1f} s: {cluster.namenode_uri if shape.hdfs else 'no HDFS'}"
             + (f", ResourceManager {cluster.rm_url}" if cluster.rm_url else "")
             + (f", ZooKeeper {cluster.zookeeper}" if cluster.zookeeper else "")
             + f"\nto use it: . {folder}/env.sh",
@@ -186,6 +189,10 @@ def _bring_up(cluster: Cluster, seconds: float, began: float) -> None:
             waiting.append(process)
 
     names = cluster.shape.daemons()
+    if not cluster.shape.hdfs:
+        launch(names)
+        daemons.wait_ready(cluster, waiting, seconds, said)
+        return
     formatting = daemons.start_format(cluster)  # first: everything else of HDFS waits for it
     try:
         launch([name for name in names if name[:2] in ("zk", "rm", "nm")])
@@ -331,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodemanagers", type=_count(1, MAX_NODES), default=2, metavar="N")
     up.add_argument("--zookeeper", type=int, choices=(0, 1, 3), default=0)
     up.add_argument("--no-yarn", dest="yarn", action="store_false", help="HDFS (and ZooKeeper) only")
+    up.add_argument("--only-zookeeper", action="store_true", help="neither HDFS nor YARN")
     up.add_argument("--ha", action="store_true", help="two NameNodes, one active, under hdfs://hacluster")
     up.add_argument("--block-size", type=_block_size, default=Shape.block_size, help="of HDFS, such as 64m or 4k")
     up.add_argument("--replication", type=_count(1, MAX_NODES), default=1, help="of HDFS files")

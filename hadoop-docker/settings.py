@@ -41,6 +41,7 @@ class Shape:
     nodemanagers: int = 2
     zookeepers: int = 0
     yarn: bool = True
+    hdfs: bool = True
     ha: bool = False  #: two NameNodes and their fail-over controllers instead of one NameNode; needs ZooKeeper
     block_size: int = 64 * 1024 * 1024
     replication: int = 1
@@ -50,6 +51,8 @@ class Shape:
         names = [f"zk{i + 1}" for i in range(self.zookeepers)]
         if self.yarn:
             names += ["rm"] + [f"nm{i + 1}" for i in range(self.nodemanagers)]
+        if not self.hdfs:
+            return names
         return [*names, *self.namenodes(), *self.controllers(), *(f"dn{i + 1}" for i in range(self.datanodes))]
 
     def namenodes(self) -> list[str]:

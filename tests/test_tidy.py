@@ -27,6 +27,8 @@ LAYERS = (  # Lowest first. A module may import its own layer and those before i
     "engine.runtime.taskmanager",
     "engine.runtime.jobmanager",
     "engine.rest",
+    "engine.process_setup",
+    "engine.jobmanager_process",
     "engine.cluster",
     "engine.client",
     "engine.common",
@@ -55,7 +57,9 @@ SHELLS = {
     "engine.connectors.collect",
     "engine.ha.memory",
     "engine.ha.files",
+    "engine.ha.job_store",
     "engine.ha.zookeeper",
+    "engine.ha.zookeeper_client",
 }
 BANNED = re.compile(
     r"\b(time\.(time|sleep|monotonic|perf_counter)(_ns)?\(|datetime\.now\(|import (threading|socket|grpc|subprocess)\b"

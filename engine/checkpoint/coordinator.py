@@ -12,7 +12,7 @@ that stops a job is its last restore point, and what it holds is committed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 from engine.checkpoint import messages as msg
@@ -30,25 +30,26 @@ from engine.checkpoint.pending import (
     Stage,
     completed_checkpoint,
     half_finished_union,
+    options_of,
     tasks_to_trigger,
 )
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointRecord, CheckpointStatistics, RestoreRecord
-from engine.checkpoint.store import CompletedCheckpointStore, Garbage
+from engine.checkpoint.store import CompletedCheckpointStore, Garbage, StoredCheckpoint
 from engine.core.ids import OperatorID
 from engine.protocol.checkpoint import (
     NO_CHECKPOINT,
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
     CheckpointKind,
-    CheckpointOptions,
     DeclineCheckpoint,
     StopMode,
 )
 
 __all__ = ["CheckpointCoordinator"]
 
-#: After a checkpoint that a task's end made impossible, the next one begins so soon: more tasks may be about to end.
+#: The next checkpoint begins so soon after one that a task's end made impossible, and when tasks wait for one at their
+#: end: more tasks may be about to end.
 RETRY_MS: Final = 100
 #: A savepoint that tasks' ends made impossible is tried so often.
 TRIES_MAX: Final = 10
@@ -60,7 +61,8 @@ _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFa
 
 @final
 class CheckpointCoordinator:
-    """``restored``: what the job starts from; with ``is_claimed`` its files are the job's own from now on."""
+    """``restored``: what the job starts from, oldest first; ``counter``: the newest checkpoint id that was given out,
+    perhaps by another JobManager."""
 
     def __init__(
         self,
@@ -68,24 +70,26 @@ class CheckpointCoordinator:
         settings: CheckpointSettings,
         folders: CheckpointFolders,
         *,
-        restored: CompletedCheckpoint | None = None,
-        is_claimed: bool = False,
+        restored: Sequence[StoredCheckpoint] = (),
+        counter: int = 0,
     ) -> None:
         self._settings = settings
         self._folders = folders
         self._set_layout(layout)
         self.statistics = CheckpointStatistics(settings.history)
         self._store = CompletedCheckpointStore(settings.num_retained)
-        self._next_id = 1
-        if restored is not None:
-            self._store.add(restored, is_owned=is_claimed)
-            self._next_id = restored.checkpoint_id + 1
+        self._next_id = counter + 1
+        for stored in restored:
+            self._store.add(stored.checkpoint, is_owned=stored.is_owned)
+            self._next_id = max(self._next_id, stored.checkpoint.checkpoint_id + 1)
         self._attempt_number = -1
         #: tasks are, or will be, running and the job does not wind down
         self._is_active = False
         self._has_ended = False
         self._running: set[Task] = set()
         self._finished: set[Task] = set()
+        #: of those that run: have come to their end but for a checkpoint that completes
+        self._awaiting: set[Task] = set()
         #: in order of their ids; at most one is PREPARING
         self._pending: dict[int, Pending] = {}
         #: WRITING when they were given up: discarded when the answer comes
@@ -105,6 +109,15 @@ class CheckpointCoordinator:
     def restore_point(self) -> CompletedCheckpoint | None:
         """Return what an attempt that begins now starts from; None = afresh."""
         return self._store.latest()
+
+    def kept(self) -> list[CompletedCheckpoint]:
+        """Return what the job may go on from, oldest first."""
+        return [stored.checkpoint for stored in self._store.all()]
+
+    def is_preparing(self, checkpoint_id: int) -> bool:
+        """Return whether PrepareCheckpoint still waits for its answer."""
+        pending = self._pending.get(checkpoint_id)
+        return pending is not None and pending.stage is Stage.PREPARING
 
     def next_timer_ms(self) -> int | None:
         """Return when TimerFired is to come at the latest; it may come earlier and more often."""
@@ -147,6 +160,8 @@ class CheckpointCoordinator:
                 self._on_acknowledged(message)
             case msg.Declined(message):
                 self._on_declined(message)
+            case msg.CheckpointAwaited(attempt_id):
+                self._on_awaited(*attempt_of(attempt_id))
             case msg.MetadataWritten(checkpoint_id):
                 self._on_written(checkpoint_id)
             case msg.MetadataFailed(checkpoint_id, message):
@@ -178,6 +193,7 @@ class CheckpointCoordinator:
         self._is_active = True
         self._running.clear()
         self._finished.clear()
+        self._awaiting.clear()
         self._last_end_ms = None
         self._failures_in_a_row = 0
         self._next_due_ms = self._now_ms + self._settings.interval_ms
@@ -218,12 +234,21 @@ class CheckpointCoordinator:
 
     def _on_finished(self, task: Task) -> None:
         self._running.discard(task)
+        self._awaiting.discard(task)
         if not self._is_active:
             return
         self._finished.add(task)
         for pending in list(self._pending.values()):
             if task in pending.waiting:
                 self._abort(pending, CheckpointFailureReason.TASK_FINISHED)
+
+    def _on_awaited(self, task: Task, attempt_number: int) -> None:
+        """The next checkpoint comes soon, not at once: other tasks are about to say the same."""
+        if self._is_active and attempt_number == self._attempt_number and task not in self._finished:
+            due_ms = self._now_ms + RETRY_MS
+            was_held_back = self._is_stopping() and not self._awaiting
+            self._next_due_ms = due_ms if was_held_back else min(self._next_due_ms, due_ms)
+            self._awaiting.add(task)
 
     def _on_all_finished(self) -> None:
         """What the coordinators commit at the job's end is made durable first: when a commit fails half-way, the job
@@ -294,8 +319,13 @@ class CheckpointCoordinator:
             and bool(self._running)
             and (self._settings.after_tasks_finish or not self._finished)
             and all(pending.stage is not Stage.PREPARING for pending in self._pending.values())
-            and not self._is_stopping()
+            and (not self._is_stopping() or self._ends_behind_stop())
         )
+
+    def _ends_behind_stop(self) -> bool:
+        """The job is drained: what tasks give at their very end comes after the savepoint, and is committed by a
+        checkpoint of its own, lest it come twice if another task fails now."""
+        return self._stopped is not None and bool(self._awaiting)
 
     def _has_room(self) -> bool:
         """Whether a periodic checkpoint may be under way beside the others."""
@@ -308,7 +338,7 @@ class CheckpointCoordinator:
         return max(self._next_due_ms, self._last_end_ms + self._settings.min_pause_ms)
 
     def _begin_what_is_due(self) -> None:
-        while self._requests and self._can_begin():
+        while self._requests and self._can_begin() and not self._is_stopping():
             first = self._requests[0]
             under_way = sum(not pending.is_savepoint for pending in self._pending.values())
             if not first.folder and under_way >= self._settings.max_concurrent:
@@ -322,7 +352,9 @@ class CheckpointCoordinator:
 
     def _begin(self, request: Request | None, *, is_final: bool = False) -> None:
         checkpoint_id, self._next_id = self._next_id, self._next_id + 1
-        options = self._options(checkpoint_id, request, is_final)
+        options = options_of(
+            self._settings, self._folders, checkpoint_id, request, self._store.base(), is_final=is_final
+        )
         folder = self._folders.exclusive(checkpoint_id)
         if request is not None and request.folder:
             folder = request.folder
@@ -351,32 +383,6 @@ class CheckpointCoordinator:
             )
         )
         self._commands.append(msg.PrepareCheckpoint(checkpoint_id))
-
-    def _options(self, checkpoint_id: int, request: Request | None, is_final: bool) -> CheckpointOptions:
-        settings = self._settings
-        if request is not None and request.folder:
-            return CheckpointOptions(
-                CheckpointKind.SAVEPOINT,
-                request.folder,
-                request.folder,
-                stop=request.stop,
-                inline_bytes_max=settings.inline_bytes_max,
-            )
-        incremental = settings.incremental and not is_final
-        if request is not None and request.incremental is not None:
-            incremental = request.incremental and not settings.in_memory
-        base = self._store.base() if incremental else None
-        return CheckpointOptions(
-            CheckpointKind.CHECKPOINT,
-            "" if settings.in_memory else self._folders.exclusive(checkpoint_id),
-            "" if settings.in_memory else self._folders.shared,
-            unaligned=settings.unaligned,
-            aligned_timeout_ms=settings.aligned_timeout_ms,
-            at_least_once=settings.at_least_once,
-            base_checkpoint_id=NO_CHECKPOINT if base is None else base.checkpoint_id,
-            incremental=incremental,
-            inline_bytes_max=settings.inline_bytes_max,
-        )
 
     def _on_prepared(self, checkpoint_id: int, coordinators: Mapping[OperatorID, bytes]) -> None:
         pending = self._pending.get(checkpoint_id)
@@ -455,7 +461,8 @@ class CheckpointCoordinator:
             return
         pending.stage = Stage.WRITING
         pending.completed = completed_checkpoint(pending, self._layout)
-        self._commands.append(msg.WriteMetadata(pending.completed))
+        is_restore_point = not pending.is_savepoint or pending.is_stop
+        self._commands.append(msg.WriteMetadata(pending.completed, is_restore_point))
 
     # --- completion --------------------------------------------------------------------------------------------------
 

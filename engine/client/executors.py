@@ -1,7 +1,7 @@
 """Sends a job where the configuration says: this process, a cluster's REST, or a deployment of ``flink_yarn``.
 
 ``execution.target``: "" or ``local`` (a cluster in this process, reused by further jobs), ``remote`` (``rest.address``,
-``rest.port``), ``yarn-session``, ``yarn-per-job``, ``yarn-application``.
+``rest.port``, or with high availability whoever leads), ``yarn-session``, ``yarn-per-job``, ``yarn-application``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.client.job_client import JobClient, JobOutcomeView
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import JobID
-from engine.core.options import ClusterOptions, JobOptions, RestOptions
+from engine.core.options import JobOptions
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.cluster import LocalCluster
     from engine.runtime.jobmanager.gateway import TakenCheckpoint
 
-__all__ = ["execute_async", "rest_url", "warm_up"]
+__all__ = ["execute_async", "warm_up"]
 
 _YARN_TARGETS: Final = ("yarn-session", "yarn-per-job", "yarn-application")
 
@@ -132,17 +132,10 @@ class _LocalAccess:
 # --- a cluster's REST -----------------------------------------------------------------------------------------------
 
 
-def rest_url(config: Configuration) -> str:
-    """Return where clients reach the cluster."""
-    host = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{host}:{config.get(RestOptions.PORT)}"
-
-
 def _execute_remote(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
-    from engine.client.rest_client import RestClient
+    from engine.client.leader_lookup import rest_client
 
-    client = RestClient(rest_url(config))
+    client = rest_client(config)
     job_id = client.submit(job_graph, files)
     # -sae: the job goes with the client that waits for it.
     return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))

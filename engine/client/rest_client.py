@@ -6,6 +6,7 @@ Answers with ``errors`` become exceptions that carry the cluster's own message.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -13,9 +14,9 @@ import pickle
 import secrets
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 from engine.client.job_client import JobOutcomeView
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
@@ -26,13 +27,27 @@ from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import decode, encode
 
-__all__ = ["RestClient"]
+__all__ = ["Leader", "RestClient"]
 
 TIMEOUT_S: Final = 60.0
 #: A program that is run by the cluster builds its job first; it may read files and import much.
 RUN_TIMEOUT_S: Final = 600.0
 UPLOAD_CHUNK_BYTES: Final = 1 << 20
+#: Between two looks for the leader while there may be none.
+_FAILOVER_PAUSE_S: Final = 0.2
+#: A leader that says nothing for so long may be paused: who asks looks for another one.
+_ASK_TIMEOUT_S: Final = 5.0
+#: What a JobManager answers with 503 when another one leads, or soon will.
+_NO_LEADER: Final = (b"ongoing leader election", b"does not lead any more")
 _STATUS: Final = {"SUCCEEDED": JobStatus.FINISHED, "CANCELED": JobStatus.CANCELED, "FAILED": JobStatus.FAILED}
+
+
+class Leader(Protocol):
+    """See ``leader_lookup``."""
+
+    failover_s: float
+
+    def address(self, timeout_s: float) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,14 @@ class _Answer:
 class RestClient:
     """``base_url``: ``http://host:8081``, with or without a path in front of Flink's paths (YARN's proxy)."""
 
-    def __init__(self, base_url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, base_url: str, *, timeout_s: float = TIMEOUT_S, leader: Leader | None = None) -> None:
+        """``leader``: where to ask again when nobody answers, or somebody who does not lead any more."""
+        self._leader = leader
+        self._timeout_s = timeout_s
+        self._connection: http.client.HTTPConnection | None = None
+        self._use(base_url)
+
+    def _use(self, base_url: str) -> None:
         parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ExternalError(f"{base_url!r} is not the address of a cluster; expected http://host:port.")
@@ -54,8 +76,6 @@ class RestClient:
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._secure = parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
-        self._timeout_s = timeout_s
-        self._connection: http.client.HTTPConnection | None = None
 
     # --- transport ---------------------------------------------------------------------------------------------------
 
@@ -68,18 +88,54 @@ class RestClient:
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes] | None = None,
+        body: bytes | Callable[[], Iterable[bytes]] | None = None,
         headers: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> _Answer:
-        """Raises ExternalError when nobody answers."""
+        """Raises ExternalError when nobody answers; with high availability, when no JobManager leads within the time
+        that an election may take."""
+        deadline: float | None = None
+        while True:
+            try:
+                if self._leader is not None and method == "GET" and timeout_s is None:
+                    timeout_s = _ASK_TIMEOUT_S
+                answer = self._request_once(method, path, body, headers, timeout_s=timeout_s)
+                if self._leader is None or answer.status != 503 or not any(one in answer.body for one in _NO_LEADER):
+                    return answer
+            except ExternalError as error:
+                # With high availability submitting a job twice is submitting it once.
+                may_repeat = method != "POST" or path == "/jobs" or isinstance(error.__cause__, ConnectionRefusedError)
+                if self._leader is None or not may_repeat:
+                    raise
+                answer = None
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+            deadline = deadline or time.monotonic() + self._leader.failover_s
+            if time.monotonic() >= deadline:
+                assert answer is not None
+                return answer
+            time.sleep(_FAILOVER_PAUSE_S)
+            self.close()
+            with contextlib.suppress(ExternalError):
+                self._use(self._leader.address(1.0))
+
+    def _request_once(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Callable[[], Iterable[bytes]] | None,
+        headers: Mapping[str, str] | None,
+        *,
+        timeout_s: float | None,
+    ) -> _Answer:
         can_repeat = method == "GET" or (body is None and method == "PATCH")
         for attempt in (1, 2):
             fresh = self._connection is None
             try:
                 connection = self._connect(timeout_s or self._timeout_s)
-                connection.request(method, self._prefix + path, body=body, headers=dict(headers or {}))
+                content = body() if callable(body) else body
+                connection.request(method, self._prefix + path, body=content, headers=dict(headers or {}))
                 response = connection.getresponse()
                 return _Answer(response.status, response.read())
             except (OSError, http.client.HTTPException) as error:
@@ -303,7 +359,7 @@ class RestClient:
         # A fresh connection: a streamed body cannot be sent again when a kept-alive one turns out to be dead.
         self.close()
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
-        return dict(self._decoded(self._request("POST", path, body(), headers), path))
+        return dict(self._decoded(self._request("POST", path, body, headers), path))
 
 
 def _part_head(boundary: str, name: str, filename: str) -> bytes:

@@ -5,10 +5,11 @@ Not here: the generator that calls a function for each index (``simple``).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.core.type_info import TypeInformation
 from engine.operators.base import OperatorContext
@@ -86,7 +87,11 @@ class _Enumerator(SplitEnumerator):
 
 @final
 class _Reader(SourceReader):
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, source: ColumnGeneratorSource) -> None:
+        self._split_id = ""  #: of the last batch
+        self._ended: list[str] = []
         self._function = BoundFunction(source.function, "map")
         self._type_info = source.type_info
         self._fields: list[pa.Field] | None = None
@@ -113,8 +118,10 @@ class _Reader(SourceReader):
         block_end = start - start % _BLOCK + _BLOCK
         end = min(split.end, block_end, start + rows_max)
         following = end if end < block_end else end + (split.step - 1) * _BLOCK
+        self._split_id = split.split_id
         if following >= split.end:
             self._splits.pop(0)
+            self._ended.append(split.split_id)
         else:
             self._splits[0] = replace(split, next=following)
         indexes = np.arange(start, end, dtype=np.int64)
@@ -125,6 +132,15 @@ class _Reader(SourceReader):
         except BaseException as error:
             raise self._function.error(error, f"indexes {start} to {end - 1}") from error
         return ColumnBatch(columns)
+
+    def split_of_batch(self) -> str:
+        return self._split_id
+
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
+        ended, self._ended = self._ended, []
+        return ended
 
     def wants_split(self) -> bool:
         return not self._splits

@@ -6,11 +6,12 @@ Lines without these two wishes come from ``connectors/files`` as they are. Parsi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
 from engine.connectors.files import FileSplit, TextFileSource
-from engine.connectors.source import Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.errors import InputError
 from engine.core.fs import file_system_of, list_input_files
 from engine.core.records import Batch, RowBatch, rows_of
@@ -38,6 +39,8 @@ class SkipFirstLineSource(Source):
 class _SkippingReader(SourceReader):
     """Asks for a split only when the one before is read, so that it is known which split a batch is of."""
 
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, lines: SourceReader) -> None:
         self._lines = lines
         self._skip = False
@@ -57,6 +60,12 @@ class _SkippingReader(SourceReader):
             return batch
         self._skip = False
         return rows_of(batch).slice(1, len(batch))
+
+    def split_of_batch(self) -> str:
+        return self._lines.split_of_batch()
+
+    def take_ended(self) -> Collection[str]:
+        return self._lines.take_ended()
 
     def snapshot(self) -> list[Split]:
         # A split whose first line was left out begins behind it, so nothing is left out again.
@@ -111,8 +120,11 @@ class _WholeFiles(SplitEnumerator):
 
 @final
 class _DelimitedReader(SourceReader):
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, source: DelimitedFileSource) -> None:
         self._source = source
+        self._ended: list[str] = []
         self._delimiter = source.delimiter.encode(source.charset)
         self._stream: IO[bytes] | None = None
         self._split = FileSplit("", "", 0, None)
@@ -127,6 +139,15 @@ class _DelimitedReader(SourceReader):
         self._position = split.start
         self._rest = b""
         self._skip = self._source.skip_first and split.start == 0
+
+    def split_of_batch(self) -> str:
+        return self._split.split_id
+
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
+        ended, self._ended = self._ended, []
+        return ended
 
     def snapshot(self) -> list[Split]:
         return [] if self._stream is None else [replace(self._split, start=self._position)]
@@ -143,6 +164,7 @@ class _DelimitedReader(SourceReader):
             records = [self._rest] if self._rest else []
             self._stream.close()
             self._stream = None
+            self._ended.append(self._split.split_id)
         if self._skip and records:
             self._skip = False
             del records[0]

@@ -13,12 +13,12 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
 from engine.connectors.file_splits import FileEnumerator, FileSplit, NothingYet, split_size_of
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.errors import EngineError, InputError
 from engine.core.fs import file_system_of, scheme_of
 from engine.core.records import Batch, ColumnBatch, RowBatch
@@ -108,6 +108,8 @@ class _SplitEnd:
 class _TextReader(SourceReader):
     """``poll`` turns chunks into batches; the thread finds them. All that both touch is guarded by ``_lock``."""
 
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, source: TextFileSource) -> None:
         self._source = source
         self._lock = threading.Condition()
@@ -119,6 +121,7 @@ class _TextReader(SourceReader):
         self._thread: threading.Thread | None = None
         #: Splits that poll has not come to the end of; it is in the first one. The task's thread alone touches these.
         self._open: deque[FileSplit] = deque()
+        self._ended: list[str] = []
         self._chunk: _Chunk | None = None  # the last one of that split that poll has begun
         self._lines: list[str] = []  # of that chunk
         self._position = 0  # in the lines
@@ -159,12 +162,21 @@ class _TextReader(SourceReader):
             self._lines, self._position = [], 0
             if isinstance(chunk, _SplitEnd):
                 self._chunk = None
-                self._open.popleft()
+                self._ended.append(self._open.popleft().split_id)
                 continue
             self._chunk = chunk
             if self._source.raw_chunks or self._source.columnar:
                 return self._columns(chunk)
             self._lines = self._decoded(chunk)
+
+    def split_of_batch(self) -> str:
+        return self._open[0].split_id  # behind its last batch stands a mark that ends it
+
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
+        ended, self._ended = self._ended, []
+        return ended
 
     def snapshot(self) -> list[Split]:
         splits = list(self._open)

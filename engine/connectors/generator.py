@@ -120,6 +120,7 @@ class _DataGeneratorOperator(SourceOperator):
         return range(start, end, step)
 
     def snapshot_state(self, checkpoint_id: int) -> None:
+        super().snapshot_state(checkpoint_id)
         self._position.update(self._lanes)
 
     def next_timer_ms(self) -> int | None:

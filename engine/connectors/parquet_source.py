@@ -6,11 +6,11 @@ Reading is done in the task's thread, a batch at a time, out of row groups that 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.errors import InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
@@ -94,9 +94,12 @@ def _opened(path: str, size_bytes: int) -> pq.ParquetFile:
 
 @final
 class _Reader(SourceReader):
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, columns: tuple[str, ...] | None) -> None:
         self._columns = columns
         self._splits: list[RowGroupSplit] = []
+        self._ended: list[str] = []
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None  #: read, not emitted yet
@@ -131,13 +134,22 @@ class _Reader(SourceReader):
         self._batches = _without(batches, skip, columns)
 
     def _end_split(self) -> None:
-        self._splits.pop(0)
+        self._ended.append(self._splits.pop(0).split_id)
         self._close_file()
 
     def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
         self._file, self._batches, self._rest = None, iter(()), None
+
+    def split_of_batch(self) -> str:
+        return self._splits[0].split_id  # it ends when nothing is found, not with its last batch
+
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
+        ended, self._ended = self._ended, []
+        return ended
 
     def wants_split(self) -> bool:
         return not self._splits

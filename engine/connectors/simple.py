@@ -11,11 +11,11 @@ import itertools
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.errors import ExternalError
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
@@ -154,8 +154,11 @@ class _SequenceEnumerator(SplitEnumerator):
 
 @final
 class _SequenceReader(SourceReader):
+    split_order = SplitOrder.ONE_BY_ONE
+
     def __init__(self, columnar: bool) -> None:
         self._columnar = columnar
+        self._ended: list[str] = []
         self._split_id = ""
         self._next = 0
         self._end = 0
@@ -168,11 +171,22 @@ class _SequenceReader(SourceReader):
     def snapshot(self) -> list[Split]:
         return [SequenceSplit(self._split_id, self._next, self._end)] if self._next < self._end else []
 
+    def split_of_batch(self) -> str:
+        return self._split_id
+
+    def take_ended(self) -> Collection[str]:
+        if not self._ended:
+            return ()
+        ended, self._ended = self._ended, []
+        return ended
+
     def poll(self, rows_max: int) -> Batch | None:
         start, end = self._next, min(self._end, self._next + rows_max)
         if start == end:
             return None
         self._next = end
+        if end == self._end:
+            self._ended.append(self._split_id)
         if not self._columnar:
             return RowBatch(list(range(start, end)))
         import numpy as np

@@ -1,7 +1,8 @@
 """The source contract: splits, the enumerator that hands them out (in the JobManager), readers (in the tasks).
 
 A ``Source`` is configuration. ``SourceSpec`` turns it into a chain's head operator plus a coordinator; sources that
-need no splits (socket, datagen without a bound) implement an OperatorSpec of their own instead.
+need no splits (socket, datagen without a bound) implement an OperatorSpec of their own instead. Not here: event time by
+split (``stamped_source``), which hears of splits through ``SplitOutput``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import abc
 import enum
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, final, runtime_checkable
 
@@ -37,6 +38,9 @@ __all__ = [
     "Split",
     "SplitAssigned",
     "SplitEnumerator",
+    "SplitOrder",
+    "SplitOutput",
+    "SplitReadingOperator",
 ]
 
 
@@ -47,7 +51,8 @@ class Boundedness(enum.Enum):
 
 @runtime_checkable
 class Split(Protocol):
-    """A part of the input that one reader reads alone. Picklable, engine classes and plain values only."""
+    """A part of the input that one reader reads alone. Picklable, engine classes and plain values only. One whose id is
+    empty has no records: it only makes the reader ask again (monitoring)."""
 
     @property
     def split_id(self) -> str: ...
@@ -74,8 +79,20 @@ class SplitEnumerator(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot take part in checkpoints.")
 
 
+class SplitOrder(enum.Enum):
+    """What a reader says of its splits, so that each can have a watermark of its own."""
+
+    UNTOLD = "untold"  #: nothing: all that it reads has one watermark
+    ONE_BY_ONE = "one by one"  #: it reads one to its end, then the next, in the order in which they were added
+    TOGETHER = "together"  #: it reads all that it has at the same time
+
+
 class SourceReader(abc.ABC):
-    """Reads one split after the other, in the task's thread; blocking I/O belongs in a thread of its own."""
+    """Reads splits in the task's thread, one after the other or all together; blocking I/O belongs in a thread of its
+    own."""
+
+    #: Unless it is UNTOLD, the reader has ``split_of_batch`` and ``take_ended``.
+    split_order: SplitOrder = SplitOrder.UNTOLD
 
     def open(self, ctx: OperatorContext) -> None:
         self.ctx = ctx
@@ -94,6 +111,20 @@ class SourceReader(abc.ABC):
     @abc.abstractmethod
     def is_drained(self) -> bool:
         """True when every split that was added has been read and emitted."""
+
+    def split_of_batch(self) -> str:
+        """Return the id of the split that the batch came from which ``poll`` returned last; a batch is of one split."""
+        raise NotImplementedError(f"{type(self).__name__}.split_order is {self.split_order}, but it tells no split.")
+
+    def take_ended(self) -> Collection[str]:
+        """Return the ids of splits whose last record ``poll`` has returned since this was called last."""
+        raise NotImplementedError(f"{type(self).__name__}.split_order is {self.split_order}, but it tells no end.")
+
+    def pause_splits(self, split_ids: frozenset[str]) -> bool:
+        """Return no record of these splits, and again those of all others, until this is called again; they are too far
+        ahead of other splits (watermark alignment). Asked only of readers that read splits TOGETHER. Return False if
+        the reader cannot do it."""
+        return False
 
     def snapshot(self) -> list[Split]:
         """Return the splits that are not read to their end, each so that reading it anew goes on behind the last record
@@ -139,6 +170,36 @@ class NoMoreSplits:
 
 
 # --- glue ------------------------------------------------------------------------------------------------------------
+
+
+class SplitOutput(abc.ABC):
+    """An Output that wants to know of splits. Each is added, then begun, then gives batches, then ends."""
+
+    @abc.abstractmethod
+    def add_split(self, split_id: str) -> None:
+        """The split belongs to this subtask, and will be read here to its end."""
+
+    @abc.abstractmethod
+    def begin_split(self, split_id: str) -> None:
+        """The reader has got it."""
+
+    @abc.abstractmethod
+    def emit_of(self, split_id: str, batch: Batch) -> None: ...
+
+    @abc.abstractmethod
+    def end_split(self, split_id: str) -> None: ...
+
+
+class SplitReadingOperator(SourceOperator):
+    """A source operator that tells its splits to a SplitOutput."""
+
+    @property
+    @abc.abstractmethod
+    def split_order(self) -> SplitOrder: ...
+
+    @abc.abstractmethod
+    def pause_splits(self, split_ids: frozenset[str]) -> bool:
+        """See SourceReader."""
 
 
 @final
@@ -200,9 +261,10 @@ SPLITS_STATE: Final = "SourceReaderState"
 
 
 @final
-class _SourceOperator(SourceOperator):
+class _SourceOperator(SplitReadingOperator):
     def __init__(self, source: Source) -> None:
         self._reader = source.create_reader()
+        self._split_out: SplitOutput | None = None  #: hears of splits, where somebody wants to
         self._request_pending = False
         self._no_more_splits = False
         #: Given by a checkpoint, not yet by this subtask to its reader, which takes one after the other.
@@ -213,13 +275,32 @@ class _SourceOperator(SourceOperator):
         self._splits = ctx.state.operator_states().get_list_state(ListStateDescriptor(SPLITS_STATE))
         self._restored.extend(self._splits.get())
         self._reader.open(ctx)
+        if isinstance(out, SplitOutput) and self._reader.split_order is not SplitOrder.UNTOLD:
+            self._split_out = out
+            for split in self._restored:
+                out.add_split(split.split_id)
+
+    @property
+    def split_order(self) -> SplitOrder:
+        return self._reader.split_order
+
+    def pause_splits(self, split_ids: frozenset[str]) -> bool:
+        return self._reader.pause_splits(split_ids)
 
     def poll(self, rows_max: int) -> PollResult:
         reader = self._reader
         self._want_split()
         batch = reader.poll(rows_max)
-        if batch is not None:
+        split_out = self._split_out
+        if split_out is not None:
+            if batch is not None:
+                split_out.emit_of(reader.split_of_batch(), batch)
+            # Behind the batch: it may be of one that has ended with it.
+            for split_id in reader.take_ended():
+                split_out.end_split(split_id)
+        elif batch is not None:
             self.out.emit(batch)
+        if batch is not None:
             return PollResult.MORE
         # Polling may have found the end of the split, which nobody else will tell of.
         if self._want_split():
@@ -233,21 +314,28 @@ class _SourceOperator(SourceOperator):
         if self._restored:
             if not self._reader.wants_split():
                 return False
-            self._reader.add_split(self._restored.popleft())
+            self._add_split(self._restored.popleft())
             return True
         if not (self._request_pending or self._no_more_splits) and self._reader.wants_split():
             self._request_pending = True
             self.ctx.send_event(RequestSplit(self.ctx.host))
         return False
 
+    def _add_split(self, split: Split) -> None:
+        if self._split_out is not None and split.split_id:
+            self._split_out.add_split(split.split_id)
+            self._split_out.begin_split(split.split_id)
+        self._reader.add_split(split)
+
     def snapshot_state(self, checkpoint_id: int) -> None:
+        super().snapshot_state(checkpoint_id)
         self._splits.update([*self._reader.snapshot(), *self._restored])
 
     def handle_event(self, event: object) -> None:
         match event:
             case SplitAssigned(split):
                 self._request_pending = False
-                self._reader.add_split(split)
+                self._add_split(split)
             case NoMoreSplits():
                 self._request_pending = False
                 self._no_more_splits = True

@@ -19,10 +19,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     """
     classloader.resolve-order cluster.evenly-spread-out-slots execution.checkpointing.file-merging.enabled
     execution.checkpointing.interval-during-backlog execution.checkpointing.local-backup.enabled
-    high-availability.jobmanager.port high-availability.storageDir high-availability.type
-    high-availability.zookeeper.client.acl high-availability.zookeeper.client.connection-timeout
-    high-availability.zookeeper.client.session-timeout high-availability.zookeeper.path.root
-    high-availability.zookeeper.quorum historyserver.archive.fs.dir historyserver.archive.fs.refresh-interval
+    historyserver.archive.fs.dir historyserver.archive.fs.refresh-interval
     historyserver.archive.retained-jobs historyserver.web.port jobmanager.execution.failover-strategy
     jobmanager.memory.flink.size jobmanager.memory.heap.size jobmanager.memory.off-heap.size jobmanager.rpc.bind-port
     jobmanager.scheduler kubernetes.cluster-id kubernetes.container.image.ref kubernetes.jobmanager.cpu.amount
@@ -33,7 +30,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     pipeline.classpaths pipeline.generic-types pipeline.jars python.execution-mode python.fn-execution.arrow.batch.size
     python.fn-execution.bundle.size python.fn-execution.bundle.time python.metric.enabled python.profile.enabled
     python.pythonpath python.state.cache-size rest.flamegraph.enabled rest.profiling.enabled rest.url-prefix
-    restart-strategy.exponential-delay.attempts-before-reset-backoff scheduler-mode security.delegation.tokens.enabled
+    scheduler-mode security.delegation.tokens.enabled
     security.kerberos.access.hadoopFileSystems security.kerberos.login.contexts security.kerberos.login.keytab
     security.kerberos.login.principal security.kerberos.login.use-ticket-cache security.ssl.internal.enabled
     security.ssl.internal.keystore security.ssl.internal.truststore security.ssl.protocol

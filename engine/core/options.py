@@ -18,6 +18,7 @@ from engine.core.config import (
     number,
     string,
 )
+from engine.core.ha_options import HaOptions
 
 _POSITIVE = (lambda value: value >= 1, "a whole number of at least 1")
 _PORT = (lambda value: 0 <= value <= 65535, "a port from 0 (any free one) to 65535")
@@ -110,6 +111,12 @@ class JobOptions:
     )
     AUTO_WATERMARK_INTERVAL: Final = ConfigOption(
         "pipeline.auto-watermark-interval", duration_ms, 200, "How often watermarks are emitted."
+    )
+    ALLOW_UNALIGNED_SOURCE_SPLITS: Final = ConfigOption(
+        "pipeline.watermark-alignment.allow-unaligned-source-splits",
+        boolean,
+        False,
+        "Let splits run ahead of their group where a source cannot stop reading single ones; false: such a job fails.",
     )
 
 
@@ -371,6 +378,13 @@ class RestartOptions:
         "After so long a time without a failure the delay begins at the initial one again.",
         check=(lambda value: value >= 1, "a duration of at least 1 ms"),
     )
+    BACKOFF_ATTEMPTS: Final = ConfigOption(
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff",
+        integer,
+        2**31 - 1,
+        "So many restarts, without that time in between, before the job fails; by default there is no end.",
+        check=(lambda value: value >= 1, "a whole number of at least 1"),
+    )
 
 
 class YarnOptions:
@@ -421,16 +435,6 @@ class YarnOptions:
         "webhdfs",
         "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
-    )
-
-
-class HaOptions:
-    CLUSTER_ID: Final = ConfigOption(
-        "high-availability.cluster-id",
-        string,
-        "/default",
-        "Names this cluster among others of one ZooKeeper.",
-        ("high-availability.zookeeper.path.namespace",),
     )
 
 

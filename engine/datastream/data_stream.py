@@ -212,10 +212,14 @@ class DataStream(_Named):
         return self._apply("Projection", ProjectSpec(indexes), projected)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
-        return self._stamped(watermark_strategy, at_source=False)
-
-    def _stamped(self, strategy: WatermarkStrategy, *, at_source: bool) -> DataStream:
-        return self._apply("Timestamps/Watermarks", TimestampsSpec(strategy, at_source), self._output_type)
+        """Stamp the records, and say how far event time has come in each subtask here. Where splits of a source are to
+        have watermarks of their own, give the strategy to ``from_source``."""
+        if not isinstance(watermark_strategy, WatermarkStrategy):
+            raise ProgramError(
+                f"assign_timestamps_and_watermarks({watermark_strategy!r:.80}): expected a WatermarkStrategy, such as "
+                "WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(…)."
+            )
+        return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._output_type)
 
     # --- windows ---------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from engine.client.user_files import collect_user_files
 from engine.common.environment import Environment
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource, SocketTextSpec
 from engine.connectors.source import Boundedness, Source, SourceSpec
+from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ProgramError
 from engine.core.options import CheckpointingOptions, JobOptions
@@ -189,7 +190,8 @@ class StreamExecutionEnvironment(Environment):
         source_name: str,
         type_info: TypeInformation | None = None,
     ) -> DataStream:
-        """Make a stream of a FileSource, NumberSequenceSource, DataGeneratorSource or a ``Source`` of your own."""
+        """Make a stream of a FileSource, NumberSequenceSource, DataGeneratorSource or a ``Source`` of your own. Each
+        of its splits has a watermark of its own; the stream's is the lowest of those that are being read."""
         to_spec = getattr(source, "to_spec", None)
         if to_spec is not None:
             spec, bounded = to_spec(), getattr(source, "boundedness", Boundedness.BOUNDED) is Boundedness.BOUNDED
@@ -197,12 +199,16 @@ class StreamExecutionEnvironment(Environment):
             spec, bounded = SourceSpec(source), source.boundedness is Boundedness.BOUNDED
         else:
             raise ProgramError(f"from_source: {source!r} is not a source; expected FileSource.…build() or the like.")
+        if not isinstance(watermark_strategy, WatermarkStrategy):
+            raise ProgramError(
+                f"from_source: {watermark_strategy!r:.80} is no WatermarkStrategy; expected WatermarkStrategy."
+                "no_watermarks(), for_bounded_out_of_orderness(…) or the like."
+            )
+        if watermark_strategy != WatermarkStrategy.no_watermarks():
+            spec = StampedSourceSpec(spec, watermark_strategy)
         produced = type_info or getattr(source, "produced_type", None) or getattr(source, "type_info", None)
         parallelism = getattr(source, "parallelism", None)
-        stream = self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
-        if watermark_strategy == WatermarkStrategy.no_watermarks():
-            return stream
-        return stream._stamped(watermark_strategy, at_source=True)
+        return self._source(source_name, spec, produced, bounded=bounded, parallelism=parallelism)
 
     def add_source(
         self, source_func: SourceFunction, source_name: str = "Custom Source", type_info: TypeInformation | None = None

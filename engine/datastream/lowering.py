@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
 from engine.connectors.file_system import FileSinkSpec
 from engine.connectors.source import SourceSpec
+from engine.connectors.stamped_source import StampedSourceSpec
 from engine.datastream.vectorise import vectorise
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
@@ -61,10 +62,10 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         for node in rewritten:
             _publish_on_cancel(node)
     if batch:
-        _vectorise_word_counts(reachable(rewritten))
-    if batch:
         for node in reachable(rewritten):
             _end_time_with_input(node)
+        _vectorise_word_counts(reachable(rewritten))
+        for node in reachable(rewritten):
             _emit_final(node)
     vectorise(reachable(rewritten))
     if batch:
@@ -86,6 +87,8 @@ def _end_time_with_input(node: Transformation) -> None:
             spec.strategy, out_of_orderness_ms=None, generator_supplier=None, idle_timeout_ms=None
         )
         node.spec = TimestampsSpec(strategy)
+    elif isinstance(spec, StampedSourceSpec):
+        node.spec = spec.for_batch()
     elif isinstance(spec, WindowSpec):
         node.spec = dataclasses.replace(spec, batch=True)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
+from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
@@ -68,6 +69,12 @@ def _is_sequence(spec: SourceSpec) -> bool:
     return -(2**63) <= source.start <= source.end < 2**63
 
 
+def _gives_columns(spec: SourceSpec | StampedSourceSpec) -> bool:
+    if isinstance(spec, StampedSourceSpec):
+        return spec.emits_columns and isinstance(spec.source, SourceSpec) and _gives_columns(spec.source)
+    return bool(getattr(spec.source, "emits_columns", False) or getattr(spec.source, "columnar", False))
+
+
 @dataclass
 class _Plan:
     #: node → what it runs instead
@@ -85,8 +92,8 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
         columns: _Columns | None = None
         if node.id in columnar:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
-        elif isinstance(node.spec, SourceSpec):
-            if getattr(node.spec.source, "emits_columns", False) or getattr(node.spec.source, "columnar", False):
+        elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
+            if _gives_columns(node.spec):
                 columns = _Columns(_declared(node.output_type))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))

@@ -141,18 +141,21 @@ class ExceptionEntry:
 class ExecutionGraph:
     """One run of a JobGraph."""
 
-    def __init__(self, job_graph: JobGraph, now_ms: int) -> None:
+    def __init__(self, job_graph: JobGraph, now_ms: int, first_attempt: int = 0) -> None:
+        """``first_attempt``: number of the first attempts; greater than those that another JobManager made."""
         self.job_graph = job_graph
         self.status = JobStatus.INITIALIZING
         self.status_timestamps: dict[JobStatus, int] = {JobStatus.INITIALIZING: now_ms}
         self.exceptions: deque[ExceptionEntry] = deque(maxlen=EXCEPTIONS_MAX)
         self.failure: ErrorInfo | None = None
+        #: It has ended, but that is not durable yet: until then nobody is told its result.
+        self.is_result_pending = False
         #: merged user accumulators, name → Accumulator as seen at the end (values already plain): name → (type, value)
         self.accumulator_results: dict[str, tuple[str, Any]] = {}
         self.story: deque[str] = deque(maxlen=STORY_LENGTH_MAX)
         self.vertices: dict[JobVertexID, ExecutionJobVertex] = {}
         self._build_vertices()
-        self.new_attempts(0, now_ms)
+        self.new_attempts(first_attempt, now_ms)
 
     def _build_vertices(self) -> None:
         job_graph, former = self.job_graph, self.vertices

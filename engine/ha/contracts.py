@@ -11,13 +11,17 @@ leads though it does not, so it must write before it acts.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-from engine.core.errors import EngineError
+from engine.core.errors import CorruptStateError, EngineError
 from engine.core.ids import FencingToken
 
 __all__ = [
+    "VALUE_BYTES_MAX",
     "ElectionListener",
     "HighAvailabilityServices",
     "LeaderElection",
@@ -25,7 +29,15 @@ __all__ = [
     "LeaderRetrieval",
     "LeadershipLostError",
     "MetadataStore",
+    "check_name",
+    "leader_from_json",
+    "leader_to_json",
 ]
+
+#: of a value in MetadataStore: ZooKeeper refuses requests of 1 MiB
+VALUE_BYTES_MAX: Final = 512 * 1024
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 class LeadershipLostError(EngineError):
@@ -40,6 +52,27 @@ class LeaderInformation:
     rpc_host: str
     rpc_port: int
     rest_address: str = ""  #: "http://host:port", "" without REST
+
+
+def leader_to_json(information: LeaderInformation) -> bytes:
+    return json.dumps(dataclasses.asdict(information)).encode()
+
+
+def leader_from_json(content: bytes, where: str) -> LeaderInformation:
+    """Raises: CorruptStateError that says ``where`` it was found."""
+    try:
+        said = json.loads(content)
+        return LeaderInformation(
+            FencingToken(said["token"]), str(said["rpc_host"]), int(said["rpc_port"]), str(said["rest_address"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStateError(f"The leader's address in {where} cannot be understood: {content[:200]!r}.") from error
+
+
+def check_name(name: str) -> str:
+    """Return the name of a value; a bad one is a bug of ours."""
+    assert _NAME.fullmatch(name), name
+    return name
 
 
 class ElectionListener(Protocol):
@@ -90,7 +123,7 @@ class LeaderRetrieval(Protocol):
 
 
 class MetadataStore(Protocol):
-    """Small values (at most 512 KiB) by name, durable. Names are relative paths: ``jobs/<id>/graph``.
+    """Small values (1 byte to 512 KiB) by name, durable. Names are relative paths: ``jobs/<id>/graph``.
 
     Methods block: call them from an I/O thread. All raise ExternalError when the service cannot be reached within its
     time-out; whether a write took effect then is not known, and it may be tried again (writes are idempotent).

@@ -10,7 +10,7 @@ from typing import final
 
 from engine.core.errors import ExternalError
 from engine.core.ids import FencingToken
-from engine.ha.contracts import ElectionListener, LeaderInformation, LeadershipLostError
+from engine.ha.contracts import VALUE_BYTES_MAX, ElectionListener, LeaderInformation, LeadershipLostError, check_name
 
 __all__ = ["MemoryCluster", "MemoryServices"]
 
@@ -125,9 +125,10 @@ class MemoryMetadata:
             raise LeadershipLostError("This JobManager does not lead any more: another one was elected.")
 
     def put(self, token: FencingToken, name: str, value: bytes) -> None:
+        assert 0 < len(value) <= VALUE_BYTES_MAX, f"{name} has {len(value)} bytes"
         with self._cluster.lock:
             self._check(token)
-            self._cluster.values[name] = value
+            self._cluster.values[check_name(name)] = value
 
     def delete(self, token: FencingToken, name: str) -> None:
         with self._cluster.lock:
@@ -150,13 +151,15 @@ class MemoryMetadata:
 class MemoryServices:
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
+        self._elections: list[MemoryElection] = []
 
     @property
     def storage_dir(self) -> str:
         return self._cluster.storage_dir
 
     def election(self) -> MemoryElection:
-        return MemoryElection(self._cluster)
+        self._elections.append(MemoryElection(self._cluster))
+        return self._elections[-1]
 
     def retrieval(self) -> MemoryRetrieval:
         return MemoryRetrieval(self._cluster)
@@ -172,4 +175,5 @@ class MemoryServices:
         shutil.rmtree(self._cluster.storage_dir.removeprefix("file://"), ignore_errors=True)
 
     async def close(self) -> None:
-        pass
+        for election in self._elections:
+            await election.close()

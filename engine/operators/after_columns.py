@@ -87,11 +87,12 @@ class AfterColumns(Operator):
 
     def _take_up(self) -> None:
         slots = self._slots
-        if slots is None or not slots.num_slots:
+        if slots is None or not slots.num_entries():
             return
         self._output.is_silent = True
-        for batch in _records_of(slots, self._key_selector, self.ctx.operator_name):
-            self._rows.process_batch(0, batch)
+        for state in (slots, *slots.others):
+            for batch in _records_of(state, self._key_selector, self.ctx.operator_name):
+                self._rows.process_batch(0, batch)
         self._output.is_silent = False
         slots.clear()
 
@@ -103,7 +104,8 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
 
     from engine.operators.column_fields import column_index
 
-    assert slots.table is not None
+    if slots.table is None:
+        return
     schema = pa.ipc.read_schema(pa.py_buffer(slots.note))
     left = [index for index in range(len(schema)) if f"c{index}" not in slots.columns]
     match selector:

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from engine.core.errors import EngineError
 from engine.operators.base import OperatorContext
+from engine.operators.checkpointed_function import CheckpointedFunction, initialize
 from engine.operators.failure import NO_RECORD, user_error
 from engine.operators.functions import Function, callable_of
 
@@ -33,6 +34,8 @@ class BoundFunction:
         """Open a Function object in the task; raises UserCodeError when its ``open`` raises."""
         self.operator_name = ctx.operator_name
         self._opened = True
+        if isinstance(self.function, CheckpointedFunction):
+            initialize(self.function, ctx, self.error)
         if isinstance(self.function, Function):
             try:
                 self.function.open(ctx.runtime_context)

@@ -181,14 +181,12 @@ class _ColumnAggregateOperator(Operator):
         ctx.state.add_keyed(SLOTS_PART, self._state)
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
-            import pyarrow as pa
-
-            self._layout = _layout_of(pa.ipc.read_schema(pa.py_buffer(self._state.note)), self._spec)
+            self._layout = self._layout_of_note(self._state.note)
 
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             if self._state.num_slots:
                 self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -329,21 +327,20 @@ class _ColumnAggregateOperator(Operator):
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if self._is_on_rows and self._state.num_slots:
+        if (self._is_on_rows and self._state.num_slots) or self._state.others:
             self._hand_over()
         if self._is_on_rows or not self._state.num_slots:
             self._rows.finish()
         elif self._spec.emit_final:
-            for batch in self._batches(None):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, None):
                 self.out.emit(batch)
             self._state.clear()
 
-    def _batches(self, kept: Array | None) -> Any:
+    def _batches(self, layout: _Layout, state: SlotState, kept: Array | None) -> Any:
         """Yield all slots, or ``kept``, as records: the first of each key, with the aggregate as its value."""
         import numpy as np
 
-        layout, state = self._layout, self._state
-        assert layout is not None
         assert state.table is not None
         every = np.arange(state.num_slots) if kept is None else kept
         for start in range(0, every.size, BATCH_ROWS_MAX):
@@ -354,10 +351,9 @@ class _ColumnAggregateOperator(Operator):
             for index in layout.kept:
                 arrays[index] = state.columns[layout.name_of(index)].get(slots)
             for index, kind in layout.folded.items():
-                if kind == "last":
-                    arrays[index] = state.columns[layout.name_of(index)].get(slots)
-                else:
-                    arrays[index] = _result(kind, self._held(index)[slots], layout.schema.types[index])
+                held: Any = state.columns[layout.name_of(index)]
+                values = held.get(slots) if kind == "last" else held.values.array[slots]
+                arrays[index] = _result(kind, values, layout.schema.types[index])
             yield ColumnBatch(_batch_of(arrays, layout.schema.names))
 
     def _hand_over(self) -> None:
@@ -368,9 +364,20 @@ class _ColumnAggregateOperator(Operator):
         """
         self._is_on_rows = True
         if self._state.num_slots:
-            for batch in self._batches(self._trimmed):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, self._trimmed):
+                self._take_over(batch.to_rows())
+        for other in self._state.others:
+            layout = self._layout_of_note(other.note)
+            assert layout is not None
+            for batch in self._batches(layout, other, None):
                 self._take_over(batch.to_rows())
         self._state.clear()
+
+    def _layout_of_note(self, note: bytes) -> _Layout | None:
+        import pyarrow as pa
+
+        return _layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._spec)
 
     def _take_over(self, rows: RowBatch) -> None:
         """The first record of a key is its state in the row operator: each of these is."""

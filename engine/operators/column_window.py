@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnWindowSpec", "column_window"]
 
+#: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
+_TIME_LIMIT_MS: Final = 1 << 62
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
 
@@ -154,8 +156,9 @@ class _ColumnWindowOperator(Operator):
             seeds=self._spec.seeds,
         )
         ctx.state.add_keyed(WINDOW_SLOTS_PART, self._state)
-        for start, watermark_ms in self._state.restored_panes.items():
-            self._expect(start, watermark_ms)
+        for state in (self._state, *self._state.others):
+            for start, watermark_ms in state.restored_panes.items():
+                self._expect(start, watermark_ms)
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
@@ -166,7 +169,7 @@ class _ColumnWindowOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        if not self._is_on_rows and isinstance(batch, ColumnBatch) and not batch.scalar:
+        if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             aggregated = columns if self._spec.seeds is None else self._folded(columns)
             if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
@@ -215,6 +218,8 @@ class _ColumnWindowOperator(Operator):
             row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
             late: list[tuple[int, Array, list[tuple[int, int]]]] = []
             for pane, start in enumerate(starts[:num_panes].tolist()):
+                if not -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS:
+                    return _left(columns, times_ms, taken)
                 rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
                     taken[rows] = True
@@ -295,7 +300,7 @@ class _ColumnWindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         self._state.watermark_ms = self._watermark_ms
@@ -368,19 +373,24 @@ class _ColumnWindowOperator(Operator):
         self._is_on_rows = True
         if self._state.layout is None:
             return
-        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
-        for start in sorted(self._state.panes):
-            fields, accumulators = self._state.accumulators(start, None)
-            keys = fields if is_tuple else [key for (key,) in fields]
-            for begin, end in self._slices.windows_with(start):
-                if end - 1 + self._lateness_ms > self._state.watermark_of(start):
-                    has_fired = (end, begin) not in self._pending
-                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+        for state in (self._state, *self._state.others):
+            state.watermark_ms = self._state.watermark_ms
+            self._adopt(state)
         self._pending.clear()
         self._state.clear()
 
+    def _adopt(self, state: WindowState) -> None:
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        for start in sorted(state.panes):
+            fields, accumulators = state.accumulators(start, None)
+            keys = fields if is_tuple else [key for (key,) in fields]
+            for begin, end in self._slices.windows_with(start):
+                if end - 1 + self._lateness_ms > state.watermark_of(start):
+                    has_fired = (end, begin) not in self._pending
+                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+
     def finish(self) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()
             self._rows.finish()
 

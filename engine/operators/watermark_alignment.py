@@ -45,7 +45,7 @@ class AlignedSource:
     def __init__(self, ctx: OperatorContext, interval_ms: int) -> None:
         self._ctx = ctx
         self._interval_ms = max(1, interval_ms)
-        self._allowed_ms = TIME_MAX_MS
+        self.allowed_ms = TIME_MAX_MS  #: who is beyond this does not read on
         self.next_report_ms = ctx.clock.now_ms()
 
     def report(self, now_ms: int, watermark_ms: int | None) -> None:
@@ -54,11 +54,11 @@ class AlignedSource:
             self._ctx.send_event(WatermarkReported(watermark_ms))
 
     def allow(self, event: AllowedWatermark) -> None:
-        self._allowed_ms = event.watermark_ms
+        self.allowed_ms = event.watermark_ms
         self._ctx.wake()
 
     def may_read(self, watermark_ms: int) -> bool:
-        return watermark_ms <= self._allowed_ms or watermark_ms == TIME_MAX_MS
+        return watermark_ms <= self.allowed_ms or watermark_ms == TIME_MAX_MS
 
 
 # --- in the JobManager ------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class WindowCells:
         find = functools.partial(self._cells_at, watermark_ms)
         self._loop(keys, rows, stamps, self._memo, find, self._begin, late, self._add, self._blame)
         if self._table.changed is not None:
-            self._note(keys, stamps, self._table.changed)
+            self._note(keys, stamps, self._table.changed.spaced)
 
     def _single_at(self, watermark_ms: int, row: Any, stamp: int) -> Cells | None:
         found = self._several_at(watermark_ms, row, stamp)
@@ -138,7 +138,7 @@ class WindowCells:
         cells = self._spaces.pop(window)
         table = self._table
         if table.changed is not None:
-            table.changed.update((window, key) for key in cells)
+            table.changed.spaced.update((window, key) for key in cells)
             if len(table.changed) > table.changed_max and table.give_up is not None:
                 table.give_up()
 
@@ -150,7 +150,7 @@ class WindowCells:
         held = cells.get(key)
         cells[key] = (accumulator if held is None else self._fold.merge(held[0], accumulator),)
         if self._table.changed is not None:
-            self._table.changed.add((window, key))
+            self._table.changed.add(window, key)
 
     def timers(self) -> Iterable[Timer]:
         """Return the timers that follow from what the windows hold."""

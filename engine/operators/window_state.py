@@ -12,6 +12,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index
@@ -82,6 +83,8 @@ class WindowState:
 
     def clear(self) -> None:
         self.layout: _Layout | None = None
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
         self._fields: list[_Field] = []
         self._accumulators: list[tuple[Accumulator, _Field]] = []
@@ -412,7 +415,8 @@ class WindowState:
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
-        return sum(pane.values.shape[0] for pane in self.panes.values())
+        own = sum(pane.values.shape[0] for pane in self.panes.values())
+        return own + sum(other.num_entries() for other in self.others)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         layout = self.layout
@@ -441,6 +445,8 @@ class WindowState:
         for group, (sink, writer) in streams.items():
             writer.close()
             chunks[group] = sink.getvalue().to_pybytes()
+        for other in self.others:
+            chunks |= other.snapshot(wanted)  # a key group comes from one subtask
         return chunks
 
     def _held_columns(self) -> Iterator[str]:
@@ -472,11 +478,29 @@ class WindowState:
         for chunk in chunks.values():
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 metadata = reader.schema.metadata or {}
-                if self.layout is None:
-                    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-                    assert self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")])
+                schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
+                state = self._for_types(schema, tuple(int(key) for key in metadata[b"keys"].split(b",")))
                 for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                    self._put(batch, int(of_pane[b"watermark"]))
+                    state._put(batch, int(of_pane[b"watermark"]))
+
+    def _for_types(self, schema: pa.Schema, keys: tuple[int, ...]) -> WindowState:
+        """Return what holds windows of such records: this or one of the others."""
+        for state in (self, *self.others):
+            if state.layout is None:
+                break
+            if state.layout.schema.types == schema.types and state.layout.keys == keys:
+                return state
+        else:
+            state = WindowState(
+                self._max_parallelism, self._aggregates, self._keeps_record, self._is_tuple, seeds=self._seeds
+            )
+            self.others.append(state)
+        if not state.define(schema, keys):
+            raise ProgramError(
+                f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this "
+                "version of the program aggregates by other fields. Give the operator another uid to begin afresh."
+            )
+        return state
 
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None

@@ -38,6 +38,7 @@ _SENSITIVE = (
     "basic-auth",
     "jaas.config",
     "http-headers",
+    "zookeeper.client.authorization",  # not in Flink's list, though it holds a password
 )
 
 

@@ -72,6 +72,10 @@ class RestContext:
     #: checkpoints and savepoints that were asked for, see ``operations``
     operations: Any = None
 
+    async def close(self) -> None:
+        """End running programs. May be called again."""
+        await self.programs.close()
+
     @property
     def programs_dir(self) -> str:
         return self.folder("programs")

@@ -77,7 +77,7 @@ async def get_accumulators(request: Request) -> Response:
 
 async def get_execution_result(request: Request) -> Response:
     graph = job_of(request)
-    if not graph.status.is_globally_terminal_state():
+    if not graph.status.is_globally_terminal_state() or graph.is_result_pending:
         return JSONResponse({"status": {"id": "IN_PROGRESS"}, "job-execution-result": None})
     return JSONResponse({"status": {"id": "COMPLETED"}, "job-execution-result": _execution_result(graph)})
 

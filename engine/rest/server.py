@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final, final
+from typing import Any, Final, Protocol, final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,14 +26,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.core.errors import ConfigError, Domain, EngineError, JobNotFoundError
+from engine.core.errors import ConfigError, CorruptStateError, Domain, EngineError, JobNotFoundError
 from engine.core.options import RestOptions
 from engine.rest import checkpoints, cluster, jobs, profiling, programs, rescaling, taskmanagers, vertices
 from engine.rest.context import NotFound, RestContext, RestError
 from engine.rest.operations import Operations
 from engine.runtime.jobmanager.gateway import DispatcherGateway
 
-__all__ = ["RestHandle", "create_app", "serve"]
+__all__ = ["RestHandle", "ServedContext", "create_app", "ports_of", "serve"]
 
 _LOGGER = logging.getLogger(__name__)
 WEB_DIR: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "web")
@@ -136,7 +136,7 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     if isinstance(error, JobNotFoundError):
         return _errors(404, str(error))
-    if error.domain is Domain.USER:
+    if error.domain is Domain.USER or isinstance(error, CorruptStateError):  # which the user has named
         return _errors(400, str(error))
     if error.domain is Domain.EXTERNAL:
         return _errors(503, str(error))
@@ -196,11 +196,21 @@ class _Server(uvicorn.Server):
         pass
 
 
+class ServedContext(Protocol):
+    """What is told where it is reached; see ``RestContext``."""
+
+    host: str
+    port: int
+    address: str
+
+    async def close(self) -> None: ...
+
+
 @final
 class RestHandle:
     """A listening server. ``address`` is the URL for clients, without a slash at its end."""
 
-    def __init__(self, server: _Server, task: asyncio.Task[None], host: str, port: int, context: RestContext) -> None:
+    def __init__(self, server: _Server, task: asyncio.Task[None], host: str, port: int, context: ServedContext) -> None:
         self._server = server
         self._task = task
         self._context = context
@@ -214,24 +224,23 @@ class RestHandle:
 
     async def close(self) -> None:
         """End running programs, then the server. Can be called twice."""
-        await self._context.programs.close()
+        await self._context.close()
         self._server.should_exit = True
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-async def serve(
-    app: Starlette, *, bind_address: str = "", port_range: str = "0", advertised_address: str = ""
-) -> RestHandle:
+async def serve(app: Any, *, bind_address: str = "", port_range: str = "0", advertised_address: str = "") -> RestHandle:
     """Listen on the first free port of ``port_range`` ("8081", "8081-8090,9000", "0") in the running event loop.
 
+    ``app``: of ``create_app``, or another ASGI application whose ``state.rest`` is a ServedContext.
     ``bind_address`` "" = all interfaces. ``advertised_address``: the host in ``handle.address``.
 
     Raises: ConfigError when no port of the range is free or the address is not of this host.
     """
-    listening = _bind(bind_address, _ports(port_range), port_range)
+    listening = _bind(bind_address, ports_of(port_range), port_range)
     port = listening.getsockname()[1]
     anywhere = bind_address in ("", "0.0.0.0", "::")
-    context: RestContext = app.state.rest
+    context: ServedContext = app.state.rest
     context.host = "127.0.0.1" if anywhere else bind_address
     context.port = port
     config = uvicorn.Config(
@@ -262,16 +271,16 @@ async def serve(
     return handle
 
 
-def _ports(port_range: str) -> list[int]:
-    """Return the ports of "8081", "50100-50200" or a list of those. Raises ConfigError."""
+def ports_of(port_range: str, key: str = "rest.bind-port") -> list[int]:
+    """Return the ports of "8081", "50100-50200" or a list of those. Raises ConfigError that names the ``key``."""
     ports: list[int] = []
     for part in str(port_range).split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"rest.bind-port is {port_range!r}; expected a port, a range such as 8081-8090, or 0.")
+            raise ConfigError(f"{key} is {port_range!r}; expected a port, a range such as 8081-8090, or 0.")
         start, end = int(first), int(last or first)
         if not 0 <= start <= end <= 65535:
-            raise ConfigError(f"rest.bind-port is {port_range!r}; expected ports from 0 to 65535, lower one first.")
+            raise ConfigError(f"{key} is {port_range!r}; expected ports from 0 to 65535, lower one first.")
         ports.extend(range(start, end + 1))
     return ports
 

@@ -383,8 +383,7 @@ class GrpcServer:
                 yield chunk
 
     async def close(self) -> None:
-        for connection in list(self._connections):
-            await connection.close()
+        await asyncio.gather(*(connection.close() for connection in list(self._connections)))
         if self._server is not None:
             await self._server.stop(SERVER_GRACE_S)
 

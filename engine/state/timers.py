@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, final
 
 from engine.core.errors import ProgramError
 from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.noted import NotedDelta
 
 __all__ = ["ImpliedTimers", "Timer", "TimerService", "read_timers"]
 
@@ -99,7 +100,7 @@ class ImpliedTimers(Protocol):
 @final
 class TimerService:
     """Registering a timer that exists changes nothing; deleting one that does not, neither. As a part of state it is a
-    ``DeltaPart``; the watermark is not part of it, it comes again."""
+    ``NotingPart``; the watermark is not part of it, it comes again."""
 
     def __init__(self, max_parallelism: int, *, owner: str = "Timers", incremental: bool = False) -> None:
         self._max_parallelism = max_parallelism
@@ -190,18 +191,36 @@ class TimerService:
                     change((time_ms, canonical_key(key), namespace))
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        epochs = None if self.implied is not None else self._log.since(since_checkpoint_id)
+        changed = self._changed_since(since_checkpoint_id)
+        return None if changed is None else self._chunks(key_groups, self._in_order(changed))
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """Timers never change, so their order is all that must be noted."""
+        changed = self._changed_since(since_checkpoint_id)
+        num_changed = 0 if changed is None else sum(map(len, changed))
+        if changed is None or num_changed > entries_max:
+            return None
+        noted = self._in_order(changed)
+        return NotedDelta(num_changed, lambda: self._chunks(key_groups, noted))
+
+    def _changed_since(self, checkpoint_id: int) -> list[set[Timer]] | None:
+        """Return the timers of each queue; None = not known, or so many that a full snapshot is better."""
+        epochs = None if self.implied is not None else self._log.since(checkpoint_id)
         if epochs is None:
             return None
-        changes: list[tuple[int, Timer, bool]] = []
+        changed: list[set[Timer]] = [
+            set().union(*(sets for notes in epochs for sets in notes[position])) for position, _ in self._queues()
+        ]
+        return None if 2 * sum(map(len, changed)) > self.num_timers() else changed
+
+    def _in_order(self, changed: Sequence[set[Timer]]) -> list[tuple[int, Timer, bool]]:
+        """In order of registration, which is the order in which timers of one time fire."""
+        found: list[tuple[int, Timer, bool]] = []
         for position, queue in self._queues():
-            changed: set[Timer] = set().union(*(sets for notes in epochs for sets in notes[position]))
-            # In order of registration, which is the order in which timers of one time fire.
             order = queue.live
-            changes += [(position, timer, timer in order) for timer in sorted(changed, key=lambda t: order.get(t, -1))]
-        if 2 * len(changes) > self.num_timers():
-            return None
-        return self._chunks(key_groups, changes)
+            timers = sorted(changed[position], key=lambda timer: order.get(timer, -1))
+            found += [(position, timer, timer in order) for timer in timers]
+        return found
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         if not self._incremental:

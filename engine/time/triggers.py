@@ -214,8 +214,8 @@ class ContinuousEventTimeTrigger(Trigger):
 
     def _register_next(self, time: int, window: Window, ctx: Trigger.TriggerContext) -> None:
         next_time = min(time + self.interval, window.max_timestamp())
-        if ctx.get_current_watermark() == TIME_MAX_MS:
-            next_time = window.max_timestamp()  # nothing comes any more: not every interval up to the end of time
+        if ctx.get_current_watermark() == window.max_timestamp() == TIME_MAX_MS:
+            next_time = TIME_MAX_MS  # nothing comes any more: not every interval up to the end of time
         ctx.set_note(self._NOTE, next_time)
         ctx.register_event_time_timer(next_time)
 

@@ -6,18 +6,21 @@ of proportional set sizes (PSS) over the tree, sampled four times a second, so t
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import resource
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import TracebackType
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36
+from tests.bench.process_cpu import adopt_orphans, descendants_cpu_s
+
 SAMPLE_S = 0.25
 
 
@@ -31,9 +34,9 @@ class Measurement:
     output: str
 
 
-def _pss_mb(root: psutil.Process) -> float:
+def _pss_mb(processes: Iterable[psutil.Process]) -> float:
     total = 0
-    for process in [root, *root.children(recursive=True)]:
+    for process in processes:
         try:
             with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as rollup:
                 total += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
@@ -46,7 +49,7 @@ def run(
     command: list[str], *, timeout_s: float, env: dict[str, str] | None = None, cwd: str | None = None
 ) -> Measurement:
     """Run ``command`` to its end; it is killed with its whole session after ``timeout_s``."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     process = subprocess.Popen(
@@ -59,7 +62,7 @@ def run(
         root = psutil.Process(process.pid)
         while not ended.wait(SAMPLE_S):
             try:
-                peak_mb = max(peak_mb, _pss_mb(root))
+                peak_mb = max(peak_mb, _pss_mb([root, *root.children(recursive=True)]))
             except psutil.Error:
                 return
             if time.monotonic() - started > timeout_s:
@@ -68,11 +71,16 @@ def run(
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     assert process.stdout is not None
-    for line in process.stdout:
-        if first_line_s is None:
-            first_line_s = time.monotonic() - started
-        lines.append(line)
-    exit_code = process.wait()
+    try:
+        for line in process.stdout:
+            if first_line_s is None:
+                first_line_s = time.monotonic() - started
+            lines.append(line)
+        exit_code = process.wait()
+    except BaseException:  # this benchmark is being ended: nothing is left behind
+        ended.set()
+        _end_session(process)
+        raise
     wall_s = time.monotonic() - started
     ended.set()
     sampler.join()
@@ -80,6 +88,13 @@ def run(
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Measurement(wall_s, cpu_s, peak_mb, first_line_s, exit_code, "".join(lines))
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _reap_orphans(process.pid)
 
 
 def _reap_orphans(session: int) -> None:
@@ -98,3 +113,39 @@ def _reap_orphans(session: int) -> None:
                     child.kill()
             deadline = time.monotonic() + 5
         time.sleep(0.02)
+
+
+class TreeWatch:
+    """Watches all that this process has started, while it is entered: peak memory; CPU and wall seconds between marks.
+
+    For daemons that outlive a phase of a benchmark. CPU of processes that were killed and waited for counts as well.
+    """
+
+    def __enter__(self) -> TreeWatch:
+        adopt_orphans()
+        self.peak_mb = 0.0
+        self._cpu_s = self.started_cpu_s = descendants_cpu_s()
+        self._at = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def mark(self) -> tuple[float, float]:
+        """Return CPU and wall seconds since the last mark."""
+        cpu_s, at = descendants_cpu_s(), time.monotonic()
+        since = (cpu_s - self._cpu_s, at - self._at)
+        self._cpu_s, self._at = cpu_s, at
+        return since
+
+    def _sample(self) -> None:
+        root = psutil.Process()
+        while not self._ended.wait(2 * SAMPLE_S):
+            try:
+                self.peak_mb = max(self.peak_mb, _pss_mb(root.children(recursive=True)))
+            except psutil.Error:
+                continue

@@ -19,12 +19,16 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from tests.bench.measure import TreeWatch
 from tests.process.cluster_jobs import ROOT, StandaloneCluster
 
+#: A spare TaskManager has been there for a while: a new one is still importing what slots need when it registers.
+_WARM_S = 4.0
 PROGRAM = Path(__file__).with_name("programs") / "keyed_state.py"
 
 
@@ -100,35 +104,115 @@ def wait_until_filled(beat: Path, keys: int) -> None:
     wait_for(lambda: any(index > keys * 1.02 for _, _, index in last_beats(beat)), "all keys written", 300)
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Load:
+    """What the job does, and where: ``keys`` values of ``value_bytes``, ``rate`` updates a second, first each key once,
+    then one per cent of them. ``folder``: of the run."""
+
+    keys: int
+    value_bytes: int
+    rate: int
+    parallelism: int
+    backend: str
+    memory: str
+    settle_s: float
+    increments: int
+    folder: Path
+
+    @property
+    def hot(self) -> int:
+        return max(1, self.keys // 100)
+
+    @property
+    def beat(self) -> Path:
+        return self.folder / "beat"
+
+
+class Contender(Protocol):
+    """A running cluster with one TaskManager. All of it ends with ``close``."""
+
+    rest_url: str
+
+    def submit(self, load: Load) -> str: ...
+
+    def add_taskmanager(self) -> object: ...
+
+    def kill_taskmanager(self, index: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Engine(StandaloneCluster):
+    """Ours, with the default configuration but for memory."""
+
+    def __init__(self, load: Load) -> None:
+        memory = {"taskmanager_memory_process_size": load.memory}
+        super().__init__(load.folder, taskmanagers=1, slots=load.parallelism, **memory)
+
+    def submit(self, load: Load) -> str:
+        address = urlsplit(self.rest_url)
+        words = [address.hostname, address.port, load.keys, load.value_bytes, load.rate, load.hot, load.beat]
+        return submit([*words, load.backend, load.folder / "checkpoints", "1 h", load.parallelism])
+
+    def kill_taskmanager(self, index: int) -> None:
+        self.taskmanagers[index].popen.send_signal(signal.SIGKILL)
+
+
+def measure(start: Callable[[Load], Contender], load: Load) -> list[dict[str, Any]]:
+    """Fill the state, take checkpoints, kill the TaskManager; return a row for each with what all processes used."""
     rows: list[dict[str, Any]] = []
-    memory = {"taskmanager_memory_process_size": arguments.memory}
-    cluster = StandaloneCluster(folder, taskmanagers=1, slots=arguments.parallelism, **memory)
-    try:
-        rest, address, beat = Rest(cluster.rest_url), urlsplit(cluster.rest_url), folder / "beat"
-        beat.touch()
-        hot = max(1, arguments.keys // 100)
-        words = [address.hostname, address.port, arguments.keys, arguments.value_bytes, arguments.rate, hot, beat]
-        words += [arguments.backend, folder / "checkpoints", "1 h", arguments.parallelism]
-        job = submit(words)
-        wait_until_filled(beat, arguments.keys)
-        time.sleep(arguments.settle_s)
-        rows.append(checkpoint(rest, job, "FULL"))
-        for _ in range(arguments.increments):
-            time.sleep(1.5 * hot / arguments.rate + 0.5)  # each hot key has changed
-            rows.append(checkpoint(rest, job, "CONFIGURED"))
-        cluster.add_taskmanager()
-        wait_for(lambda: rest("/overview")["taskmanagers"] == 2, "the spare TaskManager")
-        killed_ms = time.time() * 1000
-        cluster.taskmanagers[0].popen.send_signal(signal.SIGKILL)
-        beats = lambda: [ms for ms, _, _ in last_beats(beat) if ms > killed_ms + 300]  # noqa: E731
-        first_ms = wait_for(beats, "a record after the recovery")[0]
-        rows.append({"kind": "recovery", "kill_to_first_record_s": round((first_ms - killed_ms) / 1000, 2)})
-        rest_patch = urllib.request.Request(f"{cluster.rest_url}/jobs/{job}", method="PATCH")
-        urllib.request.urlopen(rest_patch, timeout=30).close()
-    finally:
-        cluster.close()
+    load.beat.touch()
+
+    def took(row: dict[str, Any]) -> None:
+        cpu_s, _ = watch.mark()
+        rows.append({**row, "cpu_s": round(cpu_s, 2), "peak_mb": round(watch.peak_mb)})
+
+    with TreeWatch() as watch:
+        cluster = start(load)
+        try:
+            rest = Rest(cluster.rest_url)
+            started = time.monotonic()
+            job = cluster.submit(load)
+            wait_until_filled(load.beat, load.keys)
+            took({"kind": "fill", "wall_s": round(time.monotonic() - started, 2)})
+            watch.mark()
+            time.sleep(load.settle_s)
+            if load.settle_s:  # what the job uses by itself, without a checkpoint
+                took({"kind": "steady", "wall_s": load.settle_s})
+            watch.mark()
+            took(checkpoint(rest, job, "FULL"))
+            for _ in range(load.increments):
+                time.sleep(1.5 * load.hot / load.rate + 0.5)  # each hot key has changed
+                watch.mark()
+                took(checkpoint(rest, job, "CONFIGURED"))
+            cluster.add_taskmanager()
+            wait_for(lambda: rest("/overview")["taskmanagers"] == 2, "the spare TaskManager")
+            time.sleep(_WARM_S)
+            watch.mark()
+            killed_ms = time.time() * 1000
+            cluster.kill_taskmanager(0)
+            beats = lambda: [ms for ms, _, _ in last_beats(load.beat) if ms > killed_ms + 300]  # noqa: E731
+            first_ms = wait_for(beats, "a record after the recovery")[0]
+            took({"kind": "recovery", "kill_to_first_record_s": round((first_ms - killed_ms) / 1000, 2)})
+            rest_patch = urllib.request.Request(f"{cluster.rest_url}/jobs/{job}", method="PATCH")
+            urllib.request.urlopen(rest_patch, timeout=30).close()
+        finally:
+            cluster.close()
     return rows
+
+
+def load_of(arguments: argparse.Namespace, folder: Path) -> Load:
+    return Load(
+        keys=arguments.keys,
+        value_bytes=arguments.value_bytes,
+        rate=arguments.rate,
+        parallelism=arguments.parallelism,
+        backend=arguments.backend,
+        memory=arguments.memory,
+        settle_s=arguments.settle_s,
+        increments=arguments.increments,
+        folder=folder,
+    )
 
 
 def main() -> int:
@@ -144,7 +228,7 @@ def main() -> int:
     parser.add_argument("--json", help="append the results to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="engine-recovery-") as folder:
-        rows = measure(arguments, Path(folder))
+        rows = measure(Engine, load_of(arguments, Path(folder)))
     for row in rows:
         row |= {"workload": "recovery", "backend": arguments.backend, "keys": arguments.keys}
         print(json.dumps(row), flush=True)

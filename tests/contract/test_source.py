@@ -15,8 +15,8 @@ import lzma
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,11 +34,16 @@ from engine.connectors.generator import DataGeneratorSpec, deal_lanes
 from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.simple import CollectionSpec, FunctionSourceSpec, SequenceSource
 from engine.connectors.source import Source, SourceSpec
+from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.clock import ManualClock
 from engine.core.errors import InputError
+from engine.core.records import rows_of
 from engine.operators.base import OperatorSpec, PollResult
 from engine.operators.functions import SourceFunction
+from engine.time.watermarks import WatermarkStrategy
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 from tests.testing.checkpointed_job import CheckpointedJob, TakenCheckpoint
+from tests.testing.operator_harness import CollectedOutput, OperatorHarness
 
 TIMEOUT_S = 30.0
 
@@ -312,6 +317,92 @@ def test_what_is_read_across_crashes_is_what_is_read_without(name, tmp_path):
             assert [places for places in by_split.values() if places != sorted(places)] == []
 
     check()
+
+
+#: those that tell their splits, and whose rows are records
+STAMPED = [name for name in SOURCES if name not in ("raw chunks", "generator", "collection", "user function")]
+
+
+@pytest.mark.parametrize("name", STAMPED)
+def test_of_splits_that_a_checkpoint_has_no_record_is_late_in_whatever_order_they_are_read(name, tmp_path):
+    """Times begin anew in each split, so a watermark that did not know of those that wait would make theirs late."""
+    case = SOURCES[name](tmp_path)
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(phases=phases_of(case.parallelisms))
+    def check(phases: list[Phase]) -> None:
+        split_of = case.split_of(phases[0].parallelism) if case.split_of else _SplitOfBatches(case, phases[0])
+        rank_of, ranks = {}, Counter()
+        for record in case.records:
+            rank_of[record] = ranks[split_of(record)]
+            ranks[split_of(record)] += 1
+        strategy = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(
+            lambda record, _: rank_of[record]
+        )
+        stamped = replace(case, spec=StampedSourceSpec(case.spec, strategy))
+        begun: set[Any] = set()
+        records = []
+        for outputs in attempts_of(stamped, phases):
+            late = [r for output in outputs for r in late_records(output) if split_of(r) in begun]
+            assert late == []
+            records += [row for output in outputs for row in output.rows]
+            begun |= {split_of(row) for output in outputs for row in output.rows}
+        for output in outputs:  # to the end: of the last split that was read nobody else held the watermark
+            if output.rows:
+                told = [watermark_ms for watermark_ms in output.watermarks_ms if watermark_ms < TIME_MAX_MS]
+                assert max(told, default=TIME_MIN_MS) >= rank_of[output.rows[-1]] - 1
+        assert Counter(records) == Counter(case.records)
+
+    check()
+
+
+class _SplitOfBatches:
+    """Which split each record is of, found by reading the splits one by one."""
+
+    def __init__(self, case: Case, phase: Phase) -> None:
+        self._split_of: dict[Any, str] = {}
+        source = case.spec.source
+        for split in _splits(source, phase.parallelism):
+            reader = source.create_reader()
+            with OperatorHarness(SourceSpec(source)) as harness:
+                reader.open(harness.contexts[0])
+                reader.add_split(split)
+                while (batch := reader.poll(1000)) is not None:
+                    self._split_of.update(dict.fromkeys(rows_of(batch).rows, split.split_id))
+                reader.close()
+
+    def __call__(self, record: Any) -> str:
+        return self._split_of[record]
+
+
+def attempts_of(case: Case, phases: list[Phase]) -> Iterator[list[CollectedOutput]]:
+    """Yield what the subtasks gave up to each checkpoint, and to the end; after each checkpoint all are killed."""
+    job = CheckpointedJob(case.spec, parallelism=phases[0].parallelism)
+    taken: TakenCheckpoint | None = None
+    try:
+        for phase in phases:
+            job.start(taken, parallelism=phase.parallelism)
+            read(job, phase.num_rows, phase.rows_max)
+            taken = job.complete()
+            yield [harness.output for harness in job.harnesses.values()]
+            job.kill()
+        job.start(taken)
+        read(job, 10**9, 7)
+        yield [harness.output for harness in job.harnesses.values()]
+    finally:
+        job.dispose()
+
+
+def late_records(output: CollectedOutput) -> list[Any]:
+    """Return the records that came behind a watermark which said that none like it would."""
+    late, watermark_ms = [], TIME_MIN_MS
+    for told in output.story:
+        if isinstance(told, int):
+            watermark_ms = told
+        else:
+            rows = rows_of(told)
+            late += [row for row, ms in zip(rows.rows, rows.timestamps_ms, strict=True) if ms <= watermark_ms]
+    return late
 
 
 def test_a_split_that_was_requested_at_the_checkpoint_is_requested_again(tmp_path):

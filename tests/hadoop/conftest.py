@@ -113,6 +113,13 @@ def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def zookeeper(hadoop_jars: None) -> Iterator[HadoopCluster]:
+    """One ZooKeeper (zk1) and nothing else, which tests may kill as long as they start it again."""
+    with running_cluster("--only-zookeeper", "--zookeeper", "1") as cluster:
+        yield cluster
+
+
 @contextlib.contextmanager
 def running_cluster(*shape: str) -> Iterator[HadoopCluster]:
     """A cluster of the shape that ``cluster.py up`` is told with these words, for as long as the block runs."""

@@ -6,14 +6,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_vectorised_and_lambda_word_counts_agree():
-    command = [sys.executable, "-m", "tests.bench", "smoke", "--size", "1MB"]
+    command = [sys.executable, "-m", "tests.bench", "smoke", "--only", "words", "--size", "1MB"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine / engine-lambdas" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("keyed", "RESULT rep=1 warm cpu="),
+        ("latency", "timeout 0 ms: "),
+        ("channels", "6 channels"),
+        ("lambdas", "10000 events, CPU"),
+        ("recovery", "kill -9 to first record, s"),
+    ],
+)
+def test_a_benchmark_runs_and_loses_nothing(part, expected):
+    command = [sys.executable, "-m", "tests.bench", "smoke", "--only", part]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert expected in done.stdout
 
 
 def test_the_engine_adds_less_to_a_call_than_it_may():

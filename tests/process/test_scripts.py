@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
-from tests.process.script_cluster import ROOT, ScriptCluster, alive, wait_until
+from tests.process.script_cluster import ROOT, ScriptCluster, alive, free_ports, wait_until
 
 HOST = socket.gethostname()
 
@@ -90,6 +93,53 @@ def test_a_jobmanager_takes_host_and_port_and_runs_in_the_foreground(cluster):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_several_masters_start_with_high_availability_and_a_job_outlives_the_whole_cluster(tmp_path):
+    first, second = free_ports(2)
+    settings = {
+        "high-availability.type": "filesystem",
+        "high-availability.storageDir": f"file://{tmp_path}/ha",
+        "high-availability.zookeeper.client.session-timeout": "4 s",
+        "rest.port": first,
+    }
+    with ScriptCluster(tmp_path / "cluster", settings) as cluster:
+        (cluster.conf / "masters").write_text(f"localhost\nlocalhost:{second}\n")
+        started = cluster.run("start-cluster.sh")
+        assert started.returncode == 0, started.stderr
+        lines = started.stdout.splitlines()
+        assert lines[0] == "Starting HA cluster with 2 masters."
+        assert [line.split(" daemon")[0] for line in lines if line.startswith("Starting standalonesession")] == [
+            "Starting standalonesession"
+        ] * 2
+        assert len(cluster.pids("standalonesession")) == 2
+        wait_until(lambda: "No running jobs." in cluster.run("flink", "list").stdout, "flink list answers")
+        for port in (first, second):
+            with urllib.request.urlopen(f"http://localhost:{port}/overview", timeout=10) as answer:
+                assert json.load(answer)["taskmanagers"] == 1
+        program = tmp_path / "program.py"
+        program.write_text(ENDLESS)
+        submitted = cluster.run("flink", "run", "-d", "-py", program)
+        job_id = re.search("JobID ([0-9a-f]{32})", submitted.stdout)[1]
+        wait_until(lambda: f"{job_id} : endless (RUNNING)" in cluster.run("flink", "list").stdout, "the job runs")
+        stopped = cluster.run("stop-cluster.sh")
+        assert stopped.returncode == 0, stopped.stderr
+        assert stopped.stdout.count("Stopping standalonesession daemon") == 2
+        assert cluster.pids("standalonesession") == []
+        assert cluster.run("start-cluster.sh").returncode == 0
+        wait_until(lambda: f"{job_id} : endless (RUNNING)" in cluster.run("flink", "list").stdout, "it runs again")
+        cancelled = cluster.run("flink", "cancel", job_id)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert f"{job_id} : endless (CANCELED)" in cluster.run("flink", "list", "-a").stdout
+        assert cluster.run("stop-cluster.sh").returncode == 0
+
+
+ENDLESS = """
+from engine.datastream import StreamExecutionEnvironment
+env = StreamExecutionEnvironment.get_execution_environment()
+env.from_sequence(1, 10**9).map(lambda n: n).print()
+env.execute("endless")
+"""
 
 
 def test_a_port_in_use_is_told_and_fails_the_start(cluster):

@@ -175,9 +175,10 @@ def test_a_crash_after_a_checkpoint_loses_and_repeats_nothing(kind: str, paralle
     in_slots(body)
 
 
-def test_increments_are_small_and_build_on_each_other(tmp_path: Path):
+@pytest.mark.parametrize("notes", [False, True], ids=["by a child", "noted"])
+def test_increments_are_small_and_build_on_each_other(tmp_path: Path, notes: bool):
     async def body(cluster: SlotCluster) -> None:
-        job = Job(cluster, num_keys=20_011, sources=1, counts=1)
+        job = Job(cluster, num_keys=20_011, sources=1, counts=1, notes=notes)
         job.specs["source"] = Rewinding(COUNT, 25_000)
         job.deploy()
         await job.until_running()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 import random
+import time
 
 import pytest
 
-from engine.common import Configuration, Duration, Row, Types, WatermarkStrategy
+from engine.common import Configuration, Duration, RestartStrategies, Row, Types, WatermarkStrategy
 from engine.core.errors import JobExecutionError
 from engine.datastream import (
     BroadcastProcessFunction,
@@ -19,7 +20,7 @@ from engine.datastream import (
     RuntimeExecutionMode,
     StreamExecutionEnvironment,
 )
-from engine.datastream.functions import AggregateFunction, FilterFunction, MapFunction
+from engine.datastream.functions import AggregateFunction, CheckpointedFunction, FilterFunction, MapFunction
 from engine.datastream.state import (
     AggregatingStateDescriptor,
     ListStateDescriptor,
@@ -310,3 +311,40 @@ class CountsWithoutKey(MapFunction):
 def test_state_without_a_key_fails_the_job_and_says_what_to_do(env):
     with pytest.raises(JobExecutionError, match=r"'count' was asked for.*call key_by\(\.\.\.\) before it"):
         collected(env.from_collection([1]).map(CountsWithoutKey()))
+
+
+class Numbered(MapFunction, CheckpointedFunction):
+    """Numbers its records, in operator state."""
+
+    def initialize_state(self, context):
+        self.kept = context.get_operator_state_store().get_list_state(ListStateDescriptor("number"))
+        self.number = max(self.kept.get(), default=0)
+
+    def snapshot_state(self, context):
+        self.kept.update([self.number])
+
+    def map(self, value):
+        self.number += 1
+        return self.number
+
+
+class FailsOnce(MapFunction):
+    def __init__(self, mark):
+        self.mark = mark
+
+    def map(self, value):
+        time.sleep(0.001)
+        if value == 300 and not self.mark.exists():
+            self.mark.touch()
+            raise RuntimeError("as planned")
+        return value
+
+
+def test_operator_state_goes_on_where_the_checkpoint_was(tmp_path):
+    env = StreamExecutionEnvironment.get_execution_environment(Configuration()).set_parallelism(1)
+    env.set_runtime_mode(RuntimeExecutionMode.STREAMING)
+    env.enable_checkpointing(20)
+    env.set_restart_strategy(RestartStrategies.fixed_delay_restart(3, 10))
+    numbers = env.from_sequence(1, 500).map(Numbered()).rebalance().map(FailsOnce(tmp_path / "failed"))
+    assert sorted(collected(numbers)) == list(range(1, 501))
+    assert (tmp_path / "failed").exists()

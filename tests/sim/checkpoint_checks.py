@@ -21,14 +21,22 @@ CHECKPOINTS: Final = "sim://checkpoints"
 class CheckpointChecks:
     """Looks at each decision of the CheckpointCoordinator of one job, and at each file that goes away."""
 
-    def __init__(self, cluster: Cluster, master: JobMaster) -> None:
+    def __init__(self, cluster: Cluster, master: JobMaster, former: CheckpointChecks | None = None) -> None:
+        """``former``: of the same job under the leader before, whose decisions do not count any more."""
         self.num_completed = 0
         self.num_restored = 0
         self._world = cluster.world
         self._files = cluster.files
         self._master = master
         self._coordinator = master.checkpoints._coordinator
-        self._last_begun = self._last_completed = 0
+        self._last_begun = self._last_triggered = self._last_completed = 0
+        self._is_former = False
+        if former is not None:
+            former._is_former = True
+            # Of those that it has begun and not triggered, the store may not have heard; nobody else has.
+            self._last_begun = self._last_triggered = former._last_triggered
+            self._last_completed = former._last_completed
+            self.num_completed, self.num_restored = former.num_completed, former.num_restored
         handle = self._coordinator.handle
 
         def watched(event: Any, *times: int) -> Any:
@@ -58,6 +66,8 @@ class CheckpointChecks:
                     raise SimulationError(f"checkpoint {checkpoint_id} begins after {self._last_begun}")
                 self._last_begun = checkpoint_id
                 self._tell(f"{checkpoint_id} begins")
+            case msg.TriggerTasks(checkpoint_id):
+                self._last_triggered = checkpoint_id
             case msg.NotifyComplete(checkpoint):
                 checkpoint_id = checkpoint.checkpoint_id
                 if checkpoint_id <= self._last_completed:
@@ -94,6 +104,8 @@ class CheckpointChecks:
             raise SimulationError(f"{handle.path} has other bytes than were acknowledged")
 
     def _on_delete(self, path: str) -> None:
+        if self._is_former:
+            return
         for stored in self._coordinator._store.all():
             checkpoint = stored.checkpoint
             if path == f"{checkpoint.folder}/{METADATA_FILE}" or path in checkpoint.files():

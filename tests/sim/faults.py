@@ -58,6 +58,8 @@ class Faults:
             (1, self._refuse_commits),
             (1, self._hang_worker),
         ]
+        if simulation.failover:
+            self.kinds += [(4, self._kill_leader), (4, self._pause_leader), (3, self._depose_leader)]
 
     def begin(self) -> None:
         if self._simulation.faults_until and self._rng.random() < 0.2:
@@ -176,6 +178,38 @@ class Faults:
         loop.stop_process()
         self._continue_after(seconds, loop.continue_process)
         return f"the JobManager is stopped for {seconds} s"
+
+    def _kill_leader(self) -> str | None:
+        leader = self._cluster.jobmanager
+        if leader.loop.is_dead:
+            return None
+        leader.kill()
+        self._world.after(self._rng.uniform(0.05, 2.0), lambda: self._cluster.elect(after=leader))
+        return f"the leader {leader.name} is killed"
+
+    def _pause_leader(self) -> str | None:
+        """For longer than its session, mostly."""
+        leader = self._cluster.jobmanager
+        if leader.loop.is_dead or leader.loop.is_stopped:
+            return None
+        seconds, session = self._rng.choice((0.5, 3.0, 6.0)), self._rng.uniform(0.3, 2.0)
+        told = seconds + self._rng.choice((0.0, 0.2, 2.0))
+        leader.loop.stop_process()
+        self._continue_after(seconds, leader.loop.continue_process)
+        if seconds > session:
+            self._world.after(session, lambda: self._cluster.elect(after=leader))
+            self._world.after(told, leader.revoke)
+        return f"the leader {leader.name} is paused for {seconds} s, its session lasts {session:.1f} s"
+
+    def _depose_leader(self) -> str | None:
+        """Its session ends while it works, and it hears of it later: for a while two believe that they lead."""
+        leader = self._cluster.jobmanager
+        if leader.loop.is_dead or not leader.is_published:
+            return None
+        told = self._rng.choice((0.001, 0.3, 3.0))
+        self._cluster.elect(after=leader)
+        self._world.after(told, leader.revoke)
+        return f"the leader {leader.name} is deposed, and told after {told} s"
 
     def _refuse_forks(self) -> str | None:
         taskmanager = self._taskmanager()

@@ -11,10 +11,13 @@ from typing import Any, final
 
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import ExternalError, StaleLeaderError
+from engine.core.errors import EngineError, ExternalError, StaleLeaderError
 from engine.core.ids import FencingToken, ResourceID
+from engine.ha.job_store import FencedJobStore
+from engine.ha.memory import MemoryCluster, MemoryServices
 from engine.protocol.control import InitializeSlot, SlotReady
 from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.taskmanager.task_executor import TaskExecutor, TaskExecutorSettings
 from tests.sim.loops import SimLoop
 from tests.sim.network import ControlLink, DataNetwork
@@ -82,8 +85,14 @@ class SimTaskManager:
         self.zygote: _SlotHost | None = None
         self.resource_id = ResourceID(self.name)
         settings = TaskExecutorSettings(self.resource_id, self.name, "", num_slots, config)
+        #: the one that it has connected to last
+        self.jobmanager: SimJobManager | None = None
         self.executor = TaskExecutor(
-            settings, connect=self._connect, slot_hosts=self._host, temp_dir=str(cluster.temp_dir)
+            settings,
+            connect=self._connect,
+            slot_hosts=self._host,
+            temp_dir=str(cluster.temp_dir),
+            leader_replaced=None if cluster.elected is None else self._leader_replaced,
         )
         self.main = self.loop.create_task(self.executor.run())
         self.world.tell(self.name, "starts", f"{num_slots} slots")
@@ -101,12 +110,22 @@ class SimTaskManager:
         return self.zygote
 
     async def _connect(self, timeout: float) -> Any:
+        self.jobmanager = None
         await asyncio.sleep(self.rng.uniform(0.001, 0.02))
         if self.world.now < self.cluster.unreachable_until.get(self.name, 0.0):
             await asyncio.sleep(timeout)
             raise ExternalError(f"No JobManager answers within {timeout:g} s.")
-        self.link = self.cluster.jobmanager.accept(self)
+        self.jobmanager = self.cluster.jobmanager
+        if self.cluster.elected is not None and (self.jobmanager.loop.is_dead or not self.jobmanager.is_published):
+            raise ExternalError("The connection is refused.")
+        self.link = self.jobmanager.accept(self)
         return self.link.taskmanager_end
+
+    async def _leader_replaced(self) -> None:
+        while (leader := self.jobmanager) is None:
+            await asyncio.sleep(0.01)
+        while self.cluster.jobmanager is leader or not self.cluster.jobmanager.is_published:
+            await asyncio.sleep(self.rng.uniform(0.01, 0.1))
 
     def kill(self, why: str, *, silently: bool) -> None:
         """``silently``: its whole host is gone, so nobody is told."""
@@ -133,8 +152,9 @@ class SimTaskManager:
 class _SimWorker:
     """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, jobmanager: SimJobManager) -> None:
         self._cluster = cluster
+        self._jobmanager = jobmanager
         self._world = cluster.world
         self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
         self._slowness = self._rng.choice((0.001, 0.001, 0.03))
@@ -152,12 +172,12 @@ class _SimWorker:
 
     def _end(self) -> None:
         cluster = self._cluster
-        if self._world.is_over or cluster.jobmanager.loop.is_dead:
+        if self._world.is_over or self._jobmanager.loop.is_dead:
             return
-        if cluster.jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
+        if self._jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
             self._world.after(0.05, self._end)
             return
-        cluster.files.owner = cluster.jobmanager
+        cluster.files.owner = self._jobmanager
         self._is_busy = False
         self._calls.popleft()()
         self._begin()
@@ -168,13 +188,23 @@ class _SimWorker:
 
 @final
 class SimJobManager:
-    def __init__(self, cluster: Cluster, config: Configuration) -> None:
+    """With ``store`` the leader of several; each leadership is a process of its own."""
+
+    def __init__(
+        self, cluster: Cluster, config: Configuration, token: FencingToken, store: FencedJobStore | None = None
+    ) -> None:
         self.world = cluster.world
-        self.loop = SimLoop(self.world, "jm")
-        self.token = FencingToken.generate()
+        number = self.world.next_id("jobmanager")
+        self.name = "jm" if number == 1 else f"jm-{number}"
+        self.loop = SimLoop(self.world, self.name)
+        self.token = token
         self._cluster = cluster
         self.dispatcher: Dispatcher
         self._config = config
+        self._store = store
+        #: It has taken over, and everybody knows where it is.
+        self.is_published = False
+        self._links: list[ControlLink] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.loop.create_task(self._start())
 
@@ -184,12 +214,53 @@ class SimJobManager:
             self._config,
             clock=cluster.clock,
             temp_dir=str(cluster.temp_dir),
-            new_worker=lambda name: _SimWorker(cluster, name),
+            new_worker=lambda name: _SimWorker(cluster, self),
+            job_store=self._store,
         )
-        await self.dispatcher.start()
+        start = self.dispatcher._start
+
+        def watched(master: JobMaster) -> None:
+            for called in cluster.on_master:
+                called(master)
+            start(master)
+
+        self.dispatcher._start = watched  # type: ignore[method-assign]
+        try:
+            await self.dispatcher.start()
+        except EngineError as error:
+            if self._store is None:
+                raise
+            self.world.tell(self.name, "cannot lead", str(error)[:80])
+            await self.dispatcher.suspend()
+            self.world.after(1.0, lambda: cluster.elect(after=self))
+            return
+        if self._store is not None:
+            self.world.tell(self.name, "leads", f"{len(self.dispatcher._jobs)} jobs go on")
+        self.is_published = True
+
+    def kill(self) -> None:
+        self.loop.kill()
+        self.world.tell(self.name, "dies")
+        self._cluster.files.process_ended(self)
+        for link in self._links:
+            link.cut()
+
+    def revoke(self) -> None:
+        """It is told, at last, that another one leads."""
+        if self.loop.is_dead or self.world.is_over:
+            return
+
+        async def suspend() -> None:
+            self.world.tell(self.name, "is revoked")
+            await self.dispatcher.suspend()
+            for link in self._links:
+                await link.jobmanager_end.close()
+
+        self.loop.create_task(suspend())
 
     def accept(self, taskmanager: SimTaskManager) -> ControlLink:
         link = ControlLink(self.world, self.loop, taskmanager.loop, self.token)
+        self._links.append(link)
         self._serving.add(task := self.loop.create_task(self._serve(link)))
         task.add_done_callback(self._serving.discard)
         return link
@@ -208,7 +279,9 @@ class SimJobManager:
 class Cluster:
     """All processes. ``live_slots``: of all TaskManagers."""
 
-    def __init__(self, world: World, temp_dir: str, jobmanager_config: Configuration) -> None:
+    def __init__(
+        self, world: World, temp_dir: str, jobmanager_config: Configuration, *, failover: bool = False
+    ) -> None:
         self.world = world
         self.temp_dir = temp_dir
         self.clock: Clock = SimClock(world)
@@ -220,7 +293,33 @@ class Cluster:
         self.taskmanagers: list[SimTaskManager] = []
         self.unreachable_until: dict[str, float] = {}
         self.worker_hangs_until = 0.0  #: the JobManager's file system does not answer
-        self.jobmanager = SimJobManager(self, jobmanager_config)
+        #: called with each JobMaster before it starts
+        self.on_master: list[Callable[[JobMaster], None]] = []
+        #: called when another JobManager leads
+        self.on_elected: list[Callable[[], None]] = []
+        self._jobmanager_config = jobmanager_config
+        #: the election and what leaders write down; None without high availability
+        self.elected = MemoryCluster("sim://ha") if failover else None
+        self._former: list[SimJobManager] = []
+        self.jobmanager = self._new_jobmanager()
+
+    def _new_jobmanager(self) -> SimJobManager:
+        token = FencingToken.generate()
+        if self.elected is None:
+            return SimJobManager(self, self._jobmanager_config, token)
+        self.elected.token = token
+        store = FencedJobStore(MemoryServices(self.elected).metadata(), self.elected.storage_dir, token)
+        return SimJobManager(self, self._jobmanager_config, token, store)
+
+    def elect(self, *, after: SimJobManager) -> None:
+        """From this moment on writes of the leader before are refused, whether it knows or not."""
+        if self.jobmanager is not after or self.world.is_over:
+            return
+        self._former.append(after)
+        self.jobmanager = self._new_jobmanager()
+        self.world.tell("election", "elects", self.jobmanager.name)
+        for called in self.on_elected:
+            called()
 
     def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
         made = SimTaskManager(self, len(self.taskmanagers) + 1, num_slots, config)
@@ -244,7 +343,11 @@ class Cluster:
 
     def close(self) -> None:
         """The world is over: let every coroutine end."""
-        for loop in [self.jobmanager.loop, *(one.loop for one in self.taskmanagers)]:
+        for loop in [
+            *(one.loop for one in self._former),
+            self.jobmanager.loop,
+            *(one.loop for one in self.taskmanagers),
+        ]:
             loop.unwind()
 
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, ExternalError, JobNotFoundError
 from engine.core.ids import JobID
 from engine.core.options import ClusterOptions
+from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.job_graph import JobGraph
 from engine.graph.rescale import rescaled
 from engine.protocol.lifecycle import JobStatus
+from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.scheduling import RescaleRequested
 from tests.sim.checkpoint_checks import CHECKPOINTS, CheckpointChecks
@@ -33,6 +36,8 @@ __all__ = ["Outcome", "Simulation", "run_seed"]
 LIVENESS_S: Final = 120.0
 #: Beyond the heartbeat timeout, a TaskManager that hears nothing has this time to kill its slots.
 ORPHANS_S: Final = 2.0
+#: Of a job without checkpoints: nobody could tell what of it is visible.
+LOST_WHILE_PUBLISHING: Final = "made its output visible"
 #: Simulated seconds for slots to be given back when all jobs have ended.
 QUIET_S: Final = 20.0
 
@@ -79,8 +84,13 @@ class _LogTap(logging.Handler):
 class Simulation:
     """Everything is drawn from the seed here. Directed tests make one and change it before ``run``."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, failover: bool = False) -> None:
+        """``failover``: with high availability; JobManagers die too, are paused and deposed."""
         self.seed = seed
+        self.failover = failover
+        #: by job, as its client knows it
+        self._program_of: dict[JobID, Program] = {}
+        self._accepted: set[JobID] = set()
         self.world = World(seed)
         #: of jobs that were submitted, and their programs, in the order of submission
         self.masters: list[JobMaster] = []
@@ -154,7 +164,9 @@ class Simulation:
         temp_dir = tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         try:
             with running(world), simulated_classes_may_travel():
-                self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config))
+                self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config), failover=self.failover)
+                self.cluster.on_master.append(self._master_starts)
+                self.cluster.on_elected.append(lambda: self.world.after(0.01, self._watch_slot_book))
                 try:
                     self._run()
                 except SimulationError as failure:
@@ -168,6 +180,8 @@ class Simulation:
             logger.propagate = propagates
             shutil.rmtree(temp_dir, ignore_errors=True)
         statuses = [master.graph.status.name for master in self.masters]
+        if error is None:
+            statuses = [self._graph_of(master).status.name for master in self.masters]
         attempts = sum(master.graph.all_subtasks()[0].current.attempt_number + 1 for master in self.masters)
         return Outcome(
             self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
@@ -204,31 +218,69 @@ class Simulation:
             raise SimulationError(f"slots were not given back within {QUIET_S:g} s: {self._where_slots_are()}")
 
     def _submit(self) -> None:
-        async def submit(program: Program) -> None:
-            dispatcher = self.cluster.jobmanager.dispatcher
-            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
-            job_graph = make_job(program, JobID.generate(), config)
+        async def submit(dispatcher: Dispatcher, program: Program, job_graph: JobGraph) -> None:
             try:
-                job_id = await dispatcher.submit_job(job_graph)
-            except ConfigError as error:  # the disk is full just now: a user tries again
+                self._accepted.add(await dispatcher.submit_job(job_graph))
+            except (ConfigError, ExternalError) as error:  # the disk is full just now: a user tries again
                 self.world.tell("user", "refused", str(error)[:80])
-                self.world.after(0.5, lambda: loop.create_task(submit(program)))
-                return
-            master = dispatcher._master(job_id)
-            self.masters.append(master)
-            self.submitted.append(program)
-            self._watch(master)
+                if not self.failover:
+                    self.world.after(0.5, lambda: begin(program))
 
-        loop = self.cluster.jobmanager.loop
+        def begin(program: Program, again: JobGraph | None = None) -> None:
+            leader = self.cluster.jobmanager
+            if not leader.is_published or leader.loop.is_dead:
+                self.world.after(0.2, lambda: begin(program, again))
+                return
+            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
+            job_graph = again or make_job(program, JobID.generate(), config)
+            self._program_of[job_graph.job_id] = program
+            leader.loop.create_task(submit(leader.dispatcher, program, job_graph))
+            if self.failover:  # the answer may be lost with the leader
+                self.world.after(1.0, lambda: submit_again(program, job_graph))
+
+        def submit_again(program: Program, job_graph: JobGraph) -> None:
+            if job_graph.job_id not in self._accepted:
+                begin(program, job_graph)
+
         rng = self.world.rng("submissions")
         for program in self.programs:
             when = rng.uniform(0.05, 1.0)
-            self.world.at(when, lambda p=program: loop.create_task(submit(p)))  # type: ignore[misc]
+            self.world.at(when, lambda p=program: begin(p))  # type: ignore[misc]
         if self.cancel_at is not None:
             self.world.at(self.cancel_at, self._cancel)
         if self.rescale_at is not None:
             self.world.at(self.rescale_at, self._rescale)
         self.world.at(0.01, self._watch_slot_book)
+
+    def _master_starts(self, master: JobMaster) -> None:
+        """A job begins, or goes on under another leader."""
+        self.world.tell("jm", "job", f"{master.job_id[:4]} starts")
+        known = [one.job_id for one in self.masters]
+        if master.job_id not in known:
+            self.masters.append(master)
+            self.submitted.append(self._program_of[master.job_id])
+            self.checkpoints.append(CheckpointChecks(self.cluster, master))
+        else:
+            index = known.index(master.job_id)
+            self.masters[index] = master
+            self.checkpoints[index] = CheckpointChecks(self.cluster, master, self.checkpoints[index])
+        self._watch(master)
+
+    def _graph_of(self, master: JobMaster) -> ExecutionGraph:
+        """Return the job as the leader shows it. Raises JobNotFoundError."""
+        return self.cluster.jobmanager.dispatcher.job(master.job_id) if self.failover else master.graph
+
+    def _has_ended(self, master: JobMaster) -> bool:
+        if not self.failover:
+            return master.has_ended
+        leader = self.cluster.jobmanager
+        if leader.loop.is_dead or not leader.is_published:
+            return False
+        try:
+            graph = self._graph_of(master)
+        except JobNotFoundError:
+            return False
+        return graph.status.is_globally_terminal_state() and not graph.is_result_pending
 
     def _cancel(self) -> None:
         if self.masters:
@@ -256,7 +308,6 @@ class Simulation:
     # --- invariants of deciders -----------------------------------------------------------------------------------
 
     def _watch(self, master: JobMaster) -> None:
-        self.checkpoints.append(CheckpointChecks(self.cluster, master))
         scheduler = master._scheduler
         handle = scheduler.handle
         world = self.world
@@ -272,6 +323,8 @@ class Simulation:
         scheduler.handle = watched  # type: ignore[method-assign]
 
     def _watch_slot_book(self) -> None:
+        if not hasattr(self.cluster.jobmanager, "dispatcher"):
+            return  # it died first
         book = self.cluster.jobmanager.dispatcher.resource_manager._book
         handle = book.handle
 
@@ -297,7 +350,7 @@ class Simulation:
     # --- what must hold -------------------------------------------------------------------------------------------
 
     def _all_ended(self) -> bool:
-        return len(self.masters) == len(self.programs) and all(master.has_ended for master in self.masters)
+        return len(self.masters) == len(self.programs) and all(map(self._has_ended, self.masters))
 
     def _is_quiet(self) -> bool:
         """All slots are free, in the book and in fact."""
@@ -326,11 +379,15 @@ class Simulation:
 
     def _check_results(self) -> None:
         for program, master in zip(self.submitted, self.masters, strict=True):
-            status = master.graph.status
+            graph = self._graph_of(master)
+            status = graph.status
             if status is JobStatus.CANCELED and self.cancel_at is not None:
                 continue
+            if self.failover and graph.failure is not None and LOST_WHILE_PUBLISHING in graph.failure.message:
+                assert not program.checkpoints, graph.failure.message
+                continue
             if status is not JobStatus.FINISHED:
-                raise SimulationError(f"job {master.job_id[:4]} is {status.name}: {master.graph.failure}")
+                raise SimulationError(f"job {master.job_id[:4]} is {status.name}: {graph.failure}")
             self._check_rows(program, self._rows_of(program, master.job_id))
 
     def _rows_of(self, program: Program, job_id: str) -> list[tuple[int, int, int]]:
@@ -353,5 +410,5 @@ class Simulation:
                 raise SimulationError(f"counts of key {key} are {counts}")
 
 
-def run_seed(seed: int) -> Outcome:
-    return Simulation(seed).run()
+def run_seed(seed: int, *, failover: bool = False) -> Outcome:
+    return Simulation(seed, failover=failover).run()

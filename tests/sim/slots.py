@@ -113,6 +113,7 @@ class _SnapshotWorkers:
         self._slot = slot
         self._rng = slot.world.rng(f"{slot.name} snapshots")
         self.fork_entries_min = self._rng.choice((0, 10_000))
+        self.noted_entries_max = self._rng.choice((0, 60, 10_000))
         self._slowness_s = self._rng.choice((0.002, 0.002, 0.05, 0.5))
 
     def run(self, work: Callable[[], Any], on_done: Any) -> Any:
@@ -143,6 +144,9 @@ class _SnapshotWorkers:
 
         self._slot.world.after(self._rng.uniform(0.1, 1) * self._slowness_s, end)
         return job
+
+    def expect_forks(self) -> None:
+        pass
 
     def _finish(self, job: _Work, work: Callable[[], Any], on_done: Any) -> None:
         if job.is_cancelled:

@@ -33,7 +33,8 @@ from engine.state.parts import DeltaPart, FilePart, OperatorStateRegistry
 
 
 class CollectedOutput:
-    """An Output that remembers: ``batches``, ``side``, ``watermarks_ms``, ``supersteps``."""
+    """An Output that remembers: ``batches``, ``side``, ``watermarks_ms``, ``supersteps``; ``story``: batches and
+    watermarks in their order."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -41,16 +42,19 @@ class CollectedOutput:
         self.watermarks_ms: list[int] = []
         self.idle: list[bool] = []
         self.supersteps: list[int] = []
+        self.story: list[Batch | int] = []
 
     def emit(self, batch: Batch) -> None:
         if len(batch):
             self.batches.append(batch)
+            self.story.append(batch)
 
     def emit_side(self, tag: str, batch: Batch) -> None:
         self.side.setdefault(tag, []).append(batch)
 
     def emit_watermark(self, watermark_ms: int) -> None:
         self.watermarks_ms.append(watermark_ms)
+        self.story.append(watermark_ms)
 
     def emit_idle(self, idle: bool) -> None:
         self.idle.append(idle)
@@ -164,6 +168,7 @@ class OperatorHarness:
         clock: Clock | None = None,
         host: str = "localhost",
         name: str = "Test",
+        job: str = "job",
         coordinators: list[OperatorCoordinator | None] | None = None,
         config: dict[str, str] | None = None,
         memory_bytes: int = 64 << 20,
@@ -180,6 +185,7 @@ class OperatorHarness:
         self._parallelism = parallelism
         self._host = host
         self._name = name
+        self._job = job
         self._coordinators = coordinators
         self._config = config or {}
         self._memory_bytes = memory_bytes
@@ -221,7 +227,7 @@ class OperatorHarness:
             runtime_context=self.runtime_context,
             operator_id=OperatorID.from_text(f"{self._name}-{index}"),
             operator_name=self._name,
-            job_id=JobID.from_text("job"),
+            job_id=JobID.from_text(self._job),
             job_name="test job",
             config=self._config,
             clock=self.clock,

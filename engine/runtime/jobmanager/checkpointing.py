@@ -2,45 +2,39 @@
 
 On the event loop; files are written, read and deleted in a thread of the job. Not here: when a checkpoint is taken and
 what follows (``checkpoint/coordinator``), how coordinators of operators are called (``coordinators``), the job itself
-(``job_master``).
+(``job_master``), what is looked at before the job is accepted (``job_preparation``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol, final
 
 from engine.checkpoint import messages as msg
 from engine.checkpoint import storage
-from engine.checkpoint.assignment import JobRestore, adopted_max_parallelism, assign_state
+from engine.checkpoint.assignment import JobRestore, assign_state
 from engine.checkpoint.coordinator import CheckpointCoordinator
-from engine.checkpoint.model import (
-    CheckpointFolders,
-    CompletedCheckpoint,
-    InputLayout,
-    JobLayout,
-    OperatorLayout,
-    Task,
-    VertexLayout,
-)
+from engine.checkpoint.model import CheckpointFolders, CompletedCheckpoint, Task
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
+from engine.checkpoint.store import Garbage
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, CorruptStateError, ExternalError, ProgramError
-from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID, OperatorID
+from engine.core.errors import ConfigError, CorruptStateError, EngineError, ExternalError, ProgramError
+from engine.core.ids import AllocationID, ExecutionAttemptID, OperatorID
 from engine.core.options import CheckpointingOptions
-from engine.graph.execution_graph import consumers_of_pointwise
-from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex
-from engine.graph.stream_graph import default_max_parallelism
+from engine.graph.job_graph import JobGraph, JobType
+from engine.ha.contracts import LeadershipLostError
+from engine.ha.job_store import JobResult, JobStore
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
+    CheckpointAnswer,
+    CheckpointKind,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -51,11 +45,15 @@ from engine.protocol.control import DownMessage
 from engine.protocol.lifecycle import JobStatus
 from engine.runtime.jobmanager.gateway import CheckpointsView, TakenCheckpoint
 from engine.runtime.jobmanager.io_thread import IoThread, WorkerFactory, WorkerThread
+from engine.runtime.jobmanager.job_preparation import PreparedJob, job_layout
 
-__all__ = ["CheckpointHost", "CheckpointManager", "PreparedJob", "job_layout", "prepare_job"]
+__all__ = ["CheckpointHost", "CheckpointManager"]
 
 logger = logging.getLogger(__name__)
 
+SUSPENDED: Final = "this JobManager does not lead any more; ask the one that does."
+#: Between two attempts to write to a store that does not answer.
+STORE_RETRY_S: Final = 0.5
 #: The clean-up of an ended job may take this long when the process ends.
 CLEAN_UP_S: Final = 30.0
 
@@ -84,6 +82,15 @@ class CheckpointHost(Protocol):
         """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
         ...
 
+    def coordinators_of_savepoint(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Let them keep what a savepoint names, then call ``done`` in any case."""
+        ...
+
     def coordinators_aborted(self, checkpoint_id: int) -> None: ...
 
     def end_coordinators(self, error: str | None) -> None:
@@ -100,107 +107,18 @@ class CheckpointHost(Protocol):
         """A bug of ours."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A job that was looked at before it is accepted."""
-
-    job_graph: JobGraph
-    restored: CompletedCheckpoint | None = None
-    is_claimed: bool = False
-
-
-# --- before the job is accepted ---------------------------------------------------------------------------------------
-
-
-async def prepare_job(job_graph: JobGraph, cluster: Configuration) -> PreparedJob:
-    """Look whether a job can be checkpointed and restored as its configuration says; read its savepoint.
-
-    Vertices whose maximum parallelism nobody has set take over that of the savepoint. Raises: ConfigError, InputError,
-    CorruptStateError, ProgramError, each with one clear message.
-    """
-    config = Configuration(cluster).add_all(job_graph.config)
-    settings = checkpoint_settings(config)
-    path = config.get(CheckpointingOptions.RESTORE_PATH)
-    if job_graph.job_type is JobType.BATCH:
-        if path:
-            raise ProgramError(
-                f"Job {job_graph.name!r} runs in BATCH mode and cannot start from {path}: batch jobs keep no state."
-            )
-        return PreparedJob(job_graph)
-    if settings.is_periodic and any(edge.is_feedback for edge in job_graph.edges):
-        raise ProgramError(f"Job {job_graph.name!r} has an iteration; jobs with iterations cannot take checkpoints.")
-    root = config.get(CheckpointingOptions.CHECKPOINTS_DIR)
-    if not path and not (root and settings.is_periodic):
-        return PreparedJob(job_graph)
-    return await asyncio.get_running_loop().run_in_executor(
-        None, functools.partial(_prepare, job_graph, config, path, root if settings.is_periodic else "")
-    )
-
-
-def _prepare(job_graph: JobGraph, config: Configuration, path: str, root: str) -> PreparedJob:
-    if root:
-        folder = storage.absolute_folder(root)
-        storage.check_writable(folder, CheckpointingOptions.CHECKPOINTS_DIR.key, job_graph.job_id)
-    if not path:
-        return PreparedJob(job_graph)
-    restored = storage.read_checkpoint(path)
-    layout = job_layout(job_graph)
-    defaults = {v.vertex_id: default_max_parallelism(v.parallelism) for v in job_graph.vertices}
-    adopted = adopted_max_parallelism(restored, layout, defaults)
-    if adopted:
-        vertices = tuple(_with_max_parallelism(vertex, adopted) for vertex in job_graph.vertices)
-        job_graph = dataclasses.replace(job_graph, vertices=vertices)
-    allow = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
-    assign_state(restored, job_layout(job_graph), allow_non_restored=allow)
-    logger.info("job=%s starts from checkpoint=%d in %s", job_graph.job_id, restored.checkpoint_id, restored.folder)
-    return PreparedJob(job_graph, restored, config.get(CheckpointingOptions.CLAIM_MODE) == "CLAIM")
-
-
-def _with_max_parallelism(vertex: JobVertex, adopted: Mapping[JobVertexID, int]) -> JobVertex:
-    if vertex.vertex_id not in adopted:
-        return vertex
-    return dataclasses.replace(vertex, max_parallelism=adopted[vertex.vertex_id])
-
-
-def job_layout(job_graph: JobGraph) -> JobLayout:
-    """Return the job as checkpoints see it."""
-    parallelism = {vertex.vertex_id: vertex.parallelism for vertex in job_graph.vertices}
-    vertices = tuple(
-        VertexLayout(
-            vertex.vertex_id,
-            vertex.name,
-            vertex.parallelism,
-            vertex.max_parallelism,
-            tuple(OperatorLayout(one.operator_id, one.name, one.uid) for one in vertex.operators),
-            tuple(
-                _input_layout(edge, parallelism)
-                for edge in job_graph.edges
-                if edge.target_id == vertex.vertex_id and not edge.is_feedback
-            ),
-        )
-        for vertex in job_graph.vertices
-    )
-    return JobLayout(job_graph.job_id, vertices, any(vertex.coordinators for vertex in job_graph.vertices))
-
-
-def _input_layout(edge: JobEdge, parallelism: Mapping[JobVertexID, int]) -> InputLayout:
-    if not edge.ship_strategy.is_pointwise:
-        return InputLayout(edge.source_id)
-    num_producers, num_consumers = parallelism[edge.source_id], parallelism[edge.target_id]
-    producers: list[list[int]] = [[] for _ in range(num_consumers)]
-    for producer in range(num_producers):
-        for consumer in consumers_of_pointwise(producer, num_producers, num_consumers):
-            producers[consumer].append(producer)
-    return InputLayout(edge.source_id, tuple(map(tuple, producers)))
-
-
-# --- while it runs ----------------------------------------------------------------------------------------------------
+    def leadership_lost(self, error: EngineError) -> None:
+        """Another JobManager leads: nothing may follow."""
+        ...
 
 
 @final
 class CheckpointManager:
-    """Raises ConfigError when the job's settings cannot be used."""
+    """Raises ConfigError when the job's settings cannot be used.
+
+    With a ``store`` the job survives its JobManager: a checkpoint's id is written down before its tasks are triggered,
+    and what the job goes on from before anything of it is committed, or anything that came before is deleted.
+    """
 
     def __init__(
         self,
@@ -210,6 +128,7 @@ class CheckpointManager:
         clock: Clock,
         host: CheckpointHost,
         new_worker: WorkerFactory = WorkerThread,
+        store: JobStore | None = None,
     ) -> None:
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
@@ -227,7 +146,7 @@ class CheckpointManager:
             self.settings,
             self._folders,
             restored=prepared.restored,
-            is_claimed=prepared.is_claimed,
+            counter=prepared.counter,
         )
         self._loop = asyncio.get_running_loop()
         self._io = IoThread(f"checkpoints-{self.job_id[:8]}", new_worker)
@@ -239,6 +158,13 @@ class CheckpointManager:
         #: what the current attempt started from
         self._restored_id: int | None = None
         self._cleaned_up: asyncio.Future[None] = self._loop.create_future()
+        self._store = store
+        self._is_suspended = False
+        #: Ids that the store points to, oldest first, when no write is under way; None = not known: a write failed.
+        self._pointed: tuple[int, ...] | None = prepared.pointed
+        self._num_writes = 0  #: of pointers, under way
+        #: Not deleted before it is known again what the store points to.
+        self._held_garbage: list[Garbage] = []
 
     @property
     def takes_checkpoints(self) -> bool:
@@ -269,6 +195,88 @@ class CheckpointManager:
             checkpoint.folder,
         )
         return assign_state(checkpoint, self._layout, allow_non_restored=self._allow_non_restored)
+
+    def settle(self, then: Callable[[], None]) -> None:
+        """Call ``then`` when the store points to what the attempt goes on from, and to nothing else.
+
+        Called after ``begin_attempt``. What was being written when the attempt before ended is given up: its successor
+        removes what sinks have of it, so no later leader may go on from there.
+        """
+        kept = self._coordinator.kept() if self._is_streaming else []
+        ids = tuple(one.checkpoint_id for one in kept)
+        if self._store is None or (self._is_settled() and self._pointed == ids):
+            then()
+            return
+        store, job_id = self._store, self.job_id
+
+        def done(result: Exception | None) -> None:
+            if isinstance(result, LeadershipLostError):
+                self._host.leadership_lost(result)
+                return
+            self._pointers_written(None if isinstance(result, Exception) else ids)
+            if isinstance(result, Exception):
+                logger.warning("job=%s: %s Trying again in %g s.", job_id, result, STORE_RETRY_S)
+                self._loop.call_later(STORE_RETRY_S, self.settle, then)
+            else:
+                then()
+
+        self._num_writes += 1
+        self._io.submit(lambda: store.put_checkpoints(job_id, kept), done)
+
+    def _is_settled(self) -> bool:
+        return self._num_writes == 0 and self._pointed is not None
+
+    def _pointers_written(self, ids: tuple[int, ...] | None) -> None:
+        """``ids`` None: nobody knows whether they were."""
+        self._num_writes -= 1
+        self._pointed = ids
+        if self._is_settled():
+            self._delete_held()
+
+    def _delete_held(self) -> None:
+        held, self._held_garbage = self._held_garbage, []
+        for garbage in held:
+            self._io.submit(functools.partial(storage.delete_garbage, garbage))
+
+    def suspend(self) -> None:
+        """Another JobManager leads, or soon will: do nothing more, delete nothing. May be called again."""
+        self._is_suspended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._io.abandon()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ExternalError(f"Job {self.job_id} is suspended: {SUSPENDED}"))
+                answer.exception()  # seen: nobody may be waiting any more
+        self._answers.clear()
+        if not self._cleaned_up.done():
+            self._cleaned_up.set_result(None)
+
+    async def put_job(self, job_graph: JobGraph) -> None:
+        """The job is another from now on: the next leader is to run this one. Raises ExternalError."""
+        assert self._store is not None
+        store = self._store
+        try:
+            await self._io.run(lambda: store.put_job(job_graph, {}))
+        except LeadershipLostError as error:
+            self._host.leadership_lost(error)
+            raise ExternalError(f"Job {self.job_id} is suspended: {SUSPENDED}") from error
+
+    def write_result(self, result: JobResult, done: Callable[[], None]) -> None:
+        """Write down how the job ended, after all that was asked for before; then call ``done``."""
+        assert self._store is not None
+        store = self._store
+
+        def written(answer: Exception | None) -> None:
+            if isinstance(answer, LeadershipLostError):
+                self._host.leadership_lost(answer)
+            elif isinstance(answer, Exception):
+                logger.warning("job=%s: %s Trying again in %g s.", self.job_id, answer, STORE_RETRY_S)
+                self._loop.call_later(STORE_RETRY_S, self.write_result, result, done)
+            else:
+                done()
+
+        self._io.submit(lambda: store.put_result(result), written)
 
     def task_running(self, task: Task) -> None:
         self._handle(msg.TaskRunning(task))
@@ -345,10 +353,16 @@ class CheckpointManager:
 
     # --- messages of tasks -------------------------------------------------------------------------------------------
 
-    def acknowledged(self, message: AcknowledgeCheckpoint) -> None:
-        self._handle(msg.Acknowledged(message))
+    def answered(self, message: CheckpointAnswer) -> None:
+        match message:
+            case AcknowledgeCheckpoint():
+                self._handle(msg.Acknowledged(message))
+            case DeclineCheckpoint():
+                self._declined(message)
+            case AwaitsCheckpoint():
+                self._handle(msg.CheckpointAwaited(message.attempt_id))
 
-    def declined(self, message: DeclineCheckpoint) -> None:
+    def _declined(self, message: DeclineCheckpoint) -> None:
         logger.info(
             "job=%s checkpoint=%d attempt=%s declined: %s %s",
             self.job_id,
@@ -362,7 +376,7 @@ class CheckpointManager:
     # --- the decider -------------------------------------------------------------------------------------------------
 
     def _handle(self, event: msg.Event) -> None:
-        if not self._is_streaming and not isinstance(event, msg.JobEnded):
+        if self._is_suspended or (not self._is_streaming and not isinstance(event, msg.JobEnded)):
             return
         self._events.append(event)
         if self._is_handling:
@@ -386,6 +400,8 @@ class CheckpointManager:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._is_suspended:
+            return
         due_ms = self._coordinator.next_timer_ms()
         if due_ms is not None:
             delay_ms = max(0, due_ms - self._clock.monotonic_ms())
@@ -394,7 +410,7 @@ class CheckpointManager:
     def _carry_out(self, command: msg.Command) -> None:
         match command:
             case msg.PrepareCheckpoint(checkpoint_id):
-                self._host.snapshot_coordinators(checkpoint_id, functools.partial(self._prepared, checkpoint_id))
+                self._prepare(checkpoint_id)
             case msg.TriggerTasks(checkpoint_id, timestamp_ms, tasks, options):
                 for task in tasks:
                     self._host.send_to_task(
@@ -402,8 +418,8 @@ class CheckpointManager:
                     )
             case msg.ReleaseEvents(checkpoint_id):
                 self._host.release_events(checkpoint_id)
-            case msg.WriteMetadata(checkpoint):
-                self._write(checkpoint)
+            case msg.WriteMetadata(checkpoint, is_restore_point):
+                self._write(checkpoint, is_restore_point)
             case msg.NotifyComplete(checkpoint, tasks):
                 self._notify_complete(checkpoint, tasks)
             case msg.NotifyAborted(checkpoint_id, tasks):
@@ -411,7 +427,7 @@ class CheckpointManager:
                 for task in tasks:
                     self._host.send_to_task(task, lambda a, e: NotifyCheckpointAborted(a, e, checkpoint_id))
             case msg.Discard(garbage):
-                self._io.submit(lambda: storage.delete_garbage(garbage))
+                self._discard(garbage)
             case msg.AnswerRequest():
                 self._answer(command)
             case msg.FailJob(message, _, is_final):
@@ -428,24 +444,76 @@ class CheckpointManager:
             case _:
                 raise AssertionError(command)
 
+    def _prepare(self, checkpoint_id: int) -> None:
+        answer = functools.partial(self._prepared, checkpoint_id)
+        if self._store is None:
+            self._host.snapshot_coordinators(checkpoint_id, answer)
+            return
+        store = self._store
+
+        def begun(result: Exception | None) -> None:
+            if isinstance(result, LeadershipLostError):
+                self._host.leadership_lost(result)
+            elif not self._coordinator.is_preparing(checkpoint_id):
+                pass  # it was given up meanwhile, and nothing may be held back for it
+            elif isinstance(result, Exception):
+                answer(result)
+            else:
+                self._host.snapshot_coordinators(checkpoint_id, answer)
+
+        self._io.submit(lambda: store.begin_checkpoint(self.job_id, checkpoint_id), begun)
+
+    def _discard(self, garbage: Garbage) -> None:
+        if self._store is not None and not self._is_settled():
+            self._held_garbage.append(garbage)
+        else:
+            self._io.submit(lambda: storage.delete_garbage(garbage))
+
     def _prepared(self, checkpoint_id: int, states: dict[OperatorID, bytes] | Exception) -> None:
         if isinstance(states, Exception):
             self._handle(msg.PrepareFailed(checkpoint_id, f"{type(states).__name__}: {states}"))
         else:
             self._handle(msg.CheckpointPrepared(checkpoint_id, states))
 
-    def _write(self, checkpoint: CompletedCheckpoint) -> None:
+    def _write(self, checkpoint: CompletedCheckpoint, is_restore_point: bool) -> None:
+        store = self._store if is_restore_point else None
+        self._num_writes += store is not None
+        is_put_begun = False
+
+        def write() -> int:
+            nonlocal is_put_begun
+            size = storage.write_metadata(checkpoint) if checkpoint.folder else 0
+            if store is not None:
+                is_put_begun = True
+                store.put_checkpoint(checkpoint, self.settings.num_retained)
+            return size
+
         def done(result: int | Exception) -> None:
+            if isinstance(result, LeadershipLostError):
+                self._host.leadership_lost(result)
+                return
+            if store is not None and isinstance(result, Exception):
+                self._pointers_written(None if is_put_begun else self._pointed)
+            elif store is not None:
+                known = (*(self._pointed or ()), checkpoint.checkpoint_id)
+                self._pointers_written(known[-self.settings.num_retained :])
             if isinstance(result, Exception):
                 logger.warning("job=%s checkpoint=%d: %s", self.job_id, checkpoint.checkpoint_id, result)
                 self._handle(msg.MetadataFailed(checkpoint.checkpoint_id, str(result)))
             else:
                 self._handle(msg.MetadataWritten(checkpoint.checkpoint_id))
 
-        if checkpoint.folder:
-            self._io.submit(lambda: storage.write_metadata(checkpoint), done)
+        def begin(error: Exception | None = None) -> None:
+            if error is not None:
+                done(error)
+            else:
+                self._io.submit(write, done)
+
+        if checkpoint.kind is CheckpointKind.SAVEPOINT:
+            # Before anybody can restore from it.
+            self._host.coordinators_of_savepoint(checkpoint.checkpoint_id, checkpoint.committables(), begin)
         else:
-            self._io.submit(lambda: 0, done)  # in its turn
+            begin()
 
     def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
         checkpoint_id = checkpoint.checkpoint_id
@@ -477,10 +545,16 @@ class CheckpointManager:
                 self._cleaned_up.set_result(None)
 
         folder = self._folders.job
-        if folder and self._is_streaming:
-            self._io.submit(lambda: storage.remove_job_folder(folder, retained), done)
-        else:
-            self._io.submit(lambda: None, done)
+        store = self._store
+
+        def clean_up() -> None:
+            if folder and self._is_streaming:
+                storage.remove_job_folder(folder, retained)
+            if store is not None:
+                store.remove_job(self.job_id)
+
+        self._delete_held()
+        self._io.submit(clean_up, done)
         self._io.close()
 
 

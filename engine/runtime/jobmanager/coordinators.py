@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -19,13 +20,20 @@ from engine.checkpoint.assignment import JobRestore
 from engine.core.errors import Domain, EngineError, ExternalError, JobNotFoundError, Retry
 from engine.core.ids import JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph
+from engine.ha.contracts import LeadershipLostError
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
 from engine.operators.failure import error_info
 from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
 from engine.runtime.jobmanager.io_thread import Worker, WorkerFactory, WorkerThread
-from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
+from engine.runtime.jobmanager.scheduling import (
+    CoordinatorFailed,
+    CoordinatorsStarted,
+    Event,
+    GivenUpHandled,
+    JobEndHandled,
+)
 
 __all__ = ["JobCoordinators"]
 
@@ -35,6 +43,9 @@ logger = logging.getLogger(__name__)
 STUCK_S: Final = 1.0
 #: Clean-up of a cancelled or failed job that has begun may take this long.
 CLEAN_UP_S: Final = 30.0
+#: Between two attempts to write to a store that does not answer.
+FENCE_RETRY_S: Final = 0.5
+_sleep: Callable[[float], None] = time.sleep
 PUBLISHED_TOLD_MAX: Final = 20  # outputs that an error message lists
 
 
@@ -54,7 +65,10 @@ class _Hosted:
 class JobCoordinators:
     """The coordinators of one attempt of a job. ``post`` takes scheduler events, ``send`` takes (vertex, operator,
     subtask, pickled event, number of the last checkpoint that has the sender's state); both are called on the loop. All
-    methods are called on the loop. ``restored``: what they start from, None = afresh."""
+    methods are called on the loop. ``restored``: what they start from, None = afresh.
+
+    ``fence(attempt number, is about to publish)`` is called in the thread before anything that others could see: it
+    raises LeadershipLostError when another JobManager leads, and then nothing follows but a call of ``lost``."""
 
     def __init__(
         self,
@@ -66,6 +80,8 @@ class JobCoordinators:
         post: Callable[[Event], None],
         send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
         new_worker: WorkerFactory = WorkerThread,
+        fence: Callable[[int, bool], None] | None = None,
+        lost: Callable[[EngineError], None] = lambda error: None,
     ) -> None:
         self._job_graph = job_graph
         self._config = config
@@ -81,6 +97,10 @@ class JobCoordinators:
         self._by_operator = {hosted.operator_id: hosted for hosted in self._hosted}
         self._new_worker = new_worker
         self._worker: Worker | None = None
+        self._attempt_number = attempt_number
+        self._fence = fence
+        self._lost = lost
+        self._end_asked = False
         self._end_begun = False
         self._end_answered = False
         self._abandoned = False
@@ -89,22 +109,24 @@ class JobCoordinators:
 
     def start(self) -> None:
         """Create and start all; posts CoordinatorsStarted or CoordinatorFailed."""
-        if not self._hosted:
+        if self._end_asked or self._abandoned:
+            return
+        if not self._hosted and self._fence is None:
             self._post(CoordinatorsStarted())
             return
-        self._submit(lambda: self._start_all(self._hosted))
+        self._submit(lambda: self._start_all(self._hosted, self._attempt_number))
 
     def restart(self, vertices: Collection[JobVertexID], attempt_number: int) -> None:
         """Let those of some vertices clean up and start others in their place; posts as ``start`` does. Nothing is
         heard of the former ones any more."""
         restarted = [hosted for hosted in self._hosted if hosted.vertex_id in vertices]
-        if not restarted:
+        if not restarted and self._fence is None:
             self._post(CoordinatorsStarted())
             return
         for hosted in restarted:
             hosted.attempt_number = attempt_number
-        self._submit(lambda: self._end_each(restarted, JobOutcome.FAILED))
-        self._submit(lambda: self._start_all(restarted))
+        self._attempt_number = attempt_number
+        self._submit(lambda: self._restart_all(restarted, attempt_number))
 
     def handle_event(self, message: OperatorEventSent) -> None:
         hosted = self._by_operator.get(message.operator_id)
@@ -156,6 +178,32 @@ class JobCoordinators:
         for hosted in self._hosted:
             self._submit(functools.partial(self._guarded, hosted, lambda c: c.checkpoint_aborted(checkpoint_id)))
 
+    def savepoint_taken(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Tell all, then call ``done`` on the loop, in any case."""
+        if not self._hosted:
+            done(None)
+            return
+
+        def tell_all() -> None:
+            error: Exception | None = None
+            try:
+                for hosted in self._hosted:
+                    if self._abandoned:
+                        raise ExternalError("The job was restarted meanwhile.")
+                    if hosted.coordinator is not None:
+                        encoded = committables.get(hosted.operator_id, {})
+                        hosted.coordinator.savepoint_taken(checkpoint_id, _decoded(encoded))
+            except Exception as raised:
+                error = raised
+            self._on_loop(done, error)
+
+        self._submit(tell_all)
+
     async def request(self, operator_id: str, request: object) -> object:
         """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
         hosted = self._by_operator.get(OperatorID(operator_id))
@@ -182,6 +230,7 @@ class JobCoordinators:
 
     def end(self, outcome: JobOutcome) -> None:
         """Tell all that the job has ended; posts JobEndHandled."""
+        self._end_asked = True
         if not any(hosted.coordinator is not None for hosted in self._hosted) and self._worker is None:
             self._answer_end(None)
             return
@@ -189,6 +238,37 @@ class JobCoordinators:
         if outcome is not JobOutcome.FINISHED:
             self._loop.call_later(STUCK_S, self._give_up_if, lambda: not self._end_begun)
             self._loop.call_later(CLEAN_UP_S, self._give_up_if, lambda: True)
+
+    def give_up(self, outcome: JobOutcome) -> None:
+        """After ``end(FAILED)``: tell all that no attempt follows; posts GivenUpHandled."""
+        answered = begun = False
+
+        def answer() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._post(GivenUpHandled())
+
+        def call() -> None:
+            nonlocal begun
+            begun = True
+            # What is removed here may be what another leader's attempt is about to commit.
+            if not self._is_fenced(self._attempt_number):
+                return
+            for hosted in self._hosted:
+                if hosted.coordinator is not None and not self._abandoned:
+                    try:
+                        hosted.coordinator.given_up(outcome)
+                    except Exception:
+                        logger.warning("job=%s: files may be left behind", self._job_graph.job_id, exc_info=True)
+            self._on_loop(answer)
+
+        if self._worker is None:
+            answer()
+            return
+        self._submit(call)
+        self._loop.call_later(STUCK_S, lambda: None if begun else answer())
+        self._loop.call_later(CLEAN_UP_S, answer)
 
     def close(self) -> None:
         """The job is forgotten: end the thread when it has done what it was asked for."""
@@ -215,14 +295,35 @@ class JobCoordinators:
         except RuntimeError:  # the loop is closed: the process is ending
             logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
 
-    def _start_all(self, all_hosted: list[_Hosted]) -> None:
+    def _is_fenced(self, attempt_number: int, *, publishes: bool = False) -> bool:
+        """Return whether this JobManager still leads, and has told its successor of the attempt. Waits for a store that
+        does not answer: either it does some day, or the leadership is lost."""
+        while not self._abandoned and self._fence is not None:
+            try:
+                self._fence(attempt_number, publishes)
+                return True
+            except LeadershipLostError as error:
+                self._on_loop(self._lost, error)
+                return False
+            except ExternalError as error:
+                logger.warning("job=%s: %s Trying again in %g s.", self._job_graph.job_id, error, FENCE_RETRY_S)
+                _sleep(FENCE_RETRY_S)
+        return not self._abandoned
+
+    def _restart_all(self, restarted: list[_Hosted], attempt_number: int) -> None:
+        if self._is_fenced(attempt_number):
+            self._end_each(restarted, JobOutcome.FAILED)
+            self._start_all(restarted, attempt_number)
+
+    def _start_all(self, all_hosted: list[_Hosted], attempt_number: int) -> None:
+        if not self._is_fenced(attempt_number):
+            return
         for hosted in all_hosted:
             if self._abandoned:
                 return
-            attempt_number = hosted.attempt_number
 
-            def send(subtask: int, event: object, hosted: _Hosted = hosted, number: int = attempt_number) -> None:
-                self._on_loop(self._send_if_current, hosted, number, subtask, encode(event), hosted.snapshot_of)
+            def send(subtask: int, event: object, hosted: _Hosted = hosted) -> None:
+                self._on_loop(self._send_if_current, hosted, attempt_number, subtask, encode(event), hosted.snapshot_of)
 
             try:
                 spec = decode(hosted.spec, object)
@@ -281,6 +382,9 @@ class JobCoordinators:
     def _end_all(self, outcome: JobOutcome) -> None:
         """Commit in two steps: nobody shows anything before all have found that they can."""
         self._end_begun = True
+        publishes = outcome is not JobOutcome.FAILED and any(hosted.coordinator for hosted in self._hosted)
+        if not self._is_fenced(self._attempt_number, publishes=publishes):
+            return
         problem = None if outcome is JobOutcome.FAILED else self._check_each(outcome)
         error = self._end_each(self._hosted, outcome if problem is None else JobOutcome.FAILED)
         self._on_loop(self._answer_end, problem or error)

@@ -7,30 +7,45 @@ Implements ``gateway.DispatcherGateway``. Not here: how one job runs (``job_mast
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
+from engine.checkpoint.settings import CheckpointSettings
+from engine.checkpoint.statistics import CheckpointStatistics
 from engine.checkpoint.storage import dispose_savepoint
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import JobNotFoundError, ProgramError
+from engine.core.errors import (
+    ConfigError,
+    CorruptStateError,
+    EngineError,
+    ExternalError,
+    InputError,
+    JobNotFoundError,
+    ProgramError,
+)
 from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
-from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
+from engine.ha.contracts import LeadershipLostError
+from engine.ha.job_store import JobResult, JobStore
+from engine.protocol.checkpoint import CheckpointAnswer, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
 from engine.protocol.profiling import StacksSampled
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager.archive import ArchiveRenderer, archive_job, summary
 from engine.runtime.jobmanager.blob_store import BlobStore
-from engine.runtime.jobmanager.checkpointing import prepare_job
+from engine.runtime.jobmanager.checkpointing import SUSPENDED
 from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
-from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
+from engine.runtime.jobmanager.io_thread import IoThread, WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_master import JobMaster
+from engine.runtime.jobmanager.job_preparation import PreparedJob, prepare_job
+from engine.runtime.jobmanager.recovery import fetch_files, finish_clean_up, graph_of, prepare_recovered_job
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
 
 __all__ = ["Dispatcher"]
@@ -47,7 +62,11 @@ ARCHIVE_S: Final = 10.0
 
 @final
 class Dispatcher:
-    """Use: create in a running loop, ``start``, serve ``resource_manager.handle_connection``, ``close``."""
+    """Use: create in a running loop, ``start``, serve ``resource_manager.handle_connection``, ``close``.
+
+    With a ``job_store`` it lives as long as one leadership: ``start`` takes over what the leader before has written
+    down, ``suspend`` leaves everything to the next one.
+    """
 
     def __init__(
         self,
@@ -61,8 +80,18 @@ class Dispatcher:
         render_archive: ArchiveRenderer = summary,
         temp_dir: str | None = None,
         new_worker: WorkerFactory = WorkerThread,
+        job_store: JobStore | None = None,
     ) -> None:
         self._new_worker = new_worker
+        self._store = job_store
+        self._io = IoThread("job-store", new_worker)
+        #: Jobs that ended under former leaders, in order of their ends.
+        self._ended_before: dict[JobID, ExecutionGraph] = {}
+        self._is_suspended = False
+        #: Set when the store says that another JobManager leads; the process main waits for it.
+        self.leadership_lost = asyncio.Event()
+        #: Set when the jobs of former leaders are known here.
+        self._recovered = asyncio.Event()
         self._config = config
         self._clock = clock
         self._log_dir = log_dir
@@ -77,7 +106,7 @@ class Dispatcher:
         self.resource_manager = ResourceManager(
             config, driver=self._driver, clock=clock, jobs=self, slots_per_worker=slots_per_worker
         )
-        self._preparing: set[JobID] = set()
+        self._preparing: dict[JobID, asyncio.Future[JobID]] = {}
         self._background: set[asyncio.Future[Any]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         #: Set when somebody asked this cluster to end; the process main waits for it.
@@ -86,8 +115,64 @@ class Dispatcher:
         self.on_job_ended: Callable[[ExecutionGraph], None] | None = None
 
     async def start(self) -> None:
+        """Begin; with a job store return when all jobs of former leaders are known here and those that have not ended
+        go on. Raises LeadershipLostError, and ExternalError when the store cannot be read."""
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
         await self.resource_manager.start()
+        if self._store is not None:
+            await self._recover(self._store)
+        self._recovered.set()
+
+    # --- the jobs of former leaders ----------------------------------------------------------------------------------
+
+    async def _recover(self, store: JobStore) -> None:
+        results = {result.job_id: result for result in await self._io.run(store.results)}
+        for result in list(results.values())[-self._history_max :] if self._history_max else ():
+            self._ended_before[result.job_id] = graph_of(result)
+        job_ids = await self._io.run(store.job_ids)
+        if job_ids or results:
+            logger.info("taking over %d jobs; %d have ended before", len(set(job_ids) - set(results)), len(results))
+        for job_id in job_ids:
+            if job_id in results:
+                await self._io.run(functools.partial(finish_clean_up, store, results[job_id], self._config))
+            else:
+                await self._recover_job(store, job_id)
+
+    async def _recover_job(self, store: JobStore, job_id: JobID) -> None:
+        try:
+            prepared = await self._io.run(functools.partial(prepare_recovered_job, store, job_id, self._config))
+            await self._fetch_files(store, prepared.job_graph)
+            self._start(self._new_master(prepared))
+        except (CorruptStateError, InputError, ConfigError) as error:
+            logger.error("job=%s cannot go on and is failed: %s", job_id, error)
+            now_ms = self._clock.now_ms()
+            result = JobResult(job_id, str(job_id), JobStatus.FAILED.value, str(error), now_ms, now_ms)
+            await self._io.run(lambda: store.put_result(result))
+            self._ended_before[job_id] = graph_of(result)
+
+    async def _fetch_files(self, store: JobStore, job_graph: JobGraph) -> None:
+        known = {file.sha256 for file in job_graph.files if self.has_blob(file.sha256)}
+        folder = self.blobs.folder
+        for path in await self._io.run(lambda: fetch_files(store, job_graph, known, folder)):
+            self.blobs.put(path)
+
+    async def suspend(self) -> None:
+        """Another JobManager leads, or soon will, with the jobs of this one: stop, and clean nothing up. TaskManagers
+        that are connected kill their slots when their connections end. May be called again."""
+        if self._is_suspended:
+            return
+        self._is_suspended = True
+        self._recovered.set()
+        self._io.abandon()
+        for master in self._jobs.values():
+            master.suspend()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await self.resource_manager.close(stop_workers=False)
+        self.blobs.close()
+
+    def _on_leadership_lost(self, error: EngineError) -> None:
+        self.leadership_lost.set()
 
     async def _sweep(self) -> None:
         while True:
@@ -98,7 +183,7 @@ class Dispatcher:
                 logger.exception("files of ended jobs could not be removed")
 
     async def close(self, *, stop_workers: bool = False) -> None:
-        """Cancel what runs, wait a moment for it, give everything back."""
+        """The cluster ends: cancel what runs, wait a moment for it, give everything back."""
         try:
             running = [master for master in self._jobs.values() if not master.has_ended]
             for master in running:
@@ -111,7 +196,9 @@ class Dispatcher:
             await self.resource_manager.close(stop_workers=stop_workers)
             for master in self._jobs.values():
                 master.close()
+            self._io.close()
         finally:
+            self._is_suspended = True
             if self._sweeping is not None:
                 self._sweeping.cancel()
             self.blobs.close()
@@ -131,7 +218,7 @@ class Dispatcher:
 
     def overview(self) -> ClusterOverview:
         taskmanagers = self.resource_manager.taskmanagers()
-        statuses = [master.graph.status for master in self._jobs.values()]
+        statuses = [graph.status for graph in self.jobs()]
         return ClusterOverview(
             num_taskmanagers=len(taskmanagers),
             slots_total=sum(view.registration.num_slots for view in taskmanagers),
@@ -149,13 +236,17 @@ class Dispatcher:
     # --- gateway: jobs -----------------------------------------------------------------------------------------------
 
     def jobs(self) -> Sequence[ExecutionGraph]:
-        return [master.graph for master in reversed(self._jobs.values())]
+        graphs = [master.graph for master in reversed(self._jobs.values())]
+        return [*graphs, *reversed(self._ended_before.values())]
 
     def job(self, job_id: JobID) -> ExecutionGraph:
-        return self._master(job_id).graph
+        before = self._ended_before.get(job_id)
+        return self._master(job_id).graph if before is None else before
 
     def _master(self, job_id: JobID) -> JobMaster:
         master = self._jobs.get(job_id)
+        if master is None and job_id in self._ended_before:
+            raise JobNotFoundError(f"Job {job_id} ended before this JobManager began to lead; only its end is known.")
         if master is None:
             raise JobNotFoundError(
                 f"No job {job_id} is known here; it never was or is no longer remembered (web.history)."
@@ -165,41 +256,75 @@ class Dispatcher:
     async def submit_job(self, job_graph: JobGraph) -> JobID:
         if self.shut_down_requested.is_set():
             raise ProgramError("The cluster is shutting down and takes no more jobs.")
-        if job_graph.job_id in self._jobs:
-            raise ProgramError(f"Job {job_graph.job_id} was submitted before; every submission needs an id of its own.")
+        await self._recovered.wait()
+        if self._is_suspended:
+            raise ExternalError(f"Job {job_graph.name!r} is not accepted: {SUSPENDED}")
+        job_id = job_graph.job_id
+        if self._store is not None and (job_id in self._jobs or job_id in self._ended_before):
+            # The client asks again: the answer was lost with the leader that accepted it.
+            logger.info("job=%s was accepted before", job_id)
+            return job_id
+        if job_id in self._jobs:
+            raise ProgramError(f"Job {job_id} was submitted before; every submission needs an id of its own.")
         if not job_graph.vertices:
             raise ProgramError(f"Job {job_graph.name!r} has no operators: define a sink before execute().")
         for file in job_graph.files:
             if self.blobs.path(file.sha256) is None:
                 raise ProgramError(f"File {file.name!r} of job {job_graph.name!r} was not uploaded; submit again.")
         # Another submission of the same job may come while files are looked at.
-        if job_graph.job_id in self._preparing:
-            raise ProgramError(f"Job {job_graph.job_id} is being submitted already.")
-        self._preparing.add(job_graph.job_id)
-        try:
-            prepared = await prepare_job(job_graph, self._config)
-        finally:
-            self._preparing.discard(job_graph.job_id)
+        if job_id in self._preparing:
+            if self._store is not None:
+                return await asyncio.shield(self._preparing[job_id])
+            raise ProgramError(f"Job {job_id} is being submitted already.")
+        accepting = asyncio.ensure_future(self._accept(job_graph))
+        self._preparing[job_id] = accepting
+        accepting.add_done_callback(lambda _: self._preparing.pop(job_id))
+        return await asyncio.shield(accepting)
+
+    async def _accept(self, job_graph: JobGraph) -> JobID:
+        prepared = await prepare_job(job_graph, self._config)
         if self.shut_down_requested.is_set():
             raise ProgramError("The cluster is shutting down and takes no more jobs.")
-        master = JobMaster(
+        master = self._new_master(prepared)  # what is wrong with its configuration is told before it is kept
+        if self._store is not None:
+            store, files = self._store, {file.sha256: self.blobs.path(file.sha256) for file in job_graph.files}
+            paths = {sha256: path for sha256, path in files.items() if path is not None}
+            try:
+                await self._io.run(lambda: store.put_job(prepared.job_graph, paths))
+            except LeadershipLostError as error:
+                self.leadership_lost.set()
+                raise ExternalError(f"Job {job_graph.name!r} is not accepted: {error}") from error
+            if self._is_suspended:
+                raise ExternalError(f"Job {job_graph.name!r} goes on elsewhere: {SUSPENDED}")
+        self._start(master)
+        return job_graph.job_id
+
+    def _new_master(self, prepared: PreparedJob) -> JobMaster:
+        return JobMaster(
             prepared,
             config=self._config,
             slots=self.resource_manager,
             clock=self._clock,
             on_terminated=self._job_terminated,
             new_worker=self._new_worker,
+            store=self._store,
+            on_leadership_lost=self._on_leadership_lost,
         )
+
+    def _start(self, master: JobMaster) -> None:
+        job_graph = master.graph.job_graph
         self._jobs[job_graph.job_id] = master
         self.blobs.retain(job_graph.job_id, (file.sha256 for file in job_graph.files))
         logger.info("job=%s name=%r submitted", job_graph.job_id, job_graph.name)
         master.start()
-        return job_graph.job_id
 
     async def cancel_job(self, job_id: JobID) -> None:
-        self._master(job_id).cancel()
+        if job_id not in self._ended_before:
+            self._master(job_id).cancel()
 
     def checkpoints(self, job_id: JobID) -> CheckpointsView:
+        if job_id in self._ended_before:
+            return CheckpointsView(CheckpointSettings(), CheckpointStatistics(0), False)
         return self._master(job_id).checkpoints.view()
 
     async def trigger_checkpoint(self, job_id: JobID, incremental: bool | None) -> TakenCheckpoint:
@@ -217,6 +342,8 @@ class Dispatcher:
         await self._master(job_id).rescale(parallelism)
 
     async def job_result(self, job_id: JobID) -> ExecutionGraph:
+        if job_id in self._ended_before:
+            return self._ended_before[job_id]
         return await self._master(job_id).result()
 
     async def coordinator_request(self, job_id: JobID, operator_id: str, request: object) -> object:
@@ -254,14 +381,10 @@ class Dispatcher:
         if master is not None:
             master.post(event)
 
-    def checkpoint_answer(self, message: AcknowledgeCheckpoint | DeclineCheckpoint) -> None:
+    def checkpoint_answer(self, message: CheckpointAnswer) -> None:
         master = self._jobs.get(message.job_id)
-        if master is None:
-            return
-        if isinstance(message, AcknowledgeCheckpoint):
-            master.checkpoints.acknowledged(message)
-        else:
-            master.checkpoints.declined(message)
+        if master is not None:
+            master.checkpoints.answered(message)
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)

@@ -7,13 +7,17 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar, final
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, final
+
+from engine.core.errors import ExternalError
 
 __all__ = ["IoThread", "Worker", "WorkerFactory", "WorkerThread"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_ABANDONED: Final = "This JobManager does not lead any more; ask the one that does."
 
 
 class Worker(Protocol):
@@ -59,28 +63,37 @@ class IoThread:
         self._new_worker = new_worker
         self._loop = asyncio.get_running_loop()
         self._worker: Worker | None = None
+        self._is_abandoned = False
+        self._waiting: dict[asyncio.Future[Any], None] = {}
 
     def submit(self, call: Callable[[], T], done: Callable[[T | Exception], None] | None = None) -> None:
         """Run ``call`` in the thread, then ``done`` with its result, or the exception that it raised, on the loop."""
+        if self._is_abandoned:
+            return
         if self._worker is None:
             self._worker = self._new_worker(self._name)
 
         def work() -> None:
             result: T | Exception
+            if self._is_abandoned:
+                return
             try:
                 result = call()
             except Exception as error:
                 result = error
             if done is not None:
-                self._on_loop(done, result)
+                self._on_loop(self._tell, done, result)
             elif isinstance(result, Exception):
                 logger.warning("thread=%s: %s", self._name, result)
 
         self._worker.submit(work)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return the result of ``call``, which runs in the thread. Raises what it raises."""
+        """Return the result of ``call``, which runs in the thread. Raises what it raises, ExternalError when the thread
+        is abandoned."""
         answer: asyncio.Future[T] = self._loop.create_future()
+        if self._is_abandoned:
+            raise ExternalError(_ABANDONED)
 
         def done(result: T | Exception) -> None:
             if answer.done():
@@ -90,14 +103,30 @@ class IoThread:
             else:
                 answer.set_result(result)
 
-        self.submit(call, done)
-        return await answer
+        self._waiting[answer] = None
+        try:
+            self.submit(call, done)
+            return await answer
+        finally:
+            del self._waiting[answer]
 
     def close(self) -> None:
         """End the thread when it has done what it was asked for."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+    def abandon(self) -> None:
+        """Make no further call, and tell nobody of the one under way."""
+        self._is_abandoned = True
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(ExternalError(_ABANDONED))
+        self.close()
+
+    def _tell(self, done: Callable[[Any], None], result: Any) -> None:
+        if not self._is_abandoned:
+            done(result)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -7,7 +7,6 @@ An exception in here fails this job and nothing else. Not here: what to do next 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
@@ -20,11 +19,12 @@ from engine.checkpoint.assignment import JobRestore
 from engine.checkpoint.model import Task
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import ExternalError, ProgramError
+from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.core.metrics import Accumulator
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.rescale import rescaled, uniform_parallelism
+from engine.ha.job_store import JobStore
 from engine.operators.base import JobOutcome
 from engine.operators.failure import error_info
 from engine.protocol.control import (
@@ -39,9 +39,11 @@ from engine.protocol.control import (
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.rpc.codec import decode
 from engine.runtime.jobmanager import scheduler as sched
-from engine.runtime.jobmanager.checkpointing import CheckpointManager, PreparedJob, is_corrupt_state
+from engine.runtime.jobmanager.checkpointing import SUSPENDED, CheckpointManager, is_corrupt_state
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
+from engine.runtime.jobmanager.job_preparation import PreparedJob
+from engine.runtime.jobmanager.recovery import result_of
 from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
@@ -80,26 +82,37 @@ class JobMaster:
         clock: Clock,
         on_terminated: Callable[[JobMaster], None],
         new_worker: WorkerFactory = WorkerThread,
+        store: JobStore | None = None,
+        on_leadership_lost: Callable[[EngineError], None] = lambda error: None,
     ) -> None:
+        """``store``: where the job's progress is written down, so that it survives this process; None = nowhere."""
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self._slots = slots
         self._clock = clock
         self._new_worker = new_worker
         self._on_terminated = on_terminated
+        self._store = store
+        self._on_leadership_lost = on_leadership_lost
+        self._is_suspended = False
         effective = Configuration(config).add_all(job_graph.config)
         shared = dict(job_graph.config)
         if job_graph.parameters:
             shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
         self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
         self._config = effective.to_dict()
-        self.checkpoints = CheckpointManager(prepared, effective, clock=clock, host=self, new_worker=new_worker)
+        self.checkpoints = CheckpointManager(
+            prepared, effective, clock=clock, host=self, new_worker=new_worker, store=store
+        )
         recovers = self.checkpoints.takes_checkpoints
         restarts = restart_strategy(effective, takes_checkpoints=recovers)
-        self._scheduler = sched.Scheduler(job_graph, clock.now_ms(), restarts, recovers=recovers)
+        first_attempt = prepared.first_attempt
+        self._scheduler = sched.Scheduler(
+            job_graph, clock.now_ms(), restarts, recovers=recovers, first_attempt=first_attempt
+        )
         #: What the current attempt starts from.
         self._restore: JobRestore | None = None
-        self._coordinators = self._new_coordinators(0)
+        self._coordinators = self._new_coordinators(first_attempt)
         #: Its answer to EndCoordinators becomes a failure: the last checkpoint could not be taken.
         self._end_error: ErrorInfo | None = None
         #: The checkpoint whose trigger is not out yet, and what was sent by coordinators that it has the state of.
@@ -129,19 +142,19 @@ class JobMaster:
         self.post(sched.CancelRequested())
 
     async def result(self) -> ExecutionGraph:
-        """Wait for the job's end."""
+        """Wait for the job's end. Raises ExternalError when another JobManager goes on with it."""
         return await asyncio.shield(self._ended)
 
     def post(self, event: sched.Event) -> None:
         """Hand an event to the scheduler. Events that arrive while commands are carried out wait their turn."""
-        if self.has_ended:
+        if self.has_ended or self._is_suspended:
             return
         self._events.append(event)
         if self._handling:
             return
         self._handling = True
         try:
-            while self._events and not self.has_ended:
+            while self._events and not self.has_ended and not self._is_suspended:
                 event = self._events.popleft()
                 self._before(event)
                 for command in self._scheduler.handle(event, self._clock.now_ms()):
@@ -196,6 +209,8 @@ class JobMaster:
         if self.graph.job_graph is not job_graph:
             said = self.graph.exceptions[-1].error.message if self.graph.exceptions else "it failed meanwhile"
             raise ExternalError(f"Job {self.job_id} goes on at its former parallelism: {said}")
+        if self._store is not None:
+            await self.checkpoints.put_job(job_graph)
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
         """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""
@@ -210,6 +225,30 @@ class JobMaster:
     def close(self) -> None:
         """The job is forgotten."""
         self._coordinators.close()
+
+    def suspend(self) -> None:
+        """Another JobManager goes on with the job: do nothing more, clean nothing up. May be called again."""
+        if self._is_suspended:
+            return
+        self._is_suspended = True
+        self._events.clear()
+        self._coordinators.abandon()
+        self.checkpoints.suspend()
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
+        if not self.graph.status.is_terminal_state():
+            self.graph.transition(JobStatus.SUSPENDED, self._clock.now_ms())
+            logger.info("job=%s name=%r is SUSPENDED", self.job_id, self.graph.job_graph.name)
+        if not self._ended.done():
+            self._ended.set_exception(ExternalError(f"Job {self.job_id} is suspended: {SUSPENDED}"))
+            self._ended.exception()  # seen: nobody may be waiting
+
+    def leadership_lost(self, error: EngineError) -> None:
+        """The job store has refused a write."""
+        if not self._is_suspended:
+            logger.warning("job=%s: %s", self.job_id, error)
+            self.suspend()
+            self._on_leadership_lost(error)
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
@@ -238,8 +277,15 @@ class JobMaster:
             post=post,
             send=send,
             new_worker=self._new_worker,
+            fence=None if self._store is None else self._fence,
+            lost=self.leadership_lost,
         )
         return coordinators
+
+    def _fence(self, attempt_number: int, publishes: bool) -> None:
+        """In the coordinators' thread."""
+        assert self._store is not None
+        self._store.begin_attempt(self.job_id, attempt_number, publishes=publishes)
 
     def _start_coordinators(self, attempt_number: int) -> None:
         self._undelivered.clear()
@@ -248,8 +294,8 @@ class JobMaster:
         self._holding = None
         self._restore = self.checkpoints.begin_attempt(attempt_number, self.graph.job_graph)
         self._coordinators.abandon()
-        self._coordinators = self._new_coordinators(attempt_number)
-        self._coordinators.start()
+        coordinators = self._coordinators = self._new_coordinators(attempt_number)
+        self.checkpoints.settle(coordinators.start)
 
     def _restart_coordinators(self, attempt_number: int, vertices: tuple[JobVertexID, ...]) -> None:
         """Some regions begin again; the others' coordinators and tasks go on."""
@@ -290,6 +336,8 @@ class JobMaster:
                 self.checkpoints.all_tasks_finished()
             case sched.EndCoordinators(outcome):
                 self._coordinators.end(outcome)
+            case sched.GiveUpCoordinators(outcome):
+                self._coordinators.give_up(outcome)
             case sched.RestartAfter(attempt_number, delay_ms):
                 self._restart_after(attempt_number, delay_ms)
             case sched.JobStatusChanged(status):
@@ -338,6 +386,14 @@ class JobMaster:
 
         coordinators.checkpoint_completed(checkpoint_id, committables, if_current)
 
+    def coordinators_of_savepoint(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        self._coordinators.savepoint_taken(checkpoint_id, committables, done)
+
     def coordinators_aborted(self, checkpoint_id: int) -> None:
         self._coordinators.checkpoint_aborted(checkpoint_id)
 
@@ -378,8 +434,22 @@ class JobMaster:
             self._restart_timer.cancel()
         if self.graph.status is JobStatus.FAILED:
             self._log_failure()
+        self._end()
+
+    def _end(self) -> None:
+        """What the job has done is done: write it down, then delete what nobody needs and tell those who wait."""
+        if self._store is None:
+            self._ended_for_good()
+        elif not self.graph.is_result_pending:
+            self.graph.is_result_pending = True
+            self.checkpoints.write_result(result_of(self.graph), self._ended_for_good)
+
+    def _ended_for_good(self) -> None:
+        if self._ended.done():
+            return
+        self.graph.is_result_pending = False
+        self._ended.set_result(self.graph)  # first: a bug in what follows must not keep the job from ending
         self._checkpoints_ended()
-        self._ended.set_result(self.graph)
         self._on_terminated(self)
 
     def _checkpoints_ended(self) -> None:
@@ -404,10 +474,7 @@ class JobMaster:
         self._coordinators.end(JobOutcome.FAILED)
         self._slots.job_ended(self.job_id)
         if not self._ended.done():
-            with contextlib.suppress(Exception):  # it may be what has the bug
-                self._checkpoints_ended()
-            self._ended.set_result(graph)
-            self._on_terminated(self)
+            self._end()
 
 
 def _internal(error: Exception) -> ErrorInfo:

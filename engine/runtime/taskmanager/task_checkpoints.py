@@ -51,6 +51,7 @@ class _Timing:
     snapshot: TaskSnapshot | None = None
     metrics: CheckpointMetrics = field(default_factory=CheckpointMetrics)
     captured_ns: int = 0
+    is_finished: bool = False
 
 
 def decline(
@@ -75,6 +76,7 @@ class TaskCheckpoints:
         clock: Clock,
         call_later: Callable[[float, Callable[[], None]], object],
         pending_rest: Callable[[], tuple[int, Batch] | None],
+        has_finished: Callable[[], bool],
     ) -> None:
         self._deployment = deployment
         self._chain = chain
@@ -88,6 +90,7 @@ class TaskCheckpoints:
         if gate is not None:
             gate.on_timed_barrier = self._arm_gate_timeout
         self._pending_rest = pending_rest  #: what the task has taken from its gate and not processed
+        self._has_finished = has_finished  #: ``finish`` of its operators has been called
         self._noted: dict[int, _Timing] = {}
         #: Snapshotted, neither acknowledged nor declined.
         self._under_way: dict[int, _Timing] = {}
@@ -258,6 +261,7 @@ class TaskCheckpoints:
         if options.stop is StopMode.SUSPEND or (options.stop is StopMode.DRAIN and self._gate is None):
             self._stop = (checkpoint_id, options.stop)
         self._under_way[checkpoint_id] = timing
+        timing.is_finished = self._has_finished()
         try:
             _refuse_uncheckpointed(chain.spec)
             committables: dict[OperatorID, bytes] = {}
@@ -318,6 +322,7 @@ class TaskCheckpoints:
                 snapshot.operators(operator_ids),
                 tuple(snapshot.in_flight),
                 metrics,
+                timing.is_finished,
             )
         )
         self._capture.acknowledged(snapshot)

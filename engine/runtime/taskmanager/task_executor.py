@@ -1,7 +1,8 @@
 """The TaskManager: registers with the JobManager, heartbeats, makes a slot process per allocation and supervises it.
 
 On asyncio, without user code. When the connection to the JobManager ends or falls silent, all slots are killed at
-once: the JobManager has given them up, and they must not go on writing. Not here: what happens inside a slot process
+once: the JobManager has given them up, and they must not go on writing. So it is when another JobManager leads: the
+TaskManager registers there at once, with its zygotes still warm. Not here: what happens inside a slot process
 (``slot_process``, ``stream_task``), how it is forked (``zygote``), its files (``slot_files``).
 """
 
@@ -27,6 +28,7 @@ from engine.core.options import ClusterOptions, JobOptions, MemoryOptions
 from engine.operators.failure import error_info
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -173,11 +175,19 @@ class TaskExecutor:
     """``await run()`` serves until ``stop()`` or until the JobManager cannot be found."""
 
     def __init__(
-        self, settings: TaskExecutorSettings, *, connect: Connector, slot_hosts: SlotHostFactory, temp_dir: str | None
+        self,
+        settings: TaskExecutorSettings,
+        *,
+        connect: Connector,
+        slot_hosts: SlotHostFactory,
+        temp_dir: str | None,
+        leader_replaced: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """``leader_replaced`` returns when another JobManager leads than the one of the last ``connect``."""
         self._settings = settings
         self._config = settings.config
         self._connect = connect
+        self._leader_replaced = leader_replaced or _never
         self._slot_hosts = slot_hosts
         self._hosts: dict[str, asyncio.Task[SlotHost]] = {}
         self._folder = tempfile.mkdtemp(prefix="tm-", dir=temp_dir or None)
@@ -222,27 +232,44 @@ class TaskExecutor:
         problem: Exception = ExternalError("never tried")
         while loop.time() < deadline:
             attempt = asyncio.ensure_future(self._register_once())
-            stopping = asyncio.ensure_future(self._stopping.wait())
-            await asyncio.wait({attempt, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            if not attempt.done():
-                attempt.cancel()
-                await asyncio.gather(attempt, return_exceptions=True)
+            replaced = asyncio.ensure_future(self._leader_replaced())
+            if not await self._wait_for(attempt, replaced):
+                await _end(attempt, replaced)
                 return None
+            if not attempt.done():
+                await _end(attempt, replaced)
+                pause = BACKOFF_FIRST_S
+                continue
             try:
-                return attempt.result()
+                connection = attempt.result()
+                await _end(replaced)
+                return connection
             except EngineError as error:
                 if str(error) != str(problem):
                     logger.warning("cannot register yet: %s Trying again until %d ms have passed.", error, timeout_ms)
                 problem = error
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+            # It may have begun to wait before the attempt knew of any leader.
+            await _end(replaced)
+            pausing = asyncio.ensure_future(asyncio.sleep(pause))
+            replaced = asyncio.ensure_future(self._leader_replaced())
+            goes_on = await self._wait_for(pausing, replaced)
+            pause = BACKOFF_FIRST_S if replaced.done() else min(pause * 2, BACKOFF_MAX_S)
+            await _end(pausing, replaced)
+            if not goes_on:
                 return None
-            pause = min(pause * 2, BACKOFF_MAX_S)
         raise ExternalError(
             f"No JobManager accepted this TaskManager within {timeout_ms} ms (taskmanager.registration.timeout): "
             f"{problem}"
         )
+
+    async def _wait_for(self, *work: asyncio.Future[Any]) -> bool:
+        """Return when one of these is done: whether we are to go on."""
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({stopping, *work}, return_when=asyncio.FIRST_COMPLETED)
+            return not self._stopping.is_set()
+        finally:
+            stopping.cancel()
 
     async def _register_once(self) -> JobManagerConnection:
         connection = await self._connect(CONNECT_ATTEMPT_S)
@@ -292,22 +319,24 @@ class TaskExecutor:
         self._last_heard = loop.time()
         receiving = asyncio.ensure_future(self._receive(connection))
         beating = asyncio.ensure_future(self._beat(connection))
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        replaced = asyncio.ensure_future(self._watch_leader())
         try:
-            await asyncio.wait({receiving, beating, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
+            if not await self._wait_for(receiving, beating, replaced):
                 connection.send_nowait(TaskManagerUnregistered(self._settings.resource_id, self._stop_reason))
             else:
-                ended = receiving if receiving.done() else beating
+                ended = next(work for work in (receiving, beating, replaced) if work.done())
                 why = ended.exception() or "the connection ended"
                 logger.warning("lost the JobManager (%s): all slots are killed, registering again", why)
         finally:
             self._connection = None
-            for task in (receiving, beating, stopping):
-                task.cancel()
-            await asyncio.gather(receiving, beating, stopping, return_exceptions=True)
+            await _end(receiving, beating, replaced)
             await self._kill_all_slots()
             await connection.close()
+
+    async def _watch_leader(self) -> None:
+        """Raises ExternalError when another JobManager leads."""
+        await self._leader_replaced()
+        raise ExternalError("another one leads")
 
     async def _receive(self, connection: JobManagerConnection) -> None:
         while (message := await connection.receive()) is not None:
@@ -560,7 +589,9 @@ class TaskExecutor:
                 if message.state.is_terminal():
                     slot.live.pop(message.attempt_id, None)
                 self._send(message)
-            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | StacksSampled():
+            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | AwaitsCheckpoint():
+                self._send(message)
+            case StacksSampled():
                 self._send(message)
             case SlotReport():
                 slot.metrics = message.metrics
@@ -594,6 +625,16 @@ def _short_temp_dir() -> str | None:
 
 async def _started(factory: SlotHostFactory, python: str) -> SlotHost:
     return await factory(python)
+
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def _end(*work: asyncio.Future[Any]) -> None:
+    for one in work:
+        one.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
 
 
 async def _remove(folder: str) -> None:

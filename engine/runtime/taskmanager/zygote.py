@@ -16,6 +16,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import ExternalError
 from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
+from engine.runtime.taskmanager.huge_pages import MALLOC_HUGE, with_huge_malloc
 from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
 from engine.runtime.taskmanager.zygote_process import kill_slot
 
@@ -111,7 +112,7 @@ class Zygote:
                 ZYGOTE_MODULE,
                 str(theirs.fileno()),
                 *preload,
-                env={**env, **_SINGLE_THREADED},
+                env={**env, **_SINGLE_THREADED, MALLOC_HUGE: with_huge_malloc(env.get(MALLOC_HUGE, ""))},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

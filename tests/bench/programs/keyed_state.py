@@ -27,11 +27,14 @@ class Update(KeyedProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         self.subtask = runtime_context.get_index_of_this_subtask()
         self.state = runtime_context.get_state(ValueStateDescriptor("value", Types.PICKLED_BYTE_ARRAY()))
+        # Pieces of it do not compress, and are made as quickly as zeros.
+        self.noise = os.urandom(self.value_bytes + (1 << 20))
         self.stream = open(self.beat, "a", encoding="ascii")
         self.last = 0.0
 
     def process_element(self, value, ctx):
-        self.state.update(os.urandom(16) + bytes(self.value_bytes - 16))
+        start = (value[1] * 0x9E3779B1) & 0xFFFFF
+        self.state.update(self.noise[start : start + self.value_bytes])
         now = time.time()
         if now - self.last >= 0.05:
             self.last = now

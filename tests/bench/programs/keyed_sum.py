@@ -1,24 +1,51 @@
-"""Ours: keyed running sum of a typed stream, one result an event: EVENTS KEYS PARALLELISM [collect]."""
+"""Ours: keyed running sum of a typed stream, one result an event: EVENTS KEYS PARALLELISM [collect] [OPTION=VALUE …].
+
+``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come
+from so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
+"""
 
 import sys
 
-from engine.common import Types, WatermarkStrategy
+from engine.common import Configuration, Types, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from tests.bench.programs.events import users_and_amounts
+from tests.bench.programs.repeating import options_of, repeat
 
 events, keys, parallelism = map(int, sys.argv[1:4])
-env = StreamExecutionEnvironment.get_execution_environment()
-env.set_parallelism(parallelism)
-typed = Types.TUPLE([Types.LONG(), Types.DOUBLE()])
-source = DataGeneratorSource.of_columns(lambda indexes: users_and_amounts(indexes, keys), events, typed)
-sums = env.from_source(source, WatermarkStrategy.no_watermarks(), "gen").key_by(0).sum(1)
-if sys.argv[4:] == ["collect"]:
-    with sums.execute_and_collect() as results:
+options = options_of(sys.argv[4:])
+sources = int(options.get("sources", 1))
+
+
+def sums_of(env):
+    env.set_parallelism(parallelism)
+    if "backend" in options:
+        settings = Configuration()
+        settings.set_string("state.backend.type", options["backend"])
+        env.configure(settings)
+    typed = Types.TUPLE([Types.LONG(), Types.DOUBLE()])
+    streams = []
+    for number in range(sources):
+        first, end = events * number // sources, events * (number + 1) // sources
+        source = DataGeneratorSource.of_columns(
+            lambda indexes, first=first: users_and_amounts(indexes + first, keys), end - first, typed
+        )
+        streams.append(env.from_source(source, WatermarkStrategy.no_watermarks(), f"gen {number}"))
+    united = streams[0].union(*streams[1:]) if sources > 1 else streams[0]
+    return united.key_by(0).sum(1)
+
+
+def execute():
+    env = StreamExecutionEnvironment.get_execution_environment()
+    sums_of(env).sink_to(DiscardingSink())
+    env.execute("keyed sum")
+
+
+if "collect" in options:
+    with sums_of(StreamExecutionEnvironment.get_execution_environment()).execute_and_collect() as results:
         largest = {}
         for user, total in results:
             largest[user] = max(largest.get(user, 0.0), total)
     print(f"RESULT keys={len(largest)} total={sum(largest.values()):.3f}")
 else:
-    sums.sink_to(DiscardingSink())
-    env.execute("keyed sum")
+    repeat(execute, int(options.get("reps", 1)))

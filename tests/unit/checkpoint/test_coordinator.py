@@ -9,10 +9,10 @@ import random
 import pytest
 
 from engine.checkpoint import messages as msg
-from engine.checkpoint.coordinator import QUEUE_MAX, CheckpointCoordinator
+from engine.checkpoint.coordinator import QUEUE_MAX, RETRY_MS, CheckpointCoordinator
 from engine.checkpoint.model import InputLayout, JobLayout, Task
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
-from engine.checkpoint.store import Garbage
+from engine.checkpoint.store import Garbage, StoredCheckpoint
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import ExecutionAttemptID
@@ -436,7 +436,7 @@ def test_an_acknowledgement_that_comes_twice_deletes_nothing():
 
 
 def test_files_elsewhere_are_never_deleted():
-    shell = running(restored=keyed_checkpoint(pipeline(1, 1)))
+    shell = running(restored=[StoredCheckpoint(keyed_checkpoint(pipeline(1, 1)), False)])
     shell.at(1000)
     shell.complete(8)
     shell.ack(shell.layout.tasks()[0], 7, "file:///s/sp/v0-0")
@@ -444,7 +444,7 @@ def test_files_elsewhere_are_never_deleted():
 
 
 def test_a_claimed_savepoint_is_deleted_when_it_is_subsumed():
-    shell = running(restored=keyed_checkpoint(pipeline(1, 1)), is_claimed=True)
+    shell = running(restored=[StoredCheckpoint(keyed_checkpoint(pipeline(1, 1)), True)])
     shell.at(1000)
     shell.complete(8)
     assert {"file:///s/sp", "file:///s/sp/v0-0"} <= shell.deleted
@@ -569,6 +569,76 @@ def test_a_stop_is_committed_and_answered_when_the_job_has_ended():
     shell(msg.CheckpointPrepared(3))
     shell(msg.MetadataWritten(3))
     assert msg.AnswerRequest("r", 2, SAVEPOINT) in shell(msg.JobEnded())
+    assert SAVEPOINT not in shell.deleted
+
+
+def awaited(task: Task, attempt: int = 0) -> msg.CheckpointAwaited:
+    return msg.CheckpointAwaited(ExecutionAttemptID.of(task.vertex_id, task.subtask_index, attempt))
+
+
+def test_tasks_that_wait_for_a_checkpoint_at_their_end_get_one_soon_and_together():
+    shell = running(pipeline(1, 2), CheckpointSettings(interval_ms=600_000))
+    source, *sinks = shell.layout.tasks()
+    shell(msg.TaskFinished(source))
+    assert shell(awaited(sinks[0], attempt=7)) == []  # of another attempt
+    assert shell.coordinator.next_timer_ms() == 600_000
+    shell(awaited(sinks[0]))
+    shell.now_ms += RETRY_MS // 2
+    assert shell(awaited(sinks[1])) == []
+    assert msg.PrepareCheckpoint(1) in shell.at(RETRY_MS)
+    shell(msg.CheckpointPrepared(1))
+    for task in sinks:
+        shell.ack(task, 1)
+    assert only(msg.NotifyComplete, shell(msg.MetadataWritten(1))).tasks == tuple(sinks)
+    assert shell.at(10_000) == []  # they end now
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_a_vertex_is_recorded_as_finished_when_all_its_tasks_had_come_to_their_end(ended):
+    shell = running(pipeline(1, 2))
+    source, *sinks = shell.layout.tasks()
+    shell(msg.TaskFinished(source))
+    shell.at(1000)
+    shell(msg.CheckpointPrepared(1))
+    for task in sinks:
+        ack = acknowledgement(task, 1, ("file:///c/list",), attempt=0)
+        shell(msg.Acknowledged(dataclasses.replace(ack, is_finished=task.subtask_index < ended)))
+    shell(msg.MetadataWritten(1))
+    _, vertex_state = shell.coordinator.restore_point().vertices
+    assert vertex_state.finished == ((0, 1) if ended == 2 else ())
+    assert set(vertex_state.subtasks) == {0, 1}, "what they wait for has to be restored"
+
+
+def test_the_pause_between_checkpoints_holds_for_those_that_are_waited_for():
+    shell = running(pipeline(1, 1), CheckpointSettings(interval_ms=1000, min_pause_ms=5000))
+    source, sink = shell.layout.tasks()
+    shell.at(1000)
+    shell.complete(1)
+    shell(msg.TaskFinished(source))
+    shell(awaited(sink))
+    assert shell.at(5999) == []
+    assert msg.PrepareCheckpoint(2) in shell.at(6000)
+
+
+def test_what_comes_at_the_end_of_a_drained_job_is_made_durable_before_it_is_committed():
+    shell = running()
+    source, sink = shell.layout.tasks()
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.DRAIN))
+    shell.complete(1)
+    shell(msg.TaskFinished(source))
+    assert shell.at(50_000) == []  # none by themselves
+    shell(awaited(sink))
+    assert "AnswerRequest" in kinds(shell(msg.SavepointRequested("s", SAVEPOINT)))  # refused
+    assert msg.PrepareCheckpoint(2) in shell.at(50_000 + RETRY_MS)
+    shell(msg.CheckpointPrepared(2))
+    shell.ack(sink, 2)
+    assert only(msg.NotifyComplete, shell(msg.MetadataWritten(2))).tasks == (sink,)
+    assert shell.coordinator.restore_point().checkpoint_id == 2
+    shell(msg.TaskFinished(sink))
+    shell(msg.AllTasksFinished())
+    shell(msg.CheckpointPrepared(3))
+    shell(msg.MetadataWritten(3))
+    assert msg.AnswerRequest("r", 1, SAVEPOINT) in shell(msg.JobEnded())
     assert SAVEPOINT not in shell.deleted
 
 
@@ -760,7 +830,7 @@ class _World:
                 assert set(tasks) <= self.live, "only what runs is triggered"
                 for task in sorted(self.live):
                     self._acknowledge(task, checkpoint_id, options)
-            case msg.WriteMetadata(checkpoint):
+            case msg.WriteMetadata(checkpoint, _):
                 failed = self.rng.random() < 0.1
                 number = checkpoint.checkpoint_id
                 self.writes.append(msg.MetadataFailed(number, "full") if failed else msg.MetadataWritten(number))

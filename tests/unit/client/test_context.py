@@ -7,7 +7,8 @@ import json
 import pytest
 
 from engine.client.context import CONTEXT_VARIABLE, ClientContext, ProgramAbort
-from engine.client.executors import execute_async, rest_url
+from engine.client.executors import execute_async
+from engine.client.leader_lookup import rest_url
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import JobID

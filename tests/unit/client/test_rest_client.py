@@ -11,6 +11,7 @@ import pytest
 from engine.client.rest_client import RestClient
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
+from engine.graph.job_graph import JobGraph, JobType
 from engine.protocol.lifecycle import JobStatus
 
 JOB = JobID.from_text("job")
@@ -113,3 +114,69 @@ def test_a_program_is_uploaded_whole(server, client, tmp_path):
     assert int(headers["Content-Length"]) == len(body)
     assert program.read_bytes() in body
     assert b'filename="job.py"' in body
+
+
+class Elected:
+    """Says where the leader is, each time the next of ``addresses``, the last one again and again."""
+
+    def __init__(self, *addresses, failover_s=20.0):
+        self.addresses = list(addresses)
+        self.failover_s = failover_s
+
+    def address(self, timeout_s):
+        return self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
+
+
+DEAD = "http://127.0.0.1:9"  # nobody listens there
+ELECTING = {"errors": ["Service temporarily unavailable due to an ongoing leader election. Please refresh."]}
+DEPOSED = {"errors": ["Job 'a' is not accepted: This JobManager does not lead any more; ask the one that does."]}
+
+
+def test_a_client_that_knows_of_an_election_asks_on_until_somebody_leads(server):
+    here = f"http://127.0.0.1:{server.server_port}"
+    server.answers += [(503, ELECTING), (503, DEPOSED), (200, {"status": "RUNNING"})]
+    client = RestClient(DEAD, leader=Elected(DEAD, here))
+    assert client.status(JOB) is JobStatus.RUNNING
+    assert client.base_url == here
+    client.close()
+
+
+def test_a_submission_is_repeated_with_all_its_files(server, tmp_path):
+    here = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "file").write_bytes(b"content" * 100)
+    server.answers += [(404, {}), (503, DEPOSED), (202, {"jobid": JOB})]
+    client = RestClient(here, leader=Elected(here))
+    graph = JobGraph(JOB, "a", JobType.BATCH, (), ())
+    assert client.submit(graph, {"0" * 64: str(tmp_path / "file")}) == JOB
+    first, second = (request for request in server.requests if request[0] == "POST")
+    assert first[3].count(b"content" * 100) == second[3].count(b"content" * 100) == 1
+    client.close()
+
+
+def test_what_must_not_happen_twice_is_repeated_only_if_it_was_not_sent(server):
+    here = f"http://127.0.0.1:{server.server_port}"
+    server.answers += [(200, {"request-id": "1"})]
+    client = RestClient(DEAD, leader=Elected(here))
+    assert client.trigger_savepoint(JOB, "/savepoints") == "1"  # the connection was refused
+    client.close()
+
+    def lose(*_arguments, **_options):
+        raise ConnectionResetError("the leader died")
+
+    client = RestClient(here, leader=Elected(here))
+    client._connect(1.0).getresponse = lose  # type: ignore[method-assign]
+    with pytest.raises(ExternalError, match="the leader died"):
+        client._request("POST", f"/jobs/{JOB}/savepoints", lambda: [b"body"])
+    client.close()
+
+
+def test_an_election_that_does_not_end_is_told_as_the_cluster_tells_it(server):
+    here = f"http://127.0.0.1:{server.server_port}"
+    server.answers += [(503, ELECTING)] * 50
+    client = RestClient(here, leader=Elected(here, failover_s=0.5))
+    with pytest.raises(ExternalError, match="ongoing leader election"):
+        client.overview()
+    client.close()
+    client = RestClient(DEAD, leader=Elected(DEAD, failover_s=0.5))
+    with pytest.raises(ExternalError, match="No cluster answers"):
+        client.overview()

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ProgramError
-from flink_yarn.cli_script_settings import hosts_of, log_level
+from flink_yarn.cli_script_settings import hosts_of, log_level, masters_of
 from flink_yarn.program import locate_program, uploaded_id
 from flink_yarn.program_main import kind_of
 
@@ -109,6 +109,13 @@ def test_the_old_name_of_the_workers_file_is_read(tmp_path):
 def test_without_a_file_there_is_this_host(tmp_path):
     assert hosts_of(str(tmp_path), "workers", "slaves") == ["localhost"]
     assert hosts_of(None, "workers") == ["localhost"]
+
+
+def test_masters_of_one_host_get_web_ports_of_their_own_with_high_availability(tmp_path):
+    (tmp_path / "masters").write_text("host1\nhost2:9000\nhost1\nhost1:8081\n")
+    assert masters_of(str(tmp_path), Configuration()) == ["host1", "host2:9000", "host1", "host1:8081"]
+    config = Configuration({"high-availability.type": "zookeeper"})
+    assert masters_of(str(tmp_path), config) == ["host1:8082", "host2:9000", "host1:8083", "host1:8081"]
 
 
 def test_the_log_level_is_read_from_our_file_or_from_flinks(tmp_path):

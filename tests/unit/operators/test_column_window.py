@@ -22,6 +22,7 @@ from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWind
 from engine.time.cumulating_windows import CumulatingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from engine.time.watermarks import Time
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.test_column_aggregate import Restored, harness_with
 
@@ -117,6 +118,26 @@ def test_windows_of_columns_give_what_those_of_rows_give(kind, key, lateness_ms)
     def check(steps):
         overlap = kind not in ("tumbling", "offset")  # then which of two zeros is the larger depends on the order
         assert play(spec, steps, zeros_alike=overlap) == play(rows, steps, zeros_alike=overlap)
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ASSIGNERS)
+@pytest.mark.parametrize("edge", [TIME_MIN_MS + 1, TIME_MAX_MS - 30])
+def test_windows_at_both_ends_of_time_are_those_of_rows(kind, edge):
+    rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], late_tag="late", lateness_ms=3)
+    columnar = column_window(rows)
+    assert columnar is not None
+    times = st.one_of(st.integers(edge, edge + 30), st.integers(-25, 45))
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.lists(st.lists(st.tuples(ROW, times), min_size=1, max_size=6) | st.integers(-20, 60), max_size=5))
+    def check(steps):
+        played = []
+        for spec in (rows, columnar):
+            with OperatorHarness(spec, name="Window") as harness:
+                played.append(drive(harness, [*steps, TIME_MAX_MS]))
+        assert played[0] == played[1]
 
     check()
 

@@ -12,9 +12,11 @@ from starlette.testclient import TestClient
 
 from engine.core.errors import ExternalError
 from engine.core.ids import JobID, JobVertexID
+from engine.ha.job_store import JobResult
 from engine.protocol.control import ErrorInfo
 from engine.rest.server import create_app
 from engine.rpc import codec
+from engine.runtime.jobmanager.recovery import graph_of
 from tests.testing.fake_gateway import FakeGateway, taskmanager_view, word_count_job
 from tests.unit.rest.schema import assert_matches
 
@@ -157,6 +159,24 @@ def test_the_execution_result_waits_for_the_end(client: TestClient):
     assert cause.message == "ZeroDivisionError: division by zero"
 
 
+def test_an_end_that_is_not_durable_yet_is_no_result(gateway: FakeGateway, client: TestClient):
+    graph = next(one for one in gateway.jobs() if one.job_graph.job_id == FINISHED)
+    graph.is_result_pending = True
+    assert client.get(f"/jobs/{FINISHED}/execution-result").json()["status"]["id"] == "IN_PROGRESS"
+
+
+def test_a_job_that_ended_under_another_jobmanager_is_shown_without_vertices(gateway: FakeGateway, client: TestClient):
+    ended = graph_of(JobResult(JobID.from_text("gone"), "gone", "FAILED", "it broke", 1000, 3500))
+    gateway.graphs.append(ended)
+    path = f"/jobs/{ended.job_graph.job_id}"
+    details = client.get(path).json()
+    assert (details["state"], details["duration"], details["vertices"]) == ("FAILED", 2500, [])
+    for name in ("plan", "config", "exceptions", "accumulators", "status"):
+        assert client.get(f"{path}/{name}").status_code == 200, name
+    failure = client.get(f"{path}/execution-result").json()["job-execution-result"]["failure-cause"]
+    assert "it broke" in failure["stack-trace"]
+
+
 def test_accumulators_of_an_ended_job_are_its_results_and_of_a_running_one_the_sum(client: TestClient):
     (done,) = client.get(f"/jobs/{FINISHED}/accumulators").json()["user-task-accumulators"]
     assert done == {"name": "lines", "type": "LongCounter", "value": "7"}
@@ -282,9 +302,10 @@ def test_jobmanager_logs_are_served_and_nothing_outside_their_folder(
 
 
 def test_secret_values_of_the_configuration_are_hidden(gateway: FakeGateway, client: TestClient):
-    gateway.config.set("s3.secret-key", "abc").set("rest.port", 8081)
+    authorization = "high-availability.zookeeper.client.authorization"
+    gateway.config.set("s3.secret-key", "abc").set("rest.port", 8081).set(authorization, "digest:'a:b'")
     shown = {entry["key"]: entry["value"] for entry in client.get("/jobmanager/config").json()}
-    assert shown == {"rest.port": "8081", "s3.secret-key": "******"}
+    assert shown == {"rest.port": "8081", "s3.secret-key": "******", authorization: "******"}
 
 
 def test_config_tells_what_is_switched_off(gateway: FakeGateway, client: TestClient):

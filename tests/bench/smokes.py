@@ -1,0 +1,50 @@
+"""Every workload of ours once, in seconds and without peers, so that none can rot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bench import keyed, latency
+from tests.bench.python_peers import race
+from tests.bench.recovery import Load
+from tests.bench.recovery_race import recovery_race
+from tests.bench.scaling import scaling
+
+__all__ = ["PARTS"]
+
+
+def _channels() -> int:
+    rows = scaling(["channels"], events=40_000, runs=1, timeout_s=120, channels=(2, 6))
+    return 0 if len(rows) == 2 else 1
+
+
+def _lambdas() -> int:
+    for workload in ("keyed-python", "window-python"):
+        race(workload, python_of=str, runs=1, parallelism=2, timeout_s=120, scale=0.005, only=["engine"])
+    return 0
+
+
+def _recovery() -> int:
+    load = Load(
+        keys=1000,
+        value_bytes=64,
+        rate=2000,
+        parallelism=1,
+        backend="",
+        memory="1g",
+        settle_s=0,
+        increments=1,
+        folder=Path(),
+    )
+    (row,) = recovery_race(load, runs=1, flink=None, only=["engine-rocksdb"])
+    return 0 if row["recovery_s"][1] > 0 else 1
+
+
+#: name → what returns 0 when it counts right; exceptions say what does not
+PARTS = {
+    "keyed": keyed.smoke,
+    "latency": latency.smoke,
+    "channels": _channels,
+    "lambdas": _lambdas,
+    "recovery": _recovery,
+}

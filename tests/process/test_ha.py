@@ -1,0 +1,301 @@
+"""JobManagers that contend, TaskManagers and clients that follow the leader, all real processes: the leader is killed,
+paused, ended, and nothing is lost, done twice, or left waiting. Elections through files; ``tests/hadoop`` has the same
+with a real ZooKeeper."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from engine.client.leader_lookup import LeaderLookup, rest_client
+from engine.common import Configuration, Encoder, RestartStrategies
+from engine.core.errors import JobNotFoundError
+from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from engine.datastream.connectors import FileSink
+from engine.protocol.lifecycle import JobStatus
+from tests.process.cluster_jobs import ROOT, is_alive, program, until
+from tests.process.ha_cluster import HaCluster
+from tests.process.test_exactly_once_files import LINES, counts, expected, hidden, written
+
+RESULT_S = 120.0
+SESSION_S = 4.0
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    cluster = HaCluster(
+        tmp_path, session_timeout=f"{SESSION_S:g} s", heartbeat_interval="500", heartbeat_timeout="3000"
+    )
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def text(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"part-{number}").write_text("".join(f"{line}\n" for line in LINES[number::6]))
+    return str(folder)
+
+
+def environment(cluster, tmp_path, **more: str) -> StreamExecutionEnvironment:
+    env = StreamExecutionEnvironment.create_remote_environment("localhost", 1, parallelism=2)  # nobody is there
+    env.set_restart_strategy(RestartStrategies.fixed_delay_restart(50, 100))
+    settings = {
+        "execution.runtime-mode": "STREAMING",
+        "execution.checkpointing.interval": "200 ms",
+        "execution.checkpointing.dir": str(tmp_path / "checkpoints"),
+        "execution.checkpointing.tolerable-failed-checkpoints": "100",
+        **cluster.client_config().to_dict(),
+        **more,
+    }
+    env.configure(Configuration(settings))
+    return env
+
+
+class Waiting:
+    """Somebody waits for the job's result in a thread of his own, through whatever happens."""
+
+    def __init__(self, job) -> None:
+        self.outcome = None
+        self._thread = threading.Thread(target=self._wait, args=(job,), daemon=True)
+        self._thread.start()
+
+    def _wait(self, job) -> None:
+        try:
+            self.outcome = job.get_job_execution_result().result(RESULT_S)
+        except Exception as error:
+            self.outcome = error
+
+    def result(self):
+        self._thread.join(RESULT_S)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        assert self.outcome is not None, "nobody has told that the job has ended"
+        return self.outcome
+
+
+def file_job(cluster, text, tmp_path, **more: str):
+    """Return (the job, where its files appear); some of them are there."""
+    output = tmp_path / "out"
+    env = environment(cluster, tmp_path, **more)
+    sink = FileSink.for_row_format(str(output), Encoder.simple_string_encoder()).build()
+    counts(env, text, tmp_path / "pids").sink_to(sink)
+    job = env.execute_async("exactly once")
+    until(lambda: output.exists() and len(written(output)) > 100, "the first files are finished")
+    return job, output
+
+
+def first_new_output_s(output: Path, before: Counter[str]) -> str:
+    """Wait for what the new leader commits of the last checkpoint, then for what its own attempt has made."""
+    begin = time.monotonic()
+    until(lambda: written(output) - before, "new output")
+    committed, seen = time.monotonic(), written(output)
+    until(lambda: written(output) - seen, "output of the new attempt")
+    return f"committed after {committed - begin:.2f} s, made after {time.monotonic() - begin:.2f} s"
+
+
+def tell(line: str) -> None:
+    print(f"\n{line}", flush=True)
+
+
+@pytest.mark.parametrize("storage", ["filesystem", "jobmanager"])
+def test_a_job_goes_on_exactly_once_when_its_leader_is_killed(cluster, text, tmp_path, storage):
+    job, output = file_job(cluster, text, tmp_path, **{"execution.checkpointing.storage": storage})
+    waiting = Waiting(job)
+    for _ in range(2):
+        leader = cluster.leader
+        seen = written(output)
+        os.kill(leader.pid, signal.SIGKILL)
+        cluster.masters.remove(leader)
+        tell(f"kill -9 of the leader ({storage}): first new output {first_new_output_s(output, seen)}")
+        assert max(written(output).values()) == 1
+        cluster.add_master()
+    assert waiting.result().get_job_id() == job.get_job_id()
+    assert written(output) == expected()
+    assert hidden(output) == []
+    until(lambda: not os.listdir(tmp_path / "checkpoints"), "checkpoints of the ended job are gone")
+
+
+def test_a_leader_that_was_paused_writes_nothing_when_it_wakes(cluster, text, tmp_path):
+    job, output = file_job(cluster, text, tmp_path)
+    paused = cluster.leader
+    cluster.masters.remove(paused)
+    seen = written(output)
+    os.kill(paused.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    try:
+        took = first_new_output_s(output, seen)
+        tell(f"SIGSTOP of the leader (session timeout {SESSION_S:g} s): first new output {took}")
+        time.sleep(max(0.0, stopped + 10 - time.monotonic()))
+    finally:
+        os.kill(paused.pid, signal.SIGCONT)
+    cluster.masters.append(paused)
+    until(lambda: paused.stands_by, "it stands by")
+    assert paused.get("/overview")["taskmanagers"] == 2  # as the leader says
+    job.get_job_execution_result().result(RESULT_S)
+    assert written(output) == expected()
+    assert hidden(output) == []
+    assert paused.get(f"/jobs/{job.get_job_id()}")["state"] == "FINISHED"
+
+
+def test_sigterm_hands_the_job_over_within_seconds_and_leaves_nothing(cluster, text, tmp_path):
+    job, output = file_job(cluster, text, tmp_path)
+    waiting = Waiting(job)
+    leader = cluster.leader
+    seen = written(output)
+    begin = time.monotonic()
+    leader.process.popen.send_signal(signal.SIGTERM)
+    assert leader.process.popen.wait(10) == 0
+    tell(f"SIGTERM of the leader: it ended after {time.monotonic() - begin:.2f} s")
+    took = first_new_output_s(output, seen)
+    tell(f"SIGTERM of the leader: first new output {took}")
+    assert "SUSPENDED" in leader.process.output
+    waiting.result()
+    assert written(output) == expected()
+    assert hidden(output) == []
+
+
+def test_a_job_that_has_ended_is_known_to_the_next_leader_and_does_not_run_again(cluster, tmp_path):
+    client = rest_client(cluster.client_config())
+    graph = program(lambda n: n, 100, parallelism=2)
+    job_id = client.submit(graph, {})
+    until(lambda: client.execution_result(job_id), "the job ends")
+    leader = cluster.leader
+    os.kill(leader.pid, signal.SIGKILL)
+    cluster.masters.remove(leader)
+    outcome = client.execution_result(job_id)
+    assert outcome.status is JobStatus.FINISHED
+    assert [(job["jid"], job["state"]) for job in client.jobs()] == [(job_id, "FINISHED")]
+    assert client.submit(graph, {}) == job_id
+    assert client.overview()["jobs-running"] == 0
+    for path in ("", "/config", "/plan", "/exceptions", "/accumulators", "/checkpoints", "/execution-result"):
+        cluster.leader.get(f"/jobs/{job_id}{path}")
+    client.close()
+
+
+def test_a_standby_passes_everything_on(cluster, tmp_path):
+    cluster.wait_for_slots(4)
+    standby = cluster.standby
+    assert standby.get("/overview")["slots-total"] == 4
+    with urllib.request.urlopen(standby.rest_url + "/", timeout=10) as answer:
+        assert b"<html" in answer.read().lower()
+    from engine.client.rest_client import RestClient
+
+    client = RestClient(standby.rest_url)  # without high availability of its own
+    large = tmp_path / "large.py"
+    large.write_bytes(b"#" * (8 << 20) + b"\n")
+    uploaded = client.upload_program(str(large))
+    assert uploaded in [one["id"] for one in client.list_programs()]
+    client.delete_program(uploaded)
+    with pytest.raises(JobNotFoundError):
+        client.job("0" * 32)
+    job_id = client.submit(program(lambda n: n, 100, parallelism=2), {})
+    until(lambda: client.execution_result(job_id), "the job ends")
+    client.close()
+
+
+def test_a_batch_job_runs_again_and_its_output_is_exact(cluster, text, tmp_path):
+    env = environment(cluster, tmp_path, **{"execution.runtime-mode": "BATCH"})
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    output = tmp_path / "out"
+    counts(env, text, tmp_path / "pids").sink_to(
+        FileSink.for_row_format(str(output), Encoder.simple_string_encoder()).build()
+    )
+    job = env.execute_async("batch")
+    waiting = Waiting(job)
+    until(lambda: len(os.listdir(tmp_path / "pids")) >= 2, "the job runs")
+    time.sleep(1)
+    leader = cluster.leader
+    os.kill(leader.pid, signal.SIGKILL)
+    cluster.masters.remove(leader)
+    waiting.result()
+    assert written(output) == expected()
+    assert hidden(output) == []
+
+
+def test_shutting_the_cluster_down_ends_all_and_forgets_it(tmp_path):
+    cluster = HaCluster(tmp_path, masters=1)
+    try:
+        client = rest_client(cluster.client_config())
+        client.submit(program(lambda n: time.sleep(60), 10), {})
+        pids = [one.popen.pid for one in cluster.taskmanagers]
+        client.shut_down()
+        assert cluster.masters[0].process.popen.wait(20) == 0
+        until(lambda: not any(map(is_alive, pids)), "TaskManagers end")
+        left = [path for path in (tmp_path / "ha").rglob("*") if path.is_file()]
+        assert left == []
+    finally:
+        cluster.close()
+
+
+def test_slots_are_killed_and_registered_anew_soon_after_another_leader_is_known(cluster, tmp_path):
+    cluster.wait_for_slots(4)
+    zygotes = {one.popen.pid for one in cluster.taskmanagers}
+    leader = cluster.leader
+    os.kill(leader.pid, signal.SIGKILL)
+    cluster.masters.remove(leader)
+    cluster.leader  # noqa: B018 (waits for it)
+    took = cluster.wait_for_slots(4)
+    tell(f"all TaskManagers registered {took * 1000:.0f} ms after the new leader was published")
+    assert took < 2
+    assert all(map(is_alive, zygotes))
+    assert LeaderLookup(cluster.client_config()).address(5) == cluster.leader.rest_url
+
+
+PROGRAM = """
+import sys, time
+from engine.datastream import StreamExecutionEnvironment
+
+def slow(n):
+    time.sleep(0.002)
+    return str(n)
+
+env = StreamExecutionEnvironment.get_execution_environment()
+env.from_sequence(1, 3000).map(slow).write_as_text(sys.argv[1])
+env.execute("slow")
+"""
+
+
+def test_flink_run_waits_through_the_loss_of_the_leader(cluster, tmp_path):
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    settings = {**cluster.client_config().to_dict(), "execution.checkpointing.interval": "200 ms"}
+    settings["execution.checkpointing.dir"] = str(tmp_path / "checkpoints")
+    (conf / "flink-conf.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    output = tmp_path / "out"
+    run = subprocess.Popen(
+        [f"{ROOT}/scripts/flink", "run", "-py", str(program), str(output)],
+        env={**os.environ, "FLINK_CONF_DIR": str(conf), "FLINK_PYTHON": sys.executable, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        client = rest_client(cluster.client_config())
+        until(lambda: any(job["state"] == "RUNNING" for job in client.jobs()), "the job runs")
+        time.sleep(2)
+        assert run.poll() is None
+        leader = cluster.leader
+        os.kill(leader.pid, signal.SIGKILL)
+        cluster.masters.remove(leader)
+        said, _ = run.communicate(timeout=RESULT_S)
+        client.close()
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == 0, said
+    assert "has finished." in said
+    assert written(output) == Counter(str(n) for n in range(1, 3001))
