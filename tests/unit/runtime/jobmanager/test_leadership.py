@@ -162,6 +162,8 @@ def test_a_deposed_leader_that_gives_up_a_checkpoint_does_not_delete_that_of_the
         begin(self, job_id, checkpoint_id)
 
     monkeypatch.setattr(FencedJobStore, "begin_checkpoint", begin_checkpoint)
+    # Nobody else tells it before.
+    monkeypatch.setattr(FencedJobStore, "begin_attempt", lambda self, job_id, attempt_number, publishes=False: None)
 
     async def scenario(leaders):
         first, tasks = await leaders.lead()
