@@ -292,19 +292,26 @@ class StateCapture:
         if sum(part.num_entries() for _, part in self._memory) > self._workers.fork_entries_min:
             snapshot.start(
                 self._workers.fork,
-                lambda: _write(self._chunks(snapshot, base), _dumped(self._lists), (path, list_paths), limits),
+                lambda: _write(
+                    self._chunks(snapshot, base, in_child=True), _dumped(self._lists), (path, list_paths), limits
+                ),
                 done,
             )
             return
-        chunks, lists = list(self._chunks(snapshot, base)), _dumped(self._lists)
+        chunks, lists = list(self._chunks(snapshot, base, in_child=False)), _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
             return
         snapshot.start(self._workers.run, lambda: _write(iter(chunks), lists, (path, list_paths), limits), done)
 
-    def _chunks(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> Iterator[Chunks]:
-        """Yield what each part in memory gives, in their order. One at a time is in memory."""
+    def _chunks(
+        self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], *, in_child: bool
+    ) -> Iterator[Chunks]:
+        """Yield what each part in memory gives, in their order. One at a time is in memory.
+
+        Only a child may make bytes of them later: here the state goes on, and what was captured would change with it.
+        """
         since = snapshot.options.base_checkpoint_id
         for key, part in self._memory:
             delta = None
@@ -312,7 +319,7 @@ class StateCapture:
                 delta = part.snapshot_delta(self._key_groups, since)
             if delta is not None:
                 yield Chunks(delta, is_delta=True)
-            elif isinstance(part, LazyPart):
+            elif in_child and isinstance(part, LazyPart):
                 yield Chunks(part.lazy_snapshot(self._key_groups))
             else:
                 yield Chunks(part.snapshot(self._key_groups))
