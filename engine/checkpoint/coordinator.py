@@ -54,6 +54,8 @@ RETRY_MS: Final = 100
 TRIES_MAX: Final = 10
 #: Requests of users that wait for their turn; more are a mistake.
 QUEUE_MAX: Final = 100
+#: Savepoints that were given up, whose late files are still cleared away; they come within seconds.
+DEAD_SAVEPOINTS_MAX: Final = 20
 
 _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFailureReason.TASK_NOT_READY})
 
@@ -90,6 +92,8 @@ class CheckpointCoordinator:
         self._pending: dict[int, Pending] = {}
         #: WRITING when they were given up: discarded when the answer comes
         self._dropped: dict[int, Pending] = {}
+        #: Folders of savepoints that were given up, by their ids: tasks may yet tell of files there.
+        self._dead_savepoints: dict[int, str] = {}
         self._requests: deque[Request] = deque()
         #: A savepoint that stops the job is complete: answered when the job has ended.
         self._stopped: msg.AnswerRequest | None = None
@@ -417,13 +421,13 @@ class CheckpointCoordinator:
 
     def _discard_late(self, checkpoint_id: int, files: set[str]) -> None:
         """Delete what came for a checkpoint that is no more; never what others, or the same one, refer to."""
-        if not self._folders.root:
+        if not self._folders.root and checkpoint_id not in self._dead_savepoints:
             return
         used = {path for other in (*self._pending.values(), *self._dropped.values()) for path in other.files()}
-        own = self._folders.job + "/"
+        folder = self._dead_savepoints.get(checkpoint_id) or self._folders.exclusive(checkpoint_id)
+        own = (self._folders.job + "/", folder + "/")
         late = [path for path in files if path.startswith(own) and path not in used]
         garbage = self._store.unreferenced(late)
-        folder = self._folders.exclusive(checkpoint_id)
         is_dead = checkpoint_id not in self._pending and checkpoint_id not in self._dropped
         is_kept = any(stored.checkpoint.checkpoint_id == checkpoint_id for stored in self._store.all())
         if garbage and is_dead and not is_kept and checkpoint_id not in self._store.kept_for_base():
@@ -519,7 +523,7 @@ class CheckpointCoordinator:
             )
             self._commands.append(msg.AnswerRequest(request.request_id, error=message))
             return
-        if request.cancel:
+        if request.cancel and self._finished != self._all_tasks:  # else it has ended by itself, and commits just now
             self._commands.append(msg.CancelJob())
             self._stop("the job is cancelled")
         self._answer(pending, completed)
@@ -601,6 +605,9 @@ class CheckpointCoordinator:
     def _garbage_of(self, pending: Pending) -> Garbage:
         """Give up what a checkpoint that will never be had written and builds on."""
         if pending.is_savepoint:
+            self._dead_savepoints[pending.checkpoint_id] = pending.folder
+            while len(self._dead_savepoints) > DEAD_SAVEPOINTS_MAX:
+                del self._dead_savepoints[min(self._dead_savepoints)]
             return Garbage((pending.folder,))
         garbage = self._store.release(pending.files())
         if pending.folder:

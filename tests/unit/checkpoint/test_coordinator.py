@@ -517,6 +517,16 @@ def test_a_failed_savepoint_is_told_and_leaves_nothing_and_the_job_alone():
     assert shell.deleted == {SAVEPOINT}
 
 
+def test_files_that_are_told_of_after_a_savepoint_was_given_up_are_deleted():
+    shell = running()
+    source, _ = shell.layout.tasks()
+    shell(msg.SavepointRequested("r", SAVEPOINT))
+    shell(msg.CheckpointPrepared(1))
+    shell.at(7000)
+    (discard,) = shell.ack(source, 1, SAVEPOINT + "/late", "file:///elsewhere")
+    assert discard == msg.Discard(Garbage((SAVEPOINT,), (SAVEPOINT + "/late",)))
+
+
 @pytest.mark.parametrize("spoil", [msg.JobStopping(), msg.AllTasksFinished(), msg.JobEnded()])
 def test_requests_are_answered_when_the_job_ends(spoil):
     shell = Shell()
@@ -616,6 +626,16 @@ def test_cancel_with_savepoint_cancels_when_it_is_complete():
     shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
     assert shell.at(1000) == []
     assert shell.complete(1) == [msg.CancelJob(), msg.AnswerRequest("r", 1, SAVEPOINT)]
+
+
+def test_cancel_with_savepoint_lets_a_job_finish_whose_tasks_have_finished_meanwhile():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
+    shell.ack_all(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    assert shell(msg.MetadataWritten(1)) == [msg.AnswerRequest("r", 1, SAVEPOINT)]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
