@@ -15,6 +15,7 @@ __all__ = ["Disturbance", "Faults"]
 
 #: Seconds from the loss of a TaskManager until another one starts.
 _REPLACED_AFTER: Final = (0.1, 2.0)
+_LEADERS_MAX: Final = 3
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Faults:
             (1, self._kill_zygote),
             (1, self._refuse_commits),
             (1, self._hang_worker),
+            (3 * simulation.leaders_die, self._kill_jobmanager),
         ]
 
     def begin(self) -> None:
@@ -173,9 +175,24 @@ class Faults:
     def _stop_jobmanager(self) -> str | None:
         seconds = self._rng.choice((0.1, 1.0, 5.0))
         loop = self._cluster.jobmanager.loop
+        if loop.is_dead:
+            return None
         loop.stop_process()
         self._continue_after(seconds, loop.continue_process)
         return f"the JobManager is stopped for {seconds} s"
+
+    def _kill_jobmanager(self) -> str | None:
+        """Another one becomes the leader, before or after the TaskManagers have noticed."""
+        cluster = self._cluster
+        if not cluster.jobmanager.is_ready or len(cluster.jobmanagers) > _LEADERS_MAX:
+            return None
+        silently = self._rng.random() < 0.5
+        for taskmanager in cluster.live_taskmanagers():
+            if self._rng.random() < 0.3 and taskmanager.link is not None:
+                taskmanager.link.stall(self._rng.choice((0.2, 1.0, 3.0)))  # the last words of a leader come late
+        cluster.jobmanager.die(silently=silently)
+        self._world.after(self._rng.choice((0.05, 0.5, 3.0)), cluster.start_jobmanager)
+        return f"the JobManager is killed{', its host gone' if silently else ''}"
 
     def _refuse_forks(self) -> str | None:
         taskmanager = self._taskmanager()

@@ -13,7 +13,7 @@ from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import ExternalError, StaleLeaderError
 from engine.core.ids import FencingToken, ResourceID
-from engine.protocol.control import InitializeSlot, SlotReady
+from engine.protocol.control import AllocateSlot, InitializeSlot, SlotReady
 from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.taskmanager.task_executor import TaskExecutor, TaskExecutorSettings
 from tests.sim.loops import SimLoop
@@ -51,7 +51,11 @@ class _SlotHost:
             raise ExternalError("No slot process could be forked: Cannot allocate memory.")
         slot = SimSlot(taskmanager.cluster, taskmanager, init)
         slot.begin()
-        answer = await slot.handle.receive()
+        try:
+            answer = await slot.handle.receive()
+        except BaseException:  # the caller gave up
+            slot.handle.kill()
+            raise
         if not isinstance(answer, SlotReady):
             slot.handle.kill()
             raise ExternalError("A slot process could not start: it ended.")
@@ -105,6 +109,8 @@ class SimTaskManager:
         if self.world.now < self.cluster.unreachable_until.get(self.name, 0.0):
             await asyncio.sleep(timeout)
             raise ExternalError(f"No JobManager answers within {timeout:g} s.")
+        if not self.cluster.jobmanager.is_ready:
+            raise ExternalError("No JobManager is there.")
         self.link = self.cluster.jobmanager.accept(self)
         return self.link.taskmanager_end
 
@@ -133,8 +139,9 @@ class SimTaskManager:
 class _SimWorker:
     """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, jobmanager: SimJobManager) -> None:
         self._cluster = cluster
+        self._jobmanager = jobmanager
         self._world = cluster.world
         self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
         self._slowness = self._rng.choice((0.001, 0.001, 0.03))
@@ -151,13 +158,14 @@ class _SimWorker:
             self._world.after(self._rng.uniform(0.1, 1) * self._slowness, self._end)
 
     def _end(self) -> None:
-        cluster = self._cluster
-        if self._world.is_over or cluster.jobmanager.loop.is_dead:
+        cluster, jobmanager = self._cluster, self._jobmanager
+        if self._world.is_over or jobmanager.loop.is_dead:
             return
-        if cluster.jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
+        if jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
             self._world.after(0.05, self._end)
             return
-        cluster.files.owner = cluster.jobmanager
+        cluster.files.owner = jobmanager
+        self._world.parts["acting leader"] = jobmanager.number
         self._is_busy = False
         self._calls.popleft()()
         self._begin()
@@ -168,10 +176,15 @@ class _SimWorker:
 
 @final
 class SimJobManager:
-    def __init__(self, cluster: Cluster, config: Configuration) -> None:
+    """``number``: of the leader, 0 first. When one dies, the next knows nothing of what it knew."""
+
+    def __init__(self, cluster: Cluster, config: Configuration, number: int) -> None:
         self.world = cluster.world
-        self.loop = SimLoop(self.world, "jm")
+        self.number = number
+        self.loop = SimLoop(self.world, f"jm-{number}" if number else "jm")
         self.token = FencingToken.generate()
+        self.is_ready = False
+        self._links: list[ControlLink] = []
         self._cluster = cluster
         self.dispatcher: Dispatcher
         self._config = config
@@ -184,15 +197,31 @@ class SimJobManager:
             self._config,
             clock=cluster.clock,
             temp_dir=str(cluster.temp_dir),
-            new_worker=lambda name: _SimWorker(cluster, name),
+            new_worker=lambda name: _SimWorker(cluster, self),
         )
         await self.dispatcher.start()
+        self.is_ready = True
+        cluster.on_leader()
+
+    def die(self, *, silently: bool) -> None:
+        """What it has sent still arrives, some of it late. ``silently``: with its host, so no connection ends."""
+        self.loop.kill()
+        self.is_ready = False
+        self._cluster.files.process_ended(self)
+        self.world.tell(self.loop.name, "dies", "its host is gone" if silently else "kill -9")
+        for link in self._links:
+            link.jobmanager_died(silently=silently)
 
     def accept(self, taskmanager: SimTaskManager) -> ControlLink:
-        link = ControlLink(self.world, self.loop, taskmanager.loop, self.token)
+        link = ControlLink(self.world, self.loop, taskmanager.loop, self.token, self._note_allocation)
+        self._links.append(link)
         self._serving.add(task := self.loop.create_task(self._serve(link)))
         task.add_done_callback(self._serving.discard)
         return link
+
+    def _note_allocation(self, message: Any) -> None:
+        if isinstance(message, AllocateSlot):
+            self._cluster.leader_of_allocation[message.allocation_id] = self.number
 
     async def _serve(self, link: ControlLink) -> None:
         end = link.jobmanager_end
@@ -220,7 +249,20 @@ class Cluster:
         self.taskmanagers: list[SimTaskManager] = []
         self.unreachable_until: dict[str, float] = {}
         self.worker_hangs_until = 0.0  #: the JobManager's file system does not answer
-        self.jobmanager = SimJobManager(self, jobmanager_config)
+        self.leader_of_allocation: dict[str, int] = {}
+        #: called whenever a JobManager is ready
+        self.on_leader: Callable[[], None] = lambda: None
+        self._jobmanager_config = jobmanager_config
+        self.jobmanagers: list[SimJobManager] = []
+        self.start_jobmanager()
+
+    @property
+    def jobmanager(self) -> SimJobManager:
+        """The newest; it may be dead."""
+        return self.jobmanagers[-1]
+
+    def start_jobmanager(self) -> None:
+        self.jobmanagers.append(SimJobManager(self, self._jobmanager_config, len(self.jobmanagers)))
 
     def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
         made = SimTaskManager(self, len(self.taskmanagers) + 1, num_slots, config)
@@ -244,7 +286,7 @@ class Cluster:
 
     def close(self) -> None:
         """The world is over: let every coroutine end."""
-        for loop in [self.jobmanager.loop, *(one.loop for one in self.taskmanagers)]:
+        for loop in [*(one.loop for one in self.jobmanagers), *(one.loop for one in self.taskmanagers)]:
             loop.unwind()
 
 

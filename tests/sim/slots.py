@@ -144,6 +144,9 @@ class _SnapshotWorkers:
         self._slot.world.after(self._rng.uniform(0.1, 1) * self._slowness_s, end)
         return job
 
+    def expect_forks(self) -> None:
+        pass
+
     def _finish(self, job: _Work, work: Callable[[], Any], on_done: Any) -> None:
         if job.is_cancelled:
             result, error = None, ExternalError("cancelled")
@@ -234,6 +237,7 @@ class SimSlot:
         self.init = init
         number = world.next_id(f"{taskmanager.name} slots")
         self.name = f"{taskmanager.name}/{init.slot_index}.{number}"
+        self.leader = cluster.leader_of_allocation[init.allocation_id]
         self.rng = world.rng(self.name)
         self.is_dead = False
         self._is_stopped = False

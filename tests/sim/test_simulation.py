@@ -17,8 +17,9 @@ from engine.runtime.exchange.transport import _ConsumerConnection
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.taskmanager.task_executor import TaskExecutor
-from tests.sim.programs import Program
 from tests.sim.scenario import Simulation, run_seed
+from tests.sim.shapes import Program
+from tests.sim.users import Plan
 
 SEEDS = 500
 CHUNK = 25
@@ -53,6 +54,8 @@ def quiet(seed: int = 1, **program: object) -> Simulation:
     """Return a simulation of one job without any fault but those that the test adds."""
     simulation = Simulation(seed)
     simulation.programs = [Program(**{"interval_ms": (100, 200), **program})]  # type: ignore[arg-type]
+    simulation.plans = [Plan()]
+    simulation.leaders_die, simulation.rescale_at = False, None
     simulation.num_taskmanagers, simulation.slots_per_taskmanager = 3, 1
     simulation.faults_until, simulation.cancel_at = 0.0, None
     return simulation
@@ -114,7 +117,7 @@ def test_a_cancelled_job_commits_nothing():
     outcome = simulation.run()
     assert outcome.error is None, outcome.report()
     assert outcome.statuses == [JobStatus.CANCELED.name]
-    assert simulation.ledger.parts_by_job.get(simulation.masters[0].job_id, {}) == {}
+    assert simulation.ledger.parts_by_line == {}
 
 
 def with_commits_that_fail(seed: int) -> Simulation:
