@@ -58,7 +58,7 @@ class Faults:
             (1, self._kill_zygote),
             (1, self._refuse_commits),
             (1, self._hang_worker),
-            (3 * simulation.leaders_die, self._kill_jobmanager),
+            (2 * simulation.leaders_die, self._kill_jobmanager),
         ]
 
     def begin(self) -> None:
@@ -66,6 +66,9 @@ class Faults:
             self._world.parts["disturbance"].starts_fail_until = 1.2  # for the first attempts
         self._schedule_next()
         self._watch_taskmanagers()
+        dies_at = self._simulation.leader_dies_at
+        if dies_at is not None and dies_at < self._simulation.faults_until:
+            self._world.at(dies_at, self._kill_jobmanager)
 
     def end(self) -> None:
         """From now on all goes well: what was stopped goes on, what is dead is replaced."""
@@ -190,6 +193,7 @@ class Faults:
         for taskmanager in cluster.live_taskmanagers():
             if self._rng.random() < 0.3 and taskmanager.link is not None:
                 taskmanager.link.stall(self._rng.choice((0.2, 1.0, 3.0)))  # the last words of a leader come late
+        self._world.tell("FAULT", "", "the JobManager dies")
         cluster.jobmanager.die(silently=silently)
         self._world.after(self._rng.choice((0.05, 0.5, 3.0)), cluster.start_jobmanager)
         return f"the JobManager is killed{', its host gone' if silently else ''}"

@@ -99,6 +99,8 @@ class Simulation:
         self.rescale_at = rng.uniform(0.5, 2.5) if rng.random() < 0.15 else None
         #: JobManagers may die, and others follow
         self.leaders_die = self.faults_until > 0 and rng.random() < 0.2
+        longest_s = max(program.about_s for program in self.programs)
+        self.leader_dies_at = 0.5 + longest_s * rng.uniform(0.3, 1.2) if self.leaders_die else None
         self.cluster_config = {
             "heartbeat.interval": "500 ms",
             "heartbeat.timeout": rng.choice(("2 s", "4 s")),
@@ -191,6 +193,7 @@ class Simulation:
         cluster.files.on_change = self.results.file_changed
         world.parts["ledger"] = self.ledger = Ledger(self.results)
         world.parts["disturbance"] = Disturbance()
+        world.parts["faults until"] = self.faults_until
         #: Records that a checkpoint found under way come again in a later attempt.
         world.parts["keeps records"] = "execution.checkpointing.unaligned.enabled" in self.checkpoint_config
         world.tell("seed", "begins", f"{self.seed}: {self.programs} on {self.num_taskmanagers} TaskManagers")

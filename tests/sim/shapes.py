@@ -39,6 +39,12 @@ class Program:
         starts = (0, size) if self.shape in ("union", "connected") else (0,)
         return [Numbers(start, self.num_splits, self.split_rows, self.num_keys, self.interval_ms) for start in starts]
 
+    @property
+    def about_s(self) -> float:
+        """About how long it takes when nothing goes wrong."""
+        polls = self.num_splits * self.split_rows / min(self.parallelism, self.num_splits) / 2.5
+        return 0.3 + polls * sum(self.interval_ms) / 2000
+
     def slots_needed(self, parallelism: int) -> int:
         return parallelism + (self.shape in ("wide", "batch"))
 
@@ -76,7 +82,7 @@ def draw_program(rng: random.Random, at_least_once: bool) -> Program:
         parallelism=choice((1, 2, 2, 3)),
         num_splits=choice((3, 6)),
         split_rows=choice((5, 15)),
-        interval_ms=choice(((1, 5), (10, 80), (50, 300))),
+        interval_ms=choice(((1, 5), (10, 80), (50, 300)) if not checkpoints else ((10, 80), (10, 80), (30, 200))),
         buffer_timeout_ms=choice((0, 10, 100, -1)),
         at_least_once=checkpoints and at_least_once,
         quiet_s=choice((0.0, 0.5, 4.0)) if shape == "union" else 0.0,

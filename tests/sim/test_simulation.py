@@ -55,7 +55,7 @@ def quiet(seed: int = 1, **program: object) -> Simulation:
     simulation = Simulation(seed)
     simulation.programs = [Program(**{"interval_ms": (100, 200), **program})]  # type: ignore[arg-type]
     simulation.plans = [Plan()]
-    simulation.leaders_die, simulation.rescale_at = False, None
+    simulation.leaders_die, simulation.leader_dies_at, simulation.rescale_at = False, None, None
     simulation.num_taskmanagers, simulation.slots_per_taskmanager = 3, 1
     simulation.faults_until, simulation.cancel_at = 0.0, None
     return simulation

@@ -11,7 +11,7 @@ import functools
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
 from engine.core.ids import JobID
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "UserJob", "draw_plan"]
 
+#: A savepoint is asked for so often, at such distances in seconds.
+_TRIES_MAX: Final = 4
+_RETRY_S: Final = 0.3
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Simulated seconds after the submission; None = never."""
+    """Simulated seconds after the job was accepted; None = never."""
 
     savepoint_at: float | None = None
     cancels_with_savepoint: bool = False
@@ -48,7 +52,7 @@ class Plan:
 
 def draw_plan(rng: random.Random, program: Program, has_folder: bool) -> Plan:
     def at(probability: float) -> float | None:
-        return rng.uniform(0.3, 4.0) if rng.random() < probability else None
+        return program.about_s * rng.uniform(0.1, 0.9) if rng.random() < probability else None
 
     savepoint_at, stop_at, retain_at = at(0.2), at(0.2), at(0.1)
     parallelism, claims = rng.choice((1, 2, 3)), rng.random() < 0.5
@@ -277,9 +281,15 @@ class UserJob:
         dispatcher = self._simulation.cluster.jobmanager.dispatcher
         self._ask(lambda: dispatcher.trigger_savepoint(master.job_id, SAVEPOINTS, **options), answered)
 
-    def _take_savepoint(self) -> None:
+    def _again(self, what: Callable[[int], None], tries: int) -> None:
+        """A user asks again when the job did not run just then."""
+        if tries < _TRIES_MAX:
+            self._world.after(_RETRY_S, lambda: what(tries + 1))
+
+    def _take_savepoint(self, tries: int = 0) -> None:
         master = self._live_master()
         if master is None:
+            self._again(self._take_savepoint, tries)
             return
         cancels = self.plan.cancels_with_savepoint
         self._world.tell("user", "savepoint", f"of {master.job_id[:4]}{', then cancels it' if cancels else ''}")
@@ -287,7 +297,9 @@ class UserJob:
         def answered(answer: Any) -> None:
             if isinstance(answer, EngineError):
                 self._world.tell("user", "no", f"savepoint: {str(answer)[:100]}")
+                self._again(self._take_savepoint, tries)
                 return
+            self._world.tell("user", "has", f"savepoint {answer.checkpoint_id}")
             self._simulation.check_savepoint(answer.folder, answer.checkpoint_id)
             if cancels and master is self.master:
                 self._cancelled_with = answer.folder
@@ -300,9 +312,10 @@ class UserJob:
         self._awaits_stop = False
         self._savepoint(master, answered, cancel=cancels)
 
-    def _stop(self) -> None:
+    def _stop(self, tries: int = 0) -> None:
         master = self._live_master()
         if master is None:
+            self._again(self._stop, tries)
             return
         checks = self.checks[-1]
         self._world.tell("user", "stops", f"{master.job_id[:4]} with a savepoint: {self.plan.stop_mode.name}")
@@ -314,6 +327,8 @@ class UserJob:
                 self._world.tell("user", "no", f"stop: {str(answer)[:100]}")
                 if master.has_ended:
                     self._ended(master)
+                else:
+                    self._again(self._stop, tries)
                 return
             if master is not self.master:
                 return  # the JobManager died meanwhile
