@@ -83,7 +83,7 @@ class UserJob:
         self._number = number
         self._num_lines = 0
         self._graph: JobGraph | None = None  #: of the current job
-        self._restored_from = ""
+        self.restored_from = ""  #: the path that the current job began from
         self._claims = False
         #: the current job has been accepted by some JobManager
         self._is_accepted = False
@@ -121,7 +121,7 @@ class UserJob:
             config["execution.state-recovery.path"] = path
             config["execution.state-recovery.claim-mode"] = "CLAIM" if claims else "NO_CLAIM"
         self._graph = dataclasses.replace(graph, config=config)
-        self._restored_from, self._claims = path, claims
+        self.restored_from, self._claims = path, claims
         self._awaits_stop = self._is_moving = self._is_between = self._is_accepted = False
         self._cancelled_with = ""
         self._send()
@@ -132,7 +132,7 @@ class UserJob:
         if not self._simulation.cluster.jobmanager.is_ready:
             return  # ``leader_changed`` follows
         dispatcher = self._simulation.cluster.jobmanager.dispatcher
-        self._world.tell("user", "submits", f"{graph.job_id[:4]} of line {self.line} {self._restored_from[-40:]}")
+        self._world.tell("user", "submits", f"{graph.job_id[:4]} of line {self.line} {self.restored_from[-40:]}")
 
         async def submit() -> None:
             job_id = await dispatcher.submit_job(graph)
@@ -221,7 +221,7 @@ class UserJob:
         """A job that was cancelled. What it has retained is the user's."""
         durable = checks.durable
         if durable is None:
-            path, claims = self._restored_from, False
+            path, claims = self.restored_from, False
         else:
             path, claims = durable.folder, self.plan.claims
             checks.is_retained = not claims or self._simulation.num_retained > 1
@@ -242,7 +242,8 @@ class UserJob:
     # --- another JobManager -------------------------------------------------------------------------------------------
 
     def leader_changed(self) -> None:
-        """The JobManager has died; another one is there and knows nothing."""
+        """The JobManager has died; another one is there and knows nothing. What goes on is another job: the numbers of
+        attempts, which are in names of files, begin anew."""
         self._leader_died = True
         if self.is_done or self._graph is None or self._is_between:
             return
@@ -258,11 +259,10 @@ class UserJob:
         if durable is not None and durable.folder:
             claims = durable.kind is CheckpointKind.CHECKPOINT
             self._world.tell("user", "recovers", f"{master.job_id[:4]} from {durable.checkpoint_id}")
-            self._submit(self._graph, durable.folder, claims=claims)
-        elif self._restored_from and durable is None:
-            self._submit(self._graph, self._restored_from, claims=self._claims)
-        elif self.program.checkpoints and durable is None:
-            self._submit(self._graph, "", claims=False)  # no checkpoint, no commit: it may begin once more
+            self._submit_new(self.plan.parallelism, durable.folder, claims=claims)
+        elif durable is None and (self.restored_from or self.program.checkpoints):
+            # From where it began: without a checkpoint it has committed nothing.
+            self._submit_new(self.plan.parallelism, self.restored_from, claims=self._claims)
         else:
             self.begin()
 
