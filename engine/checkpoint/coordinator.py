@@ -193,8 +193,11 @@ class CheckpointCoordinator:
             self.statistics.restored(record)
 
     def _stopped_in_vain(self) -> None:
-        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended."""
-        if self._stopped is not None:
+        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended. When it goes
+        on from the last checkpoint, which follows that savepoint, all have: it only commits again."""
+        latest = self._store.latest()
+        is_behind = self._stopped is not None and latest is not None and latest.folder != self._stopped.folder
+        if self._stopped is not None and not is_behind:
             request_id, folder = self._stopped.request_id, self._stopped.folder
             self._stopped = None
             message = (

@@ -37,6 +37,7 @@ class CheckpointChecks:
         self.durable: Any = None
         self.stopped_with = ""  #: the folder of a savepoint with which the job is to end
         self.savepoints: list[str] = []  #: all that were complete when the job was to end with them
+        self.has_finished = False  #: what is durable is the last checkpoint: all tasks have finished
         self.is_retained = False  #: nobody deletes what the job has retained
         self._coordinator = master.checkpoints._coordinator
         self._last_begun = self._last_completed = 0
@@ -45,6 +46,7 @@ class CheckpointChecks:
 
         def added(checkpoint: Any, **options: Any) -> Any:
             self.durable = checkpoint
+            self.has_finished = self._coordinator._finished == self._coordinator._all_tasks
             if checkpoint.kind is CheckpointKind.SAVEPOINT:
                 self.stopped_with = checkpoint.folder
                 self.savepoints.append(checkpoint.folder)

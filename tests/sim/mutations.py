@@ -44,7 +44,6 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
         "garbage = self._store.unreferenced(late)",
         "garbage = Garbage((), tuple(sorted(late)))",
     ),
-    "late files of checkpoints under way are deleted": (COORDINATOR, "and path not in used]", "]"),
     "the folder of a kept checkpoint goes with late files": (
         COORDINATOR,
         "and is_dead and not is_kept and",

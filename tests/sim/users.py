@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
@@ -325,6 +326,10 @@ class UserJob:
             self._awaits_stop = False
             if isinstance(answer, EngineError):
                 self._world.tell("user", "no", f"stop: {str(answer)[:100]}")
+                if (told := re.match(r"Savepoint (\S+) is complete, but", str(answer))) is not None:
+                    self._to_dispose[told[1]] = None
+                if "goes on from there" in str(answer) and checks.has_finished:
+                    self._world.fail(f"job {master.job_id[:4]} is said to go on, but all of its tasks have finished")
                 if master.has_ended:
                     self._ended(master)
                 else:

@@ -603,6 +603,20 @@ def test_a_job_that_fails_while_it_stops_goes_on_from_the_savepoint():
     assert "goes on from there" in only(msg.AnswerRequest, commands).error
 
 
+def test_a_stopped_job_whose_last_commit_fails_is_not_said_to_go_on():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.SUSPEND))
+    shell.complete(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    shell(msg.CheckpointPrepared(2))
+    shell(msg.MetadataWritten(2))
+    shell(msg.JobStopping())
+    assert "AnswerRequest" not in kinds(shell(msg.AttemptBegun(1)))
+    assert only(msg.AnswerRequest, shell(msg.JobEnded())) == msg.AnswerRequest("r", 1, SAVEPOINT)
+
+
 @pytest.mark.parametrize("stop", [StopMode.SUSPEND, StopMode.DRAIN])
 def test_a_drain_that_fails_after_its_barriers_are_out_fails_the_job_a_suspension_does_not(stop):
     shell = running()
