@@ -34,7 +34,12 @@ COORDINATORS: Final = "engine/runtime/jobmanager/coordinators.py"
 PARTS: Final = "engine/connectors/file_commits.py"
 FILE_SINK: Final = "engine/connectors/file_sink.py"
 SOURCE: Final = "engine/connectors/source.py"
+CHECKPOINTING: Final = "engine/runtime/jobmanager/checkpointing.py"
+RECOVERY: Final = "engine/runtime/jobmanager/recovery.py"
 EXECUTOR: Final = "engine/runtime/taskmanager/task_executor.py"
+
+#: Begins the names of those that are run with ``--failover``.
+HA: Final = "whoever leads:"
 
 #: name → (file, text, what stands there instead)
 MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
@@ -91,19 +96,22 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
         "            if True:\n                del",
     ),
     "claimed checkpoints are not the job's": (
-        COORDINATOR,
-        "self._store.add(restored, is_owned=is_claimed)",
-        "self._store.add(restored, is_owned=False)",
+        "engine/runtime/jobmanager/job_preparation.py",
+        "StoredCheckpoint(restored, is_claimed)",
+        "StoredCheckpoint(restored, False)",
     ),
     "savepoints that nobody claims are deleted": (
-        COORDINATOR,
-        "self._store.add(restored, is_owned=is_claimed)",
-        "self._store.add(restored, is_owned=True)",
+        "engine/runtime/jobmanager/job_preparation.py",
+        "StoredCheckpoint(restored, is_claimed)",
+        "StoredCheckpoint(restored, True)",
     ),
     "numbers begin anew after a restore": (
         COORDINATOR,
-        "self._next_id = restored.checkpoint_id + 1",
-        "self._next_id = self._next_id",
+        "        self._next_id = counter + 1\n        for stored in restored:\n"
+        "            self._store.add(stored.checkpoint, is_owned=stored.is_owned)\n"
+        "            self._next_id = max(self._next_id, stored.checkpoint.checkpoint_id + 1)\n",
+        "        self._next_id = 1\n        for stored in restored:\n"
+        "            self._store.add(stored.checkpoint, is_owned=stored.is_owned)\n",
     ),
     "channels are unblocked before the snapshot": (
         ALIGNMENT,
@@ -114,8 +122,13 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
     "records in flight are forgotten": (ALIGNMENT, "if p.is_capturing and channel not in p.delivered]", "if False]"),
     "bytes are made when the task has gone on": (
         CAPTURE,
-        "elif in_child and isinstance(part, LazyPart):",
-        "elif isinstance(part, LazyPart):",
+        "lazy=in_child)",
+        "lazy=True)",
+    ),
+    "bytes of small parts beside noted ones are made when the task has gone on": (
+        CAPTURE,
+        "chunks = self._chunks_of(key, part, snapshot, base, lazy=False)",
+        "chunks = self._chunks_of(key, part, snapshot, base, lazy=True)",
     ),
     "increments forget a layer": (
         CAPTURE,
@@ -214,6 +227,69 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
         "if not envelope.token or envelope.token != self.token:",
         "if False:",
     ),
+    # --- high availability
+    f"{HA} whoever has a number may write": (
+        "engine/ha/memory.py",
+        "_check(self, token: FencingToken) -> None:\n        if token != self._cluster.token:",
+        "_check(self, token: FencingToken) -> None:\n        if False:",
+    ),
+    f"{HA} coordinators start whoever leads": (
+        COORDINATORS,
+        "        if not self._is_fenced(attempt_number):\n            return\n        for hosted in all_hosted:",
+        "        for hosted in all_hosted:",
+    ),
+    f"{HA} what is given up is cleaned up whoever leads": (
+        COORDINATORS,
+        "            if not self._is_fenced(self._attempt_number):\n                return\n            for hosted",
+        "            for hosted",
+    ),
+    f"{HA} the end is published whoever leads": (
+        COORDINATORS,
+        "        if not self._is_fenced(self._attempt_number, publishes=publishes):\n            return\n",
+        "",
+    ),
+    f"{HA} nobody knows that a job without checkpoints has published": (
+        COORDINATORS,
+        "self._is_fenced(self._attempt_number, publishes=publishes)",
+        "self._is_fenced(self._attempt_number)",
+    ),
+    f"{HA} checkpoints are complete before they are pointed to": (
+        CHECKPOINTING,
+        "store.put_checkpoint(checkpoint, self.settings.num_retained)",
+        "pass",
+    ),
+    f"{HA} pointers to what was given up are kept": (
+        CHECKPOINTING,
+        "        if self._store is None or (self._is_settled() and self._pointed == ids):",
+        "        if True:",
+    ),
+    f"{HA} numbers of checkpoints begin anew": (
+        "engine/ha/job_store.py",
+        "            if checkpoint_id > pointers.counter:\n",
+        "            if False:\n",
+    ),
+    f"{HA} attempts begin anew": (RECOVERY, "        attempt_number + 1,\n", "        0,\n"),
+    f"{HA} all that is restored is the job's own": (
+        RECOVERY,
+        "    return is_claimed and checkpoint.folder",
+        "    return True or checkpoint.folder",
+    ),
+    f"{HA} what a job was started from is not taken for its checkpoint": (
+        "engine/ha/job_store.py",
+        "is_of_job = checkpoint.job_id == job_id or not",
+        "is_of_job = checkpoint.job_id == job_id and not",
+    ),
+    f"{HA} results are not written": (CHECKPOINTING, "lambda: store.put_result(result), written", "int, written"),
+    f"{HA} a suspended job goes on": (
+        JOB_MASTER,
+        "        self._is_suspended = True\n        self._events.clear()\n        self._coordinators.abandon()\n",
+        "",
+    ),
+    f"{HA} TaskManagers stay with a leader that was replaced": (
+        EXECUTOR,
+        "        await self._leader_replaced()\n        raise",
+        "        await _never()\n        raise",
+    ),
 }
 
 
@@ -237,6 +313,7 @@ def _run(name: str, seeds: int) -> str:
         shutil.copy(ROOT / "tests" / "__init__.py", root / "tests")
         (root / mutated[0]).write_text(mutated[1])
         command = [sys.executable, "-m", "tests.sim", "--seeds", str(seeds)]
+        command += ["--failover"] if name.startswith(HA) else []
         env = {**os.environ, "PYTHONPATH": folder}
         limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S_MAX, _CPU_S_MAX))  # noqa: E731
         ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, preexec_fn=limit)
