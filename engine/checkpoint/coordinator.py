@@ -55,6 +55,8 @@ RETRY_MS: Final = 100
 TRIES_MAX: Final = 10
 #: Requests of users that wait for their turn; more are a mistake.
 QUEUE_MAX: Final = 100
+#: Savepoints that were given up, whose late files are still cleared away; they come within seconds.
+DEAD_SAVEPOINTS_MAX: Final = 20
 
 _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFailureReason.TASK_NOT_READY})
 
@@ -94,6 +96,8 @@ class CheckpointCoordinator:
         self._pending: dict[int, Pending] = {}
         #: WRITING when they were given up: discarded when the answer comes
         self._dropped: dict[int, Pending] = {}
+        #: Folders of savepoints that were given up, by their ids: tasks may yet tell of files there.
+        self._dead_savepoints: dict[int, str] = {}
         self._requests: deque[Request] = deque()
         #: A savepoint that stops the job is complete: answered when the job has ended.
         self._stopped: msg.AnswerRequest | None = None
@@ -205,8 +209,11 @@ class CheckpointCoordinator:
             self.statistics.restored(record)
 
     def _stopped_in_vain(self) -> None:
-        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended."""
-        if self._stopped is not None:
+        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended. When it goes
+        on from the last checkpoint, which follows that savepoint, all have: it only commits again."""
+        latest = self._store.latest()
+        is_behind = self._stopped is not None and latest is not None and latest.folder != self._stopped.folder
+        if self._stopped is not None and not is_behind:
             request_id, folder = self._stopped.request_id, self._stopped.folder
             self._stopped = None
             message = (
@@ -423,13 +430,13 @@ class CheckpointCoordinator:
 
     def _discard_late(self, checkpoint_id: int, files: set[str]) -> None:
         """Delete what came for a checkpoint that is no more; never what others, or the same one, refer to."""
-        if not self._folders.root:
+        if not self._folders.root and checkpoint_id not in self._dead_savepoints:
             return
         used = {path for other in (*self._pending.values(), *self._dropped.values()) for path in other.files()}
-        own = self._folders.job + "/"
+        folder = self._dead_savepoints.get(checkpoint_id) or self._folders.exclusive(checkpoint_id)
+        own = (self._folders.job + "/", folder + "/")
         late = [path for path in files if path.startswith(own) and path not in used]
         garbage = self._store.unreferenced(late)
-        folder = self._folders.exclusive(checkpoint_id)
         is_dead = checkpoint_id not in self._pending and checkpoint_id not in self._dropped
         is_kept = any(stored.checkpoint.checkpoint_id == checkpoint_id for stored in self._store.all())
         if garbage and is_dead and not is_kept and checkpoint_id not in self._store.kept_for_base():
@@ -526,7 +533,7 @@ class CheckpointCoordinator:
             )
             self._commands.append(msg.AnswerRequest(request.request_id, error=message))
             return
-        if request.cancel:
+        if request.cancel and self._finished != self._all_tasks:  # else it has ended by itself, and commits just now
             self._commands.append(msg.CancelJob())
             self._stop("the job is cancelled")
         self._answer(pending, completed)
@@ -611,6 +618,9 @@ class CheckpointCoordinator:
             # No task has written anything yet; and if another JobManager leads, its checkpoint may have this number.
             return self._unpin(pending)
         if pending.is_savepoint:
+            self._dead_savepoints[pending.checkpoint_id] = pending.folder
+            while len(self._dead_savepoints) > DEAD_SAVEPOINTS_MAX:
+                del self._dead_savepoints[min(self._dead_savepoints)]
             return Garbage((pending.folder,))
         garbage = self._store.release(pending.files())
         if pending.folder:
@@ -633,20 +643,12 @@ class CheckpointCoordinator:
     def _expire(self) -> None:
         for pending in list(self._pending.values()):
             if pending.stage is not Stage.WRITING and pending.deadline_ms <= self._now_ms:
-                self._abort(pending, CheckpointFailureReason.EXPIRED, self._lateness(pending))
+                self._abort(pending, CheckpointFailureReason.EXPIRED, pending.lateness(self._settings.timeout_ms))
         for request in [request for request in self._requests if request.deadline_ms <= self._now_ms]:
             self._requests.remove(request)
             missing = len(self._all_tasks) - len(self._running) - len(self._finished)
             why = f"{missing} of {len(self._all_tasks)} tasks are not running" if missing else "others took too long"
             self._refuse(request, why)
-
-    def _lateness(self, pending: Pending) -> str:
-        if pending.stage is Stage.PREPARING:
-            missing = "the operators' coordinators did not give their state"
-        else:
-            missing = f"{len(pending.waiting)} of {len(pending.waiting) + len(pending.acknowledged)} tasks did not"
-            missing += " acknowledge"
-        return f"{CheckpointFailureReason.EXPIRED.sentence} ({self._settings.timeout_ms} ms): {missing}"
 
     def _on_restore_failed(self, checkpoint_id: int, message: str) -> None:
         if not self._store.remove(checkpoint_id):

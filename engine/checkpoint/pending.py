@@ -94,6 +94,14 @@ class Pending:
             if handle.path
         }
 
+    def lateness(self, timeout_ms: int) -> str:
+        """Return who kept it from completing within that time."""
+        if self.stage is Stage.PREPARING:
+            missing = "the operators' coordinators did not give their state"
+        else:
+            missing = f"{len(self.waiting)} of {len(self.waiting) + len(self.acknowledged)} tasks did not acknowledge"
+        return f"{CheckpointFailureReason.EXPIRED.sentence} ({timeout_ms} ms): {missing}"
+
 
 def options_of(
     settings: CheckpointSettings,

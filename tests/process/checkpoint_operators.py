@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.core.errors import ExternalError
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorSpec, PollResult, SourceOperator
 from engine.state.chunks import dump_chunk, load_chunk
@@ -138,6 +139,7 @@ class CountByKey(OperatorSpec):
     part: str = "counts"
     row_s: float = 0.0  #: how long a record takes
     notes: bool = False
+    loses_in_snapshots: bool = False  #: it raises when it is to hand over what it has
 
     def build(self) -> Operator:
         return _CountByKey(self)
@@ -160,6 +162,11 @@ class _CountByKey(Operator):
             time.sleep(self._spec.row_s * len(batch))
         for row in rows_of(batch).rows:
             self._part.count(row % num_keys)
+
+    def snapshot_state(self, checkpoint_id: int) -> None:
+        if self._spec.loses_in_snapshots:
+            self._part.counts.clear()
+            raise ExternalError("The disk is full.")
 
     def process_watermark(self, watermark_ms: int) -> None:
         self.ctx.send_event(("watermark", watermark_ms))

@@ -442,6 +442,19 @@ def test_a_folder_that_cannot_be_written_declines_and_the_job_goes_on(tmp_path: 
     in_slots(body, slots=1)
 
 
+def test_a_task_whose_operator_fails_in_a_snapshot_fails_for_it_may_have_lost_something():
+    async def body(cluster: SlotCluster) -> None:
+        job = Job(cluster, sources=1, counts=1, loses_in_snapshots=True)
+        job.deploy()
+        await job.until_running()
+        (count,) = job.attempts("count")
+        job.trigger(1, CheckpointOptions())
+        await cluster.until(lambda: count in cluster.story.errors)
+        assert "The disk is full." in cluster.story.errors[count].message
+
+    in_slots(body, slots=1)
+
+
 def test_a_job_in_batch_mode_declines():
     async def body(cluster: SlotCluster) -> None:
         job = Job(cluster, sources=1, counts=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,6 +248,30 @@ def test_a_killed_zygote_takes_its_slots_along():
         assert [await slot.wait() for slot in cluster.slots] == [-signal.SIGKILL] * 2
         with pytest.raises(ExternalError, match="is gone"):
             await cluster.add_slot(3, "127.0.0.1")
+
+    in_slots(UNIX, body)
+
+
+def test_a_slot_that_is_given_up_while_it_is_made_leaves_no_process_and_the_next_is_not_taken_for_it():
+    async def body(cluster: SlotCluster) -> None:
+        def children() -> set[int]:
+            zygote = cluster.zygote.pid
+            return set(map(int, Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()))
+
+        for number, turns in enumerate((1, 2, 3, 5, 8, 50), 2):
+            given_up = asyncio.ensure_future(cluster.add_slot(number, "127.0.0.1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            given_up.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await given_up
+            slot = await cluster.add_slot(number, "127.0.0.1")
+            async with asyncio.timeout(20):
+                while children() != {slot.pid for slot in cluster.slots}:
+                    await asyncio.sleep(0.01)
+            slot.kill()
+            assert await slot.wait() == -signal.SIGKILL
+            cluster.slots.remove(slot)
 
     in_slots(UNIX, body)
 

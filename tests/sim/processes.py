@@ -1,31 +1,30 @@
-"""The simulated TaskManagers and the JobManager, and all that share a cluster. Their code is the engine's; what runs it
-is here. Slots: ``slots``."""
+"""The simulated TaskManagers, and all that share a cluster. Their code is the engine's; what runs it is here. Slots:
+``slots``, JobManagers: ``leaders``."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import EngineError, ExternalError, StaleLeaderError
+from engine.core.errors import ExternalError
 from engine.core.ids import FencingToken, ResourceID
 from engine.ha.job_store import FencedJobStore
 from engine.ha.memory import MemoryCluster, MemoryServices
 from engine.protocol.control import InitializeSlot, SlotReady
-from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.taskmanager.task_executor import TaskExecutor, TaskExecutorSettings
+from tests.sim.leaders import SimJobManager
 from tests.sim.loops import SimLoop
 from tests.sim.network import ControlLink, DataNetwork
 from tests.sim.slots import SIGKILL, SimSlot, SlotEnd
 from tests.sim.storage import SimFileSystem
 from tests.sim.world import SimClock, SimulationError, World
 
-__all__ = ["Cluster", "SimJobManager", "SimTaskManager", "pick"]
+__all__ = ["Cluster", "SimTaskManager", "pick"]
 
 # --- TaskManagers -----------------------------------------------------------------------------------------------------
 
@@ -119,16 +118,16 @@ class SimTaskManager:
         if self.world.now < self.cluster.unreachable_until.get(self.name, 0.0):
             await asyncio.sleep(timeout)
             raise ExternalError(f"No JobManager answers within {timeout:g} s.")
-        self.jobmanager = self.cluster.jobmanager
-        if self.cluster.elected is not None and (self.jobmanager.loop.is_dead or not self.jobmanager.is_published):
-            raise ExternalError("The connection is refused.")
-        self.link = self.jobmanager.accept(self)
+        jobmanager = self.cluster.jobmanager
+        if not jobmanager.is_ready:
+            raise ExternalError("No JobManager is there.")
+        self.jobmanager, self.link = jobmanager, jobmanager.accept(self)
         return self.link.taskmanager_end
 
     async def _leader_replaced(self) -> None:
         while (leader := self.jobmanager) is None:
             await asyncio.sleep(0.01)
-        while self.cluster.jobmanager is leader or not self.cluster.jobmanager.is_published:
+        while self.cluster.jobmanager is leader or not self.cluster.jobmanager.is_ready:
             await asyncio.sleep(self.rng.uniform(0.01, 0.1))
 
     def kill(self, why: str, *, silently: bool) -> None:
@@ -149,136 +148,6 @@ class SimTaskManager:
             slot.kill("the zygote ends with its TaskManager", after=delay * self.rng.uniform(0.5, 1))
 
 
-# --- the JobManager ---------------------------------------------------------------------------------------------------
-
-
-@final
-class _SimWorker:
-    """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
-
-    def __init__(self, cluster: Cluster, jobmanager: SimJobManager) -> None:
-        self._cluster = cluster
-        self._jobmanager = jobmanager
-        self._world = cluster.world
-        self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
-        self._slowness = self._rng.choice((0.001, 0.001, 0.03))
-        self._calls: deque[Callable[[], object]] = deque()
-        self._is_busy = False
-
-    def submit(self, call: Callable[[], object]) -> None:
-        self._calls.append(call)
-        self._begin()
-
-    def _begin(self) -> None:
-        if not self._is_busy and self._calls:
-            self._is_busy = True
-            self._world.after(self._rng.uniform(0.1, 1) * self._slowness, self._end)
-
-    def _end(self) -> None:
-        cluster = self._cluster
-        if self._world.is_over or self._jobmanager.loop.is_dead:
-            return
-        if self._jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
-            self._world.after(0.05, self._end)
-            return
-        cluster.files.owner = self._jobmanager
-        self._is_busy = False
-        self._calls.popleft()()
-        self._begin()
-
-    def close(self) -> None:
-        pass
-
-
-@final
-class SimJobManager:
-    """With ``store`` the leader of several; each leadership is a process of its own."""
-
-    def __init__(
-        self, cluster: Cluster, config: Configuration, token: FencingToken, store: FencedJobStore | None = None
-    ) -> None:
-        self.world = cluster.world
-        number = self.world.next_id("jobmanager")
-        self.name = "jm" if number == 1 else f"jm-{number}"
-        self.loop = SimLoop(self.world, self.name)
-        self.token = token
-        self._cluster = cluster
-        self.dispatcher: Dispatcher
-        self._config = config
-        self._store = store
-        #: It has taken over, and everybody knows where it is.
-        self.is_published = False
-        self._links: list[ControlLink] = []
-        self._serving: set[asyncio.Task[None]] = set()
-        self.loop.create_task(self._start())
-
-    async def _start(self) -> None:
-        cluster = self._cluster
-        self.dispatcher = Dispatcher(
-            self._config,
-            clock=cluster.clock,
-            temp_dir=str(cluster.temp_dir),
-            new_worker=lambda name: _SimWorker(cluster, self),
-            job_store=self._store,
-        )
-        start = self.dispatcher._start
-
-        def watched(master: JobMaster) -> None:
-            for called in cluster.on_master:
-                called(master)
-            start(master)
-
-        self.dispatcher._start = watched  # type: ignore[method-assign]
-        try:
-            await self.dispatcher.start()
-        except EngineError as error:
-            if self._store is None:
-                raise
-            self.world.tell(self.name, "cannot lead", str(error)[:80])
-            await self.dispatcher.suspend()
-            self.world.after(1.0, lambda: cluster.elect(after=self))
-            return
-        if self._store is not None:
-            self.world.tell(self.name, "leads", f"{len(self.dispatcher._jobs)} jobs go on")
-        self.is_published = True
-
-    def kill(self) -> None:
-        self.loop.kill()
-        self.world.tell(self.name, "dies")
-        self._cluster.files.process_ended(self)
-        for link in self._links:
-            link.cut()
-
-    def revoke(self) -> None:
-        """It is told, at last, that another one leads."""
-        if self.loop.is_dead or self.world.is_over:
-            return
-
-        async def suspend() -> None:
-            self.world.tell(self.name, "is revoked")
-            await self.dispatcher.suspend()
-            for link in self._links:
-                await link.jobmanager_end.close()
-
-        self.loop.create_task(suspend())
-
-    def accept(self, taskmanager: SimTaskManager) -> ControlLink:
-        link = ControlLink(self.world, self.loop, taskmanager.loop, self.token)
-        self._links.append(link)
-        self._serving.add(task := self.loop.create_task(self._serve(link)))
-        task.add_done_callback(self._serving.discard)
-        return link
-
-    async def _serve(self, link: ControlLink) -> None:
-        end = link.jobmanager_end
-        try:
-            await self.dispatcher.resource_manager.handle_connection(end)
-        except StaleLeaderError:
-            pass
-        finally:
-            await end.close()
-
-
 @final
 class Cluster:
     """All processes. ``live_slots``: of all TaskManagers."""
@@ -297,33 +166,36 @@ class Cluster:
         self.taskmanagers: list[SimTaskManager] = []
         self.unreachable_until: dict[str, float] = {}
         self.worker_hangs_until = 0.0  #: the JobManager's file system does not answer
+        #: which leader has asked for a slot, by its allocation
+        self.leader_of_allocation: dict[str, int] = {}
         #: called with each JobMaster before it starts
-        self.on_master: list[Callable[[JobMaster], None]] = []
-        #: called when another JobManager leads
-        self.on_elected: list[Callable[[], None]] = []
+        self.on_master: Callable[[SimJobManager, JobMaster], None] = lambda jobmanager, master: None
+        #: called whenever a JobManager is ready
+        self.on_leader: Callable[[SimJobManager], None] = lambda jobmanager: None
         self._jobmanager_config = jobmanager_config
         #: the election and what leaders write down; None without high availability
         self.elected = MemoryCluster("sim://ha") if failover else None
-        self._former: list[SimJobManager] = []
-        self.jobmanager = self._new_jobmanager()
+        self.jobmanagers: list[SimJobManager] = []
+        self.start_jobmanager()
 
-    def _new_jobmanager(self) -> SimJobManager:
-        token = FencingToken.generate()
-        if self.elected is None:
-            return SimJobManager(self, self._jobmanager_config, token)
-        self.elected.token = token
-        store = FencedJobStore(MemoryServices(self.elected).metadata(), self.elected.storage_dir, token)
-        return SimJobManager(self, self._jobmanager_config, token, store)
+    @property
+    def jobmanager(self) -> SimJobManager:
+        """The newest; it may be dead. Older ones may live, and believe that they lead."""
+        return self.jobmanagers[-1]
 
-    def elect(self, *, after: SimJobManager) -> None:
-        """From this moment on writes of the leader before are refused, whether it knows or not."""
-        if self.jobmanager is not after or self.world.is_over:
+    def start_jobmanager(self, *, after: SimJobManager | None = None) -> None:
+        """Another one leads, unless somebody has come ``after`` that one already. From this moment on writes of the
+        leader before are refused, whether it knows or not."""
+        if self.world.is_over or (after is not None and after is not self.jobmanager):
             return
-        self._former.append(after)
-        self.jobmanager = self._new_jobmanager()
-        self.world.tell("election", "elects", self.jobmanager.name)
-        for called in self.on_elected:
-            called()
+        token, store = FencingToken.generate(), None
+        if self.elected is not None:
+            self.elected.token = token
+            store = FencedJobStore(MemoryServices(self.elected).metadata(), self.elected.storage_dir, token)
+        number = len(self.jobmanagers)
+        self.jobmanagers.append(SimJobManager(self, self._jobmanager_config, number, token, store))
+        if after is not None:
+            self.world.tell("election", "elects", self.jobmanager.name)
 
     def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
         made = SimTaskManager(self, len(self.taskmanagers) + 1, num_slots, config)
@@ -347,11 +219,7 @@ class Cluster:
 
     def close(self) -> None:
         """The world is over: let every coroutine end."""
-        for loop in [
-            *(one.loop for one in self._former),
-            self.jobmanager.loop,
-            *(one.loop for one in self.taskmanagers),
-        ]:
+        for loop in [*(one.loop for one in self.jobmanagers), *(one.loop for one in self.taskmanagers)]:
             loop.unwind()
 
 

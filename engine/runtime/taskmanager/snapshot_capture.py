@@ -298,13 +298,18 @@ class StateCapture:
         if sum(part.num_entries() for _, part in self._memory) > self._workers.fork_entries_min:
             noted = self._note(snapshot, base)
             if noted is None:
-                work = lambda: _write(self._chunks(snapshot, base), _dumped(self._lists), (path, list_paths), limits)  # noqa: E731
-                snapshot.start(self._workers.fork, work, done)
+                snapshot.start(
+                    self._workers.fork,
+                    lambda: _write(
+                        self._chunks(snapshot, base, in_child=True), _dumped(self._lists), (path, list_paths), limits
+                    ),
+                    done,
+                )
             else:
                 lists, made = _dumped(self._lists), (make() for make in noted)
                 snapshot.start(self._workers.run, lambda: _write(made, lists, (path, list_paths), limits), done)
             return
-        chunks, lists = list(self._chunks(snapshot, base)), _dumped(self._lists)
+        chunks, lists = list(self._chunks(snapshot, base, in_child=False)), _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
@@ -333,14 +338,19 @@ class StateCapture:
             left -= _IN_PLACE_COST * part.num_entries()
             if left < 0:
                 return None
-            chunks = self._chunks_of(key, part, snapshot, base)
+            chunks = self._chunks_of(key, part, snapshot, base, lazy=False)
             noted.append(lambda chunks=chunks: chunks)  # type: ignore[misc]
         return noted
 
-    def _chunks(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> Iterator[Chunks]:
-        """Yield what each part in memory gives, in their order. One at a time is in memory."""
+    def _chunks(
+        self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], *, in_child: bool
+    ) -> Iterator[Chunks]:
+        """Yield what each part in memory gives, in their order. One at a time is in memory.
+
+        Only a child may make bytes of them later: here the state goes on, and what was captured would change with it.
+        """
         for key, part in self._memory:
-            yield self._chunks_of(key, part, snapshot, base, lazy=True)
+            yield self._chunks_of(key, part, snapshot, base, lazy=in_child)
 
     def _chunks_of(
         self,
@@ -349,9 +359,9 @@ class StateCapture:
         snapshot: TaskSnapshot,
         base: dict[PartKey, KeyedStateHandle],
         *,
-        lazy: bool = False,
+        lazy: bool,
     ) -> Chunks:
-        """``lazy``: chunks may be made when they are asked for."""
+        """``lazy``: chunks may be made when they are asked for: only where the state does not go on meanwhile."""
         delta = None
         if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
             delta = part.snapshot_delta(self._key_groups, snapshot.options.base_checkpoint_id)

@@ -264,13 +264,11 @@ class TaskCheckpoints:
         timing.is_finished = self._has_finished()
         try:
             _refuse_uncheckpointed(chain.spec)
-            committables: dict[OperatorID, bytes] = {}
-            for index, operator in enumerate(chain.operators):
-                chain.call(index, operator.snapshot_state, checkpoint_id)
-            for index, operator in enumerate(chain.operators):
-                committable = chain.call(index, operator.prepare_commit, checkpoint_id)
-                if committable is not None:
-                    committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        except ProgramError as error:
+            self._refuse(checkpoint_id, error)
+            return
+        committables = self._ask_operators(checkpoint_id)
+        try:
             timing.metrics = CheckpointMetrics(
                 start_delay_ms=timing.start_delay_ms,
                 alignment_ms=(start_ns - timing.first_barrier_ns) // 1_000_000,
@@ -280,14 +278,33 @@ class TaskCheckpoints:
                 checkpoint_id, options, committables, self._on_captured, awaits_in_flight=awaits_in_flight
             )
         except Exception as error:
-            self._under_way.pop(checkpoint_id, None)
-            self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
+            self._refuse(checkpoint_id, error)
             return
         now_ns = time.monotonic_ns()
         timing.captured_ns = now_ns
         timing.metrics = replace(timing.metrics, sync_ms=(now_ns - start_ns) // 1_000_000)
         if timing.snapshot.has_ended:
             self._on_captured(timing.snapshot, timing.snapshot.error)
+
+    def _ask_operators(self, checkpoint_id: int) -> dict[OperatorID, bytes]:
+        """Have the operators bring their state up to date; return what they offer to be committed.
+
+        Raises: what they raise, and the task fails: the operator may have lost what it was about to hand over (a sink
+        whose file could not be closed), so it must not go on and offer the rest to the next checkpoint.
+        """
+        chain = self._chain
+        for index, operator in enumerate(chain.operators):
+            chain.call(index, operator.snapshot_state, checkpoint_id)
+        committables: dict[OperatorID, bytes] = {}
+        for index, operator in enumerate(chain.operators):
+            committable = chain.call(index, operator.prepare_commit, checkpoint_id)
+            if committable is not None:
+                committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        return committables
+
+    def _refuse(self, checkpoint_id: int, error: Exception) -> None:
+        self._under_way.pop(checkpoint_id, None)
+        self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
 
     def _on_captured(self, snapshot: TaskSnapshot, error: BaseException | None) -> None:
         """All is written, or something went wrong."""

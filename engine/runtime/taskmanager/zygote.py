@@ -144,30 +144,18 @@ class Zygote:
 
         Raises: ExternalError with the slot's reason when it cannot start; its process is gone then.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        async with self._fork_lock:  # answers come in order
-            try:
-                if self._is_closed:
-                    raise BrokenPipeError
-                socket.send_fds(self._socket, [b"fork"], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise ExternalError("The process that starts slots is gone; no slot can be started.") from error
-            finally:
-                theirs.close()
-            answered = asyncio.ensure_future(self._forked.get())
-            try:
-                pid = await asyncio.shield(answered)
-            except asyncio.CancelledError:
-                # The answer to this fork must not be taken for that to the next one. The slot ends with our end.
-                answered.add_done_callback(lambda _: ours.close())
-                raise
-        if pid <= 0:
-            ours.close()
-            raise ExternalError(
-                "No slot process could be forked: " + ("the zygote ended." if pid == 0 else os.strerror(-pid) + ".")
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        # The answer to a fork is taken even when nobody waits any more: the next would take it for its own.
+        forking = asyncio.ensure_future(self._fork())
+        try:
+            pid, ours = await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            forking.add_done_callback(self._leave_no_process)
+            raise
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            self._leave_no_process(forking)
+            raise
         handle = SlotHandle(pid, reader, writer, self._exited[pid])
         handle.send(init)
         try:
@@ -184,6 +172,34 @@ class Zygote:
         code = await handle.wait()
         reason = answer.message if isinstance(answer, ErrorInfo) else f"it ended with exit code {code}"
         raise ExternalError(f"A slot process could not start: {reason}")
+
+    async def _fork(self) -> tuple[int, socket.socket]:
+        """Return a new process and our end of its socket. Raises: ExternalError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        async with self._fork_lock:  # answers come in order
+            try:
+                if self._is_closed:
+                    raise BrokenPipeError
+                socket.send_fds(self._socket, [b"fork"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise ExternalError("The process that starts slots is gone; no slot can be started.") from error
+            finally:
+                theirs.close()
+            pid = await self._forked.get()
+        if pid <= 0:
+            ours.close()
+            raise ExternalError(
+                "No slot process could be forked: " + ("the zygote ended." if pid == 0 else os.strerror(-pid) + ".")
+            )
+        return pid, ours
+
+    def _leave_no_process(self, forking: asyncio.Future[tuple[int, socket.socket]]) -> None:
+        if not forking.cancelled() and forking.exception() is None:
+            pid, ours = forking.result()
+            ours.close()
+            if pid in self._exited:
+                kill_slot(pid)
 
     def load(self, modules: Sequence[str]) -> None:
         """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``."""

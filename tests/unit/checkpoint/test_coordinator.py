@@ -517,6 +517,16 @@ def test_a_failed_savepoint_is_told_and_leaves_nothing_and_the_job_alone():
     assert shell.deleted == {SAVEPOINT}
 
 
+def test_files_that_are_told_of_after_a_savepoint_was_given_up_are_deleted():
+    shell = running()
+    source, _ = shell.layout.tasks()
+    shell(msg.SavepointRequested("r", SAVEPOINT))
+    shell(msg.CheckpointPrepared(1))
+    shell.at(7000)
+    (discard,) = shell.ack(source, 1, SAVEPOINT + "/late", "file:///elsewhere")
+    assert discard == msg.Discard(Garbage((SAVEPOINT,), (SAVEPOINT + "/late",)))
+
+
 @pytest.mark.parametrize("spoil", [msg.JobStopping(), msg.AllTasksFinished(), msg.JobEnded()])
 def test_requests_are_answered_when_the_job_ends(spoil):
     shell = Shell()
@@ -663,6 +673,20 @@ def test_a_job_that_fails_while_it_stops_goes_on_from_the_savepoint():
     assert "goes on from there" in only(msg.AnswerRequest, commands).error
 
 
+def test_a_stopped_job_whose_last_commit_fails_is_not_said_to_go_on():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.SUSPEND))
+    shell.complete(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    shell(msg.CheckpointPrepared(2))
+    shell(msg.MetadataWritten(2))
+    shell(msg.JobStopping())
+    assert "AnswerRequest" not in kinds(shell(msg.AttemptBegun(1)))
+    assert only(msg.AnswerRequest, shell(msg.JobEnded())) == msg.AnswerRequest("r", 1, SAVEPOINT)
+
+
 @pytest.mark.parametrize("stop", [StopMode.SUSPEND, StopMode.DRAIN])
 def test_a_drain_that_fails_after_its_barriers_are_out_fails_the_job_a_suspension_does_not(stop):
     shell = running()
@@ -686,6 +710,16 @@ def test_cancel_with_savepoint_cancels_when_it_is_complete():
     shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
     assert shell.at(1000) == []
     assert shell.complete(1) == [msg.CancelJob(), msg.AnswerRequest("r", 1, SAVEPOINT)]
+
+
+def test_cancel_with_savepoint_lets_a_job_finish_whose_tasks_have_finished_meanwhile():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
+    shell.ack_all(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    assert shell(msg.MetadataWritten(1)) == [msg.AnswerRequest("r", 1, SAVEPOINT)]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
