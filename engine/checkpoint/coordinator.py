@@ -211,10 +211,9 @@ class CheckpointCoordinator:
     def _stopped_in_vain(self) -> None:
         """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended. When it goes
         on from the last checkpoint, which follows that savepoint, all have: it only commits again."""
-        latest = self._store.latest()
-        is_behind = self._stopped is not None and latest is not None and latest.folder != self._stopped.folder
-        if self._stopped is not None and not is_behind:
-            request_id, folder = self._stopped.request_id, self._stopped.folder
+        latest, stopped = self._store.latest(), self._stopped
+        if stopped is not None and (latest is None or latest.folder == stopped.folder):
+            request_id, folder = stopped.request_id, stopped.folder
             self._stopped = None
             message = (
                 f"Savepoint {folder} is complete, but the job failed before it had stopped and goes on from there."

@@ -34,12 +34,14 @@ _TRIES_AGAIN_S = 1.0
 class _SimWorker:
     """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
 
-    def __init__(self, cluster: Cluster, jobmanager: SimJobManager) -> None:
+    def __init__(self, cluster: Cluster, jobmanager: SimJobManager, name: str) -> None:
         self._cluster = cluster
         self._jobmanager = jobmanager
         self._world = cluster.world
         self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
         self._slowness = self._rng.choice((0.001, 0.001, 0.03))
+        if self._world.parts.get("commits are slow"):  # and all else is quick
+            self._slowness = 0.15 if name.startswith("coordinators") else 0.001
         self._calls: deque[Callable[[], object]] = deque()
         self._is_busy = False
 
@@ -103,7 +105,7 @@ class SimJobManager:
             self._config,
             clock=cluster.clock,
             temp_dir=str(cluster.temp_dir),
-            new_worker=lambda name: _SimWorker(cluster, self),
+            new_worker=lambda name: _SimWorker(cluster, self, name),
             job_store=self._store,
         )
         start = self.dispatcher._start

@@ -198,6 +198,7 @@ def with_commits_that_fail(seed: int) -> Simulation:
         "execution.checkpointing.max-concurrent-checkpoints": "3",
         "execution.checkpointing.tolerable-failed-checkpoints": "1000",
     }
+    simulation.world.parts["commits are slow"] = True
     refuse = lambda: setattr(simulation.world.parts["disturbance"], "commits_fail_until", 1.9)  # noqa: E731
     simulation.world.at(1.2, refuse)
     return simulation
