@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import cloudpickle
+
 from engine.connectors.file_sink import FileSink
 from engine.connectors.file_sink_config import BucketAssigner, BucketContext, RollingPolicy
 from engine.connectors.file_sinks import TextFileSinkSpec
@@ -36,7 +38,7 @@ __all__ = ["make_job", "simulated_classes_may_travel"]
 def simulated_classes_may_travel() -> Iterator[None]:
     """Chains are pickled by reference, and the JobManager may load coordinators of the simulation."""
     patched: list[tuple[Any, str, Any]] = [
-        (chaining, "dumps", lambda obj, what: pickle.dumps(obj, 5)),
+        (chaining, "dumps", lambda obj, what: cloudpickle.dumps(obj, 5)),
         (chaining, "_EnginePickler", pickle.Pickler),
         (plain_pickle, "_DATA_LAYERS", (*plain_pickle._DATA_LAYERS, "tests.sim.")),
     ]
