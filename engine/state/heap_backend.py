@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
 from engine.core.clock import Clock
@@ -259,9 +259,12 @@ class HeapKeyedStateBackend(KeyedBackend):
         if self._changes is not None:
             self._changes.begin(checkpoint_id, self._tables, self.num_entries())
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
         if self._changes is not None:
-            self._changes.forget(until_checkpoint_id)
+            self._changes.forget(until_checkpoint_id, kept_ids)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
 
 
 def snapshot_ttl(table: Table) -> StateTtlConfig | None:

@@ -13,7 +13,7 @@ is noted in the task's thread and written by another (``NotingPart``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 from engine.core.errors import ProgramError
@@ -63,8 +63,12 @@ class DeltaPart(KeyedPart, Protocol):
         """The barrier of this checkpoint has passed: what changes from now on comes after it."""
         ...
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        """No increment will build on a checkpoint before this one."""
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        """No increment will build on a checkpoint before this one, but perhaps on these."""
+        ...
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        """Return about how many entries ``snapshot_delta`` would have; None = not known, or more than that."""
         ...
 
 

@@ -16,14 +16,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
-from engine.checkpoint.state_files import (
-    Chunks,
-    ChunkWriter,
-    StateTooLargeError,
-    delta_is_worth_it,
-    upload_file,
-    write_file,
-)
+from engine.checkpoint.layers import LayerStack, base_of_delta
+from engine.checkpoint.state_files import Chunks, ChunkWriter, StateTooLargeError, upload_file, write_file
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.fs import file_system_of
 from engine.core.ids import OperatorID
@@ -61,6 +55,8 @@ class TaskSnapshot:
     committables: dict[OperatorID, bytes]
     on_end: Callable[[TaskSnapshot, BaseException | None], None]
     keyed: dict[PartKey, KeyedStateHandle] = field(default_factory=dict)
+    #: the same of the parts in memory, as increments need it
+    stacks: dict[PartKey, LayerStack] = field(default_factory=dict)
     lists: dict[OperatorID, ListStateHandle] = field(default_factory=dict)
     in_flight: list[InFlightHandle] = field(default_factory=list)
     written_bytes: int = 0
@@ -144,6 +140,15 @@ class _Written:
     lists: dict[OperatorID, ListStateHandle]
 
 
+@dataclass(slots=True)
+class _Acknowledged:
+    """What a checkpoint consists of, for those that build on it."""
+
+    keyed: dict[PartKey, KeyedStateHandle] = field(default_factory=dict)
+    #: of the parts in memory
+    stacks: dict[PartKey, LayerStack] = field(default_factory=dict)
+
+
 @final
 class StateCapture:
     """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job.
@@ -174,25 +179,25 @@ class StateCapture:
         is_large = sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min
         if is_large or (is_periodic and self._memory):
             workers.expect_forks()
-        self._deltas = [part for _, part in self._memory if isinstance(part, DeltaPart)]
+        self._deltas = [(key, part) for key, part in self._memory if isinstance(part, DeltaPart)]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [
             (operator_id, registry.lists) for operator_id, registry in registries if registry.lists is not None
         ]
-        #: What acknowledged checkpoints consist of, for those that build on them.
-        self._acknowledged: dict[int, dict[PartKey, KeyedStateHandle]] = {}
+        self._acknowledged: dict[int, _Acknowledged] = {}
         #: FileParts whose savepoint is being written: they must keep the frozen state.
         self._frozen: set[PartKey] = set()
 
     def adopt(self, restore: TaskRestore) -> None:
         """Let increments build on the checkpoint that the task was restored from, where the subtask is the same."""
-        own: dict[PartKey, KeyedStateHandle] = {}
+        own = _Acknowledged()
         for operator_id, operator in restore.operators.items():
             for handle in operator.keyed:
                 is_only = sum(other.part == handle.part for other in operator.keyed) == 1
                 if is_only and range(handle.key_group_start, handle.key_group_end) == self._key_groups:
-                    own[operator_id, handle.part] = handle
+                    key = operator_id, handle.part
+                    own.keyed[key], own.stacks[key] = handle, LayerStack.restored(handle, restore.checkpoint_id)
         self._acknowledged[restore.checkpoint_id] = own
-        for part in self._deltas:
+        for _, part in self._deltas:
             part.begin_epoch(restore.checkpoint_id)
 
     def capture(
@@ -212,13 +217,13 @@ class StateCapture:
         snapshot = TaskSnapshot(checkpoint_id, options, committables, on_end)
         snapshot.awaits_in_flight = awaits_in_flight
         snapshot.num_open += awaits_in_flight
-        base: dict[PartKey, KeyedStateHandle] = {}
+        base = _Acknowledged()
         is_increment = options.incremental and options.kind is CheckpointKind.CHECKPOINT
         if is_increment and options.base_checkpoint_id != NO_CHECKPOINT:
-            base = self._acknowledged.get(options.base_checkpoint_id, {})
+            base = self._acknowledged.get(options.base_checkpoint_id, base)
         try:
-            self._freeze_files(snapshot, base)
-            self._capture_memory(snapshot, base)
+            self._freeze_files(snapshot, base.keyed)
+            self._capture_memory(snapshot, self._bases_of_deltas(base.stacks))
         except BaseException:
             self.discard(snapshot)
             snapshot.close_one()
@@ -226,10 +231,11 @@ class StateCapture:
         for id_ in [id_ for id_ in self._acknowledged if id_ < options.base_checkpoint_id]:
             del self._acknowledged[id_]
         if options.incremental:
-            for part in self._deltas:
+            for key, part in self._deltas:
                 part.begin_epoch(checkpoint_id)
                 if options.base_checkpoint_id != NO_CHECKPOINT:
-                    part.forget_epochs(options.base_checkpoint_id)
+                    kept = base.stacks[key].known_barriers if key in base.stacks else ()
+                    part.forget_epochs(options.base_checkpoint_id, kept)
         snapshot.close_one()
         return snapshot
 
@@ -262,7 +268,7 @@ class StateCapture:
         """The JobManager has been told: the files are its now, and later checkpoints may build on them."""
         snapshot.paths.clear()
         if snapshot.options.incremental and snapshot.options.kind is CheckpointKind.CHECKPOINT:
-            self._acknowledged[snapshot.checkpoint_id] = dict(snapshot.keyed)
+            self._acknowledged[snapshot.checkpoint_id] = _Acknowledged(dict(snapshot.keyed), dict(snapshot.stacks))
 
     def discard(self, snapshot: TaskSnapshot) -> None:
         """Nobody wants it any more: stop the work and delete what it has written."""
@@ -284,7 +290,16 @@ class StateCapture:
 
     # --- parts in memory ---------------------------------------------------------------------------------------------
 
-    def _capture_memory(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> None:
+    def _bases_of_deltas(self, stacks: dict[PartKey, LayerStack]) -> dict[PartKey, LayerStack]:
+        """Return what the increment of each part builds on; a part that is not in it is written in full."""
+        bases = {}
+        for key, part in self._deltas:
+            base = base_of_delta(stacks.get(key), part.num_entries(), part.num_changed)
+            if base is not None:
+                bases[key] = base
+        return bases
+
+    def _capture_memory(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack]) -> None:
         if not self._memory and not self._lists:
             return
         path = self._path(snapshot, shared=snapshot.options.incremental)
@@ -298,33 +313,33 @@ class StateCapture:
         if sum(part.num_entries() for _, part in self._memory) > self._workers.fork_entries_min:
             noted = self._note(snapshot, base)
             if noted is None:
-                work = lambda: _write(self._chunks(snapshot, base), _dumped(self._lists), (path, list_paths), limits)  # noqa: E731
+                work = lambda: _write(self._chunks(base), _dumped(self._lists), (path, list_paths), limits)  # noqa: E731
                 snapshot.start(self._workers.fork, work, done)
             else:
                 lists, made = _dumped(self._lists), (make() for make in noted)
                 snapshot.start(self._workers.run, lambda: _write(made, lists, (path, list_paths), limits), done)
             return
-        chunks, lists = list(self._chunks(snapshot, base)), _dumped(self._lists)
+        chunks, lists = list(self._chunks(base)), _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
             return
         snapshot.start(self._workers.run, lambda: _write(iter(chunks), lists, (path, list_paths), limits), done)
 
-    def _note(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> list[Callable[[], Chunks]] | None:
+    def _note(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack]) -> list[Callable[[], Chunks]] | None:
         """Note what each part in memory has to write; what is returned makes the chunks, in their order, in another
         thread. None: a child must, as some part has no increment or a large one."""
         left = self._workers.noted_entries_max
         left -= _IN_PLACE_COST * sum(store.num_entries() for _, store in self._lists)
         small_max = left // _IN_PLACE_COST
         is_small = [part.num_entries() <= small_max for _, part in self._memory]
-        can_note = (isinstance(part, NotingPart) and delta_is_worth_it(base.get(key)) for key, part in self._memory)
+        can_note = (isinstance(part, NotingPart) and key in base for key, part in self._memory)
         if left < 0 or not all(small or noting for small, noting in zip(is_small, can_note, strict=True)):
             return None
         noted: list[Callable[[], Chunks]] = []
         for (key, part), small in zip(self._memory, is_small, strict=True):
             if not small and isinstance(part, NotingPart):
-                delta = part.note_delta(self._key_groups, snapshot.options.base_checkpoint_id, left)
+                delta = part.note_delta(self._key_groups, base[key].barriers[-1], left)
                 if delta is None:
                     return None
                 left -= delta.num_entries
@@ -333,39 +348,39 @@ class StateCapture:
             left -= _IN_PLACE_COST * part.num_entries()
             if left < 0:
                 return None
-            chunks = self._chunks_of(key, part, snapshot, base)
+            chunks = self._chunks_of(key, part, base)
             noted.append(lambda chunks=chunks: chunks)  # type: ignore[misc]
         return noted
 
-    def _chunks(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> Iterator[Chunks]:
+    def _chunks(self, base: dict[PartKey, LayerStack]) -> Iterator[Chunks]:
         """Yield what each part in memory gives, in their order. One at a time is in memory."""
         for key, part in self._memory:
-            yield self._chunks_of(key, part, snapshot, base, lazy=True)
+            yield self._chunks_of(key, part, base, lazy=True)
 
     def _chunks_of(
         self,
         key: PartKey,
         part: KeyedPart,
-        snapshot: TaskSnapshot,
-        base: dict[PartKey, KeyedStateHandle],
+        base: dict[PartKey, LayerStack],
         *,
         lazy: bool = False,
     ) -> Chunks:
         """``lazy``: chunks may be made when they are asked for."""
         delta = None
-        if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
-            delta = part.snapshot_delta(self._key_groups, snapshot.options.base_checkpoint_id)
+        if isinstance(part, DeltaPart) and key in base:
+            delta = part.snapshot_delta(self._key_groups, base[key].barriers[-1])
         if delta is not None:
             return Chunks(delta, is_delta=True)
         if lazy and isinstance(part, LazyPart):
             return Chunks(part.lazy_snapshot(self._key_groups))
         return Chunks(part.snapshot(self._key_groups))
 
-    def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], written: _Written) -> None:
+    def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack], written: _Written) -> None:
         groups = self._key_groups
         for (key, _), layer in zip(self._memory, written.layers, strict=True):
-            layers = (*base[key].layers, layer) if layer.is_delta else (layer,)
-            snapshot.keyed[key] = KeyedStateHandle(key[1], groups.start, groups.stop, layers)
+            below = base[key] if layer.is_delta else LayerStack((), ())
+            stack = snapshot.stacks[key] = below.with_layer(layer, snapshot.checkpoint_id)
+            snapshot.keyed[key] = KeyedStateHandle(key[1], groups.start, groups.stop, stack.layers)
             snapshot.written_bytes += sum(size for _, size, _ in layer.chunks.values())
         snapshot.lists.update(written.lists)
         snapshot.written_bytes += sum(handle.file.size_bytes for handle in written.lists.values())
@@ -470,11 +485,11 @@ class _Limits:
     must_fit: bool
 
     @classmethod
-    def of(cls, options: CheckpointOptions, base: dict[PartKey, KeyedStateHandle]) -> _Limits:
+    def of(cls, options: CheckpointOptions, base: dict[PartKey, LayerStack]) -> _Limits:
         """What deltas of before have inside the metadata counts too, or it would grow with every checkpoint."""
         if not options.exclusive_folder:
             return cls(options.state_bytes_max, must_fit=True)
-        layers = [layer for handle in base.values() for layer in handle.layers]
+        layers = [layer for stack in base.values() for layer in stack.layers]
         return cls(max(0, options.inline_bytes_max - sum(len(layer.file.inline) for layer in layers)), must_fit=False)
 
 
