@@ -20,7 +20,17 @@ from engine.core.errors import ProgramError
 from engine.state.noted import NotedDelta
 from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
 
-__all__ = ["DeltaPart", "FilePart", "KeyedPart", "LazyPart", "NotingPart", "OperatorStateRegistry", "RestoredState"]
+__all__ = [
+    "ChunkSource",
+    "DeltaPart",
+    "FilePart",
+    "KeyedPart",
+    "LatePart",
+    "LazyPart",
+    "NotingPart",
+    "OperatorStateRegistry",
+    "RestoredState",
+]
 
 
 @runtime_checkable
@@ -114,11 +124,49 @@ class FilePart(Protocol):
         ...
 
 
+class ChunkSource(Protocol):
+    """Chunks of a restored part that are read when they are asked for."""
+
+    @property
+    def key_groups(self) -> Sequence[int]: ...
+
+    def peek(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the beginnings of all chunks with their key groups, oldest layer first; they may be damaged."""
+        ...
+
+    def read(self, key_group: int) -> Iterator[bytes]:
+        """Yield the chunks of a key group, oldest layer first. Raises: CorruptStateError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LatePart(KeyedPart, Protocol):
+    """A part that can be restored while the task is processing. It sees to it itself that nobody notices."""
+
+    def restore_later(self, source: ChunkSource) -> bool:
+        """Instead of ``restore``: take the chunks up when they are needed. False: at once, please."""
+        ...
+
+    def restore_some(self) -> bool:
+        """Take up some more, in some milliseconds; return whether more is left."""
+        ...
+
+    def restore_rest(self) -> None:
+        """Take up all that is left: before each snapshot, as a child may not do that."""
+        ...
+
+
 class RestoredState(Protocol):
     """What a checkpoint holds for one operator in one subtask; read when asked for."""
 
     def keyed_layers(self, part: str) -> Iterator[Mapping[int, bytes]]:
         """Chunks of the subtask's key groups, layer by layer."""
+        ...
+
+    def keyed_later(self, part: str) -> ChunkSource | None:
+        """The same, read when it is asked for; None where that is not possible or not worth it."""
         ...
 
     def keyed_folders(self, part: str, format: str) -> Iterator[tuple[str, range]]:
@@ -137,6 +185,8 @@ class OperatorStateRegistry:
     def __init__(self, restored: RestoredState | None = None) -> None:
         self._restored = restored
         self.keyed: dict[str, KeyedPart | FilePart] = {}
+        #: parts of which something may not have been taken up yet
+        self.late: list[LatePart] = []
         self.lists: OperatorStateStore | None = None
         #: Called with the checkpoint's number before the parts are captured.
         self.before_snapshot: list[Callable[[int], None]] = []
@@ -157,6 +207,11 @@ class OperatorStateRegistry:
         if isinstance(part, FilePart):
             for folder, key_groups in self._restored.keyed_folders(name, part.format):
                 part.restore_files(folder, key_groups)
+        if isinstance(part, LatePart) and (source := self._restored.keyed_later(name)) is not None:
+            if part.restore_later(source):
+                self.late.append(part)
+                return
+            source.close()
         for chunks in self._restored.keyed_layers(name):
             part.restore(chunks)
 

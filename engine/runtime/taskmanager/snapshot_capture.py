@@ -180,6 +180,7 @@ class StateCapture:
         if is_large or (is_periodic and self._memory):
             workers.expect_forks()
         self._deltas = [(key, part) for key, part in self._memory if isinstance(part, DeltaPart)]
+        self._late = [part for _, registry in registries for part in registry.late]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [
             (operator_id, registry.lists) for operator_id, registry in registries if registry.lists is not None
         ]
@@ -222,6 +223,9 @@ class StateCapture:
         if is_increment and options.base_checkpoint_id != NO_CHECKPOINT:
             base = self._acknowledged.get(options.base_checkpoint_id, base)
         try:
+            while self._late:
+                self._late[-1].restore_rest()
+                self._late.pop()
             self._freeze_files(snapshot, base.keyed)
             self._capture_memory(snapshot, self._bases_of_deltas(base.stacks))
         except BaseException:
