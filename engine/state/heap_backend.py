@@ -211,6 +211,8 @@ class HeapKeyedStateBackend(KeyedBackend):
                     key_kinds.update(header.key_kinds)
         except Exception:  # damaged, or with too many states: will be said when all is read
             return False
+        if not sizes:
+            return False
         for name, kind in kinds.items():
             self._tables.setdefault(name, Table(kind, has_ttl=False))
         self._key_types.note_kinds(key_kinds)

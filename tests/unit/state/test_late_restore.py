@@ -154,6 +154,14 @@ def test_a_file_that_is_gone_is_said_at_once_and_one_that_goes_later_does_not_ma
         backend_of([handle], tmp_path)
 
 
+def test_a_subtask_whose_key_groups_have_nothing_has_nothing_to_do_later(tmp_path):
+    handle, _ = written(tmp_path)
+    backend, registry = backend_of([handle], tmp_path, range(16, 32))
+    assert not registry.late
+    assert backend.num_entries() == 0
+    assert not backend.restore_some()
+
+
 def test_what_expires_is_restored_at_once(tmp_path):
     descriptor = ValueStateDescriptor("expiring")
     descriptor.enable_time_to_live(StateTtlConfig.new_builder(Duration.of_minutes(1)).build())
