@@ -27,6 +27,7 @@ __all__ = [
     "KeyedPart",
     "LatePart",
     "LazyPart",
+    "LyingDown",
     "NotingPart",
     "OperatorStateRegistry",
     "RestoredState",
@@ -93,6 +94,18 @@ class NotingPart(DeltaPart, Protocol):
         ...
 
 
+class LyingDown(Protocol):
+    """Files that are on their way into a folder."""
+
+    def finish(self) -> None:
+        """Wait until they are there; in an I/O thread. Raises: ExternalError, OSError."""
+        ...
+
+    def abandon(self) -> None:
+        """Nobody wants them any more; does nothing when they are there."""
+        ...
+
+
 @runtime_checkable
 class FilePart(Protocol):
     """A part that keeps itself in files of its own format, e.g. RocksDB; in savepoints it gives chunks like the others,
@@ -105,12 +118,16 @@ class FilePart(Protocol):
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yield the canonical chunks one by one (they need not fit in memory together); runs in an I/O thread on the
-        state as of the last ``freeze``."""
+        state as of the last ``freeze`` or ``freeze_rows``."""
         ...
 
-    def freeze(self, folder: str) -> None:
-        """Lay the state as of now into a new local folder (hard links): cheap. A file's name and size identify its
-        content for good, except for those that ``is_mutable`` says."""
+    def freeze(self, folder: str) -> LyingDown:
+        """Begin to lay the state as of now into a new local folder (hard links): cheap. A file's name and size identify
+        its content for good, except for those that ``is_mutable`` says."""
+        ...
+
+    def freeze_rows(self) -> None:
+        """Remember the state as of now for ``snapshot``, without files."""
         ...
 
     def is_mutable(self, file_name: str) -> bool:

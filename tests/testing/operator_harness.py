@@ -275,7 +275,7 @@ class OperatorHarness:
                     where = (
                         f"{folder or self._work_dir.name}/frozen-{checkpoint_id}-{self.subtask_index}-{index}-{name}"
                     )
-                    part.freeze(where)
+                    part.freeze(where).finish()
                     if folder is not None:
                         taken.folders[index, name] = (part.format, where)
                         continue

@@ -395,18 +395,15 @@ class StateCapture:
         for key, part in self._files:
             if key in self._frozen:
                 raise ProgramError(f"State {key[1]!r} is still being written for a savepoint.")
-            folder = os.path.join(self._work_dir, f"frozen-{snapshot.checkpoint_id}-{secrets.token_hex(4)}")
-            part.freeze(folder)
             if snapshot.options.kind is CheckpointKind.SAVEPOINT:
+                part.freeze_rows()
                 self._frozen.add(key)
-                work, done = self._savepoint_of(snapshot, key, part, folder)
+                work, done = self._savepoint_of(snapshot, key, part)
             else:
-                work, done = self._upload_of(snapshot, key, part, folder, base.get(key))
+                work, done = self._upload_of(snapshot, key, part, base.get(key))
             snapshot.start(self._workers.run, work, done)
 
-    def _savepoint_of(
-        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, folder: str
-    ) -> tuple[Callable[[], Any], OnDone]:
+    def _savepoint_of(self, snapshot: TaskSnapshot, key: PartKey, part: FilePart) -> tuple[Callable[[], Any], OnDone]:
         groups = self._key_groups
         path = self._path(snapshot, shared=False)
         limits = _Limits.of(snapshot.options, {})
@@ -422,7 +419,6 @@ class StateCapture:
 
         def done(handle: KeyedStateHandle | None, error: BaseException | None) -> None:
             self._frozen.discard(key)
-            shutil.rmtree(folder, ignore_errors=True)
             if handle is not None:
                 snapshot.keyed[key] = handle
                 snapshot.written_bytes += sum(size for _, size, _ in handle.layers[0].chunks.values())
@@ -430,22 +426,24 @@ class StateCapture:
         return work, done
 
     def _upload_of(
-        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, folder: str, base: KeyedStateHandle | None
+        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, base: KeyedStateHandle | None
     ) -> tuple[Callable[[], Any], OnDone]:
         known = dict(base.files) if base is not None else {}
-        names = sorted(os.listdir(folder))
-        reused: dict[str, FileHandle] = {}
-        targets: dict[str, str] = {}
-        for name in names:
-            file = known.get(name)
-            is_known = file is not None and file.size_bytes == os.path.getsize(os.path.join(folder, name))
-            if file is not None and is_known and not part.is_mutable(name):
-                reused[name] = file
-                continue
-            targets[name] = self._path(snapshot, shared=snapshot.options.incremental and not part.is_mutable(name))
         limits = _Limits.of(snapshot.options, {})
+        folder = os.path.join(self._work_dir, f"frozen-{snapshot.checkpoint_id}-{secrets.token_hex(4)}")
+        lying_down = part.freeze(folder)
+        reused: list[tuple[str, FileHandle]] = []
 
         def work() -> list[tuple[str, FileHandle]]:
+            lying_down.finish()
+            targets: dict[str, str] = {}
+            for name in sorted(os.listdir(folder)):
+                file = known.get(name)
+                is_known = file is not None and file.size_bytes == os.path.getsize(os.path.join(folder, name))
+                if file is not None and is_known and not part.is_mutable(name):
+                    reused.append((name, file))
+                    continue
+                targets[name] = self._path(snapshot, shared=snapshot.options.incremental and not part.is_mutable(name))
             if limits.must_fit:  # before all of it is in memory
                 size = sum(os.path.getsize(os.path.join(folder, name)) for name in targets)
                 if size > limits.inline_bytes_max:
@@ -458,9 +456,10 @@ class StateCapture:
             return uploaded
 
         def done(uploaded: list[tuple[str, FileHandle]] | None, error: BaseException | None) -> None:
+            lying_down.abandon()
             shutil.rmtree(folder, ignore_errors=True)
             if uploaded is not None and not snapshot.has_ended:
-                files = tuple(sorted([*reused.items(), *uploaded], key=lambda item: item[0]))
+                files = tuple(sorted([*reused, *uploaded], key=lambda item: item[0]))
                 groups = self._key_groups
                 snapshot.keyed[key] = KeyedStateHandle(
                     key[1], groups.start, groups.stop, files=files, format=part.format

@@ -130,6 +130,8 @@ class FilePart(Part):
 
     def freeze(self, folder: str) -> None: ...
 
+    def freeze_rows(self) -> None: ...
+
     def is_mutable(self, file_name: str) -> bool:
         return False
 
