@@ -323,7 +323,8 @@ class StateCapture:
                 lists, made = _dumped(self._lists), (make() for make in noted)
                 snapshot.start(self._workers.run, lambda: _write(made, lists, (path, list_paths), limits), done)
             return
-        chunks, lists = list(self._chunks(base)), _dumped(self._lists)
+        # Made now, not when the thread asks for them: lists and maps change in place.
+        chunks, lists = [self._chunks_of(key, part, base) for key, part in self._memory], _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
@@ -357,7 +358,7 @@ class StateCapture:
         return noted
 
     def _chunks(self, base: dict[PartKey, LayerStack]) -> Iterator[Chunks]:
-        """Yield what each part in memory gives, in their order. One at a time is in memory."""
+        """Yield what each part in memory gives, in their order, in a child: one chunk at a time is in memory."""
         for key, part in self._memory:
             yield self._chunks_of(key, part, base, lazy=True)
 

@@ -154,6 +154,24 @@ def test_a_child_makes_what_would_take_too_long_to_note(tmp_path, changes):
     assert len(registry.operator_states().get_list_state(LIST).get()) == 30 * (changes == "beside large lists")
 
 
+def test_what_a_thread_writes_of_small_state_is_as_of_the_barrier(tmp_path):
+    task = Task(tmp_path, num_keys=20)
+    elements = task.backend.list_state(LIST)
+
+    def add():
+        for key in range(20):
+            task.backend.set_current_key(key)
+            elements.add("element")
+
+    add()
+    made, snapshot = task.checkpoint(add)
+    assert made == ["thread"]
+    _, _, registry = task.restored(snapshot)
+    restored = registry.keyed["keyed"]
+    restored.set_current_key(3)
+    assert restored.list_state(LIST).get() == ["element"]
+
+
 def test_changes_of_the_same_keys_never_need_a_child_or_a_full_layer_again(tmp_path):
     task = Task(tmp_path, num_keys=1000)
     assert task.checkpoint()[0] == ["fork"]
