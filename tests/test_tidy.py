@@ -55,6 +55,7 @@ SHELLS = {
     "engine.connectors.function_source",
     "engine.connectors.file_commits",
     "engine.connectors.collect",
+    "engine.state.rocksdb_files",
     "engine.ha.memory",
     "engine.ha.files",
     "engine.ha.job_store",

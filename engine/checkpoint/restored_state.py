@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Final, final
 
+from engine.checkpoint.deferred_chunks import DeferredChunks
 from engine.core.errors import CorruptStateError, InputError, ProgramError
 from engine.core.fs import file_system_of
 from engine.protocol.checkpoint import (
@@ -65,6 +66,12 @@ class HandleRestoredState:
                 raise ProgramError(self._wrong_format(handle, "hashmap"))
             for layer in handle.layers:
                 yield from read_chunks(layer, self._key_groups)
+
+    def keyed_later(self, part: str) -> DeferredChunks | None:
+        handles = self._of_part(part)
+        if any(handle.files for handle in handles):
+            return None
+        return DeferredChunks.of([layer for handle in handles for layer in handle.layers], self._key_groups)
 
     def keyed_folders(self, part: str, format: str) -> Iterator[tuple[str, range]]:
         self._file_parts.add(part)

@@ -16,23 +16,17 @@ from typing import IO, Final, final
 
 from engine.core.errors import EngineError
 from engine.core.fs import file_system_of
-from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer, KeyedStateHandle
+from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer
 
 __all__ = [
     "ChunkWriter",
     "Chunks",
     "StateTooLargeError",
-    "delta_is_worth_it",
     "upload_file",
     "write_file",
 ]
 
 _COPY_BYTES: Final = 1 << 20
-#: Layers of a part; each costs an open file at restore. With less than a file's worth each they cost nothing.
-LAYERS_MAX: Final = 24
-#: Bytes of deltas by bytes of the full layer below them, above which all is written anew: a restore reads 1.5 times the
-#: state at most, and after changes of 1 % each time a full layer comes with every 24th checkpoint, 5 % on average.
-DELTA_SHARE_MAX: Final = 0.5
 
 
 class StateTooLargeError(EngineError):
@@ -157,13 +151,3 @@ def _close_durably(stream: IO[bytes]) -> None:
             os.fsync(stream.fileno())
     finally:
         stream.close()
-
-
-def delta_is_worth_it(base: KeyedStateHandle | None) -> bool:
-    """Whether another delta on top of ``base`` is better than a full layer."""
-    if base is None or not base.layers or not base.layers[0].file.path:
-        return False  # what is small is written whole
-    if len(base.layers) >= LAYERS_MAX:
-        return False
-    full, *deltas = (sum(size for _, size, _ in layer.chunks.values()) for layer in base.layers)
-    return sum(deltas) <= DELTA_SHARE_MAX * full

@@ -6,7 +6,7 @@ the first barrier, since no increment builds on less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final, Generic, TypeVar, final
 
 from engine.state.heap_states import Places, Table
@@ -23,34 +23,74 @@ T = TypeVar("T")
 
 @final
 class EpochLog(Generic[T]):
-    """What was noted in each epoch; the last one goes on."""
+    """What was noted in each epoch; the last one goes on. ``empty`` makes notes, ``add`` adds the second to the first,
+    ``size`` counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, empty: Callable[[], T], add: Callable[[T, T], None], size: Callable[[T], int]) -> None:
+        self._empty = empty
+        self._add = add
+        self._size = size
         #: (checkpoint whose barrier began it, notes), oldest first
         self._epochs: list[tuple[int, T]] = []
 
-    def begin(self, checkpoint_id: int, notes: T, former_sizes: list[int], size_max: int) -> None:
-        """``former_sizes``: how many notes each of ``all()`` has. Old epochs are dropped when they have too many: an
-        increment since then would be as large as the whole."""
+    def begin(self, checkpoint_id: int, size_max: int) -> T:
+        """Return the notes of the new epoch. Old epochs are dropped when they have too many: an increment since then
+        would be as large as the whole."""
         remembered = 0
         for index in range(len(self._epochs) - 1, -1, -1):
-            remembered += former_sizes[index]
+            remembered += self._size(self._epochs[index][1])
             if remembered > size_max or len(self._epochs) - index >= EPOCHS_MAX:
                 del self._epochs[: index + 1]
                 break
-        self._epochs.append((checkpoint_id, notes))
+        self._epochs.append((checkpoint_id, self._empty()))
+        return self._epochs[-1][1]
 
-    def all(self) -> list[T]:
-        return [notes for _, notes in self._epochs]
+    @property
+    def current(self) -> T | None:
+        return self._epochs[-1][1] if self._epochs else None
 
-    def since(self, checkpoint_id: int) -> list[T] | None:
-        """Return the notes of all epochs from that barrier on; None = not known."""
+    def since(self, checkpoint_id: int) -> T | None:
+        """Return what was noted from that barrier on, to be read before more is; None = not known."""
+        epochs = self._from(checkpoint_id)
+        if epochs is None:
+            return None
+        if len(epochs) == 1:
+            return epochs[0]
+        united = self._empty()
+        for notes in epochs:
+            self._add(united, notes)
+        return united
+
+    def num_since(self, checkpoint_id: int, at_most: int) -> int | None:
+        """Return about how many notes ``since`` gives; None = not known, or more than that."""
+        epochs = self._from(checkpoint_id)
+        if epochs is None:
+            return None
+        total = sum(map(self._size, epochs))
+        if total <= at_most:
+            return total
+        if max(map(self._size, epochs)) > at_most:
+            return None
+        united = self._empty()
+        for notes in epochs:
+            self._add(united, notes)
+            if self._size(united) > at_most:
+                return None
+        return self._size(united)
+
+    def _from(self, checkpoint_id: int) -> list[T] | None:
         if all(begun_by != checkpoint_id for begun_by, _ in self._epochs):
             return None
         return [notes for begun_by, notes in self._epochs if begun_by >= checkpoint_id]
 
-    def forget(self, until_checkpoint_id: int) -> None:
-        kept = [epoch for epoch in self._epochs[:-1] if epoch[0] >= until_checkpoint_id]
+    def forget(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        """Nobody will ask for what was noted since barriers before that one, but for those in ``kept_ids``."""
+        kept: list[tuple[int, T]] = []
+        for begun_by, notes in self._epochs[:-1]:
+            if begun_by >= until_checkpoint_id or begun_by in kept_ids:
+                kept.append((begun_by, notes))
+            elif kept:
+                self._add(kept[-1][1], notes)
         self._epochs = kept + self._epochs[-1:]
 
     def clear(self) -> None:
@@ -62,23 +102,22 @@ class TableChanges:
     """Of the tables of a backend: which places (namespace, key) were written or removed."""
 
     def __init__(self) -> None:
-        self._log: EpochLog[dict[str, Places]] = EpochLog()
+        self._log: EpochLog[dict[str, Places]] = EpochLog(dict, _add_places, _num_places)
         self._changed_max = CHANGED_MIN
         self._tables: list[Table] = []
 
     def begin(self, checkpoint_id: int, tables: Mapping[str, Table], num_entries: int) -> None:
         self._changed_max = max(CHANGED_MIN, num_entries)
-        sizes = [sum(map(len, notes.values())) for notes in self._log.all()]
-        self._log.begin(checkpoint_id, {}, sizes, self._changed_max)
+        self._log.begin(checkpoint_id, self._changed_max)
         self._tables = []
         for name, table in tables.items():
             self.join(name, table)
 
     def join(self, name: str, table: Table) -> None:
         """A state is there from now on."""
-        epochs = self._log.all()
-        if epochs:
-            table.changed = epochs[-1].setdefault(name, Places())
+        current = self._log.current
+        if current is not None:
+            table.changed = current.setdefault(name, Places())
             table.changed_max = self._changed_max
             table.give_up = self._give_up
             self._tables.append(table)
@@ -91,16 +130,19 @@ class TableChanges:
 
     def since(self, checkpoint_id: int) -> dict[str, Places] | None:
         """Return what changed since that barrier, by state, to be read before more changes; None = not known."""
-        epochs = self._log.since(checkpoint_id)
-        if epochs is None:
-            return None
-        if len(epochs) == 1:
-            return epochs[0]
-        changed: dict[str, Places] = {}
-        for notes in epochs:
-            for name, places in notes.items():
-                changed.setdefault(name, Places()).update(places)
-        return changed
+        return self._log.since(checkpoint_id)
 
-    def forget(self, until_checkpoint_id: int) -> None:
-        self._log.forget(until_checkpoint_id)
+    def num_since(self, checkpoint_id: int, at_most: int) -> int | None:
+        return self._log.num_since(checkpoint_id, at_most)
+
+    def forget(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._log.forget(until_checkpoint_id, kept_ids)
+
+
+def _add_places(notes: dict[str, Places], more: dict[str, Places]) -> None:
+    for name, places in more.items():
+        notes.setdefault(name, Places()).update(places)
+
+
+def _num_places(notes: dict[str, Places]) -> int:
+    return sum(map(len, notes.values()))

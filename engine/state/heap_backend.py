@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
 from engine.core.clock import Clock
@@ -13,7 +13,7 @@ from engine.state.backend import (
     VOID,
 )
 from engine.state.changes import TableChanges
-from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed
+from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed, read_headers
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -31,7 +31,9 @@ from engine.state.heap_states import (
 )
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.keyed_backend import KeyedBackend, check_kind
+from engine.state.late_restore import LateRestore
 from engine.state.noted import CONSTANT, UNSETTLED, NotedDelta, Settler
+from engine.state.parts import ChunkSource
 from engine.state.ttl import TTL_STATES, last_touch_ms, stamped, unexpired, unstamped
 
 __all__ = ["HeapKeyedStateBackend", "snapshot_ttl"]
@@ -67,6 +69,7 @@ class HeapKeyedStateBackend(KeyedBackend):
         self._max_parallelism = max_parallelism
         self._changes = TableChanges() if incremental else None
         self._tables: dict[str, Table] = {}
+        self._late: LateRestore | None = None
 
     # --- states ----------------------------------------------------------------------------------------------------
 
@@ -81,6 +84,9 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def close(self) -> None:
         self.clear_current_key()
+        if self._late is not None:
+            self._late.close()
+            self._end_restore()
 
     def _table_of(self, descriptor: StateDescriptor) -> Table:
         has_ttl = descriptor.ttl_config is not None
@@ -104,6 +110,7 @@ class HeapKeyedStateBackend(KeyedBackend):
         """The program now says whether a restored state expires: bring its cells into that form."""
         if table.has_ttl == has_ttl:
             return
+        self.restore_rest()
         now_ms = self._clock.now_ms()
         for namespace, cells in list(table.spaces.items()):
             changed: dict[Any, Any] = OrderedDict() if has_ttl else {}
@@ -113,18 +120,21 @@ class HeapKeyedStateBackend(KeyedBackend):
         table.has_ttl = has_ttl
 
     def keys(self, state_name: str, namespace: Any = VOID) -> Iterator[Any]:
+        self.restore_rest()
         table = self._tables.get(state_name)
         return iter(list(table.spaces.get(namespace, ())) if table is not None else [])
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
-        return sum(_about_how_many(table.spaces) for table in self._tables.values())
+        late = 0 if self._late is None else self._late.num_entries()
+        return late + sum(_about_how_many(table.spaces) for table in self._tables.values())
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         return dict(self.lazy_snapshot(key_groups))
 
     def lazy_snapshot(self, key_groups: Iterable[int]) -> LazyChunks:
+        self.restore_rest()
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
@@ -174,15 +184,55 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for data in chunks.values():
-            for name, chunk in load_keyed(data, self._owner).items():
-                table = self._tables.setdefault(name, Table(chunk.kind, chunk.has_ttl))
-                assert (table.kind, table.has_ttl) == (chunk.kind, chunk.has_ttl), (
-                    f"{name} is of two kinds in one checkpoint"
-                )
-                for namespace, keys in chunk.removed:
-                    _forget(table.spaces, namespace, keys)
-                for namespace, keys, values in chunk.entries:
-                    self._take(table, namespace, keys, values)
+            self._restore(data)
+
+    def _restore(self, data: bytes) -> None:
+        for name, chunk in load_keyed(data, self._owner).items():
+            table = self._tables.setdefault(name, Table(chunk.kind, chunk.has_ttl))
+            assert (table.kind, table.has_ttl) == (chunk.kind, chunk.has_ttl), (
+                f"{name} is of two kinds in one checkpoint"
+            )
+            for namespace, keys in chunk.removed:
+                _forget(table.spaces, namespace, keys)
+            for namespace, keys, values in chunk.entries:
+                self._take(table, namespace, keys, values)
+
+    def restore_later(self, source: ChunkSource) -> bool:
+        """What expires is restored at once: it is kept in the order of the last touch."""
+        kinds: dict[str, str] = {}
+        key_kinds: set[str] = set()
+        sizes = dict.fromkeys(source.key_groups, 0)
+        try:
+            for group, beginning in source.peek():
+                for name, header in read_headers(beginning, self._owner).items():
+                    if header.has_ttl or kinds.setdefault(name, header.kind) != header.kind:
+                        return False
+                    sizes[group] += header.num_entries
+                    key_kinds.update(header.key_kinds)
+        except Exception:  # damaged, or with too many states: will be said when all is read
+            return False
+        if not sizes:
+            return False
+        for name, kind in kinds.items():
+            self._tables.setdefault(name, Table(kind, has_ttl=False))
+        self._key_types.note_kinds(key_kinds)
+        self._late = LateRestore(source, sizes, self, self._max_parallelism, self._restore, self._end_restore)
+        self._cleaned = {self._late: self._late, **self._cleaned}
+        return True
+
+    def restore_some(self) -> bool:
+        if self._late is not None:
+            self._late.load_one()
+        return self._late is not None
+
+    def restore_rest(self) -> None:
+        if self._late is not None:
+            self._late.load_all()
+
+    def _end_restore(self) -> None:
+        # Not in place: somebody may be going through it.
+        self._cleaned = {name: state for name, state in self._cleaned.items() if state is not self._late}
+        self._late = None
 
     def _take(self, table: Table, namespace: Any, keys: list[Any], values: list[Any]) -> None:
         cells = table.spaces.get(namespace)
@@ -198,12 +248,14 @@ class HeapKeyedStateBackend(KeyedBackend):
     # --- increments ------------------------------------------------------------------------------------------------
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        self.restore_rest()
         changed = self._changed_since(since_checkpoint_id)
         if changed is None:
             return None
         return self._delta_chunks(key_groups, {name: self._cells_at(name, places) for name, places in changed.items()})
 
     def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        self.restore_rest()
         changed = self._changed_since(since_checkpoint_id)
         num_changed = 0 if changed is None else sum(map(len, changed.values()))
         if changed is None or num_changed > entries_max:
@@ -259,9 +311,12 @@ class HeapKeyedStateBackend(KeyedBackend):
         if self._changes is not None:
             self._changes.begin(checkpoint_id, self._tables, self.num_entries())
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
         if self._changes is not None:
-            self._changes.forget(until_checkpoint_id)
+            self._changes.forget(until_checkpoint_id, kept_ids)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
 
 
 def snapshot_ttl(table: Table) -> StateTtlConfig | None:

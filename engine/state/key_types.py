@@ -31,7 +31,11 @@ class KeyTypes:
 
     def note(self, keys: Iterable[Any]) -> None:
         """Keys that were restored."""
-        self._restored.update(key_kinds_of(set(map(type, keys))))
+        self.note_kinds(key_kinds_of(set(map(type, keys))))
+
+    def note_kinds(self, kinds: Iterable[str]) -> None:
+        """The same, as ``key_kinds_of`` names them."""
+        self._restored.update(kinds)
         self.is_open = bool(self._restored)
 
     def see(self, key: Any) -> None:

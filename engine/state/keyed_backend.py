@@ -55,8 +55,8 @@ class KeyedBackend(abc.ABC):
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._key_types = KeyTypes(owner)
-        #: expiring states that want to clean up with every record, by name
-        self._cleaned: dict[str, Any] = {}
+        #: what is to be told of each record: expiring states that clean up then, by name, and a restore under way
+        self._cleaned: dict[Any, Any] = {}
         #: keys seen of late that need no second look; a NaN that is not the canonical one is never found in it
         self._canonical: set[Any] = set()
         self.key_or_none: Any = MISSING

@@ -5,7 +5,7 @@ For operators whose loops would be slowed down by a state object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, final
 
 from engine.state.changes import CHANGED_MIN, EpochLog
@@ -47,7 +47,7 @@ class MappingPart:
         self._incremental = incremental
         self.num_entries = size
         self._key_types = KeyTypes(owner)
-        self._log: EpochLog[set[Any]] = EpochLog()
+        self._log: EpochLog[set[Any]] = EpochLog(set, set.update, len)
         self._note: Callable[[Iterable[Any]], None] | None = None
 
     @property
@@ -110,11 +110,11 @@ class MappingPart:
 
     def _changed_since(self, checkpoint_id: int) -> set[Any] | None:
         """Return the keys; None = not known, or so many that a full snapshot is better."""
-        epochs = self._log.since(checkpoint_id)
-        if epochs is None:
+        keys = self._log.since(checkpoint_id)
+        if keys is None:
             return None
         # Keys as the selector gave them: of those that are not canonical (NaN) the table has another object.
-        changed = {canonical_key(key) for keys in epochs for key in keys}
+        changed = set(map(canonical_key, keys))
         return None if 2 * len(changed) > self.num_entries() else changed
 
     def _items_of(self, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -125,9 +125,10 @@ class MappingPart:
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         if self._incremental:
-            keys: set[Any] = set()
-            self._log.begin(checkpoint_id, keys, list(map(len, self._log.all())), max(CHANGED_MIN, self.num_entries()))
-            self._note = keys.update
+            self._note = self._log.begin(checkpoint_id, max(CHANGED_MIN, self.num_entries())).update
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        self._log.forget(until_checkpoint_id)
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._log.forget(until_checkpoint_id, kept_ids)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        return self._log.num_since(since_checkpoint_id, at_most)

@@ -13,14 +13,25 @@ is noted in the task's thread and written by another (``NotingPart``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 from engine.core.errors import ProgramError
 from engine.state.noted import NotedDelta
 from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
 
-__all__ = ["DeltaPart", "FilePart", "KeyedPart", "LazyPart", "NotingPart", "OperatorStateRegistry", "RestoredState"]
+__all__ = [
+    "ChunkSource",
+    "DeltaPart",
+    "FilePart",
+    "KeyedPart",
+    "LatePart",
+    "LazyPart",
+    "LyingDown",
+    "NotingPart",
+    "OperatorStateRegistry",
+    "RestoredState",
+]
 
 
 @runtime_checkable
@@ -63,8 +74,12 @@ class DeltaPart(KeyedPart, Protocol):
         """The barrier of this checkpoint has passed: what changes from now on comes after it."""
         ...
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        """No increment will build on a checkpoint before this one."""
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        """No increment will build on a checkpoint before this one, but perhaps on these."""
+        ...
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        """Return about how many entries ``snapshot_delta`` would have; None = not known, or more than that."""
         ...
 
 
@@ -76,6 +91,18 @@ class NotingPart(DeltaPart, Protocol):
         """As ``snapshot_delta`` in two steps: what changed is looked up now, in the time that ``entries_max`` entries
         take (half a microsecond each), and becomes chunks in another thread, whatever the task changes meanwhile. None:
         cannot tell, more than that, or values that could be changed in place."""
+        ...
+
+
+class LyingDown(Protocol):
+    """Files that are on their way into a folder."""
+
+    def finish(self) -> None:
+        """Wait until they are there; in an I/O thread. Raises: ExternalError, OSError."""
+        ...
+
+    def abandon(self) -> None:
+        """Nobody wants them any more; does nothing when they are there."""
         ...
 
 
@@ -91,12 +118,16 @@ class FilePart(Protocol):
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yield the canonical chunks one by one (they need not fit in memory together); runs in an I/O thread on the
-        state as of the last ``freeze``."""
+        state as of the last ``freeze`` or ``freeze_rows``."""
         ...
 
-    def freeze(self, folder: str) -> None:
-        """Lay the state as of now into a new local folder (hard links): cheap. A file's name and size identify its
-        content for good, except for those that ``is_mutable`` says."""
+    def freeze(self, folder: str) -> LyingDown:
+        """Begin to lay the state as of now into a new local folder (hard links): cheap. A file's name and size identify
+        its content for good, except for those that ``is_mutable`` says."""
+        ...
+
+    def freeze_rows(self) -> None:
+        """Remember the state as of now for ``snapshot``, without files."""
         ...
 
     def is_mutable(self, file_name: str) -> bool:
@@ -110,11 +141,49 @@ class FilePart(Protocol):
         ...
 
 
+class ChunkSource(Protocol):
+    """Chunks of a restored part that are read when they are asked for."""
+
+    @property
+    def key_groups(self) -> Sequence[int]: ...
+
+    def peek(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the beginnings of all chunks with their key groups, oldest layer first; they may be damaged."""
+        ...
+
+    def read(self, key_group: int) -> Iterator[bytes]:
+        """Yield the chunks of a key group, oldest layer first. Raises: CorruptStateError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LatePart(KeyedPart, Protocol):
+    """A part that can be restored while the task is processing. It sees to it itself that nobody notices."""
+
+    def restore_later(self, source: ChunkSource) -> bool:
+        """Instead of ``restore``: take the chunks up when they are needed. False: at once, please."""
+        ...
+
+    def restore_some(self) -> bool:
+        """Take up some more, in some milliseconds; return whether more is left."""
+        ...
+
+    def restore_rest(self) -> None:
+        """Take up all that is left: before each snapshot, as a child may not do that."""
+        ...
+
+
 class RestoredState(Protocol):
     """What a checkpoint holds for one operator in one subtask; read when asked for."""
 
     def keyed_layers(self, part: str) -> Iterator[Mapping[int, bytes]]:
         """Chunks of the subtask's key groups, layer by layer."""
+        ...
+
+    def keyed_later(self, part: str) -> ChunkSource | None:
+        """The same, read when it is asked for; None where that is not possible or not worth it."""
         ...
 
     def keyed_folders(self, part: str, format: str) -> Iterator[tuple[str, range]]:
@@ -133,6 +202,8 @@ class OperatorStateRegistry:
     def __init__(self, restored: RestoredState | None = None) -> None:
         self._restored = restored
         self.keyed: dict[str, KeyedPart | FilePart] = {}
+        #: parts of which something may not have been taken up yet
+        self.late: list[LatePart] = []
         self.lists: OperatorStateStore | None = None
         #: Called with the checkpoint's number before the parts are captured.
         self.before_snapshot: list[Callable[[int], None]] = []
@@ -153,6 +224,11 @@ class OperatorStateRegistry:
         if isinstance(part, FilePart):
             for folder, key_groups in self._restored.keyed_folders(name, part.format):
                 part.restore_files(folder, key_groups)
+        if isinstance(part, LatePart) and (source := self._restored.keyed_later(name)) is not None:
+            if part.restore_later(source):
+                self.late.append(part)
+                return
+            source.close()
         for chunks in self._restored.keyed_layers(name):
             part.restore(chunks)
 

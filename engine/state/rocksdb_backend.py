@@ -25,6 +25,7 @@ from engine.state.heap_states import MISSING, Places
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
+from engine.state.rocksdb_files import FrozenFiles
 from engine.state.rocksdb_keys import KeyCodec
 from engine.state.rocksdb_states import OTHERS, ROCKS_STATES, ROCKS_TTL_STATES, ListCell, RocksTable
 from engine.state.rocksdb_values import ValueCodec
@@ -42,6 +43,8 @@ _OTHERS_SUFFIX: Final = b"\xff"
 #: RocksDB does not work well with less.
 _MEMORY_MIN: Final = 8 << 20
 _BATCH_ROWS: Final = 1000
+#: What a row in a write buffer takes besides itself, at most.
+_NODE_BYTES: Final = 64
 #: Encoded keys that are remembered; some MB.
 _ENCODED_MAX: Final = 1 << 14
 
@@ -83,6 +86,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         #: SST file → its name in checkpoints, of files that a former attempt wrote
         self._inherited: dict[str, str] = {}
         self._frozen: tuple[Any, dict[str, RocksTable]] | None = None
+        #: files that are being laid down, and how many bytes of rows may be written until they are
+        self._freezing: FrozenFiles | None = None
+        self._bytes_left = 0
         self._num_entries = 0
         self._db: Any = None
         self._restored_groups: set[int] = set()
@@ -116,8 +122,10 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         options.set_write_buffer_manager(
             rocksdict.WriteBufferManager.new_write_buffer_manager_with_cache(caches // 2, False, cache)
         )
-        options.set_write_buffer_size(max(1 << 20, min(caches // 4, 16 << 20)))
-        options.set_max_write_buffer_number(2)
+        self._write_buffer_bytes = max(1 << 20, min(caches // 4, 16 << 20))
+        options.set_write_buffer_size(self._write_buffer_bytes)
+        # Two that are full at a time; with less a checkpoint would wait for the last one that filled up.
+        options.set_max_write_buffer_number(4)
         blocks = rocksdict.BlockBasedOptions()
         blocks.set_block_cache(cache)
         blocks.set_cache_index_and_filter_blocks(True)
@@ -135,6 +143,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def close(self) -> None:
         self.clear_current_key()
         self._frozen = None
+        if self._freezing is not None:
+            self._freezing.abandon()
+            self._freezing = None
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -149,10 +160,18 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             else:
                 batch.put(key, value)
             if len(batch) >= _BATCH_ROWS:
-                self._db.write(batch, self._write_options)
+                self._write_batch(batch)
                 batch = self._rocksdict.WriteBatch(raw_mode=True)
         if len(batch):
-            self._db.write(batch, self._write_options)
+            self._write_batch(batch)
+
+    def _write_batch(self, batch: Any) -> None:
+        if self._freezing is not None:
+            self._bytes_left -= batch.size_in_bytes() + _NODE_BYTES * len(batch)
+            if self._freezing.is_done or self._bytes_left < 0:
+                self._freezing.settle()
+                self._freezing = None
+        self._db.write(batch, self._write_options)
 
     def _scan(self, prefix: bytes, source: Any = None) -> Iterator[tuple[bytes, bytes]]:
         for key, value in (source or self._db).items(from_key=prefix):
@@ -482,12 +501,20 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._put_all([(_META_ROW, pickle.dumps((kinds, self._sequence), 5))])
         self._frozen = (self._db.snapshot(), dict(self._tables))
 
-    def freeze(self, folder: str) -> None:
+    def freeze(self, folder: str) -> FrozenFiles:
+        if self._freezing is not None:
+            self._freezing.settle()
         self._freeze_rows()
-        self._rocksdict.Checkpoint(self._db).create_checkpoint(folder)
-        for name in os.listdir(folder):
-            if name.endswith(".sst"):
-                os.rename(os.path.join(folder, name), os.path.join(folder, self._lasting_name(name)))
+        self._db.flush(False)
+        # The next flush comes when a write buffer is full; so much is far from that.
+        self._bytes_left = self._write_buffer_bytes // 2
+        self._freezing = FrozenFiles(self._db, self._folder, folder, self._lasting_name)
+        return self._freezing
+
+    def freeze_rows(self) -> None:
+        if self._freezing is not None:
+            self._freezing.settle()
+        self._freeze_rows()
 
     def _lasting_name(self, name: str) -> str:
         """Return a file's name in checkpoints: RocksDB numbers its files anew in each attempt."""

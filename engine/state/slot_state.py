@@ -6,7 +6,7 @@ increment has only the rows of slots that changed: a bit for each eight slots an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
@@ -127,6 +127,14 @@ class SlotState:
         return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: _streams(noted, metadata))
 
     def _changed_since(self, checkpoint_id: int) -> Array | None:
+        changed = self._changed_blocks(checkpoint_id)
+        if changed is None:
+            return None
+        slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
+        slots = slots.ravel()
+        return slots[slots < self.num_slots]
+
+    def _changed_blocks(self, checkpoint_id: int) -> Array | None:
         if checkpoint_id not in self._epochs or self.others:
             return None
         marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > checkpoint_id)]
@@ -134,9 +142,12 @@ class SlotState:
         for mark in marks:
             size = min(mark.size, changed.size)
             changed[:size] |= mark[:size]
-        slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
-        slots = slots.ravel()
-        return slots[slots < self.num_slots]
+        return changed
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        changed = self._changed_blocks(since_checkpoint_id)
+        num_slots = 0 if changed is None else int(np.count_nonzero(changed)) << _MARK_SHIFT
+        return None if changed is None or num_slots > at_most else num_slots
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._epochs[checkpoint_id] = self._dirty
@@ -144,8 +155,18 @@ class SlotState:
             del self._epochs[min(self._epochs)]  # what builds on it is a full one
         self._dirty = zeros(self._dirty.size, np.uint8)
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        self._epochs = {epoch: mark for epoch, mark in self._epochs.items() if epoch >= until_checkpoint_id}
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        kept: dict[int, Array] = {}
+        carried = np.zeros(0, np.uint8)  #: marks of forgotten epochs, which the next one that is kept takes over
+        for epoch, mark in self._epochs.items():
+            size = min(mark.size, carried.size)
+            larger, smaller = (mark, carried) if mark.size >= carried.size else (carried, mark)
+            larger[:size] |= smaller[:size]
+            if epoch >= until_checkpoint_id or epoch in kept_ids:
+                kept[epoch], carried = larger, np.zeros(0, np.uint8)
+            else:
+                carried = larger
+        self._epochs = kept
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         import pyarrow as pa

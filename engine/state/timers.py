@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, final
 
 from engine.core.errors import ProgramError
@@ -20,6 +20,9 @@ __all__ = ["ImpliedTimers", "Timer", "TimerService", "read_timers"]
 
 #: (time in ms, key, namespace)
 Timer: TypeAlias = tuple[int, Any, Any]
+
+#: of each queue: what came and what went
+_Notes: TypeAlias = list[tuple[set[Timer], set[Timer]]]
 
 #: Before event time has begun; Long.MIN_VALUE as in Flink.
 NO_WATERMARK_MS: Final = -(2**63)
@@ -107,7 +110,7 @@ class TimerService:
         self._owner = owner
         self._incremental = incremental
         #: by queue: what came, what went
-        self._log: EpochLog[list[tuple[set[Timer], set[Timer]]]] = EpochLog()
+        self._log: EpochLog[_Notes] = EpochLog(_no_notes, _add_notes, _num_notes)
         self._event_time = _TimerQueue()
         self._processing_time = _TimerQueue()
         #: event timers beside those in here, for checkpoints
@@ -205,12 +208,10 @@ class TimerService:
 
     def _changed_since(self, checkpoint_id: int) -> list[set[Timer]] | None:
         """Return the timers of each queue; None = not known, or so many that a full snapshot is better."""
-        epochs = None if self.implied is not None else self._log.since(checkpoint_id)
-        if epochs is None:
+        notes = None if self.implied is not None else self._log.since(checkpoint_id)
+        if notes is None:
             return None
-        changed: list[set[Timer]] = [
-            set().union(*(sets for notes in epochs for sets in notes[position])) for position, _ in self._queues()
-        ]
+        changed = [came | gone for came, gone in notes]
         return None if 2 * sum(map(len, changed)) > self.num_timers() else changed
 
     def _in_order(self, changed: Sequence[set[Timer]]) -> list[tuple[int, Timer, bool]]:
@@ -223,17 +224,30 @@ class TimerService:
         return found
 
     def begin_epoch(self, checkpoint_id: int) -> None:
-        if not self._incremental:
-            return
-        sizes = [sum(len(came) + len(gone) for came, gone in notes) for notes in self._log.all()]
-        notes: list[tuple[set[Timer], set[Timer]]] = []
-        for _, queue in self._queues():
-            queue.came, queue.gone = set(), set()
-            notes.append((queue.came, queue.gone))
-        self._log.begin(checkpoint_id, notes, sizes, max(CHANGED_MIN, self.num_timers()))
+        if self._incremental:
+            notes = self._log.begin(checkpoint_id, max(CHANGED_MIN, self.num_timers()))
+            for position, queue in self._queues():
+                queue.came, queue.gone = notes[position]
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        self._log.forget(until_checkpoint_id)
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._log.forget(until_checkpoint_id, kept_ids)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        return self._log.num_since(since_checkpoint_id, at_most)
+
+
+def _no_notes() -> _Notes:
+    return [(set(), set()), (set(), set())]
+
+
+def _add_notes(notes: _Notes, more: _Notes) -> None:
+    for (came, gone), (more_came, more_gone) in zip(notes, more, strict=True):
+        came |= more_came
+        gone |= more_gone
+
+
+def _num_notes(notes: _Notes) -> int:
+    return sum(len(came) + len(gone) for came, gone in notes)
 
 
 def read_timers(data: bytes | memoryview, owner: str = "Timers", *, tolerant: bool = False) -> tuple[list[Timer], ...]:

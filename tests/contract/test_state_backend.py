@@ -543,7 +543,7 @@ def test_each_backend_reads_the_chunks_of_the_other(backends, backend, tmp_path)
     for reader in (heap, other):
         reader.restore(chunks)
         assert contents(reader) == contents(backend)
-    other.freeze(f"{tmp_path}/frozen")
+    other.freeze_rows()
     back = backends.make()
     back.restore(dict(other.snapshot(range(128))))
     assert contents(back) == contents(backend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,20 @@ class Counts:
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._changed.append((checkpoint_id, set()))
 
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        self._changed = [epoch for epoch in self._changed if epoch[0] >= until_checkpoint_id]
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        kept: list[tuple[int, set[Any]]] = []
+        for begun_by, keys in self._changed:
+            if begun_by >= until_checkpoint_id or begun_by in kept_ids:
+                kept.append((begun_by, keys))
+            elif kept:
+                kept[-1][1].update(keys)
+        self._changed = kept
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        if all(begun_by != since_checkpoint_id for begun_by, _ in self._changed):
+            return None
+        changed = set().union(*(keys for begun_by, keys in self._changed if begun_by >= since_checkpoint_id))
+        return len(changed) if len(changed) <= at_most else None
 
 
 class NotingCounts(Counts):

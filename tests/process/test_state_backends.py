@@ -16,25 +16,33 @@ NUM_KEYS = 50
 
 
 class Count(KeyedProcessFunction):
-    """Counts in three kinds of state; the first attempt fails when a third checkpoint is complete."""
+    """Counts in three kinds of state; the first attempt fails when a third checkpoint is complete. ``padding_bytes``:
+    of a value that each key has besides."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, padding_bytes=0):
+        # Large ones take seconds on a busy machine, so the second is enough.
+        self.completed = f"{folder}/*/chk-[{2 if padding_bytes else 3}-9]/_metadata"
+        self.padding_bytes = padding_bytes
 
     def open(self, runtime_context):
         self.total = runtime_context.get_state(ValueStateDescriptor("total"))
         self.seen = runtime_context.get_list_state(ListStateDescriptor("seen"))
         self.by_digit = runtime_context.get_map_state(MapStateDescriptor("by digit"))
+        self.padding = runtime_context.get_state(ValueStateDescriptor("padding"))
         self.attempt = runtime_context.get_attempt_number()
         self.num_here = 0
 
     def process_element(self, value, ctx):
         self.num_here += 1
-        if self.attempt == 0 and self.num_here % 50 == 0 and glob.glob(f"{self.folder}/*/chk-[3-9]/_metadata"):
+        if self.attempt == 0 and self.num_here % 50 == 0 and glob.glob(self.completed):
             raise RuntimeError("after a checkpoint")
         total = (self.total.value() or 0) + 1
         restored = self.attempt > 0 and self.num_here == 1 and total > 1
         self.total.update(total)
+        if total == 1:
+            self.padding.update(value.to_bytes(8, "big") * (self.padding_bytes // 8))
+        elif self.padding.value() != (value % NUM_KEYS).to_bytes(8, "big") * (self.padding_bytes // 8):
+            raise ValueError("another value than the key had")
         self.seen.add(value)
         self.by_digit.put(value % 10, (self.by_digit.get(value % 10) or 0) + 1)
         if restored:
@@ -44,9 +52,16 @@ class Count(KeyedProcessFunction):
 
 
 @pytest.mark.parametrize(
-    ("backend", "incremental"), [("hashmap", False), ("hashmap", True), ("rocksdb", False), ("rocksdb", True)]
+    ("backend", "incremental", "padding_bytes"),
+    [
+        ("hashmap", False, 0),
+        ("hashmap", True, 0),
+        ("hashmap", True, 2 << 20),  # so much that it is restored while records flow
+        ("rocksdb", False, 0),
+        ("rocksdb", True, 0),
+    ],
 )
-def test_state_of_each_backend_survives_a_failure_exactly_once(backend, incremental, tmp_path):
+def test_state_of_each_backend_survives_a_failure_exactly_once(backend, incremental, padding_bytes, tmp_path):
     folder = str(tmp_path / "checkpoints")
     config = Configuration()
     for key, value in {
@@ -62,9 +77,9 @@ def test_state_of_each_backend_survives_a_failure_exactly_once(backend, incremen
     env = StreamExecutionEnvironment.get_execution_environment(config)
     env.set_parallelism(2)
     env.set_runtime_mode(RuntimeExecutionMode.STREAMING)
-    source = DataGeneratorSource(lambda number: number, NUM_ROWS, 2000)
+    source = DataGeneratorSource(lambda number: number, NUM_ROWS, 500 if padding_bytes else 2000)
     numbers = env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", Types.LONG())
-    counted = numbers.key_by(lambda number: number % NUM_KEYS, Types.LONG()).process(Count(folder))
+    counted = numbers.key_by(lambda number: number % NUM_KEYS, Types.LONG()).process(Count(folder, padding_bytes))
     with counted.execute_and_collect() as results:
         found = list(results)
     assert ("restored", 0, 0, 0) in found

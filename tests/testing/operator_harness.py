@@ -128,6 +128,9 @@ class RestoredOperator:
         self._key_groups = key_groups
         self._deal = deal
 
+    def keyed_later(self, part: str) -> None:
+        return None
+
     def keyed_layers(self, part: str) -> Iterator[dict[int, bytes]]:
         for snapshot in self._snapshots:
             for layer in snapshot.layers[self._index].get(part, []):
@@ -272,7 +275,7 @@ class OperatorHarness:
                     where = (
                         f"{folder or self._work_dir.name}/frozen-{checkpoint_id}-{self.subtask_index}-{index}-{name}"
                     )
-                    part.freeze(where)
+                    part.freeze(where).finish()
                     if folder is not None:
                         taken.folders[index, name] = (part.format, where)
                         continue

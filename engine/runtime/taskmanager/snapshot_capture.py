@@ -16,14 +16,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
-from engine.checkpoint.state_files import (
-    Chunks,
-    ChunkWriter,
-    StateTooLargeError,
-    delta_is_worth_it,
-    upload_file,
-    write_file,
-)
+from engine.checkpoint.layers import LayerStack, base_of_delta
+from engine.checkpoint.state_files import Chunks, ChunkWriter, StateTooLargeError, upload_file, write_file
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.fs import file_system_of
 from engine.core.ids import OperatorID
@@ -61,6 +55,8 @@ class TaskSnapshot:
     committables: dict[OperatorID, bytes]
     on_end: Callable[[TaskSnapshot, BaseException | None], None]
     keyed: dict[PartKey, KeyedStateHandle] = field(default_factory=dict)
+    #: the same of the parts in memory, as increments need it
+    stacks: dict[PartKey, LayerStack] = field(default_factory=dict)
     lists: dict[OperatorID, ListStateHandle] = field(default_factory=dict)
     in_flight: list[InFlightHandle] = field(default_factory=list)
     written_bytes: int = 0
@@ -144,6 +140,15 @@ class _Written:
     lists: dict[OperatorID, ListStateHandle]
 
 
+@dataclass(slots=True)
+class _Acknowledged:
+    """What a checkpoint consists of, for those that build on it."""
+
+    keyed: dict[PartKey, KeyedStateHandle] = field(default_factory=dict)
+    #: of the parts in memory
+    stacks: dict[PartKey, LayerStack] = field(default_factory=dict)
+
+
 @final
 class StateCapture:
     """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job.
@@ -174,25 +179,26 @@ class StateCapture:
         is_large = sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min
         if is_large or (is_periodic and self._memory):
             workers.expect_forks()
-        self._deltas = [part for _, part in self._memory if isinstance(part, DeltaPart)]
+        self._deltas = [(key, part) for key, part in self._memory if isinstance(part, DeltaPart)]
+        self._late = [part for _, registry in registries for part in registry.late]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [
             (operator_id, registry.lists) for operator_id, registry in registries if registry.lists is not None
         ]
-        #: What acknowledged checkpoints consist of, for those that build on them.
-        self._acknowledged: dict[int, dict[PartKey, KeyedStateHandle]] = {}
+        self._acknowledged: dict[int, _Acknowledged] = {}
         #: FileParts whose savepoint is being written: they must keep the frozen state.
         self._frozen: set[PartKey] = set()
 
     def adopt(self, restore: TaskRestore) -> None:
         """Let increments build on the checkpoint that the task was restored from, where the subtask is the same."""
-        own: dict[PartKey, KeyedStateHandle] = {}
+        own = _Acknowledged()
         for operator_id, operator in restore.operators.items():
             for handle in operator.keyed:
                 is_only = sum(other.part == handle.part for other in operator.keyed) == 1
                 if is_only and range(handle.key_group_start, handle.key_group_end) == self._key_groups:
-                    own[operator_id, handle.part] = handle
+                    key = operator_id, handle.part
+                    own.keyed[key], own.stacks[key] = handle, LayerStack.restored(handle, restore.checkpoint_id)
         self._acknowledged[restore.checkpoint_id] = own
-        for part in self._deltas:
+        for _, part in self._deltas:
             part.begin_epoch(restore.checkpoint_id)
 
     def capture(
@@ -212,13 +218,16 @@ class StateCapture:
         snapshot = TaskSnapshot(checkpoint_id, options, committables, on_end)
         snapshot.awaits_in_flight = awaits_in_flight
         snapshot.num_open += awaits_in_flight
-        base: dict[PartKey, KeyedStateHandle] = {}
+        base = _Acknowledged()
         is_increment = options.incremental and options.kind is CheckpointKind.CHECKPOINT
         if is_increment and options.base_checkpoint_id != NO_CHECKPOINT:
-            base = self._acknowledged.get(options.base_checkpoint_id, {})
+            base = self._acknowledged.get(options.base_checkpoint_id, base)
         try:
-            self._freeze_files(snapshot, base)
-            self._capture_memory(snapshot, base)
+            while self._late:
+                self._late[-1].restore_rest()
+                self._late.pop()
+            self._freeze_files(snapshot, base.keyed)
+            self._capture_memory(snapshot, self._bases_of_deltas(base.stacks))
         except BaseException:
             self.discard(snapshot)
             snapshot.close_one()
@@ -226,10 +235,11 @@ class StateCapture:
         for id_ in [id_ for id_ in self._acknowledged if id_ < options.base_checkpoint_id]:
             del self._acknowledged[id_]
         if options.incremental:
-            for part in self._deltas:
+            for key, part in self._deltas:
                 part.begin_epoch(checkpoint_id)
                 if options.base_checkpoint_id != NO_CHECKPOINT:
-                    part.forget_epochs(options.base_checkpoint_id)
+                    kept = base.stacks[key].known_barriers if key in base.stacks else ()
+                    part.forget_epochs(options.base_checkpoint_id, kept)
         snapshot.close_one()
         return snapshot
 
@@ -262,7 +272,7 @@ class StateCapture:
         """The JobManager has been told: the files are its now, and later checkpoints may build on them."""
         snapshot.paths.clear()
         if snapshot.options.incremental and snapshot.options.kind is CheckpointKind.CHECKPOINT:
-            self._acknowledged[snapshot.checkpoint_id] = dict(snapshot.keyed)
+            self._acknowledged[snapshot.checkpoint_id] = _Acknowledged(dict(snapshot.keyed), dict(snapshot.stacks))
 
     def discard(self, snapshot: TaskSnapshot) -> None:
         """Nobody wants it any more: stop the work and delete what it has written."""
@@ -284,7 +294,16 @@ class StateCapture:
 
     # --- parts in memory ---------------------------------------------------------------------------------------------
 
-    def _capture_memory(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> None:
+    def _bases_of_deltas(self, stacks: dict[PartKey, LayerStack]) -> dict[PartKey, LayerStack]:
+        """Return what the increment of each part builds on; a part that is not in it is written in full."""
+        bases = {}
+        for key, part in self._deltas:
+            base = base_of_delta(stacks.get(key), part.num_entries(), part.num_changed)
+            if base is not None:
+                bases[key] = base
+        return bases
+
+    def _capture_memory(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack]) -> None:
         if not self._memory and not self._lists:
             return
         path = self._path(snapshot, shared=snapshot.options.incremental)
@@ -298,38 +317,34 @@ class StateCapture:
         if sum(part.num_entries() for _, part in self._memory) > self._workers.fork_entries_min:
             noted = self._note(snapshot, base)
             if noted is None:
-                snapshot.start(
-                    self._workers.fork,
-                    lambda: _write(
-                        self._chunks(snapshot, base, in_child=True), _dumped(self._lists), (path, list_paths), limits
-                    ),
-                    done,
-                )
+                work = lambda: _write(self._chunks(base), _dumped(self._lists), (path, list_paths), limits)  # noqa: E731
+                snapshot.start(self._workers.fork, work, done)
             else:
                 lists, made = _dumped(self._lists), (make() for make in noted)
                 snapshot.start(self._workers.run, lambda: _write(made, lists, (path, list_paths), limits), done)
             return
-        chunks, lists = list(self._chunks(snapshot, base, in_child=False)), _dumped(self._lists)
+        # Made now, not when the thread asks for them: lists and maps change in place.
+        chunks, lists = [self._chunks_of(key, part, base) for key, part in self._memory], _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
             return
         snapshot.start(self._workers.run, lambda: _write(iter(chunks), lists, (path, list_paths), limits), done)
 
-    def _note(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> list[Callable[[], Chunks]] | None:
+    def _note(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack]) -> list[Callable[[], Chunks]] | None:
         """Note what each part in memory has to write; what is returned makes the chunks, in their order, in another
         thread. None: a child must, as some part has no increment or a large one."""
         left = self._workers.noted_entries_max
         left -= _IN_PLACE_COST * sum(store.num_entries() for _, store in self._lists)
         small_max = left // _IN_PLACE_COST
         is_small = [part.num_entries() <= small_max for _, part in self._memory]
-        can_note = (isinstance(part, NotingPart) and delta_is_worth_it(base.get(key)) for key, part in self._memory)
+        can_note = (isinstance(part, NotingPart) and key in base for key, part in self._memory)
         if left < 0 or not all(small or noting for small, noting in zip(is_small, can_note, strict=True)):
             return None
         noted: list[Callable[[], Chunks]] = []
         for (key, part), small in zip(self._memory, is_small, strict=True):
             if not small and isinstance(part, NotingPart):
-                delta = part.note_delta(self._key_groups, snapshot.options.base_checkpoint_id, left)
+                delta = part.note_delta(self._key_groups, base[key].barriers[-1], left)
                 if delta is None:
                     return None
                 left -= delta.num_entries
@@ -338,44 +353,39 @@ class StateCapture:
             left -= _IN_PLACE_COST * part.num_entries()
             if left < 0:
                 return None
-            chunks = self._chunks_of(key, part, snapshot, base, lazy=False)
+            chunks = self._chunks_of(key, part, base)
             noted.append(lambda chunks=chunks: chunks)  # type: ignore[misc]
         return noted
 
-    def _chunks(
-        self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], *, in_child: bool
-    ) -> Iterator[Chunks]:
-        """Yield what each part in memory gives, in their order. One at a time is in memory.
-
-        Only a child may make bytes of them later: here the state goes on, and what was captured would change with it.
-        """
+    def _chunks(self, base: dict[PartKey, LayerStack]) -> Iterator[Chunks]:
+        """Yield what each part in memory gives, in their order, in a child: one chunk at a time is in memory."""
         for key, part in self._memory:
-            yield self._chunks_of(key, part, snapshot, base, lazy=in_child)
+            yield self._chunks_of(key, part, base, lazy=True)
 
     def _chunks_of(
         self,
         key: PartKey,
         part: KeyedPart,
-        snapshot: TaskSnapshot,
-        base: dict[PartKey, KeyedStateHandle],
+        base: dict[PartKey, LayerStack],
         *,
-        lazy: bool,
+        lazy: bool = False,
     ) -> Chunks:
         """``lazy``: chunks may be made when they are asked for: only where the state does not go on meanwhile."""
         delta = None
-        if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
-            delta = part.snapshot_delta(self._key_groups, snapshot.options.base_checkpoint_id)
+        if isinstance(part, DeltaPart) and key in base:
+            delta = part.snapshot_delta(self._key_groups, base[key].barriers[-1])
         if delta is not None:
             return Chunks(delta, is_delta=True)
         if lazy and isinstance(part, LazyPart):
             return Chunks(part.lazy_snapshot(self._key_groups))
         return Chunks(part.snapshot(self._key_groups))
 
-    def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], written: _Written) -> None:
+    def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, LayerStack], written: _Written) -> None:
         groups = self._key_groups
         for (key, _), layer in zip(self._memory, written.layers, strict=True):
-            layers = (*base[key].layers, layer) if layer.is_delta else (layer,)
-            snapshot.keyed[key] = KeyedStateHandle(key[1], groups.start, groups.stop, layers)
+            below = base[key] if layer.is_delta else LayerStack((), ())
+            stack = snapshot.stacks[key] = below.with_layer(layer, snapshot.checkpoint_id)
+            snapshot.keyed[key] = KeyedStateHandle(key[1], groups.start, groups.stop, stack.layers)
             snapshot.written_bytes += sum(size for _, size, _ in layer.chunks.values())
         snapshot.lists.update(written.lists)
         snapshot.written_bytes += sum(handle.file.size_bytes for handle in written.lists.values())
@@ -386,18 +396,15 @@ class StateCapture:
         for key, part in self._files:
             if key in self._frozen:
                 raise ProgramError(f"State {key[1]!r} is still being written for a savepoint.")
-            folder = os.path.join(self._work_dir, f"frozen-{snapshot.checkpoint_id}-{secrets.token_hex(4)}")
-            part.freeze(folder)
             if snapshot.options.kind is CheckpointKind.SAVEPOINT:
+                part.freeze_rows()
                 self._frozen.add(key)
-                work, done = self._savepoint_of(snapshot, key, part, folder)
+                work, done = self._savepoint_of(snapshot, key, part)
             else:
-                work, done = self._upload_of(snapshot, key, part, folder, base.get(key))
+                work, done = self._upload_of(snapshot, key, part, base.get(key))
             snapshot.start(self._workers.run, work, done)
 
-    def _savepoint_of(
-        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, folder: str
-    ) -> tuple[Callable[[], Any], OnDone]:
+    def _savepoint_of(self, snapshot: TaskSnapshot, key: PartKey, part: FilePart) -> tuple[Callable[[], Any], OnDone]:
         groups = self._key_groups
         path = self._path(snapshot, shared=False)
         limits = _Limits.of(snapshot.options, {})
@@ -413,7 +420,6 @@ class StateCapture:
 
         def done(handle: KeyedStateHandle | None, error: BaseException | None) -> None:
             self._frozen.discard(key)
-            shutil.rmtree(folder, ignore_errors=True)
             if handle is not None:
                 snapshot.keyed[key] = handle
                 snapshot.written_bytes += sum(size for _, size, _ in handle.layers[0].chunks.values())
@@ -421,22 +427,24 @@ class StateCapture:
         return work, done
 
     def _upload_of(
-        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, folder: str, base: KeyedStateHandle | None
+        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart, base: KeyedStateHandle | None
     ) -> tuple[Callable[[], Any], OnDone]:
         known = dict(base.files) if base is not None else {}
-        names = sorted(os.listdir(folder))
-        reused: dict[str, FileHandle] = {}
-        targets: dict[str, str] = {}
-        for name in names:
-            file = known.get(name)
-            is_known = file is not None and file.size_bytes == os.path.getsize(os.path.join(folder, name))
-            if file is not None and is_known and not part.is_mutable(name):
-                reused[name] = file
-                continue
-            targets[name] = self._path(snapshot, shared=snapshot.options.incremental and not part.is_mutable(name))
         limits = _Limits.of(snapshot.options, {})
+        folder = os.path.join(self._work_dir, f"frozen-{snapshot.checkpoint_id}-{secrets.token_hex(4)}")
+        lying_down = part.freeze(folder)
+        reused: list[tuple[str, FileHandle]] = []
 
         def work() -> list[tuple[str, FileHandle]]:
+            lying_down.finish()
+            targets: dict[str, str] = {}
+            for name in sorted(os.listdir(folder)):
+                file = known.get(name)
+                is_known = file is not None and file.size_bytes == os.path.getsize(os.path.join(folder, name))
+                if file is not None and is_known and not part.is_mutable(name):
+                    reused.append((name, file))
+                    continue
+                targets[name] = self._path(snapshot, shared=snapshot.options.incremental and not part.is_mutable(name))
             if limits.must_fit:  # before all of it is in memory
                 size = sum(os.path.getsize(os.path.join(folder, name)) for name in targets)
                 if size > limits.inline_bytes_max:
@@ -449,9 +457,10 @@ class StateCapture:
             return uploaded
 
         def done(uploaded: list[tuple[str, FileHandle]] | None, error: BaseException | None) -> None:
+            lying_down.abandon()
             shutil.rmtree(folder, ignore_errors=True)
             if uploaded is not None and not snapshot.has_ended:
-                files = tuple(sorted([*reused.items(), *uploaded], key=lambda item: item[0]))
+                files = tuple(sorted([*reused, *uploaded], key=lambda item: item[0]))
                 groups = self._key_groups
                 snapshot.keyed[key] = KeyedStateHandle(
                     key[1], groups.start, groups.stop, files=files, format=part.format
@@ -480,11 +489,11 @@ class _Limits:
     must_fit: bool
 
     @classmethod
-    def of(cls, options: CheckpointOptions, base: dict[PartKey, KeyedStateHandle]) -> _Limits:
+    def of(cls, options: CheckpointOptions, base: dict[PartKey, LayerStack]) -> _Limits:
         """What deltas of before have inside the metadata counts too, or it would grow with every checkpoint."""
         if not options.exclusive_folder:
             return cls(options.state_bytes_max, must_fit=True)
-        layers = [layer for handle in base.values() for layer in handle.layers]
+        layers = [layer for stack in base.values() for layer in stack.layers]
         return cls(max(0, options.inline_bytes_max - sum(len(layer.file.inline) for layer in layers)), must_fit=False)
 
 

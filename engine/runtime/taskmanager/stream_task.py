@@ -139,6 +139,19 @@ class StreamTask:
             return
         self._clock.start()
         self._enter(ExecutionState.RUNNING)
+        self._restore_some()
+
+    def _restore_some(self) -> None:
+        """Restore bit by bit, between steps, what no record has asked for yet."""
+        if self.state is not ExecutionState.RUNNING:
+            return
+        try:
+            is_left = self.is_inside or self._registries.restore_some()
+        except BaseException as error:
+            self._fail(error)
+            return
+        if is_left:
+            self._env.mailbox.call_later(0.0, self._restore_some)
 
     def _finish_again(self) -> None:
         """The vertex had finished before the checkpoint: no code of it runs, those after it hear its end."""

@@ -51,6 +51,15 @@ class TaskRegistries:
     def in_order(self, operator_ids: Iterable[OperatorID]) -> list[tuple[OperatorID, OperatorStateRegistry]]:
         return [(operator_id, self._made[operator_id][1]) for operator_id in operator_ids]
 
+    def restore_some(self) -> bool:
+        """Go on with what was not taken up when the operators were opened; return whether more is left."""
+        for _, registry, _ in self._made.values():
+            while registry.late:
+                if registry.late[-1].restore_some():
+                    return True
+                registry.late.pop()
+        return False
+
     def check_all_claimed(self, config: dict[str, str]) -> None:
         """All operators are open. Raises: ProgramError when state has been left over, unless that is allowed."""
         if self._deployment.restore is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.restored_state import HandleRestoredState, read_chunks, read_file
-from engine.checkpoint.state_files import LAYERS_MAX, ChunkWriter, delta_is_worth_it, upload_file, write_file
+from engine.checkpoint.state_files import ChunkWriter, upload_file, write_file
 from engine.core.errors import CorruptStateError, ProgramError
 from engine.core.fs import LocalFileSystem
 from engine.protocol.checkpoint import FileHandle, KeyedLayer, KeyedStateHandle, ListStateHandle, OperatorRestore
@@ -130,6 +130,8 @@ class FilePart(Part):
 
     def freeze(self, folder: str) -> None: ...
 
+    def freeze_rows(self) -> None: ...
+
     def is_mutable(self, file_name: str) -> bool:
         return False
 
@@ -144,15 +146,3 @@ def test_a_part_on_disk_gets_its_files_and_its_key_groups(tmp_path: Path):
     OperatorStateRegistry(state).add_keyed("part", part)
     assert (part.folder / "1.sst").read_bytes() == b"x"
     assert part.key_groups == range(8, 16)
-
-
-def test_deltas_give_way_to_a_full_layer_in_the_end():
-    def base(*sizes: int) -> KeyedStateHandle:
-        layers = [KeyedLayer(FileHandle("f", n, 0), {0: (0, n, 0)}, i > 0) for i, n in enumerate(sizes)]
-        return KeyedStateHandle("part", 0, 1, tuple(layers))
-
-    assert not delta_is_worth_it(None)
-    assert delta_is_worth_it(base(1000, 10, 10))
-    assert not delta_is_worth_it(base(1000, 400, 200))
-    assert delta_is_worth_it(base(*[1000] + [1] * (LAYERS_MAX - 2)))
-    assert not delta_is_worth_it(base(*[1000] + [1] * (LAYERS_MAX - 1)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from engine.core.clock import ManualClock
-from engine.core.errors import ProgramError
+from engine.core.errors import ExternalError, ProgramError
 from engine.state.descriptors import (
     ListStateDescriptor,
     MapStateDescriptor,
@@ -20,6 +22,7 @@ from engine.state.descriptors import (
 )
 from engine.state.key_groups import key_group_of
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+from engine.state.rocksdb_files import payload_of
 from engine.time.watermarks import Duration
 
 VALUE = ValueStateDescriptor("value")
@@ -68,7 +71,7 @@ def test_files_are_restored_by_the_next_attempt_and_at_any_parallelism(make, tmp
     first = make("first")
     fill(first, range(300))
     expected = contents(first)
-    first.freeze(str(tmp_path / "chk"))
+    first.freeze(str(tmp_path / "chk")).finish()
     fill(first, range(100, 400), "after the checkpoint")
     halves = []
     for number, groups in enumerate((range(50), range(50, 128))):
@@ -76,7 +79,7 @@ def test_files_are_restored_by_the_next_attempt_and_at_any_parallelism(make, tmp
         half = make(f"half-{number}")
         half.restore_files(str(tmp_path / f"copy-{number}"), groups)
         assert contents(half) == {key: found for key, found in expected.items() if key_group_of(key, 128) in groups}
-        half.freeze(str(tmp_path / f"chk-{number}"))
+        half.freeze(str(tmp_path / f"chk-{number}")).finish()
         halves.append((str(tmp_path / f"chk-{number}"), groups))
     whole = make("whole")
     for folder, groups in halves:
@@ -90,7 +93,7 @@ def test_files_are_restored_by_the_next_attempt_and_at_any_parallelism(make, tmp
 def test_a_file_name_in_checkpoints_never_means_two_contents(make, tmp_path):
     first = make("first")
     fill(first, range(50))
-    first.freeze(str(tmp_path / "1"))
+    first.freeze(str(tmp_path / "1")).finish()
     tables = {name for name in os.listdir(tmp_path / "1") if not first.is_mutable(name)}
     assert tables
     assert {name for name in os.listdir(tmp_path / "1") if name.startswith(("CURRENT", "MANIFEST"))} <= {
@@ -103,7 +106,7 @@ def test_a_file_name_in_checkpoints_never_means_two_contents(make, tmp_path):
         backend = make(attempt)
         backend.restore_files(str(tmp_path / f"for {attempt}"), range(128))
         fill(backend, range(50, 60), attempt)
-        backend.freeze(str(tmp_path / attempt))
+        backend.freeze(str(tmp_path / attempt)).finish()
         names = {name for name in os.listdir(tmp_path / attempt) if not backend.is_mutable(name)}
         assert tables < names  # an increment: the old files under their old names
         later.append(names - tables)
@@ -114,7 +117,7 @@ def test_chunks_are_of_the_state_as_of_the_last_freeze(make, tmp_path):
     backend = make()
     fill(backend, range(10))
     expected = contents(backend)
-    backend.freeze(str(tmp_path / "1"))
+    backend.freeze_rows()
     chunks = backend.snapshot(range(128))
     fill(backend, range(20), "later")
     restored = make()
@@ -243,3 +246,88 @@ def test_state_four_times_as_large_as_its_memory_stays_within_it(tmp_path):
     size_bytes, grown_bytes = map(int, done.stdout.split())
     assert size_bytes > 3 * MEMORY_BYTES  # the rest is in the write buffers
     assert grown_bytes < MEMORY_BYTES, f"grew by {grown_bytes >> 20} MB"
+
+
+def test_files_have_the_state_of_the_barrier_however_much_is_written_until_they_are_there(make, tmp_path):
+    """Little and far more than a write buffer (1 MB) comes after the barrier, while tables are merged all the time."""
+    backend, rng = make("first"), random.Random(7)
+    state = backend.value_state(VALUE)
+    model: dict[int, bytes] = {}
+
+    def put(number: int) -> None:
+        for _ in range(number):
+            key = rng.randrange(3000)
+            backend.set_current_key(key)
+            if rng.random() < 0.1:
+                state.clear()
+                model.pop(key, None)
+            else:
+                model[key] = rng.randbytes(rng.choice((10, 1000, 3000)))
+                state.update(model[key])
+
+    for number in range(12):
+        put(2000)
+        at_barrier = dict(model)
+        files = backend.freeze(str(tmp_path / f"chk-{number}"))
+        thread = threading.Thread(target=files.finish)
+        if number % 3:  # else the task has to see to it by itself
+            thread.start()
+        put((4000, 5, 300)[number % 3])
+        if not number % 3:
+            thread.start()
+        thread.join()
+        files.finish()
+        again = make(f"again-{number}")
+        again.restore_files(str(tmp_path / f"chk-{number}"), range(128))
+        found = {}
+        for key in again.keys("value"):
+            again.set_current_key(key)
+            found[key] = again.value_state(VALUE).value()
+        assert found == at_barrier
+        again.close()
+
+
+def test_a_freeze_that_is_given_up_leaves_the_state_alone(make, tmp_path):
+    backend = make("first")
+    fill(backend, range(50))
+    files = backend.freeze(str(tmp_path / "1"))
+    files.abandon()
+    with pytest.raises(ExternalError, match="given up"):
+        files.finish()
+    assert not (tmp_path / "1").exists()
+    fill(backend, range(50, 60))
+    backend.freeze(str(tmp_path / "2"))
+    files = backend.freeze(str(tmp_path / "3"))  # the one before is completed first
+    assert (tmp_path / "2" / "CURRENT").exists()
+    backend.close()
+    with pytest.raises(ExternalError, match="given up"):
+        files.finish()
+
+
+def test_a_folder_that_cannot_be_written_fails_the_checkpoint_and_not_the_task(make, tmp_path):
+    backend = make("first")
+    fill(backend, range(50))
+    (tmp_path / "1").mkdir()
+    files = backend.freeze(str(tmp_path / "1"))
+    files.settle()
+    fill(backend, range(50, 60))
+    with pytest.raises(OSError, match="exists"):
+        files.finish()
+    backend.freeze(str(tmp_path / "2")).finish()
+    again = make("again")
+    again.restore_files(str(tmp_path / "2"), range(128))
+    assert contents(again) == contents(backend)
+
+
+def test_entries_of_a_log_are_found_across_its_blocks():
+    entries = [bytes([number % 251]) * 5000 for number in range(40)]
+    log, left = b"", 32 << 10
+    for entry in entries:
+        while entry:
+            if left <= 7:
+                log, left = log + bytes(left), 32 << 10
+            part, entry = entry[: left - 7], entry[left - 7 :]
+            log += bytes(4) + len(part).to_bytes(2, "little") + b"\x01" + part
+            left -= 7 + len(part)
+    assert payload_of(log) == b"".join(entries)
+    assert payload_of(log[:-10]).startswith(b"".join(entries[:-1]))

@@ -237,3 +237,20 @@ def test_a_snapshot_in_a_forked_child_does_not_see_what_comes_after(tmp_path):
     restored = SlotState(128, is_tuple=False)
     restored.restore(pickle.loads((tmp_path / "chunks").read_bytes()))
     assert rows_of(restored) == before
+
+
+def test_what_changed_since_an_old_base_outlives_the_epochs_between():
+    state = state_of([row(f"k{i}", i) for i in range(4000)])
+    full = state.snapshot(range(128))
+    for checkpoint_id in range(1, 9):
+        state.begin_epoch(checkpoint_id)
+        put(state, [row(f"k{checkpoint_id}", -checkpoint_id), row(f"new{checkpoint_id}", 1)])
+        state.forget_epochs(checkpoint_id - 1, (1,))
+    assert state.snapshot_delta(range(128), 5) is None
+    assert state.num_changed(1, 4000) >= 16
+    assert state.num_changed(1, 4) is None
+    for layers in ([full, state.snapshot_delta(range(128), 1)],):
+        restored = SlotState(128, is_tuple=False)
+        for layer in layers:
+            restored.restore(layer)
+        assert rows_of(restored) == rows_of(state)
