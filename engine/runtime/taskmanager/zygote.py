@@ -180,7 +180,7 @@ class Zygote:
         raise ExternalError(f"A slot process could not start: {reason}")
 
     def load(self, modules: Sequence[str]) -> None:
-        """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``. One that
+        """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``. What
         fails or takes longer than a minute is left to the slots."""
         wanted = [module for module in modules if module not in self._loaded]
         if not wanted or self._is_closed:
