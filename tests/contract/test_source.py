@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.connectors import column_generator as column_generator_module
-from engine.connectors import csv_source, file_splits, files, parquet_source
+from engine.connectors import csv_source, file_chunks, file_splits, parquet_source
 from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.csv_source import DelimitedFileSource, SkipFirstLineSource
 from engine.connectors.files import TextFileSource
@@ -292,7 +292,7 @@ def phases_of(parallelisms: tuple[int, ...]) -> Any:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 150)
+    monkeypatch.setattr(file_chunks, "_CHUNK_BYTES", 150)
     monkeypatch.setattr(csv_source, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(file_splits, "SPLIT_BYTES_MIN", 300)
     monkeypatch.setattr(column_generator_module, "_BLOCK", 16)

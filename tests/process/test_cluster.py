@@ -101,9 +101,7 @@ def test_slots_find_what_their_job_wants_loaded_imported_and_nothing_but_the_eng
     graph = program(lambda n: tuple(name in sys.modules for name in names), 100, parallelism=4, collect=True)
     source = graph.vertices[0]
     operators = (dataclasses.replace(source.operators[0], preload=names), *source.operators[1:])
-    graph = dataclasses.replace(
-        graph, vertices=(dataclasses.replace(source, operators=operators), *graph.vertices[1:])
-    )
+    graph = dataclasses.replace(graph, vertices=(dataclasses.replace(source, operators=operators), *graph.vertices[1:]))
     assert set(rows_of(submit(client, graph), graph)) == {(True, False, False)}
 
 
