@@ -196,6 +196,8 @@ class CsvOptions:
     null_value: str = ""
     array_separator: str = ";"
     use_header: bool = False
+    #: of columns that have one of their own, by place
+    array_separators: tuple[tuple[int, str], ...] = ()
 
 
 @final
@@ -223,19 +225,22 @@ class CsvFormat:
             quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
         )
 
-        def field(value: Any) -> Any:
+        def field(value: Any, separator: str) -> Any:
             if value is None:
                 return options.null_value
             if isinstance(value, bool):
                 return "true" if value else "false"
             if isinstance(value, (list, tuple)):
-                return options.array_separator.join(str(field(item)) for item in value)
+                return separator.join(str(field(item, separator)) for item in value)
             return value
+
+        own_separators = dict(options.array_separators)
+        separators = [own_separators.get(index, options.array_separator) for index in range(len(names))]
 
         def line_of(record: Any) -> str:
             text.seek(0)
             text.truncate()
-            writer.writerow([field(value) for value in values_of(record, names)])
+            writer.writerow(map(field, values_of(record, names), separators))
             return text.getvalue()
 
         return line_of

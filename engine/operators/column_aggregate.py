@@ -34,6 +34,7 @@ __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max")
 _VALUE: Final = "value"
+_NAMED: Final = {b"records": b"rows"}
 
 
 @final
@@ -69,6 +70,11 @@ class _Layout:
     value: int
     #: columns of which the first record's value is kept
     kept: tuple[int, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether records are Rows: said in the schema, so that it is in the state's note."""
+        return _NAMED.items() <= (self.schema.metadata or {}).items()
 
     def name_of(self, index: int) -> str:
         return f"c{index}"
@@ -146,7 +152,7 @@ class _ColumnAggregateOperator(Operator):
             return
         columns = None
         if isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = self._known_columns(plain_columns(batch.columns))
+            columns = self._known_columns(plain_columns(batch.columns), batch.named)
         if columns is None:
             self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -157,17 +163,20 @@ class _ColumnAggregateOperator(Operator):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
 
-    def _known_columns(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+    def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
         layout = self._layout
+        if layout is not None and layout.named != named:
+            return None
         if layout is not None and layout.schema.equals(columns.schema):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
-        layout = self._layout = _layout_of(columns.schema, self._spec)
+        schema = columns.schema.with_metadata(_NAMED if named else None)
+        layout = self._layout = _layout_of(schema, self._spec)
         if layout is None:
             return None
-        self._state.note = columns.schema.serialize().to_pybytes()
+        self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
             {_VALUE: self._value_kind(layout)} | {layout.name_of(i): columns.schema.types[i] for i in layout.kept},
@@ -248,7 +257,7 @@ class _ColumnAggregateOperator(Operator):
             arrays[index] = self._state.columns[layout.name_of(index)].get(slots)
         arrays[layout.value] = self._result(layout, after)
         stamps = None if stamps is None else stamps[: slots.size]
-        self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps))
+        self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
 
     def _result(self, layout: _Layout, values: Array) -> pa.Array:
         import pyarrow as pa
@@ -285,7 +294,7 @@ class _ColumnAggregateOperator(Operator):
             for index in layout.kept:
                 arrays[index] = state.columns[layout.name_of(index)].get(slots)
             arrays[layout.value] = self._result(layout, value.values.array[slots])
-            yield ColumnBatch(_batch_of(arrays, layout.schema.names))
+            yield ColumnBatch(_batch_of(arrays, layout.schema.names), named=layout.named)
 
     def _hand_over(self) -> None:
         """Give all state to the row operator; it takes every record from now on.

@@ -13,7 +13,7 @@ have worked in different ways; what the row operator has, only rows can go on wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
@@ -103,6 +103,7 @@ class _ColumnWindowOperator(Operator):
         self._rows = WindowOperator(spec.rows)
         #: the row operator has taken over
         self._is_on_rows = False
+        self._named = False  #: records of the current batch are Rows
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()
@@ -138,7 +139,10 @@ class _ColumnWindowOperator(Operator):
         if not (self._is_on_rows or self._state.others) and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             assert batch.timestamps_ms is not None
+            self._named = batch.named
             rest = self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
+            if rest is not None:
+                rest = replace(rest, named=batch.named)
         if rest is not None:
             self._hand_over()
             self._rows.process_batch(input_index, rest)
@@ -146,6 +150,8 @@ class _ColumnWindowOperator(Operator):
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
             return False
+        if batch.named and self._spec.keeps_record:
+            return False  # results are made of whole records, which columns would make tuples of
         if self._state.layout is not None:
             return bool(self._state.layout.schema.types == plain_columns(batch.columns).schema.types)
         selector = self._spec.key_selector
@@ -212,7 +218,9 @@ class _ColumnWindowOperator(Operator):
         elif late.size:
             import pyarrow as pa
 
-            self.out.emit_side(self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+            self.out.emit_side(
+                self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._named)
+            )
         return True
 
     def _take_up_late(self, late: list[tuple[int, Array, list[tuple[int, int]]]], slots: Array, taken: Array) -> bool:
