@@ -29,6 +29,8 @@ __all__ = ["CsvFormat", "CsvOptions", "JsonFormat", "ParquetFormat", "arrow_sche
 
 #: Rows of a row group, as far as one epoch has them. Source: 1 M rows or so is what readers are tuned for.
 _ROW_GROUP_ROWS: Final = 1 << 19
+#: What csv writes: fields with one of its characters are quoted, and readers take each of them for a line's end.
+_LINE_END: Final = "\r\n"
 _COMPRESSIONS: Final = ("snappy", "gzip", "zstd", "lz4", "brotli", "none")
 
 
@@ -219,7 +221,7 @@ class CsvFormat:
         writer = csv.writer(
             text,
             delimiter=options.column_separator,
-            lineterminator=options.line_separator,
+            lineterminator=_LINE_END,
             quotechar=options.quote_char,
             escapechar=options.escape_char,
             quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
@@ -241,7 +243,7 @@ class CsvFormat:
             text.seek(0)
             text.truncate()
             writer.writerow(map(field, values_of(record, names), separators))
-            return text.getvalue()
+            return text.getvalue().removesuffix(_LINE_END) + options.line_separator
 
         return line_of
 

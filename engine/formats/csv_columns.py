@@ -150,7 +150,8 @@ class _Parser:
             if b"\r" in data or not self._is_closed(data):
                 return None
             data = re.sub(rb"(?m)^" + re.escape(dialect.comment or b"") + rb".*\n?", b"", data)
-        if any(mark in data for mark in self._suspicious) or not data.strip(b"\r\n"):
+        # The second bytes are looked for first: they are rare, and one byte is found several times as fast as two.
+        if any(mark[1:] in data and mark in data for mark in self._suspicious) or not data.strip(b"\r\n"):
             return None
         options = pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names)
         try:
