@@ -127,6 +127,11 @@ class _ParquetWriter:
         import pyarrow as pa
 
         columns = batch.columns.columns
+        if batch.named:  # as with Rows on rows, names count, not places
+            places = [batch.columns.schema.get_field_index(name) for name in self._schema.names]
+            if -1 in places:
+                return None
+            columns = [columns[place] for place in places]
         if [column.type for column in columns] != self._schema.types:
             return None
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)

@@ -58,6 +58,14 @@ def test_columns_stay_columns_in_parquet():
     assert table(written(ParquetBulkWriters.for_row_type(PAIR), ColumnBatch(other))).schema.types[0] == pa.int64()
 
 
+def test_columns_of_named_rows_are_written_by_name_as_rows_are():
+    columns = pa.record_batch({"text": ["a", "b"], "number": pa.array([1, 2]), "more": [None, None]})
+    batch = ColumnBatch(columns, named=True)
+    for given in (batch, batch.to_rows().rows):
+        found = table(written(ParquetBulkWriters.for_row_type(PAIR), given))
+        assert found.to_pydict() == {"number": [1, 2], "text": ["a", "b"]}
+
+
 def test_parquet_settings_are_those_of_hadoop_and_timestamps_may_be_utc():
     row_type = Types.ROW_NAMED(["at"], [Types.SQL_TIMESTAMP()])
     data = written(
