@@ -40,6 +40,9 @@ _KINDS = {
 }
 
 _PICK_FIELD = (lambda x: x[0]).__code__
+#: Flags that say how a function is called. Not that it stands inside another one, nor what its file imports from
+#: ``__future__``: such a lambda picks just as well.
+_CALLED_AS = 0xFFFF & ~inspect.CO_NESTED
 
 
 def as_key_selector(selector: Any) -> Any:
@@ -122,8 +125,9 @@ def _picked_field(selector: Any) -> int | None:
     code = getattr(selector, "__code__", None)
     if code is None or code.co_code != _PICK_FIELD.co_code or selector.__defaults__:
         return None
-    flags = code.co_flags & ~inspect.CO_NESTED  # a lambda inside a function picks just as well
-    if code.co_argcount != 1 or flags != _PICK_FIELD.co_flags or code.co_freevars or len(code.co_consts) != 2:
+    if code.co_argcount != 1 or code.co_freevars or len(code.co_consts) != 2:
+        return None
+    if code.co_flags & _CALLED_AS != _PICK_FIELD.co_flags & _CALLED_AS:
         return None
     picked = code.co_consts[1]
     return picked if type(picked) is int and picked >= 0 else None

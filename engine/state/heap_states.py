@@ -104,6 +104,11 @@ class HeapState:
         self._descriptor = descriptor
         self._namespace: Any = VOID
 
+    @property
+    def table(self) -> Table:
+        """For operators whose loops would be slowed down by a state object; they note what they change."""
+        return self._table
+
     def set_current_namespace(self, namespace: Any) -> None:
         self._namespace = namespace
 

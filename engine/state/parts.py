@@ -166,6 +166,10 @@ class OperatorStateRegistry:
                     self.lists.restore(snapshot)
         return self.lists
 
+    def has_left(self, name: str) -> bool:
+        """Whether there is a restored keyed part of that name which nobody has registered yet."""
+        return name in self.unused_parts()
+
     def unused_parts(self) -> list[str]:
         """Return restored keyed parts that nobody has registered: state that would be lost."""
         if self._restored is None:
