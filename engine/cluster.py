@@ -185,6 +185,9 @@ class _SharedHost:
     def __init__(self, zygote: SlotHost) -> None:
         self._zygote = zygote
 
+    def load(self, modules: Sequence[str]) -> None:
+        self._zygote.load(modules)
+
     async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
         return await self._zygote.fork_slot(init)
 
@@ -363,11 +366,6 @@ class LocalCluster:
             self._loop.create_task(self._forget_when_ended(python, known))
         return known
 
-    async def _load(self, modules: Sequence[str]) -> None:
-        """Let slots find modules imported that cost them much. Jobs without such modules start without."""
-        with contextlib.suppress(ExternalError):  # whoever wants a slot gets the error
-            (await asyncio.shield(self._zygote(sys.executable))).load(modules)
-
     async def _forget_when_ended(self, python: str, started: asyncio.Task[Zygote]) -> None:
         with contextlib.suppress(Exception):  # whoever wants a slot gets the error
             await (await asyncio.shield(started)).wait()
@@ -406,9 +404,6 @@ class LocalCluster:
                 copy = os.path.join(dispatcher.blobs.folder, f".{sha256}.copy")
                 shutil.copyfile(path, copy)
                 self._call(dispatcher.put_blob, copy)
-        modules = sorted({name for vertex in job_graph.vertices for info in vertex.operators for name in info.preload})
-        if modules:
-            self._call(self._load, modules)
         job_id: JobID = self._call(dispatcher.submit_job, job_graph)
         return job_id
 

@@ -50,7 +50,7 @@ SHELLS = {
     "engine.core.ids",
     "engine.connectors.simple",
     "engine.connectors.socket",
-    "engine.connectors.files",
+    "engine.connectors.file_chunks",
     "engine.connectors.file_splits",
     "engine.connectors.function_source",
     "engine.connectors.file_commits",

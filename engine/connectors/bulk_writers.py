@@ -29,6 +29,8 @@ __all__ = ["CsvFormat", "CsvOptions", "JsonFormat", "ParquetFormat", "arrow_sche
 
 #: Rows of a row group, as far as one epoch has them. Source: 1 M rows or so is what readers are tuned for.
 _ROW_GROUP_ROWS: Final = 1 << 19
+#: What csv writes: fields with one of its characters are quoted, and readers take each of them for a line's end.
+_LINE_END: Final = "\r\n"
 _COMPRESSIONS: Final = ("snappy", "gzip", "zstd", "lz4", "brotli", "none")
 
 
@@ -125,6 +127,11 @@ class _ParquetWriter:
         import pyarrow as pa
 
         columns = batch.columns.columns
+        if batch.named:  # as with Rows on rows, names count, not places
+            places = [batch.columns.schema.get_field_index(name) for name in self._schema.names]
+            if -1 in places:
+                return None
+            columns = [columns[place] for place in places]
         if [column.type for column in columns] != self._schema.types:
             return None
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -196,6 +203,8 @@ class CsvOptions:
     null_value: str = ""
     array_separator: str = ";"
     use_header: bool = False
+    #: of columns that have one of their own, by place
+    array_separators: tuple[tuple[int, str], ...] = ()
 
 
 @final
@@ -217,26 +226,29 @@ class CsvFormat:
         writer = csv.writer(
             text,
             delimiter=options.column_separator,
-            lineterminator=options.line_separator,
+            lineterminator=_LINE_END,
             quotechar=options.quote_char,
             escapechar=options.escape_char,
             quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
         )
 
-        def field(value: Any) -> Any:
+        def field(value: Any, separator: str) -> Any:
             if value is None:
                 return options.null_value
             if isinstance(value, bool):
                 return "true" if value else "false"
             if isinstance(value, (list, tuple)):
-                return options.array_separator.join(str(field(item)) for item in value)
+                return separator.join(str(field(item, separator)) for item in value)
             return value
+
+        own_separators = dict(options.array_separators)
+        separators = [own_separators.get(index, options.array_separator) for index in range(len(names))]
 
         def line_of(record: Any) -> str:
             text.seek(0)
             text.truncate()
-            writer.writerow([field(value) for value in values_of(record, names)])
-            return text.getvalue()
+            writer.writerow(map(field, values_of(record, names), separators))
+            return text.getvalue().removesuffix(_LINE_END) + options.line_separator
 
         return line_of
 

@@ -5,7 +5,6 @@ Not here: the generator that calls a function for each index (``simple``).
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -91,7 +90,6 @@ class _Reader(SourceReader):
 
     def __init__(self, source: ColumnGeneratorSource) -> None:
         self._split_id = ""  #: of the last batch
-        self._ended: list[str] = []
         self._function = BoundFunction(source.function, "map")
         self._type_info = source.type_info
         self._fields: list[pa.Field] | None = None
@@ -121,7 +119,7 @@ class _Reader(SourceReader):
         self._split_id = split.split_id
         if following >= split.end:
             self._splits.pop(0)
-            self._ended.append(split.split_id)
+            self.end_split(split.split_id)
         else:
             self._splits[0] = replace(split, next=following)
         indexes = np.arange(start, end, dtype=np.int64)
@@ -135,12 +133,6 @@ class _Reader(SourceReader):
 
     def split_of_batch(self) -> str:
         return self._split_id
-
-    def take_ended(self) -> Collection[str]:
-        if not self._ended:
-            return ()
-        ended, self._ended = self._ended, []
-        return ended
 
     def wants_split(self) -> bool:
         return not self._splits

@@ -124,7 +124,6 @@ class _DelimitedReader(SourceReader):
 
     def __init__(self, source: DelimitedFileSource) -> None:
         self._source = source
-        self._ended: list[str] = []
         self._delimiter = source.delimiter.encode(source.charset)
         self._stream: IO[bytes] | None = None
         self._split = FileSplit("", "", 0, None)
@@ -143,12 +142,6 @@ class _DelimitedReader(SourceReader):
     def split_of_batch(self) -> str:
         return self._split.split_id
 
-    def take_ended(self) -> Collection[str]:
-        if not self._ended:
-            return ()
-        ended, self._ended = self._ended, []
-        return ended
-
     def snapshot(self) -> list[Split]:
         return [] if self._stream is None else [replace(self._split, start=self._position)]
 
@@ -164,7 +157,7 @@ class _DelimitedReader(SourceReader):
             records = [self._rest] if self._rest else []
             self._stream.close()
             self._stream = None
-            self._ended.append(self._split.split_id)
+            self.end_split(self._split.split_id)
         if self._skip and records:
             self._skip = False
             del records[0]

@@ -1,6 +1,6 @@
 """PyFlink's names for files in one place: FileSource and StreamFormat here, FileSink and what it is made of elsewhere.
 
-Not here: ``write_as_text`` (``file_sinks``), reading (``files``), writing (``file_sink``).
+Not here: ``write_as_text`` (``file_sinks``), reading (``files``, ``column_files``), writing (``file_sink``).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from engine.connectors.column_files import ColumnFileSource
 from engine.connectors.file_sink import FileSink, FileSinkBuilder, FileSinkSpec
 from engine.connectors.file_sink_config import (
     BucketAssigner,
@@ -50,19 +51,28 @@ class StreamFormat:
 
 @final
 class FileSource:
-    """Entry to the builder of a file source; the result is a ``TextFileSource``."""
+    """Entry to the builder of a file source."""
 
     @staticmethod
-    def for_record_stream_format(stream_format: StreamFormat, *paths: str) -> FileSourceBuilder:
+    def for_record_stream_format(stream_format: Any, *paths: str) -> FileSourceBuilder:
+        """``stream_format``: ``StreamFormat.text_line_format()``, a ``CsvReaderFormat`` or a ``JsonReaderFormat``."""
         if not paths:
             raise ConfigError("FileSource needs at least one path, e.g. for_record_stream_format(format, '/data/in').")
-        return FileSourceBuilder(stream_format, tuple(paths))
+        if isinstance(stream_format, StreamFormat):
+            return FileSourceBuilder(TextFileSource(tuple(paths), stream_format.charset))
+        columns = getattr(stream_format, "columns", None)
+        if columns is None or not hasattr(columns, "create_parser"):
+            raise ConfigError(
+                f"FileSource: {stream_format!r:.80} is no format; expected StreamFormat.text_line_format(), "
+                "CsvReaderFormat.for_schema(schema) or JsonReaderFormat.for_row_type(type)."
+            )
+        return FileSourceBuilder(ColumnFileSource(tuple(paths), columns))
 
 
 @final
 class FileSourceBuilder:
-    def __init__(self, stream_format: StreamFormat, paths: tuple[str, ...]) -> None:
-        self._source = TextFileSource(paths, stream_format.charset)
+    def __init__(self, source: TextFileSource | ColumnFileSource) -> None:
+        self._source = source
 
     def monitor_continuously(self, discovery_interval: Any) -> FileSourceBuilder:
         """Look for new files for ever. ``discovery_interval``: milliseconds, timedelta or Duration."""
@@ -81,5 +91,5 @@ class FileSourceBuilder:
         """Accepted for compatibility: splits are always assigned by locality."""
         return self
 
-    def build(self) -> TextFileSource:
+    def build(self) -> TextFileSource | ColumnFileSource:
         return self._source

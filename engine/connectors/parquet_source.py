@@ -6,7 +6,7 @@ Reading is done in the task's thread, a batch at a time, out of row groups that 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final, final
 
@@ -99,7 +99,6 @@ class _Reader(SourceReader):
     def __init__(self, columns: tuple[str, ...] | None) -> None:
         self._columns = columns
         self._splits: list[RowGroupSplit] = []
-        self._ended: list[str] = []
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None  #: read, not emitted yet
@@ -134,7 +133,7 @@ class _Reader(SourceReader):
         self._batches = _without(batches, skip, columns)
 
     def _end_split(self) -> None:
-        self._ended.append(self._splits.pop(0).split_id)
+        self.end_split(self._splits.pop(0).split_id)
         self._close_file()
 
     def _close_file(self) -> None:
@@ -144,12 +143,6 @@ class _Reader(SourceReader):
 
     def split_of_batch(self) -> str:
         return self._splits[0].split_id  # it ends when nothing is found, not with its last batch
-
-    def take_ended(self) -> Collection[str]:
-        if not self._ended:
-            return ()
-        ended, self._ended = self._ended, []
-        return ended
 
     def wants_split(self) -> bool:
         return not self._splits

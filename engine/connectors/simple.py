@@ -11,7 +11,7 @@ import itertools
 import pickle
 import sys
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -158,7 +158,6 @@ class _SequenceReader(SourceReader):
 
     def __init__(self, columnar: bool) -> None:
         self._columnar = columnar
-        self._ended: list[str] = []
         self._split_id = ""
         self._next = 0
         self._end = 0
@@ -174,19 +173,13 @@ class _SequenceReader(SourceReader):
     def split_of_batch(self) -> str:
         return self._split_id
 
-    def take_ended(self) -> Collection[str]:
-        if not self._ended:
-            return ()
-        ended, self._ended = self._ended, []
-        return ended
-
     def poll(self, rows_max: int) -> Batch | None:
         start, end = self._next, min(self._end, self._next + rows_max)
         if start == end:
             return None
         self._next = end
         if end == self._end:
-            self._ended.append(self._split_id)
+            self.end_split(self._split_id)
         if not self._columnar:
             return RowBatch(list(range(start, end)))
         import numpy as np

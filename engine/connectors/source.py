@@ -91,8 +91,9 @@ class SourceReader(abc.ABC):
     """Reads splits in the task's thread, one after the other or all together; blocking I/O belongs in a thread of its
     own."""
 
-    #: Unless it is UNTOLD, the reader has ``split_of_batch`` and ``take_ended``.
+    #: Unless it is UNTOLD, the reader has ``split_of_batch`` and calls ``end_split``.
     split_order: SplitOrder = SplitOrder.UNTOLD
+    _ended: tuple[str, ...] = ()
 
     def open(self, ctx: OperatorContext) -> None:
         self.ctx = ctx
@@ -116,9 +117,14 @@ class SourceReader(abc.ABC):
         """Return the id of the split that the batch came from which ``poll`` returned last; a batch is of one split."""
         raise NotImplementedError(f"{type(self).__name__}.split_order is {self.split_order}, but it tells no split.")
 
+    def end_split(self, split_id: str) -> None:
+        """Note that ``poll`` has returned, or is about to return, the last record of this split. For readers alone."""
+        self._ended += (split_id,)
+
     def take_ended(self) -> Collection[str]:
         """Return the ids of splits whose last record ``poll`` has returned since this was called last."""
-        raise NotImplementedError(f"{type(self).__name__}.split_order is {self.split_order}, but it tells no end.")
+        ended, self._ended = self._ended, ()
+        return ended
 
     def pause_splits(self, split_ids: frozenset[str]) -> bool:
         """Return no record of these splits, and again those of all others, until this is called again; they are too far

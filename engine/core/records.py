@@ -11,7 +11,7 @@ pyarrow is imported only when a ColumnBatch is touched: a program of plain rows 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -56,12 +56,14 @@ class RowBatch:
 class ColumnBatch:
     """An Arrow RecordBatch. ``scalar``: the stream's records are the single column's values, not 1-tuples.
 
-    ``timestamps_ms``: int64 array, shape (num_rows,), or None.
+    ``timestamps_ms``: int64 array, shape (num_rows,), or None. ``named``: the records are Rows with the columns' names,
+    not tuples. Structs within records are Rows, maps are dicts.
     """
 
     columns: pa.RecordBatch
     timestamps_ms: np.ndarray[Any, Any] | None = None
     scalar: bool = False
+    named: bool = False
 
     def __len__(self) -> int:
         return int(self.columns.num_rows)
@@ -69,15 +71,21 @@ class ColumnBatch:
     def slice(self, start: int, end: int) -> ColumnBatch:
         stamps = self.timestamps_ms
         return ColumnBatch(
-            self.columns.slice(start, end - start), None if stamps is None else stamps[start:end], self.scalar
+            self.columns.slice(start, end - start),
+            None if stamps is None else stamps[start:end],
+            self.scalar,
+            self.named,
         )
 
     def to_rows(self) -> RowBatch:
-        """Return the same records as Python objects: bare values if ``scalar``, else tuples."""
+        """Return the same records as Python objects: bare values if ``scalar``, Rows if ``named``, else tuples."""
         stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
-        lists = list(map(python_values, self.columns.columns))
+        lists = [_values_of(column) for column in self.columns.columns]
         if self.scalar:
             return RowBatch(lists[0], stamps)
+        if self.named:
+            names = tuple(self.columns.schema.names)
+            return RowBatch([_row_of(names, list(values)) for values in zip(*lists, strict=True)], stamps)
         return RowBatch(list(zip(*lists, strict=True)), stamps)
 
 
@@ -209,6 +217,44 @@ class Row:
             return "Row({})".format(", ".join(repr(value) for value in self._values))
         pairs = zip(self._fields, self._values, strict=True)
         return "Row({})".format(", ".join(f"{name}={value!r}" for name, value in pairs))
+
+
+def _values_of(column: pa.Array) -> list[Any]:
+    values = python_values(column)
+    convert = _nested(column.type)
+    return values if convert is None else list(map(convert, values))
+
+
+def _row_of(names: tuple[str, ...], values: list[Any]) -> Row:
+    row = Row.__new__(Row)
+    row._fields, row._values, row._kind = names, values, RowKind.INSERT
+    return row
+
+
+def _nested(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Return what makes Rows of the structs, and dicts of the maps, in a value of this type; None if it has none."""
+    import pyarrow as pa
+
+    if not kind.num_fields:
+        return None
+    if pa.types.is_struct(kind):
+        names = tuple(field.name for field in kind)
+        inner = [_nested(field.type) for field in kind]
+
+        def to_row(value: Any) -> Any:
+            if value is None:
+                return None
+            parts = [value[name] if own is None else own(value[name]) for name, own in zip(names, inner, strict=True)]
+            return _row_of(names, parts)
+
+        return to_row
+    if pa.types.is_map(kind):
+        own = _nested(kind.item_type)
+        return lambda value: None if value is None else {k: item if own is None else own(item) for k, item in value}
+    if pa.types.is_list(kind):
+        element = _nested(kind.value_type)
+        return None if element is None else lambda value: value and [element(item) for item in value]
+    return None
 
 
 def _rebuild_row(fields: tuple[str, ...] | None, values: list[Any], kind: RowKind) -> Row:

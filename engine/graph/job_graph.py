@@ -133,5 +133,10 @@ class JobGraph:
     #: global job parameters (ParameterTool), shown by REST and given to RuntimeContext
     parameters: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that its operators' tasks need and that take long to load."""
+        return tuple(sorted({name for vertex in self.vertices for info in vertex.operators for name in info.preload}))
+
     def vertex(self, vertex_id: JobVertexID) -> JobVertex:
         return next(vertex for vertex in self.vertices if vertex.vertex_id == vertex_id)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max")
+_NAMED: Final = {b"records": b"rows"}
 
 
 @final
@@ -95,6 +96,11 @@ class _Layout:
     kept: tuple[int, ...]
     #: what the folds of a function take of a record
     values: FoldedValues | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether records are Rows: said in the schema, so that it is in the state's note."""
+        return _NAMED.items() <= (self.schema.metadata or {}).items()
 
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
@@ -193,7 +199,7 @@ class _ColumnAggregateOperator(Operator):
             return
         columns = None
         if isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = self._known_columns(plain_columns(batch.columns))
+            columns = self._known_columns(plain_columns(batch.columns), batch.named)
         if columns is None:
             self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -204,17 +210,22 @@ class _ColumnAggregateOperator(Operator):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
 
-    def _known_columns(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+    def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
         layout = self._layout
+        if layout is not None and layout.named != named:
+            return None
+        if named and isinstance(self._spec, ColumnReduceSpec):
+            return None  # what a function makes of Rows is not said by columns
         if layout is not None and layout.schema.equals(columns.schema):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
-        layout = self._layout = _layout_of(columns.schema, self._spec)
+        schema = columns.schema.with_metadata(_NAMED if named else None)
+        layout = self._layout = _layout_of(schema, self._spec)
         if layout is None:
             return None
-        self._state.note = columns.schema.serialize().to_pybytes()
+        self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
             {layout.name_of(i): _held_kind(layout, i) for i in (*layout.folded, *layout.kept)},
@@ -322,7 +333,7 @@ class _ColumnAggregateOperator(Operator):
         for index, kind in layout.folded.items():
             arrays[index] = _result(kind, after[index], layout.schema.types[index])
         stamps = None if stamps is None else stamps[: slots.size]
-        self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps))
+        self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
 
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
@@ -354,7 +365,7 @@ class _ColumnAggregateOperator(Operator):
                 held: Any = state.columns[layout.name_of(index)]
                 values = held.get(slots) if kind == "last" else held.values.array[slots]
                 arrays[index] = _result(kind, values, layout.schema.types[index])
-            yield ColumnBatch(_batch_of(arrays, layout.schema.names))
+            yield ColumnBatch(_batch_of(arrays, layout.schema.names), named=layout.named)
 
     def _hand_over(self) -> None:
         """Give all state to the row operator; it takes every record from now on.

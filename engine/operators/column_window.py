@@ -13,7 +13,7 @@ have worked in different ways; what the row operator has, only rows can go on wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
@@ -133,6 +133,7 @@ class _ColumnWindowOperator(Operator):
         self._folded_schema: pa.Schema | None = None
         #: the row operator has taken over
         self._is_on_rows = False
+        self._named = False  #: records of the current batch are Rows
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()
@@ -171,12 +172,21 @@ class _ColumnWindowOperator(Operator):
         rest: Batch | None = batch
         if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
-            aggregated = columns if self._spec.seeds is None else self._folded(columns)
+            aggregated = self._aggregated(batch, columns)
             if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
+                self._named = batch.named
                 rest = self._process_columns(columns, aggregated, batch.timestamps_ms)
+                if rest is not None:
+                    rest = replace(rest, named=batch.named)
         if rest is not None:
             self._hand_over()
             self._rows.process_batch(input_index, rest)
+
+    def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+        """Return key and values, or None when rows have to take the batch."""
+        if batch.named and (self._spec.keeps_record or self._spec.seeds is not None):
+            return None  # results are made of whole records, which columns would make tuples of
+        return columns if self._spec.seeds is None else self._folded(columns)
 
     def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values of a user's fold, or None when rows have to take the batch."""
@@ -262,7 +272,9 @@ class _ColumnWindowOperator(Operator):
         elif late.size:
             import pyarrow as pa
 
-            self.out.emit_side(self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+            self.out.emit_side(
+                self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._named)
+            )
         return True
 
     def _take_up_late(self, late: list[tuple[int, Array, list[tuple[int, int]]]], slots: Array, taken: Array) -> bool:

@@ -7,6 +7,7 @@ by ``time/split_watermarks``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 from engine.core.config import Configuration
@@ -135,7 +136,7 @@ class EventTime:
         if isinstance(batch, ColumnBatch) and self._supplier is None:
             column_stamps = self._column_stamps(batch)
             if column_stamps is not None:
-                stamped = ColumnBatch(batch.columns, column_stamps, batch.scalar)
+                stamped = replace(batch, timestamps_ms=column_stamps)
         if stamped is None:
             rows = rows_of(batch)
             stamped = RowBatch(rows.rows, self._stamp(rows))

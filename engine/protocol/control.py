@@ -128,6 +128,7 @@ class JobInformation:
     job_name: str
     config: dict[str, str]
     files: tuple[UserFile, ...] = ()
+    preload: tuple[str, ...] = ()  #: modules of the engine that its operators need and that take long to load
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import bisect
 import bz2
 import gzip
 import itertools
+import json
 import logging
 import lzma
 import time
@@ -26,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.connectors import column_generator as column_generator_module
-from engine.connectors import csv_source, file_splits, files, parquet_source
+from engine.connectors import csv_source, file_chunks, file_splits, parquet_source
 from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.csv_source import DelimitedFileSource, SkipFirstLineSource
 from engine.connectors.files import TextFileSource
@@ -37,7 +38,11 @@ from engine.connectors.source import Source, SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.clock import ManualClock
 from engine.core.errors import InputError
-from engine.core.records import rows_of
+from engine.core.records import Row, rows_of
+from engine.core.type_info import Types
+from engine.datastream.connectors.file_system import FileSource
+from engine.datastream.formats.csv import CsvReaderFormat, CsvSchema
+from engine.datastream.formats.json import JsonReaderFormat
 from engine.operators.base import OperatorSpec, PollResult
 from engine.operators.functions import SourceFunction
 from engine.time.watermarks import WatermarkStrategy
@@ -185,6 +190,42 @@ def parquet(folder) -> Case:
     return _of_source(ParquetSource((str(folder),)), rows, split_of=lambda _: lambda row: (row[0] % 2, row[0] // 50))
 
 
+def csv_columns(folder) -> Case:
+    """Quoted values with separators, quotes and line ends; a header, comments, empty lines; each file is one split."""
+    schema = CsvSchema.builder().add_number_column("n").add_string_column("text").set_allow_comments()
+    schema = schema.set_use_header().set_skip_first_data_row().build()
+    records = []
+    for number in range(4):
+        rows = [Row(n=i * 4 + number, text=f'"{i}",\n#é{"x" * (i % 30)}\r\n') for i in range(number * 20)]
+        lines = [f'{row.n},"{row.text.replace(chr(34), chr(34) * 2)}"' for row in rows]
+        for place in range(0, len(lines), 7):
+            lines[place] = f"# don't\n\n{lines[place]}"
+        data = ("\n", "\r\n")[number % 2].join(["n,text", "0,first", *lines]).encode()
+        (folder / f"f{number}{'.gz' * (number == 2)}").write_bytes(gzip.compress(data) if number == 2 else data)
+        records += rows
+    source = FileSource.for_record_stream_format(CsvReaderFormat.for_schema(schema), str(folder)).build()
+    return _of_source(source, records, split_of=lambda _: lambda row: row.n % 4)
+
+
+def csv_columns_in_splits(folder) -> Case:
+    """Without quotes a file is cut anywhere; malformed records in between do not count."""
+    schema = CsvSchema.builder().add_number_column("n").add_string_column("text").set_use_header()
+    csv_format = CsvReaderFormat.for_schema(schema.disable_quote_char().build()).with_ignore_parse_errors()
+    rows = [Row(n=i, text=f'"{"x" * (i * 7 % 23)}') for i in range(120)]
+    lines = [f"{row.n},{row.text}" + "\nbad" * (row.n % 9 == 0) for row in rows]
+    (folder / "a").write_text("\n".join(["n,text", *lines]))
+    return _of_source(FileSource.for_record_stream_format(csv_format, str(folder)).build(), rows)
+
+
+def json_columns(folder) -> Case:
+    rows = [Row(n=i, text="ü" * (i % 5) or None) for i in range(120)]
+    lines = [json.dumps(row.as_dict()) + "\n" * (row.n % 7 == 0) for row in rows]
+    (folder / "a").write_text("\n".join(lines))
+    row_type = Types.ROW_NAMED(["n", "text"], [Types.INT(), Types.STRING()])
+    source = FileSource.for_record_stream_format(JsonReaderFormat.for_row_type(row_type), str(folder)).build()
+    return _of_source(source, rows)
+
+
 class Counting(SourceFunction):
     def __init__(self, end: int) -> None:
         self.position = 0
@@ -228,6 +269,9 @@ SOURCES: dict[str, Callable[[Any], Case]] = {
     "generator": generator,
     "column generator": column_generator,
     "parquet": parquet,
+    "csv columns": csv_columns,
+    "csv columns in splits": csv_columns_in_splits,
+    "json columns": json_columns,
     "user function": user_function,
 }
 
@@ -292,7 +336,7 @@ def phases_of(parallelisms: tuple[int, ...]) -> Any:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 150)
+    monkeypatch.setattr(file_chunks, "_CHUNK_BYTES", 150)
     monkeypatch.setattr(csv_source, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(file_splits, "SPLIT_BYTES_MIN", 300)
     monkeypatch.setattr(column_generator_module, "_BLOCK", 16)
@@ -367,8 +411,9 @@ class _SplitOfBatches:
             with OperatorHarness(SourceSpec(source)) as harness:
                 reader.open(harness.contexts[0])
                 reader.add_split(split)
-                while (batch := reader.poll(1000)) is not None:
-                    self._split_of.update(dict.fromkeys(rows_of(batch).rows, split.split_id))
+                while not reader.is_drained():
+                    if (batch := reader.poll(1000)) is not None:
+                        self._split_of.update(dict.fromkeys(rows_of(batch).rows, split.split_id))
                 reader.close()
 
     def __call__(self, record: Any) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import signal
+import sys
 import time
 
 import psutil
@@ -92,6 +93,16 @@ class Counts(MapFunction):
 def test_a_job_over_two_taskmanagers_gives_its_rows(client):
     graph = program(lambda n: n * 2, 1000, parallelism=4, collect=True)
     assert rows_of(submit(client, graph), graph) == [n * 2 for n in range(1, 1001)]
+
+
+def test_slots_find_what_their_job_wants_loaded_imported_and_nothing_but_the_engines_own(client):
+    """So kernels are loaded once in a TaskManager, not once a slot."""
+    names = ("engine.core.options_docs", "this.is.no.module", "tabnanny")
+    graph = program(lambda n: tuple(name in sys.modules for name in names), 100, parallelism=4, collect=True)
+    source = graph.vertices[0]
+    operators = (dataclasses.replace(source.operators[0], preload=names), *source.operators[1:])
+    graph = dataclasses.replace(graph, vertices=(dataclasses.replace(source, operators=operators), *graph.vertices[1:]))
+    assert set(rows_of(submit(client, graph), graph)) == {(True, False, False)}
 
 
 def test_two_jobs_run_at_once(client):

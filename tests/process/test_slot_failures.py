@@ -367,6 +367,13 @@ def test_a_zygote_that_cannot_start_says_why(tmp_path: Any):
     asyncio.run(run("/no/such/python", output))
 
 
+def test_a_module_that_takes_for_ever_to_load_delays_slots_for_a_while_only(tmp_path: Any):
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    command = "import engine.runtime.taskmanager.zygote_process as z; z.LOAD_S_MAX = 0.2; z._load_ahead(['endless'])"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    subprocess.run([sys.executable, "-c", command], env=env, check=True, timeout=60)
+
+
 def test_slots_share_no_socket_with_each_other():
     """Else the end of one would not be seen while another lives."""
 

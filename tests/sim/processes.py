@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from engine.core.clock import Clock
@@ -43,6 +43,9 @@ class _SlotHost:
             self._ended.set_result(SIGKILL)
         for slot in self._taskmanager.slots():
             slot.kill("its zygote is gone", after=self._taskmanager.rng.uniform(0.0005, 0.01))
+
+    def load(self, modules: Sequence[str]) -> None:
+        pass
 
     async def fork_slot(self, init: InitializeSlot) -> SlotEnd:
         taskmanager = self._taskmanager

@@ -6,7 +6,6 @@ time stay ahead: what such a source gives without a watermark for each split is 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ class PartitionedReader(SourceReader):
         self.splits: list[FileSplit] = []
         self.paused: frozenset[str] = frozenset()
         self._current = ""
-        self._ended: list[str] = []
 
     def add_split(self, split: Any) -> None:
         self.splits.append(split)
@@ -59,16 +57,12 @@ class PartitionedReader(SourceReader):
         if split.start < split.end:
             self.splits.append(split)  # the others have their turn first
         else:
-            self._ended.append(split.split_id)
+            self.end_split(split.split_id)
         name, _, time = line.decode().partition(",")
         return RowBatch([(name, int(time))])
 
     def split_of_batch(self) -> str:
         return self._current
-
-    def take_ended(self) -> Collection[str]:
-        ended, self._ended = self._ended, []
-        return ended
 
     def pause_splits(self, split_ids: frozenset[str]) -> bool:
         self.paused = split_ids

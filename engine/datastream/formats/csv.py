@@ -1,80 +1,168 @@
-"""CsvSchema and CsvBulkWriters, where a PyFlink program looks for them."""
+"""CsvSchema, CsvReaderFormat and CsvBulkWriters, where a PyFlink program looks for them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
 
 from engine.connectors.bulk_writers import CsvFormat, CsvOptions
 from engine.core.errors import ConfigError
+from engine.core.type_info import BasicType, BasicTypeInfo
+from engine.formats.csv_columns import CsvColumn, CsvColumns
+from engine.formats.csv_records import CsvDialect
 
-__all__ = ["CsvBulkWriters", "CsvSchema", "CsvSchemaBuilder"]
+__all__ = ["CsvBulkWriters", "CsvReaderFormat", "CsvSchema", "CsvSchemaBuilder"]
+
+_NUMBERS: Final = (
+    BasicType.BYTE,
+    BasicType.SHORT,
+    BasicType.INT,
+    BasicType.LONG,
+    BasicType.FLOAT,
+    BasicType.DOUBLE,
+)
+_ELEMENTS: Final = (*_NUMBERS, BasicType.STRING, BasicType.BOOLEAN)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    kind: BasicType
+    is_array: bool = False
+    array_separator: str | None = None  #: None = the schema's
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ReadOptions:
+    null_value: str | None = None
+    allow_comments: bool = False
+    skip_first_data_row: bool = False
+    strict_headers: bool = False
+    any_property_name: str | None = None
 
 
 @final
 class CsvSchema:
-    """Names of the columns, and how lines are written. Types are not needed for writing."""
+    """Names and types of the columns, and how lines are written and read."""
 
-    def __init__(self, names: tuple[str, ...], options: CsvOptions) -> None:
-        self._names = names
+    def __init__(self, columns: tuple[_Column, ...], options: CsvOptions, reading: _ReadOptions) -> None:
+        self._columns = columns
         self._options = options
+        self._reading = reading
 
     @staticmethod
     def builder() -> CsvSchemaBuilder:
         return CsvSchemaBuilder()
 
     def size(self) -> int:
-        return len(self._names)
+        return len(self._columns)
+
+    def _written(self) -> CsvFormat:
+        separators = tuple(
+            (index, column.array_separator)
+            for index, column in enumerate(self._columns)
+            if column.array_separator is not None
+        )
+        return CsvFormat(
+            tuple(column.name for column in self._columns), replace(self._options, array_separators=separators)
+        )
+
+    def _read(self) -> CsvColumns:
+        """Raises: ConfigError."""
+        options, reading = self._options, self._reading
+
+        def mark(char: str | None, method: str) -> bytes | None:
+            if char is not None and (not char.isascii() or char in "\r\n"):
+                raise ConfigError(f"{method}({char!r}): to read CSV, expected one ASCII character.")
+            return None if char is None else char.encode()
+
+        separator = mark(options.column_separator, "set_column_separator")
+        assert separator is not None
+        dialect = CsvDialect(
+            separator,
+            mark(options.quote_char, "set_quote_char"),
+            mark(options.escape_char, "set_escape_char"),
+            b"#" if reading.allow_comments else None,
+        )
+        marks = [dialect.separator, dialect.quote, dialect.escape]
+        given = [char for char in marks if char is not None]
+        if len(set(given)) < len(given):
+            raise ConfigError("CsvSchema: column separator, quote and escape must be different characters.")
+        columns = []
+        for column in self._columns:
+            own = options.array_separator if column.array_separator is None else column.array_separator
+            columns.append(CsvColumn(column.name, column.kind, own if column.is_array else None))
+        return CsvColumns(
+            tuple(columns),
+            dialect,
+            reading.null_value,
+            num_header_records=options.use_header + reading.skip_first_data_row,
+            is_header_strict=options.use_header and reading.strict_headers,
+            allows_more_fields=reading.any_property_name is not None,
+        )
 
 
 @final
 class CsvSchemaBuilder:
-    """PyFlink's builder. What only matters to readers is accepted and has no effect."""
+    """PyFlink's builder. Types are ``Types.…()``; what PyFlink's table package calls ``DataTypes`` is not there."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self._columns: list[_Column] = []
         self._options = CsvOptions()
+        self._reading = _ReadOptions()
 
     def build(self) -> CsvSchema:
-        if not self._names:
+        names = [column.name for column in self._columns]
+        if not names:
             raise ConfigError("CsvSchema has no columns; add them, e.g. CsvSchema.builder().add_string_column('id').")
-        if len(set(self._names)) < len(self._names):
-            raise ConfigError(f"CsvSchema has a column twice: {', '.join(self._names)}.")
-        return CsvSchema(tuple(self._names), self._options)
-
-    def _column(self, name: str) -> CsvSchemaBuilder:
-        self._names.append(name)
-        return self
+        if len(set(names)) < len(names):
+            raise ConfigError(f"CsvSchema has a column twice: {', '.join(names)}.")
+        return CsvSchema(tuple(self._columns), self._options, self._reading)
 
     def add_string_column(self, name: str) -> CsvSchemaBuilder:
-        return self._column(name)
+        return self._column(_Column(name, BasicType.STRING))
 
     def add_number_column(self, name: str, number_type: Any = None) -> CsvSchemaBuilder:
-        return self._column(name)
+        """``number_type``: BYTE, SHORT, INT, LONG, FLOAT or DOUBLE of ``Types``; LONG if none is given."""
+        return self._column(_Column(name, _kind_of(number_type, BasicType.LONG, _NUMBERS, "add_number_column")))
 
     def add_boolean_column(self, name: str) -> CsvSchemaBuilder:
-        return self._column(name)
+        return self._column(_Column(name, BasicType.BOOLEAN))
 
     def add_array_column(self, name: str, separator: str = ";", element_type: Any = None) -> CsvSchemaBuilder:
-        self._options = replace(self._options, array_separator=separator)
-        return self._column(name)
+        """``element_type``: a number type, BOOLEAN or STRING of ``Types``; STRING if none is given."""
+        kind = _kind_of(element_type, BasicType.STRING, _ELEMENTS, "add_array_column")
+        return self._column(_Column(name, kind, True, separator))
 
     def add_columns_from(self, schema: CsvSchema) -> CsvSchemaBuilder:
-        self._names += schema._names
+        self._columns += schema._columns
         return self
 
     def clear_columns(self) -> CsvSchemaBuilder:
-        self._names = []
+        self._columns = []
+        return self
+
+    def _column(self, column: _Column) -> CsvSchemaBuilder:
+        self._columns.append(column)
         return self
 
     def set_column_separator(self, char: str) -> CsvSchemaBuilder:
         return self._with(column_separator=_one(char, "set_column_separator"))
 
     def set_line_separator(self, separator: str) -> CsvSchemaBuilder:
+        """Of lines that are written; what is read may end with ``\\n``, ``\\r\\n`` or ``\\r``."""
         return self._with(line_separator=separator)
 
     def set_array_element_separator(self, separator: str) -> CsvSchemaBuilder:
+        """Set it for array columns that have none of their own."""
         return self._with(array_separator=separator)
+
+    def remove_array_element_separator(self, index: int) -> CsvSchemaBuilder:
+        """Let the array column at this place have no separator of its own."""
+        self._columns[index] = replace(self._columns[index], array_separator=None)
+        return self
 
     def disable_array_element_separator(self) -> CsvSchemaBuilder:
         return self._with(array_separator="")
@@ -92,6 +180,8 @@ class CsvSchemaBuilder:
         return self._with(escape_char=None)
 
     def set_null_value(self, null_value: str) -> CsvSchemaBuilder:
+        """Set the text that is null. Without, null is written as nothing, and nothing is read as null."""
+        self._reading = replace(self._reading, null_value=null_value)
         return self._with(null_value=null_value)
 
     def set_use_header(self, use: bool = True) -> CsvSchemaBuilder:
@@ -104,19 +194,35 @@ class CsvSchemaBuilder:
     # For readers only.
 
     def set_allow_comments(self, allow: bool = True) -> CsvSchemaBuilder:
-        return self
+        """Let lines that begin with ``#`` be no records."""
+        return self._reads(allow_comments=allow)
 
     def set_any_property_name(self, name: str) -> CsvSchemaBuilder:
-        return self
+        """Let records have more fields than the schema has columns; they are left out."""
+        return self._reads(any_property_name=name)
 
     def set_skip_first_data_row(self, skip: bool = True) -> CsvSchemaBuilder:
-        return self
+        return self._reads(skip_first_data_row=skip)
 
     def set_strict_headers(self, strict: bool = True) -> CsvSchemaBuilder:
+        """With ``set_use_header``: the header must name the columns, in their order."""
+        return self._reads(strict_headers=strict)
+
+    def _reads(self, **changes: Any) -> CsvSchemaBuilder:
+        self._reading = replace(self._reading, **changes)
         return self
 
     def size(self) -> int:
-        return len(self._names)
+        return len(self._columns)
+
+
+def _kind_of(given: Any, default: BasicType, known: tuple[BasicType, ...], method: str) -> BasicType:
+    if given is None:
+        return default
+    if isinstance(given, BasicTypeInfo) and given.basic_type in known:
+        return given.basic_type
+    names = ", ".join(f"Types.{kind.name}()" for kind in known)
+    raise ConfigError(f"{method}: {given!r:.80} is not a type of this column; expected one of {names}.")
 
 
 def _one(char: str, method: str) -> str:
@@ -126,7 +232,27 @@ def _one(char: str, method: str) -> str:
 
 
 @final
+@dataclass(frozen=True)
+class CsvReaderFormat:
+    """CSV for ``FileSource.for_record_stream_format``: Rows with the schema's names, read as columns.
+
+    Files are UTF-8. With quotes or an escape character a newline may be part of a value, so that a file is read by one
+    reader, as in Flink; with ``disable_quote_char()`` large files are read in parallel.
+    """
+
+    columns: CsvColumns
+
+    @staticmethod
+    def for_schema(schema: CsvSchema) -> CsvReaderFormat:
+        return CsvReaderFormat(schema._read())
+
+    def with_ignore_parse_errors(self) -> CsvReaderFormat:
+        """Leave out records that are malformed (Flink's ``withIgnoreParseErrors``)."""
+        return CsvReaderFormat(replace(self.columns, ignores_errors=True))
+
+
+@final
 class CsvBulkWriters:
     @staticmethod
     def for_schema(schema: CsvSchema) -> CsvFormat:
-        return CsvFormat(schema._names, schema._options)
+        return schema._written()

@@ -222,7 +222,9 @@ class _Buffer:
 
 
 def _is_alike(left: ColumnBatch, right: ColumnBatch) -> bool:
-    if left.scalar != right.scalar or (left.timestamps_ms is None) is not (right.timestamps_ms is None):
+    if (left.scalar, left.named) != (right.scalar, right.named) or (left.timestamps_ms is None) is not (
+        right.timestamps_ms is None
+    ):
         return False
     return left.columns.schema is right.columns.schema or bool(left.columns.schema.equals(right.columns.schema))
 
@@ -239,7 +241,7 @@ def _concatenated(batches: list[ColumnBatch]) -> ColumnBatch:
         stamps = np.concatenate([batch.timestamps_ms for batch in batches if batch.timestamps_ms is not None])
     parts = table.to_batches()
     assert len(parts) == 1, "combine_chunks left several chunks"
-    return ColumnBatch(parts[0], stamps, batches[0].scalar)
+    return ColumnBatch(parts[0], stamps, batches[0].scalar, batches[0].named)
 
 
 def _raise(error: BaseException) -> bool:

@@ -143,7 +143,9 @@ def _split_columns(
     if len(parts) == 1:
         return [(parts[0][0], batch)]
     stamps = batch.timestamps_ms
-    grouped = ColumnBatch(_taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar)
+    grouped = ColumnBatch(
+        _taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar, batch.named
+    )
     return [(channel, grouped.slice(start, end)) for channel, start, end in parts]
 
 

@@ -56,6 +56,7 @@ HELLO_SIZE: Final = _HELLO.size
 _COLUMNS_HEAD: Final = struct.Struct("<B7xQ")
 _FLAG_SCALAR: Final = 1
 _FLAG_STAMPS: Final = 2
+_FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 
 _SAMPLE_BYTES_MAX: Final = 64 << 10
@@ -177,7 +178,7 @@ class Encoder:
         import pyarrow as pa
 
         columns = batch.columns
-        flags = _FLAG_SCALAR if batch.scalar else 0
+        flags = (_FLAG_SCALAR if batch.scalar else 0) | (_FLAG_NAMED if batch.named else 0)
         stamps: Buffer = b""
         if batch.timestamps_ms is not None:
             flags |= _FLAG_STAMPS
@@ -247,7 +248,7 @@ class Decoder:
         else:
             assert self._schema is not None, "columns before their schema"
             columns = pa.ipc.read_record_batch(message, self._schema)
-        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR))
+        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), bool(flags & _FLAG_NAMED))
 
 
 def _has_dictionary(schema: pa.Schema) -> bool:

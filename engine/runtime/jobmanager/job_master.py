@@ -99,7 +99,7 @@ class JobMaster:
         shared = dict(job_graph.config)
         if job_graph.parameters:
             shared[PARAMETERS_KEY] = json.dumps(job_graph.parameters)
-        self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files)
+        self._information = JobInformation(job_graph.job_id, job_graph.name, shared, job_graph.files, job_graph.preload)
         self._config = effective.to_dict()
         self.checkpoints = CheckpointManager(
             prepared, effective, clock=clock, host=self, new_worker=new_worker, store=store

@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias, final
 
@@ -121,6 +121,10 @@ class SlotHandle(Protocol):
 
 class SlotHost(Protocol):
     """Makes slot processes, see ``zygote.Zygote``."""
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have slots that are made from now on find these modules imported; never fails, at worst they do not."""
+        ...
 
     async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
         """Raises ExternalError."""
@@ -555,7 +559,7 @@ class TaskExecutor:
         # Shielded: this slot may be given up while others wait for the same host.
         host = await asyncio.shield(self._host_for(python))
         try:
-            return await host.fork_slot(init)
+            return await _fork(host, init)
         except ExternalError as error:
             # Is it this slot that cannot start, or did the zygote die (killed for memory by the kernel, by hand)?
             try:
@@ -564,7 +568,7 @@ class TaskExecutor:
                 raise error from None
             logger.warning("job=%s: the zygote is gone, starting another one", job.job_id)
             self._hosts.pop(python, None)
-            return await (await asyncio.shield(self._host_for(python))).fork_slot(init)
+            return await _fork(await asyncio.shield(self._host_for(python)), init)
 
     def _effective(self, job_config: dict[str, str]) -> Configuration:
         """Return this TaskManager's configuration with the job's over it. What describes the cluster stays as it is:
@@ -621,6 +625,14 @@ def _short_temp_dir() -> str | None:
         if len(folder) <= UNIX_FOLDER_MAX - 24 and os.access(folder, os.W_OK | os.X_OK):
             return folder
     return None
+
+
+async def _fork(host: SlotHost, init: InitializeSlot) -> SlotHandle:
+    # The host is shared by jobs: it imports nothing that is not the engine's own, whatever a job asks for.
+    own = [module for module in init.job.preload if module.startswith("engine.")]
+    if own:
+        host.load(own)
+    return await host.fork_slot(init)
 
 
 async def _started(factory: SlotHostFactory, python: str) -> SlotHost:

@@ -202,13 +202,15 @@ class Zygote:
                 kill_slot(pid)
 
     def load(self, modules: Sequence[str]) -> None:
-        """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``."""
+        """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``. What
+        fails or takes longer than a minute is left to the slots."""
         wanted = [module for module in modules if module not in self._loaded]
         if not wanted or self._is_closed:
             return
         self._loaded.update(wanted)
         with contextlib.suppress(OSError):  # that it is gone is told to whoever wants a slot
-            self._socket.send(" ".join(wanted).encode())
+            for module in wanted:
+                self._socket.send(module.encode())
 
     async def wait(self) -> int:
         """Return the zygote's exit code when it has ended."""

@@ -24,6 +24,8 @@ __all__ = ["die_with", "kill_slot", "main"]
 
 _MESSAGE_SIZE: Final = 256
 _PR_SET_PDEATHSIG: Final = 1
+#: A module that is loaded while a job waits for its slots gets this long. Kernels that numba's cache lacks take 20 s.
+LOAD_S_MAX: Final = 60.0
 
 
 @final
@@ -147,8 +149,18 @@ def _load(names: Sequence[str]) -> None:
 def _load_ahead(names: Sequence[str]) -> None:
     """Import for the slots to come; what goes wrong here will go wrong, and be told, in them."""
     gc.unfreeze()
-    with contextlib.suppress(Exception):
-        _load(names)
+    former = signal.signal(signal.SIGALRM, _on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, LOAD_S_MAX)
+    try:
+        with contextlib.suppress(Exception):
+            _load(names)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def _on_alarm(number: int, frame: object) -> None:
+    raise TimeoutError(f"not loaded within {LOAD_S_MAX:.0f} s")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import pytest
 from engine.core.errors import ConfigError, ProgramError, UserCodeError
 from engine.core.records import ColumnBatch, Row, RowBatch
 from engine.core.type_info import Types
-from engine.datastream.formats.csv import CsvBulkWriters, CsvSchema
+from engine.datastream.formats.csv import CsvBulkWriters, CsvReaderFormat, CsvSchema
 from engine.datastream.formats.json import JsonBulkWriters
 from engine.datastream.formats.parquet import ParquetBulkWriters
 
@@ -58,6 +58,15 @@ def test_columns_stay_columns_in_parquet():
     assert table(written(ParquetBulkWriters.for_row_type(PAIR), ColumnBatch(other))).schema.types[0] == pa.int64()
 
 
+def test_columns_of_named_rows_are_written_by_name_as_rows_are():
+    columns = pa.record_batch({"text": pa.array([7, 8]), "number": pa.array([1, 2]), "more": [None, None]})
+    row_type = Types.ROW_NAMED(["number", "text"], [Types.LONG(), Types.LONG()])
+    batch = ColumnBatch(columns, named=True)
+    for given in (batch, batch.to_rows().rows):
+        found = table(written(ParquetBulkWriters.for_row_type(row_type), given))
+        assert found.to_pydict() == {"number": [1, 2], "text": [7, 8]}
+
+
 def test_parquet_settings_are_those_of_hadoop_and_timestamps_may_be_utc():
     row_type = Types.ROW_NAMED(["at"], [Types.SQL_TIMESTAMP()])
     data = written(
@@ -97,6 +106,15 @@ def test_csv_quotes_where_it_must_and_writes_the_header_of_each_file():
         'n,s,b,l\n1,plain,true,1;2\n2,"say ""a,b""\n",false,\nNULL,NULL,NULL,NULL\n'
     )
     assert schema.size() == 4
+
+
+def test_csv_that_is_written_is_read_as_it_was():
+    schema = CsvSchema.builder().add_number_column("n").add_string_column("s").add_array_column("l", "|", Types.LONG())
+    schema = schema.add_array_column("texts").set_null_value("-").set_line_separator("\n").build()
+    rows = [(1, "a\rb", [1, 2], ["x"]), (None, 'a,"\n', [], ["y", "z"]), (3, "", None, None)]
+    data = written(CsvBulkWriters.for_schema(schema), rows)
+    parsed = CsvReaderFormat.for_schema(schema).columns.create_parser().parse(data, True)
+    assert ColumnBatch(parsed).to_rows().rows == rows
 
 
 def test_csv_separators_are_the_schemas():

@@ -163,13 +163,13 @@ def test_the_thread_reads_a_bounded_way_ahead_and_ends_at_close(tmp_path):
     with OperatorHarness(SourceSpec(source), name="Ahead") as harness:
         harness.run_source(until=lambda: bool(harness.output.batches))
         reader = harness.head._reader
-        thread = reader._thread
+        thread = reader._chunks._thread
         deadline = time.monotonic() + 10
-        while len(reader._chunks) < 3:
+        while len(reader._chunks._chunks) < 3:
             assert time.monotonic() < deadline
             thread.join(0.01)
         thread.join(0.2)  # it could read on now, and must not
-        assert len(reader._chunks) == 3
+        assert len(reader._chunks._chunks) == 3
         assert thread.is_alive()
     assert not thread.is_alive()
     assert not [t for t in threading.enumerate() if "Ahead" in t.name]
@@ -220,6 +220,6 @@ def test_monitoring_finds_new_files_and_never_ends(tmp_path):
 def test_monitoring_a_pattern_waits_for_the_first_match(tmp_path):
     source = TextFileSource((str(tmp_path / "*.log"),), monitor_interval_ms=5)
     with OperatorHarness(SourceSpec(source)) as harness:
-        harness.run_source(until=lambda: isinstance(harness.head._reader._num_unread, int))
+        harness.run_source(until=lambda: isinstance(harness.head._reader._chunks._num_unread, int))
         (tmp_path / "a.log").write_text("one\n")
         harness.run_source(until=lambda: harness.output.rows == ["one"])

@@ -17,7 +17,7 @@ import pytest
 
 from engine.core import user_code
 from engine.core.clock import ManualClock
-from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, Row, RowBatch, rows_of
 from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
 from engine.state.parts import DeltaPart
@@ -52,7 +52,8 @@ def batch_of(rows: list, stamps: list[int] | None, schema: pa.Schema | None) -> 
         return RowBatch(rows, stamps)
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(schema.types)]
     columns = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64))
+    named = bool(rows) and isinstance(rows[0], Row)
+    return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64), named=named)
 
 
 class Run:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, Row
 from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.column_window import column_window
@@ -95,6 +95,29 @@ def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config)
         keys = (key,)
         ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, final),), script, keys), config)
         assert ours == undisturbed(Case((KeyedAggregateSpec(key, kind, 1, final),), script, keys))
+
+    check()
+
+
+def of_named_rows(script: list, every: int) -> list:
+    """Return the script with Rows instead of tuples in every ``every``-th batch."""
+    return [
+        replace(step, rows=[Row(k=k, v=v) for k, v in step.rows])
+        if isinstance(step, Rows) and index % every == 0
+        else step
+        for index, step in enumerate(script)
+    ]
+
+
+@pytest.mark.parametrize("every", [1, 2], ids=["rows", "rows and tuples"])
+@pytest.mark.parametrize("final", [False, True])
+def test_aggregates_of_named_rows_are_named_rows(final, every):
+    @settings(max_examples=25, deadline=None, phases=PHASES)
+    @given(SCRIPTS.map(lambda script: of_named_rows(script, every)))
+    def check(script):
+        keys = (FieldKey(0),)
+        ours = disturbed(Case((ColumnAggregateSpec(keys[0], "sum", 1, final),), script, keys), INCREMENTAL)
+        assert ours == undisturbed(Case((KeyedAggregateSpec(keys[0], "sum", 1, final),), script, keys))
 
     check()
 

@@ -111,6 +111,8 @@ def test_a_new_schema_and_dictionaries_pass():
         words.to_pylist(),
         lines.to_pylist(),
     ]
+    [rows] = there_and_back(Records(ColumnBatch(lines, named=True)))
+    assert columns_of(rows).to_rows().rows == [Row(line="one"), Row(line="two")]
     assert columns_of(found[0]).scalar
     assert not columns_of(found[2]).scalar
 
