@@ -218,10 +218,10 @@ class IntervalState:
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         wanted = set(key_groups)
-        chunks = chunks_of(self._kept(), wanted, self.watermark_ms)
+        chunks = chunks_of(self._kept(), wanted)
         return chunks | {group: chunk for group, chunk in self.others.items() if group in wanted}
 
-    def _kept(self) -> Iterator[tuple[int, pa.RecordBatch, Array, Array]]:
+    def _kept(self) -> Iterator[tuple[SideRecords, Array]]:
         from engine.state.column_hash import groups_of_rows
 
         others, self.others = self.others, {}
@@ -230,7 +230,7 @@ class IntervalState:
             assert own is not None
             keys = [records.columns.column(key) for key in own.keys]
             groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple)
-            yield records.side, records.columns, records.times_ms, groups.astype("int64")
+            yield records, groups.astype("int64")
         self.others = others
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
@@ -240,7 +240,9 @@ class IntervalState:
                 self.others[group] = chunk
                 continue
             for records in found:
-                self.append(records.side, records.columns, records.times_ms, self.slots_of(records.side, records.columns))
+                self.append(
+                    records.side, records.columns, records.times_ms, self.slots_of(records.side, records.columns)
+                )
 
     def append(self, side: int, columns: pa.RecordBatch, times_ms: Array, slots: Array) -> None:
         own = self.sides[side]
@@ -316,7 +318,7 @@ class _ColumnIntervalJoinOperator(Operator):
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
             return False
         times_ms = batch.timestamps_ms
-        return not len(batch) or bool(-_TIME_LIMIT_MS < times_ms.min() and times_ms.max() < _TIME_LIMIT_MS)
+        return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
 
     def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
         columns, times_ms = self._in_time(side, columns, times_ms)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 
 __all__ = ["link_rows", "order_by_slot", "pairs_of_chains", "pairs_of_groups"]
 

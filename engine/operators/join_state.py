@@ -152,17 +152,16 @@ class RowStore:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def chunks_of(
-    kept: Iterable[tuple[int, pa.RecordBatch, Array, Array]], key_groups: Iterable[int], watermark_ms: int
-) -> dict[int, bytes]:
-    """Return chunks by key group. ``kept``: side, records, event times, key group of each; in order of arrival."""
+def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[int]) -> dict[int, bytes]:
+    """Return chunks by key group. ``kept``: records and the key group of each, in order of arrival."""
     import numpy as np
     import pyarrow as pa
 
     wanted = set(key_groups)
     streams: dict[tuple[int, int], tuple[Any, Any]] = {}
-    for side, columns, times_ms, groups in kept:
-        rows = _with_times(columns, times_ms)
+    for records, groups in kept:
+        side = records.side
+        rows = _with_times(records.columns, records.times_ms)
         order = np.argsort(groups, kind="stable")
         rows, groups = rows.take(pa.array(order)), groups[order]
         ends = (np.flatnonzero(np.diff(groups, append=-1)) + 1).tolist()
@@ -172,9 +171,9 @@ def chunks_of(
             if group in wanted:
                 if (group, side) not in streams:
                     sink = pa.BufferOutputStream()
-                    schema = rows.schema.with_metadata({_WATERMARK: str(watermark_ms)})
-                    streams[group, side] = sink, pa.ipc.new_stream(sink, schema)
-                streams[group, side][1].write_batch(rows.slice(begin, end - begin))
+                    streams[group, side] = sink, pa.ipc.new_stream(sink, rows.schema)
+                watermark = {_WATERMARK: str(records.watermark_ms)}
+                streams[group, side][1].write_batch(rows.slice(begin, end - begin), watermark)
             begin = end
     chunks: dict[int, bytes] = {}
     for group in sorted({group for group, _ in streams}):
@@ -208,11 +207,10 @@ def records_in(chunk: bytes) -> Iterator[SideRecords]:
         at += _LENGTH.size
         if size:
             with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
-                watermark_ms = int((reader.schema.metadata or {})[_WATERMARK])
-                for batch in reader:
+                for batch, metadata in reader.iter_batches_with_custom_metadata():
                     arrays, names = batch.columns[1:], batch.schema.names[1:]
                     columns = pa.RecordBatch.from_arrays(arrays, names=names)
-                    yield SideRecords(side, columns, values_of(batch.column(0)).copy(), watermark_ms)
+                    yield SideRecords(side, columns, values_of(batch.column(0)).copy(), int(metadata[_WATERMARK]))
         at += size
 
 

@@ -81,9 +81,9 @@ class _Joiner(ast.NodeTransformer):
         match node:
             case ast.Subscript(ast.Name(name), ast.Constant(int() as at)) if name in self._places and type(at) is int:
                 return self._field(name, at)
-            case ast.Subscript(
-                ast.Name(name), ast.UnaryOp(ast.USub(), ast.Constant(int() as at))
-            ) if name in self._places and type(at) is int:
+            case ast.Subscript(ast.Name(name), ast.UnaryOp(ast.USub(), ast.Constant(int() as at))) if (
+                name in self._places and type(at) is int
+            ):
                 return self._field(name, -at)
         return self.generic_visit(node)
 
