@@ -207,7 +207,8 @@ class IntervalState:
                 live = side.live()
                 for at in range(0, live.size, BATCH_ROWS_MAX):
                     part = live[at : at + BATCH_ROWS_MAX]
-                    yield SideRecords(index, side.store.records(part), side.store.times_ms[part], self.watermark_ms)
+                    store = side.store
+                    yield SideRecords(index, store.records(part), store.times_ms[part], part, self.watermark_ms)
         for chunk in self.others.values():
             yield from records_in(chunk)
 

@@ -22,7 +22,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
-from engine.operators.join_state import JOIN_PART, SideRecords, chunks_of, key_columns, key_kinds, records_in
+from engine.operators.join_state import JOIN_PART, SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.process import keeps_state
@@ -93,10 +93,12 @@ def column_window_join(rows: WindowSpec, shapes: tuple[Shape | None, Shape | Non
 @final
 @dataclass(frozen=True, slots=True)
 class _Some:
-    """Records of one side and slice. ``fired_ms``: of restored ones, up to when their windows have fired."""
+    """Records of one side and slice. ``arrivals``: rising numbers, the order in which they came; ``fired_ms``: of
+    restored ones, up to when their windows have fired."""
 
     columns: pa.RecordBatch
     times_ms: Array
+    arrivals: Array
     fired_ms: int = TIME_MIN_MS
 
 
@@ -113,14 +115,15 @@ def _are_small(before: _Some, last: _Some) -> bool:
     return sizes[0] < 2 * sizes[1] and sum(sizes) <= _MERGED_ROWS_MAX and before.fired_ms == last.fired_ms
 
 
-def _joined(kept: list[_Some]) -> tuple[pa.RecordBatch, Array]:
+def _joined(kept: list[_Some]) -> tuple[pa.RecordBatch, Array, Array]:
     import numpy as np
     import pyarrow as pa
 
     if len(kept) == 1:
-        return kept[0].columns, kept[0].times_ms
+        return kept[0].columns, kept[0].times_ms, kept[0].arrivals
     (columns,) = pa.Table.from_batches([some.columns for some in kept]).combine_chunks().to_batches()
-    return columns, np.concatenate([some.times_ms for some in kept])
+    times_ms, arrivals = ([some.times_ms for some in kept], [some.arrivals for some in kept])
+    return columns, np.concatenate(times_ms), np.concatenate(arrivals)
 
 
 @final
@@ -143,6 +146,7 @@ class WindowJoinState:
         self.schemas: list[pa.Schema | None] = [None, None]
         self.keys: list[list[int]] = [[], []]
         self.kinds: list[pa.DataType] | None = None
+        self.num_arrived = 0
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: dict[int, bytes] = {}
 
@@ -159,7 +163,7 @@ class WindowJoinState:
         return True
 
     def append(
-        self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, fired_ms: int = TIME_MIN_MS
+        self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, fired_ms: int
     ) -> None:
         """The columns are the state's own from now on."""
         import pyarrow as pa
@@ -167,13 +171,19 @@ class WindowJoinState:
         if start not in self.panes:
             self.panes[start] = [], []
         own = pa.RecordBatch.from_arrays(columns.columns, schema=self.schemas[side])
-        _append(self.panes[start][side], _Some(own, times_ms, fired_ms))
+        _append(self.panes[start][side], _Some(own, times_ms, arrivals, fired_ms))
 
-    def records_of(self, side: int, window: tuple[int, int]) -> pa.RecordBatch | None:
-        """Return one side's records of a window that is about to fire; None = there are none."""
-        panes = (self.panes[start][side] for start in self._slices.slices_of(window) if start in self.panes)
+    def records_of(self, side: int, window: tuple[int, int]) -> tuple[pa.RecordBatch, Array | None] | None:
+        """Return one side's records of a window that is about to fire, None = there are none, and the rows in order of
+        arrival, None = as they are."""
+        import numpy as np
+
+        panes = [self.panes[start][side] for start in self._slices.slices_of(window) if start in self.panes]
         kept = [some for some in itertools.chain.from_iterable(panes) if some.fired_ms < window[1] - 1]
-        return _joined(kept)[0] if kept else None
+        if not kept:
+            return None
+        columns, _, arrivals = _joined(kept)
+        return columns, None if len(panes) == 1 else np.argsort(arrivals, kind="stable")
 
     def key_columns(self, side: int, columns: pa.RecordBatch) -> list[pa.Array]:
         assert self.kinds is not None
@@ -184,7 +194,8 @@ class WindowJoinState:
         for side in range(2):
             for start in sorted(self.panes):
                 for some in self.panes[start][side]:
-                    yield SideRecords(side, some.columns, some.times_ms, max(self.watermark_ms, some.fired_ms))
+                    fired_ms = max(self.watermark_ms, some.fired_ms)
+                    yield SideRecords(side, some.columns, some.times_ms, some.arrivals, fired_ms)
         for chunk in self.others.values():
             yield from records_in(chunk)
 
@@ -225,7 +236,9 @@ class WindowJoinState:
                 for start in np.unique(starts).tolist():
                     rows = np.flatnonzero(starts == start)
                     columns = records.columns.take(pa.array(rows))
-                    self.append(records.side, start, columns, times_ms[rows], records.watermark_ms)
+                    arrivals = records.arrivals[rows]
+                    self.append(records.side, start, columns, times_ms[rows], arrivals, records.watermark_ms)
+                    self.num_arrived = max(self.num_arrived, int(arrivals[-1]) + 1)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -311,7 +324,9 @@ class _ColumnWindowJoinOperator(Operator):
                 if start not in self._state.panes:
                     self._expect(start, self._watermark_ms)
                 # A copy: a slice would keep the whole batch in memory.
-                self._state.append(side, start, columns.take(pa.array(rows)), times_ms[rows])
+                arrivals = self._state.num_arrived + rows
+                self._state.append(side, start, columns.take(pa.array(rows)), times_ms[rows], arrivals, TIME_MIN_MS)
+        self._state.num_arrived += times_ms.size
 
     def _is_too_late(self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, rows: Array) -> bool:
         """Whether no window of the slice is alive; then its rows are dropped, or sent aside."""
@@ -362,8 +377,10 @@ class _ColumnWindowJoinOperator(Operator):
         if left is None or right is None or state.kinds is None:
             return
         table = SlotTable(state.kinds)
-        slots = [table.slots_of(state.key_columns(side, own)) for side, own in enumerate((left, right))]
-        groups = [self._grouped(own, table.num_slots) for own in slots]
+        slots = [table.slots_of(state.key_columns(side, columns)) for side, (columns, _) in enumerate((left, right))]
+        groups = [
+            self._grouped(own, order, table.num_slots) for own, (_, order) in zip(slots, (left, right), strict=True)
+        ]
         lefts, rights = np.empty(BATCH_ROWS_MAX, np.int64), np.empty(BATCH_ROWS_MAX, np.int64)
         at = 0, -1, -1
         while at[0] < table.num_slots:
@@ -371,15 +388,16 @@ class _ColumnWindowJoinOperator(Operator):
             at = reached[0], reached[1], reached[2]
             if num_pairs:
                 times_ms = np.full(num_pairs, window[1] - 1, np.int64)
-                picked = FromBatch(left, lefts[:num_pairs]), FromBatch(right, rights[:num_pairs])
+                picked = FromBatch(left[0], lefts[:num_pairs]), FromBatch(right[0], rights[:num_pairs])
                 self._emit(Pairs(*picked, times_ms), window)
 
-    def _grouped(self, slots: Array, num_slots: int) -> tuple[Array, Array]:
+    def _grouped(self, slots: Array, arrival: Array | None, num_slots: int) -> tuple[Array, Array]:
+        """Return where each slot's rows begin, and the rows by slot. ``arrival``: the order of those of one slot."""
         import numpy as np
 
         starts, order = np.zeros(num_slots + 1, np.int64), np.empty(slots.size, np.int64)
-        self._join_kernels.order_by_slot(slots, starts, order)
-        return starts, order
+        self._join_kernels.order_by_slot(slots if arrival is None else slots[arrival], starts, order)
+        return starts, order if arrival is None else arrival[order]
 
     def _emit(self, pairs: Pairs, window: tuple[int, int]) -> None:
         made = None if self._compiled is None else pairs.apply(self._compiled)
@@ -401,7 +419,7 @@ class _ColumnWindowJoinOperator(Operator):
         self._is_on_rows = True
         if not state.num_entries():
             return
-        for records in state.records():
+        for records in in_order(state.records()):
             self._rows.adopt_records(records.side, *records.rows(), records.watermark_ms)
         self._pending.clear()
         state.clear()

@@ -1,7 +1,7 @@
 """What joins on columns keep: rows of a side by number, and what a checkpoint has of both sides.
 
-A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of the event times and the
-records, in order of arrival. It says nothing about keys, so rows can go on with it as well (``LeftRecords``).
+A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
+arrival and the records. It says nothing about keys, so rows can go on with it as well (``LeftRecords``).
 """
 
 from __future__ import annotations
@@ -18,30 +18,59 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["JOIN_PART", "LeftRecords", "RowStore", "SideRecords", "chunks_of", "key_columns", "key_kinds", "records_in"]
+__all__ = [
+    "JOIN_PART",
+    "LeftRecords",
+    "RowStore",
+    "SideRecords",
+    "chunks_of",
+    "in_order",
+    "key_columns",
+    "key_kinds",
+    "records_in",
+]
 
 #: Name of the part of state in checkpoints, for good.
 JOIN_PART: Final = "join-records"
 _SIDES: Final = 2
 _LENGTH: Final = struct.Struct("<q")
 _TIME: Final = "$time"
+_ARRIVAL: Final = "$arrival"
 _WATERMARK: Final = b"watermark"
 
 
 @final
 class SideRecords:
-    """Records of one side: Arrow columns and event times. ``watermark_ms``: of the checkpoint they are from."""
+    """Records of one side. ``arrivals``: rising numbers, the order in which they came; ``watermark_ms``: of the
+    checkpoint they are from."""
 
-    def __init__(self, side: int, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> None:
+    def __init__(self, side: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, watermark_ms: int) -> None:
         self.side = side
         self.columns = columns
         self.times_ms = times_ms
+        self.arrivals = arrivals
         self.watermark_ms = watermark_ms
 
     def rows(self) -> tuple[list[Any], list[int]]:
         batch = ColumnBatch(self.columns, self.times_ms).to_rows()
         assert batch.timestamps_ms is not None
         return batch.rows, batch.timestamps_ms
+
+
+def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
+    """Yield the records by side, in the order in which they came as far as their watermark and types are the same."""
+    import numpy as np
+    import pyarrow as pa
+
+    alike: dict[tuple[int, int, str], list[SideRecords]] = {}
+    for records in pieces:
+        alike.setdefault((records.side, records.watermark_ms, str(records.columns.schema)), []).append(records)
+    for (side, watermark_ms, _), some in sorted(alike.items(), key=lambda item: item[0]):
+        arrivals = np.concatenate([records.arrivals for records in some])
+        order = np.argsort(arrivals, kind="stable")
+        (columns,) = pa.Table.from_batches([records.columns for records in some]).combine_chunks().to_batches()
+        times_ms = np.concatenate([records.times_ms for records in some])
+        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], watermark_ms)
 
 
 def key_kinds(schema: pa.Schema, fields: Sequence[int]) -> list[pa.DataType] | None:
@@ -161,7 +190,7 @@ def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[in
     streams: dict[tuple[int, int], tuple[Any, Any]] = {}
     for records, groups in kept:
         side = records.side
-        rows = _with_times(records.columns, records.times_ms)
+        rows = _with_times(records)
         order = np.argsort(groups, kind="stable")
         rows, groups = rows.take(pa.array(order)), groups[order]
         ends = (np.flatnonzero(np.diff(groups, append=-1)) + 1).tolist()
@@ -189,14 +218,15 @@ def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[in
     return chunks
 
 
-def _with_times(columns: pa.RecordBatch, times_ms: Array) -> pa.RecordBatch:
+def _with_times(records: SideRecords) -> pa.RecordBatch:
     import pyarrow as pa
 
-    return pa.RecordBatch.from_arrays([pa.array(times_ms), *columns.columns], names=[_TIME, *columns.schema.names])
+    arrays = [pa.array(records.times_ms), pa.array(records.arrivals), *records.columns.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=[_TIME, _ARRIVAL, *records.columns.schema.names])
 
 
 def records_in(chunk: bytes) -> Iterator[SideRecords]:
-    """Yield what a chunk has, left side first, each side in order of arrival."""
+    """Yield what a chunk has, left side first."""
     import pyarrow as pa
 
     from engine.state.arrow_views import values_of
@@ -208,9 +238,9 @@ def records_in(chunk: bytes) -> Iterator[SideRecords]:
         if size:
             with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
                 for batch, metadata in reader.iter_batches_with_custom_metadata():
-                    arrays, names = batch.columns[1:], batch.schema.names[1:]
-                    columns = pa.RecordBatch.from_arrays(arrays, names=names)
-                    yield SideRecords(side, columns, values_of(batch.column(0)).copy(), int(metadata[_WATERMARK]))
+                    columns = pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:])
+                    times_ms, arrivals = (values_of(batch.column(index)).copy() for index in range(2))
+                    yield SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK]))
         at += size
 
 
@@ -235,4 +265,4 @@ class LeftRecords:
         """Yield, and forget, the records."""
         chunks, self._chunks = self._chunks, {}
         for chunk in chunks.values():
-            yield from records_in(chunk)
+            yield from in_order(records_in(chunk))

@@ -237,3 +237,15 @@ def test_a_snapshot_in_a_forked_child_does_not_see_what_comes_after(tmp_path):
     restored = SlotState(128, is_tuple=False)
     restored.restore(pickle.loads((tmp_path / "chunks").read_bytes()))
     assert rows_of(restored) == before
+
+
+@pytest.mark.parametrize("null_at", [0, 1, 3])
+def test_compact_keeps_the_null_key_wherever_its_slot_is(null_at):
+    table = SlotTable([pa.int64()])
+    keys = [5, 6, 7, 8]
+    keys[null_at] = None
+    for key in keys:
+        table.slots_of([pa.array([key], pa.int64())])
+    table.compact(np.array([slot for slot in range(4) if slot != 2]))
+    assert table.keys_of(np.arange(3))[0].to_pylist() == keys[:2] + keys[3:]
+    assert table.slots_of([pa.array([None, 9], pa.int64())]).tolist() == [min(null_at, 2), 3]
