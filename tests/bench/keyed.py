@@ -1,4 +1,5 @@
-"""Keyed workloads beside Flink: ``keyed-sum``, ``window``, ``interval-join`` and ``window-join``. Events a CPU-second, in one run, alternating.
+"""Keyed workloads beside Flink: ``keyed-sum``, ``window``, ``interval-join``, ``window-join``. Events a CPU-second, in
+one run, alternating.
 
 Every contender executes its job twice in one process. *Warm* is the second execution alone: what its processes used
 from before it until all is quiet after it; Flink's own programs measure so, and it is the fair figure for a job that
