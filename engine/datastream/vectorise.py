@@ -23,6 +23,7 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
+from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.errors import NotCompilable
@@ -147,7 +148,7 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
                 return None
             return ColumnReduceSpec(selector, function, spec.emit_final)
         case WindowSpec():
-            return column_window(spec, shape)
+            return column_window(spec, shape) or column_session(spec)
     return None
 
 

@@ -389,6 +389,16 @@ class WindowOperator(Operator):
         self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True))
         self.timers.current_watermark = now_ms
 
+    def adopt_session(self, key: Any, window: Any, accumulator: Any) -> None:
+        """Take up what another operator has held of a session that has not ended; it may come in several parts."""
+        self.backend.set_current_key(key)
+        open_windows = dict(self._merging_state.value() or ())
+        self._contents.use(open_windows.setdefault(window, window))
+        self._contents.merge_in(accumulator)
+        self._merging_state.update(open_windows)
+        self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
+        self._register_cleanup(window)
+
     def join_pairs(self, pairs: list[tuple[Any, Any]], window: Any) -> None:
         """Call a join's function for pairs of a window that another operator holds."""
         function = self._function

@@ -10,7 +10,7 @@ from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, 
 from engine.datastream.aggregates import count, count_distinct, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.lowering import lower, reachable
-from engine.datastream.window import CountTrigger, TumblingEventTimeWindows
+from engine.datastream.window import CountTrigger, EventTimeSessionWindows, TumblingEventTimeWindows
 from engine.operators.functions import AggregateFunction
 from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
@@ -248,3 +248,11 @@ def test_results_of_joins_of_columns_are_those_of_rows(env):
             found.append(sorted(map(tuple, pairs(stamped)[index].execute_and_collect())))
         assert found[0] == found[1]
         assert len(found[0]) > 50
+
+
+def test_the_plan_says_which_sessions_are_vectorised(env):
+    sessions = columns(env).key_by("k").window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    stream = sessions.aggregate(count(), sum_("v"), max_("v"))
+    assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
+    assert not tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
