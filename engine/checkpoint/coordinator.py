@@ -607,6 +607,9 @@ class CheckpointCoordinator:
 
     def _garbage_of(self, pending: Pending) -> Garbage:
         """Give up what a checkpoint that will never be had written and builds on."""
+        if pending.stage is Stage.PREPARING:
+            # No task has written anything yet; and if another JobManager leads, its checkpoint may have this number.
+            return self._unpin(pending)
         if pending.is_savepoint:
             return Garbage((pending.folder,))
         garbage = self._store.release(pending.files())

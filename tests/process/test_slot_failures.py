@@ -399,3 +399,21 @@ def test_operators_that_cannot_be_loaded_say_what_to_ship():
         assert error.domain == "user"
 
     in_slots(UNIX, body)
+
+
+def test_a_fork_that_was_given_up_is_not_taken_for_the_next_one():
+    """The host is so busy that the zygote does not answer before its TaskManager has another JobManager."""
+
+    async def body(cluster: SlotCluster) -> None:
+        os.kill(cluster.zygote.pid, signal.SIGSTOP)
+        given_up = asyncio.ensure_future(cluster.add_slot(0, UNIX[0]))
+        await asyncio.sleep(0.1)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        os.kill(cluster.zygote.pid, signal.SIGCONT)
+        slot = await cluster.add_slot(1, UNIX[0])
+        slot.kill()  # it has the right number: this slot ends, and no other
+        assert await slot.wait() == -signal.SIGKILL
+        assert await asyncio.wait_for(slot.receive(), 5) is None
+
+    in_slots((), body)

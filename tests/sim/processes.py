@@ -54,7 +54,11 @@ class _SlotHost:
             raise ExternalError("No slot process could be forked: Cannot allocate memory.")
         slot = SimSlot(taskmanager.cluster, taskmanager, init)
         slot.begin()
-        answer = await slot.handle.receive()
+        try:
+            answer = await slot.handle.receive()
+        except BaseException:  # the caller gave up: as the real one does
+            slot.handle.kill()
+            raise
         if not isinstance(answer, SlotReady):
             slot.handle.kill()
             raise ExternalError("A slot process could not start: it ended.")

@@ -155,7 +155,13 @@ class Zygote:
                 raise ExternalError("The process that starts slots is gone; no slot can be started.") from error
             finally:
                 theirs.close()
-            pid = await self._forked.get()
+            answered = asyncio.ensure_future(self._forked.get())
+            try:
+                pid = await asyncio.shield(answered)
+            except asyncio.CancelledError:
+                # The answer to this fork must not be taken for that to the next one. The slot ends with our end.
+                answered.add_done_callback(lambda _: ours.close())
+                raise
         if pid <= 0:
             ours.close()
             raise ExternalError(
