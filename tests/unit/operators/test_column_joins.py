@@ -379,3 +379,34 @@ def test_a_window_join_keeps_many_small_batches_as_few():
         assert harness.head._state.num_entries() == 1000
         harness.watermark(100)
         assert harness.head._state.num_entries() == 0
+
+
+def test_windows_that_one_of_two_subtasks_had_fired_do_not_fire_again():
+    """Unaligned: the barrier has overtaken a watermark on its way to the second subtask."""
+    spec = column_window_join(windowed("sliding", FUNCTIONS["added"]), SHAPES)
+    keys = [next(key for key in range(99) if subtask_of(key, 2) == index) for index in range(2)]
+    snapshots, seen = [], Counter()
+    for index, watermark_ms in enumerate((9, 3)):
+        with OperatorHarness(spec, subtask_index=index, parallelism=2) as harness:
+            harness.process_batch(columns([(keys[index], 1, "a")], [2], LEFT))
+            harness.process_batch(columns([(keys[index], 1.5, 1)], [3], RIGHT), input_index=1)
+            harness.watermark(watermark_ms)
+            seen.update(zip(harness.output.rows, harness.output.timestamps_ms, strict=True))
+            snapshots.append(harness.snapshot(1))
+    with OperatorHarness(spec, restored=snapshots) as harness:
+        harness.watermark(100)
+        seen.update(zip(harness.output.rows, harness.output.timestamps_ms, strict=True))
+    assert seen == {((key, 1, "a", key, 1.5, 1), end - 1): 1 for key in keys for end in (5, 10, 15, 20)}
+
+
+def test_a_record_at_the_very_watermark_is_handed_over_with_the_others():
+    rows = interval((0, 0), FUNCTIONS["added"])
+    found = []
+    for spec in (rows, column_interval_join(rows, SHAPES)):
+        with OperatorHarness(spec) as harness:
+            harness.process_batch(columns([(1, 1, "gone")], [5], LEFT))
+            harness.watermark(5)
+            harness.process_batch(columns([(1, 2, "kept")], [5], LEFT))
+            harness.process([(1, 0.5, 3)], [5], input_index=1)
+            found.append(harness.output.rows)
+    assert found[0] == found[1] == [(1, 2, "kept", 1, 0.5, 3)]
