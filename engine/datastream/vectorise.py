@@ -22,11 +22,15 @@ from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
+from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
+from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
+from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.folds import translate_reduce
 from engine.operators.compile.translate import Fields, Shape, translate
+from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.stateless import FilterSpec, MapBatchesSpec, MapSpec, ProjectSpec
 from engine.operators.timestamps import TimestampsSpec
@@ -100,7 +104,7 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
         elif taken and len(taken) == len(given):
             shapes = {columns.shape for columns in taken}
             shape = shapes.pop() if len(shapes) == 1 else None
-            spec = _columnar(node.spec, shape)
+            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
             if spec is not None:
                 plan.specs[node.id] = spec
             columns = _emitted(node.spec if spec is None else spec, shape)
@@ -144,7 +148,22 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
                 return None
             return ColumnReduceSpec(selector, function, spec.emit_final)
         case WindowSpec():
-            return column_window(spec, shape)
+            return column_window(spec, shape) or column_session(spec)
+    return None
+
+
+def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | None:
+    """Return what to run in place of a join whose inputs are columns, or None."""
+    by_side: tuple[set[Shape | None], set[Shape | None]] = (set(), set())
+    for edge, columns in zip(node.inputs, given, strict=True):
+        if edge.input_index < 2 and columns is not None:
+            by_side[edge.input_index].add(columns.shape)
+    left, right = (shapes.pop() if len(shapes) == 1 else None for shapes in by_side)
+    match node.spec:
+        case IntervalJoinSpec():
+            return column_interval_join(node.spec, (left, right))
+        case WindowSpec():
+            return column_window_join(node.spec, (left, right))
     return None
 
 
@@ -155,6 +174,8 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _of_function(spec, shape)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
+        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec():
+            return None if spec.shape is None else _Columns(spec.shape)
         case TimestampsSpec() | ColumnReduceSpec() if spec.emits_columns:
             return _Columns(shape)
     return _Columns(None) if getattr(spec, "emits_columns", False) else None

@@ -15,7 +15,7 @@ __all__ = ["warm_up"]
 
 
 def warm_up() -> None:
-    """Exchange, aggregate and window a few rows with a key of int64."""
+    """Exchange, aggregate, window and join a few rows with a key of int64."""
     import numpy as np
     import pyarrow as pa
 
@@ -29,6 +29,7 @@ def warm_up() -> None:
         columns = pa.record_batch([pa.array(keys), pa.array(keys, kind)], names=["k", "v"])
         _aggregate(columns)
         _windows(columns)
+    _joins(np.zeros(4, np.int32), keys)
 
 
 def _aggregate(columns: pa.RecordBatch) -> None:
@@ -70,3 +71,17 @@ def _windows(columns: pa.RecordBatch) -> None:
     values = columns.column(1).to_numpy()
     for kernel in (kernels.lower_to, kernels.raise_to):
         kernel(rows, slots, values, np.zeros((num_rows, 2), values.dtype)[:, 0])
+
+
+def _joins(slots: Any, times_ms: Any) -> None:
+    import numpy as np
+
+    from engine.operators import join_kernels as kernels
+
+    links, ends = np.zeros((slots.size, 2), np.int64), np.zeros((1, 2), np.int64)
+    kernels.link_rows(slots, 0, links, ends)
+    out = np.empty(1, np.int64), np.empty(1, np.int64)
+    kernels.pairs_of_chains(slots, times_ms, (0, -1), (0, 0), (0, 0), links, ends, *out)
+    group = np.zeros(2, np.int64), np.empty(slots.size, np.int64)
+    kernels.order_by_slot(slots, *group)
+    kernels.pairs_of_groups(group, group, (0, -1, -1), *out)

@@ -16,19 +16,20 @@ from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.functions import Function
+from engine.operators.join_state import JOIN_PART, LeftRecords
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.results import Results
 from engine.state.descriptors import MapStateDescriptor
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
-__all__ = ["IntervalJoinSpec", "ProcessJoinFunction"]
+__all__ = ["IntervalJoinOperator", "IntervalJoinSpec", "ProcessJoinFunction"]
 
 IN1 = TypeVar("IN1")
 IN2 = TypeVar("IN2")
 OUT = TypeVar("OUT")
 
 _LEFT: Final = 0
-_LATE_RECORDS_DROPPED: Final = "numLateRecordsDropped"
+LATE_RECORDS_DROPPED: Final = "numLateRecordsDropped"
 
 
 class ProcessJoinFunction(Function, Generic[IN1, IN2, OUT]):
@@ -64,7 +65,7 @@ class IntervalJoinSpec(OperatorSpec):
     num_inputs: int = 2
 
     def build(self) -> Operator:
-        return _IntervalJoinOperator(self)
+        return IntervalJoinOperator(self)
 
     def describe(self) -> str:
         return f"from {self.lower_ms} to {self.upper_ms} ms"
@@ -86,11 +87,16 @@ class _Context(ProcessJoinFunction.Context):
 
 
 @final
-class _IntervalJoinOperator(Operator):
-    def __init__(self, spec: IntervalJoinSpec) -> None:
+class IntervalJoinOperator(Operator):
+    """``is_inside``: of an operator on columns, which restores what such a one has left."""
+
+    def __init__(self, spec: IntervalJoinSpec, *, is_inside: bool = False) -> None:
         self._spec = spec
+        self._is_inside = is_inside
+        #: what an operator on columns has left in the checkpoint, until the first record or watermark
+        self._left: LeftRecords | None = None
         self._keys = [Keys(selector) for selector in spec.key_selectors]
-        self._function = BoundFunction(spec.function, "process_element")
+        self.function = BoundFunction(spec.function, "process_element")
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((spec.lower_ms, spec.upper_ms), (-spec.upper_ms, -spec.lower_ms))
         self._context = _Context()
@@ -103,14 +109,41 @@ class _IntervalJoinOperator(Operator):
         #: of each side: event time → records
         self._buffers = [self.backend.map_state(MapStateDescriptor(f"$interval-join-{side}")) for side in range(2)]
         self._results = Results(out, self._spec.output_type, "process_element")
-        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(_LATE_RECORDS_DROPPED)
+        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         for keys in self._keys:
             keys.open(ctx)
-        self._function.open(ctx)
+        self.function.open(ctx)
+        if not self._is_inside and ctx.state.has_left(JOIN_PART):
+            self._left = LeftRecords()
+            ctx.state.add_keyed(JOIN_PART, self._left)
+
+    def _take_left(self) -> None:
+        left, self._left = self._left, None
+        for records in () if left is None else left.take():
+            self.adopt(records.side, *records.rows())
+
+    def adopt(self, side: int, rows: list[Any], stamps: list[int]) -> None:
+        """Keep records that another operator has joined with what came before."""
+        for key, row, stamp in zip(self._keys[side].of(rows), rows, stamps, strict=True):
+            self.backend.set_current_key(key)
+            self._keep(side, row, stamp)
+
+    def join_pairs(self, pairs: Iterable[tuple[Any, Any]], times: Iterable[tuple[int, int]]) -> None:
+        """Call the function for each pair; ``times``: event times of each pair's records."""
+        for pair, self._context.times in zip(pairs, times, strict=True):
+            self._call(pair)
+        self._results.flush()
+
+    def take_results(self, results: Iterable[Any], stamps: Iterable[int]) -> None:
+        """Hand on what the function has given for some pairs, among it what goes to side outputs."""
+        for result, stamp in zip(results, stamps, strict=True):
+            if self._results.take((result,), stamp) is not None:
+                self._results.flush()
+        self._results.flush()
 
     def close(self) -> None:
         try:
-            self._function.close()
+            self.function.close()
             for keys in self._keys:
                 keys.close()
         finally:
@@ -118,6 +151,7 @@ class _IntervalJoinOperator(Operator):
                 self.backend.close()
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._take_left()
         batch = rows_of(batch)
         if batch.timestamps_ms is None:
             raise ProgramError(
@@ -166,7 +200,7 @@ class _IntervalJoinOperator(Operator):
         context = self._context
         rest: Iterator[Any] | None = None
         try:
-            call: Callable[..., Any] = self._function.call
+            call: Callable[..., Any] = self.function.call
             if isinstance(self._spec.function, ProcessJoinFunction):
                 found = call(*pair, context)
             else:
@@ -176,15 +210,16 @@ class _IntervalJoinOperator(Operator):
         except EngineError:
             raise
         except Exception as error:
-            raise self._function.error(error, pair) from error
+            raise self.function.error(error, pair) from error
         while rest is not None:
             self._results.flush()
             try:
                 rest = self._results.take(rest, context.get_timestamp())
             except Exception as error:
-                raise self._function.error(error, pair) from error
+                raise self.function.error(error, pair) from error
 
     def process_watermark(self, watermark_ms: int) -> None:
+        self._take_left()
         for _, key, (side, stamp) in self.timers.advance_watermark(watermark_ms):
             self.backend.set_current_key(key)
             self._buffers[side].remove(stamp)

@@ -19,14 +19,15 @@ from engine.core.records import Batch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
-from engine.operators.keyed import Keys, open_keyed_state, open_timers
+from engine.operators.join_state import JOIN_PART, LeftRecords
+from engine.operators.keyed import Keys, last_row, open_keyed_state, open_timers
 from engine.operators.left_windows import WINDOW_SLOTS_PART, LeftWindows
 from engine.operators.process import keeps_state
 from engine.operators.results import Results, iterator_of
 from engine.operators.window_cells import WindowCells
 from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold
 from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
-from engine.operators.window_functions import FoldedFunction, WindowCall
+from engine.operators.window_functions import FoldedFunction, JoinedFunction, WindowCall
 from engine.operators.window_merging import MergingWindows
 from engine.operators.window_slices import slices_of
 from engine.state.descriptors import ValueStateDescriptor
@@ -93,6 +94,7 @@ class WindowOperator(Operator):
         self._is_inside = is_inside
         #: what an operator on columns has left in the checkpoint, until the first record or watermark
         self._left: LeftWindows | None = None
+        self._left_records: LeftRecords | None = None
         self._keys = [_NoKeys() if selector is None else Keys(selector) for selector in spec.key_selectors]
         self._function = spec.function
         self._contents: Contents
@@ -141,8 +143,14 @@ class WindowOperator(Operator):
         if not self._is_inside and ctx.state.has_left(WINDOW_SLOTS_PART):
             self._left = LeftWindows(ctx.operator_name)
             ctx.state.add_keyed(WINDOW_SLOTS_PART, self._left)
+        if not self._is_inside and ctx.state.has_left(JOIN_PART):
+            self._left_records = LeftRecords()
+            ctx.state.add_keyed(JOIN_PART, self._left_records)
 
     def _take_left(self) -> None:
+        joined, self._left_records = self._left_records, None
+        for records in () if joined is None else joined.take():
+            self.adopt_records(records.side, *records.rows(), records.watermark_ms)
         left, self._left = self._left, None
         if left is None:
             return
@@ -190,7 +198,7 @@ class WindowOperator(Operator):
     # --- elements ----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._left is not None:
+        if self._left is not None or self._left_records is not None:
             self._take_left()
         batch = rows_of(batch)
         rows = batch.rows
@@ -369,10 +377,46 @@ class WindowOperator(Operator):
                 self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
             self._register_cleanup(window)
 
+    def adopt_records(self, input_index: int, rows: list[Any], stamps: list[int], watermark_ms: int) -> None:
+        """Take up what another operator has kept in windows that had not fired by the watermark."""
+        if self._regular is None or len(self._keys) == 1:
+            raise ProgramError(
+                f"Operator {self.ctx.operator_name!r}: its windows were those of two streams, regular in time; they "
+                "cannot go on as others. Give the operator another uid to begin afresh."
+            )
+        now_ms, self.timers.current_watermark = self.timers.current_watermark, watermark_ms
+        keys = self._keys[input_index].of(rows)
+        self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True))
+        self.timers.current_watermark = now_ms
+
+    def adopt_session(self, key: Any, window: Any, accumulator: Any) -> None:
+        """Take up what another operator has held of a session that has not ended; it may come in several parts."""
+        self.backend.set_current_key(key)
+        open_windows = dict(self._merging_state.value() or ())
+        self._contents.use(open_windows.setdefault(window, window))
+        self._contents.merge_in(accumulator)
+        self._merging_state.update(open_windows)
+        self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
+        self._register_cleanup(window)
+
+    def join_pairs(self, pairs: list[tuple[Any, Any]], window: Any) -> None:
+        """Call a join's function for pairs of a window that another operator holds."""
+        function = self._function
+        assert isinstance(function, JoinedFunction)
+        remaining = iter(pairs)
+        rest: Any = function.of_pairs(remaining)
+        while rest is not None:
+            try:
+                rest = self._results.take(rest, window.max_timestamp())
+            except Exception as error:
+                (key,) = self._keys[0].of([last_row(pairs, remaining)[0]])
+                raise self._error_of_window(error, key, window) from error
+            self._results.flush()
+
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._left is not None:
+        if self._left is not None or self._left_records is not None:
             self._take_left()
         for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
             self._on_timer(True, time_ms, key, window)

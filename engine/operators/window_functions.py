@@ -167,12 +167,16 @@ class JoinedFunction(_TwoInputs):
 
     def __init__(self, function: Any, flat: bool) -> None:
         super().__init__(function, "join")
-        self._flat = flat
+        self.given = function  #: as the user gave it
+        self.is_flat = flat
 
     def call(self, key: Any, window: Any, context: Any, elements: Sequence[Any]) -> Iterable[Any]:
         first, second = self._sides(elements)
-        joined = itertools.starmap(self._bound.call, itertools.product(first, second))
-        return itertools.chain.from_iterable(r for r in joined if r is not None) if self._flat else joined
+        return self.of_pairs(itertools.product(first, second))
+
+    def of_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> Iterable[Any]:
+        joined = itertools.starmap(self._bound.call, pairs)
+        return itertools.chain.from_iterable(r for r in joined if r is not None) if self.is_flat else joined
 
 
 def window_call(function: Any) -> WindowCall:

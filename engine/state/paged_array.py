@@ -87,7 +87,9 @@ class PagedArray:
                 _advise(mapping, num_bytes)
                 self.array = self._view(mapping, num_bytes // entry)
                 return
-            except (BufferError, SystemError):  # somebody keeps a view, or the platform cannot
+            except (BufferError, SystemError, OSError):
+                # Somebody keeps a view, or the platform cannot: Linux does not where parts of the mapping have been
+                # advised in different ways, as ``taskmanager/huge_pages`` may do.
                 self.array = self._view(mapping, len(mapping) // entry)
         mapping = _mapping(num_bytes)
         self._copy_into(np.frombuffer(mapping, self._dtype, num_bytes // entry * self._width))

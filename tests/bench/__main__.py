@@ -6,6 +6,8 @@
     python -m tests.bench keyed-sum --runs 3                     1 M keys, one result an event, beside Flink Java
     python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with state on disk
     python -m tests.bench window --runs 3                        10 s windows, 100 k keys, beside Flink Java and SQL
+    python -m tests.bench interval-join --events 10000000        two streams, within 5 s, beside Flink Java
+    python -m tests.bench window-join --events 10000000          two streams, 10 s windows, beside Flink Java
     python -m tests.bench keyed-python                           lambdas beside Bytewax, Pathway, PyFlink and Spark
     python -m tests.bench window-python                          windows of lambdas beside Bytewax and Spark
     python -m tests.bench latency                                50,000 events/s at three buffer timeouts, beside Flink
@@ -44,6 +46,8 @@ WORKLOADS = [
     "start-up",
     "keyed-sum",
     "window",
+    "interval-join",
+    "window-join",
     "keyed-python",
     "window-python",
     "latency",
@@ -52,7 +56,7 @@ WORKLOADS = [
     "smoke",
     "charts",
 ]
-KEYS = {"keyed-sum": 1_000_000, "window": 100_000}
+KEYS = {"keyed-sum": 1_000_000, "window": 100_000, "interval-join": 500_000, "window-join": 1_000_000}
 
 
 def flink_of(arguments: argparse.Namespace) -> FlinkPeer | None:
@@ -65,7 +69,7 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run a workload that returns rows. Raises: RuntimeError when a contender fails or counts wrong."""
     workload, runs, parallelism, limit_s = arguments.workload, arguments.runs, arguments.parallelism, arguments.timeout
     match workload:
-        case "keyed-sum" | "window":
+        case "keyed-sum" | "window" | "interval-join" | "window-join":
             return keyed(
                 workload,
                 events=arguments.events,

@@ -1,4 +1,5 @@
-"""Keyed workloads beside Flink: ``keyed-sum`` and ``window``. Events a CPU-second, in one run, alternating.
+"""Keyed workloads beside Flink: ``keyed-sum``, ``window``, ``interval-join``, ``window-join``. Events a CPU-second, in
+one run, alternating.
 
 Every contender executes its job twice in one process. *Warm* is the second execution alone: what its processes used
 from before it until all is quiet after it; Flink's own programs measure so, and it is the fair figure for a job that
@@ -29,6 +30,8 @@ INSERT INTO s SELECT `user`, window_start, COUNT(*), SUM(amount), MAX(amount)
 FROM TABLE(TUMBLE(TABLE g, DESCRIPTOR(ts), INTERVAL '10' SECOND)) GROUP BY `user`, window_start, window_end;
 """
 _WARM = re.compile(r"^RESULT .*?warm cpu=([0-9.]+) secs=([0-9.]+)", re.MULTILINE)
+PROGRAMS = {"keyed-sum": "keyed_sum", "window": "window", "interval-join": "joins", "window-join": "joins"}
+JOINS = {"interval-join": "interval", "window-join": "window"}
 #: Flink's block cache and write buffers: as much as the whole state needs.
 _FLINK_ROCKSDB = ["state.backend.type=rocksdb", "taskmanager.memory.managed.size=1g"]
 
@@ -71,8 +74,10 @@ def contenders_of(
     options: tuple[str, ...] = (),
 ) -> dict[str, Callable[[], Sample]]:
     """Return contender → function that gives one Sample."""
-    program = {"keyed-sum": "keyed_sum", "window": "window"}[workload]
+    program = PROGRAMS[workload]
     words = [f"backend={backend}"] if backend != "hashmap" else []
+    if workload in JOINS:
+        words.append(f"join={JOINS[workload]}")
     made = {"engine": lambda: ours(program, events, keys, parallelism, timeout_s, *words, *options)}
     if flink is None:
         return made
@@ -83,6 +88,8 @@ def contenders_of(
 
     if workload == "keyed-sum":
         made["flink-java"] = java("peers.W2", "mode=reduce", *(_FLINK_ROCKSDB if backend == "rocksdb" else []))
+    elif workload in JOINS:
+        made["flink-java"] = java("peers.W4", f"join={JOINS[workload]}")
     else:
         sql = flink.cache / "window.sql"
         sql.write_text(WINDOW_SQL.format(events=events, keys=keys))
@@ -166,6 +173,8 @@ def smoke() -> int:
     checks = (
         ("keyed_sum", ["sources=3", "backend=rocksdb", "collect"], r"keys=1000 "),
         ("window", ["collect"], r"events=40000 "),
+        ("joins", ["join=interval", "collect"], r"rows=400633 total=419820718.115 users=201007177"),
+        ("joins", ["join=window", "collect", "plain"], r"rows=400690 total=419880303.416 users=201038272"),
         ("keyed_sum", ["reps=2"], r"rep=1 warm cpu=[0-9.]+ secs=[0-9.]+"),
     )
     for program, options, expected in checks:

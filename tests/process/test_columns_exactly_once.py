@@ -8,15 +8,22 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from engine.common import RestartStrategies
+import pytest
+
+from engine.common import RestartStrategies, Time, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment, vectorise
 from engine.datastream.functions import MapFunction
 from engine.datastream.lowering import lower, reachable
+from engine.datastream.window import TumblingEventTimeWindows
 from engine.operators.column_aggregate import ColumnReduceSpec
+from engine.operators.column_interval_join import ColumnIntervalJoinSpec
+from engine.operators.column_window_join import ColumnWindowJoinSpec
 
 NUM_EVENTS = vectorise.SEQUENCE_MIN
 NUM_KEYS = 53
 EVERY = 50
+#: Milliseconds of a window, and keys: each comes once in it.
+SPAN = 5003
 
 
 class KillsItsSlotOnce(MapFunction):
@@ -50,4 +57,33 @@ def test_counts_of_compiled_lambdas_come_once_each_though_a_slot_dies(tmp_path):
     results = Counter(some.map(KillsItsSlotOnce(tmp_path / "killed")).execute_and_collect())
     by_key = Counter(i * 7919 % NUM_KEYS for i in range(NUM_EVENTS))
     assert results == Counter((key, n) for key, total in by_key.items() for n in range(EVERY, total + 1, EVERY))
+    assert (tmp_path / "killed").exists()
+
+
+@pytest.mark.parametrize("kind", [ColumnIntervalJoinSpec, ColumnWindowJoinSpec])
+def test_pairs_of_joins_on_columns_come_once_each_though_a_slot_dies(kind, tmp_path):
+    env = StreamExecutionEnvironment.create_local_environment(2)
+    env.enable_checkpointing(200)
+    env.get_checkpoint_config().set_checkpoint_storage_dir(f"file://{tmp_path}/checkpoints")
+    env.set_restart_strategy(RestartStrategies.fixed_delay_restart(3, 100))
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(1)
+
+    def stream():
+        numbers = env.from_sequence(0, NUM_EVENTS - 1)
+        return numbers.map(lambda i: (i % SPAN, i)).assign_timestamps_and_watermarks(times)
+
+    left, right = stream(), stream()
+    if kind is ColumnIntervalJoinSpec:
+        near = left.key_by(0).interval_join(right.key_by(0))
+        pairs = near.between(Time.milliseconds(0), Time.milliseconds(SPAN - 1)).process(lambda a, b: (a[0], a[1], b[1]))
+    else:
+        windows = left.join(right).where(0).equal_to(0).window(TumblingEventTimeWindows.of(Time.milliseconds(SPAN)))
+        pairs = windows.apply(lambda a, b: (a[0], a[1], b[1]))
+    some = pairs.filter(lambda pair: pair[1] % EVERY == 0)
+    planned = [node.spec for node in reachable(lower([some._members[0].node], batch=False))]
+    assert any(isinstance(spec, kind) and spec.shape is not None for spec in planned)
+    results = Counter(some.map(KillsItsSlotOnce(tmp_path / "killed")).execute_and_collect())
+    wanted = {(i % SPAN, i, i) for i in range(0, NUM_EVENTS, EVERY)}
+    assert set(results) == wanted
+    assert results.total() == len(wanted)
     assert (tmp_path / "killed").exists()

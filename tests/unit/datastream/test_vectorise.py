@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from engine.common import Duration, Time, Types, WatermarkStrategy
@@ -9,7 +10,7 @@ from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, 
 from engine.datastream.aggregates import count, count_distinct, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.lowering import lower, reachable
-from engine.datastream.window import CountTrigger, TumblingEventTimeWindows
+from engine.datastream.window import CountTrigger, EventTimeSessionWindows, TumblingEventTimeWindows
 from engine.operators.functions import AggregateFunction
 from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
@@ -202,3 +203,56 @@ def test_windows_with_a_fold_of_ones_own_give_the_same_on_columns_and_on_rows(en
     assert [of_columns for of_columns, _ in found] == [[True], []]
     assert found[0][1] == found[1][1]
     assert sum(row[2] for row in found[0][1]) == 200
+
+
+def joined(left, right):
+    return left[0], left[1] + right[1]
+
+
+def listed(left, right):
+    return [left, right]
+
+
+def test_the_plan_says_which_joins_are_vectorised(env):
+    first, second, rows = columns(env), columns(env), env.from_collection([(1, 2, 3)], TYPED)
+
+    def windows(left, right, function):
+        return left.join(right).where("k").equal_to(lambda row: row[0]).window(TUMBLING).apply(function)
+
+    def near(left, right, function):
+        return left.key_by(0).interval_join(right.key_by(0)).between(Time.seconds(0), Time.seconds(1)).process(function)
+
+    for join, name in ((windows, "Window Join"), (near, "Interval Join")):
+        assert tiers(join(first, second, joined))[name].startswith("vectorised")
+        assert "function compiled" in tiers(join(first, second, joined))[name]
+        assert "function called for each pair" in tiers(join(first, second, listed))[name]
+        assert "vectorised" not in tiers(join(first, rows, joined))[name]
+    assert tiers(near(first, second, joined).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
+    assert tiers(near(first, second, listed).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
+
+
+def test_results_of_joins_of_columns_are_those_of_rows(env):
+    def pairs(stream):
+        other = stream.filter(lambda row: row[1] % 2 == 0)
+        near = stream.key_by(0).interval_join(other.key_by(0)).between(Time.milliseconds(-500), Time.milliseconds(500))
+        windows = stream.join(other).where(lambda row: row[0]).equal_to(lambda row: row[0]).window(TUMBLING)
+        return near.process(joined), windows.apply(joined)
+
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field("ts")
+    source = DataGeneratorSource.of_columns(generated, 100, TYPED)
+    expected = list(zip(*(column.tolist() for column in generated(np.arange(100))), strict=True))
+    for index in range(2):
+        found = []
+        for stream in (env.from_source(source, times, "gen"), env.from_collection(expected, TYPED)):
+            stamped = stream.assign_timestamps_and_watermarks(times)
+            found.append(sorted(map(tuple, pairs(stamped)[index].execute_and_collect())))
+        assert found[0] == found[1]
+        assert len(found[0]) > 50
+
+
+def test_the_plan_says_which_sessions_are_vectorised(env):
+    sessions = columns(env).key_by("k").window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    stream = sessions.aggregate(count(), sum_("v"), max_("v"))
+    assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
+    assert not tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import datetime as dt
 import decimal
 import math
+import mmap
 import os
 import pickle
 
@@ -254,3 +256,28 @@ def test_what_changed_since_an_old_base_outlives_the_epochs_between():
         for layer in layers:
             restored.restore(layer)
         assert rows_of(restored) == rows_of(state)
+
+
+@pytest.mark.parametrize("null_at", [0, 1, 3])
+def test_compact_keeps_the_null_key_wherever_its_slot_is(null_at):
+    table = SlotTable([pa.int64()])
+    keys = [5, 6, 7, 8]
+    keys[null_at] = None
+    for key in keys:
+        table.slots_of([pa.array([key], pa.int64())])
+    table.compact(np.array([slot for slot in range(4) if slot != 2]))
+    assert table.keys_of(np.arange(3))[0].to_pylist() == keys[:2] + keys[3:]
+    assert table.slots_of([pa.array([None, 9], pa.int64())]).tolist() == [min(null_at, 2), 3]
+
+
+def test_an_array_grows_though_parts_of_its_pages_were_advised_otherwise():
+    array = PagedArray(np.int64)
+    array.reserve(300_000)
+    array.array[:] = np.arange(array.capacity)
+    size, page = array.capacity, mmap.PAGESIZE
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert madvise(array.array.ctypes.data + 100 * page, 100 * page, mmap.MADV_DONTDUMP) == 0
+    array.reserve(4 * size)
+    assert np.array_equal(array.array[:size], np.arange(size))
+    assert not array.array[size:].any()

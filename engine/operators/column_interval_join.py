@@ -1,0 +1,431 @@
+"""Interval join on columns: each side's records in arrays, chained by key; a batch finds all its partners in one go.
+
+A batch is of one side and looks for partners on the other one only, so its rows do not see each other. Semantics are
+those of ``operators/interval_join``, which takes over, with all that is kept, when something comes that columns cannot
+do: rows, keys of different types on both sides, lists as values, times beyond 62 bits. The pairs of one record come in
+order of arrival of its partners.
+
+State is in memory: with the backend ``rocksdb`` rows do everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.config import Configuration
+from engine.core.errors import EngineError
+from engine.core.options import CheckpointingOptions
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.compile.translate import Shape
+from engine.operators.interval_join import (
+    LATE_RECORDS_DROPPED,
+    IntervalJoinOperator,
+    IntervalJoinSpec,
+    ProcessJoinFunction,
+)
+from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
+from engine.operators.join_state import (
+    JOIN_PART,
+    RowStore,
+    SideRecords,
+    chunks_of,
+    key_columns,
+    key_kinds,
+    records_in,
+)
+from engine.operators.keyed import KEYED_PART, TIMERS_PART, last_row
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.output_tag import OutputTag
+from engine.operators.process import keeps_state
+from engine.operators.row_output import maker_of
+from engine.time.windows import TIME_MIN_MS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.state.slot_table import SlotTable
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["ColumnIntervalJoinSpec", "column_interval_join"]
+
+_LEFT: Final = 0
+#: Times and bounds beyond are left to rows: sums of two stay within 64 bits.
+_TIME_LIMIT_MS: Final = 1 << 62
+#: Fewer rows of a side, or keys, than this are never worth a compaction.
+_COMPACT_MIN: Final = 1 << 16
+
+
+@final
+@dataclass(frozen=True)
+class ColumnIntervalJoinSpec(OperatorSpec):
+    """``shape``: of the results when the function is compiled; None = it is called for each pair."""
+
+    rows: IntervalJoinSpec
+    shape: Shape | None = None
+    num_inputs: int = 2
+    preload = ("engine.operators.column_warm_up",)
+
+    @property
+    def emits_columns(self) -> bool:
+        return self.shape is not None
+
+    def build(self) -> Operator:
+        return _ColumnIntervalJoinOperator(self)
+
+    def describe(self) -> str:
+        how = "function called for each pair" if self.shape is None else "function compiled"
+        return f"vectorised, {self.rows.describe()}, records by key, {how}"
+
+
+def column_interval_join(rows: IntervalJoinSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
+    """Return the columnar form of an interval join; None if there is none. ``shapes``: of both sides' records."""
+    first, second = rows.key_selectors
+    if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second) or keeps_state(rows.function):
+        return None
+    if not -_TIME_LIMIT_MS < rows.lower_ms <= rows.upper_ms < _TIME_LIMIT_MS:
+        return None
+    shape = None if maker_of(rows.output_type) is not None else pair_shape(rows.function, *shapes)
+    return ColumnIntervalJoinSpec(rows, shape)
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@final
+class _Side:
+    """One side's records. Those before ``mark`` with times up to ``floor_ms`` count as removed."""
+
+    def __init__(self, schema: pa.Schema, keys: list[int]) -> None:
+        self.keys = keys
+        self.store = RowStore(schema)
+        self.mark = 0
+        self.floor_ms = -_TIME_LIMIT_MS
+        self.compact_at = _COMPACT_MIN
+
+    def live(self) -> Array:
+        """Return the rows that are kept, rising."""
+        import numpy as np
+
+        is_live = self.store.times_ms > self.floor_ms
+        is_live[self.mark :] = True
+        return np.flatnonzero(is_live)
+
+
+@final
+class IntervalState:
+    """Implements ``parts.KeyedPart``. ``fields``: of the key, by side."""
+
+    def __init__(self, max_parallelism: int, fields: tuple[tuple[int | str, ...], ...], *, is_tuple: bool) -> None:
+        self._max_parallelism = max_parallelism
+        self._fields = fields
+        self._is_tuple = is_tuple
+        self.watermark_ms = TIME_MIN_MS
+        self.clear()
+
+    def clear(self) -> None:
+        self.sides: list[_Side | None] = [None, None]
+        self.table: SlotTable | None = None
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: dict[int, bytes] = {}
+
+    def define(self, side: int, schema: pa.Schema) -> bool:
+        """Make everything for records of that schema; False when columns cannot do it."""
+        from engine.state.slot_columns import can_be_kept
+        from engine.state.slot_table import SlotTable
+
+        known = self.sides[side]
+        if known is not None:
+            return bool(known.store.schema.types == schema.types and known.store.schema.names == schema.names)
+        fields = [column_index(schema, field) for field in self._fields[side]]
+        kinds = key_kinds(schema, fields)
+        if kinds is None or not all(map(can_be_kept, schema.types)):
+            return False
+        if self.table is None:
+            self.table = SlotTable(kinds)
+        elif self.table.kinds != kinds:
+            return False
+        self.sides[side] = _Side(schema.remove_metadata(), fields)
+        return True
+
+    def slots_of(self, side: int, columns: pa.RecordBatch) -> Array:
+        """Return the slot of each row's key, with room for it on both sides."""
+        own = self.sides[side]
+        assert own is not None
+        assert self.table is not None
+        slots = self.table.slots_of(key_columns(columns, own.keys, self.table.kinds))
+        for each in self.sides:
+            if each is not None:
+                each.store.reserve_slots(self.table.num_slots)
+        return slots
+
+    def remove_until(self, floors_ms: tuple[int, int]) -> None:
+        """Remove what has come so far up to these times, by side."""
+        for side, floor_ms in zip(self.sides, floors_ms, strict=True):
+            if side is None:
+                continue
+            side.floor_ms, side.mark = floor_ms, side.store.num_rows
+            if side.mark >= side.compact_at:
+                live = side.live()
+                if 2 * live.size <= side.mark:
+                    self._compact(side, live)
+                side.compact_at = max(_COMPACT_MIN, 2 * live.size)
+
+    def _compact(self, side: _Side, live: Array) -> None:
+        """Forget the removed rows; keys of none too, once they are most."""
+        import numpy as np
+
+        from engine.state.slot_table import SlotTable
+
+        side.store.keep(live)
+        side.mark = live.size
+        assert self.table is not None
+        stores = [each.store for each in self.sides if each is not None]
+        used = np.zeros(self.table.num_slots, np.bool_)
+        for store in stores:
+            used[store.slots] = True
+        kept = np.flatnonzero(used)
+        if used.size < _COMPACT_MIN or 2 * kept.size > used.size:
+            return
+        keys = self.table.keys_of(kept)
+        self.table = SlotTable(self.table.kinds)
+        slot_of_slot = np.zeros(used.size, np.int32)
+        slot_of_slot[kept] = self.table.slots_of(keys)
+        for store in stores:
+            store.keep(np.arange(store.num_rows), slot_of_slot)
+
+    def records(self) -> Iterator[SideRecords]:
+        """Yield all that is kept, each side in order of arrival."""
+        for index, side in enumerate(self.sides):
+            if side is not None:
+                live = side.live()
+                for at in range(0, live.size, BATCH_ROWS_MAX):
+                    part = live[at : at + BATCH_ROWS_MAX]
+                    store = side.store
+                    yield SideRecords(index, store.records(part), store.times_ms[part], part, self.watermark_ms)
+        for chunk in self.others.values():
+            yield from records_in(chunk)
+
+    # --- KeyedPart
+
+    def num_entries(self) -> int:
+        return sum(side.store.num_rows for side in self.sides if side is not None) + len(self.others)
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        chunks = chunks_of(self._kept(), wanted)
+        return chunks | {group: chunk for group, chunk in self.others.items() if group in wanted}
+
+    def _kept(self) -> Iterator[tuple[SideRecords, Array]]:
+        from engine.state.column_hash import groups_of_rows
+
+        others, self.others = self.others, {}
+        for records in self.records():
+            own = self.sides[records.side]
+            assert own is not None
+            keys = [records.columns.column(key) for key in own.keys]
+            groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple)
+            yield records, groups.astype("int64")
+        self.others = others
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for group, chunk in chunks.items():
+            found = list(records_in(chunk))
+            if not all(self.define(records.side, records.columns.schema) for records in found):
+                self.others[group] = chunk
+                continue
+            for records in found:
+                self.append(
+                    records.side, records.columns, records.times_ms, self.slots_of(records.side, records.columns)
+                )
+
+    def append(self, side: int, columns: pa.RecordBatch, times_ms: Array, slots: Array) -> None:
+        own = self.sides[side]
+        assert own is not None
+        own.store.append(columns, times_ms, slots)
+
+
+@final
+class _Stored:
+    """Implements ``join_pairs.Picked``: rows of a store."""
+
+    def __init__(self, store: RowStore, rows: Array) -> None:
+        self.schema = store.schema
+        self._store = store
+        self._rows = rows
+
+    def column(self, index: int) -> pa.Array:
+        return self._store.column(index, self._rows)
+
+
+# --- the operator -----------------------------------------------------------------------------------------------------
+
+
+@final
+class _ColumnIntervalJoinOperator(Operator):
+    def __init__(self, spec: ColumnIntervalJoinSpec) -> None:
+        self._spec = spec
+        rows = spec.rows
+        self._rows = IntervalJoinOperator(rows, is_inside=True)
+        #: of each side: earliest and latest partner, relative to its own record
+        self._bounds = ((rows.lower_ms, rows.upper_ms), (-rows.upper_ms, -rows.lower_ms))
+        self._compiled = None if spec.shape is None else pair_function(rows.function)
+        self._make = maker_of(rows.output_type)
+        #: the row operator has taken over
+        self._is_on_rows = False
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        from engine.operators import join_kernels
+
+        super().open(ctx, out)
+        self._kernels = join_kernels
+        self._rows.open(ctx, out)
+        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        selectors = self._spec.rows.key_selectors
+        self._state = IntervalState(
+            ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+            tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
+            is_tuple=isinstance(selectors[0], ComposedKey),
+        )
+        ctx.state.add_keyed(JOIN_PART, self._state)
+        parts = ctx.state.keyed
+        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
+        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
+            self._is_on_rows = True
+
+    def close(self) -> None:
+        self._rows.close()
+
+    # --- records
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        if not (self._is_on_rows or self._state.others) and self._takes(batch):
+            assert isinstance(batch, ColumnBatch)
+            columns = plain_columns(batch.columns)
+            if self._state.define(input_index, columns.schema):
+                self._process_columns(input_index, columns, batch.timestamps_ms)
+                return
+        self._hand_over()
+        self._rows.process_batch(input_index, batch)
+
+    @staticmethod
+    def _takes(batch: Batch) -> bool:
+        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
+            return False
+        times_ms = batch.timestamps_ms
+        return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
+
+    def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
+        columns, times_ms = self._in_time(side, columns, times_ms)
+        if not times_ms.size:
+            return
+        slots = self._state.slots_of(side, columns)
+        partners = self._state.sides[1 - side]
+        if partners is not None:
+            self._join(side, columns, times_ms, slots, partners)
+        self._state.append(side, columns, times_ms, slots)
+
+    def _in_time(self, side: int, columns: pa.RecordBatch, times_ms: Array) -> tuple[pa.RecordBatch, Array]:
+        """Send what is late aside, or drop it; return the rest."""
+        import pyarrow as pa
+
+        watermark_ms = self._state.watermark_ms
+        if watermark_ms == TIME_MIN_MS or not times_ms.size or times_ms.min() >= watermark_ms:
+            return columns, times_ms
+        is_late = times_ms < watermark_ms
+        late = is_late.nonzero()[0]
+        tag = self._spec.rows.late_tags[side]
+        if tag is None:
+            self._late_dropped.inc(int(late.size))
+        else:
+            self.out.emit_side(tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+        rest = (~is_late).nonzero()[0]
+        return columns.take(pa.array(rest)), times_ms[rest]
+
+    def _join(self, side: int, columns: pa.RecordBatch, times_ms: Array, slots: Array, partners: _Side) -> None:
+        import numpy as np
+
+        store = partners.store
+        rows, others = np.empty(BATCH_ROWS_MAX, np.int64), np.empty(BATCH_ROWS_MAX, np.int64)
+        gone = partners.mark, partners.floor_ms
+        at = 0, -1
+        while at[0] < slots.size:
+            *reached, num_pairs = self._kernels.pairs_of_chains(
+                slots, times_ms, at, self._bounds[side], gone, *store.chains, rows, others
+            )
+            at = reached[0], reached[1]
+            if not num_pairs:
+                continue
+            own_rows, other_rows = rows[:num_pairs], others[:num_pairs]
+            own, other = FromBatch(columns, own_rows), _Stored(store, other_rows)
+            times = times_ms[own_rows], store.times_ms[other_rows]
+            if side == _LEFT:
+                self._emit(Pairs(own, other, np.maximum(*times)), times)
+            else:
+                self._emit(Pairs(other, own, np.maximum(*times)), times[::-1])
+
+    def _emit(self, pairs: Pairs, times: tuple[Array, Array]) -> None:
+        """Hand on the results of some pairs. ``times``: event times of the left and the right records."""
+        made = None if self._compiled is None else pairs.apply(self._compiled)
+        if made is not None:
+            self.out.emit(made)
+            return
+        if isinstance(self._spec.rows.function, ProcessJoinFunction):
+            self._rows.join_pairs(pairs.rows(), zip(*(each.tolist() for each in times), strict=True))
+            return
+        results, stamps = self._called(list(pairs.rows())), pairs.times_ms.tolist()
+        if any(type(result) is tuple and result and type(result[0]) is OutputTag for result in results):
+            self._rows.take_results(results, stamps)
+        else:
+            self.out.emit(RowBatch(results if self._make is None else list(map(self._make, results)), stamps))
+
+    def _called(self, pairs: list[tuple[Any, Any]]) -> list[Any]:
+        function = self._rows.function
+        remaining = iter(pairs)
+        try:
+            return list(starmap(function.call, remaining))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise function.error(error, last_row(pairs, remaining)) from error
+
+    # --- time
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        if self._is_on_rows or self._state.others:
+            self._hand_over()  # before the time goes on
+            self._rows.process_watermark(watermark_ms)
+            return
+        state = self._state
+        state.watermark_ms = max(state.watermark_ms, watermark_ms)
+        floors = [max(watermark_ms, -_TIME_LIMIT_MS) - max(0, upper) for _, upper in self._bounds]
+        state.remove_until((floors[0], floors[1]))
+        self.out.emit_watermark(watermark_ms)
+
+    # --- the way to rows, and the end
+
+    def _hand_over(self) -> None:
+        """Give all records to the row operator, if that has not been done; it takes every record from now on.
+
+        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
+        """
+        state = self._state
+        if not self._is_on_rows:
+            self._rows.timers.current_watermark = state.watermark_ms
+        self._is_on_rows = True
+        if not state.num_entries():
+            return
+        for records in state.records():
+            self._rows.adopt(records.side, *records.rows())
+        state.clear()
+
+    def finish(self) -> None:
+        if self._is_on_rows or self._state.others:
+            self._hand_over()
+        self._rows.finish()

@@ -1,0 +1,186 @@
+"""A function of two records (a join's) on columns: what it does with a pair, as expressions over the fields of both.
+
+``(left, right) -> …`` is taken for a function of one record that has the fields of the left one, then those of the
+right one; ``left + right`` and ``(*left, x)`` are spelled out. Everything else is ``translate``'s.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import types
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn, final
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core.records import ColumnBatch
+from engine.operators.compile.column_steps import DOUBTS_MAX, _array, _kind_of
+from engine.operators.compile.errors import Doubt, NotCompilable
+from engine.operators.compile.expressions import Expression, Frame
+from engine.operators.compile.source import tree_of
+from engine.operators.compile.translate import Fields, Shape, Translation, _Translator
+
+__all__ = ["PairFunction", "result_shape", "translate_pair"]
+
+#: No name that a program could have.
+_PAIR: Final = "(pair)"
+
+
+def translate_pair(function: Any, left: Shape, right: Shape) -> Translation:
+    """Return a plain function of two tuples as expressions over the fields of both. Raises: NotCompilable."""
+    if not isinstance(function, types.FunctionType):
+        _refuse(f"a {type(function).__name__}, not a plain function")
+    if any(shape.is_scalar or shape.names is not None for shape in (left, right)):
+        _refuse("its records are no tuples")
+    tree = tree_of(function)
+    arguments = tree.args
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or function.__defaults__ or len(names) != 2:
+        _refuse("it is no function of two arguments")
+    if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        _refuse("it is a generator")
+    if isinstance(tree, ast.FunctionDef) and tree.decorator_list:
+        _refuse("it is decorated")
+    places = {names[0]: range(len(left.kinds)), names[1]: range(len(left.kinds), len(left.kinds + right.kinds))}
+    joined = _Joiner(places)
+    translator = _Translator(function, Shape(left.kinds + right.kinds), _PAIR)
+    try:
+        if isinstance(tree, ast.Lambda):
+            result = translator.record(joined.visit(copy.deepcopy(tree.body)), {})
+        else:
+            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, False)
+    except RecursionError:
+        raise NotCompilable("it is too deep") from None
+    return Translation(result, tuple(translator.outside.values()))
+
+
+def result_shape(translation: Translation) -> Shape:
+    """Return what the results are."""
+    result = translation.result
+    if isinstance(result, Fields):
+        return Shape(tuple(item.kind for item in result.items))
+    assert isinstance(result, Expression)
+    return Shape((result.kind,), is_scalar=True)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise NotCompilable(what)
+
+
+@final
+class _Joiner(ast.NodeTransformer):
+    """Makes fields of the pair of those of the two arguments. ``places``: argument → the pair's fields that it has."""
+
+    def __init__(self, places: dict[str, range]) -> None:
+        self._places = places
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        match node:
+            case ast.Subscript(ast.Name(name), ast.Constant(int() as at)) if name in self._places and type(at) is int:
+                return self._field(name, at)
+            case ast.Subscript(ast.Name(name), ast.UnaryOp(ast.USub(), ast.Constant(int() as at))) if (
+                name in self._places and type(at) is int
+            ):
+                return self._field(name, -at)
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        match node:
+            case ast.Assign([ast.Tuple()], ast.Name(name)) if name in self._places:
+                return ast.Assign([self.visit(node.targets[0])], self._whole(name))
+        return self.generic_visit(node)
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        elements: list[ast.expr] = []
+        for element in node.elts:
+            match element:
+                case ast.Starred(ast.Name(name)) if name in self._places:
+                    elements += self._whole(name).elts
+                case _:
+                    elements.append(self.visit(element))
+        return ast.Tuple(elements, node.ctx)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        if not isinstance(node.op, ast.Add):
+            return self.generic_visit(node)
+        first, second = self._operand(node.left), self._operand(node.right)
+        if isinstance(first, ast.Tuple) and isinstance(second, ast.Tuple):
+            return ast.Tuple([*first.elts, *second.elts], ast.Load())
+        return ast.BinOp(first, node.op, second)  # a tuple in it is refused by ``translate``
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id in self._places:
+            _refuse("it uses a record as a whole, or assigns to its argument")
+        return node
+
+    def _operand(self, node: ast.expr) -> ast.expr:
+        if isinstance(node, ast.Name) and node.id in self._places:
+            return self._whole(node.id)
+        visited: ast.expr = self.visit(node)
+        return visited
+
+    def _field(self, name: str, at: int) -> ast.expr:
+        place = self._places[name]
+        if not -len(place) <= at < len(place):
+            _refuse(f"there is no field {at}")
+        return ast.Subscript(ast.Name(_PAIR, ast.Load()), ast.Constant(place[at]), ast.Load())
+
+    def _whole(self, name: str) -> ast.Tuple:
+        return ast.Tuple([self._field(name, at) for at in range(len(self._places[name]))], ast.Load())
+
+
+@final
+class PairFunction:
+    """A join's function on columns; one object per operator. ``reason``: why pairs were left to the interpreter."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._schemas: tuple[pa.Schema, pa.Schema] | None = None
+        self._translation: Translation | None = None
+        self._doubts_in_row = 0
+        self.reason = ""
+
+    def apply(
+        self, schemas: tuple[pa.Schema, pa.Schema], columns: Sequence[pa.Array], num_pairs: int, times_ms: Any
+    ) -> ColumnBatch | None:
+        """Return the results of some pairs, at least one; None = ask the interpreter.
+
+        ``columns``: the fields of the left records, then of the right ones; only those that are needed are asked for.
+        """
+        translation = self._translation_for(schemas)
+        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
+            return None
+        frame = Frame(columns, num_pairs)  # type: ignore[arg-type]
+        result = translation.result
+        items = result.items if isinstance(result, Fields) else (result,)
+        try:
+            with np.errstate(all="ignore"):
+                arrays = [_array(item, frame) for item in items]  # type: ignore[arg-type]
+        except (Doubt, pa.ArrowException):
+            self._doubts_in_row += 1
+            self.reason = "a value on which columns and interpreter may differ, or an error"
+            return None
+        self._doubts_in_row = 0
+        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
+        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+
+    def _translation_for(self, schemas: tuple[pa.Schema, pa.Schema]) -> Translation | None:
+        known = self._schemas
+        if known is None or any(a is not b and not a.equals(b) for a, b in zip(schemas, known, strict=True)):
+            self._schemas = schemas
+            self._compile(schemas)
+        translation = self._translation
+        if translation is not None and any(name.read() is not name.value for name in translation.outside):
+            self._compile(schemas)  # a global or a variable of the surrounding function has changed
+        return self._translation
+
+    def _compile(self, schemas: tuple[pa.Schema, pa.Schema]) -> None:
+        self._translation = None
+        left, right = (Shape(tuple(map(_kind_of, schema.types))) for schema in schemas)
+        try:
+            self._translation = translate_pair(self._function, left, right)
+        except NotCompilable as error:
+            self.reason = str(error)

@@ -1,0 +1,93 @@
+"""What a join on columns does with the pairs it has found: compiled where that is proven, else a call for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+from engine.core.records import ColumnBatch
+from engine.operators.compile.errors import NotCompilable
+from engine.operators.compile.translate import Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.operators.compile.pairs import PairFunction
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape"]
+
+
+class Picked(Protocol):
+    """Records of one side, one for each pair."""
+
+    schema: pa.Schema
+
+    def column(self, index: int) -> pa.Array: ...
+
+
+@final
+class FromBatch:
+    """Implements ``Picked``: these rows of some columns."""
+
+    def __init__(self, columns: pa.RecordBatch, rows: Array) -> None:
+        import pyarrow as pa
+
+        self.schema = columns.schema
+        self._columns = columns
+        self._rows = pa.array(rows)
+
+    def column(self, index: int) -> pa.Array:
+        return self._columns.column(index).take(self._rows)
+
+
+@final
+class Pairs(Sequence[Any]):
+    """The fields of the left records, then of the right ones, as columns that are made when they are asked for."""
+
+    def __init__(self, left: Picked, right: Picked, times_ms: Array) -> None:
+        self._sides = (left, right)
+        self.times_ms = times_ms
+
+    def __len__(self) -> int:
+        return sum(len(side.schema) for side in self._sides)
+
+    def __getitem__(self, index: Any) -> Any:
+        left, right = self._sides
+        size = len(left.schema)
+        return left.column(index) if index < size else right.column(index - size)
+
+    def apply(self, function: PairFunction) -> ColumnBatch | None:
+        left, right = self._sides
+        return function.apply((left.schema, right.schema), self, self.times_ms.size, self.times_ms)
+
+    def rows(self) -> Iterator[tuple[Any, Any]]:
+        """Return the pairs as Python objects."""
+        return zip(*(_rows_of(side) for side in self._sides), strict=True)
+
+
+def _rows_of(side: Picked) -> list[Any]:
+    import pyarrow as pa
+
+    arrays = [side.column(index) for index in range(len(side.schema))]
+    return ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=side.schema.names)).to_rows().rows
+
+
+def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape | None:
+    """Return what a function gives for pairs of such records if it can be compiled; None = it is called."""
+    if left is None or right is None:
+        return None
+    from engine.operators.compile.pairs import result_shape, translate_pair
+
+    try:
+        return result_shape(translate_pair(function, left, right))
+    except NotCompilable:
+        return None
+
+
+def pair_function(function: Any) -> PairFunction:
+    from engine.operators.compile.pairs import PairFunction
+
+    return PairFunction(function)

@@ -1,0 +1,268 @@
+"""What joins on columns keep: rows of a side by number, and what a checkpoint has of both sides.
+
+A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
+arrival and the records. It says nothing about keys, so rows can go on with it as well (``LeftRecords``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.records import ColumnBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = [
+    "JOIN_PART",
+    "LeftRecords",
+    "RowStore",
+    "SideRecords",
+    "chunks_of",
+    "in_order",
+    "key_columns",
+    "key_kinds",
+    "records_in",
+]
+
+#: Name of the part of state in checkpoints, for good.
+JOIN_PART: Final = "join-records"
+_SIDES: Final = 2
+_LENGTH: Final = struct.Struct("<q")
+_TIME: Final = "$time"
+_ARRIVAL: Final = "$arrival"
+_WATERMARK: Final = b"watermark"
+
+
+@final
+class SideRecords:
+    """Records of one side. ``arrivals``: rising numbers, the order in which they came; ``watermark_ms``: of the
+    checkpoint they are from."""
+
+    def __init__(self, side: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, watermark_ms: int) -> None:
+        self.side = side
+        self.columns = columns
+        self.times_ms = times_ms
+        self.arrivals = arrivals
+        self.watermark_ms = watermark_ms
+
+    def rows(self) -> tuple[list[Any], list[int]]:
+        batch = ColumnBatch(self.columns, self.times_ms).to_rows()
+        assert batch.timestamps_ms is not None
+        return batch.rows, batch.timestamps_ms
+
+
+def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
+    """Yield the records by side, in the order in which they came as far as their watermark and types are the same."""
+    import numpy as np
+    import pyarrow as pa
+
+    alike: dict[tuple[int, int, str], list[SideRecords]] = {}
+    for records in pieces:
+        alike.setdefault((records.side, records.watermark_ms, str(records.columns.schema)), []).append(records)
+    for (side, watermark_ms, _), some in sorted(alike.items(), key=lambda item: item[0]):
+        arrivals = np.concatenate([records.arrivals for records in some])
+        order = np.argsort(arrivals, kind="stable")
+        (columns,) = pa.Table.from_batches([records.columns for records in some]).combine_chunks().to_batches()
+        times_ms = np.concatenate([records.times_ms for records in some])
+        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], watermark_ms)
+
+
+def key_kinds(schema: pa.Schema, fields: Sequence[int]) -> list[pa.DataType] | None:
+    """Return the types by which keys of both sides are compared; None when columns cannot be (a part of) a key.
+
+    Integers of all widths are one type, as they are in Python; other types are equal only to themselves.
+    """
+    import pyarrow as pa
+
+    from engine.state.slot_table import can_be_key
+
+    if min(fields) < 0:
+        return None
+    kinds = [schema.types[field] for field in fields]
+    if not all(map(can_be_key, kinds)):
+        return None
+    return [pa.int64() if pa.types.is_integer(kind) and kind != pa.uint64() else kind for kind in kinds]
+
+
+def key_columns(columns: pa.RecordBatch, fields: Sequence[int], kinds: Sequence[pa.DataType]) -> list[pa.Array]:
+    own = [columns.column(field) for field in fields]
+    return [column if column.type == kind else column.cast(kind) for column, kind in zip(own, kinds, strict=True)]
+
+
+# --- rows by number ---------------------------------------------------------------------------------------------------
+
+
+@final
+class RowStore:
+    """Records of one side, numbered as they come, chained by the slot of their key. All types are ``can_be_kept``."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        import numpy as np
+
+        from engine.state.paged_array import PagedArray
+        from engine.state.slot_columns import state_column
+
+        self.schema = schema
+        self.num_rows = 0
+        self._columns = [state_column(kind) for kind in schema.types]
+        self._slots = PagedArray(np.int32)
+        self._links = PagedArray(np.int64, 2)
+        self._ends = PagedArray(np.int64, 2)
+
+    @property
+    def chains(self) -> tuple[Array, Array]:
+        """``links`` and ``ends`` of the kernels; good until the next change."""
+        return self._links.array, self._ends.array
+
+    @property
+    def times_ms(self) -> Array:
+        times: Array = self._links.array[: self.num_rows, 0]
+        return times
+
+    @property
+    def slots(self) -> Array:
+        return self._slots.array[: self.num_rows]
+
+    @property
+    def nbytes(self) -> int:
+        columns = sum(column.nbytes for column in self._columns)
+        return columns + self._slots.nbytes + self._links.nbytes + self._ends.nbytes
+
+    def reserve_slots(self, num_slots: int) -> None:
+        self._ends.reserve(num_slots)
+
+    def append(self, columns: pa.RecordBatch, times_ms: Array, slots: Array) -> None:
+        """``slots``: of the keys, below what ``reserve_slots`` was last told."""
+        from engine.operators.join_kernels import link_rows
+
+        first, end = self.num_rows, self.num_rows + slots.size
+        for own, column in zip(self._columns, columns.columns, strict=True):
+            own.reserve(end)
+            own.put(slice(first, end), column)
+        self._slots.reserve(end)
+        self._slots.array[first:end] = slots
+        self._links.reserve(end)
+        self._links.array[first:end, 0] = times_ms
+        link_rows(slots, first, self._links.array, self._ends.array)
+        self.num_rows = end
+
+    def column(self, index: int, rows: Array) -> pa.Array:
+        """Return the values of one field in these rows."""
+        return self._columns[index].get(rows)
+
+    def records(self, rows: Array) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        arrays = [column.get(rows) for column in self._columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def keep(self, rows: Array, slot_of_slot: Array | None = None) -> None:
+        """Forget all rows but these (rising numbers), which are numbered anew; ``slot_of_slot``: new slots, if any."""
+        from engine.operators.join_kernels import link_rows
+
+        for column in self._columns:
+            column.compact(rows)
+        slots = self._slots.array[rows]
+        if slot_of_slot is not None:
+            slots = slot_of_slot[slots]
+        self._slots.array[: rows.size] = slots
+        self._links.array[: rows.size, 0] = self._links.array[rows, 0]
+        self._ends.array[:] = 0
+        link_rows(slots, 0, self._links.array, self._ends.array)
+        self.num_rows = rows.size
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[int]) -> dict[int, bytes]:
+    """Return chunks by key group. ``kept``: records and the key group of each, in order of arrival."""
+    import numpy as np
+    import pyarrow as pa
+
+    wanted = set(key_groups)
+    streams: dict[tuple[int, int], tuple[Any, Any]] = {}
+    for records, groups in kept:
+        side = records.side
+        rows = _with_times(records)
+        order = np.argsort(groups, kind="stable")
+        rows, groups = rows.take(pa.array(order)), groups[order]
+        ends = (np.flatnonzero(np.diff(groups, append=-1)) + 1).tolist()
+        begin = 0
+        for end in ends:
+            group = int(groups[begin])
+            if group in wanted:
+                if (group, side) not in streams:
+                    sink = pa.BufferOutputStream()
+                    streams[group, side] = sink, pa.ipc.new_stream(sink, rows.schema)
+                watermark = {_WATERMARK: str(records.watermark_ms)}
+                streams[group, side][1].write_batch(rows.slice(begin, end - begin), watermark)
+            begin = end
+    chunks: dict[int, bytes] = {}
+    for group in sorted({group for group, _ in streams}):
+        parts = []
+        for side in range(_SIDES):
+            content = b""
+            if (group, side) in streams:
+                sink, writer = streams[group, side]
+                writer.close()
+                content = sink.getvalue().to_pybytes()
+            parts += [_LENGTH.pack(len(content)), content]
+        chunks[group] = b"".join(parts)
+    return chunks
+
+
+def _with_times(records: SideRecords) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    arrays = [pa.array(records.times_ms), pa.array(records.arrivals), *records.columns.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=[_TIME, _ARRIVAL, *records.columns.schema.names])
+
+
+def records_in(chunk: bytes) -> Iterator[SideRecords]:
+    """Yield what a chunk has, left side first."""
+    import pyarrow as pa
+
+    from engine.state.arrow_views import values_of
+
+    at = 0
+    for side in range(_SIDES):
+        (size,) = _LENGTH.unpack_from(chunk, at)
+        at += _LENGTH.size
+        if size:
+            with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
+                for batch, metadata in reader.iter_batches_with_custom_metadata():
+                    columns = pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:])
+                    times_ms, arrivals = (values_of(batch.column(index)).copy() for index in range(2))
+                    yield SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK]))
+        at += size
+
+
+@final
+class LeftRecords:
+    """Implements ``parts.KeyedPart``: what a join on columns has left in a checkpoint, for one on rows."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, bytes] = {}
+
+    def num_entries(self) -> int:
+        return len(self._chunks)
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        return {group: chunk for group, chunk in self._chunks.items() if group in wanted}
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        self._chunks.update(chunks)
+
+    def take(self) -> Iterator[SideRecords]:
+        """Yield, and forget, the records."""
+        chunks, self._chunks = self._chunks, {}
+        for chunk in chunks.values():
+            yield from in_order(records_in(chunk))

@@ -1,0 +1,298 @@
+"""State of session windows over columns: a number for each open session, in a chain by key; accumulators by number.
+
+The accumulators are those of ``window_state`` with sessions in place of keys: one pane, in which a slot is a session.
+A chunk is an Arrow IPC stream of rows (start, end, then the columns of a pane) of one key group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+
+from engine.operators import session_kernels as kernels
+from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.window_panes import Pane
+from engine.operators.window_state import WindowState
+from engine.state.arrow_views import values_of
+from engine.state.column_hash import groups_of_rows
+from engine.state.paged_array import PagedArray
+from engine.state.slot_table import SlotTable
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+
+Array = np.ndarray[Any, Any]
+
+__all__ = ["SESSIONS_PART", "OpenSession", "SessionState"]
+
+#: Name of the part of state in checkpoints, for good.
+SESSIONS_PART: Final = "session-slots"
+_PANE: Final = 0
+#: Fewer keys than this are never worth a compaction.
+_COMPACT_MIN: Final = 1 << 16
+_START, _END, _NEXT, _PART_OF = range(4)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """``fields``: of the key; ``accumulator``: the row operator's."""
+
+    fields: tuple[Any, ...]
+    start: int
+    end: int
+    accumulator: Any
+
+
+@final
+class _SessionKeys:
+    """Stands where ``WindowState`` has its table of keys: gives the key of each session."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self.table = table
+        #: by session
+        self.key_slots = PagedArray(np.int32)
+        self.num_slots = 0  #: of sessions
+        self.restored: Array = np.zeros(0, np.int64)
+
+    def keys_of(self, sessions: Array) -> list[pa.Array]:
+        return self.table.keys_of(self.key_slots.array[sessions])
+
+    def slots_of(self, columns: Sequence[pa.Array]) -> Array:
+        """Return the sessions whose accumulators are being restored."""
+        return self.restored
+
+
+@final
+class SessionState:
+    """Implements ``parts.KeyedPart``. No first and last values: merged sessions do not know what came first."""
+
+    def __init__(
+        self, max_parallelism: int, aggregates: Sequence[FieldAggregateOf], gap_ms: int, *, is_tuple: bool
+    ) -> None:
+        self._max_parallelism = max_parallelism
+        self._aggregates = aggregates
+        self._gap_ms = gap_ms
+        self._is_tuple = is_tuple
+        self.clear()
+
+    def clear(self) -> None:
+        self._windows = WindowState(self._max_parallelism, self._aggregates, False, self._is_tuple)
+        self._keys: _SessionKeys | None = None
+        self._heads = PagedArray(np.int64)
+        self._sessions = PagedArray(np.int64, 4)
+        #: numbers of sessions that are over, to be given again
+        self._free: Array = np.zeros(0, np.int64)
+        #: no session ends before
+        self.first_end_ms = TIME_MAX_MS
+        self._compact_at = _COMPACT_MIN
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: dict[int, bytes] = {}
+
+    def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
+        """Make everything for records of that schema; False when columns cannot do it."""
+        layout = self._windows.layout
+        if layout is not None:
+            return bool(layout.schema.types == schema.types and layout.keys == tuple(keys))
+        if not self._windows.define(schema, keys):
+            return False
+        self._keys = _SessionKeys(self._windows._table)
+        self._windows._table = self._keys  # type: ignore[assignment]
+        self._windows.panes[_PANE] = Pane(self._windows._width)
+        return True
+
+    @property
+    def is_defined(self) -> bool:
+        return self._keys is not None
+
+    @property
+    def num_keys(self) -> int:
+        return 0 if self._keys is None else self._keys.table.num_slots
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def begin_batch(self, columns: pa.RecordBatch) -> bool:
+        return self._windows.begin_batch(columns)
+
+    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> tuple[Array, Array]:
+        """Return the session of each row, -1 = too late, and the sessions that have become part of others, for
+        ``merge``."""
+        assert self._keys is not None
+        assert self._windows.layout is not None
+        slots = self._keys.table.slots_of([columns.column(key) for key in self._windows.layout.keys])
+        self._heads.reserve(self.num_keys)
+        fresh = self._fresh(slots.size)
+        session_of_row, merged = np.empty(slots.size, np.int64), np.empty(slots.size + 1, np.int64)
+        # Each row merges one other session at most: two that lie a gap apart have room for no third between.
+        num_fresh, num_merged = kernels.assign_sessions(
+            slots,
+            times_ms,
+            (self._gap_ms, watermark_ms),
+            self._heads.array,
+            self._sessions.array,
+            fresh,
+            session_of_row,
+            merged,
+        )
+        self._free = np.concatenate([fresh[num_fresh:], self._free])
+        made = fresh[:num_fresh]
+        taken = session_of_row >= 0
+        self._keys.key_slots.array[session_of_row[taken]] = slots[taken]
+        merged = merged[:num_merged]
+        self._keys.key_slots.array[merged] = self._keys.key_slots.array[self._sessions.array[merged, _PART_OF] - 1]
+        if num_fresh:
+            self.first_end_ms = min(self.first_end_ms, int(self._sessions.array[made, _END].min()))
+        return session_of_row, merged
+
+    def _fresh(self, count: int) -> Array:
+        """Take so many numbers for new sessions."""
+        assert self._keys is not None
+        taken, self._free = self._free[:count], self._free[count:]
+        first, missing = self._keys.num_slots, count - taken.size
+        if missing:
+            taken = np.concatenate([taken, np.arange(first, first + missing, dtype=np.int64)])
+            self._keys.num_slots += missing
+            self._sessions.reserve(self._keys.num_slots)
+            self._keys.key_slots.reserve(self._keys.num_slots)
+        self._windows.panes[_PANE].reserve(self._keys.num_slots)
+        return taken
+
+    def merge(self, merged: Array) -> bool:
+        """Add what these sessions hold to those they are part of; False when a sum would not fit into 64 bits: then
+        some hold their own still, as ``open_sessions`` knows."""
+        values = self._windows.panes[_PANE].values
+        rest = merged[values[merged, 0] > 0]
+        while rest.size:
+            targets, at = np.unique(self._sessions.array[rest, _PART_OF] - 1, return_index=True)
+            sources = rest[at]
+            into = values[targets]
+            try:
+                self._windows._merge(into, values[sources], np.arange(sources.size))
+            except OverflowError:
+                return False
+            values[targets] = into
+            values[sources] = 0
+            rest = np.delete(rest, at)
+        self._free = np.concatenate([merged, self._free])
+        self._sessions.array[merged] = 0
+        return True
+
+    def take_up(self, rows: Array, session_of_row: Array) -> bool:
+        """Return False when a sum would not fit into 64 bits: then no row has been taken up."""
+        return self._windows.take_up(_PANE, rows, session_of_row)
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _live(self) -> Array:
+        return self._windows.panes[_PANE].slots() if self.is_defined else np.zeros(0, np.int64)
+
+    def due(self, watermark_ms: int) -> Array:
+        """Return the sessions that are over, the first that ended first."""
+        live = self._live()
+        ends = self._sessions.array[live, _END]
+        is_due = ends - 1 <= watermark_ms
+        self.first_end_ms = int(ends[~is_due].min(initial=TIME_MAX_MS))
+        return live[is_due][np.argsort(ends[is_due], kind="stable")]
+
+    def results(self, sessions: Array) -> tuple[pa.RecordBatch, Array]:
+        """Return the records of these sessions and their event times."""
+        values = self._windows.panes[_PANE].values
+        starts, ends = (self._sessions.array[sessions, column] for column in (_START, _END))
+        return self._windows.results((starts, ends), sessions, values), ends - 1  # type: ignore[arg-type]
+
+    def drop(self, sessions: Array) -> None:
+        """Forget sessions; keys that have none too, once they are most."""
+        assert self._keys is not None
+        kernels.unlink_sessions(sessions, self._keys.key_slots.array, self._heads.array, self._sessions.array)
+        self._windows.panes[_PANE].values[sessions] = 0
+        self._sessions.array[sessions] = 0
+        self._free = np.concatenate([sessions, self._free])
+        if self.num_keys >= self._compact_at:
+            self._compact()
+
+    def _compact(self) -> None:
+        assert self._keys is not None
+        live = self._live()
+        kept = np.unique(self._keys.key_slots.array[live])
+        if 2 * kept.size < self.num_keys:
+            slot_of_slot = np.zeros(self.num_keys, np.int32)
+            slot_of_slot[kept] = np.arange(kept.size)
+            heads = self._heads.array[kept]
+            self._heads.array[:] = 0
+            self._heads.array[: kept.size] = heads
+            self._keys.key_slots.array[live] = slot_of_slot[self._keys.key_slots.array[live]]
+            self._keys.table.compact(kept)
+        self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
+
+    # --- leaving -----------------------------------------------------------------------------------------------------
+
+    def open_sessions(self) -> Iterator[OpenSession]:
+        """Yield all that is held; of one session perhaps in several parts, after ``merge`` has failed."""
+        if self.is_defined:
+            live = self._live()
+            fields, accumulators = self._windows.accumulators(_PANE, None)
+            part_of = self._sessions.array[live, _PART_OF]
+            roots = np.where(part_of > 0, part_of - 1, live)
+            edges = self._sessions.array[roots, :_NEXT].tolist()
+            for key, (start, end), accumulator in zip(fields, edges, accumulators, strict=True):
+                yield OpenSession(key, start, end, accumulator)
+        for group, chunk in self.others.items():
+            other = SessionState(self._max_parallelism, self._aggregates, self._gap_ms, is_tuple=self._is_tuple)
+            other.restore({group: chunk})
+            yield from other.open_sessions()
+
+    # --- KeyedPart ---------------------------------------------------------------------------------------------------
+
+    def num_entries(self) -> int:
+        return (0 if self._keys is None else self._keys.num_slots - self._free.size) + len(self.others)
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        chunks = {group: chunk for group, chunk in self.others.items() if group in wanted}
+        layout = self._windows.layout
+        if layout is None or self._keys is None:
+            return chunks
+        metadata = {
+            "schema": layout.schema.serialize().to_pybytes(),
+            "keys": ",".join(map(str, layout.keys)),
+        }
+        live = self._live()
+        keys = self._keys.keys_of(live)
+        held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], live, keys)
+        edges = [pa.array(np.ascontiguousarray(self._sessions.array[live, column])) for column in (_START, _END)]
+        rows = pa.RecordBatch.from_arrays([*edges, *held.columns], names=["start", "end", *held.schema.names])
+        rows = rows.replace_schema_metadata(metadata)
+        groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
+        for group in sorted(wanted.intersection(np.unique(groups).tolist())):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, rows.schema) as writer:
+                writer.write_batch(rows.filter(pa.array(groups == group)))
+            chunks[group] = sink.getvalue().to_pybytes()
+        return chunks
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for group, chunk in chunks.items():
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                metadata = reader.schema.metadata or {}
+                schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
+                if not self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")]):
+                    self.others[group] = chunk
+                    continue
+                for batch in reader:
+                    self._put(batch)
+
+    def _put(self, batch: pa.RecordBatch) -> None:
+        assert self._keys is not None
+        assert self._windows.layout is not None
+        num_keys = len(self._windows.layout.keys)
+        slots = self._keys.table.slots_of(batch.columns[2 : 2 + num_keys])
+        self._heads.reserve(self.num_keys)
+        made = self._fresh(slots.size)
+        starts, ends = values_of(batch.column(0)), values_of(batch.column(1))
+        kernels.link_sessions(slots, starts, ends, made, self._heads.array, self._sessions.array)
+        self._keys.key_slots.array[made] = slots
+        self.first_end_ms = min(self.first_end_ms, int(ends.min(initial=TIME_MAX_MS)))
+        self._keys.restored = made
+        self._windows._put(pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:]), TIME_MIN_MS)

@@ -1,0 +1,186 @@
+"""Session windows on columns against those on rows, with crashes and without, and their kernel against a plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from engine.core.records import ColumnBatch
+from engine.datastream.aggregates import avg, count, count_distinct, first, max_, min_, sum_
+from engine.operators import session_kernels as kernels
+from engine.operators.column_session import column_session
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.time.assigners import EventTimeSessionWindows
+from engine.time.watermarks import Time
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
+from tests.unit.operators.test_column_window import FLOATS, ROW, STEP, built_in, columns, drive, play
+from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run, straight
+from tests.unit.operators.test_restore_columns import (
+    OTHER_SCHEMA,
+    PHASES,
+    SCHEMA,
+    TIMED_SCRIPTS,
+    disturbed,
+    subtask_of,
+    undisturbed,
+)
+
+GAP_MS = 6
+SESSIONS = EventTimeSessionWindows.with_gap(Time.milliseconds(GAP_MS))
+AGGREGATES = [count(), count(3), sum_(1), min_(1), max_(1), avg(1), sum_(2), max_(2), avg(2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(-30, 30)), max_size=8), max_size=4), st.integers(-20, 20)
+)
+def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermark_ms):
+    heads, sessions = np.zeros(3, np.int64), np.zeros((40, 4), np.int64)
+    key_of = np.zeros(40, np.int32)
+    open_sessions: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
+    used = 0
+    for rows in batches:
+        slots, times = np.array([slot for slot, _ in rows], np.int32), np.array([time for _, time in rows], np.int64)
+        fresh = np.arange(used, used + len(rows))
+        of_row, merged = np.empty(len(rows), np.int64), np.empty(len(rows) + 1, np.int64)
+        law = GAP_MS, watermark_ms
+        made, _ = kernels.assign_sessions(slots, times, law, heads, sessions, fresh, of_row, merged)
+        used += made
+        late = []
+        for slot, time in rows:
+            near = [own for own in open_sessions[slot] if own[0] <= time + GAP_MS and own[1] >= time]
+            window = min([time, *(s for s, _ in near)]), max([time + GAP_MS, *(e for _, e in near)])
+            late.append(window[1] - 1 <= watermark_ms)
+            if not late[-1]:
+                open_sessions[slot] = [own for own in open_sessions[slot] if own not in near] + [window]
+        assert (of_row < 0).tolist() == late
+        for (slot, time), session in zip(rows, of_row.tolist(), strict=True):
+            if session >= 0:
+                key_of[session] = slot
+                assert sessions[session, 3] == 0
+                assert sessions[session, 0] <= time < sessions[session, 1]
+        for slot in range(3):
+            assert sorted(chain(slot, heads, sessions)) == sorted(open_sessions[slot])
+    live = [at for slot in range(3) for at in numbers(slot, heads, sessions)]
+    kernels.unlink_sessions(np.array(live[::2], np.int64), key_of, heads, sessions)
+    assert sorted(at for slot in range(3) for at in numbers(slot, heads, sessions)) == sorted(live[1::2])
+
+
+def numbers(slot, heads, sessions):
+    at = heads[slot] - 1
+    while at >= 0:
+        yield int(at)
+        at = sessions[at, 2] - 1
+
+
+def chain(slot, heads, sessions):
+    return [tuple(sessions[at, :2].tolist()) for at in numbers(slot, heads, sessions)]
+
+
+@pytest.mark.parametrize("late_tag", [None, "late"])
+@pytest.mark.parametrize("key", [FieldKey(0), FieldKey(3), ComposedKey((0, 3))])
+def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag):
+    rows = built_in(SESSIONS, AGGREGATES, key, late_tag=late_tag)
+    spec = column_session(rows)
+    assert spec is not None
+
+    @settings(max_examples=60, deadline=None, phases=PHASES)
+    @given(st.lists(STEP, max_size=6))
+    @example([[((1, 1, 1.0, "a"), 0), ((1, 2, 1.0, "a"), 12)], [((1, 4, 1.0, "a"), 6)], 17, [((1, 8, 1.0, "a"), 14)]])
+    def check(steps):
+        assert play(spec, steps, zeros_alike=True) == play(rows, steps, zeros_alike=True)
+
+    check()
+
+
+def test_sums_beyond_64_bits_go_on_as_python_integers():
+    rows = built_in(SESSIONS, [sum_(1), count(), avg(1), sum_(2)], late_tag="late")
+    large = st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**63 - 1, -(2**63), 2**62]))
+    row = st.tuples(st.integers(0, 1), large, FLOATS, st.just("a"))
+    step = st.one_of(st.lists(st.tuples(row, st.integers(-25, 45)), min_size=1, max_size=8), st.integers(-20, 60))
+    three = [((0, 2**62, 1.0, "a"), time) for time in (0, 12, 24)]
+
+    @settings(max_examples=60, deadline=None, phases=PHASES)
+    @given(st.lists(step, max_size=6))
+    @example([three, [((0, 1, 1.0, "a"), 6), ((1, 1, 1.0, "a"), 6), ((0, 1, 1.0, "a"), 18)], 20])
+    def check(steps):
+        assert play(column_session(rows), steps, zeros_alike=True) == play(rows, steps, zeros_alike=True)
+
+    check()
+
+
+@pytest.mark.parametrize("edge", [TIME_MIN_MS + 1, TIME_MAX_MS - 30])
+def test_sessions_at_both_ends_of_time_are_those_of_rows(edge):
+    rows = built_in(SESSIONS, [count(), sum_(1)], late_tag="late")
+    times = st.one_of(st.integers(edge, edge + 30), st.integers(-25, 45))
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.lists(st.lists(st.tuples(ROW, times), min_size=1, max_size=6) | st.integers(-20, 60), max_size=5))
+    def check(steps):
+        played = []
+        for spec in (rows, column_session(rows)):
+            with OperatorHarness(spec, name="Window") as harness:
+                played.append(drive(harness, [*steps, TIME_MAX_MS]))
+        assert played[0] == played[1]
+
+    check()
+
+
+def test_what_columns_cannot_do_has_no_columnar_form():
+    assert column_session(built_in(SESSIONS, [count(), first(1)])) is None
+    assert column_session(built_in(SESSIONS, [count_distinct(1)])) is None
+    assert column_session(built_in(SESSIONS, [count()], lateness_ms=1)) is None
+    dynamic = EventTimeSessionWindows.with_dynamic_gap(lambda row: 5)
+    assert column_session(built_in(dynamic, [count()])) is None
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0, 1))])
+def test_sessions_after_any_script_are_those_of_rows(key, config):
+    rows = built_in(SESSIONS, [sum_(1), count(), max_(1), avg(1)], key)
+    spec = column_session(rows)
+
+    @settings(max_examples=40, deadline=None, phases=PHASES)
+    @given(TIMED_SCRIPTS)
+    def check(script):
+        assert disturbed(Case((spec,), script, (key,)), config) == undisturbed(Case((rows,), script, (key,)))
+
+    check()
+
+
+def test_sessions_of_other_types_come_together():
+    by_subtask = {0: SCHEMA, 1: OTHER_SCHEMA}
+    rows = built_in(SESSIONS, [sum_(1), count()])
+    script = [Rows([(key, key + 1)], [5], schema=by_subtask[subtask_of(key, 2)]) for key in range(12)]
+    more = [Rows([(key, 10) for key in range(14)], [7] * 14, schema=SCHEMA), Watermark(TIME_MAX_MS)]
+    run = Run(Case((column_session(rows),), [*script, *more], (FieldKey(0),)), FULL, None)
+    run.start(2)
+    run.play([*script, MARK])
+    run.start(1)
+    assert run.harnesses[0].operators[0]._state.others
+    run.play([MARK])
+    run.start(1)
+    run.play(more)
+    assert run.finish() == straight(Case((rows,), [*script, *more], (FieldKey(0),)))
+
+
+def test_sessions_and_keys_that_are_over_are_forgotten(monkeypatch):
+    monkeypatch.setattr("engine.operators.session_state._COMPACT_MIN", 100)
+    spec = column_session(built_in(SESSIONS, [count(), sum_(1)]))
+    with OperatorHarness(spec) as harness:
+        for at in range(0, 3000, 10):
+            rows = [(None if i == 7 else at * 10 + i, i, 1.0, "a") for i in range(20)]
+            harness.process_batch(columns(rows, [at] * 20))
+            harness.watermark(at)
+            assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches)
+            expected = [(row[0], at - 10, at - 4, 1, row[1]) for row in rows] if at else []
+            shifted = [(None if k is None else k - 100, *rest) for k, *rest in expected]
+            assert sorted(harness.output.rows, key=repr) == sorted(shifted, key=repr)
+            harness.output.batches.clear()
+            assert harness.head._state.num_keys < 200
+            assert harness.head._state.num_entries() == 20
+            assert harness.head._state._keys.num_slots <= 60
