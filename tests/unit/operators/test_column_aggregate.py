@@ -104,6 +104,9 @@ class Restored:
     def __init__(self, chunks):
         self._chunks = chunks
 
+    def keyed_later(self, part):
+        return None
+
     def keyed_layers(self, part):
         return iter([self._chunks[part]] if part in self._chunks else [])
 
