@@ -9,7 +9,6 @@ import pytest
 
 from engine.ha.job_store import FencedJobStore
 from engine.ha.memory import MemoryMetadata
-from engine.runtime.jobmanager.checkpointing import CheckpointManager
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from tests.sim.scenario import run_seed
 
@@ -51,10 +50,6 @@ def forget_results(monkeypatch):
     monkeypatch.setattr(FencedJobStore, "put_result", lambda self, result: None)
 
 
-def keep_pointers_to_what_was_given_up(monkeypatch):
-    monkeypatch.setattr(CheckpointManager, "settle", lambda self, then: then())
-
-
 @pytest.mark.parametrize(
     "break_it",
     [
@@ -63,7 +58,6 @@ def keep_pointers_to_what_was_given_up(monkeypatch):
         start_coordinators_unfenced,
         number_checkpoints_anew,
         forget_results,
-        keep_pointers_to_what_was_given_up,
     ],
 )
 def test_a_leader_that_is_broken_is_found(break_it, monkeypatch):
