@@ -179,6 +179,13 @@ class YarnClient:
             row.get("queue", ""),
         )
 
+    def has_ended(self, application_id: str) -> bool:
+        """Whether it has ended; one that YARN does not remember has, too. Raises ExternalError."""
+        try:
+            return str(self._get(f"/apps/{application_id}")["app"]["state"]) in ENDED_STATES
+        except KeyError:
+            return True
+
     def wait_until_ended(self, application_id: str, timeout_s: float) -> ApplicationReport:
         """Return the report once the application has ended, the last one if it has not in time."""
         deadline = time.monotonic() + timeout_s

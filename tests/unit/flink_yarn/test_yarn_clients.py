@@ -18,7 +18,8 @@ from flink_yarn.cli_config import read_yarn_properties
 from flink_yarn.cli_options import parse_options
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.session_client import limits_of
-from flink_yarn.skein_driver import patched_jar, rename_constant
+from flink_yarn.skein_classes import class_changes
+from flink_yarn.skein_driver import patched_jar
 from flink_yarn.yarn_client import YarnClient
 from flink_yarn.yarn_session import _ACTION, main, session_configuration, write_properties
 
@@ -29,17 +30,18 @@ def constant(text: str) -> bytes:
     return struct.pack(">BH", 1, len(text)) + text.encode()
 
 
+rename = class_changes("Apache Flink", -1)["com/anaconda/skein/Driver$DriverImpl.class"]
+
+
 def test_a_constant_is_renamed_with_its_length_and_nothing_else_changes():
     code = b"\xca\xfe" + constant("skein") + constant("skeins") + b"skein"
-    assert rename_constant(code, "skein", "Apache Flink") == (
-        b"\xca\xfe" + constant("Apache Flink") + constant("skeins") + b"skein"
-    )
+    assert rename(code) == (b"\xca\xfe" + constant("Apache Flink") + constant("skeins") + b"skein")
 
 
 @pytest.mark.parametrize("code", [b"", constant("skein") * 2])
 def test_a_constant_that_is_not_there_once_is_an_error(code):
-    with pytest.raises(ValueError, match="expected 1"):
-        rename_constant(code, "skein", "x")
+    with pytest.raises(ValueError, match="expected once"):
+        rename(code)
 
 
 def test_skeins_real_jar_gets_our_type_and_page_and_is_else_the_same(tmp_path):
@@ -51,6 +53,7 @@ def test_skeins_real_jar_gets_our_type_and_page_and_is_else_the_same(tmp_path):
         assert after.namelist() == before.namelist()
         changed = [name for name in before.namelist() if before.read(name) != after.read(name)]
     assert sorted(changed) == [
+        "com/anaconda/skein/ApplicationMaster.class",
         "com/anaconda/skein/Driver$DriverImpl.class",
         "com/anaconda/skein/Driver.class",
         "overview.mustache.html",
