@@ -140,7 +140,7 @@ class ApplicationMaster:
         #: YARN has been told of the outcome
         self.has_ended = False
         self._is_ha = is_highly_available(config)
-        self._application_id = os.environ["SKEIN_APPLICATION_ID"]
+        self._application_id = os.environ.get("SKEIN_APPLICATION_ID", "")
         self._attempt = attempt_of(os.environ.get("CONTAINER_ID", ""))
 
     async def run(self) -> Outcome:

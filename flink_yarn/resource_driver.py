@@ -96,6 +96,7 @@ class YarnResourceDriver:
         self._active: dict[str, Any] = {}  # skein id → container, as of the last look
         self._registered: set[ResourceID] = set()
         self._released: set[ResourceID] = set()
+        self._disconnected: set[ResourceID] = set()  # of the registered: perhaps dead, YARN does not know it yet
         self._reasons: dict[ResourceID, str] = {}
         self._failures = 0
         self._wake = asyncio.Event()
@@ -124,6 +125,7 @@ class YarnResourceDriver:
 
     def worker_registered(self, resource_id: ResourceID) -> None:
         self._registered.add(resource_id)
+        self._disconnected.discard(resource_id)
         self._failures = 0
         self._wake.set()
 
@@ -137,6 +139,8 @@ class YarnResourceDriver:
         return tuple(ResourceID(c.yarn_container_id or c.id) for c in self._active.values())
 
     async def diagnose(self, resource_id: ResourceID) -> str:
+        # Another one is asked for at once. Should this one come back, the request is taken back.
+        self._disconnected.add(resource_id)
         async with self._looked:
             self._wake.set()
             while resource_id not in self._reasons:
@@ -218,6 +222,7 @@ class YarnResourceDriver:
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self._registered.discard(resource_id)
+        self._disconnected.discard(resource_id)
         self._released.discard(resource_id)
 
     def _log_tail(self, container: Any) -> str:
@@ -237,7 +242,7 @@ class YarnResourceDriver:
     async def _adjust(self) -> None:
         """Ask for what is missing, take back requests that are not needed any more."""
         pending = [c for c in self._active.values() if (c.yarn_container_id or c.id) not in self._registered]
-        alive = len(self._active) - len(pending)
+        alive = len(self._active) - len(pending) - len(self._disconnected & self._registered)
         wanted = max(0, self._fixed - alive) if self._fixed else self._level
         if len(pending) < wanted and self._failures >= FAILURES_MAX and pending:
             return  # one at a time until one of them registers

@@ -7,6 +7,8 @@ Written for skein 0.8.2; each change looks for the very bytes that it knows and 
   failed count (``yarn.application-attempt-failures-validity-interval``).
 - ``ApplicationMaster``: on its way out it unregisters the application, so that YARN does not try again, if it has
   SUCCEEDED or this was the last attempt; now, if it was ended on purpose, as whatever, or this was the last attempt.
+- ``ApplicationMaster``: it talks to the ResourceManager every 5 s, or every second while it waits for containers. That is
+  how late it hears of a lost container, and how late it asks for another one; now it is 1 s and 0.25 s.
 
 Source: The Java Virtual Machine Specification, chapter 4.4 (constant pool) and 6.5 (instructions).
 """
@@ -21,7 +23,7 @@ from typing import Final
 __all__ = ["VERSION", "class_changes"]
 
 #: of these changes; copies of the jar made by others are not used
-VERSION: Final = 2
+VERSION: Final = 3
 _UTF8, _LONG, _DOUBLE, _METHOD, _NAME_AND_TYPE = 1, 5, 6, 10, 12
 #: Bytes after the tag of a constant, by tag.
 _SIZES: Final = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 18: 4}
@@ -30,6 +32,11 @@ _NOP: Final = b"\x00"
 _IF_SUCCEEDED: Final = bytes.fromhex("2a b40109 b203c7 a50008")
 #: aload_0; getfield exitCode; ifeq +8: 0 is the code of an end that was asked for
 _IF_ENDED_ON_PURPOSE: Final = bytes.fromhex("2a b40102") + 3 * _NOP + bytes.fromhex("990008")
+#: sipush 5000, sipush 1000: milliseconds
+_IDLE_HEARTBEAT: Final = bytes.fromhex("111388")
+_QUICKER_IDLE_HEARTBEAT: Final = bytes.fromhex("1103e8")
+_PENDING_HEARTBEAT: Final = struct.pack(">Bq", _LONG, 1000)
+_QUICKER_PENDING_HEARTBEAT: Final = struct.pack(">Bq", _LONG, 250)
 #: iconst_0; invokestatic Priority.newInstance; invokevirtual ApplicationSubmissionContext.setPriority
 _SET_PRIORITY: Final = bytes.fromhex("03 b802e8 b602ec")
 _SET_PRIORITY_INDEX: Final = 0x02EC
@@ -45,7 +52,7 @@ def class_changes(application_type: str, validity_ms: int) -> dict[str, Callable
     return {
         "com/anaconda/skein/Driver.class": driver,
         "com/anaconda/skein/Driver$DriverImpl.class": rename,
-        "com/anaconda/skein/ApplicationMaster.class": _unregister_when_told,
+        "com/anaconda/skein/ApplicationMaster.class": lambda data: _beat_quicker(_unregister_when_told(data)),
     }
 
 
@@ -67,6 +74,11 @@ def _rename_constant(data: bytes, old: str, new: str) -> bytes:
 
 def _unregister_when_told(data: bytes) -> bytes:
     return _replace_once(data, _IF_SUCCEEDED, _IF_ENDED_ON_PURPOSE, "the test for SUCCEEDED")
+
+
+def _beat_quicker(data: bytes) -> bytes:
+    data = _replace_once(data, _IDLE_HEARTBEAT, _QUICKER_IDLE_HEARTBEAT, "the interval of heartbeats")
+    return _replace_once(data, _PENDING_HEARTBEAT, _QUICKER_PENDING_HEARTBEAT, "that while containers are wanted")
 
 
 def _set_validity(data: bytes, validity_ms: int) -> bytes:

@@ -155,6 +155,10 @@ class ExactJob:
             return set()
         return {name for name in names if name.startswith("part-")}
 
+    @staticmethod
+    def _most_by_subtask(files: set[str]) -> int:
+        return max(Counter(name.split("-")[1] for name in files).values(), default=0)
+
     def until_output(self) -> None:
         eventually("the first files are finished", lambda: len(self.files()) >= 4, 90)
 
@@ -174,8 +178,9 @@ class ExactJob:
         eventually(f"{what}: it is noticed", noticed, 60)
         before = self.files()
         eventually(f"{what}: a checkpoint of before is committed", lambda: self.files() - before, 90)
-        committed, seen = time.monotonic() - begin, self.files()
-        eventually(f"{what}: new output", lambda: self.files() - seen, 60)
+        committed = time.monotonic() - begin
+        # A subtask closes one file a checkpoint: its second one was made since.
+        eventually(f"{what}: new output", lambda: self._most_by_subtask(self.files() - before) >= 2, 60)
         made = time.monotonic() - begin
         line = f"{what}: committed after {committed:.1f} s, made after {made:.1f} s, load {os.getloadavg()[0]:.1f}"
         print(f"\n{line}", flush=True)
