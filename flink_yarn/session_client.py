@@ -35,6 +35,7 @@ from flink_yarn.cluster_spec import (
     LocalFiles,
     Mode,
     YarnLimits,
+    address_path,
     application_spec,
     exit_message,
     plan_cluster,
@@ -128,7 +129,8 @@ def deploy(
         stack.callback(shutil.rmtree, folder, True)
         # The driver needs seconds to start; packing and uploading go on meanwhile.
         packing = worker.submit(_prepare_files, plan, conf, fs, folder, job_files or {}, say)
-        driver = stack.enter_context(start_driver(plan.application_type, validity_ms=plan.attempts_validity_ms))
+        validity_ms = plan.attempts_validity_ms if plan.attempts > 1 else None
+        driver = stack.enter_context(start_driver(plan.application_type, validity_ms=validity_ms))
         files = packing.result()
         spec = application_spec(
             plan,
@@ -239,6 +241,7 @@ def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
 def _kill_quietly(driver: Any, application_id: str) -> None:
     try:
         driver.kill_application(application_id)
+        _remove_folder(application_id)
     except Exception as error:
         print(
             f"Application {application_id} may still run ({error}); end it with: "
@@ -383,6 +386,13 @@ def kill(application_id: str, config: Configuration) -> None:
     yarn_client().check_reachable()
     with start_driver(config.get(YarnOptions.TYPE)) as driver:
         driver.kill_application(application_id)
+        _remove_folder(application_id)
+
+
+def _remove_folder(application_id: str) -> None:
+    """Remove an application's files, which are kept on HDFS for its next attempt."""
+    path = os.path.dirname(address_path(application_id, _home(HadoopConf.load())))
+    file_system_of(path).delete(path, recursive=True)
 
 
 def print_resources(config: Configuration) -> None:

@@ -70,10 +70,10 @@ def skein_module() -> Any:
 # --- the jar --------------------------------------------------------------------------------------------------------
 
 
-def patched_jar(original: Path, application_type: str, folder: Path, *, validity_ms: int = -1) -> Path:
+def patched_jar(original: Path, application_type: str, folder: Path, *, validity_ms: int | None = None) -> Path:
     """Return a copy of skein's jar with our type, page and ends; made once and kept in the folder.
 
-    ``validity_ms``: failed attempts of longer ago do not count; -1 = all count.
+    ``validity_ms``: failed attempts of longer ago do not count, -1 = all count; None when there is one attempt.
 
     The original is returned when it is another version of skein than the one we know.
     """
@@ -134,7 +134,7 @@ def _check_tools(environ: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def start_driver(application_type: str, *, validity_ms: int = -1) -> Iterator[Any]:
+def start_driver(application_type: str, *, validity_ms: int | None = None) -> Iterator[Any]:
     """Yield a ``skein.Client`` whose private driver lives as long as the block, and no longer than this process.
 
     Nothing is written to the user's home: the driver's certificates are made for it alone.

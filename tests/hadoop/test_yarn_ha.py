@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,14 +15,19 @@ from tests.hadoop.yarn_commands import (
     YarnUser,
     application_id_in,
     eventually,
+    get,
     kill_process,
     processes_of,
 )
 from tests.hadoop.yarn_ha import (
     ExactJob,
+    allowance,
     ha_user,
     java_master,
+    job_id_in,
     jobmanager_process,
+    node_manager_of,
+    processes_on,
     rest,
     taskmanagers,
     zookeeper_nodes,
@@ -115,6 +121,65 @@ def test_a_job_survives_the_loss_of_each_process_and_is_exact(session, user, tmp
     assert "Program execution finished" in said
     job.check_exact()
     assert job.num_mains() == 1
+
+
+def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, user, tmp_path):
+    hadoop = user.hadoop
+    job = ExactJob(user, tmp_path / "marks", "ha-nodes")
+    done = user.flink("run", "-d", "-yid", session, *job.words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job_id = job_id_in(done.stdout)
+    job.until_output()
+
+    def restarts() -> int:
+        return int(rest(user, session, f"/jobs/{job_id}")["timestamps"]["RESTARTING"])
+
+    was = restarts()
+    hadoop.daemon("kill9", "rm")
+    hadoop.daemon("start", "rm")
+    seen = job.files()
+    eventually("output without a ResourceManager's past", lambda: job.files() - seen)
+    assert restarts() == was, "the ResourceManager's loss has disturbed the job"
+    eventually("YARN knows the application again", lambda: user.application(session)["state"] == "RUNNING")
+
+    hadoop.daemon("kill9", "nn")
+    time.sleep(20)
+    hadoop.daemon("start", "nn")
+    began, seen = time.monotonic(), job.files()
+    eventually("output after the NameNode's return", lambda: job.files() - seen, 60)
+    print(f"\nNameNode away for 20 s: output {time.monotonic() - began:.1f} s after its return, restarts: {restarts()}")
+    hadoop.daemon("kill9", "dn1")
+    time.sleep(2)
+    hadoop.daemon("start", "dn1")
+    began, seen = time.monotonic(), job.files()
+    eventually("output after the DataNode's return", lambda: len(job.files() - seen) > 4, 60)
+    print(f"\nDataNode away for some s: output {time.monotonic() - began:.1f} s after its return")
+
+    # Both TaskManagers' and the ApplicationMaster's containers are somewhere on two nodes.
+    with_master = node_manager_of(hadoop, java_master(session))
+    orphans = set(processes_of(session)) & set(processes_on(hadoop, with_master))
+    job.survive(
+        f"kill -9 of the NodeManager of the ApplicationMaster ({len(orphans)} processes stay behind)",
+        lambda: hadoop.daemon("kill9", with_master),
+        60,
+        noticed=lambda: bool(user.application(session)["state"] == "RUNNING" and attempt(user, session) > 3),
+    )
+    eventually("the orphans have ended", lambda: not orphans & set(processes_of(session)), 8 * allowance())
+    hadoop.daemon("start", with_master)
+    job.hurry()
+    eventually("the job has finished", lambda: state(user, session, job_id) == "FINISHED", 120)
+    job.check_exact()
+
+
+def state(user: YarnUser, application_id: str, job_id: str) -> str:
+    found = rest(user, application_id, f"/jobs/{job_id}")
+    return found["state"] if found else ""
+
+
+def attempt(user: YarnUser, application_id: str) -> int:
+    """The number of the application's attempts so far."""
+    url = f"{user.hadoop.rm_url}/ws/v1/cluster/apps/{application_id}/appattempts"
+    return len(get(url)["appAttempts"]["appAttempt"])
 
 
 def test_a_stopped_session_leaves_nothing_for_a_next_leader(session, user):

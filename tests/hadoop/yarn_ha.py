@@ -3,6 +3,7 @@ test."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -17,7 +18,19 @@ from hdfs.util import HdfsError
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import YarnUser, eventually, get, processes_of
 
-__all__ = ["ExactJob", "allowance", "ha_user", "java_master", "jobmanager_process", "taskmanagers", "zookeeper_nodes"]
+__all__ = [
+    "ExactJob",
+    "allowance",
+    "ha_user",
+    "java_master",
+    "job_id_in",
+    "jobmanager_process",
+    "node_manager_of",
+    "processes_on",
+    "rest",
+    "taskmanagers",
+    "zookeeper_nodes",
+]
 
 NUM_KEYS = 500
 NUM_LINES = 160_000
@@ -108,6 +121,28 @@ def java_master(application_id: str) -> int:
 
 def taskmanagers(application_id: str) -> set[int]:
     return set(processes_of(application_id, "-m flink_yarn.taskmanager_container"))
+
+
+def _environment(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def node_manager_of(hadoop: HadoopCluster, pid: int) -> str:
+    """Return the NodeManager (nm1, nm2) that started a container's process."""
+    port = int(_environment(pid)["NM_PORT"])
+    (name,) = [name for name, said in hadoop.daemons().items() if port in said["ports"].values()]
+    return name
+
+
+def processes_on(hadoop: HadoopCluster, node_manager: str) -> list[int]:
+    """Return the pids of all containers' processes of a NodeManager."""
+    port = str(hadoop.daemons()[node_manager]["ports"]["rpc"])
+    folders = Path("/proc").glob("[0-9]*")
+    return [int(folder.name) for folder in folders if _environment(int(folder.name)).get("NM_PORT") == port]
 
 
 def zookeeper_nodes(hadoop: HadoopCluster, path: str) -> list[str]:
@@ -208,8 +243,6 @@ def job_id_in(text: str) -> str:
 
 def rest(user: YarnUser, application_id: str, path: str) -> Any:
     """Ask the application's JobManager, wherever it is now; None when it does not answer."""
-    import json
-
     file = f"/user/{user.hadoop.user}/.skein/{application_id}/jobmanager.json"
     try:
         with user.hdfs.read(file) as stream:

@@ -30,7 +30,7 @@ def constant(text: str) -> bytes:
     return struct.pack(">BH", 1, len(text)) + text.encode()
 
 
-rename = class_changes("Apache Flink", -1)["com/anaconda/skein/Driver$DriverImpl.class"]
+rename = class_changes("Apache Flink", None)["com/anaconda/skein/Driver$DriverImpl.class"]
 
 
 def test_a_constant_is_renamed_with_its_length_and_nothing_else_changes():
