@@ -259,8 +259,8 @@ def _serve_terminal(client: RestClient, config: Configuration, application_id: s
                     case other:
                         print(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}", flush=True)
             if time.monotonic() - checked > 5:
+                report = yarn.wait_until_ended(application_id, 0.0)
                 checked = time.monotonic()
-                report = yarn.application(application_id)
                 if report.ended:
                     _remove_properties(_properties_path(config), application_id)
                     raise ExternalError(

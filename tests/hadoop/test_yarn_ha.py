@@ -140,7 +140,7 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
     seen = job.files()
     eventually("output without a ResourceManager's past", lambda: job.files() - seen)
     assert restarts() == was, "the ResourceManager's loss has disturbed the job"
-    eventually("YARN knows the application again", lambda: user.application(session)["state"] == "RUNNING")
+    eventually("YARN knows the application again", lambda: yarn_state(user, session) == "RUNNING")
 
     hadoop.daemon("kill9", "nn")
     time.sleep(20)
@@ -156,19 +156,27 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
     print(f"\nDataNode away for some s: output {time.monotonic() - began:.1f} s after its return")
 
     # Both TaskManagers' and the ApplicationMaster's containers are somewhere on two nodes.
-    with_master = node_manager_of(hadoop, java_master(session))
+    was_attempt, with_master = attempt(user, session), node_manager_of(hadoop, java_master(session))
     orphans = set(processes_of(session)) & set(processes_on(hadoop, with_master))
     job.survive(
         f"kill -9 of the NodeManager of the ApplicationMaster ({len(orphans)} processes stay behind)",
         lambda: hadoop.daemon("kill9", with_master),
         60,
-        noticed=lambda: bool(user.application(session)["state"] == "RUNNING" and attempt(user, session) > 3),
+        noticed=lambda: attempt(user, session) > was_attempt and yarn_state(user, session) == "RUNNING",
     )
     eventually("the orphans have ended", lambda: not orphans & set(processes_of(session)), 8 * allowance())
     hadoop.daemon("start", with_master)
     job.hurry()
     eventually("the job has finished", lambda: state(user, session, job_id) == "FINISHED", 120)
     job.check_exact()
+
+
+def yarn_state(user: YarnUser, application_id: str) -> str:
+    """ "" while the ResourceManager does not answer, or does not know yet."""
+    try:
+        return str(user.application(application_id)["state"])
+    except OSError:
+        return ""
 
 
 def state(user: YarnUser, application_id: str, job_id: str) -> str:

@@ -44,11 +44,12 @@ def test_a_constant_that_is_not_there_once_is_an_error(code):
         rename(code)
 
 
-def test_skeins_real_jar_gets_our_type_and_page_and_is_else_the_same(tmp_path):
+@pytest.mark.parametrize("validity_ms", [None, -1, 10_000])
+def test_skeins_real_jar_gets_our_type_page_and_ends_and_is_else_the_same(tmp_path, validity_ms):
     skein = pytest.importorskip("skein")
     original = Path(skein.core._SKEIN_JAR)
-    patched = patched_jar(original, "Apache Flink", tmp_path)
-    assert patched_jar(original, "Apache Flink", tmp_path) == patched
+    patched = patched_jar(original, "Apache Flink", tmp_path, validity_ms=validity_ms)
+    assert patched_jar(original, "Apache Flink", tmp_path, validity_ms=validity_ms) == patched
     with zipfile.ZipFile(original) as before, zipfile.ZipFile(patched) as after:
         assert after.namelist() == before.namelist()
         changed = [name for name in before.namelist() if before.read(name) != after.read(name)]
@@ -71,6 +72,7 @@ def test_a_jar_of_another_skein_is_left_as_it_is(tmp_path):
 # --- the ResourceManager -----------------------------------------------------------------------------------------
 
 ANSWERS = {
+    "/info": {"clusterInfo": {"haState": "ACTIVE"}},
     "/nodes": {
         "nodes": {
             "node": [
@@ -154,6 +156,17 @@ def test_an_application_is_reported_and_an_unknown_one_is_told(resource_manager)
     assert (report.ended, report.final_status, report.diagnostics) == (True, "FAILED", "why")
     with pytest.raises(ExternalError, match="YARN knows no application application_2_0002"):
         client(resource_manager).application("application_2_0002")
+
+
+def test_a_resource_manager_that_has_just_started_does_not_say_that_an_application_is_gone(
+    resource_manager, monkeypatch
+):
+    known = client(resource_manager)
+    assert known.has_ended("application_1_0001")
+    assert known.has_ended("application_2_0002")
+    monkeypatch.setitem(ANSWERS["/info"]["clusterInfo"], "haState", "INITIALIZING")
+    with pytest.raises(ExternalError, match="HTTP 404"):
+        known.has_ended("application_2_0002")
 
 
 def test_the_second_resource_manager_is_asked_when_the_first_is_down(resource_manager):
