@@ -258,15 +258,22 @@ class TaskCheckpoints:
         if options.stop is StopMode.SUSPEND or (options.stop is StopMode.DRAIN and self._gate is None):
             self._stop = (checkpoint_id, options.stop)
         self._under_way[checkpoint_id] = timing
+        committables: dict[OperatorID, bytes] = {}
         try:
             _refuse_uncheckpointed(chain.spec)
-            committables: dict[OperatorID, bytes] = {}
-            for index, operator in enumerate(chain.operators):
-                chain.call(index, operator.snapshot_state, checkpoint_id)
-            for index, operator in enumerate(chain.operators):
-                committable = chain.call(index, operator.prepare_commit, checkpoint_id)
-                if committable is not None:
-                    committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        except ProgramError as error:
+            self._under_way.pop(checkpoint_id, None)
+            self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
+            return
+        # An operator that fails here fails its task, as anywhere else: it may have let go of what it could not write,
+        # a sink of a file that it could not close, and the next checkpoint would cover its loss.
+        for index, operator in enumerate(chain.operators):
+            chain.call(index, operator.snapshot_state, checkpoint_id)
+        for index, operator in enumerate(chain.operators):
+            committable = chain.call(index, operator.prepare_commit, checkpoint_id)
+            if committable is not None:
+                committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        try:
             timing.metrics = CheckpointMetrics(
                 start_delay_ms=timing.start_delay_ms,
                 alignment_ms=(start_ns - timing.first_barrier_ns) // 1_000_000,
