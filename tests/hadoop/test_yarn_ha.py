@@ -157,14 +157,16 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
 
     # Both TaskManagers' and the ApplicationMaster's containers are somewhere on two nodes.
     was_attempt, with_master = attempt(user, session), node_manager_of(hadoop, java_master(session))
-    orphans = set(processes_of(session)) & set(processes_on(hadoop, with_master))
+    orphans = set(processes_of(session, "python")) & set(processes_on(hadoop, with_master))
+    assert orphans
     job.survive(
-        f"kill -9 of the NodeManager of the ApplicationMaster ({len(orphans)} processes stay behind)",
+        f"kill -9 of the NodeManager of the ApplicationMaster ({len(orphans)} Python processes stay)",
         lambda: hadoop.daemon("kill9", with_master),
         60,
         noticed=lambda: attempt(user, session) > was_attempt and yarn_state(user, session) == "RUNNING",
     )
     eventually("the orphans have ended", lambda: not orphans & set(processes_of(session)), 8 * allowance())
+    print("\nno orphan is left")
     hadoop.daemon("start", with_master)
     job.hurry()
     eventually("the job has finished", lambda: state(user, session, job_id) == "FINISHED", 120)
