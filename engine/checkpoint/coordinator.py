@@ -30,6 +30,7 @@ from engine.checkpoint.pending import (
     Stage,
     completed_checkpoint,
     half_finished_union,
+    options_of,
     tasks_to_trigger,
 )
 from engine.checkpoint.settings import CheckpointSettings
@@ -41,19 +42,21 @@ from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
     CheckpointKind,
-    CheckpointOptions,
     DeclineCheckpoint,
     StopMode,
 )
 
 __all__ = ["CheckpointCoordinator"]
 
-#: After a checkpoint that a task's end made impossible, the next one begins so soon: more tasks may be about to end.
+#: The next checkpoint begins so soon after one that a task's end made impossible, and when tasks wait for one at their
+#: end: more tasks may be about to end.
 RETRY_MS: Final = 100
 #: A savepoint that tasks' ends made impossible is tried so often.
 TRIES_MAX: Final = 10
 #: Requests of users that wait for their turn; more are a mistake.
 QUEUE_MAX: Final = 100
+#: Savepoints that were given up, whose late files are still cleared away; they come within seconds.
+DEAD_SAVEPOINTS_MAX: Final = 20
 
 _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFailureReason.TASK_NOT_READY})
 
@@ -87,10 +90,14 @@ class CheckpointCoordinator:
         self._has_ended = False
         self._running: set[Task] = set()
         self._finished: set[Task] = set()
+        #: of those that run: have come to their end but for a checkpoint that completes
+        self._awaiting: set[Task] = set()
         #: in order of their ids; at most one is PREPARING
         self._pending: dict[int, Pending] = {}
         #: WRITING when they were given up: discarded when the answer comes
         self._dropped: dict[int, Pending] = {}
+        #: Folders of savepoints that were given up, by their ids: tasks may yet tell of files there.
+        self._dead_savepoints: dict[int, str] = {}
         self._requests: deque[Request] = deque()
         #: A savepoint that stops the job is complete: answered when the job has ended.
         self._stopped: msg.AnswerRequest | None = None
@@ -157,6 +164,8 @@ class CheckpointCoordinator:
                 self._on_acknowledged(message)
             case msg.Declined(message):
                 self._on_declined(message)
+            case msg.CheckpointAwaited(attempt_id):
+                self._on_awaited(*attempt_of(attempt_id))
             case msg.MetadataWritten(checkpoint_id):
                 self._on_written(checkpoint_id)
             case msg.MetadataFailed(checkpoint_id, message):
@@ -188,6 +197,7 @@ class CheckpointCoordinator:
         self._is_active = True
         self._running.clear()
         self._finished.clear()
+        self._awaiting.clear()
         self._last_end_ms = None
         self._failures_in_a_row = 0
         self._next_due_ms = self._now_ms + self._settings.interval_ms
@@ -199,8 +209,11 @@ class CheckpointCoordinator:
             self.statistics.restored(record)
 
     def _stopped_in_vain(self) -> None:
-        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended."""
-        if self._stopped is not None:
+        """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended. When it goes
+        on from the last checkpoint, which follows that savepoint, all have: it only commits again."""
+        latest = self._store.latest()
+        is_behind = self._stopped is not None and latest is not None and latest.folder != self._stopped.folder
+        if self._stopped is not None and not is_behind:
             request_id, folder = self._stopped.request_id, self._stopped.folder
             self._stopped = None
             message = (
@@ -228,12 +241,21 @@ class CheckpointCoordinator:
 
     def _on_finished(self, task: Task) -> None:
         self._running.discard(task)
+        self._awaiting.discard(task)
         if not self._is_active:
             return
         self._finished.add(task)
         for pending in list(self._pending.values()):
             if task in pending.waiting:
                 self._abort(pending, CheckpointFailureReason.TASK_FINISHED)
+
+    def _on_awaited(self, task: Task, attempt_number: int) -> None:
+        """The next checkpoint comes soon, not at once: other tasks are about to say the same."""
+        if self._is_active and attempt_number == self._attempt_number and task not in self._finished:
+            due_ms = self._now_ms + RETRY_MS
+            was_held_back = self._is_stopping() and not self._awaiting
+            self._next_due_ms = due_ms if was_held_back else min(self._next_due_ms, due_ms)
+            self._awaiting.add(task)
 
     def _on_all_finished(self) -> None:
         """What the coordinators commit at the job's end is made durable first: when a commit fails half-way, the job
@@ -304,8 +326,13 @@ class CheckpointCoordinator:
             and bool(self._running)
             and (self._settings.after_tasks_finish or not self._finished)
             and all(pending.stage is not Stage.PREPARING for pending in self._pending.values())
-            and not self._is_stopping()
+            and (not self._is_stopping() or self._ends_behind_stop())
         )
+
+    def _ends_behind_stop(self) -> bool:
+        """The job is drained: what tasks give at their very end comes after the savepoint, and is committed by a
+        checkpoint of its own, lest it come twice if another task fails now."""
+        return self._stopped is not None and bool(self._awaiting)
 
     def _has_room(self) -> bool:
         """Whether a periodic checkpoint may be under way beside the others."""
@@ -318,7 +345,7 @@ class CheckpointCoordinator:
         return max(self._next_due_ms, self._last_end_ms + self._settings.min_pause_ms)
 
     def _begin_what_is_due(self) -> None:
-        while self._requests and self._can_begin():
+        while self._requests and self._can_begin() and not self._is_stopping():
             first = self._requests[0]
             under_way = sum(not pending.is_savepoint for pending in self._pending.values())
             if not first.folder and under_way >= self._settings.max_concurrent:
@@ -332,7 +359,9 @@ class CheckpointCoordinator:
 
     def _begin(self, request: Request | None, *, is_final: bool = False) -> None:
         checkpoint_id, self._next_id = self._next_id, self._next_id + 1
-        options = self._options(checkpoint_id, request, is_final)
+        options = options_of(
+            self._settings, self._folders, checkpoint_id, request, self._store.base(), is_final=is_final
+        )
         folder = self._folders.exclusive(checkpoint_id)
         if request is not None and request.folder:
             folder = request.folder
@@ -361,32 +390,6 @@ class CheckpointCoordinator:
             )
         )
         self._commands.append(msg.PrepareCheckpoint(checkpoint_id))
-
-    def _options(self, checkpoint_id: int, request: Request | None, is_final: bool) -> CheckpointOptions:
-        settings = self._settings
-        if request is not None and request.folder:
-            return CheckpointOptions(
-                CheckpointKind.SAVEPOINT,
-                request.folder,
-                request.folder,
-                stop=request.stop,
-                inline_bytes_max=settings.inline_bytes_max,
-            )
-        incremental = settings.incremental and not is_final
-        if request is not None and request.incremental is not None:
-            incremental = request.incremental and not settings.in_memory
-        base = self._store.base() if incremental else None
-        return CheckpointOptions(
-            CheckpointKind.CHECKPOINT,
-            "" if settings.in_memory else self._folders.exclusive(checkpoint_id),
-            "" if settings.in_memory else self._folders.shared,
-            unaligned=settings.unaligned,
-            aligned_timeout_ms=settings.aligned_timeout_ms,
-            at_least_once=settings.at_least_once,
-            base_checkpoint_id=NO_CHECKPOINT if base is None else base.checkpoint_id,
-            incremental=incremental,
-            inline_bytes_max=settings.inline_bytes_max,
-        )
 
     def _on_prepared(self, checkpoint_id: int, coordinators: Mapping[OperatorID, bytes]) -> None:
         pending = self._pending.get(checkpoint_id)
@@ -427,13 +430,13 @@ class CheckpointCoordinator:
 
     def _discard_late(self, checkpoint_id: int, files: set[str]) -> None:
         """Delete what came for a checkpoint that is no more; never what others, or the same one, refer to."""
-        if not self._folders.root:
+        if not self._folders.root and checkpoint_id not in self._dead_savepoints:
             return
         used = {path for other in (*self._pending.values(), *self._dropped.values()) for path in other.files()}
-        own = self._folders.job + "/"
+        folder = self._dead_savepoints.get(checkpoint_id) or self._folders.exclusive(checkpoint_id)
+        own = (self._folders.job + "/", folder + "/")
         late = [path for path in files if path.startswith(own) and path not in used]
         garbage = self._store.unreferenced(late)
-        folder = self._folders.exclusive(checkpoint_id)
         is_dead = checkpoint_id not in self._pending and checkpoint_id not in self._dropped
         is_kept = any(stored.checkpoint.checkpoint_id == checkpoint_id for stored in self._store.all())
         if garbage and is_dead and not is_kept and checkpoint_id not in self._store.kept_for_base():
@@ -530,7 +533,7 @@ class CheckpointCoordinator:
             )
             self._commands.append(msg.AnswerRequest(request.request_id, error=message))
             return
-        if request.cancel:
+        if request.cancel and self._finished != self._all_tasks:  # else it has ended by itself, and commits just now
             self._commands.append(msg.CancelJob())
             self._stop("the job is cancelled")
         self._answer(pending, completed)
@@ -611,7 +614,13 @@ class CheckpointCoordinator:
 
     def _garbage_of(self, pending: Pending) -> Garbage:
         """Give up what a checkpoint that will never be had written and builds on."""
+        if pending.stage is Stage.PREPARING:
+            # No task has written anything yet; and if another JobManager leads, its checkpoint may have this number.
+            return self._unpin(pending)
         if pending.is_savepoint:
+            self._dead_savepoints[pending.checkpoint_id] = pending.folder
+            while len(self._dead_savepoints) > DEAD_SAVEPOINTS_MAX:
+                del self._dead_savepoints[min(self._dead_savepoints)]
             return Garbage((pending.folder,))
         garbage = self._store.release(pending.files())
         if pending.folder:
@@ -634,20 +643,12 @@ class CheckpointCoordinator:
     def _expire(self) -> None:
         for pending in list(self._pending.values()):
             if pending.stage is not Stage.WRITING and pending.deadline_ms <= self._now_ms:
-                self._abort(pending, CheckpointFailureReason.EXPIRED, self._lateness(pending))
+                self._abort(pending, CheckpointFailureReason.EXPIRED, pending.lateness(self._settings.timeout_ms))
         for request in [request for request in self._requests if request.deadline_ms <= self._now_ms]:
             self._requests.remove(request)
             missing = len(self._all_tasks) - len(self._running) - len(self._finished)
             why = f"{missing} of {len(self._all_tasks)} tasks are not running" if missing else "others took too long"
             self._refuse(request, why)
-
-    def _lateness(self, pending: Pending) -> str:
-        if pending.stage is Stage.PREPARING:
-            missing = "the operators' coordinators did not give their state"
-        else:
-            missing = f"{len(pending.waiting)} of {len(pending.waiting) + len(pending.acknowledged)} tasks did not"
-            missing += " acknowledge"
-        return f"{CheckpointFailureReason.EXPIRED.sentence} ({self._settings.timeout_ms} ms): {missing}"
 
     def _on_restore_failed(self, checkpoint_id: int, message: str) -> None:
         if not self._store.remove(checkpoint_id):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from engine.checkpoint.model import CompletedCheckpoint, JobLayout, Task
 from engine.checkpoint.store import Garbage
-from engine.core.ids import OperatorID
+from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
@@ -107,6 +107,13 @@ class Declined:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointAwaited:
+    """A task has come to its end and stays until a checkpoint has completed."""
+
+    attempt_id: ExecutionAttemptID
+
+
+@dataclass(frozen=True, slots=True)
 class MetadataWritten:
     """Answer to WriteMetadata."""
 
@@ -141,6 +148,7 @@ Event: TypeAlias = (
     | PrepareFailed
     | Acknowledged
     | Declined
+    | CheckpointAwaited
     | MetadataWritten
     | MetadataFailed
     | RestoreFailed

@@ -46,6 +46,8 @@ class OperatorLayout:
     operator_id: OperatorID
     name: str
     uid: str | None = None
+    #: kind of its keys, if the program said it
+    key_kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.name!r} (uid {self.uid!r})" if self.uid else f"{self.name!r} (no uid, id {self.operator_id})"
@@ -130,7 +132,8 @@ class VertexState:
     operators: tuple[OperatorLayout, ...]
     #: of those that took part, by index
     subtasks: dict[int, SubtaskState]
-    #: indexes of those that had finished before
+    #: Indexes of those that had finished before. If all have come to their end, also of those that took part because
+    #: they waited for a checkpoint.
     finished: tuple[int, ...] = ()
 
     @property

@@ -6,9 +6,19 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from engine.checkpoint.model import CompletedCheckpoint, JobLayout, SubtaskState, Task, VertexState, files_of_handles
+from engine.checkpoint.model import (
+    CheckpointFolders,
+    CompletedCheckpoint,
+    JobLayout,
+    SubtaskState,
+    Task,
+    VertexState,
+    files_of_handles,
+)
+from engine.checkpoint.settings import CheckpointSettings
 from engine.core.ids import JobVertexID, OperatorID
 from engine.protocol.checkpoint import (
+    NO_CHECKPOINT,
     AcknowledgeCheckpoint,
     CheckpointFailureReason,
     CheckpointKind,
@@ -16,7 +26,15 @@ from engine.protocol.checkpoint import (
     StopMode,
 )
 
-__all__ = ["Pending", "Request", "Stage", "completed_checkpoint", "half_finished_union", "tasks_to_trigger"]
+__all__ = [
+    "Pending",
+    "Request",
+    "Stage",
+    "completed_checkpoint",
+    "half_finished_union",
+    "options_of",
+    "tasks_to_trigger",
+]
 
 
 class Stage(enum.Enum):
@@ -76,6 +94,49 @@ class Pending:
             if handle.path
         }
 
+    def lateness(self, timeout_ms: int) -> str:
+        """Return who kept it from completing within that time."""
+        if self.stage is Stage.PREPARING:
+            missing = "the operators' coordinators did not give their state"
+        else:
+            missing = f"{len(self.waiting)} of {len(self.waiting) + len(self.acknowledged)} tasks did not acknowledge"
+        return f"{CheckpointFailureReason.EXPIRED.sentence} ({timeout_ms} ms): {missing}"
+
+
+def options_of(
+    settings: CheckpointSettings,
+    folders: CheckpointFolders,
+    checkpoint_id: int,
+    request: Request | None,
+    base: CompletedCheckpoint | None,
+    *,
+    is_final: bool,
+) -> CheckpointOptions:
+    """Return what tasks are told. ``base``: what an increment may build on."""
+    if request is not None and request.folder:
+        return CheckpointOptions(
+            CheckpointKind.SAVEPOINT,
+            request.folder,
+            request.folder,
+            stop=request.stop,
+            inline_bytes_max=settings.inline_bytes_max,
+        )
+    incremental = settings.incremental and not is_final
+    if request is not None and request.incremental is not None:
+        incremental = request.incremental and not settings.in_memory
+    return CheckpointOptions(
+        CheckpointKind.CHECKPOINT,
+        "" if settings.in_memory else folders.exclusive(checkpoint_id),
+        "" if settings.in_memory else folders.shared,
+        unaligned=settings.unaligned,
+        aligned_timeout_ms=settings.aligned_timeout_ms,
+        at_least_once=settings.at_least_once,
+        base_checkpoint_id=base.checkpoint_id if incremental and base is not None else NO_CHECKPOINT,
+        incremental=incremental,
+        inline_bytes_max=settings.inline_bytes_max,
+        state_bytes_max=settings.state_bytes_max,
+    )
+
 
 def tasks_to_trigger(pending: Pending, layout: JobLayout) -> set[Task]:
     """Return the tasks that no barrier will reach: sources, and those all of whose producers have finished."""
@@ -89,7 +150,7 @@ def tasks_to_trigger(pending: Pending, layout: JobLayout) -> set[Task]:
 
 def half_finished_union(pending: Pending, layout: JobLayout) -> str:
     """Return the name of a vertex of which some subtasks had finished and others have union list state, or ""."""
-    some_finished = {task.vertex_id for task in pending.finished}
+    some_finished = {task.vertex_id for task in pending.finished} - _finished_vertices(pending, layout)
     for task, ack in pending.acknowledged.items():
         handles = ack.operators.values()
         if task.vertex_id in some_finished and any(h.lists is not None and h.lists.has_union for h in handles):
@@ -97,7 +158,14 @@ def half_finished_union(pending: Pending, layout: JobLayout) -> str:
     return ""
 
 
+def _finished_vertices(pending: Pending, layout: JobLayout) -> set[JobVertexID]:
+    """Return those all of whose subtasks had come to their end, even if some still waited for a checkpoint."""
+    ended = {task for task, ack in pending.acknowledged.items() if ack.is_finished} | pending.finished
+    return {vertex.vertex_id for vertex in layout.vertices if ended.issuperset(vertex.tasks())}
+
+
 def completed_checkpoint(pending: Pending, layout: JobLayout) -> CompletedCheckpoint:
+    finished = _finished_vertices(pending, layout)
     subtasks: dict[JobVertexID, dict[int, SubtaskState]] = {v.vertex_id: {} for v in layout.vertices}
     for task, ack in sorted(pending.acknowledged.items(), key=lambda item: item[0]):
         subtasks[task.vertex_id][task.subtask_index] = SubtaskState(dict(ack.operators), ack.in_flight)
@@ -114,7 +182,7 @@ def completed_checkpoint(pending: Pending, layout: JobLayout) -> CompletedCheckp
                 vertex.max_parallelism,
                 vertex.operators,
                 subtasks[vertex.vertex_id],
-                tuple(task.subtask_index for task in vertex.tasks() if task in pending.finished),
+                tuple(t.subtask_index for t in vertex.tasks() if t in pending.finished or vertex.vertex_id in finished),
             )
             for vertex in layout.vertices
         ),

@@ -5,15 +5,23 @@ Only the chunks of the subtask's own key groups are read. Every byte is checked 
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, final
+from typing import IO, Final, final
 
 from engine.core.errors import CorruptStateError, InputError, ProgramError
 from engine.core.fs import file_system_of
-from engine.protocol.checkpoint import FileHandle, KeyedLayer, KeyedStateHandle, ListStateHandle, OperatorRestore
+from engine.protocol.checkpoint import (
+    ChunkPlace,
+    FileHandle,
+    KeyedLayer,
+    KeyedStateHandle,
+    ListStateHandle,
+    OperatorRestore,
+)
 from engine.state.operator_state import OperatorStateSnapshot, redistribute
 
 __all__ = ["HandleRestoredState", "read_chunks", "read_file"]
@@ -110,7 +118,11 @@ def _load_lists(handle: ListStateHandle) -> OperatorStateSnapshot:
 
 def read_file(file: FileHandle) -> bytes:
     """Return all bytes. Raises: CorruptStateError when they are not those that were written."""
-    content = file.inline if not file.path else _read_range(file, 0, file.size_bytes)
+    if not file.path:
+        content = file.inline
+    else:
+        with _open(file, 0) as stream:
+            content = _read_exactly(file, stream, file.size_bytes)
     if len(content) != file.size_bytes or zlib.crc32(content) != file.crc32:
         raise CorruptStateError(_damaged(file, "its checksum is wrong"))
     return content
@@ -127,26 +139,42 @@ def read_chunks(layer: KeyedLayer, key_groups: range) -> Iterator[dict[int, byte
         while until < len(wanted) and wanted[until][0][0] - end <= _GAP_BYTES_MAX and end - first < _READ_BYTES:
             end = wanted[until][0][0] + wanted[until][0][1]
             until += 1
-        content = memoryview(_read_range(layer.file, first, end - first))
         chunks: dict[int, bytes] = {}
-        for (offset, size, crc), group in wanted[at:until]:
-            chunk = bytes(content[offset - first : offset - first + size])
-            if zlib.crc32(chunk) != crc:
-                raise CorruptStateError(_damaged(layer.file, f"the checksum of key group {group} is wrong"))
-            chunks[group] = chunk
+        for group, content in _read_places(layer.file, wanted[at:until]):
+            chunks[group] = content
         yield chunks
         at = until
 
 
-def _read_range(file: FileHandle, offset: int, size: int) -> bytes:
+def _read_places(file: FileHandle, places: Sequence[tuple[ChunkPlace, int]]) -> Iterator[tuple[int, bytes]]:
+    """Yield key group and chunk, in the order of the file; what is between them is small."""
+    with _open(file, places[0][0][0]) as stream:
+        at = places[0][0][0]
+        for (offset, size, crc), group in places:
+            _read_exactly(file, stream, offset - at)
+            chunk = _read_exactly(file, stream, size)
+            if zlib.crc32(chunk) != crc:
+                raise CorruptStateError(_damaged(file, f"the checksum of key group {group} is wrong"))
+            yield group, chunk
+            at = offset + size
+
+
+def _open(file: FileHandle, offset: int) -> IO[bytes]:
     if not file.path:
-        content = file.inline[offset : offset + size]
-    else:
-        try:
-            with file_system_of(file.path).open_read(file.path, offset) as stream:
-                content = stream.read(size)
-        except InputError as error:
-            raise CorruptStateError(_damaged(file, str(error))) from error
+        return io.BytesIO(file.inline[offset:])
+    try:
+        return file_system_of(file.path).open_read(file.path, offset)
+    except InputError as error:
+        raise CorruptStateError(_damaged(file, str(error))) from error
+
+
+def _read_exactly(file: FileHandle, stream: IO[bytes], size: int) -> bytes:
+    if not size:
+        return b""
+    try:
+        content = stream.read(size)
+    except InputError as error:
+        raise CorruptStateError(_damaged(file, str(error))) from error
     if len(content) != size:
         raise CorruptStateError(_damaged(file, f"it ends {size - len(content)} bytes early"))
     return content

@@ -27,6 +27,8 @@ class CheckpointSettings:
     #: state travels inside acknowledgements
     in_memory: bool = False
     inline_bytes_max: int = 20 << 10
+    #: of one task, when it travels inside acknowledgements
+    state_bytes_max: int = 5 << 20
     num_retained: int = 1
     after_tasks_finish: bool = True
     retention: str = "NO_EXTERNALIZED_CHECKPOINTS"
@@ -76,6 +78,7 @@ def checkpoint_settings(config: Configuration) -> CheckpointSettings:
         incremental=config.get(Options.INCREMENTAL) and not in_memory,
         in_memory=in_memory,
         inline_bytes_max=config.get(Options.SMALL_FILE_THRESHOLD),
+        state_bytes_max=config.get(Options.MAX_STATE_SIZE),
         num_retained=config.get(Options.NUM_RETAINED),
         after_tasks_finish=config.get(Options.AFTER_TASKS_FINISH),
         retention=config.get(Options.RETENTION),

@@ -19,7 +19,6 @@ from engine.core.fs import file_system_of
 from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer, KeyedStateHandle
 
 __all__ = [
-    "INLINE_BYTES_LIMIT",
     "ChunkWriter",
     "Chunks",
     "StateTooLargeError",
@@ -27,9 +26,6 @@ __all__ = [
     "upload_file",
     "write_file",
 ]
-
-#: What a task may put into its acknowledgement when there is no folder. Source: Flink's MAX_MEM_STATE_SIZE.
-INLINE_BYTES_LIMIT: Final = 5 << 20
 
 _COPY_BYTES: Final = 1 << 20
 #: Layers of a part; each costs an open file at restore. With less than a file's worth each they cost nothing.
@@ -46,8 +42,8 @@ class StateTooLargeError(EngineError):
     def of(cls, size_bytes: int, limit_bytes: int) -> StateTooLargeError:
         return cls(
             f"The state of the task has {size_bytes} bytes, and the JobManager keeps at most {limit_bytes} bytes of "
-            "each task. Set execution.checkpointing.storage to filesystem and execution.checkpointing.dir to a folder "
-            "that all nodes reach."
+            "each task (execution.checkpointing.jobmanager.max-state-size). Set execution.checkpointing.storage to "
+            "filesystem and execution.checkpointing.dir to a folder that all nodes reach."
         )
 
 

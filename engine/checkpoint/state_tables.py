@@ -91,7 +91,14 @@ class StateTable:
         return pa.table({name: _array(columns[name]) for name in names})
 
     def to_pandas(self, limit: int | None = None) -> pandas.DataFrame:
-        """Needs pandas, which the engine does not install."""
+        """Raises: ConfigError when pandas is not there, which the engine does not install by itself."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "to_pandas() needs pandas, which is not installed here. Install it with: pip install '.[pandas]' (or "
+                "pip install pandas), or use to_arrow()."
+            ) from None
         return self.to_arrow(limit).to_pandas()
 
     def write(self, path: str, limit: int | None = None) -> int:

@@ -108,7 +108,15 @@ def read_checkpoint(path: str) -> CompletedCheckpoint:
         raise InputError(
             f"{path} is no savepoint or checkpoint, or one that was not completed: it has no file {METADATA_FILE}."
         )
-    return _read(folder)
+    try:
+        return _read(folder)
+    except CorruptStateError as error:
+        job_folder, _, name = folder.rpartition("/")
+        if _CHECKPOINT_FOLDER.fullmatch(name) is None:
+            raise
+        raise CorruptStateError(
+            f"{error} Name {job_folder} to start from the newest checkpoint in it that is sound."
+        ) from error
 
 
 def _read(folder: str) -> CompletedCheckpoint:

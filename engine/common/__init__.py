@@ -11,7 +11,7 @@ from engine.core.ids import JobID
 from engine.core.records import Row, RowKind
 from engine.core.type_info import TypeInformation, Types
 from engine.protocol.lifecycle import JobStatus
-from engine.time.watermarks import Duration, Instant, Time, TimestampAssigner, WatermarkStrategy
+from engine.time.watermarks import Duration, IngestionTimeAssigner, Instant, Time, TimestampAssigner, WatermarkStrategy
 
 if TYPE_CHECKING:
     from engine.connectors.part_writers import Encoder
@@ -22,6 +22,7 @@ __all__ = [
     "Duration",
     "Encoder",
     "ExecutionConfig",
+    "IngestionTimeAssigner",
     "Instant",
     "JobClient",
     "JobExecutionResult",

@@ -1,6 +1,7 @@
 """WatermarkStrategy and custom generators, where a PyFlink program looks for them."""
 
 from engine.time.watermarks import (
+    IngestionTimeAssigner,
     TimestampAssigner,
     Watermark,
     WatermarkGenerator,
@@ -8,4 +9,11 @@ from engine.time.watermarks import (
     WatermarkStrategy,
 )
 
-__all__ = ["TimestampAssigner", "Watermark", "WatermarkGenerator", "WatermarkOutput", "WatermarkStrategy"]
+__all__ = [
+    "IngestionTimeAssigner",
+    "TimestampAssigner",
+    "Watermark",
+    "WatermarkGenerator",
+    "WatermarkOutput",
+    "WatermarkStrategy",
+]

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
-from engine.connectors.sink import takes_checkpoints
+from engine.connectors.kept_files import KeptFiles, file_name, is_unfinished_list, remove_outdated_lists
+from engine.connectors.sink import retains_checkpoints, takes_checkpoints
 from engine.core.errors import ExternalError
 from engine.core.fs import FileSystem, file_system_of
 from engine.core.ids import JobID, OperatorID
@@ -119,9 +120,10 @@ class _PartsCoordinator(OperatorCoordinator):
         self._final: list[PendingPart] = []
         #: checkpoint → those of ``_final`` that it has
         self._final_of: dict[int, list[PendingPart]] = {}
-        #: Snapshots that neither failed nor were followed by a commit: of savepoints nothing else is told. What is
-        #: pending may belong to them, until a later checkpoint commits it.
-        self._uncommitted: set[int] = set()
+        #: Pending files of checkpoints that are durable: a retained one may be restored by another job.
+        self._owed: set[str] = set()
+        #: Checkpoints of which it is not known whether they are durable.
+        self._in_doubt: set[int] = set()
         #: without checkpoints: what a cancelled job publishes
         self._closed: list[PendingPart] = []
         #: pending files that have been renamed, oldest first
@@ -131,12 +133,11 @@ class _PartsCoordinator(OperatorCoordinator):
         #: A checkpoint may need what is pending.
         self._is_needed = False
         self._is_ending = False
+        self._is_started = False
 
     def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
         self._restored = list(load_plain(state)) if state else []
-        for parts in committables.values():
-            assert isinstance(parts, tuple), parts
-            self._restored += parts
+        self._restored += _all_of(committables)
 
     def start(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
@@ -144,6 +145,8 @@ class _PartsCoordinator(OperatorCoordinator):
         self._takes_checkpoints = takes_checkpoints(ctx.config)
         self._is_needed = self._takes_checkpoints or self._restored is not None
         self._fs: FileSystem = file_system_of(self._base_path)
+        self._kept = KeptFiles(self._fs, self._base_path, self._mark, ctx.attempt_number)
+        self._is_started = True
         self._fs.make_dirs(self._base_path)
         # Fails now, not after hours of work, when the place is not writable.
         probe = f"{self._base_path}/.probe.{self._mark}"
@@ -151,6 +154,7 @@ class _PartsCoordinator(OperatorCoordinator):
         self._fs.delete(probe)
         if self._restored is not None:
             self._commit(self._restored, again=True)
+            remove_outdated_lists(self._fs, self._base_path)
         if self._restored is not None or ctx.attempt_number > 0:
             self._sweep(self._base_path, IN_PROGRESS, PENDING)
         self._restored = None
@@ -172,29 +176,36 @@ class _PartsCoordinator(OperatorCoordinator):
 
     def snapshot(self, checkpoint_id: int) -> bytes:
         self._is_needed = True
-        self._uncommitted.add(checkpoint_id)
+        self._in_doubt.add(checkpoint_id)
         self._final_of[checkpoint_id] = self._final.copy()
         return dump_plain(tuple(self._final))
 
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
-        self._uncommitted = {number for number in self._uncommitted if number > checkpoint_id}
+        self._in_doubt = {number for number in self._in_doubt if number > checkpoint_id}
         final = self._final_of.pop(checkpoint_id, [])
         self._final_of = {number: parts for number, parts in self._final_of.items() if number > checkpoint_id}
-        for parts in committables.values():
-            assert isinstance(parts, tuple), parts
-            self._commit(parts)
-        self._commit(final)
+        self._commit([*_all_of(committables), *final])
         self._final = [part for part in self._final if part.pending not in self._committed]
+        # Tasks offer what they have closed until it is committed, so this was all of it.
+        self._kept.forget_until(checkpoint_id)
+
+    def savepoint_taken(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        parts = [*_all_of(committables), *self._final_of.get(checkpoint_id, [])]
+        self._in_doubt.discard(checkpoint_id)
+        self._kept.keep(checkpoint_id, [part.pending for part in parts if part.pending not in self._committed])
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
-        self._uncommitted.discard(checkpoint_id)
         self._final_of.pop(checkpoint_id, None)
+        self._in_doubt.discard(checkpoint_id)
+        self._kept.forget(checkpoint_id)
 
-    def _commit(self, parts: Iterable[PendingPart], *, again: bool = False) -> None:
+    def _commit(self, parts: Collection[PendingPart], *, again: bool = False) -> None:
+        self._owed.update(part.pending for part in parts)
         for part in parts:
             if part.pending not in self._committed:
                 self._publish_patiently(part, again)
                 self._committed[part.pending] = None
+            self._owed.discard(part.pending)
         while len(self._committed) > _COMMITTED_MAX:
             del self._committed[next(iter(self._committed))]
 
@@ -252,30 +263,57 @@ class _PartsCoordinator(OperatorCoordinator):
         return self._published
 
     def job_ended(self, outcome: JobOutcome) -> None:
+        if not self._is_started:
+            return
         self._is_ending = True
         self._commit(self._to_publish(outcome))
         if outcome is JobOutcome.FINISHED:
             if self.ctx.attempt_number > 0:
                 self._sweep(self._base_path, IN_PROGRESS, PENDING)
-            return
-        # Another attempt may follow a failure: what is pending may belong to the checkpoint from which it goes on. That
-        # attempt removes the rest. Another job may follow a cancel, from a savepoint: it publishes what that names.
-        keeps_pending = self._is_needed if outcome is JobOutcome.FAILED else bool(self._uncommitted)
-        states = (IN_PROGRESS,) if keeps_pending else (IN_PROGRESS, PENDING)
-        if outcome is JobOutcome.FAILED or self.ctx.attempt_number > 0:
-            self._sweep(self._base_path, *states)
+        elif outcome is JobOutcome.FAILED:
+            # Another attempt may follow: what is pending may belong to the checkpoint from which it goes on. That
+            # attempt, or ``given_up``, removes the rest.
+            self._sweep(self._base_path, *((IN_PROGRESS,) if self._is_needed else (IN_PROGRESS, PENDING)))
         else:
-            for folder in sorted(self._folders):
-                self._sweep(folder, *states, recursive=False)
+            self._clean_up(outcome, everywhere=self.ctx.attempt_number > 0)
 
-    def _sweep(self, folder: str, *states: str, recursive: bool = True) -> None:
-        """Remove this sink's hidden files in these states; killed slots told of none of them."""
+    def given_up(self, outcome: JobOutcome) -> None:
+        if self._is_started:
+            self._clean_up(outcome, everywhere=True)
+
+    def _clean_up(self, outcome: JobOutcome, *, everywhere: bool) -> None:
+        """No attempt follows, but another job may, from a savepoint or a retained checkpoint."""
+        retained = retains_checkpoints(self.ctx.config, outcome)
+        states = (IN_PROGRESS,) if retained and self._in_doubt else (IN_PROGRESS, PENDING)
+        kept = self._kept.names()
+        if retained:
+            kept.update(map(file_name, self._owed))
+        if everywhere:
+            self._sweep(self._base_path, *states, kept=kept)
+            return
+        for folder in sorted(self._folders):
+            self._sweep(folder, *states, kept=kept, recursive=False)
+
+    def _sweep(self, folder: str, *states: str, kept: Collection[str] | None = None, recursive: bool = True) -> None:
+        """Remove this sink's hidden files in these states but those that are kept; killed slots told of none of
+        them. ``kept``: names, by default of what savepoints name."""
         if self._fs.status(folder) is None:
             return
+        kept = self._kept.names() if kept is None else kept
         for child in self._fs.list(folder):
-            name = child.path.rstrip("/").rpartition("/")[2]
+            name = file_name(child.path)
             if child.is_dir:
                 if recursive:
-                    self._sweep(child.path, *states)
-            elif name.startswith(".") and any(f".{state}.{self._mark}-" in name for state in states):
+                    self._sweep(child.path, *states, kept=kept)
+                continue
+            is_own = name.startswith(".") and any(f".{state}.{self._mark}-" in name for state in states)
+            if (is_own and name not in kept) or is_unfinished_list(name, self._mark):
                 self._fs.delete(child.path)
+
+
+def _all_of(committables: Mapping[int, object]) -> list[PendingPart]:
+    found: list[PendingPart] = []
+    for parts in committables.values():
+        assert isinstance(parts, tuple), parts
+        found += parts
+    return found

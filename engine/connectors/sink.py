@@ -19,17 +19,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.config import duration_ms
+from engine.checkpoint.settings import checkpoint_settings
+from engine.core.config import Configuration, duration_ms
 from engine.core.errors import ProgramError
 from engine.core.records import Batch, rows_of
 from engine.core.type_info import TypeInformation
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import JobOutcome, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import NO_RECORD, user_error
 from engine.operators.functions import RuntimeContext
 from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.state.descriptors import ListStateDescriptor
 
-__all__ = ["Committer", "CommittingSinkSpec", "Sink", "SinkContext", "SinkWriter", "takes_checkpoints"]
+__all__ = [
+    "Committer",
+    "CommittingSinkSpec",
+    "Sink",
+    "SinkContext",
+    "SinkWriter",
+    "retains_checkpoints",
+    "takes_checkpoints",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +50,14 @@ _RETRY_MAX_MS: Final = 60_000
 def takes_checkpoints(config: Mapping[str, str]) -> bool:
     """Return whether a job of this effective configuration takes checkpoints by itself (batch jobs do not)."""
     return duration_ms(config.get("execution.checkpointing.interval") or "0") > 0
+
+
+def retains_checkpoints(config: Mapping[str, str], outcome: JobOutcome) -> bool:
+    """Return whether a job of this effective configuration leaves its last checkpoints behind when it ends so."""
+    settings = checkpoint_settings(Configuration(config))
+    if settings.in_memory or not settings.is_periodic:
+        return False
+    return settings.retain_on_failure if outcome is JobOutcome.FAILED else settings.retain_on_cancellation
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
+from engine.connectors.kept_files import KeptFiles, file_name
 from engine.connectors.part_writers import make_durable
-from engine.connectors.sink import takes_checkpoints
+from engine.connectors.sink import retains_checkpoints, takes_checkpoints
 from engine.core.errors import ExternalError, InputError, OutputExistsError
 from engine.core.fs import FileSystem, file_system_of
 from engine.core.ids import JobID
@@ -24,6 +25,10 @@ from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcom
 __all__ = ["FileWritten", "Segment", "StagedFilesSpec", "WriteMode", "segment_path"]
 
 _COPY_BYTES: Final = 1 << 20
+#: In a staging folder: the file that is there once publishing has begun; it says what is published.
+_MARKER: Final = ".publishing"
+#: in the names of lists of kept files; whose they are is said by their folder
+_MARK: Final = "segments"
 
 
 class WriteMode(enum.Enum):
@@ -47,6 +52,16 @@ class FileWritten:
 
     segments: tuple[Segment, ...]
     complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What the file says that is there once publishing has begun."""
+
+    num_files: int
+    files: dict[int, tuple[Segment, ...]]
+    #: Output of a former job, of which this is the continuation, is replaced.
+    continues: bool
 
 
 def staging_folder(path: str, job_id: JobID) -> str:
@@ -87,16 +102,23 @@ class _StagedFiles(OperatorCoordinator):
         self._restored: dict[int, tuple[Segment, ...]] = {}
         #: subtask → its file as of the last completed checkpoint
         self._checkpointed: dict[int, tuple[Segment, ...]] = {}
+        #: of those, what subtasks said that were running
+        self._offered: dict[int, tuple[Segment, ...]] = {}
+        #: What is in the output's place was published by the job that wrote what this one goes on with.
+        self._continues = False
         self._written_at: dict[int, dict[int, tuple[Segment, ...]]] = {}
         self._is_restored = False
         #: A former attempt, which had what the checkpoint has, began to publish: some files are in their place.
         self._resumes = False
         self._num_files = 0
         self._published: list[str] = []
+        #: A savepoint or a retained checkpoint needs them as they are: they are copied to be published.
+        self._keeps_segments = False
 
     def restore(self, state: bytes, committables: Mapping[int, object]) -> None:
         self._is_restored = True
         self._restored = load_plain(state) if state else {}
+        self._offered = _merged({}, committables)
         self._checkpointed = _merged(self._restored, committables)
 
     def start(self, ctx: CoordinatorContext) -> None:
@@ -106,10 +128,12 @@ class _StagedFiles(OperatorCoordinator):
         self._fs: FileSystem = file_system_of(self._path)
         self._staging = staging_folder(self._path, ctx.job_id)
         self._num_files = ctx.parallelism
+        self._kept = KeptFiles(self._fs, self._staging, _MARK, ctx.attempt_number)
         self._resume()
         found = None if self._resumes else self._fs.status(self._path)
         if found is not None:
-            if not self._overwrite:
+            self._continues = self._is_from_former_job()
+            if not (self._overwrite or self._continues):
                 raise OutputExistsError(
                     f"Output path {self._path} exists. Choose another one, delete it, or use WriteMode.OVERWRITE."
                 )
@@ -135,20 +159,49 @@ class _StagedFiles(OperatorCoordinator):
 
     @property
     def _marker(self) -> str:
-        """A file that is there once publishing has begun; it says what is published."""
-        return f"{self._staging}/.publishing"
+        return f"{self._staging}/{_MARKER}"
 
     def _resume(self) -> None:
-        if not self._is_restored or self._fs.status(self._marker) is None:
-            return
-        with contextlib.closing(self._fs.open_read(self._marker)) as stream:
-            num_files, files = load_plain(stream.read())
-        if files == self._restored:
-            self._num_files, self._resumes = num_files, True
+        found = self._published_from(self._staging) if self._is_restored else None
+        if found is not None and found.files == self._restored:
+            self._num_files, self._continues, self._resumes = found.num_files, found.continues, True
+
+    def _is_from_former_job(self) -> bool:
+        """Whether another job has published just what this one goes on with, as one does that was stopped there."""
+        segments = {segment for segment in _all(self._checkpointed) if not self._is_own(segment)}
+        for staging in sorted(self._foreign_stagings(self._checkpointed)):
+            published = self._published_from(staging)
+            if published is not None and set(_all(published.files)) == segments:
+                # Unless somebody else has written there since.
+                return self._size_of_output() == sum(segment.size_bytes for segment in segments)
+        return False
+
+    def _is_own(self, segment: Segment) -> bool:
+        return segment.path.startswith(f"{self._staging}/")
+
+    def _foreign_stagings(self, files: Mapping[int, tuple[Segment, ...]]) -> set[str]:
+        """Return the folders where former jobs have written parts of this."""
+        return {segment.path.rpartition("/")[0] for segment in _all(files) if not self._is_own(segment)}
+
+    def _size_of_output(self) -> int:
+        found = self._fs.status(self._path)
+        assert found is not None
+        if not found.is_dir:
+            return found.size_bytes
+        return sum(child.size_bytes for child in self._fs.list(self._path) if file_name(child.path).isdigit())
+
+    def _published_from(self, staging: str) -> _Published | None:
+        marker = f"{staging}/{_MARKER}"
+        if self._fs.status(marker) is None:
+            return None
+        with contextlib.closing(self._fs.open_read(marker)) as stream:
+            found = load_plain(stream.read())
+        assert isinstance(found, _Published), found
+        return found
 
     def _mark(self, files: Mapping[int, tuple[Segment, ...]]) -> None:
         with contextlib.closing(self._fs.open_write(f"{self._marker}-new", overwrite=True)) as stream:
-            stream.write(dump_plain((self._num_files, dict(files))))
+            stream.write(dump_plain(_Published(self._num_files, dict(files), self._continues)))
             make_durable(stream)
         self._fs.rename(f"{self._marker}-new", self._marker, overwrite=True)
 
@@ -168,15 +221,27 @@ class _StagedFiles(OperatorCoordinator):
             if found is None or found.size_bytes < segment.size_bytes:
                 raise InputError(
                     f"The checkpoint refers to {segment.size_bytes} bytes of output in {segment.path}, which are gone. "
-                    "What write_as_text and write_as_csv write belongs to one job and is published or removed when it "
-                    "ends. Use a FileSink for output that outlives a job."
+                    "What write_as_text and write_as_csv have written stays for savepoints and retained checkpoints "
+                    f"only, hidden beside {self._path}: whoever goes on from there needs it."
                 )
 
     def _remove_others(self, kept: set[str]) -> None:
-        """Remove what killed attempts wrote and no checkpoint knows."""
+        """Remove what killed attempts wrote and neither checkpoint nor savepoint knows."""
+        names = {*map(file_name, kept), *self._kept.names()}
         for child in self._fs.list(self._staging):
-            if child.path not in kept:
+            if file_name(child.path) not in names:
                 self._fs.delete(child.path, recursive=child.is_dir)
+
+    def _remove_staging(self, retained: bool = False) -> None:
+        """The job has ended; what savepoints or retained checkpoints need stays, and what was published with it."""
+        wanted = self._kept.names()
+        own = [segment.path for segment in _all(self._checkpointed) if self._is_own(segment)]
+        if retained:
+            wanted.update(map(file_name, own))
+        if wanted:
+            self._remove_others({*wanted, _MARKER})
+        else:
+            self._fs.delete(self._staging, recursive=True)
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         assert isinstance(event, FileWritten), event
@@ -193,10 +258,21 @@ class _StagedFiles(OperatorCoordinator):
     def checkpoint_completed(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
         finished = self._written_at.pop(checkpoint_id, {})
         self._written_at = {number: files for number, files in self._written_at.items() if number > checkpoint_id}
+        self._offered = _merged({}, committables)
         self._checkpointed = _merged(finished, committables)
+
+    def savepoint_taken(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        files = _merged(self._written_at.get(checkpoint_id, {}), committables)
+        self._kept.keep(checkpoint_id, [segment.path for segment in _all(files) if self._is_own(segment)])
 
     def checkpoint_aborted(self, checkpoint_id: int) -> None:
         self._written_at.pop(checkpoint_id, None)
+        self._kept.forget(checkpoint_id)
+
+    def subtask_finished(self, subtask_index: int) -> None:
+        """One that was stopped by a savepoint has told of no end: its file is what the savepoint has."""
+        if subtask_index not in self._written and subtask_index in self._offered:
+            self._written[subtask_index] = self._offered[subtask_index]
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -220,7 +296,7 @@ class _StagedFiles(OperatorCoordinator):
             if self._fs.status(segment.path) is None:
                 raise ExternalError(f"{segment.path}, which this job has written for {self._path}, is gone.")
         existing = self._fs.status(self._path)
-        if existing is not None and not self._overwrite:
+        if existing is not None and not (self._overwrite or self._continues):
             raise OutputExistsError(f"Output path {self._path} exists now; when the job began it did not.")
         fills_folder = existing is not None and existing.is_dir
         if fills_folder:
@@ -241,17 +317,30 @@ class _StagedFiles(OperatorCoordinator):
             return
         if outcome is JobOutcome.FAILED and self._is_needed:
             return  # the next attempt goes on with what the last checkpoint knows
+        retained = outcome is JobOutcome.CANCELED and retains_checkpoints(self.ctx.config, outcome)
+        self._keeps_segments = retained or bool(self._kept.names())
         try:
             files = self._to_publish(outcome)
             if files is not None:
-                if self._is_needed:
+                if self._is_needed or self._keeps_segments:
                     self._mark(files)
                 self._publish(files)
+                for staging in self._foreign_stagings(files):
+                    self._fs.delete(f"{staging}/{_MARKER}")  # its output was replaced
         except Exception:
             if not self._is_needed:
-                self._fs.delete(self._staging, recursive=True)
+                self._remove_staging()
             raise  # the next attempt publishes the rest
-        self._fs.delete(self._staging, recursive=True)
+        self._remove_staging(retained)
+
+    def given_up(self, outcome: JobOutcome) -> None:
+        if not self._started or self._fs.status(self._staging) is None:
+            return
+        retained = retains_checkpoints(self.ctx.config, outcome)
+        if outcome is JobOutcome.CANCELED and not self._resumes:
+            self.job_ended(outcome)
+        else:
+            self._remove_staging(retained)
 
     def _find_files_of_killed_tasks(self) -> None:
         """A slot that had to be killed sent nothing; its last attempt's file ends with a whole line all the same."""
@@ -279,7 +368,7 @@ class _StagedFiles(OperatorCoordinator):
             if assembled:
                 if existing is not None and existing.is_dir:
                     fs.delete(self._path, recursive=True)
-                self._move(assembled[0], self._path, overwrite=self._overwrite)
+                self._move(assembled[0], self._path, overwrite=self._overwrite or self._continues)
                 self._published.append(self._path)
             return
         if existing is not None and not existing.is_dir:
@@ -308,8 +397,9 @@ class _StagedFiles(OperatorCoordinator):
         self._fs.rename(source, target, overwrite=overwrite)
 
     def _assembled(self, subtask: int, segments: tuple[Segment, ...]) -> str:
-        """Return the path of one file with exactly these segments, in their order."""
-        if len(segments) == 1:
+        """Return the path of one file with exactly these segments, in their order; it may be moved."""
+        is_ours = self._is_own(segments[0]) and not self._keeps_segments
+        if len(segments) == 1 and is_ours:
             found = self._fs.status(segments[0].path)
             if (found is None and self._resumes) or (found and found.size_bytes == segments[0].size_bytes):
                 return segments[0].path
@@ -331,11 +421,14 @@ class _StagedFiles(OperatorCoordinator):
 
 
 def _merged(files: Mapping[int, tuple[Segment, ...]], others: Mapping[int, object]) -> dict[int, tuple[Segment, ...]]:
-    """Return the files of both; a subtask that is in both wrote the first part before a restart."""
+    """Return the files of both; a subtask that is in both wrote the first part before a restart. What a subtask had
+    written that had come to its end, and waited, is in both, perhaps as another subtask's: it is taken once."""
     merged = dict(files)
+    known = _paths(files)
     for subtask, segments in others.items():
         assert isinstance(segments, tuple), segments
-        merged[subtask] = merged.get(subtask, ()) + segments
+        fresh = tuple(segment for segment in segments if segment.path not in known)
+        merged[subtask] = merged.get(subtask, ()) + fresh
     return merged
 
 

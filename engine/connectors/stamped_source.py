@@ -15,7 +15,7 @@ from engine.connectors.source import SplitOrder, SplitOutput, SplitReadingOperat
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.options import JobOptions
-from engine.core.records import Batch
+from engine.core.records import BATCH_ROWS_MAX, Batch
 from engine.operators.base import (
     CoordinatorContext,
     CoordinatorSpec,
@@ -35,12 +35,15 @@ from engine.operators.watermark_alignment import (
     WatermarkReported,
 )
 from engine.time.watermarks import WatermarkStrategy
+from engine.time.windows import TIME_MIN_MS
 
 __all__ = ["StampedSourceSpec"]
 
 #: Of a pause between two looks at a source that has more to read, at most this part of the idle timeout counts: the
 #: rest is backpressure. Not nothing, or a silent split beside busy ones would never be idle.
 _COUNTED_PARTS: Final = 10
+#: Records of an aligned source's first batch, when it is not known how far they bring it.
+_ALIGNED_ROWS_FIRST: Final = 64
 
 
 @final
@@ -122,6 +125,7 @@ class _StampedSource(SourceOperator):
         self._strategy = strategy
         self._order = source.split_order if isinstance(source, SplitReadingOperator) else SplitOrder.UNTOLD
         self._aligned: AlignedSource | None = None
+        self._rows_max = _ALIGNED_ROWS_FIRST
         self._paused: frozenset[str] = frozenset()
         #: The source had more when it was polled last: that it was not polled again since has other reasons.
         self._had_more = False
@@ -140,10 +144,11 @@ class _StampedSource(SourceOperator):
     def poll(self, rows_max: int) -> PollResult:
         if self._strategy.idle_timeout_ms is not None:
             self._look(self.ctx.clock.now_ms())
-        result = self._source.poll(rows_max)
+        if self._strategy.alignment is None:
+            result = self._source.poll(rows_max)
+        else:
+            result = self._poll_aligned(rows_max)
         self._had_more = result is PollResult.MORE
-        if self._aligned is not None:
-            self._pause_what_is_ahead()
         return result
 
     def _look(self, now_ms: int) -> None:
@@ -156,6 +161,22 @@ class _StampedSource(SourceOperator):
             self._time.leave_out(max(0, passed_ms - counted_ms))
 
     # --- alignment ---------------------------------------------------------------------------------------------------
+
+    def _poll_aligned(self, rows_max: int) -> PollResult:
+        """Poll for so few records that they do not bring the source far beyond what is allowed: it cannot stop amid a
+        batch."""
+        assert self._strategy.alignment is not None
+        drift_ms = self._strategy.alignment[1]
+        before_ms = self._aligned_ms()
+        result = self._source.poll(min(rows_max, self._rows_max))
+        if before_ms > TIME_MIN_MS:
+            advance_ms = self._aligned_ms() - before_ms
+            if 2 * advance_ms > drift_ms:
+                self._rows_max = max(1, self._rows_max // 2)
+            elif 8 * advance_ms < drift_ms:
+                self._rows_max = min(BATCH_ROWS_MAX, self._rows_max * 2)
+        self._pause_what_is_ahead()
+        return result
 
     def is_ready(self) -> bool:
         return self._is_within() and self._source.is_ready()

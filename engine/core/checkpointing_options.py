@@ -118,6 +118,14 @@ class CheckpointingOptions:
         ("state.checkpoint-storage",),
         check=(lambda value: value in ("", "filesystem", "jobmanager"), "filesystem or jobmanager"),
     )
+    MAX_STATE_SIZE: Final = ConfigOption(
+        "execution.checkpointing.jobmanager.max-state-size",
+        memory_bytes,
+        5 << 20,
+        "With execution.checkpointing.storage jobmanager: what the state of one task may have, with the records in "
+        "flight to it. All of it is kept in the JobManager's memory.",
+        check=(lambda value: 1 <= value <= 1 << 30, "a size of at most 1 gb"),
+    )
     CHECKPOINTS_DIR: Final = ConfigOption(
         "execution.checkpointing.dir",
         string,

@@ -381,6 +381,13 @@ class RestartOptions:
         "After so long a time without a failure the delay begins at the initial one again.",
         check=(lambda value: value >= 1, "a duration of at least 1 ms"),
     )
+    BACKOFF_ATTEMPTS: Final = ConfigOption(
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff",
+        integer,
+        2**31 - 1,
+        "So many restarts, without that time in between, before the job fails; by default there is no end.",
+        check=(lambda value: value >= 1, "a whole number of at least 1"),
+    )
 
 
 def _duration_or_never(text: str) -> int:

@@ -11,8 +11,6 @@ from engine.core.options import CheckpointingOptions
 
 __all__ = ["CheckpointStorage", "FileSystemCheckpointStorage", "JobManagerCheckpointStorage"]
 
-#: What a task's state may have, as in Flink.
-STATE_SIZE_MAX: Final = 5 << 20
 THRESHOLD_MAX: Final = 1 << 20
 
 
@@ -27,20 +25,22 @@ class JobManagerCheckpointStorage(CheckpointStorage):
     """Snapshots in the JobManager's memory: for small state and for trying out. With a path the metadata, with all
     state in it, is also written there."""
 
-    MAX_STATE_SIZE = STATE_SIZE_MAX
+    MAX_STATE_SIZE: int = CheckpointingOptions.MAX_STATE_SIZE.default
 
     def __init__(self, checkpoint_path: str | None = None, max_state_size: int | None = None) -> None:
         self._path = checkpoint_path
-        self._max_state_size = STATE_SIZE_MAX if max_state_size is None else max_state_size
+        self._max_state_size = max_state_size
 
     def write_to(self, configuration: Configuration) -> None:
         _set(configuration, "jobmanager", self._path)
+        if self._max_state_size is not None:
+            configuration.set(CheckpointingOptions.MAX_STATE_SIZE, self._max_state_size)
 
     def get_checkpoint_path(self) -> str | None:
         return self._path
 
     def get_max_state_size(self) -> int:
-        return self._max_state_size
+        return self.MAX_STATE_SIZE if self._max_state_size is None else self._max_state_size
 
     def get_savepoint_path(self) -> str | None:
         return None
@@ -101,5 +101,5 @@ def checkpoint_storage_of(configuration: Configuration) -> CheckpointStorage | N
     storage = configuration.get(CheckpointingOptions.STORAGE)
     path = configuration.get(CheckpointingOptions.CHECKPOINTS_DIR)
     if storage == "jobmanager":
-        return JobManagerCheckpointStorage(path or None)
+        return JobManagerCheckpointStorage(path or None, configuration.get(CheckpointingOptions.MAX_STATE_SIZE))
     return FileSystemCheckpointStorage(path) if path else None

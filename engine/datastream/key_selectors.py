@@ -13,21 +13,36 @@ from typing import Any
 from engine.core.errors import ProgramError
 from engine.core.type_info import (
     BasicArrayTypeInfo,
+    BasicType,
+    BasicTypeInfo,
     ListTypeInfo,
     MapTypeInfo,
     ObjectArrayTypeInfo,
     PrimitiveArrayTypeInfo,
+    RowTypeInfo,
+    SqlTimeTypeInfo,
     TupleTypeInfo,
     TypeInformation,
 )
 from engine.operators.functions import Function, KeySelector
 from engine.operators.keys import FieldKey
 
-__all__ = ["as_key_selector", "check_key_type"]
+__all__ = ["as_key_selector", "check_key_type", "declared_key_kind"]
 
 _NO_KEYS = (ListTypeInfo, MapTypeInfo, PrimitiveArrayTypeInfo, BasicArrayTypeInfo, ObjectArrayTypeInfo)
 
+#: Others are numbers.
+_KINDS = {
+    BasicType.STRING: "str",
+    BasicType.CHAR: "str",
+    BasicType.BIG_DEC: "Decimal",
+    BasicType.INSTANT: "",
+}
+
 _PICK_FIELD = (lambda x: x[0]).__code__
+#: Flags that say how a function is called. Not that it stands inside another one, nor what its file imports from
+#: ``__future__``: such a lambda picks just as well.
+_CALLED_AS = 0xFFFF & ~inspect.CO_NESTED
 
 
 def as_key_selector(selector: Any) -> Any:
@@ -53,13 +68,8 @@ def check_key_type(selector: Any, key_type: TypeInformation | None, record_type:
     Raises: ProgramError. Undeclared types are seen when the first record comes.
     """
     seen = _unfit_type(key_type)
-    if seen is None and isinstance(selector, FieldKey) and isinstance(record_type, TupleTypeInfo):
-        names: list[Any] = record_type.get_field_names()
-        position = selector.field if isinstance(selector.field, int) else -1
-        if isinstance(selector.field, str) and selector.field in names:
-            position = names.index(selector.field)
-        fields = record_type.get_field_types()
-        seen = _unfit_type(fields[position]) if 0 <= position < len(fields) else None
+    if seen is None:
+        seen = _unfit_type(_field_type(selector, record_type))
     if seen is None:
         seen = _unfit_annotation(selector)
     if seen is not None:
@@ -67,6 +77,29 @@ def check_key_type(selector: Any, key_type: TypeInformation | None, record_type:
             f"key_by: the key is of type {seen}, which cannot be a key: it is not hashable, or not the same in every "
             "process. Use str, bytes, numbers, dates, or a tuple, Row or dataclass of these, e.g. tuple(the_list)."
         )
+
+
+def declared_key_kind(selector: Any, key_type: TypeInformation | None, record_type: TypeInformation | None) -> str:
+    """Return the kind of keys that the program declares, named as in ``state/chunks.key_kinds_of``; "" = any."""
+    declared = key_type if key_type is not None else _field_type(selector, record_type)
+    if isinstance(declared, BasicTypeInfo):
+        return _KINDS.get(declared.basic_type, "number")
+    if isinstance(declared, SqlTimeTypeInfo):
+        return {"DATE": "date", "TIME": "time", "TIMESTAMP": "datetime"}[declared.kind]
+    if isinstance(declared, RowTypeInfo):
+        return "Row"
+    return "tuple" if isinstance(declared, TupleTypeInfo) else ""
+
+
+def _field_type(selector: Any, record_type: TypeInformation | None) -> TypeInformation | None:
+    if not (isinstance(selector, FieldKey) and isinstance(record_type, TupleTypeInfo)):
+        return None
+    names: list[Any] = record_type.get_field_names()
+    position = selector.field if isinstance(selector.field, int) else -1
+    if isinstance(selector.field, str) and selector.field in names:
+        position = names.index(selector.field)
+    fields = record_type.get_field_types()
+    return fields[position] if 0 <= position < len(fields) else None
 
 
 def _unfit_type(declared: TypeInformation | None) -> str | None:
@@ -92,8 +125,9 @@ def _picked_field(selector: Any) -> int | None:
     code = getattr(selector, "__code__", None)
     if code is None or code.co_code != _PICK_FIELD.co_code or selector.__defaults__:
         return None
-    flags = code.co_flags & ~inspect.CO_NESTED  # a lambda inside a function picks just as well
-    if code.co_argcount != 1 or flags != _PICK_FIELD.co_flags or code.co_freevars or len(code.co_consts) != 2:
+    if code.co_argcount != 1 or code.co_freevars or len(code.co_consts) != 2:
+        return None
+    if code.co_flags & _CALLED_AS != _PICK_FIELD.co_flags & _CALLED_AS:
         return None
     picked = code.co_consts[1]
     return picked if type(picked) is int and picked >= 0 else None

@@ -9,6 +9,7 @@ from typing import Any
 from engine.core.errors import ProgramError
 from engine.core.type_info import TupleTypeInfo, TypeInformation
 from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
+from engine.datastream.key_selectors import declared_key_kind
 from engine.datastream.windowed_stream import IntervalJoin, WindowedStream
 from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
@@ -25,7 +26,8 @@ class KeyedStream(DataStream):
     """A stream whose records go, by the hash of their key, to the subtask that owns the key's group."""
 
     def __init__(self, origin: DataStream, key_selector: Any, key_type: TypeInformation | None) -> None:
-        partitioning = Partitioning(ShipStrategy.HASH, key_selector)
+        key_kind = declared_key_kind(key_selector, key_type, origin._output_type)
+        partitioning = Partitioning(ShipStrategy.HASH, key_selector, key_kind=key_kind)
         super().__init__(origin._env, *(replace(m, partitioning=partitioning) for m in origin._members))
         self._origin = origin
         self._key_selector = key_selector

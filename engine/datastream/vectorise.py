@@ -2,57 +2,172 @@
 
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
+
+Columns come from sources that have them. A sequence of numbers becomes columns too, where functions that compile
+(``operators/compile``) stand between it and an operator that gains by it: then the records of an untyped program have
+types after all, those that its functions give.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
+from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
 from engine.graph.transformation import Transformation
-from engine.operators.aggregate import KeyedAggregateSpec
-from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.base import OperatorSpec
+from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_window import column_window
+from engine.operators.compile.errors import NotCompilable
+from engine.operators.compile.expressions import Expression, Kind
+from engine.operators.compile.folds import translate_reduce
+from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.keys import ComposedKey, FieldKey
-from engine.operators.stateless import MapBatchesSpec, ProjectSpec
+from engine.operators.stateless import FilterSpec, MapBatchesSpec, MapSpec, ProjectSpec
+from engine.operators.timestamps import TimestampsSpec
 from engine.operators.window import WindowSpec
 
-__all__ = ["vectorise"]
+__all__ = ["SEQUENCE_MIN", "vectorise"]
+
+#: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
+#: microseconds a record more than columns.
+SEQUENCE_MIN = 500_000
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What comes out of a node. ``shape``: of its records; None = not known before it runs."""
+
+    shape: Shape | None
 
 
 def vectorise(nodes: Sequence[Transformation]) -> None:
     """Give nodes their columnar spec where there is one; ``nodes``: inputs before users."""
-    has_columns: dict[int, bool] = {}
+    sequences = [node for node in nodes if isinstance(node.spec, SourceSpec) and _is_sequence(node.spec)]
+    plan = _planned(nodes, {node.id for node in sequences})
+    used = _origins(nodes, plan)
+    for node in sequences:
+        if node.id in used:
+            assert isinstance(node.spec, SourceSpec)
+            assert isinstance(node.spec.source, SequenceSource)
+            node.spec = dataclasses.replace(node.spec, source=dataclasses.replace(node.spec.source, columnar=True))
+    if len(used) < len(sequences):  # what those would have made possible is not so
+        plan = _planned(nodes, set())
     for node in nodes:
-        gets_columns = bool(node.inputs) and all(
-            has_columns[edge.source.id] and edge.side_tag is None for edge in node.inputs
-        )
-        if gets_columns:
-            _use_columns(node)
-        has_columns[node.id] = _emits_columns(node, gets_columns)
+        node.spec = plan.specs.get(node.id, node.spec)
 
 
-def _emits_columns(node: Transformation, gets_columns: bool) -> bool:
-    spec = node.spec
+def _is_sequence(spec: SourceSpec) -> bool:
+    source = spec.source
+    if not isinstance(source, SequenceSource) or source.columnar or source.end - source.start + 1 < SEQUENCE_MIN:
+        return False
+    return -(2**63) <= source.start <= source.end < 2**63
+
+
+def _gives_columns(spec: SourceSpec | StampedSourceSpec) -> bool:
     if isinstance(spec, StampedSourceSpec):
-        if not spec.emits_columns:
-            return False
-        spec = spec.source
-    if isinstance(spec, SourceSpec):
-        return bool(getattr(spec.source, "emits_columns", False))
-    if isinstance(spec, MapBatchesSpec):
-        return True
-    return gets_columns and (isinstance(spec, ProjectSpec) or bool(getattr(spec, "emits_columns", False)))
+        return spec.emits_columns and isinstance(spec.source, SourceSpec) and _gives_columns(spec.source)
+    return bool(getattr(spec.source, "emits_columns", False) or getattr(spec.source, "columnar", False))
 
 
-def _use_columns(node: Transformation) -> None:
-    spec = node.spec
-    if isinstance(spec, KeyedAggregateSpec) and spec.kind in COLUMN_KINDS:
-        selector = spec.key_selector
-        if isinstance(selector, FieldKey | ComposedKey):
-            node.spec = ColumnAggregateSpec(selector, spec.kind, spec.field, spec.emit_final)
-    elif isinstance(spec, WindowSpec):
-        columnar = column_window(spec)
-        if columnar is not None:
-            node.spec = columnar
+@dataclass
+class _Plan:
+    #: node → what it runs instead
+    specs: dict[int, OperatorSpec]
+    #: node → columns that come out of it, None = rows
+    gives: dict[int, _Columns | None]
+
+
+def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
+    """``columnar``: sources taken to give columns of numbers, beside those that do."""
+    plan = _Plan({}, {})
+    for node in nodes:
+        given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
+        taken = [columns for columns in given if columns is not None]
+        columns: _Columns | None = None
+        if node.id in columnar:
+            columns = _Columns(Shape((Kind.INT,), is_scalar=True))
+        elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
+            if _gives_columns(node.spec):
+                columns = _Columns(_declared(node.output_type))
+        elif isinstance(node.spec, MapBatchesSpec):
+            columns = _Columns(_declared(node.output_type))
+        elif taken and len(taken) == len(given):
+            shapes = {columns.shape for columns in taken}
+            shape = shapes.pop() if len(shapes) == 1 else None
+            spec = _columnar(node.spec, shape)
+            if spec is not None:
+                plan.specs[node.id] = spec
+            columns = _emitted(node.spec if spec is None else spec, shape)
+        plan.gives[node.id] = columns
+    return plan
+
+
+def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
+    """Return the nodes whose columns reach an operator that is planned to run on columns."""
+    wanted: set[int] = set()
+    for node in reversed(nodes):
+        if node.id in plan.specs or (node.id in wanted and plan.gives[node.id] is not None):
+            wanted.update(edge.source.id for edge in node.inputs)
+    return wanted
+
+
+def _declared(type_info: TypeInformation | None) -> Shape | None:
+    """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with."""
+    if not isinstance(type_info, TupleTypeInfo):
+        return None
+    kinds = {BasicType.LONG: Kind.INT, BasicType.DOUBLE: Kind.FLOAT, BasicType.STRING: Kind.STR}
+    return Shape(
+        tuple(
+            kinds.get(field.basic_type, Kind.OPAQUE) if isinstance(field, BasicTypeInfo) else Kind.OPAQUE
+            for field in type_info.get_field_types()
+        )
+    )
+
+
+def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
+    """Return what to run in place of an operator whose input is columns, or None."""
+    match spec:
+        case KeyedAggregateSpec(FieldKey() | ComposedKey() as selector, kind) if kind in COLUMN_KINDS:
+            return ColumnAggregateSpec(selector, kind, spec.field, spec.emit_final)
+        case KeyedReduceSpec(FieldKey(int() as field) as selector, function) if shape is not None:
+            if not 0 <= field < len(shape.kinds) or shape.kinds[field] not in (Kind.INT, Kind.STR):
+                return None
+            try:
+                translate_reduce(function, shape)
+            except NotCompilable:
+                return None
+            return ColumnReduceSpec(selector, function, spec.emit_final)
+        case WindowSpec():
+            return column_window(spec, shape)
+    return None
+
+
+def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
+    """Return the columns that an operator makes of columns."""
+    match spec:
+        case MapSpec() | FilterSpec() if shape is not None:
+            return _of_function(spec, shape)
+        case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
+            return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
+        case TimestampsSpec() | ColumnReduceSpec() if spec.emits_columns:
+            return _Columns(shape)
+    return _Columns(None) if getattr(spec, "emits_columns", False) else None
+
+
+def _of_function(spec: MapSpec | FilterSpec, shape: Shape) -> _Columns | None:
+    is_filter = isinstance(spec, FilterSpec)
+    try:
+        result = translate(spec.function, shape, as_condition=is_filter).result
+    except NotCompilable:
+        return None
+    if isinstance(result, Fields):
+        return _Columns(Shape(tuple(item.kind for item in result.items)))
+    if isinstance(result, Expression) and not is_filter:
+        return _Columns(Shape((result.kind,), is_scalar=True))
+    return _Columns(shape)

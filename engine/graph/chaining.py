@@ -260,6 +260,7 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
             node.transformation.description or node.name,
             node.transformation.spec.describe(),
             node.transformation.spec.preload,
+            _key_kind_of(node),
         )
         for node in made.nodes
     )
@@ -279,6 +280,11 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
         is_parallel=not any(node.transformation.forced_non_parallel for node in made.nodes),
         follows_default=all(node.transformation.parallelism is None for node in made.nodes),
     )
+
+
+def _key_kind_of(node: StreamNode) -> str:
+    kinds = {e.partitioning.key_kind for e in node.inputs if e.partitioning.strategy is ShipStrategy.HASH}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _edge_of(edge: StreamEdge, exit_index: int, source: JobVertexID, target: JobVertexID) -> JobEdge:

@@ -95,6 +95,8 @@ class OperatorInfo:
     tier: str = ""
     #: modules that a process which forks slots had better import before
     preload: tuple[str, ...] = ()
+    #: kind of the keys of its keyed input, if the program says it
+    key_kind: str = ""
 
 
 @dataclass(frozen=True)

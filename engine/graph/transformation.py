@@ -58,6 +58,8 @@ class Partitioning:
     partitioner: Callable[[Any, int], int] | Any = None
     #: FORWARD that nobody asked for: becomes REBALANCE when the parallelisms differ
     is_default: bool = False
+    #: HASH: the kind of key that the program says it has, as in ``state/chunks.key_kinds_of``; "" = it does not say
+    key_kind: str = ""
 
 
 class ChainingStrategy(enum.Enum):

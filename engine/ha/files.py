@@ -3,27 +3,27 @@
 Not for a network file system, and not for JobManagers on several machines: that is ``zookeeper``.
 
 ====================================  =================================================================================
-``ha/lock``                           locked (flock) for each change: a grant, or the last step of a write
 ``ha/contenders/<number>-<random>``   one per contender, in order of arrival: locked while its process lives, touched as
                                       a sign of life
-``ha/fence``                          the token that was granted last
-``ha/leader``                         JSON: where the leader is
-``ha/values/<name>/.value``           the metadata
+``ha/of-<token>``                     all that is written down, below the token that was granted last
+``ha/of-<token>/.leader``             JSON: where the leader is
+``ha/of-<token>/<name>/.value``       the metadata
 ====================================  =================================================================================
 
 The leader's death frees its contender's file at once: the next one is elected within ``POLL_S``. A leader that is
 paused keeps its file locked, so it is also deposed when it has given no sign of life for the session time-out, by the
 watcher's clock; when it wakes it finds its file gone.
 
-A write takes ``ha/lock``, looks whether its token is still the granted one, renames the finished file into place, and
-lets go; a grant changes the token under the same lock. So a write with an earlier token never takes effect. The price:
-a process that is paused in these few system calls holds up all others until it goes on or is killed.
+**The fence is the folder's name.** A grant renames ``of-<token before>`` to ``of-<new token>``, which one contender
+alone can do; a write renames a finished file into ``of-<own token>``. Either is one step of the kernel: a write with an
+earlier token finds no folder, whenever it is made, and nobody can hold up others, wherever it is paused or killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -31,7 +31,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 from engine.checkpoint.storage import check_writable
 from engine.core.errors import ConfigError, EngineError, ExternalError
@@ -51,75 +51,93 @@ __all__ = ["FileServices"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 POLL_S: Final = 0.1  # how often contenders look at each other: a few system calls
 _CLOSE_S: Final = 1.5  # close() must be done within 2 s, also when the disk hangs
+_OF: Final = "of-"
+_NOBODY: Final = "nobody"
 _VALUE: Final = ".value"
+_LEADER: Final = ".leader"
 _LEFTOVER_S: Final = 3600.0  # no writer takes so long
-_CLEANED_UP: Final = "This JobManager does not lead any more: its cluster has ended and was cleaned up."
 
 
 @final
 class _Folder:
-    """The files of one cluster, and its fence."""
+    """The files of one cluster, and its fence. A path below ``of(token)`` exists as long as that token is the last."""
 
     def __init__(self, storage_dir: str) -> None:
         self.uri = storage_dir
         self.root = os.path.join(storage_dir.removeprefix("file://"), "ha")
         self.contenders = os.path.join(self.root, "contenders")
-        self.fence = os.path.join(self.root, "fence")
-        self.leader = os.path.join(self.root, "leader")
-        self.values = os.path.join(self.root, "values")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the cluster's lock; the kernel lets go of it with the process."""
-        descriptor = self._lock()
+    def make(self) -> None:
+        """Make the folders, as a whole; does nothing when they are there."""
+        new = f"{self.root}.new-{FencingToken.generate()}"
+        os.makedirs(os.path.join(new, "contenders"))
+        os.mkdir(os.path.join(new, _OF + _NOBODY))
         try:
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self) -> int:
-        path = os.path.join(self.root, "lock")
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                raise LeadershipLostError(_CLEANED_UP) from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-            except FileNotFoundError:
-                pass
-            except BaseException:
-                os.close(descriptor)
+            os.rename(new, self.root)
+        except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            os.close(descriptor)  # Meanwhile the cluster was cleaned up, and its lock with it.
 
-    def check(self, token: FencingToken) -> None:
-        """With the lock held. Raises LeadershipLostError."""
-        if _read(self.fence) != token.encode():
-            raise LeadershipLostError("This JobManager does not lead any more: another one was elected.")
+    def of(self, token: str) -> str:
+        return os.path.join(self.root, _OF + token)
 
-    def replace(self, path: str, content: bytes, check: Callable[[], None]) -> None:
-        """Write a file as a whole, durably, when ``check`` raises nothing under the lock."""
+    def last_token(self) -> str | None:
+        """Return the token that was granted last, ``_NOBODY`` when none ever was, None when there is no cluster."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.root):
+                if name.startswith(_OF):
+                    return name.removeprefix(_OF)
+        return None
+
+    def grant(self, before: str, token: FencingToken) -> bool:
+        """Return whether it was granted: another token than ``before`` may have been meanwhile."""
+        try:
+            os.rename(self.of(before), self.of(token))
+        except FileNotFoundError:
+            return False
+        _sync_folder(self.root)
+        return True
+
+    def lost(self) -> LeadershipLostError:
+        if self.last_token() is None:
+            return LeadershipLostError("This JobManager does not lead any more: its cluster has ended.")
+        return LeadershipLostError("This JobManager does not lead any more: another one was elected.")
+
+    def replace(self, token: FencingToken, name: str, content: bytes) -> None:
+        """Write ``of(token)/<name>`` as a whole, durably. Raises LeadershipLostError."""
         partial = os.path.join(self.root, f".partial-{FencingToken.generate()}")
         try:
-            with open(partial, "xb") as stream:  # before the lock: a disk may take long
+            with open(partial, "xb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            with self.locked():
-                check()
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                os.replace(partial, path)
-            _sync_folder(os.path.dirname(path))
+            folder = self.of(token)
+            *parents, last = name.split("/")
+            for part in parents:  # never ``of(token)`` itself
+                folder = os.path.join(folder, part)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder)
+            os.replace(partial, os.path.join(folder, last))
+            _sync_folder(folder)
         except FileNotFoundError:
-            raise LeadershipLostError(_CLEANED_UP) from None
+            raise self.lost() from None
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(partial)
+
+    def look(self, find: Callable[[str], T]) -> T | None:
+        """Return what ``find`` finds in the folder of the last token; None when there is no cluster."""
+        while (token := self.last_token()) is not None:
+            found = find(self.of(token))
+            if os.path.isdir(self.of(token)):
+                return found
+            # Another token was granted while we looked.
+        return None
 
 
 def _read(path: str) -> bytes | None:
@@ -180,11 +198,7 @@ class FileElection:
     async def publish(self, information: LeaderInformation) -> None:
         def write() -> None:
             with _as_external("The leader's address cannot be written"):
-                self._folder.replace(
-                    self._folder.leader,
-                    leader_to_json(information),
-                    lambda: self._folder.check(information.token),
-                )
+                self._folder.replace(information.token, _LEADER, leader_to_json(information))
 
         await asyncio.to_thread(write)
 
@@ -268,26 +282,19 @@ class FileElection:
             self._touched_s = now_s
         if leads:
             return True
+        before = self._folder.last_token()
+        if before is None:
+            return False  # the cluster is being cleaned up
+        # What follows is decided for the token before: it cannot be replaced by what was decided for an earlier one.
         ahead = [name for name in self._queue() if name < self._name]
         self._seen = {name: sign for name, sign in self._seen.items() if name in ahead}
-        if any(not self._has_expired(name) for name in ahead):
+        if any(not self._has_expired(name) for name in ahead) or not self._is_in_queue():
             return False
-        return self._elect(ahead)
-
-    def _elect(self, ahead: list[str]) -> bool:
-        """Take the leadership, unless we lost our place while all ahead of us were gone."""
+        for name in ahead:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self._folder.contenders, name))
         token = FencingToken.generate()
-
-        def depose() -> None:
-            if not self._is_in_queue():
-                raise LeadershipLostError("It was taken from the queue.")
-            for name in ahead:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(self._folder.contenders, name))
-
-        try:
-            self._folder.replace(self._folder.fence, token.encode(), depose)
-        except LeadershipLostError:
+        if not self._folder.grant(before, token):
             return False
         self._call(self._granted, token)
         return True
@@ -297,16 +304,17 @@ class FileElection:
 
     def _join(self) -> None:
         """Stand at the end of the queue."""
-        os.makedirs(self._folder.contenders, exist_ok=True)
+        self._folder.make()
+        self._remove_leftovers()
         hidden = os.path.join(self._folder.contenders, f".{FencingToken.generate()[:12]}")
         self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.write(self._descriptor, f"pid {os.getpid()}\n".encode())
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # before others can see it
-        with self._folder.locked():
-            self._remove_leftovers()
-            last = max((int(name.partition("-")[0]) for name in self._queue()), default=0)
-            self._name = f"{last + 1:010}-{os.path.basename(hidden)[1:]}"
-            os.rename(hidden, os.path.join(self._folder.contenders, self._name))
+        # Two that come at the same time may get one number; then chance decides. Whoever was paused here for long
+        # may stand before the leader, and is elected in its place.
+        last = max((int(name.partition("-")[0]) for name in self._queue()), default=0)
+        self._name = f"{last + 1:010}-{os.path.basename(hidden)[1:]}"
+        os.rename(hidden, os.path.join(self._folder.contenders, self._name))
         self._touched_s = time.monotonic()
 
     def _remove_leftovers(self) -> None:
@@ -359,7 +367,7 @@ class FileRetrieval:
                     await asyncio.sleep(POLL_S)
         raise ExternalError(
             f"No JobManager was elected within {timeout_s:g} s (high-availability.type: filesystem, "
-            f"{self._folder.leader})."
+            f"{self._folder.root})."
         )
 
     async def replaced(self, token: FencingToken) -> None:
@@ -370,9 +378,9 @@ class FileRetrieval:
             await asyncio.sleep(POLL_S)
 
     def _published(self) -> LeaderInformation | None:
-        with _as_external(f"{self._folder.leader} cannot be read"):
-            content = _read(self._folder.leader)
-        return None if content is None else leader_from_json(content, self._folder.leader)
+        with _as_external(f"The leader's address in {self._folder.root} cannot be read"):
+            content = self._folder.look(lambda folder: _read(os.path.join(folder, _LEADER)))
+        return None if content is None else leader_from_json(content, f"{self._folder.root}/{_OF}*/{_LEADER}")
 
     async def close(self) -> None:
         pass
@@ -382,39 +390,45 @@ class FileRetrieval:
 class FileMetadata:
     def __init__(self, folder: _Folder) -> None:
         self._folder = folder
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder.values, *check_name(name).split("/"))
+        #: Of this process's writes: one must not remove the empty folder that another is about to write to.
+        self._lock = threading.Lock()
 
     def put(self, token: FencingToken, name: str, value: bytes) -> None:
         assert 0 < len(value) <= VALUE_BYTES_MAX, f"{name} has {len(value)} bytes"
-        with _as_external(f"{name} cannot be written to {self._folder.values}"):
-            self._folder.replace(os.path.join(self._path(name), _VALUE), value, lambda: self._folder.check(token))
+        with _as_external(f"{name} cannot be written to {self._folder.root}"), self._lock:
+            self._folder.replace(token, f"{check_name(name)}/{_VALUE}", value)
 
     def delete(self, token: FencingToken, name: str) -> None:
-        path = self._path(name)
+        top = self._folder.of(token)
+        path = os.path.join(top, *check_name(name).split("/"))
         trash = os.path.join(self._folder.root, f".trash-{FencingToken.generate()}")
-        with _as_external(f"{name} cannot be deleted from {self._folder.values}"):
-            with self._folder.locked():
-                self._folder.check(token)
-                with contextlib.suppress(FileNotFoundError):
+        with _as_external(f"{name} cannot be deleted from {self._folder.root}"):
+            with self._lock:
+                try:
                     os.rename(path, trash)
-                with contextlib.suppress(OSError):  # folders that nothing is left in, up to that of all values
-                    while (path := os.path.dirname(path)) != self._folder.values:
+                except FileNotFoundError:
+                    if not os.path.isdir(top):
+                        raise self._folder.lost() from None
+                with contextlib.suppress(OSError):  # folders that nothing is left in
+                    while (path := os.path.dirname(path)) != top:
                         os.rmdir(path)
             shutil.rmtree(trash, ignore_errors=True)
 
     def get(self, name: str) -> bytes | None:
-        with _as_external(f"{name} cannot be read from {self._folder.values}"):
-            return _read(os.path.join(self._path(name), _VALUE))
+        with _as_external(f"{name} cannot be read from {self._folder.root}"):
+            return self._folder.look(lambda folder: _read(os.path.join(folder, *check_name(name).split("/"), _VALUE)))
 
     def list(self, name: str) -> list[str]:
-        with _as_external(f"{name} cannot be listed in {self._folder.values}"):
-            try:
-                found = os.listdir(self._path(name) if name else self._folder.values)
-            except FileNotFoundError:
-                return []
-        return sorted(entry for entry in found if entry != _VALUE)
+        with _as_external(f"{name} cannot be listed in {self._folder.root}"):
+            found = self._folder.look(lambda folder: _names(os.path.join(folder, *name.split("/"))))
+        return sorted(entry for entry in found or () if entry not in (_VALUE, _LEADER))
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
 
 
 @final
@@ -442,13 +456,15 @@ class FileServices:
 
     def clean_up(self, token: FencingToken) -> None:
         with _as_external(f"{self._folder.uri} cannot be cleaned up"):
-            with self._folder.locked():
-                self._folder.check(token)
-                for election in self._elections:
-                    election.stop()
-                # Whoever reads from now on finds nothing; the rest of the folder is in nobody's way.
-                trash = self._folder.root + f".trash-{FencingToken.generate()}"
-                os.rename(self._folder.root, trash)
+            # From here on nobody leads, and nobody can be granted anything in this folder.
+            try:
+                os.rename(self._folder.of(token), os.path.join(self._folder.root, ".ended"))
+            except FileNotFoundError:
+                raise self._folder.lost() from None
+            for election in self._elections:
+                election.stop()
+            trash = f"{self._folder.root}.trash-{FencingToken.generate()}"
+            os.rename(self._folder.root, trash)
             shutil.rmtree(trash, ignore_errors=True)
             shutil.rmtree(self._folder.uri.removeprefix("file://"), ignore_errors=True)
 

@@ -344,7 +344,9 @@ class FencedJobStore:
                 if is_own:
                     checkpoint = dataclasses.replace(checkpoint, folder="")
                 verify_files(checkpoint)
-                if (checkpoint.job_id, checkpoint.checkpoint_id) != (job_id, number):
+                # What a job was started from is of another one, and not in a folder of its own.
+                is_of_job = checkpoint.job_id == job_id or not (is_own or str(job_id) in folder.split("/"))
+                if checkpoint.checkpoint_id != number or not is_of_job:
                     raise CorruptStateError(
                         f"{folder} holds checkpoint {checkpoint.checkpoint_id} of job {checkpoint.job_id}."
                     )

@@ -18,6 +18,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import EngineError
 from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, rows_of
+from engine.operators.after_columns import AfterColumns
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
@@ -51,6 +52,10 @@ class KeyedReduceSpec(OperatorSpec):
         return self.emit_final
 
     def build(self) -> Operator:
+        return AfterColumns(self.build_on_rows(), self.key_selector)
+
+    def build_on_rows(self) -> Operator:
+        """For operators that have this one inside."""
         function = BoundFunction(self.function, "reduce")
         return _KeyedReduceOperator(self.key_selector, function, self.emit_final)
 
@@ -73,6 +78,10 @@ class KeyedAggregateSpec(OperatorSpec):
         return self.emit_final
 
     def build(self) -> Operator:
+        return AfterColumns(self.build_on_rows(), self.key_selector)
+
+    def build_on_rows(self) -> Operator:
+        """For operators that have this one inside."""
         aggregate = FieldAggregate(self.kind, self.field)
         if self.kind == "sum" and self.field == 1:
             return _PairSumOperator(self.key_selector, aggregate, self.emit_final)
@@ -423,7 +432,7 @@ class _CombineOperator(Operator):
     """Runs the final aggregation on what comes by, hands its state on when it grows large and at the end."""
 
     def __init__(self, spec: KeyedAggregateSpec, keys_max: int) -> None:
-        aggregation: Any = spec.build()
+        aggregation: Any = spec.build_on_rows()
         aggregation.registers_state = False
         self._aggregation = aggregation
         self._keys_max = keys_max

@@ -157,7 +157,7 @@ class Operator(abc.ABC):
     def snapshot_state(self, checkpoint_id: int) -> None:
         """Bring what is registered in ``ctx.state`` up to date (e.g. the reading position). Must not emit. Overriders
         that run functions of the program call super: a function may be a CheckpointedFunction."""
-        for bring_up_to_date in self.ctx.state.before_snapshot.values():
+        for bring_up_to_date in self.ctx.state.before_snapshot:
             bring_up_to_date(checkpoint_id)
 
     def prepare_commit(self, checkpoint_id: int) -> object | None:
@@ -298,6 +298,15 @@ class OperatorCoordinator:
 
         FAILED may be followed by another attempt, with coordinators of its own.
         """
+
+    def given_up(self, outcome: JobOutcome) -> None:
+        """After ``job_ended(FAILED)``: no attempt follows, for the job has FAILED for good, or was CANCELED while it
+        waited for its next attempt. Clean up what only that one would have wanted; savepoints and retained checkpoints
+        may still be restored. Also called when ``start`` has raised."""
+
+    def savepoint_taken(self, checkpoint_id: int, committables: Mapping[int, object]) -> None:
+        """A savepoint is about to become durable, by which nothing will be committed: see to it that what it names
+        stays, whatever becomes of this job. ``checkpoint_aborted`` follows when it does not become durable."""
 
 
 class CoordinatorSpec(abc.ABC):

@@ -70,10 +70,8 @@ class CheckpointedFunction(abc.ABC):
 def initialize(
     function: CheckpointedFunction, ctx: OperatorContext, blame: Callable[[BaseException], Exception]
 ) -> None:
-    """Give a function its states, and let it be asked at each checkpoint; once, also when it is opened for two inputs.
-    ``blame`` makes the error to raise of what it raised."""
-    if id(function) in ctx.state.before_snapshot:
-        return
+    """Give a function its states, and let it be asked at each checkpoint. ``blame`` makes the error to raise of what it
+    raised."""
 
     def snapshot(checkpoint_id: int) -> None:
         try:
@@ -81,7 +79,7 @@ def initialize(
         except BaseException as error:
             raise blame(error) from error
 
-    ctx.state.before_snapshot[id(function)] = snapshot
+    ctx.state.before_snapshot.append(snapshot)
     context = FunctionInitializationContext(ctx.state.is_restored, ctx.state.operator_states(), ctx.runtime_context)
     try:
         function.initialize_state(context)

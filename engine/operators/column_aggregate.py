@@ -1,9 +1,10 @@
-"""Keyed running sum, min, max over columns: what ``operators/aggregate`` does on rows, a batch at a time.
+"""Keyed running sum, min, max, and reduce with a function that folds field by field, over columns: what
+``operators/aggregate`` does on rows, a batch at a time.
 
 Results are those of the row operator, value by value. Where columns cannot give them (a record that is no column batch,
-a null to be added, a sum beyond 64 bits, nested types) the operator hands its state to the row operator and goes on
-with that: the stream does not notice. Streaming emits a result per record, ``emit_final`` (batch) one per key at the
-end.
+a null to be added, a sum beyond 64 bits, nested types, another function than was thought) the operator hands its state
+to the row operator and goes on with that: the stream does not notice. Streaming emits a result per record,
+``emit_final`` (batch) one per key at the end.
 
 Each key's state is in one of two parts, the slots or the row operator's own. A restored subtask may find both, as those
 it follows may have worked in different ways; what the row operator has, only rows can go on with.
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
-from engine.operators.aggregate import KeyedAggregateSpec
+from engine.operators.after_columns import SLOTS_PART, VALUE_COLUMN, SilencedOutput
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.keyed import KEYED_PART
@@ -25,15 +27,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from engine.state.slot_columns import FixedColumn
+    from engine.operators.column_folds import FoldedValues
     from engine.state.slot_state import SlotState
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["COLUMN_KINDS", "ColumnAggregateSpec"]
+__all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max")
-_VALUE: Final = "value"
 
 
 @final
@@ -60,21 +61,47 @@ class ColumnAggregateSpec(OperatorSpec):
         return "vectorised"
 
 
+@final
+@dataclass(frozen=True)
+class ColumnReduceSpec(OperatorSpec):
+    """``function``: as in KeyedReduceSpec; what it does with columns is found out when their types are known."""
+
+    key_selector: FieldKey
+    function: Any
+    emit_final: bool = False
+    emits_columns = True
+    preload = ("engine.operators.column_warm_up",)
+
+    @property
+    def blocks(self) -> bool:  # type: ignore[override]
+        return self.emit_final
+
+    def build(self) -> Operator:
+        return _ColumnAggregateOperator(self)
+
+    def describe(self) -> str:
+        return "compiled on columns, else interpreted"
+
+
 @dataclass(frozen=True)
 class _Layout:
-    """Where in a batch's columns the keys, the value and the rest are."""
+    """Where in a batch's columns the keys, the values and the rest are."""
 
     schema: pa.Schema
     keys: tuple[int, ...]
-    value: int
+    #: column → sum, min, max or last
+    folded: dict[int, str]
     #: columns of which the first record's value is kept
     kept: tuple[int, ...]
+    #: what the folds of a function take of a record
+    values: FoldedValues | None = None
 
     def name_of(self, index: int) -> str:
-        return f"c{index}"
+        # With one aggregate its column is "value", as it was before there were several.
+        return VALUE_COLUMN if self.values is None and index in self.folded else f"c{index}"
 
 
-def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec) -> _Layout | None:
+def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> _Layout | None:
     """Return where things are, or None when columns of this schema cannot be aggregated here."""
     import pyarrow as pa
 
@@ -84,30 +111,50 @@ def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec) -> _Layout | None:
     selector = spec.key_selector
     fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
     keys = tuple(column_index(schema, field) for field in fields)
-    value = column_index(schema, spec.field)
-    if value < 0 or min(keys) < 0:
+    if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
         return None
-    kind = schema.types[value]
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)) or kind in (pa.uint64(), pa.float16()):
-        return None
-    if not all(can_be_key(schema.types[key]) for key in keys):
-        return None
+    values: FoldedValues | None = None
+    if isinstance(spec, ColumnAggregateSpec):
+        folded = {column_index(schema, spec.field): spec.kind}
+        if min(folded) < 0:
+            return None
+    else:
+        from engine.operators.column_folds import folded_values
+
+        values = folded_values(spec.function, schema)
+        if values is None or not values.leaves_as_it_is(keys):
+            return None
+        folded = {index: kind for index, kind in values.kinds.items() if index not in keys}
+    for index, how in folded.items():
+        kind = schema.types[index]
+        is_number = (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind not in (
+            pa.uint64(),
+            pa.float16(),
+        )
+        if not (is_number or (how == "last" and can_be_kept(kind))):
+            return None
     # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
     kept = tuple(
         index
         for index, own in enumerate(schema.types)
-        if index != value and (index not in keys or pa.types.is_floating(own))
+        if index not in folded and (index not in keys or pa.types.is_floating(own))
     )
     if not all(can_be_kept(schema.types[index]) for index in kept):
         return None
-    return _Layout(schema, keys, value, kept)
+    return _Layout(schema, keys, folded, kept, values)
+
+
+def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpec | KeyedReduceSpec:
+    if isinstance(spec, ColumnReduceSpec):
+        return KeyedReduceSpec(spec.key_selector, spec.function, spec.emit_final)
+    return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final)
 
 
 @final
 class _ColumnAggregateOperator(Operator):
-    def __init__(self, spec: ColumnAggregateSpec) -> None:
+    def __init__(self, spec: ColumnAggregateSpec | ColumnReduceSpec) -> None:
         self._spec = spec
-        self._rows: Any = KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final).build()
+        self._rows: Any = _row_spec(spec).build_on_rows()
         #: the row operator has taken over
         self._is_on_rows = False
         self._layout: _Layout | None = None
@@ -119,7 +166,7 @@ class _ColumnAggregateOperator(Operator):
         from engine.state.slot_state import SlotState
 
         super().open(ctx, out)
-        self._rows_output = _RowsOutput(out)
+        self._rows_output = SilencedOutput(out)
         self._rows.open(ctx, self._rows_output)
         self._kernels = {
             ("sum", False): kernels.running_sum_of_ints,
@@ -131,17 +178,15 @@ class _ColumnAggregateOperator(Operator):
         }
         max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._state: SlotState = SlotState(max_parallelism, is_tuple=isinstance(self._spec.key_selector, ComposedKey))
-        ctx.state.add_keyed("slots", self._state)
+        ctx.state.add_keyed(SLOTS_PART, self._state)
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
-            import pyarrow as pa
-
-            self._layout = _layout_of(pa.ipc.read_schema(pa.py_buffer(self._state.note)), self._spec)
+            self._layout = self._layout_of_note(self._state.note)
 
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             if self._state.num_slots:
                 self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -172,68 +217,92 @@ class _ColumnAggregateOperator(Operator):
         self._state.note = columns.schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
-            {_VALUE: self._value_kind(layout)} | {layout.name_of(i): columns.schema.types[i] for i in layout.kept},
+            {layout.name_of(i): _held_kind(layout, i) for i in (*layout.folded, *layout.kept)},
         )
         return columns
 
-    def _value_kind(self, layout: _Layout) -> pa.DataType:
-        import pyarrow as pa
-
-        return pa.float64() if pa.types.is_floating(layout.schema.types[layout.value]) else pa.int64()
-
     def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None) -> int:
         """Take up the rows and emit; return how many, fewer than all if the next one is not for columns."""
-        import numpy as np
-
-        from engine.state.arrow_views import valid_mask, values_of
+        from engine.state.arrow_views import values_of
 
         layout = self._layout
         assert layout is not None
-        value_column = columns.column(layout.value)
-        if value_column.null_count:
-            valid = int(np.argmin(valid_mask(value_column)))  # the rows before the first null
-            if not valid:
-                return 0
-            columns = columns.slice(0, valid)
-            value_column = columns.column(layout.value)
-            stamps = None if stamps is None else stamps[:valid]
+        num_valid = _rows_before_null(layout, columns)
+        if num_valid < columns.num_rows:
+            columns = columns.slice(0, num_valid)
+            stamps = None if stamps is None else stamps[:num_valid]
+        given = _values_of(layout, columns) if num_valid else None
+        if given is None:
+            return 0
         state = self._state
         before = state.num_slots
         slots, first = state.find([columns.column(key) for key in layout.keys])
-        values = values_of(value_column)
-        self._begin_slots(layout, before, columns, first, values)
-        value: Any = state.columns[_VALUE]
-        held = value.values.array
-        after = np.empty(slots.size, held.dtype)
-        done = int(self._kernels[self._spec.kind, held.dtype == np.float64](slots, values, held, after))
+        for index, values in given.items():
+            if layout.values is not None and first.size and layout.values.is_computed(index):
+                values[first] = values_of(columns.column(index))[first]  # the first record is the result
+        self._begin_slots(layout, before, columns, first, given)
+        after, done = self._fold(layout, slots, given)
         state.mark(slots)
         if done < slots.size:
             self._trim(before, first, done)
         if not self._spec.emit_final:
-            self._emit(layout, columns.slice(0, done), slots[:done], after[:done], stamps)
+            self._emit(layout, columns.slice(0, done), slots[:done], after, stamps)
         return done
 
-    def _begin_slots(self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, values: Array) -> None:
+    def _fold(self, layout: _Layout, slots: Array, given: dict[int, Any]) -> tuple[dict[int, Any], int]:
+        """Take up the values of all rows, or of those before a sum that does not fit into 64 bits; return what each row
+        gives, by column, and how many rows these are."""
+        import numpy as np
+
+        done: int = slots.size
+        after: dict[int, Any] = {}
+        sums = [index for index, kind in layout.folded.items() if kind == "sum" and self._held(index).dtype.kind == "i"]
+        reached: dict[int, int] = {}
+        for index in sums:  # first, as they may stop; what is too much is taken back
+            after[index] = np.empty(slots.size, np.int64)
+            reached[index] = int(self._kernels["sum", False](slots, given[index], self._held(index), after[index]))
+            done = min(done, reached[index])
+        for index in sums:
+            excess = slice(done, reached[index])
+            np.subtract.at(self._held(index), slots[excess], given[index][excess].astype(np.int64, copy=False))
+            after[index] = after[index][:done]
+        slots = slots[:done]
+        for index, kind in layout.folded.items():
+            if kind == "last":
+                after[index] = given[index][:done]
+                column = _result(kind, after[index], layout.schema.types[index])
+                self._state.columns[layout.name_of(index)].put(slots, column)
+            elif index not in after:
+                held = self._held(index)
+                after[index] = np.empty(done, held.dtype)
+                self._kernels[kind, held.dtype == np.float64](slots, given[index][:done], held, after[index])
+        return after, done
+
+    def _begin_slots(
+        self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, given: dict[int, Any]
+    ) -> None:
         """Give new slots what the aggregation begins with, and the rest of their first record."""
         import pyarrow as pa
 
         if not first.size:
             return
         new = slice(before, before + first.size)
-        held = self._fixed().values.array
-        if self._spec.kind != "sum":
-            held[new] = values[first]
-        elif held.dtype.kind == "f":
-            held[new] = -0.0  # the only float that leaves every other one as it is when it is added
+        for index, kind in layout.folded.items():
+            if kind in ("min", "max"):
+                self._held(index)[new] = given[index][first]
+            elif kind == "sum" and self._held(index).dtype.kind == "f":
+                self._held(index)[new] = -0.0  # the only float that leaves every other one as it is when it is added
         if layout.kept:
             rows = pa.array(first)
             for index in layout.kept:
                 self._state.columns[layout.name_of(index)].put(new, columns.column(index).take(rows))
 
-    def _fixed(self) -> FixedColumn:
-        column: Any = self._state.columns[_VALUE]
-        fixed: FixedColumn = column
-        return fixed
+    def _held(self, index: int) -> Array:
+        """Return what is held of a column that is folded to a number, by slot."""
+        assert self._layout is not None
+        column: Any = self._state.columns[self._layout.name_of(index)]
+        held: Array = column.values.array
+        return held
 
     def _trim(self, before: int, first: Array, done: int) -> None:
         """Forget the slots that rows behind ``done`` made."""
@@ -242,41 +311,36 @@ class _ColumnAggregateOperator(Operator):
         made = np.arange(before, before + first.size)[first < done]
         self._trimmed = np.concatenate([np.arange(before), made])
 
-    def _emit(self, layout: _Layout, columns: pa.RecordBatch, slots: Array, after: Array, stamps: Array | None) -> None:
+    def _emit(
+        self, layout: _Layout, columns: pa.RecordBatch, slots: Array, after: dict[int, Any], stamps: Array | None
+    ) -> None:
         if not len(slots):
             return
         arrays = list(columns.columns)
         for index in layout.kept:
             arrays[index] = self._state.columns[layout.name_of(index)].get(slots)
-        arrays[layout.value] = self._result(layout, after)
+        for index, kind in layout.folded.items():
+            arrays[index] = _result(kind, after[index], layout.schema.types[index])
         stamps = None if stamps is None else stamps[: slots.size]
         self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps))
-
-    def _result(self, layout: _Layout, values: Array) -> pa.Array:
-        import pyarrow as pa
-
-        own = layout.schema.types[layout.value]
-        # A minimum fits its own type; a sum may not.
-        return pa.array(values) if self._spec.kind == "sum" else pa.array(values).cast(own)
 
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if self._is_on_rows and self._state.num_slots:
+        if (self._is_on_rows and self._state.num_slots) or self._state.others:
             self._hand_over()
         if self._is_on_rows or not self._state.num_slots:
             self._rows.finish()
         elif self._spec.emit_final:
-            for batch in self._batches(None):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, None):
                 self.out.emit(batch)
             self._state.clear()
 
-    def _batches(self, kept: Array | None) -> Any:
+    def _batches(self, layout: _Layout, state: SlotState, kept: Array | None) -> Any:
         """Yield all slots, or ``kept``, as records: the first of each key, with the aggregate as its value."""
         import numpy as np
 
-        layout, state = self._layout, self._state
-        assert layout is not None
         assert state.table is not None
         every = np.arange(state.num_slots) if kept is None else kept
         for start in range(0, every.size, BATCH_ROWS_MAX):
@@ -286,7 +350,10 @@ class _ColumnAggregateOperator(Operator):
                 arrays[index] = column
             for index in layout.kept:
                 arrays[index] = state.columns[layout.name_of(index)].get(slots)
-            arrays[layout.value] = self._result(layout, self._fixed().values.array[slots])
+            for index, kind in layout.folded.items():
+                held: Any = state.columns[layout.name_of(index)]
+                values = held.get(slots) if kind == "last" else held.values.array[slots]
+                arrays[index] = _result(kind, values, layout.schema.types[index])
             yield ColumnBatch(_batch_of(arrays, layout.schema.names))
 
     def _hand_over(self) -> None:
@@ -297,9 +364,20 @@ class _ColumnAggregateOperator(Operator):
         """
         self._is_on_rows = True
         if self._state.num_slots:
-            for batch in self._batches(self._trimmed):
+            assert self._layout is not None
+            for batch in self._batches(self._layout, self._state, self._trimmed):
+                self._take_over(batch.to_rows())
+        for other in self._state.others:
+            layout = self._layout_of_note(other.note)
+            assert layout is not None
+            for batch in self._batches(layout, other, None):
                 self._take_over(batch.to_rows())
         self._state.clear()
+
+    def _layout_of_note(self, note: bytes) -> _Layout | None:
+        import pyarrow as pa
+
+        return _layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._spec)
 
     def _take_over(self, rows: RowBatch) -> None:
         """The first record of a key is its state in the row operator: each of these is."""
@@ -311,32 +389,49 @@ class _ColumnAggregateOperator(Operator):
         self._rows.close()
 
 
+def _held_kind(layout: _Layout, index: int) -> pa.DataType:
+    import pyarrow as pa
+
+    own = layout.schema.types[index]
+    if layout.folded.get(index, "last") == "last":
+        return own
+    return pa.float64() if pa.types.is_floating(own) else pa.int64()
+
+
+def _rows_before_null(layout: _Layout, columns: pa.RecordBatch) -> int:
+    """Return how many rows come before the first null that is to be added or compared."""
+    import numpy as np
+
+    from engine.state.arrow_views import valid_mask
+
+    num_rows: int = columns.num_rows
+    if layout.values is None:
+        for index in layout.folded:
+            column = columns.column(index)
+            if column.null_count:
+                num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
+    return num_rows
+
+
+def _values_of(layout: _Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
+    """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
+    from engine.state.arrow_views import values_of
+
+    if layout.values is None:
+        return {index: values_of(columns.column(index)) for index in layout.folded}
+    return layout.values.of(columns, layout.folded)
+
+
+def _result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array):
+        return values
+    # A minimum fits its own type; a sum may not.
+    return pa.array(values) if kind == "sum" else pa.array(values).cast(own)
+
+
 def _batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:
     import pyarrow as pa
 
     return pa.RecordBatch.from_arrays(arrays, names=names)
-
-
-@final
-class _RowsOutput:
-    """The row operator's Output: to ours, or to nobody while it takes up state."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self.is_silent = False
-
-    def emit(self, batch: Batch) -> None:
-        if not self.is_silent:
-            self._out.emit(batch)
-
-    def emit_side(self, tag: str, batch: Batch) -> None:
-        self._out.emit_side(tag, batch)
-
-    def emit_watermark(self, watermark_ms: int) -> None:
-        self._out.emit_watermark(watermark_ms)
-
-    def emit_idle(self, idle: bool) -> None:
-        self._out.emit_idle(idle)
-
-    def emit_superstep_end(self, superstep: int) -> None:
-        self._out.emit_superstep_end(superstep)

@@ -49,10 +49,14 @@ def _picked(function: Any, template: Any) -> int | str | None:
     code = getattr(function, "__code__", None)
     if code is None or code.co_code != template.co_code or code.co_argcount != template.co_argcount:
         return None
-    if code.co_flags & ~inspect.CO_NESTED != template.co_flags or code.co_freevars or code.co_cellvars:
+    if code.co_flags & _CALLED_AS != template.co_flags & _CALLED_AS or code.co_freevars or code.co_cellvars:
         return None
     picked = code.co_consts[1] if len(code.co_consts) == 2 else None
     return picked if type(picked) in (int, str) else None
+
+
+#: Flags that say how a function is called; not whether it is nested or what its file imports from ``__future__``.
+_CALLED_AS = 0xFFFF & ~inspect.CO_NESTED
 
 
 class _Template:

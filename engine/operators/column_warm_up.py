@@ -65,4 +65,8 @@ def _windows(columns: pa.RecordBatch) -> None:
     state = WindowState(128, aggregates, False, False)
     assert state.define(columns.schema, [0])
     state.begin_batch(columns)
-    state.take_up(0, np.arange(num_rows, dtype=np.int32), state.slots_of(columns))
+    rows, slots = np.arange(num_rows, dtype=np.int32), state.slots_of(columns)
+    state.take_up(0, rows, slots)
+    values = columns.column(1).to_numpy()
+    for kernel in (kernels.lower_to, kernels.raise_to):
+        kernel(rows, slots, values, np.zeros((num_rows, 2), values.dtype)[:, 0])

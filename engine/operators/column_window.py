@@ -14,15 +14,17 @@ have worked in different ways; what the row operator has, only rows can go on wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.column_folds import WindowFolds
+    from engine.operators.compile.translate import Shape
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
@@ -56,17 +60,24 @@ class ColumnWindowSpec(OperatorSpec):
     aggregates: tuple[FieldAggregateOf, ...]
     rows: WindowSpec
     keeps_record: bool = False
-    emits_columns = True
+    #: what a user's fold begins with; its results are rows
+    seeds: tuple[int | float | None, ...] | None = None
     preload = ("engine.operators.column_warm_up",)
+
+    @property
+    def emits_columns(self) -> bool:
+        return self.seeds is None
 
     def build(self) -> Operator:
         return _ColumnWindowOperator(self)
 
     def describe(self) -> str:
+        if self.seeds is not None:
+            return f"compiled on columns, else interpreted, {self.rows.assigner!r}, accumulators by slot"
         return f"vectorised, {self.rows.assigner!r}, accumulators by slot"
 
 
-def column_window(rows: WindowSpec) -> ColumnWindowSpec | None:
+def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowSpec | None:
     """Return the columnar form of a window operator; None if there is none."""
     selectors = rows.key_selectors
     fold = rows.fold
@@ -88,7 +99,23 @@ def column_window(rows: WindowSpec) -> ColumnWindowSpec | None:
         if "count_distinct" in kinds or (kinds & {"first", "last"} and not is_one_slice):
             return None  # what came first is not known of several slices
         return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows)
-    return None
+    # Floats are added in the order of their records: a window is one slice.
+    if fold is None or shape is None or not is_one_slice or rows.function.clears:
+        return None
+    folds = _folds_of(rows, shape)
+    return None if folds is None else ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds)
+
+
+def _folds_of(rows: WindowSpec, shape: Shape) -> WindowFolds | None:
+    from engine.operators.column_folds import window_folds
+
+    (selector,) = rows.key_selectors
+    if not isinstance(selector, FieldKey) or not isinstance(selector.field, int):
+        return None
+    key = selector.field
+    if not 0 <= key < len(shape.kinds) or shape.kinds[key] not in (Kind.INT, Kind.STR):
+        return None
+    return window_folds(rows.fold, shape, key)
 
 
 @final
@@ -100,7 +127,10 @@ class _ColumnWindowOperator(Operator):
         self._slices: Slices = slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
         self._late_tag = spec.rows.late_tag
-        self._rows = WindowOperator(spec.rows)
+        self._rows = WindowOperator(spec.rows, is_inside=True)
+        #: of a user's fold, when the types of its records are known; False = they cannot be folded here
+        self._folds: WindowFolds | Literal[False] | None = None
+        self._folded_schema: pa.Schema | None = None
         #: the row operator has taken over
         self._is_on_rows = False
         self._watermark_ms = TIME_MIN_MS
@@ -119,11 +149,16 @@ class _ColumnWindowOperator(Operator):
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._state: WindowState = WindowState(
-            runtime.get_max_number_of_parallel_subtasks(), self._spec.aggregates, self._spec.keeps_record, is_tuple
+            runtime.get_max_number_of_parallel_subtasks(),
+            self._spec.aggregates,
+            self._spec.keeps_record,
+            is_tuple,
+            seeds=self._spec.seeds,
         )
-        ctx.state.add_keyed("window-slots", self._state)
-        for start, watermark_ms in self._state.restored_panes.items():
-            self._expect(start, watermark_ms)
+        ctx.state.add_keyed(WINDOW_SLOTS_PART, self._state)
+        for state in (self._state, *self._state.others):
+            for start, watermark_ms in state.restored_panes.items():
+                self._expect(start, watermark_ms)
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
@@ -134,26 +169,42 @@ class _ColumnWindowOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        if not self._is_on_rows and self._takes(batch):
-            assert isinstance(batch, ColumnBatch)
-            assert batch.timestamps_ms is not None
-            rest = self._process_columns(plain_columns(batch.columns), batch.timestamps_ms)
+        if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
+            columns = plain_columns(batch.columns)
+            aggregated = columns if self._spec.seeds is None else self._folded(columns)
+            if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
+                rest = self._process_columns(columns, aggregated, batch.timestamps_ms)
         if rest is not None:
             self._hand_over()
             self._rows.process_batch(input_index, rest)
 
-    def _takes(self, batch: Batch) -> bool:
-        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
-            return False
+    def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+        """Return key and values of a user's fold, or None when rows have to take the batch."""
+        if self._folded_schema is None or not self._folded_schema.equals(columns.schema):
+            from engine.operators.column_folds import shape_of_schema
+
+            self._folded_schema = columns.schema
+            shape = shape_of_schema(columns.schema)
+            folds = None if shape is None else _folds_of(self._spec.rows, shape)
+            as_planned = folds is not None and repr((folds.aggregates, folds.seeds)) == repr(
+                (self._spec.aggregates, self._spec.seeds)
+            )
+            self._folds = folds if folds is not None and as_planned else False
+        return self._folds.derived(columns) if self._folds else None
+
+    def _takes(self, schema: pa.Schema) -> bool:
         if self._state.layout is not None:
-            return bool(self._state.layout.schema.types == plain_columns(batch.columns).schema.types)
+            return bool(self._state.layout.schema.types == schema.types)
+        if self._spec.seeds is not None:
+            return self._state.define(schema, [0])
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
-        schema = plain_columns(batch.columns).schema
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
-    def _process_columns(self, columns: pa.RecordBatch, times_ms: Array) -> ColumnBatch | None:
-        """Take up the rows; return those that are left to the row operator, if any."""
+    def _process_columns(
+        self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
+    ) -> ColumnBatch | None:
+        """Take up the rows; return those that are left to the row operator, if any. ``aggregated``: keys and values."""
         import numpy as np
 
         law = self._slices.slice_ms, self._slices.offset_ms
@@ -174,9 +225,9 @@ class _ColumnWindowOperator(Operator):
                     taken[rows] = True
                     continue
                 if slots is None:
-                    if not self._state.begin_batch(columns):
+                    if not self._state.begin_batch(aggregated):
                         return _left(columns, times_ms, taken)
-                    slots = self._state.slots_of(columns)
+                    slots = self._state.slots_of(aggregated)
                 if start not in self._state.panes:
                     self._expect(start, self._watermark_ms)
                 fired = self._fired_windows(start)
@@ -249,7 +300,7 @@ class _ColumnWindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         self._state.watermark_ms = self._watermark_ms
@@ -281,6 +332,10 @@ class _ColumnWindowOperator(Operator):
             slots, values = self._state.contents(self._slices.slices_of(window), only)
         except OverflowError:
             self._fire_rows(window, only)
+            return
+        if self._spec.seeds is not None:
+            keys, made = self._state.held(slots, values)
+            self._rows.fire_held(TimeWindow(*window), keys, made, self._watermark_ms)
             return
         for at in range(0, slots.size, BATCH_ROWS_MAX):
             part = slots[at : at + BATCH_ROWS_MAX]
@@ -318,19 +373,24 @@ class _ColumnWindowOperator(Operator):
         self._is_on_rows = True
         if self._state.layout is None:
             return
-        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
-        for start in sorted(self._state.panes):
-            fields, accumulators = self._state.accumulators(start, None)
-            keys = fields if is_tuple else [key for (key,) in fields]
-            for begin, end in self._slices.windows_with(start):
-                if end - 1 + self._lateness_ms > self._state.watermark_of(start):
-                    has_fired = (end, begin) not in self._pending
-                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+        for state in (self._state, *self._state.others):
+            state.watermark_ms = self._state.watermark_ms
+            self._adopt(state)
         self._pending.clear()
         self._state.clear()
 
+    def _adopt(self, state: WindowState) -> None:
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        for start in sorted(state.panes):
+            fields, accumulators = state.accumulators(start, None)
+            keys = fields if is_tuple else [key for (key,) in fields]
+            for begin, end in self._slices.windows_with(start):
+                if end - 1 + self._lateness_ms > state.watermark_of(start):
+                    has_fired = (end, begin) not in self._pending
+                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+
     def finish(self) -> None:
-        if self._is_on_rows:
+        if self._is_on_rows or self._state.others:
             self._hand_over()
             self._rows.finish()
 

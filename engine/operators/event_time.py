@@ -19,6 +19,7 @@ from engine.operators.failure import user_error
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.time.split_watermarks import SplitWatermarks
 from engine.time.watermarks import (
+    IngestionTimeAssigner,
     TimestampAssigner,
     Watermark,
     WatermarkGenerator,
@@ -42,7 +43,10 @@ def stays_columnar(strategy: WatermarkStrategy) -> bool:
     """Return whether columns that come in stay columns."""
     if strategy.generator_supplier is not None:
         return False
-    return strategy.timestamp_assigner is None or picked_timestamp_field(strategy.timestamp_assigner) is not None
+    assigner = strategy.timestamp_assigner
+    if assigner is None or isinstance(assigner, IngestionTimeAssigner):
+        return True
+    return picked_timestamp_field(assigner) is not None
 
 
 @final
@@ -61,6 +65,8 @@ class EventTime:
         self._assigner = strategy.timestamp_assigner
         #: where the event time stands, if the assigner only picks it
         self._field = picked_timestamp_field(strategy.timestamp_assigner)
+        self._is_ingestion_time = isinstance(strategy.timestamp_assigner, IngestionTimeAssigner)
+        self._ingested_ms = NO_TIMESTAMP_MS  #: ingestion time: when the last record came
         self._delay_ms = strategy.out_of_orderness_ms
         self._timeout_ms = strategy.idle_timeout_ms
         self._supplier = strategy.generator_supplier
@@ -153,6 +159,10 @@ class EventTime:
 
         if self._assigner is None:
             return batch.timestamps_ms
+        if self._is_ingestion_time:
+            import numpy as np
+
+            return np.full(len(batch), self._ingestion_ms(), np.int64)
         if self._field is None or batch.scalar:
             return None
         index = column_index(batch.columns.schema, self._field)
@@ -168,6 +178,8 @@ class EventTime:
         assigner = self._assigner
         if assigner is None:
             return batch.timestamps_ms
+        if self._is_ingestion_time:
+            return [self._ingestion_ms()] * len(batch)
         extract = assigner.extract_timestamp if isinstance(assigner, TimestampAssigner) else assigner
         known = batch.timestamps_ms or [NO_TIMESTAMP_MS] * len(batch.rows)
         stamps: list[int] = []
@@ -179,6 +191,10 @@ class EventTime:
         if min(stamps) <= TIME_MIN_MS or max(stamps) > TIME_MAX_MS:
             self._refuse(batch.rows, stamps)
         return stamps
+
+    def _ingestion_ms(self) -> int:
+        self._ingested_ms = max(self._ingested_ms, self._ctx.clock.now_ms())
+        return self._ingested_ms
 
     def _refuse(self, rows: list[Any], stamps: list[int]) -> NoReturn:
         row, stamp = next((r, s) for r, s in zip(rows, stamps, strict=True) if not TIME_MIN_MS < s <= TIME_MAX_MS)
@@ -272,7 +288,7 @@ class EventTime:
                 since.append(self._empty_ms)
             if since:
                 times.append(min(since) + self._timeout_ms + self._uncounted_ms)
-        if self._generators and self._interval_ms > 0:
+        if (self._generators or self._is_ingestion_time) and self._interval_ms > 0:
             times.append(self._periodic_ms)
         return min(times, default=None)
 
@@ -281,10 +297,14 @@ class EventTime:
             return
         if self._timeout_ms is not None:
             self._find_idle(now_ms - self._uncounted_ms - self._timeout_ms)
-        if self._generators and self._interval_ms > 0 and now_ms >= self._periodic_ms:
+        if self._interval_ms > 0 and now_ms >= self._periodic_ms:
             self._periodic_ms = now_ms + self._interval_ms
             for split_id, split in self._generators.items():
                 self._ask(split_id, split)
+            if self._is_ingestion_time and self._delay_ms is not None:
+                reached_ms = self._ingestion_ms() - self._delay_ms - 1  # what comes now, of whatever split, is later
+                for split_id in list(self.splits.watermark_of):
+                    self.advance(split_id, reached_ms)
 
     def _find_idle(self, latest_ms: int) -> None:
         for split_id, active_ms in self._active_ms.items():

@@ -10,7 +10,6 @@ difference (time windows with their default triggers): state is touched once a g
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -21,20 +20,26 @@ from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
-from engine.operators.results import Results
+from engine.operators.left_windows import WINDOW_SLOTS_PART, LeftWindows
+from engine.operators.process import keeps_state
+from engine.operators.results import Results, iterator_of
+from engine.operators.window_cells import WindowCells
 from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold
 from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
 from engine.operators.window_functions import FoldedFunction, WindowCall
 from engine.operators.window_merging import MergingWindows
+from engine.operators.window_slices import slices_of
 from engine.state.descriptors import ValueStateDescriptor
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
 from engine.time.evictors import Evictor, TimestampedValue
 from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
-from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
 __all__ = ["WindowSpec"]
 
 LATE_RECORDS_DROPPED: Final = "numLateRecordsDropped"
+#: How messages name it.
+WINDOW_FUNCTION: Final = "The window function"
 
 
 @final
@@ -81,8 +86,13 @@ class _NoKeys:
 
 @final
 class WindowOperator(Operator):
-    def __init__(self, spec: WindowSpec) -> None:
+    """``is_inside``: of an operator on columns, which restores what such a one has left."""
+
+    def __init__(self, spec: WindowSpec, *, is_inside: bool = False) -> None:
         self._spec = spec
+        self._is_inside = is_inside
+        #: what an operator on columns has left in the checkpoint, until the first record or watermark
+        self._left: LeftWindows | None = None
         self._keys = [_NoKeys() if selector is None else Keys(selector) for selector in spec.key_selectors]
         self._function = spec.function
         self._contents: Contents
@@ -100,6 +110,8 @@ class WindowOperator(Operator):
         own_trigger = EventTimeTrigger if self._is_event_time else ProcessingTimeTrigger
         if isinstance(assigner, RegularWindows) and isinstance(trigger, own_trigger):
             self._regular = assigner
+        #: in place of contents and timers, where all that is regular is quicker
+        self._cells: WindowCells | None = None
         self._late_rows: list[Any] = []
         self._late_stamps: list[int] = []
         self.backend: Any = None
@@ -111,7 +123,7 @@ class WindowOperator(Operator):
         runtime = ctx.runtime_context
         self.backend = open_keyed_state(ctx)
         self.timers = open_timers(ctx)
-        self._results = Results(out, self._spec.output_type, "The window function")
+        self._results = Results(out, self._spec.output_type, WINDOW_FUNCTION)
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._trigger_context = TriggerContext(self.backend, self.timers, ctx.clock, runtime)
         self._function_context = FunctionContext(
@@ -125,6 +137,42 @@ class WindowOperator(Operator):
             keys.open(ctx)
         self._contents.open(ctx, self.backend)
         self._function.open(ctx)
+        self._cells = self._open_cells()
+        if not self._is_inside and ctx.state.has_left(WINDOW_SLOTS_PART):
+            self._left = LeftWindows(ctx.operator_name)
+            ctx.state.add_keyed(WINDOW_SLOTS_PART, self._left)
+
+    def _take_left(self) -> None:
+        left, self._left = self._left, None
+        if left is None:
+            return
+        for start, keys, accumulators, watermark_ms in left.take():
+            if self._regular is None or self._spec.fold is None or self._spec.evictor is not None:
+                raise ProgramError(
+                    f"Operator {self.ctx.operator_name!r}: its windows were tumbling, with one accumulator a key; they "
+                    "cannot go on as others. Give the operator another uid to begin afresh."
+                )
+            window = TimeWindow(start, start + self._regular._size)
+            self.adopt(window, keys, accumulators, has_fired=window.max_timestamp() <= watermark_ms)
+
+    def _open_cells(self) -> WindowCells | None:
+        """Return the quick way, if it does the same as the long one: also with what was restored."""
+        spec, contents, assigner = self._spec, self._contents, self._regular
+        if assigner is None or slices_of(assigner) is None or spec.allowed_lateness_ms or len(self._keys) > 1:
+            return None
+        if spec.fold is None or keeps_state(spec.fold.given) or not isinstance(contents, AccumulatorContents):
+            return None
+        if contents.table is None:
+            return None
+        cells = WindowCells(contents.table, self.backend, assigner, spec.fold, self._refuse)
+        if not self.timers.take_event_timers(cells.implies):
+            return None
+        self.timers.implied = cells
+        return cells
+
+    def _refuse(self, row: Any, stamp: int) -> None:
+        """Raise ProgramError for a record without an event time."""
+        self._spec.assigner.assign_windows(row, stamp, self._assigner_context)
 
     def close(self) -> None:
         closing = [*(keys.close for keys in self._keys), self._contents.close, self._function.close]
@@ -142,11 +190,15 @@ class WindowOperator(Operator):
     # --- elements ----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        if self._left is not None:
+            self._take_left()
         batch = rows_of(batch)
         rows = batch.rows
         keys = self._keys[input_index].of(rows)
-        stamps: Iterable[int] = batch.timestamps_ms or itertools.repeat(TIME_MIN_MS, len(rows))
-        if self._regular is not None:
+        stamps = batch.timestamps_ms or [TIME_MIN_MS] * len(rows)
+        if self._cells is not None:
+            self._cells.take_up(keys, rows, stamps, self.timers.current_watermark, self._without_window)
+        elif self._regular is not None:
             self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True))
         else:
             for key, row, stamp in zip(keys, rows, stamps, strict=True):
@@ -292,6 +344,10 @@ class WindowOperator(Operator):
         """Return whether a record without a window is late, and not one between windows that have gaps."""
         return self._is_event_time and stamp + self._spec.allowed_lateness_ms <= self.timers.current_watermark
 
+    def _without_window(self, row: Any, stamp: int) -> None:
+        if self._is_too_late(stamp):
+            self._too_late(row, stamp)
+
     def _too_late(self, row: Any, stamp: int) -> None:
         tag = self._spec.late_tag
         if tag is None:
@@ -303,6 +359,9 @@ class WindowOperator(Operator):
     def adopt(self, window: Any, keys: Sequence[Any], accumulators: Sequence[Any], *, has_fired: bool) -> None:
         """Take up what another operator has held of a window until now, by key. For event-time triggers only."""
         for key, accumulator in zip(keys, accumulators, strict=True):
+            if self._cells is not None:
+                self._cells.put(window, key, accumulator)
+                continue
             self.backend.set_current_key(key)
             self._contents.use(window)
             self._contents.merge_in(accumulator)
@@ -313,8 +372,13 @@ class WindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
+        if self._left is not None:
+            self._take_left()
         for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
             self._on_timer(True, time_ms, key, window)
+        if self._cells is not None:
+            for window, held_by_key in self._cells.due(watermark_ms):
+                self._fire_cells(window, held_by_key.items())
         self._flush()
         self.out.emit_watermark(watermark_ms)
 
@@ -381,9 +445,15 @@ class WindowOperator(Operator):
 
     def _drop(self, key: Any, window: Any) -> None:
         self._contents.clear()
-        self._function_context.window_now = window
         try:
             self._spec.trigger.clear(window, self._trigger_context)
+        except Exception as error:
+            raise self._error_of_window(error, key, window) from error
+        self._clear_function(key, window)
+
+    def _clear_function(self, key: Any, window: Any) -> None:
+        self._function_context.window_now = window
+        try:
             self._function.clear(self._function_context)
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
@@ -410,6 +480,46 @@ class WindowOperator(Operator):
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
         self._contents.replace(list(kept))
+
+    def fire_held(self, window: Any, keys: Sequence[Any], accumulators: Sequence[Any], watermark_ms: int) -> None:
+        """Give the results of a window that another operator holds, whose function clears nothing afterwards."""
+        assert not self._function.clears
+        self.timers.current_watermark = watermark_ms
+        self._fire_cells(window, zip(keys, zip(accumulators, strict=True), strict=True))
+        self._flush()
+
+    def _fire_cells(self, window: Any, held_by_key: Iterable[tuple[Any, Any]]) -> None:
+        """Call the function for each key of a window that goes afterwards."""
+        fold, set_key, call = self._spec.fold, self.backend.set_current_key, self._function.call
+        assert fold is not None
+        result_of, clears = fold.result, self._function.clears
+        context = self._function_context
+        context.window_now = window
+        key = None
+
+        def outcomes() -> Iterator[Any]:
+            nonlocal key
+            for key, held in held_by_key:
+                set_key(key)
+                try:
+                    element = result_of(held[0])
+                except Exception as error:
+                    raise fold.error(error, held[0]) from error
+                given = call(key, window, context, (element,))
+                if given is not None:
+                    yield from iterator_of(given, WINDOW_FUNCTION)
+                if clears:
+                    self._clear_function(key, window)
+
+        stamp = window.max_timestamp()
+        rest: Any = outcomes()
+        while rest is not None:
+            try:
+                rest = self._results.take(rest, stamp)
+            except Exception as error:
+                raise self._error_of_window(error, key, window) from error
+            if rest is not None:
+                self._results.flush()
 
     def _call(self, key: Any, window: Any, elements: Sequence[Any]) -> None:
         context = self._function_context

@@ -16,6 +16,7 @@ from engine.operators.bound_function import BoundFunction
 from engine.operators.functions import AggregateFunction
 from engine.state.backend import KeyedStateBackend
 from engine.state.descriptors import ListStateDescriptor, ValueStateDescriptor
+from engine.state.heap_states import HeapValueState, Table
 
 __all__ = ["AccumulatorContents", "AggregateFold", "Contents", "ElementContents", "Fold", "ReduceFold"]
 
@@ -24,6 +25,8 @@ _STATE_NAME = "$window-contents"
 
 class Fold(Protocol):
     """Makes one value of many. Every method may raise what the user's function raises; ``error`` wraps it."""
+
+    given: Any  #: as the user gave it
 
     def open(self, ctx: OperatorContext) -> None: ...
 
@@ -39,7 +42,7 @@ class Fold(Protocol):
 
     def result(self, accumulator: Any) -> Any: ...
 
-    def error(self, error: Exception, record: Any) -> EngineError: ...
+    def error(self, error: BaseException, record: Any) -> EngineError: ...
 
 
 @final
@@ -171,6 +174,11 @@ class AccumulatorContents:
         self._state = backend.value_state(ValueStateDescriptor(_STATE_NAME))
         self.use = self._state.set_current_namespace
         self.clear = self._state.clear
+
+    @property
+    def table(self) -> Table | None:
+        """Window → key → (accumulator,), where the backend has it in memory."""
+        return self._state.table if type(self._state) is HeapValueState else None
 
     def close(self) -> None:
         self._fold.close()

@@ -6,7 +6,7 @@ Not here: the interfaces that users implement (``operators/functions``), when wi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, final
 
 from engine.core.errors import ProgramError
@@ -38,7 +38,10 @@ _METHODS: Final = {
 
 
 class WindowCall(Protocol):
-    """``call`` gives the results for the elements of a window; ``context`` is a process function's context."""
+    """``call`` gives the results for the elements of a window; ``context`` is a process function's context.
+    ``clears``: whether ``clear`` does anything."""
+
+    clears: bool
 
     def open(self, ctx: OperatorContext) -> None: ...
 
@@ -54,6 +57,8 @@ class WindowCall(Protocol):
 @final
 class PassThrough:
     """The elements themselves: the one result of a reduce or an aggregate."""
+
+    clears = False
 
     def open(self, ctx: OperatorContext) -> None:
         pass
@@ -78,23 +83,23 @@ class BoundWindowFunction:
         bound = self._bound = BoundFunction(function, method)
         self.open, self.close = bound.open, bound.close
         self._clear = getattr(function, "clear", None) if method == "process" else None
-        self._kind = kind
-
-    def call(self, key: Any, window: Any, context: Any, elements: Sequence[Any]) -> Iterable[Any] | None:
-        call = self._bound.call
-        if self._kind is ProcessWindowFunction:
-            results = call(key, context, elements)
-        elif self._kind is ProcessAllWindowFunction:
-            results = call(context, elements)
-        elif self._kind is AllWindowFunction:
-            results = call(window, elements)
-        else:
-            results = call(key, window, elements)
-        return results  # type: ignore[no-any-return]
+        self.clears = self._clear is not None and type(function).clear is not kind.clear  # type: ignore[union-attr]
+        self.call = _call_of(kind, bound.call)
 
     def clear(self, context: Any) -> None:
         if self._clear is not None:
             self._clear(context)
+
+
+def _call_of(kind: type | None, call: Callable[..., Any]) -> Callable[..., Iterable[Any] | None]:
+    """Return ``WindowCall.call`` for a function of that kind."""
+    if kind is ProcessWindowFunction:
+        return lambda key, window, context, elements: call(key, context, elements)
+    if kind is ProcessAllWindowFunction:
+        return lambda key, window, context, elements: call(context, elements)
+    if kind is AllWindowFunction:
+        return lambda key, window, context, elements: call(window, elements)
+    return lambda key, window, context, elements: call(key, window, elements)
 
 
 @final
@@ -105,6 +110,7 @@ class FoldedFunction:
         self._fold = fold
         self._following = following
         self.clear = following.clear
+        self.clears = following.clears
 
     def open(self, ctx: OperatorContext) -> None:
         self._fold.open(ctx)
@@ -125,6 +131,8 @@ class FoldedFunction:
 
 class _TwoInputs:
     """Elements are (input index, record)."""
+
+    clears = False
 
     def __init__(self, function: Any, method: str) -> None:
         bound = self._bound = BoundFunction(function, method)

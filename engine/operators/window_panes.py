@@ -24,11 +24,13 @@ _COUNT: Final = 0
 @final
 @dataclass(frozen=True, slots=True)
 class Accumulator:
-    """One column of a pane. ``kind``: sum, min, max, first, last; ``column``: where it stands."""
+    """One column of a pane. ``kind``: sum, min, max, first, last; ``column``: where it stands; ``seed``: what it begins
+    with, None = with the first value."""
 
     kind: str
     column: int
     is_float: bool
+    seed: int | float | None = None
 
     def merge(self, target: Array, source: Array, slots: Array, fresh: Array) -> None:
         """Take up ``source`` in ``target``, both (slots, columns); ``slots``: those that source has a value of;

@@ -5,17 +5,19 @@ A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumula
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import ColumnBatch
+from engine.core.errors import ProgramError
+from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index
 from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.left_windows import HELD
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, valid_mask, values_of
 from engine.state.column_hash import groups_of_rows
@@ -56,12 +58,24 @@ class _Field:
 
 @final
 class WindowState:
+    """``keeps_record``: what a window holds is its first record, with one field aggregated. ``seeds``: what it holds is
+    a tuple of the aggregates, made by a user's fold; by aggregate, what it begins with, None = its first value."""
+
     def __init__(
-        self, max_parallelism: int, aggregates: Sequence[FieldAggregateOf], keeps_record: bool, is_tuple: bool
+        self,
+        max_parallelism: int,
+        aggregates: Sequence[FieldAggregateOf],
+        keeps_record: bool,
+        is_tuple: bool,
+        *,
+        seeds: Sequence[int | float | None] | None = None,
     ) -> None:
         self._max_parallelism = max_parallelism
         self._aggregates = aggregates
         self._keeps_record = keeps_record
+        self._seeds = seeds
+        #: as Python compares: a NaN is neither smaller nor greater
+        self._compares_plainly = keeps_record or seeds is not None
         self._is_tuple = is_tuple
         self.restored_panes: dict[int, int] = {}  #: start → watermark of the checkpoint
         self.watermark_ms = TIME_MIN_MS
@@ -69,6 +83,8 @@ class WindowState:
 
     def clear(self) -> None:
         self.layout: _Layout | None = None
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
         self._fields: list[_Field] = []
         self._accumulators: list[tuple[Accumulator, _Field]] = []
@@ -88,10 +104,11 @@ class WindowState:
             return False
         self.layout = _Layout(schema, tuple(keys))
         self._table = SlotTable([schema.types[key] for key in keys])
-        for aggregate, index in zip(self._aggregates, indexes, strict=True):
+        seeds = self._seeds or [None] * len(indexes)
+        for aggregate, index, seed in zip(self._aggregates, indexes, seeds, strict=True):
             if aggregate.field is not None:
                 field = self._field(index, coded=not is_int64_like(schema.types[index]))
-                self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field)
+                self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field, seed)
         if self._keeps_record:
             for index, kind in enumerate(schema.types):
                 if index != indexes[0]:  # coded: null is a value of its own there
@@ -110,14 +127,16 @@ class WindowState:
         self._fields.append(field)
         return field
 
-    def _add(self, kind: str, field: _Field) -> None:
-        if kind == "count" or self._find(kind, field) is not None:
+    def _add(self, kind: str, field: _Field, seed: int | float | None = None) -> None:
+        if kind == "count" or self._find(kind, field, seed) is not None:
             return
-        self._accumulators.append((Accumulator(kind, self._width, field.is_float), field))
+        self._accumulators.append((Accumulator(kind, self._width, field.is_float, seed), field))
         self._width += 1
 
-    def _find(self, kind: str, field: _Field) -> Accumulator | None:
-        return next((a for a, own in self._accumulators if a.kind == kind and own is field), None)
+    def _find(self, kind: str, field: _Field, seed: int | float | None = None) -> Accumulator | None:
+        return next(
+            (a for a, own in self._accumulators if a.kind == kind and own is field and repr(a.seed) == repr(seed)), None
+        )
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +153,7 @@ class WindowState:
                 field.values = field.codes.slots_of([column]).astype(np.int64)
                 continue
             if column.null_count:
-                if self._keeps_record:
+                if self._compares_plainly:
                     return False  # whether a None can be aggregated is for the row operator to say
                 field.valid = valid_mask(column)
                 if not field.present:
@@ -208,20 +227,24 @@ class WindowState:
         assert values is not None
         acc = pane.column(accumulator.column, accumulator.is_float)
         kind = accumulator.kind
-        if kind != "sum":
+        if kind == "sum" and not accumulator.is_float:
+            pass  # begins with 0, and ``_add_ints`` has added to it
+        elif accumulator.seed is not None:
+            acc[begun_slots] = accumulator.seed
+        elif kind != "sum":
             acc[begun_slots] = values[begun_rows]
-        elif accumulator.is_float:
+        else:
             acc[begun_slots] = -0.0  # the only float that leaves every other one as it is
         match kind:
             case "sum" if accumulator.is_float:
                 kernels.add_floats(rows, slots, values, acc)
             case "sum":
                 pass  # done by ``_add_ints``
-            case "min" if self._keeps_record:
+            case "min" if self._compares_plainly:
                 kernels.lower_to(rows, slots, values, acc)
             case "min":
                 kernels.lower_to_or_nan(rows, slots, values, acc)
-            case "max" if self._keeps_record:
+            case "max" if self._compares_plainly:
                 kernels.raise_to(rows, slots, values, acc)
             case "max":
                 kernels.raise_to_or_nan(rows, slots, values, acc)
@@ -269,6 +292,24 @@ class WindowState:
         names += ["window_start", "window_end", *(aggregate.column_name for aggregate in self._aggregates)]
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
+    def held(self, slots: Array, values: Array) -> tuple[list[Any], list[Any]]:
+        """Return the keys of these slots, of one field each, and what a user's fold has made by key."""
+        assert self._seeds is not None
+        rows = values[slots]
+        parts = []
+        for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
+            if aggregate.field is None:
+                parts.append(rows[:, 0].tolist())
+                continue
+            field = self._field(self._index_of(aggregate), coded=False)
+            accumulator = self._find(aggregate.kind, field, seed)
+            assert accumulator is not None
+            is_plain = field.codes is None and field.kind in (pa.int64(), pa.float64())
+            column = _typed(rows, accumulator) if is_plain else self._column(accumulator, field, rows)
+            parts.append(column.tolist() if is_plain else python_values(column))
+        (keys,) = map(python_values, self._table.keys_of(slots))
+        return keys, list(zip(*parts, strict=True))
+
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
         these slots."""
@@ -276,6 +317,9 @@ class WindowState:
         slots = self.panes[start].slots()
         if only is not None:
             slots = np.intersect1d(slots, only)
+        if self._seeds is not None:
+            plain_keys, made = self.held(slots, values)
+            return [(key,) for key in plain_keys], made
         keys = list(zip(*(column.to_pylist() for column in self._table.keys_of(slots)), strict=True))
         if self._keeps_record:
             return keys, ColumnBatch(self.results((0, 0), slots, values)).to_rows().rows
@@ -371,17 +415,20 @@ class WindowState:
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
-        return sum(pane.values.shape[0] for pane in self.panes.values())
+        own = sum(pane.values.shape[0] for pane in self.panes.values())
+        return own + sum(other.num_entries() for other in self.others)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         layout = self.layout
         if layout is None:
             return {}
         wanted = set(key_groups)
-        metadata = {
+        metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
         }
+        if self._seeds is not None:
+            metadata[HELD] = ",".join(self._held_columns())
         streams: dict[int, tuple[Any, Any]] = {}
         for start, pane in self.panes.items():
             slots = pane.slots()
@@ -398,7 +445,23 @@ class WindowState:
         for group, (sink, writer) in streams.items():
             writer.close()
             chunks[group] = sink.getvalue().to_pybytes()
+        for other in self.others:
+            chunks |= other.snapshot(wanted)  # a key group comes from one subtask
         return chunks
+
+    def _held_columns(self) -> Iterator[str]:
+        """Yield the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float."""
+        assert self.layout is not None
+        assert self._seeds is not None
+        num_keys = len(self.layout.keys)
+        columns = [accumulator for accumulator, _ in self._accumulators]
+        for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
+            if aggregate.field is None:
+                yield str(num_keys + 1)
+                continue
+            accumulator = self._find(aggregate.kind, self._field(self._index_of(aggregate), coded=False), seed)
+            assert accumulator is not None
+            yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
 
     def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
         """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
@@ -415,11 +478,29 @@ class WindowState:
         for chunk in chunks.values():
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 metadata = reader.schema.metadata or {}
-                if self.layout is None:
-                    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-                    assert self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")])
+                schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
+                state = self._for_types(schema, tuple(int(key) for key in metadata[b"keys"].split(b",")))
                 for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                    self._put(batch, int(of_pane[b"watermark"]))
+                    state._put(batch, int(of_pane[b"watermark"]))
+
+    def _for_types(self, schema: pa.Schema, keys: tuple[int, ...]) -> WindowState:
+        """Return what holds windows of such records: this or one of the others."""
+        for state in (self, *self.others):
+            if state.layout is None:
+                break
+            if state.layout.schema.types == schema.types and state.layout.keys == keys:
+                return state
+        else:
+            state = WindowState(
+                self._max_parallelism, self._aggregates, self._keeps_record, self._is_tuple, seeds=self._seeds
+            )
+            self.others.append(state)
+        if not state.define(schema, keys):
+            raise ProgramError(
+                f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this "
+                "version of the program aggregates by other fields. Give the operator another uid to begin afresh."
+            )
+        return state
 
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None

@@ -19,6 +19,8 @@ from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, OperatorID
 __all__ = [
     "NO_CHECKPOINT",
     "AcknowledgeCheckpoint",
+    "AwaitsCheckpoint",
+    "CheckpointAnswer",
     "CheckpointFailureReason",
     "CheckpointKind",
     "CheckpointMetrics",
@@ -100,6 +102,8 @@ class CheckpointOptions:
     stop: StopMode = StopMode.NONE
     #: state of a task that is not larger travels inside the acknowledgement
     inline_bytes_max: int = 20 << 10
+    #: state of a task that is larger is refused when there is no folder
+    state_bytes_max: int = 5 << 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,7 +214,8 @@ class TaskRestore:
     checkpoint_id: int
     operators: dict[OperatorID, OperatorRestore] = field(default_factory=dict)
     in_flight: tuple[InFlightHandle, ...] = ()
-    #: the vertex had finished when the checkpoint was taken: the task ends at once and emits nothing but the end
+    #: The vertex had finished when the checkpoint was taken: the task emits nothing but the end. If it has state, its
+    #: operators are opened once more and closed, for what they have not committed yet.
     is_finished: bool = False
 
 
@@ -255,6 +260,8 @@ class AcknowledgeCheckpoint:
     operators: dict[OperatorID, OperatorStateHandles]
     in_flight: tuple[InFlightHandle, ...] = ()
     metrics: CheckpointMetrics = field(default_factory=CheckpointMetrics)
+    #: All input had been read and ``finish`` called: it is to be restored as finished, but for what it waits for.
+    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,3 +273,15 @@ class DeclineCheckpoint:
     checkpoint_id: int
     reason: CheckpointFailureReason
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitsCheckpoint:
+    """The task has come to its end and only waits for a checkpoint that completes: it need not wait for its turn."""
+
+    job_id: JobID
+    attempt_id: ExecutionAttemptID
+
+
+#: What tasks say about checkpoints.
+CheckpointAnswer: TypeAlias = AcknowledgeCheckpoint | DeclineCheckpoint | AwaitsCheckpoint

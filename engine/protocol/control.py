@@ -24,6 +24,7 @@ from engine.core.ids import (
 )
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -376,6 +377,7 @@ UpMessage: TypeAlias = (
     | OperatorEventSent
     | AcknowledgeCheckpoint
     | DeclineCheckpoint
+    | AwaitsCheckpoint
     | LogRead
     | LogsListed
     | StacksSampled

@@ -26,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.core.errors import ConfigError, Domain, EngineError, JobNotFoundError
+from engine.core.errors import ConfigError, CorruptStateError, Domain, EngineError, JobNotFoundError
 from engine.core.options import RestOptions
 from engine.rest import checkpoints, cluster, jobs, profiling, programs, rescaling, taskmanagers, vertices
 from engine.rest.context import NotFound, RestContext, RestError
@@ -136,7 +136,7 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     if isinstance(error, JobNotFoundError):
         return _errors(404, str(error))
-    if error.domain is Domain.USER:
+    if error.domain is Domain.USER or isinstance(error, CorruptStateError):  # which the user has named
         return _errors(400, str(error))
     if error.domain is Domain.EXTERNAL:
         return _errors(503, str(error))

@@ -7,14 +7,14 @@ the first barrier, since no increment builds on less.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Final, Generic, TypeVar, final
 
-from engine.state.heap_states import Table
+from engine.state.heap_states import Places, Table
 
-__all__ = ["CHANGED_MIN", "EpochLog", "TableChanges"]
+__all__ = ["CHANGED_MIN", "EPOCHS_MAX", "EpochLog", "TableChanges"]
 
 #: Barriers without a completed checkpoint to build on; after that many the next checkpoint is a full one.
-_EPOCHS_MAX: Final = 32
+EPOCHS_MAX: Final = 32
 #: Changes are remembered up to this number, however small the state is.
 CHANGED_MIN: Final = 1 << 16
 
@@ -35,7 +35,7 @@ class EpochLog(Generic[T]):
         remembered = 0
         for index in range(len(self._epochs) - 1, -1, -1):
             remembered += former_sizes[index]
-            if remembered > size_max or len(self._epochs) - index >= _EPOCHS_MAX:
+            if remembered > size_max or len(self._epochs) - index >= EPOCHS_MAX:
                 del self._epochs[: index + 1]
                 break
         self._epochs.append((checkpoint_id, notes))
@@ -62,7 +62,7 @@ class TableChanges:
     """Of the tables of a backend: which places (namespace, key) were written or removed."""
 
     def __init__(self) -> None:
-        self._log: EpochLog[dict[str, set[Any]]] = EpochLog()
+        self._log: EpochLog[dict[str, Places]] = EpochLog()
         self._changed_max = CHANGED_MIN
         self._tables: list[Table] = []
 
@@ -78,7 +78,7 @@ class TableChanges:
         """A state is there from now on."""
         epochs = self._log.all()
         if epochs:
-            table.changed = epochs[-1].setdefault(name, set())
+            table.changed = epochs[-1].setdefault(name, Places())
             table.changed_max = self._changed_max
             table.give_up = self._give_up
             self._tables.append(table)
@@ -89,15 +89,17 @@ class TableChanges:
         for table in self._tables:
             table.changed = None
 
-    def since(self, checkpoint_id: int) -> dict[str, set[Any]] | None:
-        """Return what changed since that barrier, by state; None = not known."""
+    def since(self, checkpoint_id: int) -> dict[str, Places] | None:
+        """Return what changed since that barrier, by state, to be read before more changes; None = not known."""
         epochs = self._log.since(checkpoint_id)
         if epochs is None:
             return None
-        changed: dict[str, set[Any]] = {}
+        if len(epochs) == 1:
+            return epochs[0]
+        changed: dict[str, Places] = {}
         for notes in epochs:
             for name, places in notes.items():
-                changed.setdefault(name, set()).update(places)
+                changed.setdefault(name, Places()).update(places)
         return changed
 
     def forget(self, until_checkpoint_id: int) -> None:

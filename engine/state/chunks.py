@@ -26,6 +26,7 @@ __all__ = [
     "UnknownValue",
     "dump_chunk",
     "dump_keyed",
+    "is_keyed_chunk",
     "key_kinds_of",
     "load_chunk",
     "load_keyed",
@@ -76,13 +77,16 @@ def dump_chunk(content: Any, what: str) -> bytes:
         return user_code.dumps_value(content, what)
 
 
-def load_chunk(data: bytes | memoryview, what: str = "state", *, tolerant: bool = False) -> Any:
-    """``tolerant``: for a class that is gone make one that only shows what its values hold.
+def load_chunk(data: bytes | memoryview, what: str = "state", *, start: int = 0, tolerant: bool = False) -> Any:
+    """``start``: where the pickle begins; bytes are not copied. ``tolerant``: for a class that is gone make one that
+    only shows what its values hold.
 
     Raises: ProgramError that names ``what`` when a class is gone or has changed too much.
     """
     try:
-        return _Unpickler(io.BytesIO(data), tolerant).load()
+        stream = io.BytesIO(data)
+        stream.seek(start)
+        return _Unpickler(stream, tolerant).load()
     except Exception as error:
         raise ProgramError(
             f"{what} cannot be restored: {type(error).__name__}: {error}. A class that its values need was renamed, "
@@ -246,6 +250,11 @@ def _unpicklable(name: str, chunk: StateChunk, owner: str) -> ProgramError | Non
     return None
 
 
+def is_keyed_chunk(data: bytes) -> bool:
+    """Whether a chunk is of keyed state, and not of another part."""
+    return data[: len(_MAGIC)] == _MAGIC
+
+
 def read_headers(data: bytes | memoryview, owner: str = "Keyed state") -> dict[str, StateHeader]:
     """Return what is in a chunk without reading a value."""
     return {name: header for name, header, _ in _parts(data, owner)}
@@ -257,14 +266,15 @@ def load_keyed(
     """Raises: ProgramError that names the state when its values need a class that is gone. ``only``: of all states.
     ``tolerant``: as in ``load_chunk``."""
     states = {}
-    for name, header, blob in _parts(data, owner):
+    for name, header, start in _parts(data, owner):
         if only is None or name == only:
-            entries, removed = load_chunk(blob, f"{owner}: state {name!r}", tolerant=tolerant)
+            entries, removed = load_chunk(data, f"{owner}: state {name!r}", start=start, tolerant=tolerant)
             states[name] = StateChunk(header.kind, header.has_ttl, entries, removed)
     return states
 
 
-def _parts(data: bytes | memoryview, owner: str) -> Iterator[tuple[str, StateHeader, memoryview]]:
+def _parts(data: bytes | memoryview, owner: str) -> Iterator[tuple[str, StateHeader, int]]:
+    """Yield the states: name, header, and where its pickle begins."""
     view = memoryview(data)
     if len(view) < _PREFIX.size:
         raise ProgramError(f"{owner}: a chunk of {len(view)} bytes is no keyed state: the file is torn.")
@@ -278,5 +288,5 @@ def _parts(data: bytes | memoryview, owner: str) -> Iterator[tuple[str, StateHea
     start = _PREFIX.size + head_size
     for name, fields in pickle.loads(view[_PREFIX.size : start]).items():
         header = StateHeader(*fields)
-        yield name, header, view[start : start + header.size_bytes]
+        yield name, header, start
         start += header.size_bytes

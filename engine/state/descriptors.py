@@ -33,9 +33,18 @@ class StateDescriptor:
     def __init__(self, name: str, type_info: TypeInformation | None = None) -> None:
         if not isinstance(name, str) or not name:
             raise ProgramError(f"{type(self).__name__}({name!r}): expected a name that is not empty.")
+        self._check_type(type_info)
         self.name = name
         self.type_info = type_info
         self.ttl_config: StateTtlConfig | None = None
+
+    @classmethod
+    def _check_type(cls, *types: Any) -> None:
+        for type_info in types:
+            if type_info is not None and not isinstance(type_info, TypeInformation):
+                raise ProgramError(
+                    f"{cls.__name__}: expected a type such as Types.INT(), or none, got {type_info!r:.80}."
+                )
 
     def get_name(self) -> str:
         return self.name
@@ -64,6 +73,7 @@ class ListStateDescriptor(StateDescriptor):
     kind = "list"
 
     def __init__(self, name: str, elem_type_info: TypeInformation | None = None) -> None:
+        self._check_type(elem_type_info)
         super().__init__(name, None if elem_type_info is None else ListTypeInfo(elem_type_info))
 
 
@@ -73,6 +83,7 @@ class MapStateDescriptor(StateDescriptor):
     def __init__(
         self, name: str, key_type_info: TypeInformation | None = None, value_type_info: TypeInformation | None = None
     ) -> None:
+        self._check_type(key_type_info, value_type_info)
         known = key_type_info is not None and value_type_info is not None
         super().__init__(name, MapTypeInfo(key_type_info, value_type_info) if known else None)  # type: ignore[arg-type]
 

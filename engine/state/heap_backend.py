@@ -26,10 +26,12 @@ from engine.state.heap_states import (
     HeapMapState,
     HeapReducingState,
     HeapValueState,
+    Places,
     Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.keyed_backend import KeyedBackend, check_kind
+from engine.state.noted import CONSTANT, UNSETTLED, NotedDelta, Settler
 from engine.state.ttl import TTL_STATES, last_touch_ms, stamped, unexpired, unstamped
 
 __all__ = ["HeapKeyedStateBackend", "snapshot_ttl"]
@@ -43,16 +45,18 @@ _STATES: Final[dict[str, Any]] = {
 }
 
 
+_NO_CELLS: Final[dict[Any, Any]] = {}
 #: Namespaces whose cells are counted to know about how many there are.
 _SAMPLE_SPACES: Final = 1000
 
 
 @final
 class HeapKeyedStateBackend(KeyedBackend):
-    """Implements ``backend.KeyedStateBackend``; as a part of state it is a ``DeltaPart``.
+    """Implements ``backend.KeyedStateBackend``; as a part of state it is a ``NotingPart``.
 
     ``clock``: for values that expire. ``owner``: whose state it is, for messages. ``incremental``: note what changes;
-    costs 0.2-0.3 µs a write and some 100 bytes for each key that changed since the last checkpoint but one.
+    costs 0.03 µs a write (0.3 in windows) and some 100 bytes for each key that changed since the last checkpoint but
+    one.
     """
 
     def __init__(
@@ -194,18 +198,57 @@ class HeapKeyedStateBackend(KeyedBackend):
     # --- increments ------------------------------------------------------------------------------------------------
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        changed = None if self._changes is None else self._changes.since(since_checkpoint_id)
+        changed = self._changed_since(since_checkpoint_id)
+        if changed is None:
+            return None
+        return self._delta_chunks(key_groups, {name: self._cells_at(name, places) for name, places in changed.items()})
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        changed = self._changed_since(since_checkpoint_id)
+        num_changed = 0 if changed is None else sum(map(len, changed.values()))
+        if changed is None or num_changed > entries_max:
+            return None
+        settler = Settler(entries_max - num_changed)
+        noted = {}
+        for name, places in changed.items():
+            noted[name] = spaces = self._cells_at(name, places)
+            for cells in spaces.values():
+                for index, (key, cell) in enumerate(cells):
+                    if type(cell) in CONSTANT or cell is MISSING:
+                        continue
+                    if type(cell) is not tuple or not CONSTANT.issuperset(map(type, cell)):
+                        cell = settler.settled(cell)
+                        if cell is UNSETTLED:
+                            return None
+                        cells[index] = key, cell
+        return NotedDelta(entries_max - settler.entries_left, lambda: self._delta_chunks(key_groups, noted))
+
+    def _changed_since(self, checkpoint_id: int) -> dict[str, Places] | None:
+        """Return the places by state; None = not known, or so many that a full snapshot is better."""
+        changed = None if self._changes is None else self._changes.since(checkpoint_id)
         if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
             return None
+        return changed
+
+    def _cells_at(self, name: str, places: Places) -> dict[Any, list[tuple[Any, Any]]]:
+        """Return (key, cell) by namespace; MISSING = removed."""
+        spaces = self._tables[name].spaces
+        cells = map(spaces.get(VOID, _NO_CELLS).get, places.keys, itertools.repeat(MISSING))
+        found: dict[Any, list[tuple[Any, Any]]] = {VOID: list(zip(places.keys, cells, strict=True))}
+        for namespace, key in places.spaced:
+            cell = spaces.get(namespace, _NO_CELLS).get(key, MISSING)
+            found.setdefault(namespace, []).append((key, cell))
+        return found
+
+    def _delta_chunks(
+        self, key_groups: Iterable[int], changed: Mapping[str, Mapping[Any, list[tuple[Any, Any]]]]
+    ) -> dict[int, bytes]:
+        """May run in another thread: touches no table but for what never changes."""
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
-        for name, places in changed.items():
+        for name, spaces in changed.items():
             table = self._tables[name]
-            spaces: dict[Any, list[tuple[Any, Any]]] = {}
-            for namespace, key in places:
-                cell = table.spaces.get(namespace, {}).get(key, MISSING)
-                spaces.setdefault(namespace, []).append((key, cell))
             for namespace, cells in spaces.items():
                 if table.has_ttl:
                     cells.sort(key=lambda item: -1 if item[1] is MISSING else last_touch_ms(table.kind, item[1]))

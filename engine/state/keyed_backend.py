@@ -64,6 +64,11 @@ class KeyedBackend(abc.ABC):
     # --- the key ---------------------------------------------------------------------------------------------------
 
     @property
+    def key_types(self) -> KeyTypes:
+        """For operators that work on many keys at once, without ``set_current_key``."""
+        return self._key_types
+
+    @property
     def current_key(self) -> Any:
         key = self.key_or_none
         if key is MISSING:

@@ -5,7 +5,7 @@ For operators whose loops would be slowed down by a state object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 from engine.state.changes import CHANGED_MIN, EpochLog
@@ -13,13 +13,14 @@ from engine.state.chunks import StateChunk, dump_keyed, load_keyed
 from engine.state.heap_states import MISSING
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.key_types import KeyTypes
+from engine.state.noted import UNSETTLED, NotedDelta, Settler
 
 __all__ = ["MappingPart"]
 
 
 @final
 class MappingPart:
-    """Implements ``parts.DeltaPart``. ``name``: of the state, for readers of savepoints.
+    """Implements ``parts.NotingPart``. ``name``: of the state, for readers of savepoints.
 
     ``items``: all entries; ``get``: the value of a key or MISSING; ``put``: takes up a restored entry; ``size``: their
     number. Keys never go. Call ``see`` with the keys of each batch, when ``wants_keys``.
@@ -91,15 +92,36 @@ class MappingPart:
                     self._put(canonical_key(key), value)
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        epochs = self._log.since(since_checkpoint_id)
+        changed = self._changed_since(since_checkpoint_id)
+        return None if changed is None else self._chunks(key_groups, self._items_of(changed))
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        changed = self._changed_since(since_checkpoint_id)
+        if changed is None or len(changed) > entries_max:
+            return None
+        settler = Settler(entries_max - len(changed))
+        noted = []
+        for key, value in self._items_of(changed):
+            settled = settler.settled(value)
+            if settled is UNSETTLED:
+                return None
+            noted.append((key, settled))
+        return NotedDelta(entries_max - settler.entries_left, lambda: self._chunks(key_groups, noted))
+
+    def _changed_since(self, checkpoint_id: int) -> set[Any] | None:
+        """Return the keys; None = not known, or so many that a full snapshot is better."""
+        epochs = self._log.since(checkpoint_id)
         if epochs is None:
             return None
         # Keys as the selector gave them: of those that are not canonical (NaN) the table has another object.
         changed = {canonical_key(key) for keys in epochs for key in keys}
-        if 2 * len(changed) > self.num_entries():
-            return None
-        found = ((key, self._get(key)) for key in changed)
-        return self._chunks(key_groups, ((key, value) for key, value in found if value is not MISSING))
+        return None if 2 * len(changed) > self.num_entries() else changed
+
+    def _items_of(self, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for key in keys:
+            value = self._get(key)
+            if value is not MISSING:
+                yield key, value
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         if self._incremental:

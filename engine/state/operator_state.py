@@ -157,6 +157,13 @@ class OperatorStateStore:
             )
         return known[1]
 
+    def num_entries(self) -> int:
+        """Of all lists and maps."""
+        return sum(
+            len(state.elements if isinstance(state, OperatorListState) else state.entries)
+            for _, state in self._states.values()
+        )
+
     def snapshot(self) -> OperatorStateSnapshot:
         states = {}
         for name, (mode, state) in self._states.items():

@@ -7,7 +7,8 @@ registered parts; the operator itself only has the hooks of ``operators/base``. 
 
 Where a snapshot is made: small parts in the task's thread. Large ones in a forked child of the slot process, which sees
 the state as it was at the fork (so the task stands still for the fork only) and whose changes nobody sees. So what
-``snapshot`` returns must depend on nothing but memory, and it must start no thread.
+``snapshot`` returns must depend on nothing but memory, and it must start no thread. A small increment of a large part
+is noted in the task's thread and written by another (``NotingPart``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 from engine.core.errors import ProgramError
+from engine.state.noted import NotedDelta
 from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
 
-__all__ = ["DeltaPart", "FilePart", "KeyedPart", "LazyPart", "OperatorStateRegistry", "RestoredState"]
+__all__ = ["DeltaPart", "FilePart", "KeyedPart", "LazyPart", "NotingPart", "OperatorStateRegistry", "RestoredState"]
 
 
 @runtime_checkable
@@ -63,6 +65,17 @@ class DeltaPart(KeyedPart, Protocol):
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
         """No increment will build on a checkpoint before this one."""
+        ...
+
+
+@runtime_checkable
+class NotingPart(DeltaPart, Protocol):
+    """A delta part that can note at the barrier what changed, so that an increment of few entries needs no child."""
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """As ``snapshot_delta`` in two steps: what changed is looked up now, in the time that ``entries_max`` entries
+        take (half a microsecond each), and becomes chunks in another thread, whatever the task changes meanwhile. None:
+        cannot tell, more than that, or values that could be changed in place."""
         ...
 
 
@@ -121,8 +134,8 @@ class OperatorStateRegistry:
         self._restored = restored
         self.keyed: dict[str, KeyedPart | FilePart] = {}
         self.lists: OperatorStateStore | None = None
-        #: By what wants it: called with the checkpoint's number before the parts are captured.
-        self.before_snapshot: dict[int, Callable[[int], None]] = {}
+        #: Called with the checkpoint's number before the parts are captured.
+        self.before_snapshot: list[Callable[[int], None]] = []
 
     @property
     def is_restored(self) -> bool:
@@ -152,6 +165,10 @@ class OperatorStateRegistry:
                 if snapshot is not None:
                     self.lists.restore(snapshot)
         return self.lists
+
+    def has_left(self, name: str) -> bool:
+        """Whether there is a restored keyed part of that name which nobody has registered yet."""
+        return name in self.unused_parts()
 
     def unused_parts(self) -> list[str]:
         """Return restored keyed parts that nobody has registered: state that would be lost."""

@@ -21,7 +21,7 @@ from engine.state.backend import VOID
 from engine.state.chunks import StateChunk, dump_chunk, dump_keyed, load_chunk, load_keyed
 from engine.state.descriptors import StateDescriptor
 from engine.state.heap_backend import snapshot_ttl
-from engine.state.heap_states import MISSING
+from engine.state.heap_states import MISSING, Places
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
@@ -185,7 +185,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         if len(name.encode()) > 255:
             raise ProgramError(f"The name of state {name[:40]!r}… is longer than 255 bytes.")
         table = RocksTable(
-            kind, has_ttl, changed=set(), name=name, name_bytes=_name_bytes(name), cache=self._cache, store=self
+            kind, has_ttl, changed=Places(), name=name, name_bytes=_name_bytes(name), cache=self._cache, store=self
         )
         self._tables[name] = table
         return table

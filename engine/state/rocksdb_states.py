@@ -57,7 +57,7 @@ class RocksStore(Protocol):
 
 @dataclass(slots=True, eq=False)
 class RocksTable(Table):
-    """One state. ``changed`` is a set that stays empty: it makes the states tell of changes in place."""
+    """One state. ``changed`` are places that stay empty: it makes the states tell of changes in place."""
 
     name: str = ""
     name_bytes: bytes = b""  #: as in keys of rows

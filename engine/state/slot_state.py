@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.core.errors import ProgramError
+from engine.state.changes import EPOCHS_MAX
 from engine.state.column_hash import groups_of_rows
+from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
 from engine.state.slot_table import SlotTable
@@ -26,6 +28,8 @@ __all__ = ["SlotState"]
 
 #: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
 _MARK_SHIFT: Final = 3
+#: Rows of columns that are noted in the time of an entry of objects.
+_ROWS_PER_ENTRY: Final = 8
 #: Rows that are turned into columns at once while a snapshot is made.
 _ROWS_MAX: Final = 1 << 18
 
@@ -44,6 +48,8 @@ class SlotState:
         self.columns: dict[str, StateColumn] = {}
         #: what the operator wants to find again beside the slots, e.g. the records' schema
         self.note = b""
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: list[SlotState] = []
         self._dirty: Array = np.zeros(0, np.uint8)
         #: by checkpoint: what changed before its barrier and after the one before
         self._epochs: dict[int, Array] = {}
@@ -93,31 +99,49 @@ class SlotState:
 
     def clear(self) -> None:
         """Forget everything, types too."""
-        self.table, self.columns, self.note = None, {}, b""
+        self.table, self.columns, self.note, self.others = None, {}, b"", []
         self._dirty, self._epochs = np.zeros(0, np.uint8), {}
 
-    # --- KeyedPart, DeltaPart ----------------------------------------------------------------------------------------
+    # --- KeyedPart, NotingPart ---------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
-        return self.num_slots
+        return self.num_slots + sum(other.num_slots for other in self.others)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        return self._chunks(np.arange(self.num_slots), key_groups)
+        key_groups = list(key_groups)
+        chunks = self._chunks(np.arange(self.num_slots), key_groups)
+        for other in self.others:
+            chunks |= other.snapshot(key_groups)  # a key group comes from one subtask
+        return chunks
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        if since_checkpoint_id not in self._epochs:
+        slots = self._changed_since(since_checkpoint_id)
+        return None if slots is None else self._chunks(slots, key_groups)
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """The rows are copied now; columns cost less than objects."""
+        slots = self._changed_since(since_checkpoint_id)
+        if slots is None or slots.size > entries_max * _ROWS_PER_ENTRY:
             return None
-        marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > since_checkpoint_id)]
+        noted, metadata = list(self._pieces(slots, key_groups)), self._metadata()
+        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: _streams(noted, metadata))
+
+    def _changed_since(self, checkpoint_id: int) -> Array | None:
+        if checkpoint_id not in self._epochs or self.others:
+            return None
+        marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > checkpoint_id)]
         changed = np.zeros((self.num_slots >> _MARK_SHIFT) + 1, np.uint8)
         for mark in marks:
             size = min(mark.size, changed.size)
             changed[:size] |= mark[:size]
         slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
         slots = slots.ravel()
-        return self._chunks(slots[slots < self.num_slots], key_groups)
+        return slots[slots < self.num_slots]
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._epochs[checkpoint_id] = self._dirty
+        while len(self._epochs) > EPOCHS_MAX:
+            del self._epochs[min(self._epochs)]  # what builds on it is a full one
         self._dirty = zeros(self._dirty.size, np.uint8)
 
     def forget_epochs(self, until_checkpoint_id: int) -> None:
@@ -129,35 +153,42 @@ class SlotState:
         for chunk in chunks.values():
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 metadata = reader.schema.metadata or {}
-                num_keys, self.note = int(metadata[b"keys"]), metadata[b"note"]
+                num_keys = int(metadata[b"keys"])
                 kinds = reader.schema.types
                 names = reader.schema.names[num_keys:]
-                self.define(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                state = self._for_types(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                state.note = metadata[b"note"]
                 for batch in reader:
-                    slots, _ = self.find(batch.columns[:num_keys])
+                    slots, _ = state.find(batch.columns[:num_keys])
                     for name, column in zip(names, batch.columns[num_keys:], strict=True):
-                        self.columns[name].put(slots, column)
+                        state.columns[name].put(slots, column)
+
+    def _for_types(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> SlotState:
+        """Return what holds rows of these types: this or one of the others."""
+        for state in (self, *self.others):
+            held = {name: column.kind for name, column in state.columns.items()}
+            if state.table is None or (state.table.kinds == list(key_kinds) and held == columns):
+                break
+        else:
+            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
+            self.others.append(state)
+        state.define(key_kinds, columns)
+        return state
 
     def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
-        import pyarrow as pa
+        return _streams(self._pieces(slots, key_groups), self._metadata())
 
-        if self.table is None or not slots.size:
-            return {}
+    def _metadata(self) -> dict[str, str | bytes]:
+        return {"keys": str(0 if self.table is None else len(self.table.kinds)), "note": self.note}
+
+    def _pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield copies of the slots' rows by key group; a group may come several times."""
+        if self.table is None:
+            return
         wanted = np.zeros(self._max_parallelism, np.bool_)
         wanted[list(key_groups)] = True
-        streams: dict[int, tuple[Any, Any]] = {}
         for start in range(0, slots.size, _ROWS_MAX):
-            for group, rows in self._rows_by_group(slots[start : start + _ROWS_MAX], wanted):
-                if group not in streams:
-                    schema = rows.schema.with_metadata({"keys": str(len(self.table.kinds)), "note": self.note})
-                    sink = pa.BufferOutputStream()
-                    streams[group] = sink, pa.ipc.new_stream(sink, schema)
-                streams[group][1].write_batch(rows)
-        chunks = {}
-        for group, (sink, writer) in streams.items():
-            writer.close()
-            chunks[group] = sink.getvalue().to_pybytes()
-        return chunks
+            yield from self._rows_by_group(slots[start : start + _ROWS_MAX], wanted)
 
     def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
         import pyarrow as pa
@@ -180,3 +211,19 @@ class SlotState:
             if wanted[group]:
                 yield group, rows.slice(begin, end - begin)
             begin = end
+
+
+def _streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+    import pyarrow as pa
+
+    streams: dict[int, tuple[Any, Any]] = {}
+    for group, rows in pieces:
+        if group not in streams:
+            sink = pa.BufferOutputStream()
+            streams[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
+        streams[group][1].write_batch(rows)
+    chunks = {}
+    for group, (sink, writer) in streams.items():
+        writer.close()
+        chunks[group] = sink.getvalue().to_pybytes()
+    return chunks

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias, final
 
 from engine.core.errors import ProgramError
 from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.noted import NotedDelta
 
-__all__ = ["Timer", "TimerService", "read_timers"]
+__all__ = ["ImpliedTimers", "Timer", "TimerService", "read_timers"]
 
 #: (time in ms, key, namespace)
 Timer: TypeAlias = tuple[int, Any, Any]
@@ -88,10 +89,18 @@ class _TimerQueue:
             self.gone.add(timer)
 
 
+class ImpliedTimers(Protocol):
+    """Event timers that follow from other state of the operator, which fires them itself."""
+
+    def timers(self) -> Iterable[Timer]: ...
+
+    def num_timers(self) -> int: ...
+
+
 @final
 class TimerService:
     """Registering a timer that exists changes nothing; deleting one that does not, neither. As a part of state it is a
-    ``DeltaPart``; the watermark is not part of it, it comes again."""
+    ``NotingPart``; the watermark is not part of it, it comes again."""
 
     def __init__(self, max_parallelism: int, *, owner: str = "Timers", incremental: bool = False) -> None:
         self._max_parallelism = max_parallelism
@@ -101,6 +110,8 @@ class TimerService:
         self._log: EpochLog[list[tuple[set[Timer], set[Timer]]]] = EpochLog()
         self._event_time = _TimerQueue()
         self._processing_time = _TimerQueue()
+        #: event timers beside those in here, for checkpoints
+        self.implied: ImpliedTimers | None = None
         self.current_watermark = NO_WATERMARK_MS
 
     def register_event_time(self, key: Any, namespace: Any, time_ms: int) -> None:
@@ -134,7 +145,8 @@ class TimerService:
         return self._event_time.next_ms()
 
     def num_timers(self) -> int:
-        return len(self._event_time.live) + len(self._processing_time.live)
+        num_implied = 0 if self.implied is None else self.implied.num_timers()
+        return len(self._event_time.live) + len(self._processing_time.live) + num_implied
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
@@ -144,7 +156,16 @@ class TimerService:
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         """Return the timers of these key groups; groups without timers are left out."""
         everything = [(position, timer, True) for position, queue in self._queues() for timer in queue.live]
+        if self.implied is not None:
+            everything += [(0, timer, True) for timer in self.implied.timers()]
         return self._chunks(key_groups, everything)
+
+    def take_event_timers(self, may_take: Callable[[Iterable[Timer]], bool]) -> bool:
+        """Forget all event timers, if there are no others and whoever is to imply them says so."""
+        if self._processing_time.live or not may_take(self._event_time.live):
+            return False
+        self._event_time = _TimerQueue()
+        return True
 
     def _queues(self) -> Iterator[tuple[int, _TimerQueue]]:
         return enumerate((self._event_time, self._processing_time))
@@ -170,18 +191,36 @@ class TimerService:
                     change((time_ms, canonical_key(key), namespace))
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        epochs = self._log.since(since_checkpoint_id)
+        changed = self._changed_since(since_checkpoint_id)
+        return None if changed is None else self._chunks(key_groups, self._in_order(changed))
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """Timers never change, so their order is all that must be noted."""
+        changed = self._changed_since(since_checkpoint_id)
+        num_changed = 0 if changed is None else sum(map(len, changed))
+        if changed is None or num_changed > entries_max:
+            return None
+        noted = self._in_order(changed)
+        return NotedDelta(num_changed, lambda: self._chunks(key_groups, noted))
+
+    def _changed_since(self, checkpoint_id: int) -> list[set[Timer]] | None:
+        """Return the timers of each queue; None = not known, or so many that a full snapshot is better."""
+        epochs = None if self.implied is not None else self._log.since(checkpoint_id)
         if epochs is None:
             return None
-        changes: list[tuple[int, Timer, bool]] = []
+        changed: list[set[Timer]] = [
+            set().union(*(sets for notes in epochs for sets in notes[position])) for position, _ in self._queues()
+        ]
+        return None if 2 * sum(map(len, changed)) > self.num_timers() else changed
+
+    def _in_order(self, changed: Sequence[set[Timer]]) -> list[tuple[int, Timer, bool]]:
+        """In order of registration, which is the order in which timers of one time fire."""
+        found: list[tuple[int, Timer, bool]] = []
         for position, queue in self._queues():
-            changed: set[Timer] = set().union(*(sets for notes in epochs for sets in notes[position]))
-            # In order of registration, which is the order in which timers of one time fire.
             order = queue.live
-            changes += [(position, timer, timer in order) for timer in sorted(changed, key=lambda t: order.get(t, -1))]
-        if 2 * len(changes) > self.num_timers():
-            return None
-        return self._chunks(key_groups, changes)
+            timers = sorted(changed[position], key=lambda timer: order.get(timer, -1))
+            found += [(position, timer, timer in order) for timer in timers]
+        return found
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         if not self._incremental:

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.core.errors import ProgramError
+
 __all__ = [
     "Duration",
     "FieldTimestamps",
+    "IngestionTimeAssigner",
     "Instant",
     "Time",
     "TimestampAssigner",
@@ -121,6 +124,15 @@ class FieldTimestamps(TimestampAssigner):
 
 
 @dataclass(frozen=True)
+class IngestionTimeAssigner(TimestampAssigner):
+    """The time is the clock's when the record comes by, never less than that of the one before (Flink's). The operator
+    reads its own clock, once a batch, and its watermark goes on with it when no record comes."""
+
+    def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
+        raise ProgramError("IngestionTimeAssigner is for a WatermarkStrategy, whose operator knows the time.")
+
+
+@dataclass(frozen=True)
 class Watermark:
     """No record with an event time up to ``timestamp`` is expected any more. What a custom generator emits."""
 
@@ -180,6 +192,11 @@ class WatermarkStrategy:
     @staticmethod
     def for_monotonous_timestamps() -> WatermarkStrategy:
         return WatermarkStrategy(out_of_orderness_ms=0)
+
+    @staticmethod
+    def for_ingestion_time() -> WatermarkStrategy:
+        """Let records have the time at which they come by: nothing is late (Flink's ingestion time)."""
+        return WatermarkStrategy(out_of_orderness_ms=0, timestamp_assigner=IngestionTimeAssigner())
 
     @staticmethod
     def for_bounded_out_of_orderness(max_out_of_orderness: Duration) -> WatermarkStrategy:

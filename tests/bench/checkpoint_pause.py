@@ -10,63 +10,36 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine.checkpoint.restored_state import HandleRestoredState
+from engine.core.clock import SystemClock
 from engine.core.ids import OperatorID
 from engine.protocol.checkpoint import CheckpointOptions, OperatorRestore
+from engine.runtime.taskmanager.huge_pages import MALLOC_HUGE, with_huge_malloc
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.snapshot_capture import StateCapture, TaskSnapshot
 from engine.runtime.taskmanager.snapshot_workers import SlotSnapshotWorkers
-from engine.state.chunks import dump_chunk, load_chunk
-from engine.state.key_groups import key_group_of
+from engine.state.descriptors import ValueStateDescriptor
+from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.parts import OperatorStateRegistry
 
 GROUPS = range(128)
-VALUE_BYTES = 400
 
 
 class Table:
-    """A part: key → (count, bytes)."""
+    """A value state, key → (count, bytes), of the hashmap backend."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, tuple[int, bytes]] = {}
-        self._changed: list[tuple[int, set[str]]] = []
+        self.backend = HeapKeyedStateBackend(SystemClock(), 128, incremental=True)
+        self.state = self.backend.value_state(ValueStateDescriptor("value"))
 
-    def put(self, key: str, count: int) -> None:
-        self.rows[key] = (count, os.urandom(8) + bytes(VALUE_BYTES))
-        if self._changed:
-            self._changed[-1][1].add(key)
-
-    def num_entries(self) -> int:
-        return len(self.rows)
-
-    def snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
-        return self._chunks(self.rows)
-
-    def _chunks(self, keys: Iterable[str]) -> Mapping[int, bytes]:
-        groups: dict[int, dict[str, Any]] = {}
-        for key in keys:
-            groups.setdefault(key_group_of(key, 128), {})[key] = self.rows[key]
-        return {group: dump_chunk(rows, "rows") for group, rows in groups.items()}
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        for chunk in chunks.values():
-            self.rows.update(load_chunk(chunk))
-
-    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> Mapping[int, bytes] | None:
-        return self._chunks(
-            {key for begun_by, keys in self._changed if begun_by >= since_checkpoint_id for key in keys}
-        )
-
-    def begin_epoch(self, checkpoint_id: int) -> None:
-        self._changed.append((checkpoint_id, set()))
-
-    def forget_epochs(self, until_checkpoint_id: int) -> None:
-        pass
+    def put(self, key: str, count: int, content: bytes) -> None:
+        self.backend.set_current_key(key)
+        self.state.update((count, content))
 
 
 def rss_bytes() -> int:
@@ -79,23 +52,24 @@ def huge_mb() -> int:
         return next(int(line.split()[1]) >> 10 for line in stream if line.startswith("AnonHugePages"))
 
 
-def fill(table: Table, megabytes: int) -> int:
+def fill(table: Table, megabytes: int, value_bytes: int) -> int:
     start, key = rss_bytes(), 0
     while rss_bytes() - start < megabytes << 20:
         for _ in range(1000):
-            table.put(f"user-{key}", 0)
+            table.put(f"user-{key}", 0, os.urandom(8) + bytes(value_bytes))
             key += 1
     return key
 
 
-def take(capture: StateCapture, mailbox: Mailbox, table: Table, number: int, options: CheckpointOptions) -> Any:
+def take(
+    capture: StateCapture, mailbox: Mailbox, table: Table, keys: list[str], number: int, options: CheckpointOptions
+) -> Any:
     """Take a checkpoint and go on changing state meanwhile, as a task does; return figures and the snapshot."""
     ended: list[BaseException | None] = []
 
     def on_end(snapshot: TaskSnapshot, error: BaseException | None) -> None:
         ended.append(error)
 
-    keys = list(table.rows)[:: max(1, len(table.rows) // 50_000)]
     huge = huge_mb()
     start, start_cpu = time.perf_counter(), time.thread_time()
     snapshot = capture.capture(number, options, {}, on_end)
@@ -105,7 +79,7 @@ def take(capture: StateCapture, mailbox: Mailbox, table: Table, number: int, opt
         before = time.perf_counter()
         mailbox.turn(0)
         for _ in range(100):
-            table.rows[keys[at % len(keys)]] = (at, bytes(8))
+            table.put(keys[at % len(keys)], at, bytes(8))
             at += 1
         updates += 100
         longest = max(longest, time.perf_counter() - before)
@@ -128,25 +102,34 @@ def take(capture: StateCapture, mailbox: Mailbox, table: Table, number: int, opt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--settle-s", type=float, default=60, help="time for pages to be merged")
+    parser.add_argument("--value-bytes", type=int, default=400, help="up to 480: in Python's arenas, else in malloc's")
+    parser.add_argument("--settle-s", type=float, default=0, help="time for pages to be merged")
     arguments = parser.parse_args()
+    if MALLOC_HUGE not in os.environ:  # as a slot is started
+        os.environ[MALLOC_HUGE] = with_huge_malloc("")
+        os.execv(sys.executable, [sys.executable, "-m", "tests.bench.checkpoint_pause", *sys.argv[1:]])
     table, registry, mailbox = Table(), OperatorStateRegistry(), Mailbox()
-    registry.add_keyed("keyed", table)
+    registry.add_keyed("keyed", table.backend)
     operator_id = OperatorID.from_text("bench")
-    num_keys = fill(table, arguments.megabytes)
     with tempfile.TemporaryDirectory() as folder:
         workers = SlotSnapshotWorkers(mailbox)
-        capture = StateCapture([(operator_id, registry)], GROUPS, workers, name="bench", work_dir=folder)
+        capture = StateCapture(
+            [(operator_id, registry)], GROUPS, workers, name="bench", work_dir=folder, is_periodic=True
+        )
+        start = time.perf_counter()
+        num_keys = fill(table, arguments.megabytes, arguments.value_bytes)
+        fill_s = time.perf_counter() - start
+        keys = [f"user-{key}" for key in range(0, num_keys, 100)]
         time.sleep(arguments.settle_s)
         root = f"file://{folder}"
         full = CheckpointOptions(exclusive_folder=root, shared_folder=root, incremental=True)
-        results = {"keys": num_keys, "rss_mb": rss_bytes() >> 20}
-        results["full"], _ = take(capture, mailbox, table, 1, full)
-        for key in range(0, num_keys, 100):
-            table.put(f"user-{key}", 1)
+        results: dict[str, Any] = {"keys": num_keys, "rss_mb": rss_bytes() >> 20, "fill_s": round(fill_s, 1)}
+        results["full"], _ = take(capture, mailbox, table, keys, 1, full)
+        for key in keys:
+            table.put(key, 1, os.urandom(8) + bytes(arguments.value_bytes))
         time.sleep(arguments.settle_s)
         changed = CheckpointOptions(exclusive_folder=root, shared_folder=root, incremental=True, base_checkpoint_id=1)
-        results["after_1_percent"], snapshot = take(capture, mailbox, table, 2, changed)
+        results["after_1_percent"], snapshot = take(capture, mailbox, table, keys, 2, changed)
         share = results["after_1_percent"]["written_mb"] / results["full"]["written_mb"]
         results["written_share"] = round(share, 4)
         start = time.perf_counter()
@@ -155,9 +138,9 @@ def main() -> None:
             restore, operator_name="bench", subtask_index=0, parallelism=1, key_groups=GROUPS, work_dir=folder
         )
         other = Table()
-        OperatorStateRegistry(restored).add_keyed("keyed", other)
+        OperatorStateRegistry(restored).add_keyed("keyed", other.backend)
         results["restore_s"] = round(time.perf_counter() - start, 2)
-        assert len(other.rows) == num_keys
+        assert other.backend.num_entries() == num_keys
     print(json.dumps(results, indent=2))
 
 

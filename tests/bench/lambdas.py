@@ -2,6 +2,7 @@
 
     python -m tests.bench.lambdas keyed-lambdas --events 10000000 --flink DIR     1 M keys
     python -m tests.bench.lambdas window-lambdas --events 10000000 --flink DIR    100 k keys, 10 s windows
+    python -m tests.bench.lambdas keyed-rows|window-rows …                        the same, kept from compiling
     python -m tests.bench.lambdas smoke                                           seconds, ours only: none lost
 
 ``DIR`` has ``fj``, which runs a class of compiled Flink programs in one JVM (``fj peers.W2 n=… mode=reduce reps=3``)
@@ -24,17 +25,20 @@ from tests.bench.measure import run
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROGRAMS = {
-    "keyed-lambdas": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"]),
-    "window-lambdas": ("window_lambdas.py", 100_000, ["peers.W3", "inter"]),
+    "keyed-lambdas": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"], []),
+    "window-lambdas": ("window_lambdas.py", 100_000, ["peers.W3", "inter"], []),
+    "keyed-rows": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"], ["rows"]),
+    "window-rows": ("window_lambdas.py", 100_000, ["peers.W3", "inter"], ["rows"]),
 }
 WARM = re.compile(r"^RESULT .* warm cpu=([0-9.]+)", re.MULTILINE)
-SMOKE_EVENTS = 50_000
+SMOKE_EVENTS = 600_000  # enough for columns
 
 
 def ours(workload: str, num_events: int, parallelism: int, *words: str) -> tuple[float, str]:
     """Return CPU seconds and output."""
-    name, num_keys, _ = PROGRAMS[workload]
-    command = [sys.executable, str(HERE / "programs" / name), str(num_events), str(num_keys), str(parallelism), *words]
+    name, num_keys, _, own_words = PROGRAMS[workload]
+    program = str(HERE / "programs" / name)
+    command = [sys.executable, program, str(num_events), str(num_keys), str(parallelism), *own_words, *words]
     result = run(command, timeout_s=1800, env={**os.environ, "PYTHONPATH": str(ROOT)})
     if result.exit_code != 0:
         raise SystemExit(result.output[-3000:])
@@ -67,7 +71,7 @@ def race(workload: str, num_events: int, runs: int, parallelism: int, flink: str
 
 def smoke() -> None:
     for workload in PROGRAMS:
-        words = ["count"] if workload == "keyed-lambdas" else []
+        words = ["count"] if workload.startswith("keyed") else []
         _, output = ours(workload, SMOKE_EVENTS, 2, *words)
         print(workload, output.strip())
         if f"events {SMOKE_EVENTS}" not in output:

@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 from tests.bench.measure import TreeWatch
 from tests.process.cluster_jobs import ROOT, StandaloneCluster
 
+#: A spare TaskManager has been there for a while: a new one is still importing what slots need when it registers.
+_WARM_S = 4.0
 PROGRAM = Path(__file__).with_name("programs") / "keyed_state.py"
 
 
@@ -185,6 +187,7 @@ def measure(start: Callable[[Load], Contender], load: Load) -> list[dict[str, An
                 took(checkpoint(rest, job, "CONFIGURED"))
             cluster.add_taskmanager()
             wait_for(lambda: rest("/overview")["taskmanagers"] == 2, "the spare TaskManager")
+            time.sleep(_WARM_S)
             watch.mark()
             killed_ms = time.time() * 1000
             cluster.kill_taskmanager(0)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.ids import FencingToken
-from engine.ha.contracts import HighAvailabilityServices, LeaderElection, LeadershipLostError, MetadataStore
+from engine.ha.contracts import HighAvailabilityServices, LeaderElection, LeadershipLostError
 from engine.ha.files import FileElection
 from engine.ha.memory import MemoryCluster, MemoryElection, MemoryServices
 from engine.ha.services import high_availability_services
@@ -75,13 +74,6 @@ class TestMemory(HaContract):
         return MemoryBackend(tmp_path / "ha")
 
 
-def start_write(store: MetadataStore, token: FencingToken) -> Future[None]:
-    pool = ThreadPoolExecutor(1)
-    written = pool.submit(store.put, token, "x", b"late")
-    pool.shutdown(wait=False)
-    return written
-
-
 class TestFiles(HaContract, HaProcessContract):
     killed_within_s = 1.5  # the kernel lets go of its lock at once
 
@@ -90,18 +82,21 @@ class TestFiles(HaContract, HaProcessContract):
         return FileBackend(tmp_path / "ha")
 
     @scenario
-    async def test_a_write_that_waits_while_another_is_elected_is_refused(self, cluster: Cluster) -> None:
+    async def test_a_write_that_is_paused_before_its_last_step_is_refused_and_holds_up_nobody(
+        self, cluster: Cluster
+    ) -> None:
         contender, token = await cluster.leader()
         await cluster.put(contender, "x", b"old", token)
         election = cluster.election(contender)
         assert isinstance(election, FileElection)
-        with election._folder.locked():
-            written = start_write(cluster.metadata(contender), token)
-            await asyncio.sleep(0.3)
-            assert not written.done()
-            Path(election._folder.fence).write_text(FencingToken.generate())
-        with pytest.raises(LeadershipLostError):
-            await asyncio.wrap_future(written)
+        folder, replace = election._folder, os.replace
+
+        def paused(source: str, target: str) -> None:
+            assert folder.grant(token, FencingToken.generate())
+            replace(source, target)
+
+        with mock.patch("os.replace", paused), pytest.raises(LeadershipLostError, match="another one was elected"):
+            await cluster.put(contender, "x", b"late", token)
         assert await cluster.get(contender, "x") == b"old"
 
     @scenario

@@ -218,6 +218,11 @@ def test_a_savepoint_on_hdfs_starts_a_job_that_stops_with_another(user, jobs):
     # What the first job wrote: all that the savepoint has counted, and what came after it.
     assert not all_counts(totals) - written(user, "/saved/out-1")
 
+    # A savepoint can be moved.
+    user.hdfs.makedirs("/saved/moved")
+    user.hdfs.rename(saved.removeprefix(user.hadoop.namenode_uri), "/saved/moved/it")
+    saved = f"{user.hadoop.namenode_uri}/saved/moved/it"
+    assert jobs.totals(saved) == totals
     second = jobs.run("-s", saved, source="endless", target="/saved/out-2")
     jobs.until_checkpointed(second, 2)
     last = jobs.savepoint_in(jobs.flink("stop", "-p", savepoints, second))
@@ -226,9 +231,9 @@ def test_a_savepoint_on_hdfs_starts_a_job_that_stops_with_another(user, jobs):
     assert sum(grown.values()) > sum(totals.values())
     assert written(user, "/saved/out-2") == all_counts(grown) - all_counts(totals)
 
-    assert sorted(user.hdfs.list("/saved/points")) == sorted(path.rpartition("/")[2] for path in (saved, last))
+    assert user.hdfs.list("/saved/points") == [last.rpartition("/")[2]]
     assert [name for name in everything(user, "/saved/points") if ".inprogress" in name] == []
     eventually("no checkpoint is left", lambda: everything(user, "/checkpointed/chk") == [])
     for path in (saved, last):
         jobs.flink("savepoint", "-d", path)
-    assert user.hdfs.list("/saved/points") == []
+    assert user.hdfs.list("/saved/points") == user.hdfs.list("/saved/moved") == []

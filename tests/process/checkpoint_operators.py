@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.core.errors import ExternalError
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.operators.base import Operator, OperatorSpec, PollResult, SourceOperator
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.descriptors import ListStateDescriptor
 from engine.state.key_groups import key_group_of
+from engine.state.noted import NotedDelta
 
 MAX_PARALLELISM = 128
 
@@ -116,6 +118,18 @@ class Counts:
         self._changed = [epoch for epoch in self._changed if epoch[0] >= until_checkpoint_id]
 
 
+class NotingCounts(Counts):
+    """Notes small increments. Counts are numbers, so what was copied at the barrier stays."""
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        epochs = [keys for begun_by, keys in self._changed if begun_by >= since_checkpoint_id]
+        noted = Counts()
+        noted.counts = {key: self.counts[key] for key in set().union(*epochs)}
+        if len(noted.counts) > entries_max:
+            return None
+        return NotedDelta(len(noted.counts), lambda: noted.snapshot(key_groups))
+
+
 @dataclass(frozen=True)
 class CountByKey(OperatorSpec):
     """Counts ``number % num_keys``; tells the counts at the end, and "closed" when that was not to be."""
@@ -124,6 +138,8 @@ class CountByKey(OperatorSpec):
     snapshot_s: float = 0.0
     part: str = "counts"
     row_s: float = 0.0  #: how long a record takes
+    notes: bool = False
+    loses_in_snapshots: bool = False  #: it raises when it is to hand over what it has
 
     def build(self) -> Operator:
         return _CountByKey(self)
@@ -136,7 +152,7 @@ class _CountByKey(Operator):
 
     def open(self, ctx: Any, out: Any) -> None:
         super().open(ctx, out)
-        self._part = Counts(self._spec.snapshot_s)
+        self._part = (NotingCounts if self._spec.notes else Counts)(self._spec.snapshot_s)
         ctx.state.add_keyed(self._spec.part, self._part)
         self.ctx.send_event(("opened", len(self._part.counts), min(self._part.counts.values(), default=0)))
 
@@ -146,6 +162,11 @@ class _CountByKey(Operator):
             time.sleep(self._spec.row_s * len(batch))
         for row in rows_of(batch).rows:
             self._part.count(row % num_keys)
+
+    def snapshot_state(self, checkpoint_id: int) -> None:
+        if self._spec.loses_in_snapshots:
+            self._part.counts.clear()
+            raise ExternalError("The disk is full.")
 
     def process_watermark(self, watermark_ms: int) -> None:
         self.ctx.send_event(("watermark", watermark_ms))

@@ -46,4 +46,4 @@ def test_keyed_and_windowed_lambdas_lose_no_event():
     command = [sys.executable, "-m", "tests.bench.lambdas", "smoke"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("events 50000") == 2
+    assert done.stdout.count("events 600000") == 4

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -20,7 +22,7 @@ from engine.core.errors import JobNotFoundError
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.protocol.lifecycle import JobStatus
-from tests.process.cluster_jobs import is_alive, program, until
+from tests.process.cluster_jobs import ROOT, is_alive, program, until
 from tests.process.ha_cluster import HaCluster
 from tests.process.test_exactly_once_files import LINES, counts, expected, hidden, written
 
@@ -249,3 +251,51 @@ def test_slots_are_killed_and_registered_anew_soon_after_another_leader_is_known
     assert took < 2
     assert all(map(is_alive, zygotes))
     assert LeaderLookup(cluster.client_config()).address(5) == cluster.leader.rest_url
+
+
+PROGRAM = """
+import sys, time
+from engine.datastream import StreamExecutionEnvironment
+
+def slow(n):
+    time.sleep(0.002)
+    return str(n)
+
+env = StreamExecutionEnvironment.get_execution_environment()
+env.from_sequence(1, 3000).map(slow).write_as_text(sys.argv[1])
+env.execute("slow")
+"""
+
+
+def test_flink_run_waits_through_the_loss_of_the_leader(cluster, tmp_path):
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    settings = {**cluster.client_config().to_dict(), "execution.checkpointing.interval": "200 ms"}
+    settings["execution.checkpointing.dir"] = str(tmp_path / "checkpoints")
+    (conf / "flink-conf.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    output = tmp_path / "out"
+    run = subprocess.Popen(
+        [f"{ROOT}/scripts/flink", "run", "-py", str(program), str(output)],
+        env={**os.environ, "FLINK_CONF_DIR": str(conf), "FLINK_PYTHON": sys.executable, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        client = rest_client(cluster.client_config())
+        until(lambda: any(job["state"] == "RUNNING" for job in client.jobs()), "the job runs")
+        time.sleep(2)
+        assert run.poll() is None
+        leader = cluster.leader
+        os.kill(leader.pid, signal.SIGKILL)
+        cluster.masters.remove(leader)
+        said, _ = run.communicate(timeout=RESULT_S)
+        client.close()
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == 0, said
+    assert "has finished." in said
+    assert written(output) == Counter(str(n) for n in range(1, 3001))

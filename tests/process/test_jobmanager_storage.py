@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -35,7 +36,8 @@ LARGE = {
 }
 TOLD = re.compile(
     r"task .*\(1/1\) declined: The state of the task has (\d+) bytes, and the JobManager keeps at most 5242880 bytes "
-    r"of each task\. Set execution\.checkpointing\.storage to filesystem and execution\.checkpointing\.dir"
+    r"of each task \(execution\.checkpointing\.jobmanager\.max-state-size\)\. "
+    r"Set execution\.checkpointing\.storage to filesystem and execution\.checkpointing\.dir"
 )
 
 
@@ -96,6 +98,36 @@ def test_a_job_whose_failed_checkpoints_are_tolerated_goes_on(how, cluster, clie
     # The last checkpoint is the coordinators' alone: small, so the files are committed.
     job.get_job_execution_result().result(60)
     assert written(tmp_path / "out") == all_counts(totals_of(range(total), lambda number: number % num_keys))
+
+
+def test_the_limit_is_a_setting(cluster, client, marks, tmp_path):
+    settings = {"execution.checkpointing.jobmanager.max-state-size": "64 mb"}
+    job, _ = begin(cluster, tmp_path, marks, "written by a child", count=None, **settings)
+    until(lambda: completed(client, job) >= 2, "two checkpoints")
+    until(lambda: checkpoints(client, job)["latest"]["completed"]["state_size"] > LIMIT, "one with all keys")
+
+
+def test_records_in_flight_count_too(cluster, client, marks, tmp_path):
+    """An unaligned checkpoint takes in what waits before two slow subtasks; the state itself is small."""
+    settings = {
+        "execution.checkpointing.unaligned.enabled": "true",
+        "execution.checkpointing.jobmanager.max-state-size": "100 kb",
+        "restart-strategy.type": "none",
+    }
+    env = environment(cluster, 2, {**IN_MEMORY, **settings})
+    job = counting(
+        env,
+        CountOfKey(marks, row_s=0.004),
+        tmp_path / "out",
+        key_of=lambda record: record[0] % 11,
+        record_of=lambda number: (number, random.randbytes(2000)),
+    )
+    with pytest.raises(JobExecutionError) as raised:
+        job.get_job_execution_result().result(60)
+    message = str(raised.value)
+    told = re.search(r"state of the task has (\d+) bytes, and the JobManager keeps at most 102400 bytes", message)
+    assert told, message
+    assert int(told[1]) > 102_400
 
 
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])

@@ -181,6 +181,31 @@ def test_when_the_attempts_are_used_up_the_job_fails_with_the_last_cause(env, cl
     assert not (tmp_path / "out" / "text").exists()
 
 
+RATE = "restart-strategy.failure-rate."
+EXPONENTIAL = "restart-strategy.exponential-delay."
+STRATEGIES = {
+    "none": ({}, 1),
+    "failure-rate": ({RATE + "max-failures-per-interval": "2", RATE + "delay": "50 ms"}, 3),
+    "exponential-delay": (
+        {EXPONENTIAL + "attempts-before-reset-backoff": "3", EXPONENTIAL + "initial-backoff": "50 ms"},
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_each_strategy_gives_up_in_its_way_and_the_history_has_every_cause(env, client, text, tmp_path, name):
+    settings, num_failures = STRATEGIES[name]
+    env.configure(Configuration({"restart-strategy.type": name, **settings}))
+    three_sinks(env, text, FailsInFirstAttempts(99), tmp_path / "out")
+    job = env.execute_async()
+    with pytest.raises(JobExecutionError, match=f"ValueError: not in attempt {num_failures - 1}"):
+        job.get_job_execution_result().result(RESULT_S)
+    history = read(client, f"/jobs/{job.get_job_id()}/exceptions")["exceptionHistory"]["entries"]
+    assert len(history) == num_failures
+    assert no_leftovers(tmp_path / "out")
+
+
 def test_a_job_that_waits_for_its_restart_is_listed_and_cancelled_at_once(env, cluster, client, text, tmp_path):
     env.set_restart_strategy(RestartStrategies.fixed_delay_restart(2, 60_000))
     three_sinks(env, text, FailsInFirstAttempts(9), tmp_path / "out")

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from engine.core.errors import ProgramError
 from tests.process.script_cluster import ScriptCluster, wait_until
 
 PROGRAM = """
@@ -242,6 +243,54 @@ def test_a_savepoint_that_is_missing_is_told_at_submission(runs, tmp_path):
     assert f"Savepoint {tmp_path}/no does not exist." in told.stderr
 
 
+def test_a_damaged_checkpoint_is_told_and_the_newest_sound_one_is_found(cluster, runs, tmp_path):
+    settings = {
+        "execution.checkpointing.interval": "200 ms",
+        "execution.checkpointing.num-retained": "3",
+        "execution.checkpointing.dir": tmp_path / "chk",
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+    }
+    job_id, _ = runs.start(*(word for key, value in settings.items() for word in ("-D", f"{key}={value}")))
+    folder = tmp_path / "chk" / job_id
+    wait_until(lambda: len(list(folder.glob("chk-*/_metadata"))) == 3, "three checkpoints")
+    runs.flink("cancel", job_id)
+    wait_until(lambda: runs.state(job_id) == "CANCELED", "CANCELED")
+    *_, before, newest = sorted(folder.glob("chk-*"), key=lambda path: int(path.name[4:]))
+    content = bytearray((newest / "_metadata").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "_metadata").write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    told = runs.flink("run", "-d", "-s", str(newest), str(runs.program), str(out), "count")
+    assert told.returncode == 1
+    assert f"\nfile://{newest}/_metadata is damaged: its checksum is wrong. Name file://{folder}" in told.stderr
+    again, _ = runs.start("-s", str(folder))
+    url = f"/jobs/{again}/checkpoints"
+    wait_until(lambda: cluster.client()._json("GET", url)["latest"]["restored"], "it is restored")
+    restored = cluster.client()._json("GET", url)["latest"]["restored"]
+    assert restored["external_path"].endswith(before.name), restored
+    logs = "".join(path.read_text() for path in cluster.log.glob("*standalonesession*.log"))
+    assert f"checkpoint={newest.name[4:]} is passed over" in logs
+
+
+def test_keys_of_another_type_are_refused_at_submission(runs, tmp_path):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    path = runs.flink("savepoint", job_id, str(tmp_path / "sp")).stdout.split("Path: ")[1].split()[0]
+    runs.flink("cancel", job_id)
+    changed = runs.program.read_text().replace("lambda number: number % 10)", "lambda n: str(n % 10), Types.STRING())")
+    runs.program.write_text(changed)
+    (tmp_path / "other").mkdir()
+    told = runs.flink("run", "-d", "-s", path, str(runs.program), str(tmp_path / "other"), "count")
+    assert told.returncode == 1, told
+    assert "state 'total' of operator" in told.stderr
+    assert "(uid 'count') was written with keys of type number" in told.stderr
+    assert "keys of type str" in told.stderr
+    assert os.listdir(tmp_path / "other") == []
+    jobs = runs.cluster.client().jobs()
+    assert not [job for job in jobs if job["state"] not in ("CANCELED", "FINISHED", "FAILED")], "nothing runs"
+
+
 def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
     job_id, out = runs.start("-p", "2")
     wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")
@@ -257,6 +306,33 @@ def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
     # The checkpoint may be a little older than the last counts: those come twice, none is left out.
     for key in range(10):
         assert {total for number, total in counts(out) if number == key} >= set(range(1, top + 3))
+
+
+def test_resource_requirements_of_single_vertices_rescale_a_running_job(cluster, runs):
+    job_id, out = runs.start("-p", "1")
+    wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")
+    client, url = cluster.client(), f"/jobs/{job_id}/resource-requirements"
+    vertices = {vertex["name"].split(" ")[0]: vertex["id"] for vertex in client.job(job_id)["vertices"]}
+    assert {bounds["parallelism"]["upperBound"] for bounds in client._json("GET", url).values()} == {1}
+    keyed = vertices["KeyedProcess"]
+    client._json("PUT", url, {keyed: {"parallelism": {"lowerBound": 1, "upperBound": 3}}}, timeout_s=60)
+    assert {v["id"]: v["parallelism"] for v in client.job(job_id)["vertices"]} == {
+        vertex_id: 3 if vertex_id == keyed else 1 for vertex_id in vertices.values()
+    }
+    assert client._json("GET", url)[keyed] == {"parallelism": {"lowerBound": 1, "upperBound": 3}}
+    top = max(total for _, total in counts(out))
+    wait_until(lambda: {key for key, total in counts(out) if total > top + 3} == set(range(10)), "further counts")
+    for key in range(10):
+        assert {total for number, total in counts(out) if number == key} >= set(range(1, top + 3))
+    for body, said in (
+        ({keyed: {"parallelism": {"upperBound": 0}}}, "expected a whole number of at least 1"),
+        ({keyed: 3}, "expected {"),
+        ({}, "The body is empty"),
+        ({keyed: {"parallelism": {"upperBound": 1000}}}, "cannot have parallelism 1000; expected 1 to 128"),
+    ):
+        with pytest.raises(ProgramError, match=said):
+            client._json("PUT", url, body)
+    runs.flink("cancel", job_id)
 
 
 def test_modify_says_what_cannot_be(cluster, runs):

@@ -175,9 +175,10 @@ def test_a_crash_after_a_checkpoint_loses_and_repeats_nothing(kind: str, paralle
     in_slots(body)
 
 
-def test_increments_are_small_and_build_on_each_other(tmp_path: Path):
+@pytest.mark.parametrize("notes", [False, True], ids=["by a child", "noted"])
+def test_increments_are_small_and_build_on_each_other(tmp_path: Path, notes: bool):
     async def body(cluster: SlotCluster) -> None:
-        job = Job(cluster, num_keys=20_011, sources=1, counts=1)
+        job = Job(cluster, num_keys=20_011, sources=1, counts=1, notes=notes)
         job.specs["source"] = Rewinding(COUNT, 25_000)
         job.deploy()
         await job.until_running()
@@ -437,6 +438,19 @@ def test_a_folder_that_cannot_be_written_declines_and_the_job_goes_on(tmp_path: 
         await cluster.until(lambda: (count, 1) in cluster.story.declined)
         assert cluster.story.declined[count, 1].reason is CheckpointFailureReason.STORAGE_FAILED
         assert await job.run_to_end() == job.expected()
+
+    in_slots(body, slots=1)
+
+
+def test_a_task_whose_operator_fails_in_a_snapshot_fails_for_it_may_have_lost_something():
+    async def body(cluster: SlotCluster) -> None:
+        job = Job(cluster, sources=1, counts=1, loses_in_snapshots=True)
+        job.deploy()
+        await job.until_running()
+        (count,) = job.attempts("count")
+        job.trigger(1, CheckpointOptions())
+        await cluster.until(lambda: count in cluster.story.errors)
+        assert "The disk is full." in cluster.story.errors[count].message
 
     in_slots(body, slots=1)
 

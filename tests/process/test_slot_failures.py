@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,6 +252,30 @@ def test_a_killed_zygote_takes_its_slots_along():
     in_slots(UNIX, body)
 
 
+def test_a_slot_that_is_given_up_while_it_is_made_leaves_no_process_and_the_next_is_not_taken_for_it():
+    async def body(cluster: SlotCluster) -> None:
+        def children() -> set[int]:
+            zygote = cluster.zygote.pid
+            return set(map(int, Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()))
+
+        for number, turns in enumerate((1, 2, 3, 5, 8, 50), 2):
+            given_up = asyncio.ensure_future(cluster.add_slot(number, "127.0.0.1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            given_up.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await given_up
+            slot = await cluster.add_slot(number, "127.0.0.1")
+            async with asyncio.timeout(20):
+                while children() != {slot.pid for slot in cluster.slots}:
+                    await asyncio.sleep(0.01)
+            slot.kill()
+            assert await slot.wait() == -signal.SIGKILL
+            cluster.slots.remove(slot)
+
+    in_slots(UNIX, body)
+
+
 _PARENT = """
 import asyncio, subprocess, sys
 from tests.process.slot_cluster import SlotCluster, Vertex
@@ -399,3 +425,21 @@ def test_operators_that_cannot_be_loaded_say_what_to_ship():
         assert error.domain == "user"
 
     in_slots(UNIX, body)
+
+
+def test_a_fork_that_was_given_up_is_not_taken_for_the_next_one():
+    """The host is so busy that the zygote does not answer before its TaskManager has another JobManager."""
+
+    async def body(cluster: SlotCluster) -> None:
+        os.kill(cluster.zygote.pid, signal.SIGSTOP)
+        given_up = asyncio.ensure_future(cluster.add_slot(0, UNIX[0]))
+        await asyncio.sleep(0.1)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        os.kill(cluster.zygote.pid, signal.SIGCONT)
+        slot = await cluster.add_slot(1, UNIX[0])
+        slot.kill()  # it has the right number: this slot ends, and no other
+        assert await slot.wait() == -signal.SIGKILL
+        assert await asyncio.wait_for(slot.receive(), 5) is None
+
+    in_slots((), body)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
+import time
 from pathlib import Path
 
 import pytest
 
-from engine.common import Configuration, RestartStrategies, Time, WatermarkStrategy
+from engine.common import Configuration, Duration, RestartStrategies, Time, WatermarkStrategy
 from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.simple import SequenceSource
 from engine.datastream import OutputTag, RuntimeExecutionMode, StreamExecutionEnvironment
+from engine.datastream.connectors import DataGeneratorSource
 from engine.datastream.functions import MapFunction, ProcessWindowFunction
 from engine.datastream.window import TumblingEventTimeWindows
 from tests.testing.partitioned_source import PartitionedSource, write_partitions
@@ -97,3 +99,25 @@ def test_columns_stay_columns_behind_a_source_that_stamps_them(env):
     stream.print()
     assert "vectorised" in env.get_execution_plan()
     assert sorted(row[2] for row in collected(stream)) == sorted(totals.values())
+
+
+class Arrived(MapFunction):
+    def __init__(self, name):
+        self.name = name
+
+    def map(self, value):
+        return self.name, value, time.time()
+
+
+def test_a_fast_source_waits_for_a_slow_one_of_its_group(env):
+    env.set_parallelism(1)
+    by_value = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(lambda value, _: value)
+    aligned = by_value.with_watermark_alignment("together", Duration.of_millis(1000), Duration.of_millis(10))
+    slow = env.from_source(DataGeneratorSource(lambda index: index * 200, 100, 100), aligned, "Slow")
+    fast = env.from_source(SequenceSource(0, 20_000), aligned, "Fast").disable_chaining()
+    both = fast.map(Arrived("fast")).union(slow.map(Arrived("slow")))
+    at = {(name, value): when for name, value, when in collected(both)}
+    assert len(at) == 20_101
+    # The slow one needs a second; the fast one would be through in a tenth of it.
+    for passed in (8000, 12_000, 16_000):
+        assert at["fast", passed + 3000] > at["slow", passed]

@@ -15,10 +15,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one and print its story")
     parser.add_argument("--seeds", type=int, default=500, help="how many to run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--failover", action="store_true", help="with high availability, and leaders that are lost")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first that fails")
     options = parser.parse_args()
     if options.seed is not None:
-        outcome = run_seed(options.seed)
+        outcome = run_seed(options.seed, failover=options.failover)
         print(format_story(outcome.story) if outcome.error is None else outcome.report(None))
         print(
             f"\nseed {outcome.seed}: {'FAILED' if outcome.error else 'ok'}, {outcome.simulated_s:.1f} s simulated, "
@@ -29,7 +30,7 @@ def main() -> int:
         return outcome.error is not None
     started, failed, totals = time.perf_counter(), [], [0, 0, 0, 0]
     for seed in range(options.first, options.first + options.seeds):
-        outcome = run_seed(seed)
+        outcome = run_seed(seed, failover=options.failover)
         counts = (outcome.num_faults, outcome.num_attempts, outcome.num_checkpoints, outcome.num_restored)
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         if outcome.error is not None:

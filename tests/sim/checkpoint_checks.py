@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Final, final
 
 from engine.checkpoint import messages as msg
 from engine.checkpoint import storage
 from engine.checkpoint.metadata import METADATA_FILE
+from engine.checkpoint.model import CompletedCheckpoint
 from engine.core.errors import EngineError
+from engine.protocol.checkpoint import CheckpointKind
 from engine.runtime.jobmanager.job_master import JobMaster
-from tests.sim.processes import Cluster
+from tests.sim.leaders import SimJobManager
+from tests.sim.storage import SimFileSystem
 from tests.sim.world import SimulationError
 
-__all__ = ["CHECKPOINTS", "CheckpointChecks"]
+__all__ = ["CHECKPOINTS", "SAVEPOINTS", "CheckpointChecks", "check_contents"]
 
 CHECKPOINTS: Final = "sim://checkpoints"
+SAVEPOINTS: Final = "sim://savepoints"
 
 
 @final
 class CheckpointChecks:
     """Looks at each decision of the CheckpointCoordinator of one job, and at each file that goes away."""
 
-    def __init__(self, cluster: Cluster, master: JobMaster) -> None:
+    def __init__(self, jobmanager: SimJobManager, master: JobMaster, former: CheckpointChecks | None = None) -> None:
+        """``former``: of the same job under the leader before, whose decisions do not count any more."""
+        cluster = jobmanager.cluster
         self.num_completed = 0
         self.num_restored = 0
         self._world = cluster.world
         self._files = cluster.files
         self._master = master
+        self.jobmanager = jobmanager
+        self.job_id = master.job_id
+        #: What a durable store would have: the checkpoint that completed last, or the savepoint that stopped the job.
+        self.durable: Any = None
+        self.stopped_with = ""  #: the folder of a savepoint with which the job is to end
+        self.savepoints: list[str] = []  #: all that were complete when the job was to end with them
+        self.has_finished = False  #: what is durable is the last checkpoint: all tasks have finished
+        self.is_retained = False  #: nobody deletes what the job has retained
         self._coordinator = master.checkpoints._coordinator
-        self._last_begun = self._last_completed = 0
+        self._last_begun = self._last_triggered = self._last_completed = 0
+        self._is_former = False
+        if former is not None:
+            self._follow(former)
         handle = self._coordinator.handle
+        add = self._coordinator._store.add
+
+        def added(checkpoint: Any, **options: Any) -> Any:
+            self.durable = checkpoint
+            self.has_finished = self._coordinator._finished == self._coordinator._all_tasks
+            if checkpoint.kind is CheckpointKind.SAVEPOINT:
+                self.stopped_with = checkpoint.folder
+                self.savepoints.append(checkpoint.folder)
+            elif self._coordinator._finished != self._coordinator._all_tasks:
+                self.stopped_with = ""  # the job went on; else it is the last checkpoint of what ends
+            return add(checkpoint, **options)
+
+        self._coordinator._store.add = added  # type: ignore[method-assign]
 
         def watched(event: Any, *times: int) -> Any:
             if isinstance(event, msg.AttemptBegun) and self._coordinator.restore_point() is not None:
                 self.num_restored += 1
                 self._tell(f"attempt {event.attempt_number} restores {self._restore_id()}")
+                if self._coordinator.restore_point().folder == self.stopped_with:  # type: ignore[union-attr]
+                    self.stopped_with = ""  # in vain: not all of its tasks had ended
             commands = handle(event, *times)
             self._coordinator.check_invariants()
             for command in commands:
@@ -43,6 +76,18 @@ class CheckpointChecks:
 
         self._coordinator.handle = watched  # type: ignore[method-assign]
         cluster.files.on_delete.append(self._on_delete)
+
+    def _follow(self, former: CheckpointChecks) -> None:
+        former._is_former = True
+        # Of those that it has begun and not triggered, the store may not have heard; nobody else has.
+        self._last_begun = self._last_triggered = former._last_triggered
+        self._last_completed = former._last_completed
+        self.durable = self._coordinator._store.latest()
+        if self.durable is None or former.durable is None:
+            return
+        self.has_finished = former.has_finished and self.durable.checkpoint_id == former.durable.checkpoint_id
+        if self.has_finished and former.stopped_with != self.durable.folder:
+            self.stopped_with = former.stopped_with  # all tasks had ended with that savepoint: it only commits again
 
     def _restore_id(self) -> int:
         point = self._coordinator.restore_point()
@@ -58,6 +103,8 @@ class CheckpointChecks:
                     raise SimulationError(f"checkpoint {checkpoint_id} begins after {self._last_begun}")
                 self._last_begun = checkpoint_id
                 self._tell(f"{checkpoint_id} begins")
+            case msg.TriggerTasks(checkpoint_id):
+                self._last_triggered = checkpoint_id
             case msg.NotifyComplete(checkpoint):
                 checkpoint_id = checkpoint.checkpoint_id
                 if checkpoint_id <= self._last_completed:
@@ -75,25 +122,15 @@ class CheckpointChecks:
         if not checkpoint.folder:
             return
         try:
-            read = storage.read_checkpoint(checkpoint.folder)
-            storage.verify_files(read)
-            for handle in read.handles():
-                if handle.path:
-                    with self._files.open_read(handle.path) as stream:
-                        self._check_content(handle, stream.read())
+            check_contents(storage.read_checkpoint(checkpoint.folder), self._files)
         except EngineError as error:
             raise SimulationError(
                 f"checkpoint {checkpoint.checkpoint_id} is complete, but not whole: {error}"
             ) from error
 
-    @staticmethod
-    def _check_content(handle: Any, content: bytes) -> None:
-        import zlib
-
-        if len(content) != handle.size_bytes or zlib.crc32(content) != handle.crc32:
-            raise SimulationError(f"{handle.path} has other bytes than were acknowledged")
-
     def _on_delete(self, path: str) -> None:
+        if self._is_former or self._master.has_ended or self.jobmanager.loop.is_dead:
+            return
         for stored in self._coordinator._store.all():
             checkpoint = stored.checkpoint
             if path == f"{checkpoint.folder}/{METADATA_FILE}" or path in checkpoint.files():
@@ -101,4 +138,18 @@ class CheckpointChecks:
 
     def left_behind(self) -> list[str]:
         """Return files of the job's checkpoints that are still there."""
+        if self.is_retained:
+            return []
         return [path for path in self._files.files if path.startswith(f"{CHECKPOINTS}/{self._master.job_id}/")]
+
+
+def check_contents(checkpoint: CompletedCheckpoint, files: SimFileSystem) -> None:
+    """All that it refers to must be there, with the bytes that were acknowledged. Raises: EngineError,
+    SimulationError."""
+    storage.verify_files(checkpoint)
+    for handle in checkpoint.handles():
+        if handle.path:
+            with files.open_read(handle.path) as stream:
+                content = stream.read()
+            if len(content) != handle.size_bytes or zlib.crc32(content) != handle.crc32:
+                raise SimulationError(f"{handle.path} has other bytes than were acknowledged")

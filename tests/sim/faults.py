@@ -15,6 +15,7 @@ __all__ = ["Disturbance", "Faults"]
 
 #: Seconds from the loss of a TaskManager until another one starts.
 _REPLACED_AFTER: Final = (0.1, 2.0)
+_LEADERS_MAX: Final = 3
 
 
 @dataclass
@@ -57,13 +58,19 @@ class Faults:
             (1, self._kill_zygote),
             (1, self._refuse_commits),
             (1, self._hang_worker),
+            (2 * simulation.leaders_die, self._kill_jobmanager),
         ]
+        if simulation.failover:
+            self.kinds += [(4, self._kill_jobmanager), (4, self._pause_leader), (3, self._depose_leader)]
 
     def begin(self) -> None:
         if self._simulation.faults_until and self._rng.random() < 0.2:
             self._world.parts["disturbance"].starts_fail_until = 1.2  # for the first attempts
         self._schedule_next()
         self._watch_taskmanagers()
+        dies_at = self._simulation.leader_dies_at
+        if dies_at is not None and dies_at < self._simulation.faults_until:
+            self._world.at(dies_at, self._kill_jobmanager)
 
     def end(self) -> None:
         """From now on all goes well: what was stopped goes on, what is dead is replaced."""
@@ -173,9 +180,56 @@ class Faults:
     def _stop_jobmanager(self) -> str | None:
         seconds = self._rng.choice((0.1, 1.0, 5.0))
         loop = self._cluster.jobmanager.loop
+        if loop.is_dead:
+            return None
         loop.stop_process()
         self._continue_after(seconds, loop.continue_process)
         return f"the JobManager is stopped for {seconds} s"
+
+    def _kill_jobmanager(self) -> str | None:
+        """Another one becomes the leader, before or after the TaskManagers have noticed."""
+        cluster, leader = self._cluster, self._cluster.jobmanager
+        if leader.loop.is_dead:
+            return None
+        if not self._simulation.failover and (not leader.is_ready or len(cluster.jobmanagers) > _LEADERS_MAX):
+            return None
+        silently = self._rng.random() < 0.5
+        self._delay_last_words()
+        self._world.tell("FAULT", "", f"the JobManager {leader.name} dies")
+        leader.die(silently=silently)
+        self._world.after(self._rng.choice((0.05, 0.5, 3.0)), lambda: cluster.start_jobmanager(after=leader))
+        return f"the JobManager {leader.name} is killed{', its host gone' if silently else ''}"
+
+    def _delay_last_words(self) -> None:
+        """Of a leader, to some TaskManagers."""
+        for taskmanager in self._cluster.live_taskmanagers():
+            if self._rng.random() < 0.3 and taskmanager.link is not None:
+                taskmanager.link.stall(self._rng.choice((0.2, 1.0, 3.0)))
+
+    def _pause_leader(self) -> str | None:
+        """For longer than its session, mostly."""
+        leader = self._cluster.jobmanager
+        if leader.loop.is_dead or leader.loop.is_stopped:
+            return None
+        seconds, session = self._rng.choice((0.5, 3.0, 6.0)), self._rng.uniform(0.3, 2.0)
+        told = seconds + self._rng.choice((0.0, 0.2, 2.0))
+        leader.loop.stop_process()
+        self._continue_after(seconds, leader.loop.continue_process)
+        if seconds > session:
+            self._world.after(session, lambda: self._cluster.start_jobmanager(after=leader))
+            self._world.after(told, leader.revoke)
+        return f"the leader {leader.name} is paused for {seconds} s, its session lasts {session:.1f} s"
+
+    def _depose_leader(self) -> str | None:
+        """Its session ends while it works, and it hears of it later: for a while two believe that they lead."""
+        leader = self._cluster.jobmanager
+        if leader.loop.is_dead or not leader.is_ready:
+            return None
+        told = self._rng.choice((0.001, 0.3, 3.0))
+        self._delay_last_words()
+        self._cluster.start_jobmanager(after=leader)
+        self._world.after(told, leader.revoke)
+        return f"the leader {leader.name} is deposed, and told after {told} s"
 
     def _refuse_forks(self) -> str | None:
         taskmanager = self._taskmanager()

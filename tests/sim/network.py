@@ -112,6 +112,8 @@ class ControlEnd:
     def send_nowait(self, message: Any) -> None:
         if self._is_closed or self._link.is_cut or self._loop.is_dead or self._link.world.is_over:
             return
+        if self is self._link.jobmanager_end:
+            self._link.on_down(message)
         data = encode(Envelope(self._fence.token, message))
         if not isinstance(message, _SILENT):
             self._link.world.tell(self._name, "send", describe(message))
@@ -156,11 +158,14 @@ class ControlEnd:
 class ControlLink:
     """The stream between one TaskManager and the JobManager."""
 
-    def __init__(self, world: World, jobmanager: SimLoop, taskmanager: SimLoop, token: Any) -> None:
+    def __init__(
+        self, world: World, jobmanager: SimLoop, taskmanager: SimLoop, token: Any, on_down: Callable[[Any], None]
+    ) -> None:
         self.world = world
+        self.on_down = on_down  #: called with what the JobManager sends
         self.is_cut = False
-        self.jobmanager_end = ControlEnd(self, Fence(token), jobmanager, "jm", taskmanager.name)
-        self.taskmanager_end = ControlEnd(self, Fence(), taskmanager, taskmanager.name, "jm")
+        self.jobmanager_end = ControlEnd(self, Fence(token), jobmanager, jobmanager.name, taskmanager.name)
+        self.taskmanager_end = ControlEnd(self, Fence(), taskmanager, taskmanager.name, jobmanager.name)
         number = world.next_id(f"link {taskmanager.name}")
         self._ends = (self.jobmanager_end, self.taskmanager_end)
         for end, other in zip(self._ends, reversed(self._ends), strict=True):
@@ -170,6 +175,11 @@ class ControlLink:
     def stall(self, seconds: float) -> None:
         for end in self._ends:
             end.wire.stall(seconds)
+
+    def jobmanager_died(self, *, silently: bool) -> None:
+        """What is under way arrives, and then the end, unless nobody is there to send it."""
+        if not silently and not self.is_cut:
+            self.jobmanager_end.wire.carry(lambda: self.taskmanager_end.arrive(None))
 
     def cut(self) -> None:
         """What is under way is lost; each end notices, not at one time."""

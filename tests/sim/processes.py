@@ -1,28 +1,30 @@
-"""The simulated TaskManagers and the JobManager, and all that share a cluster. Their code is the engine's; what runs it
-is here. Slots: ``slots``."""
+"""The simulated TaskManagers, and all that share a cluster. Their code is the engine's; what runs it is here. Slots:
+``slots``, JobManagers: ``leaders``."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
 from engine.core.clock import Clock
 from engine.core.config import Configuration
-from engine.core.errors import ExternalError, StaleLeaderError
+from engine.core.errors import ExternalError
 from engine.core.ids import FencingToken, ResourceID
+from engine.ha.job_store import FencedJobStore
+from engine.ha.memory import MemoryCluster, MemoryServices
 from engine.protocol.control import InitializeSlot, SlotReady
-from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.taskmanager.task_executor import TaskExecutor, TaskExecutorSettings
+from tests.sim.leaders import SimJobManager
 from tests.sim.loops import SimLoop
 from tests.sim.network import ControlLink, DataNetwork
 from tests.sim.slots import SIGKILL, SimSlot, SlotEnd
 from tests.sim.storage import SimFileSystem
 from tests.sim.world import SimClock, SimulationError, World
 
-__all__ = ["Cluster", "SimJobManager", "SimTaskManager", "pick"]
+__all__ = ["Cluster", "SimTaskManager", "pick"]
 
 # --- TaskManagers -----------------------------------------------------------------------------------------------------
 
@@ -51,7 +53,11 @@ class _SlotHost:
             raise ExternalError("No slot process could be forked: Cannot allocate memory.")
         slot = SimSlot(taskmanager.cluster, taskmanager, init)
         slot.begin()
-        answer = await slot.handle.receive()
+        try:
+            answer = await slot.handle.receive()
+        except BaseException:  # the caller gave up: as the real one does
+            slot.handle.kill()
+            raise
         if not isinstance(answer, SlotReady):
             slot.handle.kill()
             raise ExternalError("A slot process could not start: it ended.")
@@ -82,8 +88,14 @@ class SimTaskManager:
         self.zygote: _SlotHost | None = None
         self.resource_id = ResourceID(self.name)
         settings = TaskExecutorSettings(self.resource_id, self.name, "", num_slots, config)
+        #: the one that it has connected to last
+        self.jobmanager: SimJobManager | None = None
         self.executor = TaskExecutor(
-            settings, connect=self._connect, slot_hosts=self._host, temp_dir=str(cluster.temp_dir)
+            settings,
+            connect=self._connect,
+            slot_hosts=self._host,
+            temp_dir=str(cluster.temp_dir),
+            leader_replaced=None if cluster.elected is None else self._leader_replaced,
         )
         self.main = self.loop.create_task(self.executor.run())
         self.world.tell(self.name, "starts", f"{num_slots} slots")
@@ -101,12 +113,22 @@ class SimTaskManager:
         return self.zygote
 
     async def _connect(self, timeout: float) -> Any:
+        self.jobmanager = None
         await asyncio.sleep(self.rng.uniform(0.001, 0.02))
         if self.world.now < self.cluster.unreachable_until.get(self.name, 0.0):
             await asyncio.sleep(timeout)
             raise ExternalError(f"No JobManager answers within {timeout:g} s.")
-        self.link = self.cluster.jobmanager.accept(self)
+        jobmanager = self.cluster.jobmanager
+        if not jobmanager.is_ready:
+            raise ExternalError("No JobManager is there.")
+        self.jobmanager, self.link = jobmanager, jobmanager.accept(self)
         return self.link.taskmanager_end
+
+    async def _leader_replaced(self) -> None:
+        while (leader := self.jobmanager) is None:
+            await asyncio.sleep(0.01)
+        while self.cluster.jobmanager is leader or not self.cluster.jobmanager.is_ready:
+            await asyncio.sleep(self.rng.uniform(0.01, 0.1))
 
     def kill(self, why: str, *, silently: bool) -> None:
         """``silently``: its whole host is gone, so nobody is told."""
@@ -126,89 +148,13 @@ class SimTaskManager:
             slot.kill("the zygote ends with its TaskManager", after=delay * self.rng.uniform(0.5, 1))
 
 
-# --- the JobManager ---------------------------------------------------------------------------------------------------
-
-
-@final
-class _SimWorker:
-    """``coordinators.CoordinatorThread`` in simulated time: one call after the other, each some time after the last."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self._cluster = cluster
-        self._world = cluster.world
-        self._rng = self._world.rng(f"worker {self._world.next_id('worker')}")
-        self._slowness = self._rng.choice((0.001, 0.001, 0.03))
-        self._calls: deque[Callable[[], object]] = deque()
-        self._is_busy = False
-
-    def submit(self, call: Callable[[], object]) -> None:
-        self._calls.append(call)
-        self._begin()
-
-    def _begin(self) -> None:
-        if not self._is_busy and self._calls:
-            self._is_busy = True
-            self._world.after(self._rng.uniform(0.1, 1) * self._slowness, self._end)
-
-    def _end(self) -> None:
-        cluster = self._cluster
-        if self._world.is_over or cluster.jobmanager.loop.is_dead:
-            return
-        if cluster.jobmanager.loop.is_stopped or self._world.now < cluster.worker_hangs_until:
-            self._world.after(0.05, self._end)
-            return
-        cluster.files.owner = cluster.jobmanager
-        self._is_busy = False
-        self._calls.popleft()()
-        self._begin()
-
-    def close(self) -> None:
-        pass
-
-
-@final
-class SimJobManager:
-    def __init__(self, cluster: Cluster, config: Configuration) -> None:
-        self.world = cluster.world
-        self.loop = SimLoop(self.world, "jm")
-        self.token = FencingToken.generate()
-        self._cluster = cluster
-        self.dispatcher: Dispatcher
-        self._config = config
-        self._serving: set[asyncio.Task[None]] = set()
-        self.loop.create_task(self._start())
-
-    async def _start(self) -> None:
-        cluster = self._cluster
-        self.dispatcher = Dispatcher(
-            self._config,
-            clock=cluster.clock,
-            temp_dir=str(cluster.temp_dir),
-            new_worker=lambda name: _SimWorker(cluster, name),
-        )
-        await self.dispatcher.start()
-
-    def accept(self, taskmanager: SimTaskManager) -> ControlLink:
-        link = ControlLink(self.world, self.loop, taskmanager.loop, self.token)
-        self._serving.add(task := self.loop.create_task(self._serve(link)))
-        task.add_done_callback(self._serving.discard)
-        return link
-
-    async def _serve(self, link: ControlLink) -> None:
-        end = link.jobmanager_end
-        try:
-            await self.dispatcher.resource_manager.handle_connection(end)
-        except StaleLeaderError:
-            pass
-        finally:
-            await end.close()
-
-
 @final
 class Cluster:
     """All processes. ``live_slots``: of all TaskManagers."""
 
-    def __init__(self, world: World, temp_dir: str, jobmanager_config: Configuration) -> None:
+    def __init__(
+        self, world: World, temp_dir: str, jobmanager_config: Configuration, *, failover: bool = False
+    ) -> None:
         self.world = world
         self.temp_dir = temp_dir
         self.clock: Clock = SimClock(world)
@@ -220,7 +166,36 @@ class Cluster:
         self.taskmanagers: list[SimTaskManager] = []
         self.unreachable_until: dict[str, float] = {}
         self.worker_hangs_until = 0.0  #: the JobManager's file system does not answer
-        self.jobmanager = SimJobManager(self, jobmanager_config)
+        #: which leader has asked for a slot, by its allocation
+        self.leader_of_allocation: dict[str, int] = {}
+        #: called with each JobMaster before it starts
+        self.on_master: Callable[[SimJobManager, JobMaster], None] = lambda jobmanager, master: None
+        #: called whenever a JobManager is ready
+        self.on_leader: Callable[[SimJobManager], None] = lambda jobmanager: None
+        self._jobmanager_config = jobmanager_config
+        #: the election and what leaders write down; None without high availability
+        self.elected = MemoryCluster("sim://ha") if failover else None
+        self.jobmanagers: list[SimJobManager] = []
+        self.start_jobmanager()
+
+    @property
+    def jobmanager(self) -> SimJobManager:
+        """The newest; it may be dead. Older ones may live, and believe that they lead."""
+        return self.jobmanagers[-1]
+
+    def start_jobmanager(self, *, after: SimJobManager | None = None) -> None:
+        """Another one leads, unless somebody has come ``after`` that one already. From this moment on writes of the
+        leader before are refused, whether it knows or not."""
+        if self.world.is_over or (after is not None and after is not self.jobmanager):
+            return
+        token, store = FencingToken.generate(), None
+        if self.elected is not None:
+            self.elected.token = token
+            store = FencedJobStore(MemoryServices(self.elected).metadata(), self.elected.storage_dir, token)
+        number = len(self.jobmanagers)
+        self.jobmanagers.append(SimJobManager(self, self._jobmanager_config, number, token, store))
+        if after is not None:
+            self.world.tell("election", "elects", self.jobmanager.name)
 
     def add_taskmanager(self, num_slots: int, config: Configuration) -> SimTaskManager:
         made = SimTaskManager(self, len(self.taskmanagers) + 1, num_slots, config)
@@ -244,7 +219,7 @@ class Cluster:
 
     def close(self) -> None:
         """The world is over: let every coroutine end."""
-        for loop in [self.jobmanager.loop, *(one.loop for one in self.taskmanagers)]:
+        for loop in [*(one.loop for one in self.jobmanagers), *(one.loop for one in self.taskmanagers)]:
             loop.unwind()
 
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
-import random
 import shutil
 import tempfile
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
+from engine.checkpoint import storage
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError
-from engine.core.ids import JobID
+from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
-from engine.graph.rescale import rescaled
-from engine.protocol.lifecycle import JobStatus
+from engine.protocol.control import ErrorInfo
 from engine.runtime.jobmanager.job_master import JobMaster
-from engine.runtime.jobmanager.scheduling import RescaleRequested
-from tests.sim.checkpoint_checks import CHECKPOINTS, CheckpointChecks
+from engine.runtime.jobmanager.scheduling import TaskStateReported
+from tests.sim.checkpoint_checks import CHECKPOINTS, CheckpointChecks, check_contents
 from tests.sim.faults import Disturbance, Faults
+from tests.sim.leaders import SimJobManager
+from tests.sim.ledger import Ledger
 from tests.sim.processes import Cluster
-from tests.sim.programs import Ledger, Program, make_job, output_path, simulated_classes_may_travel, slots_needed
+from tests.sim.programs import simulated_classes_may_travel
+from tests.sim.results import Results
+from tests.sim.shapes import Program, draw_program
 from tests.sim.telling import format_story
+from tests.sim.users import UserJob, draw_plan
 from tests.sim.world import SimulationError, World, running
 
 __all__ = ["Outcome", "Simulation", "run_seed"]
@@ -50,9 +51,11 @@ class Outcome:
     num_faults: int = 0
     num_checkpoints: int = 0
     num_restored: int = 0
+    failover: bool = False
 
     def report(self, lines_max: int | None = 400) -> str:
-        head = f"seed {self.seed} FAILED: {self.error}\nrepeat: python -m tests.sim --seed {self.seed}\n"
+        repeat = f"python -m tests.sim --seed {self.seed}{' --failover' if self.failover else ''}"
+        head = f"seed {self.seed} FAILED: {self.error}\nrepeat: {repeat}\n"
         return f"{head}\n{format_story(self.story, lines_max)}\n\nseed {self.seed} FAILED: {self.error}"
 
 
@@ -79,22 +82,31 @@ class _LogTap(logging.Handler):
 class Simulation:
     """Everything is drawn from the seed here. Directed tests make one and change it before ``run``."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, failover: bool = False) -> None:
+        """``failover``: with high availability. JobManagers die, are paused and deposed, and jobs go on under the next
+        leader. Without it they may die as well; then users have to see how to go on."""
         self.seed = seed
+        self.failover = failover
         self.world = World(seed)
-        #: of jobs that were submitted, and their programs, in the order of submission
-        self.masters: list[JobMaster] = []
-        self.submitted: list[Program] = []
-        self.checkpoints: list[CheckpointChecks] = []
+        self.jobs: list[UserJob] = []
         rng = self.world.rng("scenario")
-        self.programs = [self._draw_program(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+        at_least_once = rng.random() < 0.08
+        self.programs = [draw_program(rng, at_least_once) for _ in range(rng.choice((1, 1, 1, 2)))]
         self.slots_per_taskmanager = rng.choice((1, 2, 2))
-        needed = sum(map(slots_needed, self.programs)) + rng.choice((0, 0, 1, 2))
+        has_folder = rng.random() < 0.8
+        self.plans = [draw_plan(rng, program, has_folder) for program in self.programs]
+        pairs = zip(self.programs, self.plans, strict=True)
+        needed = sum(one.slots_needed(max(one.parallelism, plan.parallelism)) for one, plan in pairs)
+        needed += rng.choice((0, 0, 1, 2))
         self.num_taskmanagers = max(2, -(-needed // self.slots_per_taskmanager))
         self.faults_until = rng.choice((0.0, 3.0, 6.0, 10.0))
         self.fault_pause = rng.choice((0.3, 1.0, 2.5))
         self.cancel_at = rng.uniform(0.1, 6.0) if rng.random() < 0.1 else None
         self.rescale_at = rng.uniform(0.5, 2.5) if rng.random() < 0.15 else None
+        #: JobManagers may die, and others follow
+        self.leaders_die = self.faults_until > 0 and rng.random() < 0.2 and not failover
+        longest_s = max(program.about_s for program in self.programs)
+        self.leader_dies_at = 0.5 + longest_s * rng.uniform(0.3, 1.2) if self.leaders_die else None
         self.cluster_config = {
             "heartbeat.interval": "500 ms",
             "heartbeat.timeout": rng.choice(("2 s", "4 s")),
@@ -119,27 +131,30 @@ class Simulation:
             "execution.checkpointing.incremental": rng.choice(("true", "false")),
             "execution.checkpointing.data-inline-threshold": rng.choice(("0", "20 kb")),
         }
-        if rng.random() < 0.3:
+        if at_least_once:
+            self.checkpoint_config["execution.checkpointing.mode"] = "AT_LEAST_ONCE"
+        elif rng.random() < 0.3:
             self.checkpoint_config["execution.checkpointing.unaligned.enabled"] = "true"
             self.checkpoint_config["execution.checkpointing.max-concurrent-checkpoints"] = "1"
             self.checkpoint_config["execution.checkpointing.aligned-checkpoint-timeout"] = rng.choice(("0 ms", "20 ms"))
-        if rng.random() < 0.8:
+        if has_folder:
             self.checkpoint_config["execution.checkpointing.dir"] = CHECKPOINTS
+        if any(plan.retain_at is not None for plan in self.plans):
+            retention = "execution.checkpointing.externalized-checkpoint-retention"
+            self.checkpoint_config[retention] = "RETAIN_ON_CANCELLATION"
 
-    @staticmethod
-    def _draw_program(rng: random.Random) -> Program:
-        shape = rng.choice(("chained", "chained", "wide", "union", "batch"))
-        checkpoints = shape != "batch" and rng.random() < 0.75
-        return Program(
-            shape=shape,
-            checkpoints=checkpoints,
-            sink="ledger" if checkpoints else rng.choice(("ledger", "files")),
-            parallelism=rng.choice((1, 2, 2, 3)),
-            num_splits=rng.choice((3, 6)),
-            split_rows=rng.choice((5, 15)),
-            interval_ms=rng.choice(((1, 5), (10, 80), (50, 300))),
-            buffer_timeout_ms=rng.choice((0, 10, 100, -1)),
-        )
+    @property
+    def num_retained(self) -> int:
+        return int(self.checkpoint_config["execution.checkpointing.num-retained"])
+
+    @property
+    def masters(self) -> list[JobMaster]:
+        """All that there were, job by job."""
+        return [master for job in self.jobs for master in job.masters]
+
+    @property
+    def checkpoints(self) -> list[CheckpointChecks]:
+        return [checks for job in self.jobs for checks in job.checks]
 
     def run(self) -> Outcome:
         world = self.world
@@ -154,7 +169,7 @@ class Simulation:
         temp_dir = tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         try:
             with running(world), simulated_classes_may_travel():
-                self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config))
+                self.cluster = Cluster(world, temp_dir, Configuration(self.cluster_config), failover=self.failover)
                 try:
                     self._run()
                 except SimulationError as failure:
@@ -167,28 +182,33 @@ class Simulation:
             logger.setLevel(level)
             logger.propagate = propagates
             shutil.rmtree(temp_dir, ignore_errors=True)
-        statuses = [master.graph.status.name for master in self.masters]
+        statuses = [job.master.graph.status.name for job in self.jobs if job.master is not None]
         attempts = sum(master.graph.all_subtasks()[0].current.attempt_number + 1 for master in self.masters)
         return Outcome(
             self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
             self.faults.num_faults if hasattr(self, "faults") else 0,
             sum(checks.num_completed for checks in self.checkpoints),
-            sum(checks.num_restored for checks in self.checkpoints),
+            sum(checks.num_restored for checks in self.checkpoints), self.failover,
         )  # fmt: skip
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         world, cluster = self.world, self.cluster
-        world.parts["ledger"] = self.ledger = Ledger()
+        self.results = Results(world)
+        cluster.files.on_change = self.results.file_changed
+        world.parts["ledger"] = self.ledger = Ledger(self.results)
         world.parts["disturbance"] = Disturbance()
+        world.parts["faults until"] = self.faults_until
         #: Records that a checkpoint found under way come again in a later attempt.
         world.parts["keeps records"] = "execution.checkpointing.unaligned.enabled" in self.checkpoint_config
         world.tell("seed", "begins", f"{self.seed}: {self.programs} on {self.num_taskmanagers} TaskManagers")
         self.taskmanager_config = Configuration(self.cluster_config)
         for _ in range(self.num_taskmanagers):
             cluster.add_taskmanager(self.slots_per_taskmanager, self.taskmanager_config)
-        self._submit()
+        cluster.on_leader = self._leader_is_ready
+        cluster.on_master = self._master_starts
+        self._begin_jobs()
         self._look_for_orphans()
         self.faults = Faults(self)
         self.faults.begin()
@@ -196,73 +216,59 @@ class Simulation:
         self.faults.end()
         if not ended and not world.run(lambda: self._all_ended(), max(world.now, self.faults_until) + LIVENESS_S):
             raise SimulationError(f"no end within {LIVENESS_S:g} s after the last fault: {self._where_jobs_are()}")
-        self._check_results()
         if not world.run(self._is_quiet, world.now + QUIET_S):
-            left = [path for checks in self.checkpoints for path in checks.left_behind()]
-            if left:
-                raise SimulationError(f"checkpoints of a job that has ended are left behind: {left[:5]}")
             raise SimulationError(f"slots were not given back within {QUIET_S:g} s: {self._where_slots_are()}")
+        for job in self.jobs:
+            job.dispose_savepoints()
+        if not world.run(lambda: not any(job.files_left() for job in self.jobs), world.now + QUIET_S):
+            left = [path for job in self.jobs for path in job.files_left()]
+            raise SimulationError(f"checkpoints of a job that has ended are left behind: {left[:5]}")
 
-    def _submit(self) -> None:
-        async def submit(program: Program) -> None:
-            dispatcher = self.cluster.jobmanager.dispatcher
-            config = {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
-            job_graph = make_job(program, JobID.generate(), config)
-            try:
-                job_id = await dispatcher.submit_job(job_graph)
-            except ConfigError as error:  # the disk is full just now: a user tries again
-                self.world.tell("user", "refused", str(error)[:80])
-                self.world.after(0.5, lambda: loop.create_task(submit(program)))
-                return
-            master = dispatcher._master(job_id)
-            self.masters.append(master)
-            self.submitted.append(program)
-            self._watch(master)
+    def config_of(self, program: Program) -> dict[str, str]:
+        return {**self.job_config, **(self.checkpoint_config if program.checkpoints else {})}
 
-        loop = self.cluster.jobmanager.loop
+    def _begin_jobs(self) -> None:
         rng = self.world.rng("submissions")
-        for program in self.programs:
-            when = rng.uniform(0.05, 1.0)
-            self.world.at(when, lambda p=program: loop.create_task(submit(p)))  # type: ignore[misc]
+        for number, (program, plan) in enumerate(zip(self.programs, self.plans, strict=True)):
+            self.jobs.append(job := UserJob(self, number, program, plan))
+            self.world.at(rng.uniform(0.05, 1.0), job.begin)
         if self.cancel_at is not None:
             self.world.at(self.cancel_at, self._cancel)
         if self.rescale_at is not None:
-            self.world.at(self.rescale_at, self._rescale)
-        self.world.at(0.01, self._watch_slot_book)
+            parallelism = self.world.rng("rescale").choice((1, 2, 3, 4))
+            self.world.at(self.rescale_at, lambda: self.jobs[0].rescale(parallelism))
+
+    def _master_starts(self, jobmanager: SimJobManager, master: JobMaster) -> None:
+        """A job begins, or goes on under another leader."""
+        if jobmanager is not self.cluster.jobmanager:
+            return  # it takes over, and does not know that others lead already
+        for job in self.jobs:
+            if job.job_id == master.job_id:
+                job.adopt(jobmanager, master)
+
+    def _leader_is_ready(self, jobmanager: SimJobManager) -> None:
+        self._watch_slot_book(jobmanager)
+        for job in self.jobs:
+            if self.failover:
+                self.world.after(0.001, job.leader_took_over)
+            elif jobmanager.number > 0:
+                self.world.after(0.001, job.leader_changed)
 
     def _cancel(self) -> None:
-        if self.masters:
-            self.world.tell("user", "cancels", self.masters[0].job_id[:4])
-
-            async def cancel() -> None:
-                self.masters[0].cancel()
-
-            self.cluster.jobmanager.loop.create_task(cancel())
-
-    def _rescale(self) -> None:
-        """To a parallelism for which there may be no slots."""
-        if not self.masters:
-            return
-        master, parallelism = self.masters[0], self.world.rng("rescale").choice((1, 2, 3, 4))
-        graph = master.graph.job_graph
-        changed = rescaled(graph, {vertex.vertex_id: parallelism for vertex in graph.vertices if vertex.is_parallel})
-        self.world.tell("user", "rescales", f"{master.job_id[:4]} to {parallelism}")
-
-        async def rescale() -> None:
-            master.post(RescaleRequested(changed))
-
-        self.cluster.jobmanager.loop.create_task(rescale())
+        self.jobs[0].cancel()
 
     # --- invariants of deciders -----------------------------------------------------------------------------------
 
-    def _watch(self, master: JobMaster) -> None:
-        self.checkpoints.append(CheckpointChecks(self.cluster, master))
+    def watch(self, jobmanager: SimJobManager, master: JobMaster, former: CheckpointChecks | None) -> CheckpointChecks:
+        """``former``: of the same job under the leader before."""
         scheduler = master._scheduler
         handle = scheduler.handle
         world = self.world
 
         def watched(event: Any, now_ms: int) -> Any:
             before = master.graph.status
+            if isinstance(event, TaskStateReported) and event.report.error is not None:
+                self._look_at_failure(event.report.error)
             commands = handle(event, now_ms)
             scheduler.check_invariants()
             if master.graph.status is not before:
@@ -270,9 +276,15 @@ class Simulation:
             return commands
 
         scheduler.handle = watched  # type: ignore[method-assign]
+        return CheckpointChecks(jobmanager, master, former)
 
-    def _watch_slot_book(self) -> None:
-        book = self.cluster.jobmanager.dispatcher.resource_manager._book
+    def _look_at_failure(self, error: ErrorInfo) -> None:
+        """Tasks fail because of users and of the world outside, not because of the engine."""
+        if error.domain == "internal" and "poisoned record" not in error.message:
+            self.world.fail(f"a task failed because of the engine: {error.type_name}: {error.message}\n{error.trace}")
+
+    def _watch_slot_book(self, jobmanager: SimJobManager) -> None:
+        book = jobmanager.dispatcher.resource_manager._book
         handle = book.handle
 
         def watched(event: Any, now_ms: int) -> Any:
@@ -297,25 +309,22 @@ class Simulation:
     # --- what must hold -------------------------------------------------------------------------------------------
 
     def _all_ended(self) -> bool:
-        return len(self.masters) == len(self.programs) and all(master.has_ended for master in self.masters)
+        return all(job.is_done for job in self.jobs)
 
     def _is_quiet(self) -> bool:
         """All slots are free, in the book and in fact."""
+        if not self.cluster.jobmanager.is_ready:
+            return False
         manager = self.cluster.jobmanager.dispatcher.resource_manager
         expected = sum(one.num_slots for one in self.cluster.live_taskmanagers())
         return (
             not self.cluster.live_slots
             and manager._book.num_free_slots == manager._book.num_slots == expected
             and not manager._allocations
-            and not any(checks.left_behind() for checks in self.checkpoints)
         )
 
     def _where_jobs_are(self) -> str:
-        return "; ".join(
-            f"{master.job_id[:4]} {master.graph.status.name} "
-            f"{Counter(subtask.current.state.name for subtask in master.graph.all_subtasks())}"
-            for master in self.masters
-        )
+        return "; ".join(job.where() for job in self.jobs if not job.is_done)
 
     def _where_slots_are(self) -> str:
         book = self.cluster.jobmanager.dispatcher.resource_manager._book
@@ -324,34 +333,26 @@ class Simulation:
             f"processes: {[slot.name for slot in self.cluster.live_slots]}"
         )
 
-    def _check_results(self) -> None:
-        for program, master in zip(self.submitted, self.masters, strict=True):
-            status = master.graph.status
-            if status is JobStatus.CANCELED and self.cancel_at is not None:
-                continue
-            if status is not JobStatus.FINISHED:
-                raise SimulationError(f"job {master.job_id[:4]} is {status.name}: {master.graph.failure}")
-            self._check_rows(program, self._rows_of(program, master.job_id))
+    def check_results(self, job: UserJob) -> None:
+        """The last job of a line has finished."""
+        if job.program.sink == "text":
+            self.results.read_text_files(job.line, self.cluster.files.files)
+        try:
+            self.results.check_all(job.line)
+        except SimulationError as error:
+            self.world.fail(error)
 
-    def _rows_of(self, program: Program, job_id: str) -> list[tuple[int, int, int]]:
-        if program.sink == "ledger":
-            return self.ledger.rows(job_id)
-        path, files = output_path(job_id), self.cluster.files.files
-        found = [content for name, content in files.items() if name == path or name.startswith(path + "/")]
-        return [ast.literal_eval(line) for content in found for line in content.decode().splitlines()]
-
-    @staticmethod
-    def _check_rows(program: Program, rows: list[tuple[int, int, int]]) -> None:
-        ids = Counter(row[2] for row in rows)
-        missing = [row_id for row_id in range(program.num_rows) if not ids[row_id]]
-        twice = [row_id for row_id, num in ids.items() if num > 1]
-        if missing or twice:
-            raise SimulationError(f"not exactly once: lost {missing[:10]}, twice {sorted(twice)[:10]}, of {len(rows)}")
-        for key in range(program.num_keys):
-            counts = sorted(count for at, count, _ in rows if at == key)
-            if counts != list(range(1, len(counts) + 1)):
-                raise SimulationError(f"counts of key {key} are {counts}")
+    def check_savepoint(self, folder: str, checkpoint_id: int | None) -> None:
+        """It must be whole; with that number, unless that is None."""
+        try:
+            found = storage.read_checkpoint(folder)
+            check_contents(found, self.cluster.files)
+        except EngineError as error:
+            self.world.fail(f"savepoint {folder} is not whole: {error}")
+            return
+        if checkpoint_id not in (None, found.checkpoint_id):
+            self.world.fail(f"savepoint {folder} is number {found.checkpoint_id}, the answer was {checkpoint_id}")
 
 
-def run_seed(seed: int) -> Outcome:
-    return Simulation(seed).run()
+def run_seed(seed: int, *, failover: bool = False) -> Outcome:
+    return Simulation(seed, failover=failover).run()

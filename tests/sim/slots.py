@@ -113,7 +113,17 @@ class _SnapshotWorkers:
         self._slot = slot
         self._rng = slot.world.rng(f"{slot.name} snapshots")
         self.fork_entries_min = self._rng.choice((0, 10_000))
-        self._slowness_s = self._rng.choice((0.002, 0.002, 0.05, 0.5))
+        self.noted_entries_max = self._rng.choice((0, 60, 10_000))
+        self._usual_s = self._rng.choice((0.002, 0.002, 0.05, 0.5))
+
+    @property
+    def _slowness_s(self) -> float:
+        """All is well when the faults have ended for long: checkpoints that may not fail must not expire for ever."""
+        return self._usual_s if self._is_restless() else 0.002
+
+    def _is_restless(self) -> bool:
+        world = self._slot.world
+        return world.now < float(world.parts["faults until"]) + 20.0
 
     def run(self, work: Callable[[], Any], on_done: Any) -> Any:
         job = _Work()
@@ -131,10 +141,10 @@ class _SnapshotWorkers:
 
     def fork(self, work: Callable[[], Any], on_done: Any) -> Any:
         job = _Work()
-        if self._rng.random() < 0.02:
+        if self._rng.random() < 0.02 and self._is_restless():
             raise ExternalError("Cannot fork a process for a snapshot: Cannot allocate memory.")
         result, error = self._result(work)
-        is_lost = self._rng.random() < 0.02
+        is_lost = self._rng.random() < 0.02 and self._is_restless()
 
         def end() -> None:
             if not self._slot.is_dead:
@@ -143,6 +153,9 @@ class _SnapshotWorkers:
 
         self._slot.world.after(self._rng.uniform(0.1, 1) * self._slowness_s, end)
         return job
+
+    def expect_forks(self) -> None:
+        pass
 
     def _finish(self, job: _Work, work: Callable[[], Any], on_done: Any) -> None:
         if job.is_cancelled:
@@ -234,6 +247,7 @@ class SimSlot:
         self.init = init
         number = world.next_id(f"{taskmanager.name} slots")
         self.name = f"{taskmanager.name}/{init.slot_index}.{number}"
+        self.leader = cluster.leader_of_allocation[init.allocation_id]
         self.rng = world.rng(self.name)
         self.is_dead = False
         self._is_stopped = False

@@ -6,6 +6,7 @@ What was written and closed stays for good. A file that its writer had open when
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import IO, Any, Final, final
 
 from engine.core import fs
@@ -57,6 +58,8 @@ class SimFileSystem(FileSystem):
         self.refuse_share = 1.0
         #: called with each path that goes away
         self.on_delete: list[Any] = []
+        #: called with each path and what is there now; None = nothing any more
+        self.on_change: Callable[[str, bytes | None], None] = lambda path, content: None
         fs._instances[SCHEME] = self
 
     # --- faults
@@ -81,6 +84,7 @@ class SimFileSystem(FileSystem):
     def store(self, path: str, content: bytes) -> None:
         if path in self.files:  # else it was deleted or renamed meanwhile, as a file that is open may be
             self.files[path] = content
+            self.on_change(path, content)
 
     # --- the contract
 
@@ -133,7 +137,9 @@ class SimFileSystem(FileSystem):
             self.delete(target, recursive=True)
         self._make_parents(target)
         for name in [name for name in self.files if name == source or name.startswith(source + "/")]:
-            self.files[target + name[len(source) :]] = self.files.pop(name)
+            content = self.files[target + name[len(source) :]] = self.files.pop(name)
+            self.on_change(name, None)
+            self.on_change(target + name[len(source) :], content)
         for name in [name for name in self._folders if name == source or name.startswith(source + "/")]:
             del self._folders[name]
             self._folders[target + name[len(source) :]] = None
@@ -146,6 +152,7 @@ class SimFileSystem(FileSystem):
             for called in self.on_delete:
                 called(name)
             del self.files[name]
+            self.on_change(name, None)
         for name in folders:
             del self._folders[name]
         return bool(files or folders)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.alignment import _Pending
+from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import SlotFreed
 from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.exchange.partition import _PipelinedSubpartition
@@ -17,10 +18,12 @@ from engine.runtime.exchange.transport import _ConsumerConnection
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.taskmanager.task_executor import TaskExecutor
-from tests.sim.programs import Program
+from tests.sim.checkpoint_checks import CHECKPOINTS
 from tests.sim.scenario import Simulation, run_seed
+from tests.sim.shapes import Program
+from tests.sim.users import Plan
 
-SEEDS = 500
+SEEDS = 350  #: 150 more with high availability: ``test_failover``
 CHUNK = 25
 
 
@@ -53,6 +56,8 @@ def quiet(seed: int = 1, **program: object) -> Simulation:
     """Return a simulation of one job without any fault but those that the test adds."""
     simulation = Simulation(seed)
     simulation.programs = [Program(**{"interval_ms": (100, 200), **program})]  # type: ignore[arg-type]
+    simulation.plans = [Plan()]
+    simulation.leaders_die, simulation.leader_dies_at, simulation.rescale_at = False, None, None
     simulation.num_taskmanagers, simulation.slots_per_taskmanager = 3, 1
     simulation.faults_until, simulation.cancel_at = 0.0, None
     return simulation
@@ -114,7 +119,75 @@ def test_a_cancelled_job_commits_nothing():
     outcome = simulation.run()
     assert outcome.error is None, outcome.report()
     assert outcome.statuses == [JobStatus.CANCELED.name]
-    assert simulation.ledger.parts_by_job.get(simulation.masters[0].job_id, {}) == {}
+    assert simulation.ledger.parts_by_line == {}
+
+
+# --- users and leaders ----------------------------------------------------------------------------------------------
+
+CHECKPOINTED = {
+    "execution.checkpointing.interval": "150 ms",
+    "execution.checkpointing.tolerable-failed-checkpoints": "1000",
+    "execution.checkpointing.num-retained": "1",
+    "execution.checkpointing.dir": CHECKPOINTS,
+}
+
+
+def checkpointed(seed: int, **program: object) -> Simulation:
+    simulation = quiet(seed, checkpoints=True, **{"interval_ms": (30, 100), **program})
+    simulation.checkpoint_config = dict(CHECKPOINTED)
+    return simulation
+
+
+def let_the_leader_die(simulation: Simulation, *, silently: bool = False) -> None:
+    """The TaskManager whose slots run hears of it late: its tasks go on while the next leader begins."""
+    first_slot(simulation).taskmanager.link.stall(3.0)
+    simulation.cluster.jobmanager.die(silently=silently)
+    simulation.world.after(0.05, simulation.cluster.start_jobmanager)
+
+
+@pytest.mark.parametrize("sink", ["ledger", "parts"])
+@pytest.mark.parametrize("source", ["own", "engine"])
+def test_a_dead_leaders_tasks_and_those_of_the_next_do_not_mix(sink, source):
+    restored = 0
+    for seed in range(5):
+        simulation = checkpointed(seed, sink=sink, source=source, parallelism=1)
+        when_it_runs(simulation, lambda simulation=simulation: let_the_leader_die(simulation))
+        outcome = simulation.run()
+        assert outcome.error is None, outcome.report()
+        assert [len(job.masters) for job in simulation.jobs] == [2]
+        restored += bool(simulation.jobs[0].restored_from)
+    assert restored
+
+
+@pytest.mark.parametrize("mode", [StopMode.SUSPEND, StopMode.DRAIN])
+@pytest.mark.parametrize("work", ["count", "hold"])
+def test_a_job_that_was_stopped_goes_on_from_its_savepoint_at_another_parallelism(mode, work):
+    simulation = checkpointed(2, work=work)
+    simulation.plans = [Plan(stop_at=0.5, stop_mode=mode, parallelism=3)]
+    outcome = simulation.run()
+    assert outcome.error is None, outcome.report()
+    first, second = simulation.jobs[0].masters
+    assert second.graph.job_graph.vertices[0].parallelism == 3
+    assert first.graph.status is second.graph.status is JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_job_moves_to_the_checkpoint_that_a_cancelled_one_retained(claims):
+    simulation = checkpointed(1, work="sliding", shape="union")
+    simulation.checkpoint_config["execution.checkpointing.externalized-checkpoint-retention"] = "RETAIN_ON_CANCELLATION"
+    simulation.plans = [Plan(retain_at=0.7, claims=claims, parallelism=1)]
+    outcome = simulation.run()
+    assert outcome.error is None, outcome.report()
+    assert [master.graph.status for master in simulation.jobs[0].masters] == [JobStatus.CANCELED, JobStatus.FINISHED]
+
+
+def test_an_idle_input_does_not_hold_windows_back():
+    simulation = checkpointed(1, shape="union", work="tumbling", quiet_s=20.0)
+    outcome = simulation.run()
+    assert outcome.error is None, outcome.report()
+    first = next(when for when, who, what, _ in outcome.story if (who, what) == ("ledger", "commit"))
+    assert first < 10.0
+    assert outcome.simulated_s > 20.0
 
 
 def with_commits_that_fail(seed: int) -> Simulation:

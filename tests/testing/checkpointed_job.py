@@ -64,12 +64,14 @@ class CheckpointedJob:
         config: dict[str, str] | None = None,
         clock: Clock | None = None,
         name: str = "Test",
+        job: str = "job",
     ) -> None:
         self._specs = specs
         self._shipped = _shipped(specs)
         self._config = {"execution.checkpointing.interval": "1 s"} if config is None else config
         self._clock = clock
         self._name = name
+        self._job = job
         self.parallelism = parallelism
         self.attempt_number = -1
         self.harnesses: dict[int, OperatorHarness] = {}
@@ -111,7 +113,7 @@ class CheckpointedJob:
 
         return CoordinatorContext(
             self.parallelism,
-            JobID.from_text("job"),
+            JobID.from_text(self._job),
             self._config,
             send,
             self.attempt_number,
@@ -126,6 +128,7 @@ class CheckpointedJob:
             attempt_number=self.attempt_number,
             clock=self._clock,
             name=self._name,
+            job=self._job,
             coordinators=self.coordinators,
             config=self._config,
             restored=None if checkpoint is None else [taken for _, taken in sorted(checkpoint.subtasks.items())],
@@ -143,6 +146,16 @@ class CheckpointedJob:
         """A task fails, the others are cancelled, coordinators are told; another attempt may follow."""
         self.close_tasks()
         self.end(JobOutcome.FAILED)
+
+    def fail_for_good(self) -> None:
+        self.fail()
+        self.give_up(JobOutcome.FAILED)
+
+    def give_up(self, outcome: JobOutcome) -> None:
+        """No attempt follows the last one, which has failed."""
+        for coordinator in self.coordinators:
+            if coordinator is not None:
+                coordinator.given_up(outcome)
 
     def close_tasks(self) -> None:
         for subtask, harness in self.harnesses.items():
@@ -200,6 +213,14 @@ class CheckpointedJob:
         taken = self.snapshot_coordinators()
         for subtask in sorted(self.harnesses.keys() - self.finished):
             self.snapshot_subtask(taken, subtask)
+        return taken
+
+    def savepoint(self) -> TakenCheckpoint:
+        """Take a savepoint: nothing is committed for it, and no task hears that it is complete."""
+        taken = self.checkpoint()
+        for index, coordinator in enumerate(self.coordinators):
+            if coordinator is not None:
+                coordinator.savepoint_taken(taken.checkpoint_id, taken.committables_of(index))
         return taken
 
     def commit(self, taken: TakenCheckpoint) -> None:

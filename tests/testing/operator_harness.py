@@ -168,6 +168,7 @@ class OperatorHarness:
         clock: Clock | None = None,
         host: str = "localhost",
         name: str = "Test",
+        job: str = "job",
         coordinators: list[OperatorCoordinator | None] | None = None,
         config: dict[str, str] | None = None,
         memory_bytes: int = 64 << 20,
@@ -184,6 +185,7 @@ class OperatorHarness:
         self._parallelism = parallelism
         self._host = host
         self._name = name
+        self._job = job
         self._coordinators = coordinators
         self._config = config or {}
         self._memory_bytes = memory_bytes
@@ -225,7 +227,7 @@ class OperatorHarness:
             runtime_context=self.runtime_context,
             operator_id=OperatorID.from_text(f"{self._name}-{index}"),
             operator_name=self._name,
-            job_id=JobID.from_text("job"),
+            job_id=JobID.from_text(self._job),
             job_name="test job",
             config=self._config,
             clock=self.clock,

@@ -37,6 +37,7 @@ __all__ = [
     "Kind",
     "Let",
     "Logic",
+    "LowBits",
     "Negative",
     "Not",
     "Ref",
@@ -45,6 +46,7 @@ __all__ = [
     "ToInt",
     "Truth",
     "Value",
+    "Wrapping",
 ]
 
 INT_MIN: Final = -(2**63)
@@ -353,6 +355,33 @@ class Arithmetic(Expression):
             return _ints(np.remainder(left.values, divisor), low, high)
         bound = max(abs(left.low), abs(left.high))
         return _ints(np.floor_divide(left.values, divisor), max(-bound, INT_MIN), min(bound, INT_MAX))
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapping(Expression):
+    """``+ - * & | ^`` of integers, modulo 2^64: only ``LowBits`` may ask for it, which needs no more than that."""
+
+    sign: str
+    left: Expression
+    right: Expression
+    kind: Kind = Kind.INT
+
+    def evaluate(self, frame: Frame, mask: Mask) -> Value:
+        left, right = self.left.evaluate(frame, mask).values, self.right.evaluate(frame, mask).values
+        bitwise = _BITWISE.get(self.sign)
+        return Value(getattr(np, _BOUNDED[self.sign][0])(left, right) if bitwise is None else bitwise(left, right))
+
+
+@dataclass(frozen=True, eq=False)
+class LowBits(Expression):
+    """``operand & bits``, where bits are at most 63: what the operand is beyond them makes no difference."""
+
+    operand: Expression
+    bits: int
+    kind: Kind = Kind.INT
+
+    def evaluate(self, frame: Frame, mask: Mask) -> Value:
+        return _ints(self.operand.evaluate(frame, mask).values & np.int64(self.bits), 0, self.bits)
 
 
 def _require_exact(value: Value, frame: Frame, mask: Mask) -> None:

@@ -31,6 +31,7 @@ from engine.operators.compile.expressions import (
     Kind,
     Let,
     Logic,
+    LowBits,
     Negative,
     Not,
     Ref,
@@ -38,6 +39,7 @@ from engine.operators.compile.expressions import (
     ToFloat,
     ToInt,
     Truth,
+    Wrapping,
 )
 from engine.operators.compile.source import tree_of
 from engine.operators.compile.texts import (
@@ -375,10 +377,36 @@ class _Translator:
                     return Arithmetic("//", shifted, _constant(1 << bits))
         if type(sign) not in _SIGNS:
             _refuse(f"it has a {type(sign).__name__}")
+        if isinstance(sign, ast.BitAnd):
+            for operand, other in ((left, right), (right, left)):
+                match other:
+                    case ast.Constant(int() as mask) if type(mask) is int and 0 <= mask <= INT_MAX:
+                        return self._low_bits(operand, mask, names)
         first, second = _known(self.value(left, names)), _known(self.value(right, names))
         if isinstance(sign, ast.Add) and first.kind is second.kind is Kind.STR:
             return Concat(first, second)
         return Arithmetic(_SIGNS[type(sign)], first, second)
+
+    def _low_bits(self, node: ast.expr, bits: int, names: _Names) -> Expression:
+        operand = self._wrapping(node, names)
+        if operand.kind is not Kind.INT:
+            return Arithmetic("&", operand, _constant(bits))
+        return LowBits(operand, bits)
+
+    def _wrapping(self, node: ast.expr, names: _Names) -> Expression:
+        """Translate integers of which only the lowest 64 bits are wanted."""
+        match node:
+            case ast.Constant(int() as number) if type(number) is int:
+                return Constant((number + 2**63) % 2**64 - 2**63, Kind.INT)
+            case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() | ast.BitAnd() | ast.BitOr() | ast.BitXor(), right):
+                first, second = self._wrapping(left, names), self._wrapping(right, names)
+                if first.kind is second.kind is Kind.INT:
+                    return Wrapping(_SIGNS[type(node.op)], first, second)
+            case ast.BinOp(left, ast.LShift(), ast.Constant(int() as bits)) if type(bits) is int and 0 <= bits <= 62:
+                shifted = self._wrapping(left, names)
+                if shifted.kind is Kind.INT:
+                    return Wrapping("*", shifted, _constant(1 << bits))
+        return _known(self.value(node, names))
 
     def _power(self, base: Expression, power: int) -> Expression:
         if base.kind is not Kind.INT:

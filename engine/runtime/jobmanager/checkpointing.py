@@ -32,6 +32,9 @@ from engine.ha.contracts import LeadershipLostError
 from engine.ha.job_store import JobResult, JobStore
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
+    CheckpointAnswer,
+    CheckpointKind,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -77,6 +80,15 @@ class CheckpointHost(Protocol):
         done: Callable[[], None],
     ) -> None:
         """Let them commit; ``done`` is called when all have, unless the attempt ends before."""
+        ...
+
+    def coordinators_of_savepoint(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Let them keep what a savepoint names, then call ``done`` in any case."""
         ...
 
     def coordinators_aborted(self, checkpoint_id: int) -> None: ...
@@ -341,10 +353,16 @@ class CheckpointManager:
 
     # --- messages of tasks -------------------------------------------------------------------------------------------
 
-    def acknowledged(self, message: AcknowledgeCheckpoint) -> None:
-        self._handle(msg.Acknowledged(message))
+    def answered(self, message: CheckpointAnswer) -> None:
+        match message:
+            case AcknowledgeCheckpoint():
+                self._handle(msg.Acknowledged(message))
+            case DeclineCheckpoint():
+                self._declined(message)
+            case AwaitsCheckpoint():
+                self._handle(msg.CheckpointAwaited(message.attempt_id))
 
-    def declined(self, message: DeclineCheckpoint) -> None:
+    def _declined(self, message: DeclineCheckpoint) -> None:
         logger.info(
             "job=%s checkpoint=%d attempt=%s declined: %s %s",
             self.job_id,
@@ -485,7 +503,17 @@ class CheckpointManager:
             else:
                 self._handle(msg.MetadataWritten(checkpoint.checkpoint_id))
 
-        self._io.submit(write, done)
+        def begin(error: Exception | None = None) -> None:
+            if error is not None:
+                done(error)
+            else:
+                self._io.submit(write, done)
+
+        if checkpoint.kind is CheckpointKind.SAVEPOINT:
+            # Before anybody can restore from it.
+            self._host.coordinators_of_savepoint(checkpoint.checkpoint_id, checkpoint.committables(), begin)
+        else:
+            begin()
 
     def _notify_complete(self, checkpoint: CompletedCheckpoint, tasks: tuple[Task, ...]) -> None:
         checkpoint_id = checkpoint.checkpoint_id

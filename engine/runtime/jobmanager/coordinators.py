@@ -27,7 +27,13 @@ from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.protocol.control import OperatorEventSent
 from engine.rpc.codec import decode, encode
 from engine.runtime.jobmanager.io_thread import Worker, WorkerFactory, WorkerThread
-from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, Event, JobEndHandled
+from engine.runtime.jobmanager.scheduling import (
+    CoordinatorFailed,
+    CoordinatorsStarted,
+    Event,
+    GivenUpHandled,
+    JobEndHandled,
+)
 
 __all__ = ["JobCoordinators"]
 
@@ -172,6 +178,32 @@ class JobCoordinators:
         for hosted in self._hosted:
             self._submit(functools.partial(self._guarded, hosted, lambda c: c.checkpoint_aborted(checkpoint_id)))
 
+    def savepoint_taken(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Tell all, then call ``done`` on the loop, in any case."""
+        if not self._hosted:
+            done(None)
+            return
+
+        def tell_all() -> None:
+            error: Exception | None = None
+            try:
+                for hosted in self._hosted:
+                    if self._abandoned:
+                        raise ExternalError("The job was restarted meanwhile.")
+                    if hosted.coordinator is not None:
+                        encoded = committables.get(hosted.operator_id, {})
+                        hosted.coordinator.savepoint_taken(checkpoint_id, _decoded(encoded))
+            except Exception as raised:
+                error = raised
+            self._on_loop(done, error)
+
+        self._submit(tell_all)
+
     async def request(self, operator_id: str, request: object) -> object:
         """Return the coordinator's answer to a client. Raises JobNotFoundError, and what the coordinator raises."""
         hosted = self._by_operator.get(OperatorID(operator_id))
@@ -206,6 +238,37 @@ class JobCoordinators:
         if outcome is not JobOutcome.FINISHED:
             self._loop.call_later(STUCK_S, self._give_up_if, lambda: not self._end_begun)
             self._loop.call_later(CLEAN_UP_S, self._give_up_if, lambda: True)
+
+    def give_up(self, outcome: JobOutcome) -> None:
+        """After ``end(FAILED)``: tell all that no attempt follows; posts GivenUpHandled."""
+        answered = begun = False
+
+        def answer() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._post(GivenUpHandled())
+
+        def call() -> None:
+            nonlocal begun
+            begun = True
+            # What is removed here may be what another leader's attempt is about to commit.
+            if not self._is_fenced(self._attempt_number):
+                return
+            for hosted in self._hosted:
+                if hosted.coordinator is not None and not self._abandoned:
+                    try:
+                        hosted.coordinator.given_up(outcome)
+                    except Exception:
+                        logger.warning("job=%s: files may be left behind", self._job_graph.job_id, exc_info=True)
+            self._on_loop(answer)
+
+        if self._worker is None:
+            answer()
+            return
+        self._submit(call)
+        self._loop.call_later(STUCK_S, lambda: None if begun else answer())
+        self._loop.call_later(CLEAN_UP_S, answer)
 
     def close(self) -> None:
         """The job is forgotten: end the thread when it has done what it was asked for."""

@@ -33,7 +33,7 @@ from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.ha.job_store import JobResult, JobStore
-from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint, StopMode
+from engine.protocol.checkpoint import CheckpointAnswer, StopMode
 from engine.protocol.control import OperatorEventSent
 from engine.protocol.lifecycle import JobStatus
 from engine.protocol.profiling import StacksSampled
@@ -385,14 +385,10 @@ class Dispatcher:
         if master is not None:
             master.post(event)
 
-    def checkpoint_answer(self, message: AcknowledgeCheckpoint | DeclineCheckpoint) -> None:
+    def checkpoint_answer(self, message: CheckpointAnswer) -> None:
         master = self._jobs.get(message.job_id)
-        if master is None:
-            return
-        if isinstance(message, AcknowledgeCheckpoint):
-            master.checkpoints.acknowledged(message)
-        else:
-            master.checkpoints.declined(message)
+        if master is not None:
+            master.checkpoints.answered(message)
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)

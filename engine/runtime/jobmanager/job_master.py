@@ -336,6 +336,8 @@ class JobMaster:
                 self.checkpoints.all_tasks_finished()
             case sched.EndCoordinators(outcome):
                 self._coordinators.end(outcome)
+            case sched.GiveUpCoordinators(outcome):
+                self._coordinators.give_up(outcome)
             case sched.RestartAfter(attempt_number, delay_ms):
                 self._restart_after(attempt_number, delay_ms)
             case sched.JobStatusChanged(status):
@@ -383,6 +385,14 @@ class JobMaster:
                 done()
 
         coordinators.checkpoint_completed(checkpoint_id, committables, if_current)
+
+    def coordinators_of_savepoint(
+        self,
+        checkpoint_id: int,
+        committables: Mapping[OperatorID, Mapping[int, bytes]],
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        self._coordinators.savepoint_taken(checkpoint_id, committables, done)
 
     def coordinators_aborted(self, checkpoint_id: int) -> None:
         self._coordinators.checkpoint_aborted(checkpoint_id)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from engine.checkpoint import storage
 from engine.checkpoint.assignment import adopted_max_parallelism, assign_state
+from engine.checkpoint.key_check import check_key_kinds
 from engine.checkpoint.model import InputLayout, JobLayout, OperatorLayout, VertexLayout
 from engine.checkpoint.settings import checkpoint_settings
 from engine.checkpoint.store import StoredCheckpoint
@@ -84,6 +85,7 @@ def _prepare(job_graph: JobGraph, config: Configuration, path: str, root: str) -
         job_graph = dataclasses.replace(job_graph, vertices=vertices)
     allow = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
     assign_state(restored, job_layout(job_graph), allow_non_restored=allow)
+    check_key_kinds(restored, job_layout(job_graph))
     logger.info("job=%s starts from checkpoint=%d in %s", job_graph.job_id, restored.checkpoint_id, restored.folder)
     is_claimed = config.get(CheckpointingOptions.CLAIM_MODE) == "CLAIM"
     return PreparedJob(job_graph, (StoredCheckpoint(restored, is_claimed),), restored.checkpoint_id)
@@ -104,7 +106,7 @@ def job_layout(job_graph: JobGraph) -> JobLayout:
             vertex.name,
             vertex.parallelism,
             vertex.max_parallelism,
-            tuple(OperatorLayout(one.operator_id, one.name, one.uid) for one in vertex.operators),
+            tuple(OperatorLayout(one.operator_id, one.name, one.uid, one.key_kind) for one in vertex.operators),
             tuple(
                 _input_layout(edge, parallelism)
                 for edge in job_graph.edges

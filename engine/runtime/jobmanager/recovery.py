@@ -138,7 +138,8 @@ def finish_clean_up(store: JobStore, result: JobResult, cluster: Configuration) 
         if is_retained:
             for checkpoint in found.checkpoints:
                 retained += [checkpoint.folder, *sorted(checkpoint.files())]
-        if not found.problems:  # else somebody may want to look at them
+        # Without what could not be read nobody knows which files are retained. Where none are, some are gone already.
+        if not (is_retained and found.problems):
             folders = CheckpointFolders(storage.absolute_folder(root), result.job_id)
             storage.remove_job_folder(folders.job, [path for path in retained if path])
     store.remove_job(result.job_id)

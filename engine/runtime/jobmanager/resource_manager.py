@@ -20,7 +20,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ExternalError
 from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions
-from engine.protocol.checkpoint import AcknowledgeCheckpoint, DeclineCheckpoint
+from engine.protocol.checkpoint import AcknowledgeCheckpoint, AwaitsCheckpoint, CheckpointAnswer, DeclineCheckpoint
 from engine.protocol.control import (
     AcceptRegistration,
     AllocateSlot,
@@ -157,7 +157,7 @@ class JobEvents(Protocol):
 
     def operator_event(self, message: OperatorEventSent) -> None: ...
 
-    def checkpoint_answer(self, message: AcknowledgeCheckpoint | DeclineCheckpoint) -> None: ...
+    def checkpoint_answer(self, message: CheckpointAnswer) -> None: ...
 
 
 @dataclass(slots=True)
@@ -303,7 +303,7 @@ class ResourceManager:
                 self._jobs.post_to_job(message.job_id, sched.TaskStateReported(message))
             case OperatorEventSent():
                 self._jobs.operator_event(message)
-            case AcknowledgeCheckpoint() | DeclineCheckpoint():
+            case AcknowledgeCheckpoint() | DeclineCheckpoint() | AwaitsCheckpoint():
                 self._jobs.checkpoint_answer(message)
             case HeartbeatFromTaskManager():
                 taskmanager.rss_bytes = message.rss_bytes + sum(message.slot_rss_bytes.values())

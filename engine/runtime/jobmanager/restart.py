@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
@@ -58,6 +58,10 @@ class FixedDelay:
         return f"Restart with fixed delay ({self._delay_ms} ms). #{self._attempts} restart attempts."
 
 
+#: Flink's number for "there is no end".
+ATTEMPTS_UNLIMITED: Final = 2**31 - 1
+
+
 @final
 class FailureRate:
     """Gives up at one failure more than ``failures_max`` within ``interval_ms``."""
@@ -83,7 +87,8 @@ class FailureRate:
 
 @final
 class ExponentialDelay:
-    """Never gives up; waits longer with each failure, up to a limit, until there was none for a while.
+    """Waits longer with each failure, up to a limit, until there was none for a while; gives up at more than
+    ``attempts_max`` in a row.
 
     The first loss of a process is not waited for: the delay is there to spare others a failure that repeats itself.
     """
@@ -97,7 +102,10 @@ class ExponentialDelay:
         jitter_factor: float,
         reset_after_ms: int,
         rng: random.Random,
+        attempts_max: int = ATTEMPTS_UNLIMITED,
     ) -> None:
+        self._attempts_max = attempts_max
+        self._num_in_a_row = 0
         self._initial_ms = initial_ms
         self._max_ms = max_ms
         self._multiplier = multiplier
@@ -112,10 +120,14 @@ class ExponentialDelay:
         # The time that the job waited for its restart is not time that it ran well.
         if last is None or failed_ms - last >= self._reset_after_ms + self._backoff_ms:
             self._backoff_ms = float(self._initial_ms)
+            self._num_in_a_row = 1
             if is_loss:
                 return 0
         else:
             self._backoff_ms = min(self._max_ms, self._backoff_ms * self._multiplier)
+            self._num_in_a_row += 1
+        if self._num_in_a_row > self._attempts_max:
+            return None
         jitter = self._rng.uniform(-1, 1) * self._jitter_factor * self._backoff_ms
         return round(min(self._max_ms, max(self._initial_ms, self._backoff_ms + jitter)))
 
@@ -124,6 +136,7 @@ class ExponentialDelay:
             f"Restart with exponential delay: starting at {self._initial_ms} ms, increasing by {self._multiplier:g}, "
             f"with maximum {self._max_ms} ms. Delay resets after {self._reset_after_ms} ms with jitter "
             f"{self._jitter_factor:g}."
+            + (f" At most {self._attempts_max} restarts in a row." * (self._attempts_max < ATTEMPTS_UNLIMITED))
         )
 
 
@@ -163,4 +176,5 @@ def _exponential_delay(config: Configuration, rng: random.Random) -> Exponential
         jitter_factor=config.get(RestartOptions.JITTER_FACTOR),
         reset_after_ms=config.get(RestartOptions.RESET_THRESHOLD),
         rng=rng,
+        attempts_max=config.get(RestartOptions.BACKOFF_ATTEMPTS),
     )

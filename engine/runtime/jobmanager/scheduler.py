@@ -38,6 +38,8 @@ from engine.runtime.jobmanager.scheduling import (
     Deploy,
     EndCoordinators,
     Event,
+    GivenUpHandled,
+    GiveUpCoordinators,
     JobEndHandled,
     JobStatusChanged,
     JobTerminated,
@@ -73,6 +75,7 @@ class _Coordinators(enum.Enum):
     STARTED = "started"
     ENDING = "ending"
     ENDED = "ended"
+    GIVEN_UP = "given up"  #: the answer is awaited, then the job has ended
 
 
 #: States of an attempt that is, or may be, in its slot.
@@ -85,7 +88,7 @@ _IN_SLOT: Final = frozenset(
     }
 )
 _NOT_STARTED: Final = frozenset({ExecutionState.CREATED, ExecutionState.SCHEDULED})
-_ENDED: Final = frozenset({_Coordinators.ENDING, _Coordinators.ENDED})
+_ENDED: Final = frozenset({_Coordinators.ENDING, _Coordinators.ENDED, _Coordinators.GIVEN_UP})
 _WINDING_DOWN: Final = frozenset({JobStatus.FAILING, JobStatus.CANCELLING})
 _FAILED: Final = frozenset({JobStatus.FAILING, JobStatus.FAILED, JobStatus.RESTARTING})
 _OUTCOMES: Final = {
@@ -182,6 +185,10 @@ class Scheduler:
                 self._on_cancel()
             case JobEndHandled(error):
                 self._on_end_handled(error)
+            case GivenUpHandled():
+                if self._coordinators is _Coordinators.GIVEN_UP:
+                    failed = self.graph.status is JobStatus.FAILING
+                    self._terminate(JobStatus.FAILED if failed else JobStatus.CANCELED)
             case RescaleRequested(job_graph):
                 self._on_rescale(job_graph)
             case RestartDue(number):
@@ -570,7 +577,7 @@ class Scheduler:
             is_loss = self._failure_is_loss
             delay_ms = self._restarts.delay_ms(self._failed_ms, is_loss=is_loss) if self._may_restart else None
         if delay_ms is None:
-            self._terminate(JobStatus.FAILED)
+            self._give_up(JobOutcome.FAILED)
         elif self._cancel_requested:
             self._terminate_cancelled()
         else:
@@ -583,7 +590,12 @@ class Scheduler:
         """Nothing is left to be wound down, the last attempt has failed."""
         self.graph.failure = None
         self._enter(JobStatus.CANCELLING)
-        self._terminate(JobStatus.CANCELED)
+        self._give_up(JobOutcome.CANCELED)
+
+    def _give_up(self, outcome: JobOutcome) -> None:
+        """The coordinators have kept what another attempt might have wanted."""
+        self._coordinators = _Coordinators.GIVEN_UP
+        self._commands.append(GiveUpCoordinators(outcome))
 
     def _restart(self) -> None:
         self._attempt_number += 1

@@ -86,6 +86,11 @@ class JobEndHandled:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUpHandled:
+    """Answer to GiveUpCoordinators."""
+
+
+@dataclass(frozen=True, slots=True)
 class MetricsReported:
     metrics: Mapping[ExecutionAttemptID, TaskMetrics]
 
@@ -114,6 +119,7 @@ Event: TypeAlias = (
     | CoordinatorsStarted
     | CoordinatorFailed
     | JobEndHandled
+    | GivenUpHandled
     | MetricsReported
     | RescaleRequested
     | RestartDue
@@ -177,6 +183,14 @@ class EndCoordinators:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUpCoordinators:
+    """After EndCoordinators(FAILED): no attempt follows. Call ``given_up`` of every coordinator; answer GivenUpHandled
+    in any case."""
+
+    outcome: JobOutcome  #: how the job ends: FAILED, or CANCELED while it waited for its next attempt
+
+
+@dataclass(frozen=True, slots=True)
 class RestartAfter:
     """Send RestartDue with this number in ``delay_ms``."""
 
@@ -205,6 +219,7 @@ Command: TypeAlias = (
     | StartCoordinators
     | NotifySubtaskFinished
     | EndCoordinators
+    | GiveUpCoordinators
     | RestartAfter
     | JobStatusChanged
     | JobTerminated

@@ -18,12 +18,16 @@ class LeaderConnector:
 
     def __init__(self, retrieval: LeaderRetrieval) -> None:
         self._retrieval = retrieval
-        self._token: FencingToken | str = ""
+        #: of the leader that the last call found, once it has
+        self._token: FencingToken | None = None
+        self._found = asyncio.Event()
 
     async def __call__(self, timeout_s: float) -> JobManagerConnection:
         """Raises ExternalError when there is no leader, or it does not answer in time."""
+        self._found.clear()
         leader = await self._retrieval.leader(timeout_s)
         self._token = leader.token
+        self._found.set()
         return await connect(leader.rpc_host, leader.rpc_port, timeout_s)
 
     async def leader_host(self, timeout_s: float) -> str:
@@ -31,11 +35,11 @@ class LeaderConnector:
         return (await self._retrieval.leader(timeout_s)).rpc_host
 
     async def replaced(self) -> None:
-        """Return when another leader than the one of the last call has been published."""
-        if self._token:
-            await self._retrieval.replaced(FencingToken(self._token))
-        else:
-            await asyncio.get_running_loop().create_future()  # the next call waits for the first leader itself
+        """Return when another leader than the one of the last call has been published. While that call still looks for
+        the leader, the one before does not count: it must be able to find the new one."""
+        await self._found.wait()
+        assert self._token is not None
+        await self._retrieval.replaced(self._token)
 
     async def close(self) -> None:
         await self._retrieval.close()

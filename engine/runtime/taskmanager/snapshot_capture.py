@@ -1,8 +1,9 @@
 """Captures the state of a task's operators for one checkpoint, and has it written beside the task.
 
-Small state is captured in place: cheaper than a fork. Large state is captured and written in a forked child, parts that
-keep themselves on disk lay down their files and an I/O thread uploads them. What the task hears in the end is one
-result or one error. Not here: when it happens (``task_checkpoints``), how bytes lie (``checkpoint/state_files``).
+Small state is captured in place: cheaper than a fork. Of large state a small increment is noted in place and written
+by an I/O thread; all else of it is captured and written in a forked child. Parts that keep themselves on disk lay down
+their files and an I/O thread uploads them. What the task hears in the end is one result or one error. Not here: when it
+happens (``task_checkpoints``), how bytes lie (``checkpoint/state_files``).
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 from engine.checkpoint.state_files import (
-    INLINE_BYTES_LIMIT,
     Chunks,
     ChunkWriter,
     StateTooLargeError,
@@ -41,9 +41,12 @@ from engine.protocol.checkpoint import (
 )
 from engine.runtime.taskmanager.snapshot_workers import Job, OnDone, SnapshotWorkers
 from engine.state.operator_state import OperatorStateStore, Redistribution
-from engine.state.parts import DeltaPart, FilePart, KeyedPart, LazyPart, OperatorStateRegistry
+from engine.state.parts import DeltaPart, FilePart, KeyedPart, LazyPart, NotingPart, OperatorStateRegistry
 
 __all__ = ["Consumer", "StateCapture", "TaskSnapshot"]
+
+#: An entry that is made into bytes at once takes as long as so many that are only noted.
+_IN_PLACE_COST: Final = 4
 
 #: operator, name of the part
 PartKey: TypeAlias = tuple[OperatorID, str]
@@ -86,7 +89,7 @@ class TaskSnapshot:
         """Each piece fits by itself; do all of them, where they travel in one message?"""
         if self.options.exclusive_folder:
             return None
-        limit, size = max(self.options.inline_bytes_max, INLINE_BYTES_LIMIT), self.state_bytes()
+        limit, size = self.options.state_bytes_max, self.state_bytes()
         return StateTooLargeError.of(size, limit) if size > limit else None
 
     def start(self, begin: Callable[[Callable[[], Any], OnDone], Job], work: Callable[[], Any], done: OnDone) -> None:
@@ -143,7 +146,8 @@ class _Written:
 
 @final
 class StateCapture:
-    """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job."""
+    """All parts of the operators of one task. ``name``: what the task's files are called, unique in the job.
+    ``is_periodic``: checkpoints will come."""
 
     def __init__(
         self,
@@ -153,6 +157,7 @@ class StateCapture:
         *,
         name: str,
         work_dir: str,
+        is_periodic: bool = False,
     ) -> None:
         self._key_groups = key_groups
         self._workers = workers
@@ -166,7 +171,8 @@ class StateCapture:
                     self._files.append(((operator_id, part_name), part))
                 else:
                     self._memory.append(((operator_id, part_name), part))
-        if sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min:
+        is_large = sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min
+        if is_large or (is_periodic and self._memory):
             workers.expect_forks()
         self._deltas = [part for _, part in self._memory if isinstance(part, DeltaPart)]
         self._lists: list[tuple[OperatorID, OperatorStateStore]] = [
@@ -290,32 +296,80 @@ class StateCapture:
                 self._take(snapshot, base, written)
 
         if sum(part.num_entries() for _, part in self._memory) > self._workers.fork_entries_min:
-            snapshot.start(
-                self._workers.fork,
-                lambda: _write(self._chunks(snapshot, base), _dumped(self._lists), (path, list_paths), limits),
-                done,
-            )
+            noted = self._note(snapshot, base)
+            if noted is None:
+                snapshot.start(
+                    self._workers.fork,
+                    lambda: _write(
+                        self._chunks(snapshot, base, in_child=True), _dumped(self._lists), (path, list_paths), limits
+                    ),
+                    done,
+                )
+            else:
+                lists, made = _dumped(self._lists), (make() for make in noted)
+                snapshot.start(self._workers.run, lambda: _write(made, lists, (path, list_paths), limits), done)
             return
-        chunks, lists = list(self._chunks(snapshot, base)), _dumped(self._lists)
+        chunks, lists = list(self._chunks(snapshot, base, in_child=False)), _dumped(self._lists)
         fits = sum(part.size_bytes for part in chunks) + sum(map(len, lists.values())) <= limits.inline_bytes_max
         if fits or not path:
             self._take(snapshot, base, _write(iter(chunks), lists, ("", {}), limits))
             return
         snapshot.start(self._workers.run, lambda: _write(iter(chunks), lists, (path, list_paths), limits), done)
 
-    def _chunks(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> Iterator[Chunks]:
-        """Yield what each part in memory gives, in their order. One at a time is in memory."""
-        since = snapshot.options.base_checkpoint_id
+    def _note(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> list[Callable[[], Chunks]] | None:
+        """Note what each part in memory has to write; what is returned makes the chunks, in their order, in another
+        thread. None: a child must, as some part has no increment or a large one."""
+        left = self._workers.noted_entries_max
+        left -= _IN_PLACE_COST * sum(store.num_entries() for _, store in self._lists)
+        small_max = left // _IN_PLACE_COST
+        is_small = [part.num_entries() <= small_max for _, part in self._memory]
+        can_note = (isinstance(part, NotingPart) and delta_is_worth_it(base.get(key)) for key, part in self._memory)
+        if left < 0 or not all(small or noting for small, noting in zip(is_small, can_note, strict=True)):
+            return None
+        noted: list[Callable[[], Chunks]] = []
+        for (key, part), small in zip(self._memory, is_small, strict=True):
+            if not small and isinstance(part, NotingPart):
+                delta = part.note_delta(self._key_groups, snapshot.options.base_checkpoint_id, left)
+                if delta is None:
+                    return None
+                left -= delta.num_entries
+                noted.append(lambda delta=delta: Chunks(delta.chunks(), is_delta=True))  # type: ignore[misc]
+                continue
+            left -= _IN_PLACE_COST * part.num_entries()
+            if left < 0:
+                return None
+            chunks = self._chunks_of(key, part, snapshot, base, lazy=False)
+            noted.append(lambda chunks=chunks: chunks)  # type: ignore[misc]
+        return noted
+
+    def _chunks(
+        self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], *, in_child: bool
+    ) -> Iterator[Chunks]:
+        """Yield what each part in memory gives, in their order. One at a time is in memory.
+
+        Only a child may make bytes of them later: here the state goes on, and what was captured would change with it.
+        """
         for key, part in self._memory:
-            delta = None
-            if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
-                delta = part.snapshot_delta(self._key_groups, since)
-            if delta is not None:
-                yield Chunks(delta, is_delta=True)
-            elif isinstance(part, LazyPart):
-                yield Chunks(part.lazy_snapshot(self._key_groups))
-            else:
-                yield Chunks(part.snapshot(self._key_groups))
+            yield self._chunks_of(key, part, snapshot, base, lazy=in_child)
+
+    def _chunks_of(
+        self,
+        key: PartKey,
+        part: KeyedPart,
+        snapshot: TaskSnapshot,
+        base: dict[PartKey, KeyedStateHandle],
+        *,
+        lazy: bool,
+    ) -> Chunks:
+        """``lazy``: chunks may be made when they are asked for: only where the state does not go on meanwhile."""
+        delta = None
+        if isinstance(part, DeltaPart) and delta_is_worth_it(base.get(key)):
+            delta = part.snapshot_delta(self._key_groups, snapshot.options.base_checkpoint_id)
+        if delta is not None:
+            return Chunks(delta, is_delta=True)
+        if lazy and isinstance(part, LazyPart):
+            return Chunks(part.lazy_snapshot(self._key_groups))
+        return Chunks(part.snapshot(self._key_groups))
 
     def _take(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle], written: _Written) -> None:
         groups = self._key_groups
@@ -429,7 +483,7 @@ class _Limits:
     def of(cls, options: CheckpointOptions, base: dict[PartKey, KeyedStateHandle]) -> _Limits:
         """What deltas of before have inside the metadata counts too, or it would grow with every checkpoint."""
         if not options.exclusive_folder:
-            return cls(max(options.inline_bytes_max, INLINE_BYTES_LIMIT), must_fit=True)
+            return cls(options.state_bytes_max, must_fit=True)
         layers = [layer for handle in base.values() for layer in handle.layers]
         return cls(max(0, options.inline_bytes_max - sum(len(layer.file.inline) for layer in layers)), must_fit=False)
 

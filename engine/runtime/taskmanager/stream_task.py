@@ -21,7 +21,7 @@ from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
 from engine.operators.failure import error_info
 from engine.operators.functions import RuntimeContext
-from engine.protocol.checkpoint import CheckpointFailureReason, StopMode, TriggerCheckpoint
+from engine.protocol.checkpoint import AwaitsCheckpoint, CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
     ErrorInfo,
     OperatorEventSent,
@@ -108,8 +108,10 @@ class StreamTask:
         self._enter(ExecutionState.INITIALIZING)
         restore = self.deployment.restore
         if restore is not None and restore.is_finished:
-            self._finish_again()
-            return
+            if not any(operator.lists or operator.keyed for operator in restore.operators.values()):
+                self._finish_again()
+                return
+            self._source_ended = self._is_finished = True
         try:
             spec = self._load()
             self._make_exits(spec)
@@ -149,15 +151,16 @@ class StreamTask:
         self._enter(ExecutionState.FINISHED)
 
     def _make_checkpoints(self, chain: OperatorChain) -> TaskCheckpoints:
-        env, deployment = self._env, self.deployment
+        env, deployment, config = self._env, self.deployment, Configuration(self._env.init.config)
         capture = StateCapture(
             self._registries.in_order(chained.operator_id for chained in chain.spec.operators),
             self._registries.key_groups,
             env.snapshot_workers,
             name=f"{deployment.vertex_id[:8]}-{deployment.subtask_index}",
             work_dir=env.init.work_dir,
+            is_periodic=config.get(CheckpointingOptions.INTERVAL) > 0,
         )
-        if deployment.restore is not None and Configuration(env.init.config).get(CheckpointingOptions.INCREMENTAL):
+        if deployment.restore is not None and config.get(CheckpointingOptions.INCREMENTAL):
             capture.adopt(deployment.restore)
         return TaskCheckpoints(
             deployment,
@@ -169,6 +172,7 @@ class StreamTask:
             clock=env.clock,
             call_later=env.mailbox.call_later,
             pending_rest=self._pending_rest,
+            has_finished=lambda: self._is_finished,
         )
 
     def _pending_rest(self) -> tuple[int, Batch] | None:
@@ -577,9 +581,12 @@ class StreamTask:
                 chain.end_event_time()  # the tasks behind hear it from their gates
             chain.finish()
             self._is_finished = True
-            if self._waits_for_checkpoint() and not self._another_checkpoint_comes():
-                for index, operator in enumerate(chain.operators):
-                    chain.call(index, operator.release_end)
+            if self._waits_for_checkpoint():
+                if self._another_checkpoint_comes():
+                    self._env.send(AwaitsCheckpoint(self.deployment.job_id, self.deployment.attempt_id))
+                else:
+                    for index, operator in enumerate(chain.operators):
+                        chain.call(index, operator.release_end)
         if self._waits_for_checkpoint():
             return
         errors = chain.close()
@@ -593,10 +600,8 @@ class StreamTask:
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
 
     def _another_checkpoint_comes(self) -> bool:
-        assert self._checkpoints is not None
         config = Configuration(self._env.init.config)
-        periodic = config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
-        return bool(periodic) and self._checkpoints.stopped is StopMode.NONE
+        return config.get(CheckpointingOptions.INTERVAL) > 0 and config.get(CheckpointingOptions.AFTER_TASKS_FINISH)
 
     def cancel(self) -> None:
         """Stop now, or at the next emit when inside a step; does nothing when the task has ended."""

@@ -51,6 +51,7 @@ class _Timing:
     snapshot: TaskSnapshot | None = None
     metrics: CheckpointMetrics = field(default_factory=CheckpointMetrics)
     captured_ns: int = 0
+    is_finished: bool = False
 
 
 def decline(
@@ -75,6 +76,7 @@ class TaskCheckpoints:
         clock: Clock,
         call_later: Callable[[float, Callable[[], None]], object],
         pending_rest: Callable[[], tuple[int, Batch] | None],
+        has_finished: Callable[[], bool],
     ) -> None:
         self._deployment = deployment
         self._chain = chain
@@ -88,6 +90,7 @@ class TaskCheckpoints:
         if gate is not None:
             gate.on_timed_barrier = self._arm_gate_timeout
         self._pending_rest = pending_rest  #: what the task has taken from its gate and not processed
+        self._has_finished = has_finished  #: ``finish`` of its operators has been called
         self._noted: dict[int, _Timing] = {}
         #: Snapshotted, neither acknowledged nor declined.
         self._under_way: dict[int, _Timing] = {}
@@ -258,21 +261,13 @@ class TaskCheckpoints:
         if options.stop is StopMode.SUSPEND or (options.stop is StopMode.DRAIN and self._gate is None):
             self._stop = (checkpoint_id, options.stop)
         self._under_way[checkpoint_id] = timing
-        committables: dict[OperatorID, bytes] = {}
+        timing.is_finished = self._has_finished()
         try:
             _refuse_uncheckpointed(chain.spec)
         except ProgramError as error:
-            self._under_way.pop(checkpoint_id, None)
-            self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
+            self._refuse(checkpoint_id, error)
             return
-        # An operator that fails here fails its task, as anywhere else: it may have let go of what it could not write,
-        # a sink of a file that it could not close, and the next checkpoint would cover its loss.
-        for index, operator in enumerate(chain.operators):
-            chain.call(index, operator.snapshot_state, checkpoint_id)
-        for index, operator in enumerate(chain.operators):
-            committable = chain.call(index, operator.prepare_commit, checkpoint_id)
-            if committable is not None:
-                committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        committables = self._ask_operators(checkpoint_id)
         try:
             timing.metrics = CheckpointMetrics(
                 start_delay_ms=timing.start_delay_ms,
@@ -283,14 +278,33 @@ class TaskCheckpoints:
                 checkpoint_id, options, committables, self._on_captured, awaits_in_flight=awaits_in_flight
             )
         except Exception as error:
-            self._under_way.pop(checkpoint_id, None)
-            self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
+            self._refuse(checkpoint_id, error)
             return
         now_ns = time.monotonic_ns()
         timing.captured_ns = now_ns
         timing.metrics = replace(timing.metrics, sync_ms=(now_ns - start_ns) // 1_000_000)
         if timing.snapshot.has_ended:
             self._on_captured(timing.snapshot, timing.snapshot.error)
+
+    def _ask_operators(self, checkpoint_id: int) -> dict[OperatorID, bytes]:
+        """Have the operators bring their state up to date; return what they offer to be committed.
+
+        Raises: what they raise, and the task fails: the operator may have lost what it was about to hand over (a sink
+        whose file could not be closed), so it must not go on and offer the rest to the next checkpoint.
+        """
+        chain = self._chain
+        for index, operator in enumerate(chain.operators):
+            chain.call(index, operator.snapshot_state, checkpoint_id)
+        committables: dict[OperatorID, bytes] = {}
+        for index, operator in enumerate(chain.operators):
+            committable = chain.call(index, operator.prepare_commit, checkpoint_id)
+            if committable is not None:
+                committables[chain.spec.operators[index].operator_id] = pickle.dumps(committable, 5)
+        return committables
+
+    def _refuse(self, checkpoint_id: int, error: Exception) -> None:
+        self._under_way.pop(checkpoint_id, None)
+        self._send(decline(self._deployment, checkpoint_id, *_reason(error)))
 
     def _on_captured(self, snapshot: TaskSnapshot, error: BaseException | None) -> None:
         """All is written, or something went wrong."""
@@ -325,6 +339,7 @@ class TaskCheckpoints:
                 snapshot.operators(operator_ids),
                 tuple(snapshot.in_flight),
                 metrics,
+                timing.is_finished,
             )
         )
         self._capture.acknowledged(snapshot)

@@ -28,6 +28,7 @@ from engine.core.options import ClusterOptions, JobOptions, MemoryOptions
 from engine.operators.failure import error_info
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
+    AwaitsCheckpoint,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
     NotifyCheckpointComplete,
@@ -595,7 +596,9 @@ class TaskExecutor:
                 if message.state.is_terminal():
                     slot.live.pop(message.attempt_id, None)
                 self._send(message)
-            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | StacksSampled():
+            case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | AwaitsCheckpoint():
+                self._send(message)
+            case StacksSampled():
                 self._send(message)
             case SlotReport():
                 slot.metrics = message.metrics

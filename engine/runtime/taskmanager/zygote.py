@@ -16,6 +16,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import ExternalError
 from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
+from engine.runtime.taskmanager.huge_pages import MALLOC_HUGE, with_huge_malloc
 from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
 from engine.runtime.taskmanager.zygote_process import kill_slot
 
@@ -111,7 +112,7 @@ class Zygote:
                 ZYGOTE_MODULE,
                 str(theirs.fileno()),
                 *preload,
-                env={**env, **_SINGLE_THREADED},
+                env={**env, **_SINGLE_THREADED, MALLOC_HUGE: with_huge_malloc(env.get(MALLOC_HUGE, ""))},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -143,6 +144,37 @@ class Zygote:
 
         Raises: ExternalError with the slot's reason when it cannot start; its process is gone then.
         """
+        # The answer to a fork is taken even when nobody waits any more: the next would take it for its own.
+        forking = asyncio.ensure_future(self._fork())
+        try:
+            pid, ours = await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            forking.add_done_callback(self._leave_no_process)
+            raise
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            self._leave_no_process(forking)
+            raise
+        handle = SlotHandle(pid, reader, writer, self._exited[pid])
+        handle.send(init)
+        try:
+            answer = await asyncio.wait_for(handle.receive(), _READY_TIMEOUT)
+        except BaseException as error:  # also when the caller gave up: leave no process behind
+            handle.kill()
+            if isinstance(error, TimeoutError):
+                raise ExternalError(f"A slot process was not ready within {_READY_TIMEOUT:.0f} s.") from error
+            raise
+        if isinstance(answer, SlotReady):
+            handle.address = answer.address
+            return handle
+        handle.kill()
+        code = await handle.wait()
+        reason = answer.message if isinstance(answer, ErrorInfo) else f"it ended with exit code {code}"
+        raise ExternalError(f"A slot process could not start: {reason}")
+
+    async def _fork(self) -> tuple[int, socket.socket]:
+        """Return a new process and our end of its socket. Raises: ExternalError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         async with self._fork_lock:  # answers come in order
             try:
@@ -160,23 +192,14 @@ class Zygote:
             raise ExternalError(
                 "No slot process could be forked: " + ("the zygote ended." if pid == 0 else os.strerror(-pid) + ".")
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        handle = SlotHandle(pid, reader, writer, self._exited[pid])
-        handle.send(init)
-        try:
-            answer = await asyncio.wait_for(handle.receive(), _READY_TIMEOUT)
-        except BaseException as error:  # also when the caller gave up: leave no process behind
-            handle.kill()
-            if isinstance(error, TimeoutError):
-                raise ExternalError(f"A slot process was not ready within {_READY_TIMEOUT:.0f} s.") from error
-            raise
-        if isinstance(answer, SlotReady):
-            handle.address = answer.address
-            return handle
-        handle.kill()
-        code = await handle.wait()
-        reason = answer.message if isinstance(answer, ErrorInfo) else f"it ended with exit code {code}"
-        raise ExternalError(f"A slot process could not start: {reason}")
+        return pid, ours
+
+    def _leave_no_process(self, forking: asyncio.Future[tuple[int, socket.socket]]) -> None:
+        if not forking.cancelled() and forking.exception() is None:
+            pid, ours = forking.result()
+            ours.close()
+            if pid in self._exited:
+                kill_slot(pid)
 
     def load(self, modules: Sequence[str]) -> None:
         """Have it import modules, once, before it forks the next slot; ``warm_up()`` is called as in ``start``."""

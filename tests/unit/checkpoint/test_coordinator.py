@@ -9,7 +9,7 @@ import random
 import pytest
 
 from engine.checkpoint import messages as msg
-from engine.checkpoint.coordinator import QUEUE_MAX, CheckpointCoordinator
+from engine.checkpoint.coordinator import QUEUE_MAX, RETRY_MS, CheckpointCoordinator
 from engine.checkpoint.model import InputLayout, JobLayout, Task
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
 from engine.checkpoint.store import Garbage, StoredCheckpoint
@@ -517,6 +517,16 @@ def test_a_failed_savepoint_is_told_and_leaves_nothing_and_the_job_alone():
     assert shell.deleted == {SAVEPOINT}
 
 
+def test_files_that_are_told_of_after_a_savepoint_was_given_up_are_deleted():
+    shell = running()
+    source, _ = shell.layout.tasks()
+    shell(msg.SavepointRequested("r", SAVEPOINT))
+    shell(msg.CheckpointPrepared(1))
+    shell.at(7000)
+    (discard,) = shell.ack(source, 1, SAVEPOINT + "/late", "file:///elsewhere")
+    assert discard == msg.Discard(Garbage((SAVEPOINT,), (SAVEPOINT + "/late",)))
+
+
 @pytest.mark.parametrize("spoil", [msg.JobStopping(), msg.AllTasksFinished(), msg.JobEnded()])
 def test_requests_are_answered_when_the_job_ends(spoil):
     shell = Shell()
@@ -572,6 +582,76 @@ def test_a_stop_is_committed_and_answered_when_the_job_has_ended():
     assert SAVEPOINT not in shell.deleted
 
 
+def awaited(task: Task, attempt: int = 0) -> msg.CheckpointAwaited:
+    return msg.CheckpointAwaited(ExecutionAttemptID.of(task.vertex_id, task.subtask_index, attempt))
+
+
+def test_tasks_that_wait_for_a_checkpoint_at_their_end_get_one_soon_and_together():
+    shell = running(pipeline(1, 2), CheckpointSettings(interval_ms=600_000))
+    source, *sinks = shell.layout.tasks()
+    shell(msg.TaskFinished(source))
+    assert shell(awaited(sinks[0], attempt=7)) == []  # of another attempt
+    assert shell.coordinator.next_timer_ms() == 600_000
+    shell(awaited(sinks[0]))
+    shell.now_ms += RETRY_MS // 2
+    assert shell(awaited(sinks[1])) == []
+    assert msg.PrepareCheckpoint(1) in shell.at(RETRY_MS)
+    shell(msg.CheckpointPrepared(1))
+    for task in sinks:
+        shell.ack(task, 1)
+    assert only(msg.NotifyComplete, shell(msg.MetadataWritten(1))).tasks == tuple(sinks)
+    assert shell.at(10_000) == []  # they end now
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_a_vertex_is_recorded_as_finished_when_all_its_tasks_had_come_to_their_end(ended):
+    shell = running(pipeline(1, 2))
+    source, *sinks = shell.layout.tasks()
+    shell(msg.TaskFinished(source))
+    shell.at(1000)
+    shell(msg.CheckpointPrepared(1))
+    for task in sinks:
+        ack = acknowledgement(task, 1, ("file:///c/list",), attempt=0)
+        shell(msg.Acknowledged(dataclasses.replace(ack, is_finished=task.subtask_index < ended)))
+    shell(msg.MetadataWritten(1))
+    _, vertex_state = shell.coordinator.restore_point().vertices
+    assert vertex_state.finished == ((0, 1) if ended == 2 else ())
+    assert set(vertex_state.subtasks) == {0, 1}, "what they wait for has to be restored"
+
+
+def test_the_pause_between_checkpoints_holds_for_those_that_are_waited_for():
+    shell = running(pipeline(1, 1), CheckpointSettings(interval_ms=1000, min_pause_ms=5000))
+    source, sink = shell.layout.tasks()
+    shell.at(1000)
+    shell.complete(1)
+    shell(msg.TaskFinished(source))
+    shell(awaited(sink))
+    assert shell.at(5999) == []
+    assert msg.PrepareCheckpoint(2) in shell.at(6000)
+
+
+def test_what_comes_at_the_end_of_a_drained_job_is_made_durable_before_it_is_committed():
+    shell = running()
+    source, sink = shell.layout.tasks()
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.DRAIN))
+    shell.complete(1)
+    shell(msg.TaskFinished(source))
+    assert shell.at(50_000) == []  # none by themselves
+    shell(awaited(sink))
+    assert "AnswerRequest" in kinds(shell(msg.SavepointRequested("s", SAVEPOINT)))  # refused
+    assert msg.PrepareCheckpoint(2) in shell.at(50_000 + RETRY_MS)
+    shell(msg.CheckpointPrepared(2))
+    shell.ack(sink, 2)
+    assert only(msg.NotifyComplete, shell(msg.MetadataWritten(2))).tasks == (sink,)
+    assert shell.coordinator.restore_point().checkpoint_id == 2
+    shell(msg.TaskFinished(sink))
+    shell(msg.AllTasksFinished())
+    shell(msg.CheckpointPrepared(3))
+    shell(msg.MetadataWritten(3))
+    assert msg.AnswerRequest("r", 1, SAVEPOINT) in shell(msg.JobEnded())
+    assert SAVEPOINT not in shell.deleted
+
+
 def test_a_checkpoint_that_is_under_way_when_the_job_is_stopped_comes_too_late():
     shell = running()
     shell.at(1000)
@@ -591,6 +671,20 @@ def test_a_job_that_fails_while_it_stops_goes_on_from_the_savepoint():
     assert shell.coordinator.restore_point().folder == SAVEPOINT
     commands = shell(msg.AttemptBegun(1))
     assert "goes on from there" in only(msg.AnswerRequest, commands).error
+
+
+def test_a_stopped_job_whose_last_commit_fails_is_not_said_to_go_on():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, StopMode.SUSPEND))
+    shell.complete(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    shell(msg.CheckpointPrepared(2))
+    shell(msg.MetadataWritten(2))
+    shell(msg.JobStopping())
+    assert "AnswerRequest" not in kinds(shell(msg.AttemptBegun(1)))
+    assert only(msg.AnswerRequest, shell(msg.JobEnded())) == msg.AnswerRequest("r", 1, SAVEPOINT)
 
 
 @pytest.mark.parametrize("stop", [StopMode.SUSPEND, StopMode.DRAIN])
@@ -616,6 +710,16 @@ def test_cancel_with_savepoint_cancels_when_it_is_complete():
     shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
     assert shell.at(1000) == []
     assert shell.complete(1) == [msg.CancelJob(), msg.AnswerRequest("r", 1, SAVEPOINT)]
+
+
+def test_cancel_with_savepoint_lets_a_job_finish_whose_tasks_have_finished_meanwhile():
+    shell = running()
+    shell(msg.SavepointRequested("r", SAVEPOINT, cancel=True))
+    shell.ack_all(1)
+    for task in shell.layout.tasks():
+        shell(msg.TaskFinished(task))
+    shell(msg.AllTasksFinished())
+    assert shell(msg.MetadataWritten(1)) == [msg.AnswerRequest("r", 1, SAVEPOINT)]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import types
 
 import pyarrow.csv
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
@@ -180,6 +181,17 @@ def test_each_kind_of_state_becomes_a_table(savepoint):
     assert reader.operator_state("rules", "rules") == [("limit", 5), ("mode", "strict")]
 
 
+def test_a_table_becomes_a_data_frame(savepoint, monkeypatch):
+    orders = SavepointReader.read(savepoint).keyed_state("shop", "orders")
+    frame = orders.to_pandas()
+    assert list(frame.columns) == ["key", "index", "value"]
+    assert frame[frame.key == "user 1"]["value"].tolist() == [{"amount": n, "paid": False} for n in (1, 5, 9)]
+    assert len(orders.to_pandas(limit=7)) == 7
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"needs pandas.*pip install '\.\[pandas\]'"):
+        orders.to_pandas()
+
+
 def test_what_is_not_there_is_answered_with_what_is(savepoint):
     reader = SavepointReader.read(savepoint)
     with pytest.raises(InputError, match=r"no operator 'shopping' here; there are: .*'Shop -> Map' \(uid 'shop'\)"):
@@ -201,12 +213,13 @@ def test_the_command_lists_shows_and_exports(savepoint, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].split() == ["key", "value"]
     assert "there are more" in shown
-    for ending in ("parquet", "csv"):
+    for ending in ("parquet", "csv", "arrow"):
         target = str(tmp_path / f"out.{ending}")
         assert main(["state", savepoint, "--uid", "shop", "--state", "orders", "--to", target]) == 0
         assert "60 rows written" in capsys.readouterr().out
     table = pyarrow.parquet.read_table(str(tmp_path / "out.parquet"))
     assert table.schema.names == ["key", "index", "value"]
+    assert pyarrow.feather.read_table(str(tmp_path / "out.arrow")).equals(table)
     assert pyarrow.csv.read_csv(str(tmp_path / "out.csv")).column_names == [
         "key",
         "index",

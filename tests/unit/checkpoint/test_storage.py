@@ -156,6 +156,11 @@ def test_the_newest_sound_checkpoint_of_a_job_is_found_and_the_others_are_named(
         case "no file":
             os.remove(f"{folder}/file")
     assert storage.read_checkpoint(job_folder).checkpoint_id == 2
+    if damage not in ("no metadata", "short file", "no file"):
+        with pytest.raises(
+            CorruptStateError, match=rf"chk-10/_metadata is .* Name {job_folder} to start from the newest"
+        ):
+            storage.read_checkpoint(f"{job_folder}/chk-10")
     assert damage == "no metadata" or "checkpoint=10 is passed over" in caplog.text
     shutil.rmtree(local(f"{job_folder}/chk-2"))
     shutil.rmtree(local(f"{job_folder}/chk-1"))

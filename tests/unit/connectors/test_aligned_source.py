@@ -296,3 +296,14 @@ def test_splits_whose_turn_comes_later_do_not_stop_the_one_that_is_read():
             job.poll(0, 4)
     assert sorted(rows + job.rows()) == list(range(100))
     job.dispose()
+
+
+@pytest.mark.parametrize(("drift", "rows"), [(100, 50), (10**9, 16_384)])
+def test_batches_are_so_small_that_a_source_stops_near_what_is_allowed(drift, rows):
+    strategy = BY_VALUE.with_watermark_alignment("g", Duration.of_millis(drift))
+    with OperatorHarness(StampedSourceSpec(SourceSpec(SequenceSource(0, 10**6)), strategy)) as harness:
+        for _ in range(20):
+            harness.head.poll(16_384)
+        assert len(harness.output.batches[-1]) <= rows
+        assert len(harness.output.batches[-1]) > rows / 4
+        assert max(len(batch) for batch in harness.output.batches) <= max(64, rows)

@@ -24,9 +24,11 @@ from engine.connectors.bulk_writers import JsonFormat
 from engine.connectors.file_sink_config import BucketAssigner
 from engine.connectors.file_sinks import TextFileSinkSpec, WriteMode
 from engine.connectors.file_system import Encoder, FileSink, RollingPolicy
+from engine.connectors.staged_files import staging_folder
 from engine.core import fs
-from engine.core.errors import ExternalError, InputError
+from engine.core.errors import ExternalError, InputError, OutputExistsError
 from engine.core.fs import LocalFileSystem
+from engine.core.ids import JobID
 from engine.core.type_info import Types
 from engine.datastream.formats.parquet import ParquetBulkWriters
 from engine.operators.base import JobOutcome, OperatorSpec
@@ -348,14 +350,168 @@ def test_a_cancelled_job_leaves_what_only_a_savepoint_names_for_the_job_that_goe
     place = places()
     job = started(place)
     job.harnesses[0].process([record(1)])
-    savepoint = job.checkpoint()  # nobody is told that it is complete
+    savepoint = job.savepoint()
     job.harnesses[0].process([record(2)])
     job.close_tasks()
     job.end(JobOutcome.CANCELED)
     assert texts(place) == []
-    again = CheckpointedJob(text_spec(place.folder))
+    assert len(place.hidden()) == 2, "what the savepoint names, and a list of it"
+    again = CheckpointedJob(text_spec(place.folder), job="another")
     again.start(savepoint)
     assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+@pytest.mark.parametrize("how", ["the process died", "a task failed", "it failed for good"])
+def test_what_a_savepoint_names_outlives_a_failure_before_the_next_checkpoint(places, how):
+    """The job goes on from its checkpoint and writes the same again; whoever restores the savepoint has its own."""
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    savepoint = job.savepoint()
+    job.harnesses[0].process([record(3)])
+    if how == "it failed for good":
+        job.fail_for_good()
+    else:
+        if how == "the process died":
+            job.kill()
+        else:
+            job.fail()
+        job.start(taken)
+        job.close_tasks()
+        job.end(JobOutcome.CANCELED)
+    assert texts(place) == [record(1)]
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(savepoint)
+    assert (texts(place), place.hidden()) == ([record(1), record(2)], [])
+    again.start(savepoint)  # committing again adds nothing
+    assert texts(place) == [record(1), record(2)]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_job_goes_on_wherever_it_is_killed_around_a_savepoint_and_that_can_be_restored(places, after):
+    num_crashes = num_kept = 0
+    for at in range(1, 200):
+        place = places()
+        job = started(place)
+        job.harnesses[0].process([record(1)])
+        taken = job.complete()
+        crashes = place.crashes
+        crashes.num_calls, crashes.after, crashes.crash_at = 0, after, at
+        savepoint, cursor, crashed = None, 2, False
+        try:
+            job.harnesses[0].process([record(2)])
+            savepoint = job.savepoint()
+            job.harnesses[0].process([record(3)])
+            taken, cursor = job.checkpoint(), 4
+            job.commit(taken)
+        except Crash:
+            crashed = True
+            num_crashes += 1
+        crashes.crash_at = None
+        if crashed:
+            job.kill()
+            job.start(taken)
+        for number in range(cursor, 5):
+            job.harnesses[0].process([record(number)])
+        job.finish_all()
+        job.end(JobOutcome.FINISHED)
+        assert texts(place) == [record(number) for number in range(1, 5)], at
+        if savepoint is not None:
+            CheckpointedJob(text_spec(place.folder), job="another").start(savepoint)
+            twice = [record(2)] if cursor == 2 else []  # the first job has written it again, for itself
+            assert texts(place) == sorted([*(record(number) for number in range(1, 5)), *twice]), at
+        job.dispose()
+        # If the list was written and the savepoint did not become durable, nobody can tell: what it names stays.
+        assert place.hidden() == [] or (savepoint is None and len(place.hidden()) == 2), (at, place.hidden())
+        num_kept += bool(place.hidden())
+        if not crashed:
+            break
+    assert num_crashes > 10
+    assert num_kept <= 1
+
+
+def test_the_list_of_a_savepoint_goes_when_a_checkpoint_has_committed_what_is_in_it(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    savepoint = job.savepoint()
+    assert len(place.hidden()) == 2
+    job.complete()
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(savepoint)
+    assert texts(place) == [record(1)]
+
+
+def test_a_savepoint_that_does_not_become_durable_keeps_nothing(places):
+    place = places()
+    job = started(place)
+    job.harnesses[0].process([record(1)])
+    savepoint = job.savepoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(savepoint.checkpoint_id)
+    job.fail_for_good()
+    assert place.hidden() == []
+
+
+FOLDER = {"execution.checkpointing.interval": "1 s", "execution.checkpointing.dir": "file:///c"}
+RETAINED = {**FOLDER, "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION"}
+
+
+@pytest.mark.parametrize("config", [{}, FOLDER, RETAINED], ids=["no checkpoints", "none retained", "retained"])
+def test_a_job_that_failed_for_good_leaves_no_hidden_file(places, config):
+    place = places()
+    job = started(place, config=config)
+    job.harnesses[0].process([record(1)])
+    if config:
+        job.complete()
+    job.harnesses[0].process([record(2)])
+    aborted = job.checkpoint()
+    for coordinator in job.coordinators:
+        coordinator.checkpoint_aborted(aborted.checkpoint_id)
+    job.harnesses[0].process([record(3)])
+    job.kill() if config else job.fail()
+    job.start_coordinators()
+    job.end(JobOutcome.FAILED)
+    job.give_up(JobOutcome.FAILED)
+    assert (texts(place), place.hidden()) == ([record(1)] if config else [], [])
+
+
+@pytest.mark.parametrize(("config", "kept"), [(FOLDER, 0), (RETAINED, 1)], ids=["none retained", "retained"])
+@pytest.mark.parametrize("outcome", [JobOutcome.FAILED, JobOutcome.CANCELED])
+def test_what_a_retained_checkpoint_may_want_committed_stays(places, config, kept, outcome):
+    place = places()
+    job = started(place, config=config)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()  # becomes durable when the job fails already: nobody is told
+    job.fail()
+    job.give_up(outcome)
+    assert len(place.hidden()) == kept
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(taken)
+    assert texts(place) == [record(1)] * kept
+
+
+def test_a_commit_that_failed_for_good_can_be_made_from_the_retained_checkpoint(places, monkeypatch):
+    place = places()
+    job = started(place, config=RETAINED)
+    job.harnesses[0].process([record(1)])
+    taken = job.checkpoint()
+    monkeypatch.setattr(file_commits, "_sleep", lambda seconds: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(place.crashes.inner, "rename", _refuse)
+        with pytest.raises(ExternalError):
+            job.commit(taken)
+    job.fail_for_good()
+    again = CheckpointedJob(text_spec(place.folder), job="another")
+    again.start(taken)
+    assert (texts(place), place.hidden()) == ([record(1)], [])
+
+
+def _refuse(*args, **kwargs):
+    raise ExternalError("no")
 
 
 def test_a_failed_job_keeps_what_a_durable_checkpoint_may_still_want_committed(places):
@@ -509,18 +665,184 @@ def test_text_output_of_a_cancelled_unbounded_job_ends_at_its_last_checkpoint(pl
     assert (texts(place), place.hidden()) == ([record(1)], [])
 
 
-def test_text_output_of_a_job_that_is_over_is_not_continued_by_another(places):
-    place = places()
-    spec = TextFileSinkSpec(f"{place.folder}/out", WriteMode.OVERWRITE, type_info=PRINTED)
-    job = started(place, spec=spec)
-    job.harnesses[0].process([record(1)])
-    taken = job.complete()
+def text_output(place: Place, mode: WriteMode = WriteMode.NO_OVERWRITE, **kwargs: Any) -> OperatorSpec:
+    return TextFileSinkSpec(f"{place.folder}/out", mode, type_info=PRINTED, **kwargs)
+
+
+def stop(job: CheckpointedJob) -> TakenCheckpoint:
+    """Stop the job with a savepoint: the tasks end without finishing."""
+    taken = job.savepoint()
+    job.commit(taken)
+    job.notify(taken)
+    job.close_tasks()
+    for subtask in job.harnesses:
+        for coordinator in job.coordinators:
+            coordinator.subtask_finished(subtask)
+    job.end(JobOutcome.FINISHED)
+    return taken
+
+
+def go_on(place: Place, taken: TakenCheckpoint, spec: OperatorSpec, parallelism: int, number: int) -> CheckpointedJob:
+    """Let another job go on from there with one more record, to its end."""
+    job = CheckpointedJob(spec, parallelism=parallelism, job=f"another {number}")
+    job.start(taken)
+    job.harnesses[0].process([record(number)])
+    job.complete()
     job.finish_all()
     job.end(JobOutcome.FINISHED)
+    job.dispose()
+    return job
+
+
+@pytest.mark.parametrize("config", [{}, FOLDER], ids=["no checkpoints", "checkpoints"])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 3), (3, 1)])
+def test_a_job_goes_on_with_the_text_of_one_that_was_stopped(places, config, before, after):
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=before, config=config)
+    for number in range(4):
+        job.harnesses[number % before].process([record(number)])
+    savepoint = stop(job)
+    assert texts(place) == [record(number) for number in range(4)]
+    for number in (4, 5):  # as often as one likes
+        go_on(place, savepoint, text_output(place), after, number)
+        if number == 4:
+            assert texts(place) == [record(number) for number in range(5)]
+            break
+    with pytest.raises(OutputExistsError):  # it is not what the savepoint knows of any more
+        go_on(place, savepoint, text_output(place), after, 6)
+    go_on(place, savepoint, text_output(place, WriteMode.OVERWRITE), after, 7)
+    assert texts(place) == [*(record(number) for number in range(4)), record(7)]
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("after_it", [False, True])
+def test_the_text_of_a_stopped_job_is_replaced_wherever_the_next_one_is_killed(places, parallelism, after_it):
+    for at in range(1, 100):
+        place = places()
+        job = started(place, spec=text_output(place), parallelism=2)
+        job.harnesses[0].process([record(1)])
+        savepoint = stop(job)
+        crashes = place.crashes
+        again = CheckpointedJob(text_output(place), parallelism=parallelism, job="another")
+        taken, crashed = savepoint, False
+        crashes.num_calls, crashes.after, crashes.crash_at = 0, after_it, at
+        try:
+            again.start(taken)
+            again.harnesses[0].process([record(2)])
+            again.finish_all()
+            taken = again.checkpoint()
+            again.commit(taken)
+            again.end(JobOutcome.FINISHED)
+        except Crash:
+            crashed = True
+        crashes.crash_at = None
+        # With the last of its own hidden files goes what tells another attempt that all has been done.
+        own = staging_folder(f"{place.folder}/out", JobID.from_text("another"))
+        is_done = texts(place) == [record(1), record(2)] and crashes.status(own) is None
+        if crashed and not is_done:
+            assert texts(place) in ([record(1)], [record(1), record(2)], []), at
+            again.kill()
+            again.start(taken)
+            if taken is savepoint:
+                again.harnesses[0].process([record(2)])
+                again.finish_all()
+                taken = again.checkpoint()
+            again.end(JobOutcome.FINISHED)
+        again.dispose()
+        assert texts(place) == [record(1), record(2)], at
+        if not crashed:
+            assert at > 10
+            break
+
+
+@pytest.mark.parametrize("how", ["cancelled", "killed and cancelled", "finished", "failed for good"])
+def test_a_job_goes_on_with_the_text_that_a_savepoint_names(places, how):
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=2)
+    job.harnesses[1].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    savepoint = job.savepoint()
+    job.harnesses[0].process([record(3)])
+    match how:
+        case "finished":
+            job.finish_all()
+            job.end(JobOutcome.FINISHED)
+            assert texts(place) == [record(number) for number in (1, 2, 3)]
+        case "failed for good":
+            job.fail_for_good()
+        case _:
+            if how == "killed and cancelled":
+                job.kill()
+                job.start(taken)
+            job.close_tasks()
+            job.end(JobOutcome.CANCELED)
+    mode = WriteMode.OVERWRITE if how == "finished" else WriteMode.NO_OVERWRITE
+    go_on(place, savepoint, text_output(place, mode), 2, 4)
+    job.dispose()
+    assert texts(place) == [record(number) for number in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["coordinator first", "task first"])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 3), (3, 1)])
+def test_text_of_a_task_that_waited_at_its_end_comes_once(places, told, before, after):
+    """It has finished, and something else in its chain waits for the checkpoint: its file is known by two ways."""
+    place = places()
+    job = started(place, spec=text_output(place), parallelism=before)
+    for number in range(before):
+        job.harnesses[number].process([record(number)])
+    if told:
+        job.harnesses[before - 1].end()
+    taken = job.snapshot_coordinators()
+    if not told:
+        job.harnesses[before - 1].end()
+    for subtask in job.harnesses:
+        job.snapshot_subtask(taken, subtask)
     job.kill()
-    with pytest.raises(InputError, match="Use a FileSink for output that outlives a job"):
-        job.start(taken)
+    job.start(taken, parallelism=after)
+    job.finish_all()
+    job.end(JobOutcome.FINISHED)
+    job.dispose()
+    assert texts(place) == [record(number) for number in range(before)]
+
+
+@pytest.mark.parametrize(("config", "stays"), [(FOLDER, False), (RETAINED, True)], ids=["none retained", "retained"])
+@pytest.mark.parametrize("how", ["cancelled", "failed for good", "cancelled while it waits"])
+def test_text_stays_for_a_retained_checkpoint_and_for_nothing_else(places, config, stays, how):
+    place = places()
+    job = started(place, spec=text_output(place), config=config)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    match how:
+        case "cancelled":
+            job.close_tasks()
+            job.end(JobOutcome.CANCELED)
+        case "failed for good":
+            job.fail_for_good()
+        case _:
+            job.fail()
+            job.give_up(JobOutcome.CANCELED)
+    assert bool(place.hidden()) == stays
+    if not stays:
+        with pytest.raises(InputError, match="which are gone"):
+            go_on(place, taken, text_output(place), 1, 3)
+        return
+    go_on(place, taken, text_output(place), 1, 3)
+    assert texts(place) == [record(1), record(3)]
+
+
+def test_an_unbounded_jobs_text_is_shown_on_cancel_and_kept_for_its_retained_checkpoint(places):
+    place = places()
+    job = started(place, spec=text_output(place, publish_on_cancel=True), config=RETAINED)
+    job.harnesses[0].process([record(1)])
+    taken = job.complete()
+    job.harnesses[0].process([record(2)])
+    job.close_tasks()
+    job.end(JobOutcome.CANCELED)
     assert texts(place) == [record(1)]
+    go_on(place, taken, text_output(place), 1, 3)
+    assert texts(place) == [record(1), record(3)]
 
 
 def test_hidden_files_on_a_real_disk_are_brought_to_it(tmp_path, monkeypatch):

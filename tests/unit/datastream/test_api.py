@@ -155,3 +155,19 @@ def test_the_same_program_gives_the_same_ids(env):
         return [vertex.vertex_id for vertex in job_graph.vertices]
 
     assert ids() == ids()
+
+
+@pytest.mark.parametrize("strategy", [None, "monotonous", WatermarkStrategy])
+def test_what_is_no_watermark_strategy_is_refused(env, strategy):
+    with pytest.raises(ProgramError, match="WatermarkStrategy"):
+        env.from_source(NumberSequenceSource(1, 5), strategy, "Numbers")
+    with pytest.raises(ProgramError, match="expected a WatermarkStrategy"):
+        env.from_collection([1]).assign_timestamps_and_watermarks(strategy)
+
+
+def test_settings_behind_from_source_are_those_of_the_source(env):
+    strategy = WatermarkStrategy.for_monotonous_timestamps()
+    stream = env.from_source(NumberSequenceSource(1, 5), strategy, "Numbers").set_parallelism(3).uid("numbers")
+    stream.print()
+    assert next((node["type"], node["parallelism"]) for node in plan(env)) == ("Source: Numbers", 3)
+    assert stream._node.uid == "numbers"

@@ -51,6 +51,10 @@ def test_every_setter_of_the_config_is_what_the_job_is_run_with(env):
     assert config.get_checkpoint_storage().get_checkpoint_path() == "file:///c"
     config.set_checkpoint_storage(JobManagerCheckpointStorage())
     assert checkpoint_settings(env._config).in_memory
+    assert checkpoint_settings(env._config).state_bytes_max == 5 << 20
+    config.set_checkpoint_storage(JobManagerCheckpointStorage(max_state_size=1234))
+    assert checkpoint_settings(env._config).state_bytes_max == 1234
+    assert config.get_checkpoint_storage().get_max_state_size() == 1234
 
 
 def test_names_before_flink_2_mean_the_same(env):

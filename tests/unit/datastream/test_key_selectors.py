@@ -8,6 +8,7 @@ from engine.core.errors import ProgramError
 from engine.core.type_info import Types
 from engine.datastream.functions import KeySelector, MapFunction
 from engine.datastream.key_selectors import as_key_selector, check_key_type
+from engine.operators.column_fields import picked_timestamp_field
 from engine.operators.keys import FieldKey
 
 FIELD = 1
@@ -94,3 +95,12 @@ def test_a_key_whose_declared_type_cannot_be_one_is_refused_when_the_job_is_buil
 def test_other_keys_are_not_refused(selector, key_type):
     record = Types.ROW_NAMED(["name", "items"], [Types.STRING(), Types.LIST(Types.INT())])
     check_key_type(selector, key_type, record)
+
+
+def test_a_lambda_of_a_file_without_future_imports_picks_as_well():
+    """What a file imports from ``__future__`` is in the flags of its functions."""
+    scope: dict = {}
+    exec(compile("pick = lambda x: x[3]", "program.py", "exec", dont_inherit=True), scope)
+    assert as_key_selector(scope["pick"]) == FieldKey(3)
+    exec(compile("stamp = lambda value, at: value[2]", "program.py", "exec", dont_inherit=True), scope)
+    assert picked_timestamp_field(scope["stamp"]) == 2

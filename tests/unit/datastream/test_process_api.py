@@ -118,6 +118,9 @@ def test_functions_of_the_wrong_kind_are_named_with_the_one_expected(stream):
 def test_descriptors_refuse_what_cannot_work():
     for make, message in (
         (lambda: ValueStateDescriptor(""), "expected a name"),
+        (lambda: ValueStateDescriptor("v", "INT"), "expected a type such as Types.INT"),
+        (lambda: ListStateDescriptor("l", int), "expected a type such as Types.INT"),
+        (lambda: MapStateDescriptor("m", Types.STRING(), int), "expected a type such as Types.INT"),
         (lambda: ReducingStateDescriptor("sum", 5), "neither a function of two values"),
         (lambda: AggregatingStateDescriptor("mean", Process()), "has no create_accumulator, add, get_result, merge"),
     ):

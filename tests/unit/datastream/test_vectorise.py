@@ -3,11 +3,15 @@ from __future__ import annotations
 import pytest
 
 from engine.common import Duration, Time, Types, WatermarkStrategy
+from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
-from engine.datastream import StreamExecutionEnvironment
+from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
 from engine.datastream.aggregates import count, count_distinct, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+from engine.datastream.lowering import lower, reachable
 from engine.datastream.window import CountTrigger, TumblingEventTimeWindows
+from engine.operators.functions import AggregateFunction
+from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
@@ -111,3 +115,90 @@ def test_built_in_aggregates_need_a_key_and_a_field(env):
         columns(env).window_all(TUMBLING).aggregate(count())
     with pytest.raises(ProgramError, match=r"sum\(None\)"):
         sum_(None)
+
+
+@pytest.fixture
+def short_ones_too(monkeypatch):
+    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 1)
+
+
+def test_only_a_long_sequence_becomes_columns(env):
+    """Loading the kernels takes longer than a short one."""
+    for size, is_columnar in ((vectorise.SEQUENCE_MIN, True), (vectorise.SEQUENCE_MIN - 1, False)):
+        summed = env.from_sequence(1, size).map(lambda i: (i % 3, i)).key_by(0).sum(1)
+        assert sources(summed) == [is_columnar]
+
+
+@pytest.mark.usefixtures("short_ones_too")
+def test_a_sequence_becomes_columns_where_functions_that_compile_lead_to_a_fold_of_fields(env):
+    pairs = env.from_sequence(0, 99).map(lambda i: (i % 3, i)).filter(lambda pair: pair[1] > 5)
+    summed = pairs.key_by(lambda pair: pair[0]).reduce(lambda a, b: (a[0], a[1] + b[1]))
+    assert tiers(summed)["Keyed Reduce"] == "compiled on columns, else interpreted"
+    assert sources(summed) == [True]
+    assert sources(pairs.key_by(lambda pair: pair[0]).sum(1)) == [True]
+    assert sources(pairs) == [False]  # nothing gains by it
+    assert sources(pairs.key_by(lambda pair: pair[0]).reduce(lambda a, b: (a[0], a[1] * b[1]))) == [False]
+    by_text = env.from_sequence(0, 99).map(lambda i: (f"{i}", i)).key_by(lambda pair: pair[0])
+    assert sources(by_text.reduce(lambda a, b: (a[0], a[1] + b[1]))) == [False]
+
+
+def sources(stream):
+    """Return whether each sequence behind a stream gives columns when it runs."""
+    found = lower([stream._members[0].node], batch=False)
+    return [node.spec.source.columnar for node in reachable(found) if isinstance(node.spec, SourceSpec)]
+
+
+@pytest.mark.usefixtures("short_ones_too")
+@pytest.mark.parametrize("mode", [RuntimeExecutionMode.STREAMING, RuntimeExecutionMode.BATCH])
+def test_a_fold_of_compiled_records_arrives_as_that_of_rows(env, mode):
+    env.set_runtime_mode(mode)
+    env.set_parallelism(2)
+    streams = [
+        env.from_sequence(0, 999).map(lambda i: (i % 7, i, i / 2.0)),
+        env.from_collection([(i % 7, i, i / 2.0) for i in range(1000)]),
+    ]
+    found = []
+    for stream in streams:
+        folded = stream.key_by(lambda row: row[0]).reduce(lambda a, b: (a[0], a[1] + b[1], max(a[2], b[2])))
+        last = {}
+        for row in folded.execute_and_collect():
+            last[row[0]] = max(last.get(row[0], row), row)
+        found.append(last)
+    assert found[0] == found[1]
+    assert len(found[0]) == 7
+
+
+class CountAndSum(AggregateFunction):
+    def create_accumulator(self):
+        return 0, 0
+
+    def add(self, value, accumulator):
+        return accumulator[0] + 1, accumulator[1] + value[1]
+
+    def get_result(self, accumulator):
+        return accumulator
+
+    def merge(self, acc_a, acc_b):
+        return acc_a[0] + acc_b[0], acc_a[1] + acc_b[1]
+
+
+class WithKey(ProcessWindowFunction):
+    def process(self, key, context, elements):
+        yield key, context.window().start, *next(iter(elements))
+
+
+@pytest.mark.usefixtures("short_ones_too")
+def test_windows_with_a_fold_of_ones_own_give_the_same_on_columns_and_on_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(ByField())
+    streams = [
+        env.from_sequence(0, 199).map(lambda i: (i % 3, i, i * 100)),
+        env.from_collection([(i % 3, i, i * 100) for i in range(200)]),
+    ]
+    found = []
+    for stream in streams:
+        keyed = stream.assign_timestamps_and_watermarks(times).key_by(lambda row: row[0])
+        windows = keyed.window(TUMBLING).aggregate(CountAndSum(), WithKey())
+        found.append((sources(windows), sorted(windows.execute_and_collect())))
+    assert [of_columns for of_columns, _ in found] == [[True], []]
+    assert found[0][1] == found[1][1]
+    assert sum(row[2] for row in found[0][1]) == 200

@@ -162,6 +162,21 @@ def test_only_the_newest_pointers_are_kept_and_only_the_stores_own_files_deleted
     assert len(files_below(tmp_path / "ha")) == 2
 
 
+def test_what_a_job_was_started_from_is_of_another_job_but_what_is_in_its_own_folder_is_not(cluster, tmp_path):
+    other = JobID.generate()
+    savepoint = checkpoint_in(f"file://{tmp_path}/savepoint", 7)
+    own = checkpoint_in(f"file://{tmp_path}/{other}/chk-8", 8)
+    for checkpoint in (savepoint, own):
+        write_metadata(checkpoint)
+    store = next_leader(cluster)
+    store.put_checkpoints(other, [savepoint])
+    assert next_leader(cluster).checkpoints(other) == RecoveredCheckpoints(7, (savepoint,))
+    store = next_leader(cluster)
+    store.put_checkpoints(other, [own])
+    found = next_leader(cluster).checkpoints(other)
+    assert (found.checkpoints, len(found.problems)) == ((), 1)
+
+
 @pytest.mark.parametrize("damage", ["metadata gone", "metadata torn", "state gone", "state torn", "another's"])
 def test_a_damaged_checkpoint_is_left_out_named_and_not_deleted(cluster, tmp_path, caplog, damage):
     store = next_leader(cluster)

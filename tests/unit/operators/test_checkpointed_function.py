@@ -160,7 +160,8 @@ def test_a_generator_function_has_its_state_beside_that_of_the_source():
     with OperatorHarness(DataGeneratorSpec(NotedMap(), 4)) as harness:
         harness.head.poll(3)
         taken = harness.snapshot(1)
-    assert {"calls", "GeneratorLanes"} <= taken.lists[0].states.keys()
+    states = taken.lists[0].states
+    assert (len(states["calls"][1]), len(states["GeneratorLanes"][1])) == (6, 1)  # initialize, open, 0, 1, 2, snapshot
 
 
 def test_keyed_state_can_be_asked_for_where_there_are_keys():

@@ -24,6 +24,7 @@ from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import window_call
+from engine.state.key_groups import key_group_of
 from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.cumulating_windows import CumulatingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
@@ -33,6 +34,8 @@ from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
 from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run, straight
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+#: The same records in columns of other types: subtasks that saw the one and the other may come together in a restore.
+OTHER_SCHEMA = pa.schema([("k", pa.int32()), ("v", pa.int64())])
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
 FEW = st.integers(-3, 3)
 VALUES = st.one_of(FEW, FEW, FEW, st.sampled_from([2**63 - 1, -(2**63)]))
@@ -45,7 +48,7 @@ BARRIER = st.one_of(st.none(), st.integers(1, 3))
 def batches(draw) -> Rows:
     rows = draw(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=6))
     stamps = draw(st.lists(st.integers(-5, 50), min_size=len(rows), max_size=len(rows)))
-    return Rows(rows, stamps, schema=draw(st.sampled_from([SCHEMA, SCHEMA, SCHEMA, None])))
+    return Rows(rows, stamps, schema=draw(st.sampled_from([SCHEMA, SCHEMA, SCHEMA, OTHER_SCHEMA, None])))
 
 
 SCRIPTS = st.lists(st.one_of(batches(), batches(), BARRIER), max_size=14)
@@ -94,6 +97,50 @@ def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config)
         assert ours == undisturbed(Case((KeyedAggregateSpec(key, kind, 1, final),), script, keys))
 
     check()
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("again", [False, True], ids=["one restore", "two restores"])
+@pytest.mark.parametrize("final", [False, True])
+def test_slots_of_other_types_come_together(final, again, config):
+    """Of two subtasks, one has seen int64 keys and the other int32; a third takes over both."""
+    by_subtask = {0: SCHEMA, 1: OTHER_SCHEMA}
+    first_rows = [Rows([(key, key + 1)], schema=by_subtask[subtask_of(key, 2)]) for key in range(12)]
+    more = [Rows([(key, 10) for key in range(14)], schema=SCHEMA)]
+    script = [*first_rows, MARK, *([MARK] if again else []), *more]
+    case = Case((ColumnAggregateSpec(FieldKey(0), "sum", 1, final),), script, (FieldKey(0),))
+    run = Run(case, config, None)
+    run.start(2)
+    run.play([*first_rows, MARK])
+    for _ in range(1 + again):
+        run.start(1)
+        assert run.harnesses[0].operators[0]._state.others
+        run.play([MARK])
+    run.start(3)
+    run.play(more)
+    rows = Case((KeyedAggregateSpec(FieldKey(0), "sum", 1, final),), [*first_rows, *more], (FieldKey(0),))
+    assert run.finish() == straight(rows)
+
+
+def subtask_of(key, parallelism: int) -> int:
+    return key_group_of(key, 128) * parallelism // 128
+
+
+def test_windows_of_other_types_come_together():
+    by_subtask = {0: SCHEMA, 1: OTHER_SCHEMA}
+    assigner, fold = WINDOWS["tumbling"]
+    rows = WindowSpec((FieldKey(0),), assigner, EventTimeTrigger(), window_call(WindowRecord(1)), fold)
+    script = [Rows([(key, key + 1)], [5], schema=by_subtask[subtask_of(key, 2)]) for key in range(12)]
+    more = [Rows([(key, 10) for key in range(14)], [7] * 14, schema=SCHEMA), Watermark(TIME_MAX_MS)]
+    run = Run(Case((column_window(rows),), [*script, *more], (FieldKey(0),)), FULL, None)
+    run.start(2)
+    run.play([*script, MARK])
+    run.start(1)
+    assert run.harnesses[0].operators[0]._state.others
+    run.play([MARK])
+    run.start(1)
+    run.play(more)
+    assert run.finish() == straight(Case((rows,), [*script, *more], (FieldKey(0),)))
 
 
 def test_increments_of_columns_build_on_each_other_until_rows_take_over():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from engine.core.clock import ManualClock
 from engine.core.errors import UserCodeError
+from engine.core.records import ColumnBatch
 from engine.operators.timestamps import TimestampsSpec
 from engine.time.watermarks import Duration, Watermark, WatermarkGenerator, WatermarkStrategy
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
@@ -97,3 +99,19 @@ def test_a_failing_generator_names_the_record():
     error = pytest.raises(UserCodeError, match=r"KeyError: 7\n.*on record: 7")
     with OperatorHarness(strategy(WatermarkStrategy.for_generator(Wrong))) as harness, error:
         harness.process([7])
+
+
+def test_ingestion_time_is_the_clocks_and_goes_on_without_records():
+    clock = ManualClock(1000)
+    with OperatorHarness(TimestampsSpec(WatermarkStrategy.for_ingestion_time()), clock=clock) as harness:
+        harness.process(["a", "b"], [7, 8])
+        clock._now_ms -= 100  # it was put back
+        harness.process(["c"])
+        clock.advance(350)
+        harness.head.on_timer(clock.now_ms())
+        harness.process_batch(ColumnBatch(pa.RecordBatch.from_pydict({"x": [1, 2]})))
+        assert harness.output.timestamps_ms == [1000, 1000, 1000, 1250, 1250]
+        assert harness.output.watermarks_ms == [999, 1249]
+        assert isinstance(harness.output.batches[-1], ColumnBatch)
+        harness.watermark(TIME_MAX_MS)
+        assert harness.head.next_timer_ms() is None

@@ -79,7 +79,7 @@ class EveryCount:
         return 0
 
     def element(self, memory, value, time, window, now):
-        return (0, True, set()) if memory + 1 == self.count else (memory + 1, False, set())
+        return (0, True, set()) if memory + 1 >= self.count else (memory + 1, False, set())
 
     def due(self, memory, at, window, now):
         return memory, False, set()

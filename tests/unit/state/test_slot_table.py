@@ -195,6 +195,31 @@ def test_an_increment_has_what_changed_since_its_base_and_no_more_than_that():
     assert state.snapshot_delta(range(128), 1) is None
 
 
+def test_what_is_remembered_has_an_end_while_no_checkpoint_completes():
+    state = state_of([row(f"k{i}", i) for i in range(4000)])
+    sizes = []
+    for checkpoint_id in range(1, 200):
+        state.begin_epoch(checkpoint_id)
+        put(state, [row(f"k{checkpoint_id}", checkpoint_id)])
+        sizes.append(sum(mark.nbytes for mark in state._epochs.values()))
+    assert max(sizes[100:]) == sizes[50]
+    assert state.snapshot_delta(range(128), 1) is None  # forgotten: a full one
+    full = state.snapshot(range(128))
+    state.begin_epoch(200)
+    delta = state.snapshot_delta(range(128), 190)
+    restored = SlotState(128, is_tuple=False)
+    for layer in (full, delta):
+        restored.restore(layer)
+    assert rows_of(restored) == rows_of(state)
+    assert {f"k{number}" for number in range(190, 200)} <= rows_of_chunks(delta) < set(rows_of(state))
+
+
+def rows_of_chunks(chunks):
+    taken = SlotState(128, is_tuple=False)
+    taken.restore(chunks)
+    return set(rows_of(taken))
+
+
 def test_a_snapshot_in_a_forked_child_does_not_see_what_comes_after(tmp_path):
     state = state_of([row(f"k{i}", i) for i in range(100)])
     before = rows_of(state)

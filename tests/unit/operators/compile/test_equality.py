@@ -67,6 +67,8 @@ class Writer:
         "affix": ["startswith", "endswith"],
         "digit": ["0", "1", "2", "3"],
         "bits": ["0", "1", "13", "62"],
+        "low_bits": ["0", "255", str(2**48 - 1), str(2**63 - 1)],
+        "huge": [str(0x9E3779B97F4A7C15), str(2**63), str(2**64 + 1), "3"],
     }
     LEAVES = {
         "#": ["r[0]", "r[1]", "r[2]", "r[3]", "r[5]", "r[1]", "r[0]", "r[-5]", "{integer}", "{float}", "True"],
@@ -84,6 +86,8 @@ class Writer:
             "(# ** {digit})",
             "(# << {bits})",
             "(# >> {bits})",
+            "((# {sign} #) & {low_bits})",
+            "({low_bits} & (# * {huge} ^ # << {bits}))",
             "len(@)",
             "int(@)",
             "float(@)",
@@ -392,3 +396,14 @@ def test_none_and_errors_count_only_on_the_side_that_is_taken(source, is_compile
             rows = batch.to_rows().rows
             expected = [row for row in rows if function(row)] if is_filter else [function(row) for row in rows]
             assert exactly(result.to_rows().rows) == exactly(expected)
+
+
+def test_low_bits_of_what_leaves_64_bits_are_exact_and_may_leave_them_again():
+    """The bounds of what a mask leaves are its own: with the largest one a sum of it must not wrap unseen."""
+    column = ColumnBatch(pa.record_batch([pa.array([2**63 - 1, -1, 5])], names=["a"]), scalar=True)
+    masked = ColumnFunction(
+        function_of("f = lambda r: r * 11400714819323198485 & 9223372036854775807\n"), is_filter=False
+    )
+    assert masked.apply(column).to_rows().rows == [r * 11400714819323198485 & (2**63 - 1) for r in (2**63 - 1, -1, 5)]
+    summed = ColumnFunction(function_of("f = lambda r: (r & 9223372036854775807) + 1\n"), is_filter=False)
+    assert summed.apply(column) is None

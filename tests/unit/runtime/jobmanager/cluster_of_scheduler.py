@@ -55,6 +55,9 @@ class World:
             if isinstance(command, s.Deploy):
                 assert command.task.attempt_id not in self.live
                 self.live[command.task.attempt_id] = command.allocation_id
+        if any(isinstance(command, s.GiveUpCoordinators) for command in commands):
+            assert not self.all(s.JobTerminated), "the clean-up comes before the end"
+            commands = [*commands, *self.send(s.GivenUpHandled())]
         return commands
 
     def all(self, kind: type[C]) -> list[C]:

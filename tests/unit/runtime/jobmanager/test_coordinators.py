@@ -15,7 +15,7 @@ from engine.operators.base import CoordinatorSpec, JobOutcome, OperatorCoordinat
 from engine.protocol.control import OperatorEventSent
 from engine.runtime.jobmanager import coordinators as module
 from engine.runtime.jobmanager.coordinators import JobCoordinators
-from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, JobEndHandled
+from engine.runtime.jobmanager.scheduler import CoordinatorFailed, CoordinatorsStarted, GivenUpHandled, JobEndHandled
 
 VERTEX, OPERATOR = JobVertexID.from_text("vertex"), OperatorID.from_text("operator")
 
@@ -48,6 +48,15 @@ class Recorder(OperatorCoordinator):
         if self.ctx.config.get("mode") == "fail at end":
             raise InputError("cannot commit")
         self.calls.append(outcome)
+
+    def given_up(self, outcome):
+        self.calls.append("given up")
+        raise ExternalError("cannot clean up")
+
+    def savepoint_taken(self, checkpoint_id, committables):
+        self.calls.append((checkpoint_id, dict(committables)))
+        if self.ctx.config.get("mode") == "no room":
+            raise ExternalError("no room")
 
 
 class Spec(CoordinatorSpec):
@@ -125,6 +134,50 @@ def test_an_error_at_the_end_is_told(hosted):
         assert (await next_event()).error.message == "cannot commit"
 
     hosted(scenario, "fail at end")
+
+
+def test_who_is_given_up_is_told_after_the_end_and_its_errors_are_logged_only(hosted, caplog):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        await next_event()
+        coordinators.end(JobOutcome.FAILED)
+        assert await next_event() == JobEndHandled()
+        coordinators.give_up(JobOutcome.FAILED)
+        assert await next_event() == GivenUpHandled()
+        assert await coordinators.request(OPERATOR, "") == [False, JobOutcome.FAILED, "given up"]
+
+    hosted(scenario)
+    assert "cannot clean up" in caplog.text
+
+
+def test_a_hanging_coordinator_does_not_keep_a_job_from_being_given_up(hosted):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        coordinators.give_up(JobOutcome.FAILED)
+        assert await next_event() == GivenUpHandled()
+        await asyncio.sleep(0.1)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(next_event(), 0.1)
+
+    hosted(scenario, "hang")
+
+
+@pytest.mark.parametrize("mode", ["", "no room", "abandoned"])
+def test_a_savepoint_is_told_and_answered_whatever_happens(hosted, mode):
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        await next_event()
+        if mode == "abandoned":
+            coordinators._abandoned = True
+        answer = asyncio.get_running_loop().create_future()
+        coordinators.savepoint_taken(7, {OPERATOR: {1: pickle.dumps(b"parts")}}, answer.set_result)
+        error = await answer
+        assert (error is None) == (mode == "")
+        coordinators._abandoned = False
+        calls = await coordinators.request(OPERATOR, "")
+        assert calls == [False] + [(7, {1: b"parts"})] * (mode != "abandoned")
+
+    hosted(scenario, mode)
 
 
 def test_a_hanging_coordinator_does_not_keep_a_cancelled_job(hosted):

@@ -152,6 +152,37 @@ def test_the_number_of_a_checkpoint_that_was_under_way_is_not_given_out_again(tm
     leading(tmp_path, scenario)
 
 
+def test_a_deposed_leader_that_gives_up_a_checkpoint_does_not_delete_that_of_the_same_number(tmp_path, monkeypatch):
+    held = []
+    begin = FencedJobStore.begin_checkpoint
+
+    def begin_checkpoint(self, job_id, checkpoint_id):
+        while not held:
+            pass  # in the I/O thread: the leader is slow, and another one is elected meanwhile
+        begin(self, job_id, checkpoint_id)
+
+    monkeypatch.setattr(FencedJobStore, "begin_checkpoint", begin_checkpoint)
+    # Nobody else tells it before.
+    monkeypatch.setattr(FencedJobStore, "begin_attempt", lambda self, job_id, attempt_number, publishes=False: None)
+
+    async def scenario(leaders):
+        first, tasks = await leaders.lead()
+        job_id = await first.submit_job(job())
+        await until(lambda: first.job(job_id).status is JobStatus.RUNNING and deployed(first, tasks, job_id))
+        await asyncio.sleep(0.05)  # its first checkpoint is due
+        await leaders.depose()
+        theirs = tmp_path / "chk" / job_id / "chk-1"
+        theirs.mkdir(parents=True)
+        tasks.report(next(iter(tasks.deployed)), ExecutionState.FAILED, ErrorInfo("ValueError", "wrong", "", "user"))
+        await asyncio.sleep(0.02)
+        held.append(True)
+        await asyncio.wait_for(first.leadership_lost.wait(), 5)
+        await asyncio.sleep(0.05)
+        assert theirs.exists()
+
+    leading(tmp_path, scenario)
+
+
 def test_a_deposed_leader_commits_and_deletes_nothing_and_suspends_the_job(tmp_path):
     async def scenario(leaders):
         first, tasks = await leaders.lead()

@@ -52,6 +52,18 @@ def test_an_exponential_delay_grows_to_its_limit_and_never_gives_up() -> None:
     assert delays(exponential(), [0] * 7) == [10, 20, 40, 80, 100, 100, 100]
 
 
+def test_an_exponential_delay_gives_up_after_so_many_restarts_in_a_row_if_it_is_told_to() -> None:
+    key = "restart-strategy.exponential-delay.attempts-before-reset-backoff"
+    config = {"restart-strategy.type": "exponential-delay", key: "2"}
+    config["restart-strategy.exponential-delay.jitter-factor"] = "0"
+    config["restart-strategy.exponential-delay.reset-backoff-threshold"] = "10 s"
+    strategy = restart_strategy(Configuration(config))
+    assert "At most 2 restarts in a row." in strategy.describe()
+    assert [strategy.delay_ms(at) for at in (0, 1)] == [1000, 1500]
+    assert [strategy.delay_ms(at) for at in (20_000, 20_001, 20_002)] == [1000, 1500, None]
+    assert restart_strategy(Configuration(config).set(key, "1")).delay_ms(0, is_loss=True) == 0
+
+
 def test_the_first_loss_of_a_process_is_not_waited_for_but_counts() -> None:
     strategy = exponential()
     assert [strategy.delay_ms(0, is_loss=True) for _ in range(3)] == [0, 20, 40]

@@ -98,7 +98,11 @@ def test_when_the_attempts_are_used_up_the_job_fails_with_the_last_cause_and_a_h
     job = world(restarts=1).run()
     job.fail_attempt(USER)
     job.restart()
-    assert job.fail_attempt(BUG) == [s.JobStatusChanged(JobStatus.FAILED), s.JobTerminated(JobStatus.FAILED)]
+    assert job.fail_attempt(BUG) == [
+        s.GiveUpCoordinators(JobOutcome.FAILED),
+        s.JobStatusChanged(JobStatus.FAILED),
+        s.JobTerminated(JobStatus.FAILED),
+    ]
     assert job.failure == BUG.message
     assert [entry.error for entry in job.scheduler.graph.exceptions] == [USER, BUG]
 
@@ -224,6 +228,7 @@ def test_a_job_is_cancelled_while_it_waits_for_its_restart() -> None:
     job.fail_attempt()
     assert job.send(s.CancelRequested()) == [
         s.JobStatusChanged(JobStatus.CANCELLING),
+        s.GiveUpCoordinators(JobOutcome.CANCELED),
         s.JobStatusChanged(JobStatus.CANCELED),
         s.JobTerminated(JobStatus.CANCELED),
     ]

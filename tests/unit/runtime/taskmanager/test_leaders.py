@@ -68,10 +68,22 @@ class Leaders:
         return self.hosts[-1]
 
 
+class SlowRetrieval:
+    """As ZooKeeper's: an answer takes its time."""
+
+    def __init__(self, cluster):
+        self._retrieval = MemoryRetrieval(cluster)
+        self.replaced = self._retrieval.replaced
+
+    async def leader(self, timeout_s):
+        await asyncio.sleep(0.02)
+        return await self._retrieval.leader(timeout_s)
+
+
 @contextlib.asynccontextmanager
 async def following(tmp_path, monkeypatch):
     leaders = Leaders(monkeypatch)
-    connector = LeaderConnector(MemoryRetrieval(leaders.elected))
+    connector = LeaderConnector(SlowRetrieval(leaders.elected))
     settings = TaskExecutorSettings(ResourceID("tm"), "host", "host", 1, Configuration())
     executor = TaskExecutor(
         settings,

@@ -1,0 +1,71 @@
+"""Looks, before a job is accepted, whether its keys are of the kind that the state was written with.
+
+State of numbers is never found again under texts: the job would go on as if it had none. Only where the program
+declares the type of its keys; where it does not, the first records tell (``state/key_types``). Reads the header of one
+chunk of each state. Files of a backend's own (RocksDB) say nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from engine.checkpoint.model import CompletedCheckpoint, JobLayout, OperatorLayout
+from engine.checkpoint.restored_state import read_chunks
+from engine.core.errors import ProgramError
+from engine.protocol.checkpoint import KeyedStateHandle
+from engine.state.chunks import is_keyed_chunk, read_headers
+
+__all__ = ["check_key_kinds"]
+
+#: Kinds of keys that differ for certain; of others (numbers of numpy, classes of the user's) it is not known.
+_DISTINCT: Final = frozenset({"number", "str", "bytes", "date", "time", "datetime", "tuple"})
+_SAME: Final = {"Row": "tuple", "Decimal": "number"}
+
+
+def check_key_kinds(checkpoint: CompletedCheckpoint, layout: JobLayout) -> None:
+    """Raises: ProgramError that names uid, state, former and present kind of keys."""
+    declared = {o.operator_id: o for vertex in layout.vertices for o in vertex.operators if o.key_kind}
+    for vertex in checkpoint.vertices:
+        for former in vertex.operators:
+            operator = declared.get(former.operator_id)
+            if operator is None:
+                continue
+            handles = [
+                handle
+                for _, subtask in sorted(vertex.subtasks.items())
+                if former.operator_id in subtask.operators
+                for handle in subtask.operators[former.operator_id].keyed
+            ]
+            _check(checkpoint, operator, handles)
+
+
+def _check(checkpoint: CompletedCheckpoint, operator: OperatorLayout, handles: list[KeyedStateHandle]) -> None:
+    known: set[str] = set()
+    for handle in handles:
+        for state, kinds in _kinds_in(handle):
+            if state in known:
+                continue
+            known.add(state)
+            stored = {_SAME.get(kind, kind) for kind in kinds}
+            if stored <= _DISTINCT and _SAME.get(operator.key_kind, operator.key_kind) not in stored:
+                raise ProgramError(
+                    f"{checkpoint.folder or f'Checkpoint {checkpoint.checkpoint_id}'}: state {state!r} of operator "
+                    f"{operator} was written with keys of type {' or '.join(kinds)}, and this version of the program "
+                    f"has keys of type {operator.key_kind}: it would never find its state again. Key the stream as "
+                    "before (and declare the type that its keys have), or give the operator another uid to start "
+                    "without that state."
+                )
+
+
+def _kinds_in(handle: KeyedStateHandle) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the states of one chunk with the kinds of their keys."""
+    for layer in handle.layers:
+        for group in sorted(layer.chunks):
+            for chunks in read_chunks(layer, range(group, group + 1)):
+                for chunk in chunks.values():
+                    if not is_keyed_chunk(chunk):
+                        return  # timers, columns
+                    headers = read_headers(chunk)
+                    yield from ((name, h.key_kinds) for name, h in headers.items() if h.key_kinds and h.num_entries)
+            return

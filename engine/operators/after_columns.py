@@ -1,0 +1,134 @@
+"""A keyed aggregation on rows that goes on where one on columns has left off, in a checkpoint.
+
+Whether an operator works on columns is decided when the program is built, by its functions: after a change of one of
+them its state may be in slots, and only rows can go on with it. What is in the slots is taken up with the first batch,
+not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.errors import ProgramError
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.operators.base import Operator, OperatorContext, Output
+from engine.operators.keys import ComposedKey, FieldKey
+
+if TYPE_CHECKING:
+    from engine.state.slot_state import SlotState
+
+__all__ = ["SLOTS_PART", "VALUE_COLUMN", "AfterColumns", "SilencedOutput"]
+
+#: The columnar operator's part of state, and its column of the only field that is aggregated (others: c0, c1…).
+SLOTS_PART: Final = "slots"
+VALUE_COLUMN: Final = "value"
+
+
+@final
+class SilencedOutput:
+    """The row operator's Output: to ours, or to nobody while it takes up state."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self.is_silent = False
+
+    def emit(self, batch: Batch) -> None:
+        if not self.is_silent:
+            self._out.emit(batch)
+
+    def emit_side(self, tag: str, batch: Batch) -> None:
+        self._out.emit_side(tag, batch)
+
+    def emit_watermark(self, watermark_ms: int) -> None:
+        self._out.emit_watermark(watermark_ms)
+
+    def emit_idle(self, idle: bool) -> None:
+        self._out.emit_idle(idle)
+
+    def emit_superstep_end(self, superstep: int) -> None:
+        self._out.emit_superstep_end(superstep)
+
+
+@final
+class AfterColumns(Operator):
+    """``rows``: the operator, for which the first record of a key is the key's state."""
+
+    def __init__(self, rows: Operator, key_selector: Any) -> None:
+        self._rows = rows
+        self._key_selector = key_selector
+        self._slots: SlotState | None = None
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        if not ctx.state.has_left(SLOTS_PART):
+            self._rows.open(ctx, out)
+            self.process_batch = self._rows.process_batch  # type: ignore[method-assign]
+            return
+        from engine.state.slot_state import SlotState
+
+        self._output = SilencedOutput(out)
+        self._rows.open(ctx, self._output)
+        is_tuple = isinstance(self._key_selector, ComposedKey)
+        max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
+        self._slots = SlotState(max_parallelism, is_tuple=is_tuple)
+        ctx.state.add_keyed(SLOTS_PART, self._slots)
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._take_up()
+        self._rows.process_batch(input_index, batch)
+
+    def finish(self) -> None:
+        self._take_up()
+        self._rows.finish()
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def _take_up(self) -> None:
+        slots = self._slots
+        if slots is None or not slots.num_entries():
+            return
+        self._output.is_silent = True
+        for state in (slots, *slots.others):
+            for batch in _records_of(state, self._key_selector, self.ctx.operator_name):
+                self._rows.process_batch(0, batch)
+        self._output.is_silent = False
+        slots.clear()
+
+
+def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator[RowBatch]:
+    """Yield the record that each key's state is."""
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.operators.column_fields import column_index
+
+    if slots.table is None:
+        return
+    schema = pa.ipc.read_schema(pa.py_buffer(slots.note))
+    left = [index for index in range(len(schema)) if f"c{index}" not in slots.columns]
+    match selector:
+        case FieldKey(field):
+            keys = [column_index(schema, field)]
+        case ComposedKey(fields):
+            keys = [column_index(schema, field) for field in fields]
+        case _:
+            keys = left if VALUE_COLUMN not in slots.columns else []
+    values = [index for index in left if index not in keys]
+    if len(keys) != len(slots.table.kinds) or len(values) != (VALUE_COLUMN in slots.columns):
+        raise ProgramError(
+            f"Operator {operator_name!r}: its state was kept by columns {schema.names}, and this version of the "
+            "program does not say which of them is the key. Key the stream by a field's index or by a lambda that "
+            "picks a field, as before, or give the operator another uid to begin afresh."
+        )
+    for start in range(0, slots.num_slots, BATCH_ROWS_MAX):
+        part = np.arange(start, min(slots.num_slots, start + BATCH_ROWS_MAX))
+        arrays: list[Any] = [None] * len(schema)
+        for index, column in zip(keys, slots.table.keys_of(part), strict=True):
+            arrays[index] = column
+        for index in range(len(schema)):
+            name = VALUE_COLUMN if index in values else f"c{index}"
+            if name in slots.columns:
+                arrays[index] = slots.columns[name].get(part)
+        yield ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=schema.names)).to_rows()

@@ -1,0 +1,73 @@
+"""Windows of a user's fold that an operator on columns has left in a checkpoint, for the one on rows that follows it.
+
+Whether windows are kept by columns is decided when the program is built, by its functions; see ``after_columns``. Only
+the folds of users are taken over: for built-in aggregates the program says by itself what the columns are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.errors import ProgramError
+from engine.core.records import python_values
+from engine.state.key_groups import canonical_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["HELD", "WINDOW_SLOTS_PART", "LeftWindows"]
+
+#: The columnar operator's part of state.
+WINDOW_SLOTS_PART: Final = "window-slots"
+#: In the metadata of a chunk: the column of each field that a fold's accumulator has; f = as the bits of a float.
+HELD: Final = b"held"
+
+
+@final
+class LeftWindows:
+    """Implements ``parts.KeyedPart``: holds the chunks until they are taken up."""
+
+    def __init__(self, operator_name: str) -> None:
+        self._operator_name = operator_name
+        self._chunks: dict[int, bytes] = {}
+
+    def num_entries(self) -> int:
+        return len(self._chunks)
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        return {group: chunk for group, chunk in self._chunks.items() if group in wanted}
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        self._chunks.update(chunks)
+
+    def take(self) -> Iterator[tuple[int, list[Any], list[Any], int]]:
+        """Yield, and forget, what windows hold: (start, keys, accumulators, watermark up to which they have fired).
+
+        Raises: ProgramError when it is not known what an accumulator is.
+        """
+        import pyarrow as pa
+
+        chunks, self._chunks = self._chunks, {}
+        for chunk in chunks.values():
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                held = (reader.schema.metadata or {}).get(HELD)
+                if held is None:
+                    raise ProgramError(
+                        f"Operator {self._operator_name!r}: its windows were kept by columns, for built-in aggregates; "
+                        "with another function they cannot go on. Give the operator another uid to begin afresh."
+                    )
+                fields = held.decode().split(",")
+                for batch, of_pane in reader.iter_batches_with_custom_metadata():
+                    keys = list(map(canonical_key, python_values(batch.column(0))))
+                    made = zip(*(_values(batch, field) for field in fields), strict=True)
+                    yield batch.column(1)[0].as_py(), keys, list(made), int(of_pane[b"watermark"])
+
+
+def _values(batch: pa.RecordBatch, field: str) -> list[Any]:
+    column = batch.column(int(field.removesuffix("f")))
+    if not field.endswith("f"):
+        return python_values(column)
+    floats: list[Any] = column.to_numpy().view("float64").tolist()
+    return floats
