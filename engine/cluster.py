@@ -235,6 +235,9 @@ class _LocalDriver:
             logger.error("local TaskManager failed", exc_info=error)
             self._events.workers_failed(str(error))
 
+    def refuses(self, resource_id: ResourceID) -> str:
+        return ""
+
     def worker_registered(self, resource_id: ResourceID) -> None:
         self._pending.pop(resource_id, None)
 

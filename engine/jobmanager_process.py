@@ -23,7 +23,14 @@ from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken
 from engine.core.options import ClusterOptions, HaOptions, RestOptions
-from engine.ha.contracts import HighAvailabilityServices, LeaderElection, LeaderInformation, LeadershipLostError
+from engine.ha.contracts import (
+    Contender,
+    HighAvailabilityServices,
+    LeaderElection,
+    LeaderInformation,
+    LeadershipLostError,
+    MetadataStore,
+)
 from engine.ha.job_store import FencedJobStore
 from engine.ha.services import high_availability_services
 from engine.process_setup import check_config, handled_signals, temp_dir
@@ -51,6 +58,9 @@ class JobManagerHandle:
     rest_port: int  #: 0 without REST
     #: ends the process as SIGTERM does: with high availability, jobs go on under another JobManager
     stop: Callable[[], None] = lambda: None
+    #: of this leadership; None without high availability
+    metadata: MetadataStore | None = None
+    token: FencingToken | None = None
 
 
 async def serve_rest(app: Any, config: Configuration) -> Any:
@@ -75,16 +85,20 @@ async def run_jobmanager(
     log_dir: str | None = None,
     extras: dict[str, Any] | None = None,
     new_driver: Callable[[], ResourceDriver] | None = None,
+    contender: Contender | None = None,
+    ended: Callable[[], None] | None = None,
 ) -> None:
     """Run a JobManager until SIGTERM, SIGINT, SIGHUP or a request to shut the cluster down.
 
     ``ready`` is called when clients and TaskManagers can connect, before the driver is started; with high availability
-    each time that this process begins to lead. Then ``new_driver`` makes the driver of each leadership.
+    each time that this process begins to lead. Then ``new_driver`` makes the driver of each leadership, ``contender``
+    says who stands for election, and ``ended`` is called, in a thread, when the cluster has ended for good: before what
+    it has written down for its next leader is deleted.
     Raises: ConfigError, ExternalError when it cannot start (port in use).
     """
     check_config(config)
     configure_file_systems(config.to_dict())
-    services = high_availability_services(config)
+    services = high_availability_services(config, contender)
     folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or temp_dir(config))
     signalled = asyncio.Event()
 
@@ -98,7 +112,7 @@ async def run_jobmanager(
             if services is None:
                 await _run_alone(parts, rest=rest)
             else:
-                await _Contending(parts, services).run(rest=rest)
+                await _Contending(parts, services, ended or (lambda: None)).run(rest=rest)
     finally:
         folder.close()
 
@@ -145,12 +159,18 @@ class _Parts:
         finally:
             await server.close()
 
-    def tell_ready(self, dispatcher: Dispatcher, server: GrpcServer, web: Any) -> None:
+    def tell_ready(
+        self,
+        dispatcher: Dispatcher,
+        server: GrpcServer,
+        web: Any,
+        metadata: MetadataStore | None = None,
+        token: FencingToken | None = None,
+    ) -> None:
         if self.ready is not None:
             address, port = (web.address, web.port) if web else ("", 0)
-            self.ready(
-                JobManagerHandle(dispatcher, self.rpc_host, server.port, address, port, lambda: self.signalled.set())
-            )
+            stop = self.signalled.set
+            self.ready(JobManagerHandle(dispatcher, self.rpc_host, server.port, address, port, stop, metadata, token))
 
 
 async def _listen(server: GrpcServer, host: str, port_range: str) -> None:
@@ -252,8 +272,9 @@ class _Standing:
 
 @final
 class _Contending:
-    def __init__(self, parts: _Parts, services: HighAvailabilityServices) -> None:
+    def __init__(self, parts: _Parts, services: HighAvailabilityServices, ended: Callable[[], None]) -> None:
         self._parts = parts
+        self._ended = ended
         self._services = services
         self._standing = _Standing()
         self._election: LeaderElection = services.election()
@@ -333,7 +354,7 @@ class _Contending:
 
     async def _work(self, token: FencingToken, dispatcher: Dispatcher, server: GrpcServer) -> None:
         """Take over, then tell everybody."""
-        self._parts.tell_ready(dispatcher, server, self._web)
+        self._parts.tell_ready(dispatcher, server, self._web, self._services.metadata(), token)
         await dispatcher.start()
         rest_address = self._web.address if self._web is not None else ""
         information = LeaderInformation(token, self._parts.rpc_host, server.port, rest_address)
@@ -372,6 +393,7 @@ class _Contending:
         await dispatcher.close(stop_workers=True)
         if not dispatcher.leadership_lost.is_set() and self._standing.token is token:
             try:
+                await asyncio.to_thread(self._ended)
                 await asyncio.get_running_loop().run_in_executor(None, self._services.clean_up, token)
             except EngineError as error:
                 logger.warning("what the cluster has written down for its next leader is left behind: %s", error)

@@ -17,19 +17,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
 from engine.core.config import Configuration, load_config_dir
-from engine.core.errors import ConfigError, EngineError
+from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
+from engine.core.ids import JobID
 from engine.core.options import ClusterOptions, HaOptions, JobOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
+from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.archive import mark_used
-from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, JOB_FOLDER, Mode, address_path
-from flink_yarn.resource_driver import YarnResourceDriver
+from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, GAVE_UP, JOB_FOLDER, Mode, address_path
+from flink_yarn.high_availability import (
+    Outcome,
+    contender_of,
+    is_highly_available,
+    keep_outcome,
+    kept_outcome,
+    with_cluster_id,
+)
+from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
 
 __all__ = ["Outcome", "bind_host", "main", "outcome_of"]
@@ -39,19 +48,15 @@ logger = logging.getLogger("flink_yarn.application_master")
 #: An attached client asks for the result and then ends the cluster itself; it gets this long.
 LINGER_S: Final = 30.0
 PROGRESS_S: Final = 1.0
+MASTER_LOOK_S: Final = 0.5
+RETRY_S: Final = 1.0
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
 _PORTS_FILE: Final = "jobmanager.ports"
+LOG_TAIL_CHARACTERS: Final = 100_000
+ERROR_LINES_MAX: Final = 40
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
 EXIT_CRASH: Final = 70
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the application ends: YARN's final status and its diagnostics."""
-
-    status: str  #: SUCCEEDED, FAILED, KILLED
-    diagnostics: str
 
 
 def outcome_of(graph: ExecutionGraph) -> Outcome:
@@ -106,7 +111,7 @@ def _effective_config(mode: Mode, again: bool) -> Configuration:
     if not config.contains(RestOptions.BIND_PORT) or config.get(RestOptions.BIND_PORT) in ("8081", "0"):
         config.set(RestOptions.BIND_PORT, str(rest_port))
     config.set(ClusterOptions.TMP_DIRS, os.environ["TMPDIR"])
-    config.set(YarnOptions.ID, os.environ["SKEIN_APPLICATION_ID"])
+    config = with_cluster_id(config, os.environ["SKEIN_APPLICATION_ID"])
     if mode is not Mode.SESSION and not config.contains(RestOptions.SUBMIT_ENABLE):
         config.set(RestOptions.SUBMIT_ENABLE, mode is Mode.APPLICATION)
     return config
@@ -132,21 +137,70 @@ class ApplicationMaster:
         self.outcome: Outcome | None = None
         #: YARN or a person ended this process; the application's end is not ours to tell
         self.was_killed = False
+        #: YARN has been told of the outcome
+        self.has_ended = False
+        self._is_ha = is_highly_available(config)
+        self._application_id = os.environ.get("SKEIN_APPLICATION_ID", "")
+        self._attempt = attempt_of(os.environ.get("CONTAINER_ID", ""))
 
     async def run(self) -> Outcome:
         """Serve until the end and return how that is."""
         self._loop = asyncio.get_running_loop()
-        driver = YarnResourceDriver(self._app, fixed=self._config.get(YarnOptions.NUM_CONTAINERS), user=self._user)
-        await run_jobmanager(
-            self._config,
-            driver=driver,
-            ready=self._ready,
-            log_dir=os.environ.get("FLINK_LOGS"),
-            extras={"yarn-application-id": os.environ["SKEIN_APPLICATION_ID"]},
-        )
-        for task in self._tasks:
-            task.cancel()
+        watching = asyncio.create_task(self._watch_master())
+        try:
+            await run_jobmanager(
+                self._config,
+                new_driver=self._new_driver,
+                ready=self._ready,
+                log_dir=os.environ.get("FLINK_LOGS"),
+                extras={"yarn-application-id": self._application_id},
+                contender=contender_of(self._application_id, self._attempt) if self._is_ha else None,
+                ended=self._tell_yarn,
+            )
+        finally:
+            watching.cancel()
+            self._end_tasks()
         return self.outcome or self._outcome_at_stop()
+
+    def _new_driver(self) -> YarnResourceDriver:
+        return YarnResourceDriver(
+            self._app,
+            fixed=self._config.get(YarnOptions.NUM_CONTAINERS),
+            user=self._user,
+            attempt=self._attempt,
+            failures_max=self._config.get(YarnOptions.FAILED_CONTAINERS_MAX),
+            give_up=lambda reason: self._finish(Outcome("FAILED", reason)),
+        )
+
+    async def _watch_master(self) -> None:
+        """End with skein's Java process. Where a NodeManager has died, nobody ends us when YARN has given us up."""
+        pid = int(os.environ.get("FLINK_MASTER_PID", "0"))
+        while pid:
+            await asyncio.sleep(MASTER_LOOK_S)
+            if not os.path.exists(f"/proc/{pid}"):
+                logger.warning("YARN's Java ApplicationMaster is gone: this JobManager ends")
+                self.was_killed = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def _tell_yarn(self) -> None:
+        """With high availability: the cluster has ended for good, and its leader has not been replaced. In a thread.
+
+        Raises: LeadershipLostError, ExternalError; then what was written down is kept for the next attempt.
+        """
+        assert self._handle is not None
+        outcome = self.outcome = self.outcome or self._outcome_at_stop()
+        self._keep_outcome(outcome)
+        try:
+            _shut_down(self._app, outcome)
+        except Exception as error:
+            raise ExternalError(f"YARN's ApplicationMaster cannot be told of the end: {error}.") from error
+        self.has_ended = True
+
+    def _keep_outcome(self, outcome: Outcome) -> None:
+        handle = self._handle
+        if handle is not None and handle.metadata is not None and handle.token is not None:
+            keep_outcome(handle.metadata, handle.token, self._application_id, outcome)
 
     def _outcome_at_stop(self) -> Outcome:
         """Return what it means that somebody stopped the cluster."""
@@ -156,12 +210,17 @@ class ApplicationMaster:
             return outcome_of(self._ended_jobs[-1])
         return Outcome("KILLED", "The cluster was stopped before its job ended.")
 
+    def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _ready(self, handle: JobManagerHandle) -> None:
+        self._end_tasks()  # of a leadership before
         self._handle = handle
         handle.dispatcher.on_job_ended = self._job_ended
         assert self._loop is not None
@@ -173,37 +232,59 @@ class ApplicationMaster:
         logger.info("SIGTERM received: YARN ends this container")
         self.was_killed = True
         assert self._handle is not None
-        if self._config.get(HaOptions.TYPE) == "NONE":
-            self._handle.dispatcher.shut_down_requested.set()
-        else:
+        if self._is_ha:
             self._handle.stop()  # the next attempt goes on with the jobs
+        else:
+            self._handle.dispatcher.shut_down_requested.set()
 
     async def _start(self) -> None:
         """Tell everybody where we are, then begin with the work."""
+        while True:
+            try:
+                return await self._begin()
+            except ExternalError as error:
+                if not self._is_ha:
+                    return self._finish(Outcome("FAILED", str(error)))
+                # The jobs of before go on meanwhile. When another one leads, this task is cancelled.
+                logger.warning("%s Trying again.", error)
+                await asyncio.sleep(RETRY_S)
+            except EngineError as error:
+                return self._finish(Outcome("FAILED", str(error)))
+            except Exception as error:
+                logger.exception("the application cannot start")
+                return self._finish(Outcome("FAILED", f"{type(error).__name__}: {error}"))
+
+    async def _begin(self) -> None:
         assert self._handle is not None
-        try:
-            await asyncio.to_thread(self._publish, self._handle)
-            if self._mode is Mode.PER_JOB:
-                await self._submit_shipped_job(self._handle)
-            elif self._mode is Mode.APPLICATION:
-                self._work = threading.Thread(target=self._run_program, name="program", daemon=True)
-                self._work.start()
-            if self._mode is not Mode.SESSION:
-                self._spawn(self._report_progress())
-            self._spawn(self._keep_archives())
-        except EngineError as error:
-            self._finish(Outcome("FAILED", str(error)))
-        except Exception as error:
-            logger.exception("the application cannot start")
-            self._finish(Outcome("FAILED", f"{type(error).__name__}: {error}"))
+        if self._handle.metadata is not None:
+            # An attempt before may have been killed while it told YARN of the end.
+            kept = self.outcome or await asyncio.to_thread(kept_outcome, self._handle.metadata, self._application_id)
+            if kept is not None:
+                self._finish(kept)
+                return
+            await self._handle.dispatcher.recovered()
+        await asyncio.to_thread(self._publish, self._handle)
+        if self._mode is Mode.PER_JOB:
+            await self._submit_shipped_job(self._handle)
+        elif self._mode is Mode.APPLICATION and self._work is None:
+            self._work = threading.Thread(target=self._run_program, name="program", daemon=True)
+            self._work.start()
+        if self._mode is not Mode.SESSION:
+            self._spawn(self._report_progress())
+        self._spawn(self._keep_archives())
 
     def _publish(self, handle: JobManagerHandle) -> None:
-        address = {"host": handle.rpc_host, "port": handle.rpc_port, "rest": handle.rest_address}
+        address = {
+            "host": handle.rpc_host,
+            "port": handle.rpc_port,
+            "rest": handle.rest_address,
+            "high-availability": self._config.get(HaOptions.TYPE),
+        }
         with contextlib.suppress(Exception):  # from before a restart in place
             self._app.ui.remove_page(DASHBOARD_ROUTE)
         self._app.ui.add_page(DASHBOARD_ROUTE, f"http://{handle.rpc_host}:{handle.rest_port}", "Flink dashboard")
         self._app.kv[ADDRESS_KEY] = json.dumps(address).encode()
-        path = address_path(os.environ["SKEIN_APPLICATION_ID"], os.environ["FLINK_YARN_HOME"])
+        path = address_path(self._application_id, os.environ["FLINK_YARN_HOME"])
         with file_system_of(path).open_write(path, overwrite=True) as stream:
             stream.write(json.dumps(address).encode())
         logger.info("clients and TaskManagers can find the JobManager: %s", address)
@@ -224,6 +305,11 @@ class ApplicationMaster:
         if self.outcome is None:
             self.outcome = outcome
             logger.info("the application ends as %s: %s", outcome.status, outcome.diagnostics)
+        self._spawn(self._request_end(self.outcome))
+
+    async def _request_end(self, outcome: Outcome) -> None:
+        with contextlib.suppress(EngineError):  # it is tried again when all jobs have ended
+            await asyncio.to_thread(self._keep_outcome, outcome)
         assert self._handle is not None
         self._handle.dispatcher.shut_down_requested.set()
 
@@ -236,11 +322,16 @@ class ApplicationMaster:
         with open(os.path.join(JOB_FOLDER, "job-graph"), "rb") as stream:
             graph = decode(stream.read(), JobGraph)
         for file in graph.files:
+            if handle.dispatcher.has_blob(file.sha256):
+                continue
             path = os.path.join(JOB_FOLDER, file.sha256)
             copy = os.path.join(handle.dispatcher.blobs.folder, f".{file.sha256}.copy")
             await asyncio.to_thread(_copy, path, copy)
             handle.dispatcher.put_blob(copy)
-        await handle.dispatcher.submit_job(graph)
+        await handle.dispatcher.submit_job(graph)  # with high availability, perhaps again: it runs once
+        accepted = handle.dispatcher.job(graph.job_id)
+        if accepted.status.is_globally_terminal_state():
+            self._job_ended(accepted)  # perhaps under an attempt before
 
     def _job_ended(self, graph: ExecutionGraph) -> None:
         self._ended_jobs.append(graph)
@@ -279,6 +370,11 @@ class ApplicationMaster:
         config = Configuration(self._config)
         config.set(JobOptions.TARGET, "remote")
         config.set(RestOptions.ADDRESS, self._handle.rpc_host).set(RestOptions.PORT, self._handle.rest_port)
+        if self._is_ha:
+            # It finds the leader as any client does, and the next attempt runs it again: what it has submitted before
+            # must be found by its id.
+            config.remove_config(YarnOptions.ID.key)
+            config.set(JobOptions.JOB_IDS_FROM, self._config.get(HaOptions.CLUSTER_ID))
         config.remove_config(RestOptions.BIND_PORT.key)
         config.remove_config(JobOptions.PYTHON_CLIENT_EXECUTABLE.key)
         # The program waits for its jobs here, also when nobody waits for the application.
@@ -308,17 +404,26 @@ class ApplicationMaster:
             return Outcome("FAILED", f"The program ended with exit code {code}; see jobmanager.out of the application.")
         if not job_ids:
             return Outcome("FAILED", "The program did not submit a job. Does it call execute()?")
-        by_id = {str(graph.job_graph.job_id): graph for graph in self._ended_jobs}
-        outcomes = [outcome_of(by_id[job_id]) for job_id in job_ids if job_id in by_id]
+        ended = [self._ended_job(job_id) for job_id in job_ids]
+        outcomes = [outcome_of(graph) for graph in ended if graph is not None]
         bad = [outcome for outcome in outcomes if outcome.status != "SUCCEEDED"]
         return bad[0] if bad else outcomes[-1]
 
     def _wait_for_job(self, job_id: str) -> None:
         """Jobs of ``execute_async`` may outlive the program's main."""
-        while not any(str(graph.job_graph.job_id) == job_id for graph in self._ended_jobs):
-            if self.outcome is not None:
-                return
+        while self._ended_job(job_id) is None and self.outcome is None:
             time.sleep(0.1)
+
+    def _ended_job(self, job_id: str) -> ExecutionGraph | None:
+        """Return the job if it has ended, perhaps under an attempt before this one."""
+        for graph in self._ended_jobs:
+            if str(graph.job_graph.job_id) == job_id:
+                return graph
+        assert self._handle is not None
+        with contextlib.suppress(JobNotFoundError):
+            graph = self._handle.dispatcher.job(JobID(job_id))
+            return graph if graph.status.is_globally_terminal_state() else None
+        return None
 
     # --- progress ---------------------------------------------------------------------------------------------------
 
@@ -357,11 +462,35 @@ def _shut_down(application: Any, outcome: Outcome) -> None:
     application.shutdown(outcome.status, text)
 
 
+def _give_up(logs: str, code: str) -> int:
+    """The JobManager has died too often. The attempt ends, and with the last one the application: say why."""
+    attempts = int(os.environ.get("FLINK_YARN_ATTEMPTS", "1"))
+    if attempt_of(os.environ.get("CONTAINER_ID", "")) >= attempts:
+        died = f"by signal {int(code) - 128}" if int(code) > 128 else f"with exit code {code}"
+        reason = f"The JobManager died too often, the last time {died}. {_last_error(logs)}".strip()
+        with contextlib.suppress(Exception):  # then YARN only learns of the exit code
+            _shut_down(skein_module().ApplicationClient.from_current(), Outcome("FAILED", reason))
+    return int(code)
+
+
+def _last_error(logs: str) -> str:
+    """Return the last error in the JobManager's log, "" when there is none."""
+    try:
+        with open(os.path.join(logs, "jobmanager.log"), encoding="utf-8", errors="replace") as stream:
+            lines = stream.read()[-LOG_TAIL_CHARACTERS:].splitlines()
+    except OSError:
+        return ""
+    starts = [number for number, line in enumerate(lines) if " ERROR " in line]
+    return "Its last error: " + "\n".join(lines[starts[-1] :][:ERROR_LINES_MAX]) if starts else ""
+
+
 def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
     """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
     logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, "jobmanager.log"))
     logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
+    if sys.argv[1:2] == [GAVE_UP]:
+        return _give_up(logs, sys.argv[2])
     mode = Mode(os.environ.get("FLINK_YARN_MODE", "session"))
     again = os.environ.get("FLINK_RESTART", "0") != "0"
     user = os.environ.get("HADOOP_USER_NAME", "")
@@ -381,6 +510,9 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         logger.info("memory of the JobManager: %s", config.get_string("jobmanager.memory.process.size"))
         master = ApplicationMaster(application, config, mode, user)
         outcome = run(master)
+    except LeadershipLostError as error:
+        logger.error("the JobManager ends: %s", error)  # the application is another attempt's
+        return 1
     except ConfigError as error:
         logger.error("the JobManager cannot start: %s", error)
         if "in use" in str(error):  # somebody took the port between our look and our bind
@@ -391,13 +523,19 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         return 1
     except EngineError as error:
         logger.error("the JobManager ends: %s", error)
+        if isinstance(error, ExternalError) and is_highly_available(config):
+            return EXIT_CRASH
         _shut_down(application, Outcome("FAILED", str(error)))
         return 1
     except Exception:
         logger.exception("the JobManager died")
         return EXIT_CRASH
+    if master.has_ended:
+        return 0
     if master.was_killed:
         return 1
+    if is_highly_available(config):
+        return EXIT_CRASH  # it could not tell YARN, or does not lead any more
     _shut_down(application, outcome)
     return 0
 

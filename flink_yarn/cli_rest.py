@@ -44,8 +44,7 @@ def cluster_address(config: Configuration) -> str:
             host = config.get(RestOptions.ADDRESS) or config.get(ClusterOptions.RPC_ADDRESS)
             return f"http://{f'[{host}]' if ':' in host else host}:{_port(config)}"
         case "yarn-session":
-            address = str(session_client().find_session(config))
-            return address if "://" in address else f"http://{address}"
+            return str(session_client().find_session(config).base_url)
         case "local":
             raise ConfigError("A local run has no cluster that could be asked; use -m host:port or -t remote.")
         case _ if config.get(YarnOptions.ID):
@@ -66,6 +65,10 @@ def connect(config: Configuration) -> RestClient:
 
     Raises: ExternalError that names the address when nobody answers.
     """
+    if config.get(JobOptions.TARGET) not in ("remote", "local") and config.get(YarnOptions.ID):
+        client: RestClient = session_client().find_session(config)
+        client.overview()
+        return client
     address = cluster_address(config)
     leader = leader_lookup(config) if config.get(JobOptions.TARGET) == "remote" else None
     try:

@@ -87,10 +87,11 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
         session_client()  # its lack is told before the program runs
     if target in ("remote", "yarn-session"):
         client = connect(config)
-        # The program reaches the session as any other cluster.
-        address = urllib.parse.urlsplit(client.base_url)
-        config.set(JobOptions.TARGET, "remote")
-        config.set(RestOptions.ADDRESS, address.hostname).set(RestOptions.PORT, address.port)
+        if target == "remote" or not client.follows_leader:
+            # The program reaches the session as any other cluster.
+            address = urllib.parse.urlsplit(client.base_url)
+            config.set(JobOptions.TARGET, "remote")
+            config.set(RestOptions.ADDRESS, address.hostname).set(RestOptions.PORT, address.port)
     _ship_program(program, config)
     raise_on_signals()
     with ProgramRun(program, config) as child:
@@ -102,7 +103,7 @@ def run(parsed: ParsedOptions, config: Configuration) -> int:
         _check_end(child, code)
         if not child.job_ids:
             return code or _no_job()
-        if config.get(JobOptions.TARGET) == "remote" and config.get(JobOptions.ATTACHED):
+        if target in ("remote", "yarn-session") and config.get(JobOptions.ATTACHED):
             _print_missing_results(child, connect(config))
         return code
 

@@ -17,13 +17,14 @@ from typing import Any, Final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
-from engine.core.options import ClusterOptions, JobOptions, MemoryOptions, YarnOptions
+from engine.core.options import ClusterOptions, HaOptions, JobOptions, MemoryOptions, YarnOptions
 
 __all__ = [
     "ADDRESS_KEY",
     "CONF_FOLDER",
     "EXIT_NO_PYTHON",
     "EXIT_PYTHON_MINOR",
+    "GAVE_UP",
     "JOB_FOLDER",
     "SERVICE",
     "ClusterPlan",
@@ -57,6 +58,8 @@ TASKMANAGER_MB_PER_SLOT: Final = 64
 #: Exit codes of a container's script before any of our Python runs. 100 + n: the node's Python is 3.n.
 EXIT_NO_PYTHON: Final = 99
 EXIT_PYTHON_MINOR: Final = 100
+#: The JobManager's main is told with this word that it has died too often.
+GAVE_UP: Final = "gave-up"
 
 
 #: Unpacks the engine beside the file that the NodeManager keeps for all containers of the user, once per node; that the
@@ -80,6 +83,10 @@ for name in sys.argv[1:]:
             os.rename(target + ".part", target)
 print(":".join(targets))
 """
+
+
+#: Hadoop's own default, which Flink takes too.
+ATTEMPTS_WITH_HA: Final = 2
 
 
 class Mode(enum.Enum):
@@ -108,6 +115,7 @@ class ClusterPlan:
     node_label: str
     tags: tuple[str, ...]
     attempts: int
+    attempts_validity_ms: int  #: failed attempts of longer ago do not count; -1 = all count
     master_mb: int  #: of the whole container
     jobmanager_mb: int  #: of it, for the JobManager
     master_vcores: int
@@ -190,7 +198,8 @@ def plan_cluster(
         application_type=config.get(YarnOptions.TYPE),
         node_label=config.get(YarnOptions.NODE_LABEL),
         tags=tuple(tag.strip() for tag in re.split("[,;]", config.get(YarnOptions.TAGS)) if tag.strip()),
-        attempts=config.get(YarnOptions.ATTEMPTS),
+        attempts=_attempts(config),
+        attempts_validity_ms=config.get(YarnOptions.ATTEMPTS_VALIDITY),
         master_mb=master_mb,
         jobmanager_mb=master_mb - SKEIN_MB,
         master_vcores=config.get(YarnOptions.JM_VCORES),
@@ -204,6 +213,13 @@ def plan_cluster(
     _check_plan(plan)
     _check_limits(plan, limits)
     return plan
+
+
+def _attempts(config: Configuration) -> int:
+    """With high availability one failure of the ApplicationMaster is survived unless somebody says otherwise."""
+    if config.contains(YarnOptions.ATTEMPTS) or config.get(HaOptions.TYPE) == "NONE":
+        return config.get(YarnOptions.ATTEMPTS)
+    return ATTEMPTS_WITH_HA
 
 
 def _name(config: Configuration, mode: Mode) -> str:
@@ -323,6 +339,7 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
     # A JobManager that dies is started again in place: no container notices more than a broken connection.
     lines += [
         "child= attempt=0",
+        "export FLINK_MASTER_PID=$PPID",
         "trap 'kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM",
         "while true; do",
         "  started=$SECONDS",
@@ -333,7 +350,11 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         "  [[ $code -le 1 ]] && exit $code",
         "  if ((SECONDS - started > 30)); then attempt=0; fi",
         "  attempt=$((attempt + 1))",
-        '  if ((attempt > 5)); then echo "The JobManager died too often (last exit code $code)."; exit $code; fi',
+        "  if ((attempt > 5)); then",
+        '    echo "The JobManager died too often (last exit code $code)."',
+        f'    "$python" -P -m {command} {GAVE_UP} $code',
+        "    exit $code",
+        "  fi",
         '  echo "The JobManager died with exit code $code; starting it again."',
         "  sleep 0.2",
         "done",
@@ -388,6 +409,7 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
         name for name, (url, is_archive) in files.shipped.items() if is_archive or name.endswith((".zip", ".whl"))
     ]
     environment = {"HADOOP_USER_NAME": user, "FLINK_YARN_MODE": plan.mode.value, "FLINK_YARN_HOME": home}
+    environment["FLINK_YARN_ATTEMPTS"] = str(plan.attempts)
     environment["FLINK_YARN_ARCHIVES"] = " ".join(files.dist)
     prefixes: dict[str, dict[str, str]] = {"containerized.master.env.": {}, "containerized.taskmanager.env.": {}}
     for key, value in config.to_dict().items():
@@ -416,7 +438,8 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
             "jobmanager.out",
             python=python,
             shipped=on_path,
-            restarts=plan.mode is Mode.SESSION,
+            # Without what is kept for the next JobManager, a job would silently begin anew.
+            restarts=plan.mode is Mode.SESSION or plan.config.get(HaOptions.TYPE) != "NONE",
         ),
         files=master_files,
         env={**environment, "JDK_JAVA_OPTIONS": java_opens, **prefixes["containerized.master.env."]},

@@ -24,6 +24,7 @@ from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import encode
+from flink_yarn.application_leader import ApplicationEndedError
 from flink_yarn.cluster_spec import Mode
 from flink_yarn.session_client import deploy, find_session, yarn_client
 from flink_yarn.yarn_client import YarnClient
@@ -48,7 +49,7 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
 
 
 def _execute_in_session(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
-    client = RestClient(find_session(config))
+    client = find_session(config)
     job_id = client.submit(job_graph, files)
     return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
 
@@ -58,7 +59,7 @@ def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Conf
     shipped.update({sha256: os.fspath(path) for sha256, path in files.items()})
     deployment = deploy(config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph))
     print(f"JobManager Web Interface: {deployment.address}", flush=True)
-    access = _PerJobAccess(deployment.application_id, RestClient(deployment.address), yarn_client())
+    access = _PerJobAccess(deployment.application_id, deployment.rest, yarn_client())
     cancel = config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT)
     if cancel and config.get(JobOptions.ATTACHED):
         # However this process ends, between any two lines of the program: the job goes with it.
@@ -135,7 +136,7 @@ class _PerJobAccess:
         """A JobManager that is gone has taken its job along; YARN knows why."""
         try:
             return question()
-        except ExternalError as error:
+        except (ExternalError, ApplicationEndedError) as error:
             report = self._yarn.wait_until_ended(self._application_id, 5.0)
             if not report.ended:
                 raise

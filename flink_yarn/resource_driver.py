@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
 import urllib.request
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, final
 
 from engine.core.ids import ResourceID
+from engine.core.options import YarnOptions
 from engine.runtime.jobmanager.resource_manager import WorkerEvents
 from flink_yarn.cluster_spec import SERVICE
 
-__all__ = ["SkeinApplication", "YarnResourceDriver"]
+__all__ = ["SkeinApplication", "YarnResourceDriver", "attempt_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,12 @@ RELEASE_GRACE_S: Final = 3.0
 FAILURES_MAX: Final = 3
 BACKOFF_MAX_S: Final = 30.0
 LOG_TAIL_BYTES: Final = 2000
+#: In which ``yarn.maximum-failed-containers-per-interval`` are counted.
+FAILURES_INTERVAL_S: Final = 600.0
+#: Ended containers whose processes may still run on a node that YARN has lost.
+GONE_MAX: Final = 10_000
+#: What YARN says of containers that it took away: no fault of theirs.
+_TAKEN_AWAY: Final = re.compile(r"preempt|\*lost\* node|unusable node|decommission", re.IGNORECASE)
 _ACTIVE: Final = ("WAITING", "REQUESTED", "RUNNING")
 
 
@@ -44,14 +54,39 @@ def _state(container: Any) -> str:
     return str(container.state)
 
 
+def attempt_of(container_id: str) -> int:
+    """Return the application attempt that a container belongs to (container_e17_<cluster>_<application>_<attempt>_<n>);
+    0 if it is no id of YARN's."""
+    match = re.fullmatch(r"container_(?:e\d+_)?\d+_\d+_(\d+)_\d+", container_id)
+    return int(match[1]) if match else 0
+
+
 @final
 class YarnResourceDriver:
-    """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs."""
+    """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs.
+
+    ``attempt``: of the application; containers of others are told to end. ``failures_max``: so many containers may fail
+    within ``FAILURES_INTERVAL_S``, then ``give_up`` is called with the reason; -1 = any number.
+    """
 
     workers_min = 0
 
-    def __init__(self, application: SkeinApplication, *, fixed: int, user: str) -> None:
+    def __init__(
+        self,
+        application: SkeinApplication,
+        *,
+        fixed: int,
+        user: str,
+        attempt: int = 0,
+        failures_max: int = -1,
+        give_up: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self.on_demand = fixed == 0
+        self._attempt = attempt
+        self._failures_max = failures_max
+        self._give_up = give_up
+        self._failed_at: deque[float] = deque()
+        self._gone: dict[ResourceID, str] = {}  # containers that have ended → why; the oldest are forgotten
         self._app = application
         self._fixed = fixed
         self._user = user
@@ -61,6 +96,7 @@ class YarnResourceDriver:
         self._active: dict[str, Any] = {}  # skein id → container, as of the last look
         self._registered: set[ResourceID] = set()
         self._released: set[ResourceID] = set()
+        self._disconnected: set[ResourceID] = set()  # of the registered: perhaps dead, YARN does not know it yet
         self._reasons: dict[ResourceID, str] = {}
         self._failures = 0
         self._wake = asyncio.Event()
@@ -80,8 +116,16 @@ class YarnResourceDriver:
             self._level_known = True
             self._wake.set()
 
+    def refuses(self, resource_id: ResourceID) -> str:
+        attempt = attempt_of(resource_id)
+        if self._attempt and attempt and attempt != self._attempt:
+            return f"it belongs to attempt {attempt} of the application, and this is attempt {self._attempt}"
+        # A NodeManager that died leaves its containers' processes behind.
+        return f"YARN has ended its container: {self._gone[resource_id]}" if resource_id in self._gone else ""
+
     def worker_registered(self, resource_id: ResourceID) -> None:
         self._registered.add(resource_id)
+        self._disconnected.discard(resource_id)
         self._failures = 0
         self._wake.set()
 
@@ -95,6 +139,8 @@ class YarnResourceDriver:
         return tuple(ResourceID(c.yarn_container_id or c.id) for c in self._active.values())
 
     async def diagnose(self, resource_id: ResourceID) -> str:
+        # Another one is asked for at once. Should this one come back, the request is taken back.
+        self._disconnected.add(resource_id)
         async with self._looked:
             self._wake.set()
             while resource_id not in self._reasons:
@@ -142,7 +188,7 @@ class YarnResourceDriver:
         resource_id = ResourceID(container.yarn_container_id or container.id)
         if resource_id in self._released or _state(container) == "KILLED":
             self._reasons[resource_id] = "it was released"
-            self._forget(resource_id)
+            self._forget(resource_id, "it was released")
             return
         message = (container.exit_message or "").strip() or f"it ended as {_state(container)}"
         tail = await asyncio.to_thread(self._log_tail, container)
@@ -155,11 +201,28 @@ class YarnResourceDriver:
                 self._events.workers_failed(
                     f"{self._failures} containers in a row ended before they registered. The last one: {reason}"
                 )
-        self._forget(resource_id)
+        self._forget(resource_id, message)
+        if not _TAKEN_AWAY.search(message):
+            self._count_failure(reason)
         self._events.worker_lost(resource_id, reason)
 
-    def _forget(self, resource_id: ResourceID) -> None:
+    def _count_failure(self, reason: str) -> None:
+        now = time.monotonic()
+        self._failed_at.append(now)
+        while self._failed_at[0] < now - FAILURES_INTERVAL_S:
+            self._failed_at.popleft()
+        if 0 <= self._failures_max < len(self._failed_at):
+            self._give_up(
+                f"{len(self._failed_at)} TaskManager containers have failed within {FAILURES_INTERVAL_S:g} s "
+                f"({YarnOptions.FAILED_CONTAINERS_MAX.key}: {self._failures_max}). The last one: {reason}"
+            )
+
+    def _forget(self, resource_id: ResourceID, reason: str) -> None:
+        self._gone[resource_id] = reason
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
         self._registered.discard(resource_id)
+        self._disconnected.discard(resource_id)
         self._released.discard(resource_id)
 
     def _log_tail(self, container: Any) -> str:
@@ -179,7 +242,7 @@ class YarnResourceDriver:
     async def _adjust(self) -> None:
         """Ask for what is missing, take back requests that are not needed any more."""
         pending = [c for c in self._active.values() if (c.yarn_container_id or c.id) not in self._registered]
-        alive = len(self._active) - len(pending)
+        alive = len(self._active) - len(pending) - len(self._disconnected & self._registered)
         wanted = max(0, self._fixed - alive) if self._fixed else self._level
         if len(pending) < wanted and self._failures >= FAILURES_MAX and pending:
             return  # one at a time until one of them registers

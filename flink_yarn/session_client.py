@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError, EngineError, ExternalError, JobExecutionError
+from engine.core.errors import ConfigError, ExternalError, JobExecutionError
 from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
+from flink_yarn.application_leader import ApplicationLeader, JobManagerAddress, read_address
 from flink_yarn.archive import mark_used, remove_unused, ship_archives
 from flink_yarn.cli_signals import ENDING_SIGNALS, EndedBySignal, raising_on_signals
 from flink_yarn.cluster_spec import (
@@ -62,8 +64,13 @@ def _log(line: str) -> None:
 @dataclass(frozen=True)
 class Deployment:
     application_id: str
-    address: str  #: URL of the JobManager's REST
+    rest: RestClient
     plan: ClusterPlan
+
+    @property
+    def address(self) -> str:
+        """URL of the JobManager's REST."""
+        return self.rest.base_url
 
 
 def yarn_client() -> YarnClient:
@@ -122,7 +129,8 @@ def deploy(
         stack.callback(shutil.rmtree, folder, True)
         # The driver needs seconds to start; packing and uploading go on meanwhile.
         packing = worker.submit(_prepare_files, plan, conf, fs, folder, job_files or {}, say)
-        driver = stack.enter_context(start_driver(plan.application_type))
+        validity_ms = plan.attempts_validity_ms if plan.attempts > 1 else None
+        driver = stack.enter_context(start_driver(plan.application_type, validity_ms=validity_ms))
         files = packing.result()
         spec = application_spec(
             plan,
@@ -138,13 +146,19 @@ def deploy(
                 submitted.append(_submit(driver, spec, say))
             application_id = submitted[0]
             with raising_on_signals():
-                address = _await_jobmanager(client, conf, fs, application_id, config, say)
+                rest = _await_jobmanager(client, conf, fs, application_id, config, say)
         except BaseException:
             if submitted:
                 _kill_quietly(driver, submitted[0])
             raise
-    say(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
-    return Deployment(application_id, address, plan)
+    say(f"Found Web Interface {rest.base_url.partition('://')[2]} of application '{application_id}'.")
+    return Deployment(application_id, rest, plan)
+
+
+def _connection(client: YarnClient, conf: HadoopConf, application_id: str, found: JobManagerAddress) -> RestClient:
+    """Return a client of the JobManager, which with high availability follows it to where the next one is."""
+    leader = ApplicationLeader(client, _home(conf), application_id) if found.is_highly_available else None
+    return RestClient(found.rest, leader=leader)
 
 
 def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
@@ -191,7 +205,7 @@ def _submit(driver: Any, spec: Any, say: Say) -> str:
 
 def _await_jobmanager(
     client: YarnClient, conf: HadoopConf, fs: FileSystem, application_id: str, config: Configuration, say: Say
-) -> str:
+) -> RestClient:
     shown = ""
     deadline = float("inf")
     while True:
@@ -200,10 +214,10 @@ def _await_jobmanager(
             raise _failed(report, config)
         if report.state == "RUNNING":
             deadline = min(deadline, time.monotonic() + _ADDRESS_TIMEOUT_S)
-            address = _read_address(fs, conf, application_id)
-            if address:
+            found = read_address(fs, _home(conf), application_id)
+            if found is not None:
                 say("YARN application has been deployed successfully.")
-                return address
+                return _connection(client, conf, application_id, found)
         elif report.state != shown:
             shown = report.state
             say(f"Deploying cluster, current state {shown}")
@@ -213,15 +227,6 @@ def _await_jobmanager(
                 f"see its log: yarn logs -applicationId {application_id}"
             )
         time.sleep(_POLL_S)
-
-
-def _read_address(fs: FileSystem, conf: HadoopConf, application_id: str) -> str:
-    path = address_path(application_id, _home(conf))
-    with contextlib.suppress(EngineError, ValueError):
-        if fs.status(path) is not None:
-            with fs.open_read(path) as stream:
-                return str(json.loads(stream.read())["rest"])
-    return ""
 
 
 def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
@@ -236,6 +241,7 @@ def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
 def _kill_quietly(driver: Any, application_id: str) -> None:
     try:
         driver.kill_application(application_id)
+        _remove_folder(application_id)
     except Exception as error:
         print(
             f"Application {application_id} may still run ({error}); end it with: "
@@ -350,8 +356,8 @@ def _folder_contents(folder: str) -> dict[str, str | bytes]:
 # --- finding and ending ---------------------------------------------------------------------------------------------
 
 
-def find_session(config: Configuration) -> str:
-    """Return the REST address of the session that ``yarn.application.id`` names.
+def find_session(config: Configuration) -> RestClient:
+    """Return a client of the session that ``yarn.application.id`` names.
 
     Raises: ExternalError when it does not run, with how it ended.
     """
@@ -366,13 +372,13 @@ def find_session(config: Configuration) -> str:
             f"The YARN application {application_id} has ended ({report.state}, {report.final_status}): "
             f"{report.diagnostics or 'no reason given'} Start a new session with yarn-session.sh."
         )
-    address = _read_address(file_system_of("hdfs:/"), conf, application_id)
-    if not address:
+    found = read_address(file_system_of("hdfs:/"), _home(conf), application_id)
+    if found is None:
         raise ExternalError(
             f"The YARN application {application_id} is {report.state}, but its JobManager has not said where it is. If "
             "it was just started, try again in some seconds; if another user started it, only that user can find it."
         )
-    return address
+    return _connection(client, conf, application_id, found)
 
 
 def kill(application_id: str, config: Configuration) -> None:
@@ -380,6 +386,13 @@ def kill(application_id: str, config: Configuration) -> None:
     yarn_client().check_reachable()
     with start_driver(config.get(YarnOptions.TYPE)) as driver:
         driver.kill_application(application_id)
+        _remove_folder(application_id)
+
+
+def _remove_folder(application_id: str) -> None:
+    """Remove an application's files, which are kept on HDFS for its next attempt."""
+    path = os.path.dirname(address_path(application_id, _home(HadoopConf.load())))
+    file_system_of(path).delete(path, recursive=True)
 
 
 def print_resources(config: Configuration) -> None:

@@ -1,8 +1,9 @@
 """Starts skein's driver, the Java process that talks to YARN for us, and ends it with the command that needed it.
 
-skein writes the application type "skein" and an overview page of its own into every application. A copy of its jar with
-two entries replaced (the type in the constant pool of two classes, the page) makes the ResourceManager show Flink's
-type and its tracking link open the dashboard; nothing else is touched.
+skein writes the application type "skein" and an overview page of its own into every application, and lets YARN try
+again an application that was ended on purpose as FAILED or KILLED. A copy of its jar with four entries changed
+(``skein_classes``, and the page) mends that, and sets the interval in which failed attempts count; nothing else is
+touched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.core.errors import ConfigError, ExternalError
+from flink_yarn.skein_classes import VERSION, class_changes
 
 __all__ = [
     "DASHBOARD_ROUTE",
     "JAVA_OPENS",
     "QUICK_START",
     "patched_jar",
-    "rename_constant",
     "skein_module",
     "start_driver",
 ]
@@ -39,7 +39,6 @@ JAVA_OPENS: Final = "--add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=jav
 #: For both of skein's JVMs, which live for little work: what matters is how soon they are up.
 QUICK_START: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData"
 TYPE_LENGTH_MAX: Final = 20  # YARN cuts at this
-_TYPE_CLASSES: Final = ("com/anaconda/skein/Driver.class", "com/anaconda/skein/Driver$DriverImpl.class")
 _PAGE: Final = "overview.mustache.html"
 #: A mustache template of skein's; until our page is registered it asks again each second.
 _PAGE_TEXT: Final = """\
@@ -71,28 +70,16 @@ def skein_module() -> Any:
 # --- the jar --------------------------------------------------------------------------------------------------------
 
 
-def rename_constant(class_file: bytes, old: str, new: str) -> bytes:
-    """Return a Java class file in which the text constant ``old`` reads ``new``.
+def patched_jar(original: Path, application_type: str, folder: Path, *, validity_ms: int | None = None) -> Path:
+    """Return a copy of skein's jar with our type, page and ends; made once and kept in the folder.
 
-    Raises: ValueError if it is not there exactly once.
-    """
-
-    def entry(text: str) -> bytes:
-        data = text.encode()
-        return struct.pack(">BH", 1, len(data)) + data  # CONSTANT_Utf8: tag, length, bytes; nothing points into it
-
-    if class_file.count(entry(old)) != 1:
-        raise ValueError(f"{class_file.count(entry(old))} constants {old!r}; expected 1")
-    return class_file.replace(entry(old), entry(new))
-
-
-def patched_jar(original: Path, application_type: str, folder: Path) -> Path:
-    """Return a copy of skein's jar with our type and page; made once and kept in the folder.
+    ``validity_ms``: failed attempts of longer ago do not count, -1 = all count; None when there is one attempt.
 
     The original is returned when it is another version of skein than the one we know.
     """
     wanted = application_type[:TYPE_LENGTH_MAX]
-    seed = f"{original.stat().st_size} {original.stat().st_mtime_ns} {wanted} {_PAGE_TEXT}"
+    changes = class_changes(wanted, validity_ms)
+    seed = f"{original.stat().st_size} {original.stat().st_mtime_ns} {wanted} {validity_ms} {VERSION} {_PAGE_TEXT}"
     target = folder / f"skein-{hashlib.sha256(seed.encode()).hexdigest()[:16]}.jar"
     if target.is_file():
         return target
@@ -106,8 +93,8 @@ def patched_jar(original: Path, application_type: str, folder: Path) -> Path:
         ):
             for info in source.infolist():
                 data = source.read(info)
-                if info.filename in _TYPE_CLASSES:
-                    data = rename_constant(data, "skein", wanted)
+                if info.filename in changes:
+                    data = changes[info.filename](data)
                 elif info.filename == _PAGE:
                     data = _PAGE_TEXT.encode()
                 sink.writestr(info, data, zipfile.ZIP_DEFLATED)
@@ -147,7 +134,7 @@ def _check_tools(environ: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def start_driver(application_type: str) -> Iterator[Any]:
+def start_driver(application_type: str, *, validity_ms: int | None = None) -> Iterator[Any]:
     """Yield a ``skein.Client`` whose private driver lives as long as the block, and no longer than this process.
 
     Nothing is written to the user's home: the driver's certificates are made for it alone.
@@ -159,7 +146,7 @@ def start_driver(application_type: str) -> Iterator[Any]:
     import skein.core as core
 
     original = Path(core._SKEIN_JAR)
-    core._SKEIN_JAR = str(patched_jar(original, application_type, _cache_folder()))
+    core._SKEIN_JAR = str(patched_jar(original, application_type, _cache_folder(), validity_ms=validity_ms))
     log = tempfile.NamedTemporaryFile(prefix="flink-skein-", suffix=".log", delete=False)
     log.close()
     client = None

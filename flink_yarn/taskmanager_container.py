@@ -1,4 +1,5 @@
-"""The main of a TaskManager's container: finds the JobManager in skein's key-value store and serves it."""
+"""The main of a TaskManager's container: finds the JobManager in skein's key-value store, or the elected one, and
+serves it."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
 from flink_yarn.application_master import bind_host
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER
+from flink_yarn.high_availability import is_highly_available, with_cluster_id
 from flink_yarn.skein_driver import skein_module
 
 __all__ = ["container_config", "main"]
@@ -25,10 +27,12 @@ logger = logging.getLogger("flink_yarn.taskmanager_container")
 MAIN_LOG: Final = "taskmanager.log"
 
 
-def container_config(config: Configuration, address: dict[str, Any], environ: dict[str, str]) -> Configuration:
-    """Return the configuration of this container's TaskManager."""
-    config = Configuration(config)
-    config.set(ClusterOptions.RPC_ADDRESS, address["host"]).set(ClusterOptions.RPC_PORT, address["port"])
+def container_config(config: Configuration, address: dict[str, Any] | None, environ: dict[str, str]) -> Configuration:
+    """Return the configuration of this container's TaskManager. ``address``: the JobManager's, None when it is to look
+    for the elected one."""
+    config = with_cluster_id(config, environ["SKEIN_APPLICATION_ID"])
+    if address is not None:
+        config.set(ClusterOptions.RPC_ADDRESS, address["host"]).set(ClusterOptions.RPC_PORT, address["port"])
     config.set(ClusterOptions.TM_RESOURCE_ID, environ["CONTAINER_ID"])
     host = environ.get("NM_HOST", "")
     if host:
@@ -38,6 +42,16 @@ def container_config(config: Configuration, address: dict[str, Any], environ: di
     return config
 
 
+def _wait_for_address() -> dict[str, Any]:
+    application = skein_module().ApplicationClient.from_current()
+    address: dict[str, Any] = json.loads(application.kv.wait(ADDRESS_KEY))
+    application.close()
+    logger.info(
+        "container %s: the JobManager is at %s:%d", os.environ["CONTAINER_ID"], address["host"], address["port"]
+    )
+    return address
+
+
 def main() -> int:
     logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, MAIN_LOG))
@@ -45,14 +59,10 @@ def main() -> int:
     # Containers' folders have names too long for a Unix socket; this is the same folder by a short name, which other
     # processes of this host can use as long as we live.
     tempfile.tempdir = f"/proc/{os.getpid()}/cwd/{os.path.basename(os.environ['TMPDIR'])}"
-    application = skein_module().ApplicationClient.from_current()
     try:
-        address = json.loads(application.kv.wait(ADDRESS_KEY))
-        application.close()
-        logger.info(
-            "container %s: the JobManager is at %s:%d", os.environ["CONTAINER_ID"], address["host"], address["port"]
-        )
-        config = container_config(load_config_dir(CONF_FOLDER), address, dict(os.environ))
+        config = load_config_dir(CONF_FOLDER)
+        address = None if is_highly_available(config) else _wait_for_address()
+        config = container_config(config, address, dict(os.environ))
         asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG))
     except EngineError as error:
         logger.error("the TaskManager ends: %s", error)

@@ -21,6 +21,8 @@ from flink_yarn.hadoop_conf import HadoopConf
 __all__ = ["ApplicationReport", "Node", "Queue", "YarnClient"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
+#: A ResourceManager that is away for so long may be restarting, or another one takes over; nobody gives up on it.
+RESTART_S: Final = 120.0
 ENDED_STATES: Final = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -122,13 +124,21 @@ class YarnClient:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 with error:
-                    if error.code == 404:
+                    if error.code == 404 and self._is_active(base):
                         raise KeyError(path) from None
                     problems.append(f"{base}: HTTP {error.code}")
             except (OSError, ValueError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
                 problems.append(f"{base}: {getattr(reason, 'strerror', None) or reason}")
         raise self._unreachable("; ".join(problems))
+
+    def _is_active(self, base: str) -> bool:
+        """Whether this ResourceManager knows all applications: one that has just started answers before it does."""
+        try:
+            with self._opener.open(f"{base}/ws/v1/cluster/info", timeout=CONNECT_TIMEOUT_S) as answer:
+                return bool(json.load(answer)["clusterInfo"]["haState"] == "ACTIVE")
+        except (OSError, ValueError, KeyError, http.client.HTTPException):
+            return False
 
     def nodes(self) -> list[Node]:
         rows = ((self._get("/nodes").get("nodes") or {}).get("node")) or []
@@ -179,13 +189,29 @@ class YarnClient:
             row.get("queue", ""),
         )
 
+    def has_ended(self, application_id: str) -> bool:
+        """Whether it has ended; one that YARN does not remember has, too. Raises ExternalError."""
+        try:
+            return str(self._get(f"/apps/{application_id}")["app"]["state"]) in ENDED_STATES
+        except KeyError:
+            return True
+
     def wait_until_ended(self, application_id: str, timeout_s: float) -> ApplicationReport:
-        """Return the report once the application has ended, the last one if it has not in time."""
-        deadline = time.monotonic() + timeout_s
+        """Return the report once the application has ended, the last one if it has not in time.
+
+        Raises: ExternalError when YARN does not answer for longer than a ResourceManager takes to restart.
+        """
+        deadline, answered = time.monotonic() + timeout_s, time.monotonic()
         while True:
-            report = self.application(application_id)
-            if report.ended or time.monotonic() > deadline:
-                return report
+            try:
+                report = self.application(application_id)
+                answered = time.monotonic()
+            except ExternalError:
+                if time.monotonic() > answered + RESTART_S:
+                    raise
+            else:
+                if report.ended or time.monotonic() > deadline:
+                    return report
             time.sleep(0.2)
 
 

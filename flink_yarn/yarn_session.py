@@ -131,7 +131,7 @@ def _run(parsed: ParsedOptions, config: Configuration) -> int:
     deployment = deploy(config, Mode.SESSION)
     application_id = deployment.application_id
     path = _properties_path(config)
-    client = RestClient(deployment.address)
+    client = deployment.rest
     try:
         write_properties(
             path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
@@ -225,13 +225,14 @@ def _print_how_to_stop(application_id: str) -> None:
 def _attach(config: Configuration, application_id: str, *, detached: bool) -> int:
     if not re.fullmatch(r"application_\d+_\d+", application_id):
         raise ConfigError(f"-id is {application_id!r}; expected application_<time>_<number>.")
-    address = find_session(config)
+    client = find_session(config)
+    address = client.base_url
     print(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
     print(f"JobManager Web Interface: {address}", flush=True)
     if detached:
         _print_how_to_stop(application_id)
         return 0
-    return _serve_terminal(RestClient(address), config, application_id)
+    return _serve_terminal(client, config, application_id)
 
 
 def _serve_terminal(client: RestClient, config: Configuration, application_id: str) -> int:
@@ -258,8 +259,8 @@ def _serve_terminal(client: RestClient, config: Configuration, application_id: s
                     case other:
                         print(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}", flush=True)
             if time.monotonic() - checked > 5:
+                report = yarn.wait_until_ended(application_id, 0.0)
                 checked = time.monotonic()
-                report = yarn.application(application_id)
                 if report.ended:
                     _remove_properties(_properties_path(config), application_id)
                     raise ExternalError(

@@ -7,6 +7,8 @@ itself.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass, field
@@ -14,13 +16,28 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
+from engine.core.ids import JobID
+from engine.core.options import JobOptions
 
 if TYPE_CHECKING:
     from engine.client.job_client import JobOutcomeView
 
-__all__ = ["CONTEXT_VARIABLE", "ClientContext", "ProgramAbort"]
+__all__ = ["CONTEXT_VARIABLE", "ClientContext", "ProgramAbort", "next_job_id"]
 
 CONTEXT_VARIABLE: Final = "_FLINK_CLIENT_CONTEXT"
+_job_numbers = itertools.count()
+
+
+def next_job_id(config: Configuration) -> JobID:
+    """Return the id of the next job that this program submits.
+
+    A program that is run again by a new attempt of its application gives its jobs the ids of before, in their order, so
+    that what was submitted is found and not run twice.
+    """
+    seed = config.get(JobOptions.JOB_IDS_FROM)
+    if not seed:
+        return JobID.generate()
+    return JobID(hashlib.md5(f"{seed} {next(_job_numbers)}".encode(), usedforsecurity=False).hexdigest())
 
 
 class ProgramAbort(BaseException):

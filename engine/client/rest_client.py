@@ -67,6 +67,10 @@ class RestClient:
         self._connection: http.client.HTTPConnection | None = None
         self._use(base_url)
 
+    @property
+    def follows_leader(self) -> bool:
+        return self._leader is not None
+
     def _use(self, base_url: str) -> None:
         parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -49,7 +49,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     taskmanager.network.compression.codec taskmanager.network.memory.buffer-debloat.enabled
     taskmanager.network.memory.buffer-debloat.target taskmanager.network.memory.buffers-per-channel
     taskmanager.network.memory.floating-buffers-per-gate taskmanager.rpc.port web.log.path web.rescale.enable
-    yarn.application-attempt-failures-validity-interval yarn.application-master.port yarn.application.priority
+    yarn.application-master.port yarn.application.priority
     yarn.classpath.include-user-jar yarn.container-start-command-template yarn.file-replication yarn.flink-dist-jar
     yarn.heartbeat.container-request-interval
     yarn.provided.lib.dirs yarn.rolled-logs.include-pattern yarn.security.kerberos.localized-keytab-path

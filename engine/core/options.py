@@ -43,6 +43,9 @@ class JobOptions:
     MAX_PARALLELISM: Final = ConfigOption(
         "pipeline.max-parallelism", integer, -1, "Number of key groups; -1 = 128 or more as needed."
     )
+    JOB_IDS_FROM: Final = ConfigOption(
+        "$internal.pipeline.job-ids-from", string, "", "Ids of a program's jobs are made of this and their number."
+    )
     NAME: Final = ConfigOption("pipeline.name", string, "", "Name of the job when execute() gets none.")
     CHAINING: Final = ConfigOption(
         "pipeline.operator-chaining.enabled",
@@ -387,6 +390,10 @@ class RestartOptions:
     )
 
 
+def _duration_or_never(text: str) -> int:
+    return -1 if text.strip() == "-1" else duration_ms(text)
+
+
 class YarnOptions:
     NAME: Final = ConfigOption(
         "yarn.application.name", string, "Flink session cluster", "Name of the YARN application."
@@ -395,7 +402,25 @@ class YarnOptions:
     TYPE: Final = ConfigOption("yarn.application.type", string, "Apache Flink", "Application type that YARN shows.")
     NODE_LABEL: Final = ConfigOption("yarn.application.node-label", string, "", "Node label of all containers.")
     ID: Final = ConfigOption("yarn.application.id", string, "", "The application to attach to.")
-    ATTEMPTS: Final = ConfigOption("yarn.application-attempts", integer, 1, "Attempts of the ApplicationMaster.")
+    ATTEMPTS: Final = ConfigOption(
+        "yarn.application-attempts",
+        integer,
+        1,
+        "Attempts of the ApplicationMaster; 2 with high-availability.type if nothing is said.",
+    )
+    ATTEMPTS_VALIDITY: Final = ConfigOption(
+        "yarn.application-attempt-failures-validity-interval",
+        _duration_or_never,
+        10_000,
+        "Attempts that failed longer ago do not count; -1 = all count.",
+    )
+    FAILED_CONTAINERS_MAX: Final = ConfigOption(
+        "yarn.maximum-failed-containers-per-interval",
+        integer,
+        100,
+        "After so many TaskManager containers have failed within ten minutes the application ends; -1 = never.",
+        ("yarn.maximum-failed-containers",),
+    )
     JM_VCORES: Final = ConfigOption("yarn.appmaster.vcores", integer, 1, "Virtual cores of the ApplicationMaster.")
     TM_VCORES: Final = ConfigOption(
         "yarn.containers.vcores", integer, -1, "Virtual cores of a TaskManager container; -1 = its slots."

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from engine.client.context import next_job_id
 from engine.client.executors import execute_async, warm_up
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
@@ -154,6 +155,7 @@ class ExecutionEnvironment(Environment):
         files, paths = collect_user_files(self._config, self._cached_files)
         job_graph = build_job_graph(
             lowered,
+            job_id=next_job_id(self._config),
             job_name=job_name or self._config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
             config=self._config,
             files=tuple(files),

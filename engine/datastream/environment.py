@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from engine.client.context import next_job_id
 from engine.client.executors import execute_async
 from engine.client.job_client import JobClient, JobExecutionResult
 from engine.client.user_files import collect_user_files
@@ -265,6 +266,7 @@ class StreamExecutionEnvironment(Environment):
         files, paths = collect_user_files(self._config, self._cached_files)
         job_graph = build_job_graph(
             ends,
+            job_id=next_job_id(self._config),
             job_name=job_name or self._config.get(JobOptions.NAME) or DEFAULT_JOB_NAME,
             config=self._config,
             files=tuple(files),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -22,6 +23,7 @@ from engine.core.ids import FencingToken
 
 __all__ = [
     "VALUE_BYTES_MAX",
+    "Contender",
     "ElectionListener",
     "HighAvailabilityServices",
     "LeaderElection",
@@ -52,6 +54,23 @@ class LeaderInformation:
     rpc_host: str
     rpc_port: int
     rest_address: str = ""  #: "http://host:port", "" without REST
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A JobManager of a deployment that has one at a time, such as an attempt of a YARN application.
+
+    It does not stand behind one that it replaces: that one is dead or cut off, and its session would be waited for in
+    vain. Whether it still believes to lead does not matter, its writes are fenced off.
+    """
+
+    deployment: str  #: the application's id; two with one cluster id must not share what is written down
+    attempt: int  #: a later attempt replaces earlier ones, and a later process those of the same attempt
+    #: whether a deployment has ended and will not be back; blocks, raises ExternalError when nobody can tell
+    has_ended: Callable[[str], bool]
+
+    def to_json(self) -> bytes:
+        return json.dumps({"deployment": self.deployment, "attempt": self.attempt}).encode()
 
 
 def leader_to_json(information: LeaderInformation) -> bytes:

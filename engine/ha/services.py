@@ -9,15 +9,19 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.fs import scheme_of
 from engine.core.options import HaOptions, YarnOptions
-from engine.ha.contracts import HighAvailabilityServices
+from engine.ha.contracts import Contender, HighAvailabilityServices
 
 __all__ = ["cluster_storage_dir", "high_availability_services"]
 
 _CLUSTER_ID_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def high_availability_services(config: Configuration) -> HighAvailabilityServices | None:
+def high_availability_services(
+    config: Configuration, contender: Contender | None = None
+) -> HighAvailabilityServices | None:
     """Return the services of the configured type, None for NONE. Connects to nothing yet, and writes nothing.
+
+    ``contender``: who takes part in the election, for deployments that have one JobManager at a time.
 
     Raises: ConfigError with key, value and expectation.
     """
@@ -30,6 +34,7 @@ def high_availability_services(config: Configuration) -> HighAvailabilityService
                 zookeeper_settings(config, _cluster_id(config)),
                 cluster_storage_dir(config),
                 deployment="yarn" if config.get(YarnOptions.ID) else "standalone",
+                contender=contender,
             )
         case "filesystem":
             from engine.ha.files import FileServices

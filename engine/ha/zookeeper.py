@@ -4,7 +4,7 @@ values: ``zookeeper_metadata``.
 Below ``<path root>/<cluster id>``:
 
 ====================================  =================================================================================
-``leader/latch/<session>-…-<n>``      one per contender, ephemeral and numbered: the lowest number leads
+``leader/latch/<session>-…-<n>``      one per contender, ephemeral and numbered: the lowest number leads; who it is
 ``leader/fence``                      the token granted last
 ``leader/fence/<token>``              the only child: exists as long as no other token was granted
 ``leader/connection_info``            JSON: where the leader is
@@ -40,7 +40,14 @@ from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.fs import file_system_of
 from engine.core.ids import FencingToken
 from engine.core.options import HaOptions
-from engine.ha.contracts import ElectionListener, LeaderInformation, leader_from_json, leader_to_json
+from engine.ha.contracts import (
+    Contender,
+    ElectionListener,
+    LeaderInformation,
+    LeadershipLostError,
+    leader_from_json,
+    leader_to_json,
+)
 from engine.ha.zookeeper_client import LOST_CONNECTION, ConnectionState, ZooKeeperConnection, ZooKeeperSettings, post
 from engine.ha.zookeeper_metadata import Nodes, ZooKeeperMetadata, failure_of
 
@@ -73,6 +80,8 @@ class ZooKeeperElection:
         self._token: FencingToken | None = None
         #: name of the latch that we were granted with, and the transaction that made it: names come again
         self._latch: tuple[str, int] = ("", 0)
+        #: the latch of ours whose neighbours were looked at
+        self._checked: tuple[str, int] = ("", 0)
         #: counts how often we had to assume that others see us gone
         self._losses = 0
         self._loss_timer: asyncio.TimerHandle | None = None
@@ -161,6 +170,10 @@ class ZooKeeperElection:
                 with contextlib.suppress(EngineError, KazooException):
                     await asyncio.to_thread(self._services.make_nodes)
                 continue
+            except EngineError as error:
+                self._revoke("another one has replaced it")
+                self._listener.election_failed(error)
+                return
             except KazooException as error:
                 logger.debug("election in %s: %r", self._nodes.latch, error)
                 await asyncio.sleep(_RETRY_S)
@@ -217,11 +230,44 @@ class ZooKeeperElection:
         while True:
             own = [name for name in await self._latches() if name.startswith(prefix)]
             if not own:
-                await ask("create", f"{folder}/{prefix}", ephemeral=True, sequence=True)
+                value = b"" if self._services.contender is None else self._services.contender.to_json()
+                await ask("create", f"{folder}/{prefix}", value, ephemeral=True, sequence=True)
                 continue
             stat = await ask("exists", f"{folder}/{own[0]}", watch=self._woken)
             if stat is not None:
+                if (own[0], stat.czxid) != self._checked and self._services.contender is not None:
+                    await self._replace_others(self._services.contender, own[0])
+                    self._checked = own[0], stat.czxid
                 return own[0], stat.czxid
+
+    async def _replace_others(self, contender: Contender, own: str) -> None:
+        """Remove the places of those whom we replace. Raises LeadershipLostError when we are replaced, ConfigError when
+        the cluster belongs to another deployment."""
+        for name in await self._latches():
+            path = f"{self._nodes.latch}/{name}"
+            try:
+                value, _ = await self._connection.ask("get", path)
+            except NoNodeError:
+                continue
+            if name == own or not value:
+                continue
+            other = json.loads(value)
+            if other["deployment"] == contender.deployment:
+                if other["attempt"] > contender.attempt:
+                    raise LeadershipLostError(
+                        f"Attempt {other['attempt']} of {contender.deployment} replaces this one."
+                    )
+            elif not await asyncio.to_thread(contender.has_ended, other["deployment"]):
+                if _number(name) > _number(own):
+                    continue  # it will notice us
+                raise ConfigError(
+                    f"{HaOptions.CLUSTER_ID.key}: {self._nodes.base} in {self._connection} belongs to "
+                    f"{other['deployment']}, which runs; this is {contender.deployment}. Give one of them another "
+                    f"{HaOptions.CLUSTER_ID.key} (-z). Nothing was changed."
+                )
+            logger.info("the place of attempt %d of %s is removed", other["attempt"], other["deployment"])
+            with contextlib.suppress(NoNodeError):
+                await self._connection.ask("delete", path)
 
     async def _latches(self) -> list[str]:
         found = await self._connection.ask("get_children", self._nodes.latch)
@@ -310,7 +356,15 @@ class ZooKeeperRetrieval:
 class ZooKeeperServices:
     """``deployment``: kind of cluster, part of its fingerprint."""
 
-    def __init__(self, settings: ZooKeeperSettings, storage_dir: str, *, deployment: str = "standalone") -> None:
+    def __init__(
+        self,
+        settings: ZooKeeperSettings,
+        storage_dir: str,
+        *,
+        deployment: str = "standalone",
+        contender: Contender | None = None,
+    ) -> None:
+        self.contender = contender
         self.connection = ZooKeeperConnection(settings)
         self.nodes = Nodes(settings.path)
         self._storage_dir = storage_dir

@@ -19,6 +19,7 @@ import pytest
 from engine.client.rest_client import RestClient
 from engine.common import Configuration, Encoder, RestartStrategies, Types
 from engine.connectors.sink import Committer, Sink, SinkWriter
+from engine.core.errors import ExternalError
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.datastream.functions import KeyedProcessFunction, MapFunction
@@ -187,6 +188,48 @@ def test_finished_files_appear_while_the_job_runs_and_never_hold_a_result_twice(
     left = written(output)
     assert seen - left == Counter()  # nothing that was finished is taken away
     assert max(left.values()) == 1
+    assert hidden(output) == []
+
+
+class FailingFormat:
+    """Lines; some files cannot be closed, as when a DataNode is lost: what was written to them is gone."""
+
+    def __init__(self, marks: Path) -> None:
+        self.lines = Encoder.simple_string_encoder()
+        self.marks = str(marks)
+
+    def create(self, stream, type_info):
+        writer = self.lines.create(stream, type_info)
+        close, marks = writer.close, self.marks
+
+        def fail_sometimes():
+            number = len(os.listdir(marks))
+            Path(marks, f"{number}-{os.getpid()}").touch()
+            if number in (8, 9, 20):
+                writer.abandon()
+                raise ExternalError("the file cannot be closed")
+            close()
+
+        return FailingWriter(writer, fail_sometimes)
+
+
+class FailingWriter:
+    def __init__(self, writer, close) -> None:
+        self.write, self.abandon, self.close = writer.write, writer.abandon, close
+
+    num_bytes = 0
+
+
+def test_files_that_cannot_be_closed_at_a_checkpoint_are_not_lost(env, cluster, client, text, tmp_path):
+    """A sink that fails there has let go of records that no checkpoint may claim to have."""
+    pids, output, marks = tmp_path / "pids", tmp_path / "out", tmp_path / "marks"
+    marks.mkdir()
+    sink = FileSink.for_row_format(str(output), FailingFormat(marks)).build()
+    counts(env, text, pids).sink_to(sink)
+    job = env.execute_async("cannot close")
+    job.get_job_execution_result().result(RESULT_S)
+    assert checkpoints(client, job)["restored"] >= 1
+    assert written(output) == expected()
     assert hidden(output) == []
 
 

@@ -123,6 +123,10 @@ class Dispatcher:
             await self._recover(self._store)
         self._recovered.set()
 
+    async def recovered(self) -> None:
+        """Return when ``start`` is done."""
+        await self._recovered.wait()
+
     # --- the jobs of former leaders ----------------------------------------------------------------------------------
 
     async def _recover(self, store: JobStore) -> None:

@@ -7,6 +7,7 @@ start TaskManagers on demand (YARN, a local environment) bring a ``ResourceDrive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections import Counter
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 TICK_S: Final = 0.25
 #: A connection that does not register within this time is closed.
 REGISTRATION_S: Final = 10.0
+#: A TaskManager that was told to end instead of being registered gets this long to hear it.
+REFUSAL_S: Final = 2.0
 LOG_TIMEOUT_S: Final = 10.0
 #: A driver may need a moment to learn why a worker died; the job's error waits for it so long.
 DIAGNOSE_S: Final = 3.0
@@ -91,6 +94,11 @@ class ResourceDriver(Protocol):
         registered yet are counted. A lower number than before means: those not yet started need not be."""
         ...
 
+    def refuses(self, resource_id: ResourceID) -> str:
+        """Return why this TaskManager, which wants to register, must end: whoever started it holds it for dead. Else
+        ""."""
+        ...
+
     def worker_registered(self, resource_id: ResourceID) -> None: ...
 
     def stop_worker(self, resource_id: ResourceID) -> None:
@@ -122,6 +130,9 @@ class StandaloneDriver:
 
     def start_workers(self, num_workers: int) -> None:
         pass
+
+    def refuses(self, resource_id: ResourceID) -> str:
+        return ""
 
     def worker_registered(self, resource_id: ResourceID) -> None:
         pass
@@ -225,6 +236,12 @@ class ResourceManager:
             logger.warning("peer=%s connected but did not register within %g s", connection.peer, REGISTRATION_S)
             return
         if not isinstance(first, TaskManagerRegistered):
+            return
+        if reason := self._driver.refuses(first.resource_id):
+            logger.warning("taskmanager=%s is told to end: %s", first.resource_id, reason)
+            connection.send_nowait(ShutDownTaskManager(reason))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(connection.receive(), REFUSAL_S)  # it closes the connection
             return
         taskmanager = self._register(first, connection)
         try:

@@ -249,6 +249,10 @@ class TaskExecutor:
                 await _end(replaced)
                 return connection
             except EngineError as error:
+                if self._stopping.is_set():
+                    logger.warning("%s", error)
+                    await _end(replaced)
+                    return None
                 if str(error) != str(problem):
                     logger.warning("cannot register yet: %s Trying again until %d ms have passed.", error, timeout_ms)
                 problem = error
@@ -292,6 +296,9 @@ class TaskExecutor:
                 self._heartbeat_timeout_s = answer.heartbeat_timeout_ms / 1000
                 logger.info("taskmanager=%s registered at %s", self._settings.resource_id, connection.peer)
                 return connection
+            case ShutDownTaskManager(reason):
+                self.stop(reason)
+                problem = f"The JobManager says that this TaskManager is to end: {reason}"
             case RejectRegistration(reason):
                 problem = f"The JobManager refused the registration: {reason}"
             case None:

@@ -212,11 +212,13 @@ def test_other_ends_of_the_master_have_no_message_of_ours():
 @pytest.mark.parametrize(("mode", "starts"), [(Mode.SESSION, 6), (Mode.PER_JOB, 1)])
 def test_only_a_sessions_jobmanager_is_started_again_and_not_for_ever(tmp_path, mode, starts):
     # The made-up interpreter answers the version, "unpacks", and dies as a killed JobManager does.
-    python = f'case "$*" in *version_info*) echo 3.{MINOR};; *zipfile*) echo /x;; *) echo started; exit 137;; esac'
+    python = f'case "$*" in *version_info*) echo 3.{MINOR};; *zipfile*) echo /x;; *gave-up*) echo gave up;;'
+    python += " *) echo started; exit 137;; esac"
     plan = plan_cluster(config(**{"python.executable": str(tmp_path / "python")}), mode)
     code, text = run_script(spec_of(plan).master.script, tmp_path, python)
     assert code == 137
     assert text.count("started\n") == starts
+    assert text.count("gave up\n") == (starts > 1)
 
 
 def test_a_jobmanager_that_ended_as_told_is_not_started_again(tmp_path):

@@ -18,7 +18,8 @@ from flink_yarn.cli_config import read_yarn_properties
 from flink_yarn.cli_options import parse_options
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.session_client import limits_of
-from flink_yarn.skein_driver import patched_jar, rename_constant
+from flink_yarn.skein_classes import class_changes
+from flink_yarn.skein_driver import patched_jar
 from flink_yarn.yarn_client import YarnClient
 from flink_yarn.yarn_session import _ACTION, main, session_configuration, write_properties
 
@@ -29,28 +30,31 @@ def constant(text: str) -> bytes:
     return struct.pack(">BH", 1, len(text)) + text.encode()
 
 
+rename = class_changes("Apache Flink", None)["com/anaconda/skein/Driver$DriverImpl.class"]
+
+
 def test_a_constant_is_renamed_with_its_length_and_nothing_else_changes():
     code = b"\xca\xfe" + constant("skein") + constant("skeins") + b"skein"
-    assert rename_constant(code, "skein", "Apache Flink") == (
-        b"\xca\xfe" + constant("Apache Flink") + constant("skeins") + b"skein"
-    )
+    assert rename(code) == (b"\xca\xfe" + constant("Apache Flink") + constant("skeins") + b"skein")
 
 
 @pytest.mark.parametrize("code", [b"", constant("skein") * 2])
 def test_a_constant_that_is_not_there_once_is_an_error(code):
-    with pytest.raises(ValueError, match="expected 1"):
-        rename_constant(code, "skein", "x")
+    with pytest.raises(ValueError, match="expected once"):
+        rename(code)
 
 
-def test_skeins_real_jar_gets_our_type_and_page_and_is_else_the_same(tmp_path):
+@pytest.mark.parametrize("validity_ms", [None, -1, 10_000])
+def test_skeins_real_jar_gets_our_type_page_and_ends_and_is_else_the_same(tmp_path, validity_ms):
     skein = pytest.importorskip("skein")
     original = Path(skein.core._SKEIN_JAR)
-    patched = patched_jar(original, "Apache Flink", tmp_path)
-    assert patched_jar(original, "Apache Flink", tmp_path) == patched
+    patched = patched_jar(original, "Apache Flink", tmp_path, validity_ms=validity_ms)
+    assert patched_jar(original, "Apache Flink", tmp_path, validity_ms=validity_ms) == patched
     with zipfile.ZipFile(original) as before, zipfile.ZipFile(patched) as after:
         assert after.namelist() == before.namelist()
         changed = [name for name in before.namelist() if before.read(name) != after.read(name)]
     assert sorted(changed) == [
+        "com/anaconda/skein/ApplicationMaster.class",
         "com/anaconda/skein/Driver$DriverImpl.class",
         "com/anaconda/skein/Driver.class",
         "overview.mustache.html",
@@ -68,6 +72,7 @@ def test_a_jar_of_another_skein_is_left_as_it_is(tmp_path):
 # --- the ResourceManager -----------------------------------------------------------------------------------------
 
 ANSWERS = {
+    "/info": {"clusterInfo": {"haState": "ACTIVE"}},
     "/nodes": {
         "nodes": {
             "node": [
@@ -151,6 +156,17 @@ def test_an_application_is_reported_and_an_unknown_one_is_told(resource_manager)
     assert (report.ended, report.final_status, report.diagnostics) == (True, "FAILED", "why")
     with pytest.raises(ExternalError, match="YARN knows no application application_2_0002"):
         client(resource_manager).application("application_2_0002")
+
+
+def test_a_resource_manager_that_has_just_started_does_not_say_that_an_application_is_gone(
+    resource_manager, monkeypatch
+):
+    known = client(resource_manager)
+    assert known.has_ended("application_1_0001")
+    assert known.has_ended("application_2_0002")
+    monkeypatch.setitem(ANSWERS["/info"]["clusterInfo"], "haState", "INITIALIZING")
+    with pytest.raises(ExternalError, match="HTTP 404"):
+        known.has_ended("application_2_0002")
 
 
 def test_the_second_resource_manager_is_asked_when_the_first_is_down(resource_manager):

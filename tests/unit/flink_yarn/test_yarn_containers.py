@@ -92,6 +92,7 @@ def test_a_node_known_only_to_itself_is_not_opened_to_the_world(monkeypatch):
 
 def test_a_taskmanager_is_known_by_its_container_and_works_in_its_folder():
     environ = {"CONTAINER_ID": "container_1", "NM_HOST": "localhost", "TMPDIR": "/c/tmp"}
+    environ["SKEIN_APPLICATION_ID"] = "application_1_2"
     config = container_config(Configuration({"a": "b"}), {"host": "jm", "port": 7}, environ)
     assert (config.get(ClusterOptions.RPC_ADDRESS), config.get(ClusterOptions.RPC_PORT)) == ("jm", 7)
     assert config.get(ClusterOptions.TM_RESOURCE_ID) == "container_1"

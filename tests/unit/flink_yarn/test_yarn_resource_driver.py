@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from flink_yarn import resource_driver
-from flink_yarn.resource_driver import YarnResourceDriver
+from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 
 
 class FakeSkein:
@@ -207,3 +207,65 @@ def test_the_last_words_of_a_container_come_without_the_node_managers_frame():
     assert resource_driver._last_line(text) == "last words"
     assert resource_driver._last_line("plain\nlast\n") == "last"
     assert resource_driver._last_line("") == ""
+
+
+# --- what must end -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("container_id", "attempt"),
+    [
+        ("container_1410901177871_0001_01_000005", 1),
+        ("container_e17_1410901177871_0001_12_000005", 12),
+        ("taskmanager_3", 0),
+    ],
+)
+def test_the_attempt_of_a_container_is_in_its_id(container_id, attempt):
+    assert attempt_of(container_id) == attempt
+
+
+def test_containers_of_another_attempt_are_refused():
+    driver = YarnResourceDriver(FakeSkein(), fixed=0, user="me", attempt=2)
+    assert "attempt 1" in driver.refuses("container_1_0001_01_000002")
+    assert driver.refuses("container_1_0001_02_000002") == ""
+
+
+def test_a_container_that_yarn_has_ended_is_refused_and_one_that_only_lost_its_connection_is_not():
+    async def body(driver, skein, events):
+        await until(lambda: skein.active() == 2)
+        for number in (0, 1):
+            skein.start(number)
+            driver.worker_registered(f"container_{number}")
+        diagnosing = asyncio.ensure_future(driver.diagnose("container_0"))
+        await until(lambda: skein.active() == 3)  # another one is asked for at once
+        assert driver.refuses("container_0") == ""
+        driver.worker_registered("container_0")
+        await until(lambda: skein.killed == ["taskmanager_2"])
+        diagnosing.cancel()
+        skein.end(1, "Container released on a *lost* node")
+        await until(lambda: events.lost)
+        assert "lost* node" in driver.refuses("container_1")
+
+    scenario(body, fixed=2)
+
+
+def test_the_application_ends_after_too_many_failures_of_containers_and_lost_nodes_do_not_count():
+    async def run():
+        skein, reasons = FakeSkein(), []
+        driver = YarnResourceDriver(skein, fixed=1, user="u", failures_max=2, give_up=reasons.append)
+        await driver.start(Events())
+        try:
+            for number, message in enumerate(["exit 1", "Container preempted by scheduler", "exit 2", "exit 3"]):
+                await until(lambda: len(skein.containers) > number)  # noqa: B023 - at once
+                skein.start(number)
+                driver.worker_registered(f"container_{number}")
+                await settled(skein)
+                assert reasons == []
+                skein.end(number, message)
+            await until(lambda: reasons)
+        finally:
+            await driver.stop()
+        assert reasons[0].startswith("3 TaskManager containers have failed")
+        assert "exit 3" in reasons[0]
+
+    asyncio.run(run())

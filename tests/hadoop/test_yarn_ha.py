@@ -1,0 +1,205 @@
+"""High availability on real YARN: a session whose job survives everything that can be killed, exactly once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hadoop.conftest import HadoopCluster
+from tests.hadoop.yarn_commands import (
+    ROOT,
+    SMALL,
+    YarnUser,
+    application_id_in,
+    eventually,
+    get,
+    kill_process,
+    processes_of,
+)
+from tests.hadoop.yarn_ha import (
+    ExactJob,
+    allowance,
+    ha_user,
+    java_master,
+    job_id_in,
+    jobmanager_process,
+    node_manager_of,
+    processes_on,
+    rest,
+    taskmanagers,
+    zookeeper_nodes,
+)
+
+pytestmark = pytest.mark.hadoop
+
+
+@pytest.fixture(scope="module")
+def user(hadoop: HadoopCluster, tmp_path_factory: pytest.TempPathFactory) -> YarnUser:
+    return ha_user(hadoop, tmp_path_factory.mktemp("ha"))
+
+
+@pytest.fixture(scope="module")
+def session(user: YarnUser) -> Iterator[str]:
+    """Two containers with a slot each."""
+    done = user.session("-n", "2", "-s", "1", *SMALL, "-nm", "ha", "-d", "-D", "yarn.application-attempts=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    application_id = application_id_in(done.stdout)
+    yield application_id
+    if application_id in user.running_applications():
+        user.session("-id", application_id, stdin="stop\n")
+
+
+def test_a_job_survives_the_loss_of_each_process_and_is_exact(session, user, tmp_path):
+    job = ExactJob(user, tmp_path / "marks", "ha-session")
+    client = subprocess.Popen(
+        [str(ROOT / "scripts" / "flink"), "run", "-yid", session, *job.words],
+        env=user.env,
+        cwd=user.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        job.until_output()
+        before = taskmanagers(session)
+        assert len(before) == 2
+
+        job.survive(
+            "kill -9 of the JobManager's Python process",
+            lambda: kill_process(jobmanager_process(session)),
+            5,
+            noticed=lambda: True,
+        )
+        assert taskmanagers(session) == before
+        assert user.application(session)["runningContainers"] == 3
+
+        def restarts() -> int:
+            rows = rest(user, session, "/jobs/overview")
+            job_id = rows["jobs"][0]["jid"]
+            return int(rest(user, session, f"/jobs/{job_id}")["timestamps"]["RESTARTING"])
+
+        was = restarts()
+        job.survive(
+            "kill -9 of a TaskManager",
+            lambda: kill_process(min(taskmanagers(session))),
+            10,
+            noticed=lambda: restarts() != was,
+        )
+        was = restarts()
+        job.survive(
+            "kill -9 of all TaskManagers",
+            lambda: [kill_process(pid) for pid in taskmanagers(session)],
+            15,
+            noticed=lambda: restarts() != was,
+        )
+        job.survive(
+            "kill -9 of the Java ApplicationMaster",
+            lambda: kill_process(java_master(session)),
+            20,
+            noticed=lambda: True,
+        )
+        assert len(taskmanagers(session)) == 2
+        job.survive(
+            "kill -9 of the Java ApplicationMaster and a TaskManager",
+            lambda: [kill_process(pid) for pid in (min(taskmanagers(session)), java_master(session))],
+            20,
+            noticed=lambda: True,
+        )
+        assert user.application(session)["state"] == "RUNNING"
+        listed = user.flink("list", "-yid", session)
+        assert " : ha-session (RUNNING)" in listed.stdout, listed.stdout + listed.stderr
+        job.hurry()
+        said, _ = client.communicate(timeout=240)
+    finally:
+        if client.poll() is None:
+            client.kill()
+            client.communicate()
+    assert client.returncode == 0, said
+    assert "Program execution finished" in said
+    job.check_exact()
+    assert job.num_mains() == 1
+
+
+def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, user, tmp_path):
+    hadoop = user.hadoop
+    job = ExactJob(user, tmp_path / "marks", "ha-nodes")
+    done = user.flink("run", "-d", "-yid", session, *job.words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job_id = job_id_in(done.stdout)
+    job.until_output()
+
+    def restarts() -> int:
+        return int(rest(user, session, f"/jobs/{job_id}")["timestamps"]["RESTARTING"])
+
+    was = restarts()
+    hadoop.daemon("kill9", "rm")
+    hadoop.daemon("start", "rm")
+    seen = job.files()
+    eventually("output without a ResourceManager's past", lambda: job.files() - seen)
+    assert restarts() == was, "the ResourceManager's loss has disturbed the job"
+    eventually("YARN knows the application again", lambda: yarn_state(user, session) == "RUNNING")
+
+    hadoop.daemon("kill9", "nn")
+    time.sleep(20)
+    hadoop.daemon("start", "nn")
+    began, seen = time.monotonic(), job.files()
+    eventually("output after the NameNode's return", lambda: job.files() - seen, 60)
+    print(f"\nNameNode away for 20 s: output {time.monotonic() - began:.1f} s after its return, restarts: {restarts()}")
+    hadoop.daemon("kill9", "dn1")
+    time.sleep(2)
+    hadoop.daemon("start", "dn1")
+    began, seen = time.monotonic(), job.files()
+    eventually("output after the DataNode's return", lambda: len(job.files() - seen) > 4, 60)
+    print(f"\nDataNode away for some s: output {time.monotonic() - began:.1f} s after its return")
+
+    # Both TaskManagers' and the ApplicationMaster's containers are somewhere on two nodes.
+    was_attempt, with_master = attempt(user, session), node_manager_of(hadoop, java_master(session))
+    orphans = set(processes_of(session, "python")) & set(processes_on(hadoop, with_master))
+    assert orphans
+    job.survive(
+        f"kill -9 of the NodeManager of the ApplicationMaster ({len(orphans)} Python processes stay)",
+        lambda: hadoop.daemon("kill9", with_master),
+        60,
+        noticed=lambda: attempt(user, session) > was_attempt and yarn_state(user, session) == "RUNNING",
+    )
+    eventually("the orphans have ended", lambda: not orphans & set(processes_of(session)), 8 * allowance())
+    print("\nno orphan is left")
+    hadoop.daemon("start", with_master)
+    job.hurry()
+    eventually("the job has finished", lambda: state(user, session, job_id) == "FINISHED", 120)
+    job.check_exact()
+
+
+def yarn_state(user: YarnUser, application_id: str) -> str:
+    """ "" while the ResourceManager does not answer, or does not know yet."""
+    try:
+        return str(user.application(application_id)["state"])
+    except OSError:
+        return ""
+
+
+def state(user: YarnUser, application_id: str, job_id: str) -> str:
+    found = rest(user, application_id, f"/jobs/{job_id}")
+    return found["state"] if found else ""
+
+
+def attempt(user: YarnUser, application_id: str) -> int:
+    """The number of the application's attempts so far."""
+    url = f"{user.hadoop.rm_url}/ws/v1/cluster/apps/{application_id}/appattempts"
+    return len(get(url)["appAttempts"]["appAttempt"])
+
+
+def test_a_stopped_session_leaves_nothing_for_a_next_leader(session, user):
+    assert zookeeper_nodes(user.hadoop, f"/flink/{session}") != []
+    assert user.hdfs.list("/ha") == [session]
+    done = user.session("-id", session, stdin="stop\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = user.application(session)
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "SUCCEEDED")
+    eventually("no process is left", lambda: not processes_of(session), 15)
+    assert zookeeper_nodes(user.hadoop, f"/flink/{session}") == []
+    assert user.hdfs.list("/ha") == []
+    assert user.hdfs.list("/ha-checkpoints") == []
