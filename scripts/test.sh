@@ -34,5 +34,5 @@ echo "ruff and mypy …"
 ruff check .
 ruff format --check --quiet .
 mypy --no-error-summary
-# One worker a core; tests that share a daemon stay together.
-exec python -m pytest -n 2 --dist loadgroup "$@"
+# One worker a core; tests that share a daemon stay together (tests/conftest.py).
+exec python -m pytest -n 2 --dist loadscope "$@"

@@ -1,8 +1,7 @@
 """One real Hadoop and ZooKeeper for all tests of this folder: the fixture ``hadoop``.
 
 It is started at the first test that asks for it and ends with the session, also when pytest itself is killed. All
-tests here share one xdist group, so with ``--dist loadgroup`` they share one cluster; without it each worker that
-meets one of them starts its own, on ports of its own.
+tests here are dealt to one worker (``tests/conftest.py``), so they share one cluster.
 """
 
 from __future__ import annotations
@@ -74,14 +73,6 @@ class HadoopCluster:
         """Return pid, ports and log of every daemon by name, as they are now."""
         found: dict[str, dict[str, Any]] = json.loads((self.dir / "cluster.json").read_text())["daemons"]
         return found
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all users of the cluster in one worker."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("hadoop"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import uuid
 
 import pytest
@@ -123,6 +124,13 @@ def test_a_name_node_that_restarts_is_waited_for_while_reading(hdfs, hadoop, fil
             assert stream.read() == data
     finally:
         starter.join()
+    for _ in range(20):  # a DataNode finds out at its next call that the NameNode was restarted
+        try:
+            with hdfs.open_write(f"{folder}/again", overwrite=True) as written:
+                written.write(b"x")
+            break
+        except ExternalError:
+            time.sleep(0.5)
 
 
 def test_a_file_cut_short_is_an_error_and_not_less_data(hdfs, hadoop, file_systems):
