@@ -72,6 +72,8 @@ T = TypeVar("T")
 #: A local cluster that has to be given up with its process gets this long.
 LOCAL_CLOSE_S: Final = 5.0
 LOCAL_START_S: Final = 30.0
+#: Settings of jobs, by prefix: the program that makes a local cluster has them in the same configuration.
+_OF_JOBS: Final = ("execution.checkpointing.", "execution.buffer-timeout", "restart-strategy")
 #: Imported once by the zygote, so that no slot has to.
 ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
 #: Of a TaskManager, which lives long and starts many jobs, vectorised ones too.
@@ -282,6 +284,10 @@ class LocalCluster:
         check_config(config, told)  # warnings come to the terminal, as long as the program configures no logging
         configure_file_systems(config.to_dict())
         self._config = Configuration(config)
+        # Each job brings its own: one that does not checkpoint must not because the first job of the process did.
+        for key in config.key_set():
+            if key.startswith(_OF_JOBS):
+                self._config.remove_config(key)
         self._pid = os.getpid()
         self._closed = False
         self._loop = asyncio.new_event_loop()

@@ -53,6 +53,15 @@ def submit(graph, config, files=None):
     return execute_async(graph, files or {}, config)
 
 
+def test_settings_of_the_first_job_are_not_those_of_all_jobs():
+    settings = {"execution.checkpointing.interval": "1 s", "restart-strategy.type": "none", "rest.address": "localhost"}
+    cluster = LocalCluster(Configuration().add_all(settings))
+    try:
+        assert set(settings) & cluster.dispatcher.config.key_set() == {"rest.address"}
+    finally:
+        cluster.close()
+
+
 def test_a_script_prints_its_rows_and_leaves_nothing(tmp_path):
     script = start(
         """
