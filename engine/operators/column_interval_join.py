@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.config import Configuration
 from engine.core.errors import EngineError
-from engine.core.options import CheckpointingOptions
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, RowBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index
+from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator
 from engine.operators.compile.translate import Shape
 from engine.operators.interval_join import (
     LATE_RECORDS_DROPPED,
@@ -30,7 +29,6 @@ from engine.operators.interval_join import (
 )
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
 from engine.operators.join_state import (
-    JOIN_PART,
     RowStore,
     SideRecords,
     chunks_of,
@@ -38,7 +36,7 @@ from engine.operators.join_state import (
     key_kinds,
     records_in,
 )
-from engine.operators.keyed import KEYED_PART, TIMERS_PART, last_row
+from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.output_tag import OutputTag
 from engine.operators.process import keeps_state
@@ -56,8 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["ColumnIntervalJoinSpec", "column_interval_join"]
 
 _LEFT: Final = 0
-#: Times and bounds beyond are left to rows: sums of two stay within 64 bits.
-_TIME_LIMIT_MS: Final = 1 << 62
 #: Fewer rows of a side, or keys, than this are never worth a compaction.
 _COMPACT_MIN: Final = 1 << 16
 
@@ -89,7 +85,7 @@ def column_interval_join(rows: IntervalJoinSpec, shapes: tuple[Shape | None, Sha
     first, second = rows.key_selectors
     if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second) or keeps_state(rows.function):
         return None
-    if not -_TIME_LIMIT_MS < rows.lower_ms <= rows.upper_ms < _TIME_LIMIT_MS:
+    if not -TIME_LIMIT_MS < rows.lower_ms <= rows.upper_ms < TIME_LIMIT_MS:
         return None
     shape = None if maker_of(rows.output_type) is not None else pair_shape(rows.function, *shapes)
     return ColumnIntervalJoinSpec(rows, shape)
@@ -106,7 +102,7 @@ class _Side:
         self.keys = keys
         self.store = RowStore(schema)
         self.mark = 0
-        self.floor_ms = -_TIME_LIMIT_MS
+        self.floor_ms = -TIME_LIMIT_MS
         self.compact_at = _COMPACT_MIN
 
     def live(self) -> Array:
@@ -268,17 +264,15 @@ class _Stored:
 
 
 @final
-class _ColumnIntervalJoinOperator(Operator):
+class _ColumnIntervalJoinOperator(ColumnJoinOperator):
     def __init__(self, spec: ColumnIntervalJoinSpec) -> None:
         self._spec = spec
         rows = spec.rows
-        self._rows = IntervalJoinOperator(rows, is_inside=True)
+        super().__init__(IntervalJoinOperator(rows, is_inside=True))
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((rows.lower_ms, rows.upper_ms), (-rows.upper_ms, -rows.lower_ms))
         self._compiled = None if spec.shape is None else pair_function(rows.function)
         self._make = maker_of(rows.output_type)
-        #: the row operator has taken over
-        self._is_on_rows = False
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import join_kernels
@@ -288,38 +282,14 @@ class _ColumnIntervalJoinOperator(Operator):
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         selectors = self._spec.rows.key_selectors
-        self._state = IntervalState(
+        state = IntervalState(
             ctx.runtime_context.get_max_number_of_parallel_subtasks(),
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
         )
-        ctx.state.add_keyed(JOIN_PART, self._state)
-        parts = ctx.state.keyed
-        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
-        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
-            self._is_on_rows = True
-
-    def close(self) -> None:
-        self._rows.close()
+        self._register(ctx, state)
 
     # --- records
-
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        if not (self._is_on_rows or self._state.others) and self._takes(batch):
-            assert isinstance(batch, ColumnBatch)
-            columns = plain_columns(batch.columns)
-            if self._state.define(input_index, columns.schema):
-                self._process_columns(input_index, columns, batch.timestamps_ms)
-                return
-        self._hand_over()
-        self._rows.process_batch(input_index, batch)
-
-    @staticmethod
-    def _takes(batch: Batch) -> bool:
-        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
-            return False
-        times_ms = batch.timestamps_ms
-        return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
 
     def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
         columns, times_ms = self._in_time(side, columns, times_ms)
@@ -397,24 +367,15 @@ class _ColumnIntervalJoinOperator(Operator):
 
     # --- time
 
-    def process_watermark(self, watermark_ms: int) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()  # before the time goes on
-            self._rows.process_watermark(watermark_ms)
-            return
+    def _process_time(self, watermark_ms: int) -> None:
         state = self._state
         state.watermark_ms = max(state.watermark_ms, watermark_ms)
-        floors = [max(watermark_ms, -_TIME_LIMIT_MS) - max(0, upper) for _, upper in self._bounds]
+        floors = [max(watermark_ms, -TIME_LIMIT_MS) - max(0, upper) for _, upper in self._bounds]
         state.remove_until((floors[0], floors[1]))
-        self.out.emit_watermark(watermark_ms)
 
     # --- the way to rows, and the end
 
     def _hand_over(self) -> None:
-        """Give all records to the row operator, if that has not been done; it takes every record from now on.
-
-        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
-        """
         state = self._state
         if not self._is_on_rows:
             self._rows.timers.current_watermark = state.watermark_ms
@@ -424,8 +385,3 @@ class _ColumnIntervalJoinOperator(Operator):
         for records in state.records():
             self._rows.adopt(records.side, *records.rows())
         state.clear()
-
-    def finish(self) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()
-        self._rows.finish()

@@ -15,15 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.config import Configuration
-from engine.core.options import CheckpointingOptions
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index
+from engine.operators.column_join import ColumnJoinOperator
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
-from engine.operators.join_state import JOIN_PART, SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
-from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.operators.join_state import SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.process import keeps_state
 from engine.operators.row_output import maker_of
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnWindowJoinSpec", "column_window_join"]
 
-#: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
-_TIME_LIMIT_MS: Final = 1 << 62
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
 #: Batches that are smaller together become one in a pane: many small ones cost more than their content.
@@ -245,7 +241,7 @@ class WindowJoinState:
 
 
 @final
-class _ColumnWindowJoinOperator(Operator):
+class _ColumnWindowJoinOperator(ColumnJoinOperator):
     def __init__(self, spec: ColumnWindowJoinSpec) -> None:
         slices = slices_of(spec.rows.assigner)
         assert slices is not None, spec.rows.assigner
@@ -253,10 +249,8 @@ class _ColumnWindowJoinOperator(Operator):
         assert isinstance(function, JoinedFunction)
         self._spec = spec
         self._slices: Slices = slices
-        self._rows = WindowOperator(spec.rows, is_inside=True)
+        super().__init__(WindowOperator(spec.rows, is_inside=True))
         self._compiled = None if spec.shape is None else pair_function(function.given)
-        #: the row operator has taken over
-        self._is_on_rows = False
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()
@@ -269,44 +263,20 @@ class _ColumnWindowJoinOperator(Operator):
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         selectors = self._spec.rows.key_selectors
-        self._state = WindowJoinState(
+        state = WindowJoinState(
             ctx.runtime_context.get_max_number_of_parallel_subtasks(),
             self._slices,
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
         )
-        ctx.state.add_keyed(JOIN_PART, self._state)
+        self._register(ctx, state)
         for start, sides in self._state.panes.items():
             for some in itertools.chain(*sides):
                 self._expect(start, some.fired_ms)
-        parts = ctx.state.keyed
-        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
-        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
-            self._is_on_rows = True
-
-    def close(self) -> None:
-        self._rows.close()
 
     # --- records
 
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        if not (self._is_on_rows or self._state.others) and self._takes(batch):
-            assert isinstance(batch, ColumnBatch)
-            columns = plain_columns(batch.columns)
-            if self._state.define(input_index, columns.schema):
-                self._keep(input_index, columns, batch.timestamps_ms)
-                return
-        self._hand_over()
-        self._rows.process_batch(input_index, batch)
-
-    @staticmethod
-    def _takes(batch: Batch) -> bool:
-        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
-            return False
-        times_ms = batch.timestamps_ms
-        return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
-
-    def _keep(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
+    def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
         import numpy as np
         import pyarrow as pa
 
@@ -351,11 +321,7 @@ class _ColumnWindowJoinOperator(Operator):
 
     # --- time
 
-    def process_watermark(self, watermark_ms: int) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()  # before the time goes on
-            self._rows.process_watermark(watermark_ms)
-            return
+    def _process_time(self, watermark_ms: int) -> None:
         self._watermark_ms = self._state.watermark_ms = max(self._watermark_ms, watermark_ms)
         for end, begin in sorted(window for window in self._pending if window[0] - 1 <= watermark_ms):
             self._pending.discard((end, begin))
@@ -365,7 +331,6 @@ class _ColumnWindowJoinOperator(Operator):
             last_end = self._slices.last_end(start)
             if last_end is None or last_end - 1 <= watermark_ms:
                 del panes[start]
-        self.out.emit_watermark(watermark_ms)
 
     def _fire(self, window: tuple[int, int]) -> None:
         import numpy as np
@@ -409,10 +374,6 @@ class _ColumnWindowJoinOperator(Operator):
     # --- the way to rows, and the end
 
     def _hand_over(self) -> None:
-        """Give all records to the row operator, if that has not been done; it takes every record from now on.
-
-        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
-        """
         state = self._state
         if not self._is_on_rows:
             self._rows.timers.current_watermark = self._watermark_ms
@@ -423,8 +384,3 @@ class _ColumnWindowJoinOperator(Operator):
             self._rows.adopt_records(records.side, *records.rows(), records.watermark_ms)
         self._pending.clear()
         state.clear()
-
-    def finish(self) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()
-        self._rows.finish()

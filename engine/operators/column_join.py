@@ -1,0 +1,109 @@
+"""What joins on columns have in common: they take what they can as columns, and give all to their row operator when
+they no longer can. How records are kept and matched: ``column_interval_join``, ``column_window_join``.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from engine.core.config import Configuration
+from engine.core.options import CheckpointingOptions
+from engine.core.records import Batch, ColumnBatch
+from engine.operators.base import Operator, OperatorContext
+from engine.operators.column_fields import plain_columns
+from engine.operators.join_state import JOIN_PART
+from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.state.parts import KeyedPart
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "JoinState"]
+
+#: Times and bounds beyond are left to rows: sums of two, and the ends of windows, stay within 64 bits.
+TIME_LIMIT_MS: Final = 1 << 62
+
+
+class JoinState(KeyedPart, Protocol):
+    """The records of both sides."""
+
+    #: key group → chunk of records of other types, for rows
+    others: dict[int, bytes]
+
+    def define(self, side: int, schema: pa.Schema) -> bool:
+        """Return whether records of this schema can be kept beside those that are."""
+        ...
+
+
+class ColumnJoinOperator(Operator):
+    """``rows``: its operator on rows, which may take over at any batch."""
+
+    _state: Any
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        #: the row operator has taken over
+        self._is_on_rows = False
+
+    def _register(self, ctx: OperatorContext, state: JoinState) -> None:
+        """The end of ``open``, when the row operator is open."""
+        self._state = state
+        ctx.state.add_keyed(JOIN_PART, state)
+        parts = ctx.state.keyed
+        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
+        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
+            self._is_on_rows = True
+
+    def close(self) -> None:
+        self._rows.close()
+
+    # --- records
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        if not (self._is_on_rows or self._state.others) and self._takes(batch):
+            assert isinstance(batch, ColumnBatch)
+            columns = plain_columns(batch.columns)
+            if self._state.define(input_index, columns.schema):
+                self._process_columns(input_index, columns, batch.timestamps_ms)
+                return
+        self._hand_over()
+        self._rows.process_batch(input_index, batch)
+
+    @staticmethod
+    def _takes(batch: Batch) -> bool:
+        if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
+            return False
+        times_ms = batch.timestamps_ms
+        return not len(batch) or bool(times_ms.min() > -TIME_LIMIT_MS and times_ms.max() < TIME_LIMIT_MS)
+
+    @abc.abstractmethod
+    def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None: ...
+
+    # --- time
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        if self._is_on_rows or self._state.others:
+            self._hand_over()  # before the time goes on
+            self._rows.process_watermark(watermark_ms)
+            return
+        self._process_time(watermark_ms)
+        self.out.emit_watermark(watermark_ms)
+
+    @abc.abstractmethod
+    def _process_time(self, watermark_ms: int) -> None:
+        """Fire and forget what is due; the watermark is handed on afterwards."""
+
+    # --- the way to rows, and the end
+
+    @abc.abstractmethod
+    def _hand_over(self) -> None:
+        """Give all records to the row operator, if that has not been done; it takes every record from now on.
+
+        Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
+        """
+
+    def finish(self) -> None:
+        if self._is_on_rows or self._state.others:
+            self._hand_over()
+        self._rows.finish()
