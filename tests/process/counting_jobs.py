@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -135,6 +136,15 @@ def checkpoints(client: RestClient, job: Any) -> dict[str, Any]:
 
 def completed(client: RestClient, job: Any) -> int:
     return int(checkpoints(client, job)["counts"]["completed"])
+
+
+@contextlib.contextmanager
+def client_of(cluster, num_slots):
+    """A client of a cluster that tests share, when all of its slots are free; ends what its test leaves running."""
+    client = RestClient(cluster.rest_url)
+    until(lambda: client.overview()["slots-available"] == num_slots, f"{num_slots} free slots")
+    yield client
+    end_all(client)
 
 
 def end_all(client: RestClient) -> None:

@@ -7,16 +7,15 @@ import re
 
 import pytest
 
-from engine.client.rest_client import RestClient
 from engine.core.errors import JobExecutionError
 from tests.process.cluster_jobs import StandaloneCluster, until
 from tests.process.counting_jobs import (
     CountOfKey,
     all_counts,
     checkpoints,
+    client_of,
     completed,
     counting,
-    end_all,
     environment,
     kill_slot,
     left_hidden,
@@ -50,10 +49,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def client(cluster):
-    client = RestClient(cluster.rest_url)
-    until(lambda: client.overview()["slots-available"] == 2, "2 free slots")
-    yield client
-    end_all(client)
+    with client_of(cluster, 2) as client:
+        yield client
 
 
 def begin(cluster, tmp_path, marks, how: str, *, count: int | None, **settings: str):

@@ -23,9 +23,9 @@ from tests.process.counting_jobs import (
     CountOfKey,
     all_counts,
     checkpoints,
+    client_of,
     completed,
     counting,
-    end_all,
     environment,
     kill_slot,
     left_hidden,
@@ -48,10 +48,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def client(cluster):
-    client = RestClient(cluster.rest_url)
-    until(lambda: client.overview()["slots-available"] == 4, "4 free slots")
-    yield client
-    end_all(client)
+    with client_of(cluster, 4) as client:
+        yield client
 
 
 def rocksdb(folder: Path, **settings: str) -> dict[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.client.rest_client import RestClient
 from engine.common import Encoder, Types, WatermarkStrategy
 from engine.connectors.sink import Committer, Sink, SinkWriter
 from engine.core.errors import JobExecutionError
@@ -19,9 +18,9 @@ from tests.process.cluster_jobs import StandaloneCluster, until
 from tests.process.counting_jobs import (
     CountOfKey,
     all_counts,
+    client_of,
     completed,
     counting,
-    end_all,
     environment,
     kill_slot,
     left_hidden,
@@ -46,10 +45,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def client(cluster):
-    client = RestClient(cluster.rest_url)
-    until(lambda: client.overview()["slots-available"] == 2, "2 free slots")
-    yield client
-    end_all(client)
+    with client_of(cluster, 2) as client:
+        yield client
 
 
 class Fails(MapFunction):

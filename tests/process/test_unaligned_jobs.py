@@ -7,15 +7,14 @@ import random
 
 import pytest
 
-from engine.client.rest_client import RestClient
 from tests.process.cluster_jobs import StandaloneCluster, until
 from tests.process.counting_jobs import (
     CountOfKey,
     all_counts,
     checkpoints,
+    client_of,
     completed,
     counting,
-    end_all,
     environment,
     kill_slot,
     left_hidden,
@@ -46,10 +45,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def client(cluster):
-    client = RestClient(cluster.rest_url)
-    until(lambda: client.overview()["slots-available"] == 4, "4 free slots")
-    yield client
-    end_all(client)
+    with client_of(cluster, 4) as client:
+        yield client
 
 
 def backpressured(cluster, marks, tmp_path, settings):
