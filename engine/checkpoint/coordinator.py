@@ -101,6 +101,8 @@ class CheckpointCoordinator:
         self._requests: deque[Request] = deque()
         #: A savepoint that stops the job is complete: answered when the job has ended.
         self._stopped: msg.AnswerRequest | None = None
+        #: The latest that became durable after its attempt had stopped: whoever goes on from there commits it.
+        self._uncommitted: CompletedCheckpoint | None = None
         self._next_due_ms = 0
         self._last_end_ms: int | None = None
         self._failures_in_a_row = 0
@@ -148,6 +150,8 @@ class CheckpointCoordinator:
                 self._on_finished(task)
             case msg.JobStopping():
                 self._stop("the job failed or was cancelled")
+            case msg.NoAttemptFollows():
+                self._commit_last()
             case msg.AllTasksFinished():
                 self._on_all_finished()
             case msg.JobEnded(error, retain):
@@ -195,6 +199,7 @@ class CheckpointCoordinator:
             self._set_layout(new_layout)
         self._attempt_number = attempt_number
         self._is_active = True
+        self._uncommitted = None
         self._running.clear()
         self._finished.clear()
         self._awaiting.clear()
@@ -501,10 +506,17 @@ class CheckpointCoordinator:
         self._subsume_before(completed.checkpoint_id)
         if self._is_active:
             self._commands.append(msg.NotifyComplete(completed, tuple(sorted(self._running))))
+        else:
+            self._uncommitted = completed
         self._discard(garbage)
         self._answer(pending, completed)
         if pending.is_final:
             self._commands.append(msg.EndJob())
+
+    def _commit_last(self) -> None:
+        completed, self._uncommitted = self._uncommitted, None
+        if completed is not None:
+            self._commands.append(msg.NotifyComplete(completed, ()))
 
     def _subsume_before(self, checkpoint_id: int) -> None:
         """Checkpoints complete in order, so that the latest one is what is restored and commits go forward."""

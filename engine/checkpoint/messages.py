@@ -45,6 +45,12 @@ class JobStopping:
 
 
 @dataclass(frozen=True, slots=True)
+class NoAttemptFollows:
+    """The job is about to be FAILED or CANCELED, what was being written is written: commit what has become durable since
+    the job stopped, as nobody goes on from there."""
+
+
+@dataclass(frozen=True, slots=True)
 class AllTasksFinished:
     """Answered by EndJob when what the coordinators are about to commit is durable, or by EndJobFailed."""
 
@@ -139,6 +145,7 @@ Event: TypeAlias = (
     | TaskRunning
     | TaskFinished
     | JobStopping
+    | NoAttemptFollows
     | AllTasksFinished
     | JobEnded
     | TimerFired

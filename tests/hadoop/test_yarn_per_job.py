@@ -180,6 +180,7 @@ def test_a_client_interrupted_while_it_deploys_leaves_no_application(user):
     assert client.returncode != 0
     assert eventually("it is killed", lambda: _ended(user, application_id))["finalStatus"] == "KILLED"
     assert skein_drivers(str(user.folder)) == []
+    assert list(user.temporary.iterdir()) == []
     eventually("no process is left", lambda: not processes_of(application_id), 15)
 
 

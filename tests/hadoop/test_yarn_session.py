@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -296,5 +295,4 @@ def test_a_session_ends_with_the_terminal_that_it_is_attached_to(user):
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):
-    # Another worker's tests may be deploying just now; what they make is gone soon.
-    eventually("no folder is left", lambda: not list(Path(tempfile.gettempdir()).glob("flink-yarn-*")), 60)
+    assert list(user.temporary.iterdir()) == []

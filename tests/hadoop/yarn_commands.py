@@ -58,9 +58,15 @@ class YarnUser:
         return cls(hadoop, folder)
 
     @property
+    def temporary(self) -> Path:
+        """Where its commands put temporary files: of this user alone."""
+        return self.folder / "tmp"
+
+    @property
     def env(self) -> dict[str, str]:
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         # A home of our own shows what is written there; the cache stays, packing costs seconds.
         return {
@@ -68,6 +74,7 @@ class YarnUser:
             "FLINK_CONF_DIR": str(self.folder / "conf"),
             "FLINK_PYTHON": sys.executable,
             "HOME": str(home),
+            "TMPDIR": str(self.temporary),
             "XDG_CACHE_HOME": cache,
             "USER": self.hadoop.user,
         }

@@ -56,6 +56,8 @@ SUSPENDED: Final = "this JobManager does not lead any more; ask the one that doe
 STORE_RETRY_S: Final = 0.5
 #: The clean-up of an ended job may take this long when the process ends.
 CLEAN_UP_S: Final = 30.0
+#: So long the end of a job waits for a checkpoint that is being written. Storage that takes longer is in trouble.
+WRITE_WAIT_S: Final = 5.0
 
 
 class CheckpointHost(Protocol):
@@ -294,6 +296,26 @@ class CheckpointManager:
     def stopping(self) -> None:
         """The job fails or is cancelled."""
         self._handle(msg.JobStopping())
+
+    def no_attempt_follows(self, then: Callable[[], None]) -> None:
+        """The job is about to be FAILED or CANCELED: let coordinators commit what has become durable while the attempt
+        was winding down, then call ``then``. Waits for what is being written, but not for long: until its fate is
+        known, coordinators have to leave behind what it names, or to remove what a retained checkpoint needs."""
+        if not self._is_streaming:
+            then()
+            return
+        is_called = False
+
+        def settled(_: object = None) -> None:
+            nonlocal is_called
+            if not is_called:
+                is_called = True
+                timer.cancel()
+                self._handle(msg.NoAttemptFollows())
+                then()
+
+        timer = self._loop.call_later(WRITE_WAIT_S, settled)
+        self._io.submit(lambda: None, settled)
 
     def all_tasks_finished(self) -> None:
         """Answered by ``end_coordinators`` of the host."""

@@ -334,10 +334,12 @@ class JobMaster:
                 self._coordinators.subtask_finished(vertex_id, subtask_index)
             case sched.EndCoordinators(JobOutcome.FINISHED):
                 self.checkpoints.all_tasks_finished()
+            case sched.EndCoordinators(JobOutcome.CANCELED as outcome):
+                self.checkpoints.no_attempt_follows(lambda: self._coordinators.end(outcome))
             case sched.EndCoordinators(outcome):
                 self._coordinators.end(outcome)
             case sched.GiveUpCoordinators(outcome):
-                self._coordinators.give_up(outcome)
+                self.checkpoints.no_attempt_follows(lambda: self._coordinators.give_up(outcome))
             case sched.RestartAfter(attempt_number, delay_ms):
                 self._restart_after(attempt_number, delay_ms)
             case sched.JobStatusChanged(status):

@@ -320,6 +320,29 @@ def test_metadata_that_becomes_durable_before_the_restart_counts():
     assert restored.checkpoint_id == 1
 
 
+def test_metadata_that_becomes_durable_while_the_job_winds_down_is_committed_when_no_attempt_follows():
+    shell = running()
+    shell.at(1000)
+    shell.ack_all(1)
+    shell(msg.JobStopping())
+    shell(msg.MetadataWritten(1))
+    (command,) = shell(msg.NoAttemptFollows())
+    assert isinstance(command, msg.NotifyComplete)
+    assert (command.checkpoint.checkpoint_id, command.tasks) == (1, ())
+    assert shell(msg.NoAttemptFollows()) == []
+
+
+def test_metadata_that_became_durable_before_a_restart_is_left_to_the_attempt_that_restores_it():
+    shell = running()
+    shell.at(1000)
+    shell.ack_all(1)
+    shell(msg.JobStopping())
+    shell(msg.MetadataWritten(1))
+    shell.begin()
+    shell(msg.JobStopping())
+    assert shell(msg.NoAttemptFollows()) == []
+
+
 def test_metadata_that_becomes_durable_after_the_restart_is_deleted():
     shell = running()
     shell.at(1000)

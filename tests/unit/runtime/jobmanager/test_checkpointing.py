@@ -7,10 +7,12 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import threading
 import zlib
 
 import pytest
 
+from engine.checkpoint import storage
 from engine.checkpoint.storage import read_checkpoint
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, CorruptStateError, ExternalError, InputError, ProgramError
@@ -74,6 +76,9 @@ class Committer(OperatorCoordinator):
 
     def job_ended(self, outcome):
         self._call("ended", outcome)
+
+    def given_up(self, outcome):
+        self._call("given up", outcome)
 
 
 class CommitterSpec(CoordinatorSpec):
@@ -423,6 +428,48 @@ def test_checkpoints_are_retained_on_cancel_when_they_are_wanted(tmp_path):
     assert sorted(os.listdir(retained)) == sorted(
         ["_metadata", *(path.rpartition("/")[2] for path in checkpoint.files())]
     )
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "failed"])
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_the_end_of_a_job_waits_until_it_is_known_what_becomes_of_the_checkpoint_being_written(
+    ends, is_written, tmp_path, monkeypatch
+):
+    begun, go_on = threading.Event(), threading.Event()
+    write_metadata = storage.write_metadata
+
+    def slowly(checkpoint):
+        begun.set()
+        assert go_on.wait(60)
+        if not is_written:
+            raise ExternalError("the disk is full")
+        return write_metadata(checkpoint)
+
+    monkeypatch.setattr(storage, "write_metadata", slowly)
+    settings = {"execution.checkpointing.dir": str(tmp_path / "chk"), "restart-strategy.type": "none"}
+
+    async def scenario():
+        async with cluster(tmp_path, settings) as (dispatcher, tasks):
+            job_id = await dispatcher.submit_job(job())
+            await until(begun.is_set)
+            tasks.acknowledge = False
+            if ends == "cancelled":
+                await dispatcher.cancel_job(job_id)
+            else:
+                tasks.report(next(iter(tasks.deployed)), ExecutionState.FAILED, ErrorInfo("E", "gone", "", "user"))
+            told = asyncio.ensure_future(dispatcher.job_result(job_id))
+            await asyncio.sleep(0.2)
+            assert not told.done()
+            go_on.set()
+            await told
+
+    run(scenario())
+    assert calls("completed") == ([(1, {0: "of 1"})] if is_written else [])
+    assert calls("aborted") == ([] if is_written else [(1,)])
+    known = ("completed", "aborted")
+    order = [name for name, *_ in Committer.calls if name in (*known, "ended", "given up")]
+    last = "ended" if ends == "cancelled" else "given up"
+    assert order.index(last) > min(order.index(name) for name in known if name in order)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
