@@ -76,8 +76,9 @@ class Process:
 
     def _read(self) -> None:
         assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with contextlib.suppress(ValueError):  # closed by ``end``: a process that was left behind holds the other side
+            for line in self.popen.stdout:
+                self.lines.append(line.rstrip("\n"))
 
     @property
     def output(self) -> str:
