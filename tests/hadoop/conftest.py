@@ -65,9 +65,10 @@ class HadoopCluster:
             user=said["user"],
         )
 
-    def daemon(self, action: str, name: str) -> None:
-        """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done."""
-        run_cluster("daemon", action, name, "--dir", str(self.dir))
+    def daemon(self, action: str, name: str, *, waits: bool = True) -> None:
+        """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done, or when it
+        has begun if it cannot become ready alone, as one ZooKeeper server of three."""
+        run_cluster("daemon", action, name, "--dir", str(self.dir), *([] if waits else ["--no-wait"]))
 
     def daemons(self) -> dict[str, dict[str, Any]]:
         """Return pid, ports and log of every daemon by name, as they are now."""

@@ -169,10 +169,11 @@ class ExactJob:
     marks: Path
     name: str
     measured: list[str] = field(default_factory=list)
+    num_lines: int = NUM_LINES
 
     def __post_init__(self) -> None:
         self.marks.mkdir(exist_ok=True)
-        lines = [f"{number * 7919 % NUM_KEYS}" for number in range(NUM_LINES)]
+        lines = [f"{number * 7919 % NUM_KEYS}" for number in range(self.num_lines)]
         for number in range(4):
             self.user.put(f"/{self.name}/in/{number}.txt", "".join(f"{line}\n" for line in lines[number::4]))
 
@@ -229,7 +230,7 @@ class ExactJob:
         hidden = [name for name in self.user.hdfs.list(folder) if not name.startswith("part-")]
         assert hidden == []
         written = Counter(self.user.lines(folder))
-        by_key = Counter(number * 7919 % NUM_KEYS for number in range(NUM_LINES))
+        by_key = Counter(number * 7919 % NUM_KEYS for number in range(self.num_lines))
         expected = Counter(f"{key} {count}" for key, total in by_key.items() for count in range(1, total + 1))
         missing, extra = expected - written, written - expected
         assert not missing and not extra, f"{missing.total()} missing, {extra.total()} too many"  # noqa: PT018
