@@ -15,7 +15,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import ConfigError
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user
+from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, kind_of
 from flink_yarn.hdfs_webhdfs import WebHdfsClient
 
 __all__ = ["LibhdfsClient", "prepare_environment"]
@@ -147,7 +147,7 @@ class LibhdfsClient:
         stream.seek(offset)
         return stream
 
-    def create(self, path: str, overwrite: bool) -> Any:
+    def create(self, path: str) -> Any:
         return self._fs.open_output_stream(path)
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
@@ -159,4 +159,4 @@ class LibhdfsClient:
             return Problem(ProblemKind.DENIED, f"Permission denied: user={self._user}")
         if isinstance(error, FileNotFoundError):
             return Problem(ProblemKind.MISSING, text)
-        return Problem(ProblemKind.OTHER, text)
+        return Problem(kind_of(str(error)) or ProblemKind.OTHER, text)

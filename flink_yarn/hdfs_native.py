@@ -11,7 +11,7 @@ from typing import Any, final
 
 from engine.core.errors import ConfigError
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, is_standby
+from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, is_standby, kind_of
 from flink_yarn.hdfs_webhdfs import WebHdfsClient
 
 __all__ = ["NativeClient"]
@@ -60,8 +60,8 @@ class NativeClient:
         stream.seek(offset)
         return stream
 
-    def create(self, path: str, overwrite: bool) -> Any:
-        return self._client.create(path, self._options(overwrite=overwrite, create_parent=True))
+    def create(self, path: str) -> Any:
+        return self._client.create(path, self._options(overwrite=False, create_parent=True))
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
         return self._locations.hosts(path, offset, length)  # the library does not tell
@@ -79,7 +79,7 @@ class NativeClient:
             return Problem(ProblemKind.MISSING, text)
         if isinstance(error, ConnectionError) or "os error" in text or "lookup address" in text:
             return Problem(ProblemKind.UNREACHABLE, text)
-        return Problem(ProblemKind.OTHER, text)
+        return Problem(kind_of(str(error)) or ProblemKind.OTHER, text)
 
 
 def _raw(found: Any) -> RawStatus:

@@ -28,6 +28,7 @@ __all__ = [
     "file_system_of",
     "file_system_settings",
     "forget_connections",
+    "give_up",
     "list_input_files",
     "register_file_system",
     "scheme_of",
@@ -295,6 +296,14 @@ def list_input_files(path: str) -> list[FileStatus]:
 
 def _is_hidden(path: str) -> bool:
     return path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
+
+
+def give_up(stream: IO[bytes]) -> None:
+    """Close a stream that writes a file which nobody wants any more: without waiting for a file system that is away."""
+    end = getattr(getattr(stream, "raw", None), "give_up", None)
+    if end is not None:
+        end()
+    stream.close()
 
 
 def forget_connections() -> None:
