@@ -111,6 +111,8 @@ _STANDBY_WORDS: Final = (
     "not supported in state standby",
     "in safe mode",
     "Safe mode is",
+    "in startup mode",
+    "not started",
     "RetriableException",
     "still not started",
     "could only be written to 0",

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from engine.core.errors import ConfigError
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, is_standby, kind_of
+from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, kind_of
 from flink_yarn.hdfs_webhdfs import WebHdfsClient
 
 __all__ = ["NativeClient"]
@@ -67,9 +67,7 @@ class NativeClient:
         return self._locations.hosts(path, offset, length)  # the library does not tell
 
     def problem(self, error: Exception) -> Problem:
-        text = str(error)
-        if is_standby(text):
-            return Problem(ProblemKind.STANDBY, text.split("\n")[0])
+        text = whole = str(error)
         if text.startswith("RPCError("):  # RPCError("java.Class", "message\n\tat …")
             text = text.split('", "', 1)[-1]
         text = text.split("\\n")[0].split("\n")[0].rstrip('")').replace('\\"', '"')
@@ -77,9 +75,12 @@ class NativeClient:
             return Problem(ProblemKind.DENIED, text)
         if isinstance(error, FileNotFoundError):
             return Problem(ProblemKind.MISSING, text)
+        kind = kind_of(whole)  # also by the name of the exception
+        if kind is not None:
+            return Problem(kind, text)
         if isinstance(error, ConnectionError) or "os error" in text or "lookup address" in text:
             return Problem(ProblemKind.UNREACHABLE, text)
-        return Problem(kind_of(str(error)) or ProblemKind.OTHER, text)
+        return Problem(ProblemKind.OTHER, text)
 
 
 def _raw(found: Any) -> RawStatus:

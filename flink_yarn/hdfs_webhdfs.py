@@ -94,7 +94,7 @@ class WebHdfsClient:
         if isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError)):
             return Problem(ProblemKind.UNREACHABLE, type(error).__name__)
         if isinstance(error, HdfsError):
-            kind = kind_of(text)
+            kind = kind_of(f"{error.exception}: {text}")
             if kind is not None:
                 return Problem(kind, text)
             if "does not exist" in text or "not found" in text.lower():

@@ -255,6 +255,7 @@ def test_a_file_that_exists_is_kept(fs, client):
     ("text", "kind"),
     [
         ("Call From h/1 to localhost:9 failed on connection exception: java.net.ConnectException", "UNREACHABLE"),
+        ("Namenode is in startup mode", "STANDBY"),
         ("Cannot complete file /x. Name node is in safe mode.", "STANDBY"),
         ("File /x could only be written to 0 of the 1 minReplication nodes. There are 0 datanode(s)", "STANDBY"),
         ("The NameSpace quota (directories and files) of directory /x is exceeded: quota=1 file count=2", "QUOTA"),

@@ -1,0 +1,91 @@
+"""A job that reads, checkpoints and writes on HDFS while its daemons are killed, closed and full: it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from engine.client.rest_client import RestClient
+from engine.core.fs import FileSystem
+from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.hdfs import HdfsFileSystem
+from tests.hadoop.conftest import HadoopCluster, running_cluster
+from tests.hadoop.fault_jobs import FaultJob
+from tests.process.cluster_jobs import StandaloneCluster, until
+
+pytestmark = pytest.mark.hadoop
+
+AWAY_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
+    with running_cluster("--no-yarn", "--datanodes", "2", "--replication", "2") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def hdfs(hadoop: HadoopCluster) -> Iterator[FileSystem]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HADOOP_USER_NAME", hadoop.user)
+        patch.setenv("HADOOP_CONF_DIR", str(hadoop.conf_dir))
+        yield HdfsFileSystem(HadoopConf.load())
+
+
+@pytest.fixture(scope="module")
+def cluster(hdfs: FileSystem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneCluster]:
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("faults"), taskmanagers=2, slots=1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def start(cluster, hdfs, tmp_path):
+    """Start a job and return it when it takes checkpoints."""
+    jobs = []
+    with contextlib.closing(RestClient(cluster.rest_url)) as client:
+        until(lambda: client.overview()["slots-available"] == 2, "two free slots")
+
+    def start(**settings: str) -> FaultJob:
+        jobs.append(FaultJob(hdfs, cluster.rest_url, tmp_path, **settings))
+        jobs[-1].until_checkpoints(2, "at the beginning")
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.close()
+
+
+def admin(hadoop: HadoopCluster, *words: str) -> None:
+    done = subprocess.run(["hdfs", "dfsadmin", *words], env=hadoop.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tell(text: str) -> None:
+    print(f"\n{text}")
+
+
+def test_a_name_node_that_is_away_or_in_safe_mode_restarts_no_job(start, hadoop):
+    job = start()
+    hadoop.daemon("kill9", "nn")
+    time.sleep(AWAY_S)
+    hadoop.daemon("start", "nn")
+    tell(
+        f"NameNode away for {AWAY_S:g} s: two checkpoints {job.until_checkpoints(2, 'after it'):.1f} s after its return"
+    )
+    assert not job.was_restarted(), job.exceptions()
+    assert job.checkpoint_failures() == []
+
+    admin(hadoop, "-safemode", "enter")
+    before = job.checkpoints_completed()
+    time.sleep(10)
+    assert job.checkpoints_completed() <= before + 1  # whose metadata was being written
+    admin(hadoop, "-safemode", "leave")
+    tell(f"safe mode for 10 s: two checkpoints {job.until_checkpoints(2, 'after it'):.1f} s after its end")
+    job.finish()
+    assert not job.was_restarted(), job.exceptions()
+    job.check_exact()
