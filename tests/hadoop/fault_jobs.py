@@ -61,7 +61,7 @@ class FaultJob:
         self.output, self.checkpoints = f"{self.root}/out", f"{self.root}/checkpoints"
         self.hurry_file = marks / f"hurry-{uuid.uuid4().hex}"
         self.client = RestClient(rest_url)
-        lines = [f"k{number * 7919 % NUM_KEYS} {'x' * 60}\n" for number in range(NUM_LINES)]
+        lines = [f"k{number * 7919 % NUM_KEYS} {'x' * 160}\n" for number in range(NUM_LINES)]
         self.expected = Counter[str]()
         for key, total in Counter(line.split()[0] for line in lines).items():
             self.expected.update(f"{key} {count}" for count in range(1, total + 1))

@@ -89,3 +89,43 @@ def test_a_name_node_that_is_away_or_in_safe_mode_restarts_no_job(start, hadoop)
     job.finish()
     assert not job.was_restarted(), job.exceptions()
     job.check_exact()
+
+
+def test_a_data_node_that_is_killed_restarts_no_job(start, hadoop):
+    """Whichever it is: the input is read from one, checkpoints and part files go through one to both."""
+    job = start(**{"state.storage.fs.memory-threshold": "0 b"})
+    for name in ("dn1", "dn2"):
+        hadoop.daemon("kill9", name)
+        tell(f"{name} killed: four checkpoints after {job.until_checkpoints(4, f'without {name}'):.1f} s")
+        hadoop.daemon("start", name)
+    job.finish()
+    assert not job.was_restarted(), job.exceptions()
+    job.check_exact()
+
+
+def test_a_full_folder_is_named_and_nothing_is_torn(start, hadoop):
+    settings = {
+        "execution.checkpointing.tolerable-failed-checkpoints": "1000",
+        "state.storage.fs.memory-threshold": "0 b",  # so that tasks write files, too
+    }
+    job = start(**settings)
+    folder = job.checkpoints.removeprefix("hdfs://")
+    admin(hadoop, "-setSpaceQuota", "1m", folder)
+    (said,) = until(
+        lambda: [text for text in job.checkpoint_failures() if "quota" in text][:1], "a declined checkpoint"
+    )
+    assert f"The DiskSpace quota of {folder} is exceeded: quota = 1048576 B" in said, said
+    assert "hdfs dfsadmin" in said
+    assert f"Cannot write {job.checkpoints}" in said
+    admin(hadoop, "-clrSpaceQuota", folder)
+    job.until_checkpoints(2, "after there is room for them")
+    assert not job.was_restarted(), job.exceptions()
+
+    folder = job.output.removeprefix("hdfs://")
+    admin(hadoop, "-setQuota", "3", folder)
+    until(job.was_restarted, "a sink that cannot write fails its job")
+    assert f"quota (directories and files) of directory {folder} is exceeded: quota=3" in job.exceptions()
+    admin(hadoop, "-clrQuota", folder)
+    job.until_checkpoints(2, "after there is room for output")
+    job.finish()
+    job.check_exact()
