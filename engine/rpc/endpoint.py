@@ -46,6 +46,9 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Channels to one address would share one attempt to connect, and TCP waits ever longer before it sends again what
+    # has got lost: 20 s after a network has healed nobody would have noticed.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
