@@ -158,8 +158,8 @@ class CheckpointCoordinator:
                 self._on_request(Request(request_id, 0, incremental=incremental))
             case msg.CheckpointPrepared(checkpoint_id, coordinators):
                 self._on_prepared(checkpoint_id, coordinators)
-            case msg.PrepareFailed(checkpoint_id, message):
-                self._abort_if(Stage.PREPARING, checkpoint_id, CheckpointFailureReason.COORDINATOR_FAILED, message)
+            case msg.PrepareFailed(checkpoint_id, message, reason):
+                self._abort_if(Stage.PREPARING, checkpoint_id, reason, message)
             case msg.Acknowledged(message):
                 self._on_acknowledged(message)
             case msg.Declined(message):
