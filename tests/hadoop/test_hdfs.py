@@ -115,22 +115,34 @@ def test_reading_goes_on_when_the_data_node_was_killed_meanwhile(hdfs, hadoop, f
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
-def test_a_name_node_that_restarts_is_waited_for_while_reading(hdfs, hadoop, file_systems):
+def test_a_name_node_that_restarts_is_waited_for(hdfs, hadoop, file_systems):
     _, folder = file_systems
     data = b"0123456789abcdef" * (2 << 16)
     with hdfs.open_write(f"{folder}/file") as stream:
         stream.write(data)
-    stream = hdfs.open_read(f"{folder}/file")
-    hadoop.daemon("stop", "nn")
+    reading = hdfs.open_read(f"{folder}/file")
+    written = hdfs.open_write(f"{folder}/.written")
+    written.write(data)
+    written.flush()
+    hadoop.daemon("kill9", "nn")
     starter = threading.Thread(target=hadoop.daemon, args=("start", "nn"))
     starter.start()
     try:
-        with stream:
-            assert stream.read() == data
+        begun = hdfs.open_write(f"{folder}/.begun", overwrite=True)
+        for stream in (written, begun):
+            stream.write(data)
+            stream.flush()
+        with reading:
+            assert reading.read() == data
+        for name, stream in (("written", written), ("begun", begun)):
+            stream.close()
+            hdfs.rename(f"{folder}/.{name}", f"{folder}/{name}")
     finally:
         starter.join()
-    with hdfs.open_write(f"{folder}/again", overwrite=True) as written:  # DataNodes have yet to find it
-        written.write(b"x")
+    for name, times in (("written", 2), ("begun", 1)):
+        with hdfs.open_read(f"{folder}/{name}") as stream:
+            assert stream.read() == data * times
+    assert [child.path for child in hdfs.list(folder)] == [f"{folder}/{name}" for name in ("begun", "file", "written")]
 
 
 WRITER = """
