@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar, final
 
 from engine.core.errors import EngineError, ExternalError, InputError
+from engine.core.fs import may_wait
 from flink_yarn.hdfs_client import HdfsClient, ProblemKind
 
 __all__ = ["HdfsCluster", "Patience"]
@@ -76,6 +77,8 @@ class HdfsCluster:
         return self._client
 
     def patience(self) -> Patience:
+        if not may_wait():
+            return Patience(0.0)
         if self._authority in _answered:
             return Patience(self.retry_timeout_s)
         return Patience(min(self.retry_timeout_s, TAKE_OVER_S) if self._is_nameservice else 0.0)

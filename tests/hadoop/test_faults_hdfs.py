@@ -20,6 +20,8 @@ from tests.process.cluster_jobs import StandaloneCluster, until
 pytestmark = pytest.mark.hadoop
 
 AWAY_S = 20.0
+#: A cancel does not wait for what is away; 2 s is promised on a host that has nothing else to do.
+CANCEL_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,18 @@ def test_a_full_folder_is_named_and_nothing_is_torn(start, hadoop):
     job.until_checkpoints(2, "after there is room for output")
     job.finish()
     job.check_exact()
+
+
+def test_a_job_is_cancelled_while_there_is_no_name_node(start, hadoop):
+    job = start()
+    until(job.visible, "some output")
+    hadoop.daemon("kill9", "nn")
+    try:
+        begin = time.monotonic()
+        job.client.cancel(job.job_id)
+        until(lambda: job.state() == "CANCELED", "cancelled")
+        tell(f"cancelled without a NameNode after {time.monotonic() - begin:.1f} s")
+        assert time.monotonic() - begin < CANCEL_S
+    finally:
+        hadoop.daemon("start", "nn")
+    assert max(job.visible().values()) == 1

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from engine.core.errors import ExternalError, OutputExistsError
-from engine.core.fs import give_up
+from engine.core.fs import give_up, without_waiting
 from flink_yarn import hdfs, hdfs_cluster, hdfs_streams
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
@@ -233,6 +233,15 @@ def test_whoever_gives_a_file_up_does_not_wait(fs, client):
     assert stream.closed
     assert client.back_after == 3
     assert client.complete is None
+
+
+def test_clean_up_does_not_wait(fs, client):
+    client.away = REFUSED
+    with without_waiting(), pytest.raises(ExternalError, match="does not answer"):
+        fs.delete(PATH)
+    assert client.back_after == 3
+    assert fs.delete(PATH) is False  # others do
+    assert client.back_after == 0
 
 
 def test_a_former_writer_of_the_name_cannot_touch_the_file(fs, client):
