@@ -9,8 +9,10 @@ import random
 import pytest
 
 from engine.checkpoint import messages as msg
-from engine.checkpoint.coordinator import QUEUE_MAX, RETRY_MS, CheckpointCoordinator
+from engine.checkpoint.coordinator import CheckpointCoordinator
 from engine.checkpoint.model import InputLayout, JobLayout, Task
+from engine.checkpoint.requests import QUEUE_MAX
+from engine.checkpoint.schedule import RETRY_MS
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
 from engine.checkpoint.store import Garbage, StoredCheckpoint
 from engine.core.config import Configuration
