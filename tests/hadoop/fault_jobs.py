@@ -24,7 +24,7 @@ from tests.process.cluster_jobs import until
 __all__ = ["FaultJob"]
 
 NUM_KEYS = 37
-NUM_LINES = 160_000
+NUM_LINES = 60_000
 RESULT_S = 240.0
 
 
@@ -37,7 +37,7 @@ class Slow(MapFunction):
 
     def map(self, value):
         if self.is_slow:
-            time.sleep(0.001)
+            time.sleep(0.003)
             self.is_slow = not os.path.exists(self.hurry)
         return value.split()[0]
 
@@ -61,7 +61,7 @@ class FaultJob:
         self.output, self.checkpoints = f"{self.root}/out", f"{self.root}/checkpoints"
         self.hurry_file = marks / f"hurry-{uuid.uuid4().hex}"
         self.client = RestClient(rest_url)
-        lines = [f"k{number * 7919 % NUM_KEYS} {'x' * 160}\n" for number in range(NUM_LINES)]
+        lines = [f"k{number * 7919 % NUM_KEYS} {'x' * 400}\n" for number in range(NUM_LINES)]
         self.expected = Counter[str]()
         for key, total in Counter(line.split()[0] for line in lines).items():
             self.expected.update(f"{key} {count}" for count in range(1, total + 1))
@@ -74,7 +74,7 @@ class FaultJob:
             Configuration(
                 {
                     "execution.runtime-mode": "STREAMING",
-                    "execution.checkpointing.interval": "500 ms",
+                    "execution.checkpointing.interval": "1 s",
                     "execution.checkpointing.dir": self.checkpoints,
                     "restart-strategy.type": "fixed-delay",
                     "restart-strategy.fixed-delay.attempts": "100",
