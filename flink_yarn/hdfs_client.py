@@ -117,6 +117,7 @@ _STANDBY_WORDS: Final = (
     "still not started",
     "could only be written to 0",
     "Failed to find datanode",
+    "No active nodes contain this block",
     "Unable to close file because",
     "are bad. Aborting",
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import hdfs
 import requests
@@ -23,6 +25,8 @@ __all__ = ["WebHdfsClient"]
 READ_TIMEOUT_S: Final = 60
 #: Pieces of a file that wait to be sent; one is what a caller writes at once, up to 1 MiB.
 PIECES_MAX: Final = 8
+#: A DataNode that did not answer is not asked for so long, if there are others.
+AVOID_S: Final = 60.0
 #: Whoever gives a file up waits so long for what is under way, so that deleting it comes after creating it.
 ABANDON_S: Final = 2.0
 
@@ -31,6 +35,8 @@ ABANDON_S: Final = 2.0
 class WebHdfsClient:
     def __init__(self, authority: str, conf: HadoopConf) -> None:
         self._urls = conf.name_nodes(authority).http_urls
+        #: DataNodes that did not answer: host → when to try it again. Replaced as a whole: uploads have threads.
+        self._avoided: dict[str, float] = {}
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the environment has no business between us and HDFS
         self._client: Any = hdfs.InsecureClient(
@@ -58,12 +64,40 @@ class WebHdfsClient:
         return bool(self._client.delete(path, recursive=recursive))
 
     def open(self, path: str, offset: int) -> Any:
-        return _Response(self._client._open(path, offset=offset))
+        with self._avoiding() as excluded:
+            return _Response(self._client._open(path, offset=offset, **excluded), self._avoiding)
 
     def create(self, path: str) -> Any:
         # The NameNode says which DataNode takes the file; that one creates it when the bytes come.
-        location = self._client._create(path, overwrite=False).headers["location"]
-        return _Upload(lambda data: self._client._request(method="PUT", url=location, data=data))
+        with self._avoiding() as excluded:
+            location = self._client._create(path, overwrite=False, **excluded).headers["location"]
+
+        def put(data: Iterator[bytes]) -> Any:
+            with self._avoiding(location):
+                return self._client._request(method="PUT", url=location, data=data)
+
+        return _Upload(put)
+
+    @contextlib.contextmanager
+    def _avoiding(self, url: str = "") -> Iterator[dict[str, str]]:
+        """Give the parameter that keeps the NameNode from naming DataNodes that were just seen not to answer, and note
+        which one does not now. It would name the nearest one, dead or not, for ten minutes.
+
+        ``url``: where to, if the error does not say it.
+        """
+        now = time.monotonic()
+        self._avoided = {host: until for host, until in self._avoided.items() if until > now}
+        try:
+            yield {"excludedatanodes": ",".join(sorted(self._avoided))} if self._avoided else {}
+        except (requests.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
+            asked = url or str(getattr(getattr(error, "request", None), "url", ""))
+            parts = urlsplit(asked)
+            if parts.hostname and not any(urlsplit(name_node).netloc == parts.netloc for name_node in self._urls):
+                self._avoided = {**self._avoided, parts.hostname: now + AVOID_S}
+            raise
+        except HdfsError:
+            self._avoided = {}  # there may be no other one, and the one may be back
+            raise
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
         answer = None
@@ -108,12 +142,14 @@ def _raw(found: dict[str, Any]) -> RawStatus:
 
 
 class _Response:
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Any, avoiding: Callable[[str], contextlib.AbstractContextManager[object]]) -> None:
         self._response = response
+        self._avoiding = avoiding
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._response.raw.read(size)
-        return data
+        with self._avoiding(self._response.url):
+            data: bytes = self._response.raw.read(size)
+            return data
 
     def close(self) -> None:
         self._response.close()
