@@ -202,5 +202,11 @@ class _Upload:
             raise self._error
 
     def abandon(self) -> None:
-        self._pieces.put(None)
+        while True:  # a DataNode that hangs takes no more pieces, and nobody wants them
+            try:
+                self._pieces.put_nowait(None)
+                break
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._pieces.get_nowait()
         self._thread.join(ABANDON_S)

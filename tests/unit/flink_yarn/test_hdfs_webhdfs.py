@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from flink_yarn import hdfs_webhdfs
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 
@@ -122,3 +123,21 @@ def test_a_data_node_that_is_the_only_one_is_asked_again(server, fs, monkeypatch
         stream.write(b"x")
     assert server.state["file"] == b"x"
     assert excluded(server, "CREATE") == ["127.0.0.1,localhost", "", "127.0.0.1"]
+
+
+def test_a_data_node_that_hangs_keeps_nobody_who_gives_a_file_up(server, fs, monkeypatch):
+    monkeypatch.setattr(hdfs_webhdfs, "ABANDON_S", 0.05)
+    hangs = threading.Event()
+
+    def put(pieces) -> bool:
+        next(pieces)
+        hangs.wait(30)
+        return True
+
+    upload = hdfs_webhdfs._Upload(put)
+    for _ in range(hdfs_webhdfs.PIECES_MAX + 1):
+        upload.write(b"x")
+    upload.abandon()
+    hangs.set()
+    upload._thread.join(10)
+    assert not upload._thread.is_alive()
