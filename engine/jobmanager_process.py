@@ -99,6 +99,8 @@ async def run_jobmanager(
     check_config(config)
     configure_file_systems(config.to_dict())
     services = high_availability_services(config, contender)
+    if services is not None:
+        _ports(config.get(HaOptions.JOBMANAGER_PORT))  # not only when it is elected
     folder = PrivateFolder("flink-jm-", config.get(RestOptions.TMP_DIR) or temp_dir(config))
     signalled = asyncio.Event()
 
@@ -173,17 +175,27 @@ class _Parts:
             self.ready(JobManagerHandle(dispatcher, self.rpc_host, server.port, address, port, stop, metadata, token))
 
 
-async def _listen(server: GrpcServer, host: str, port_range: str) -> None:
+def _ports(port_range: str) -> list[int]:
+    """Raises ConfigError."""
     from engine.rest.server import ports_of
 
-    ports = ports_of(port_range, HaOptions.JOBMANAGER_PORT.key)
+    return ports_of(port_range, HaOptions.JOBMANAGER_PORT.key)
+
+
+async def _listen(server: GrpcServer, host: str, port_range: str) -> None:
+    ports = _ports(port_range)
     for port in ports:
         try:
             await server.start(host, port)
             return
-        except ExternalError:
-            if port == ports[-1]:
+        except ExternalError as error:
+            if len(ports) == 1:
                 raise
+            if port == ports[-1]:
+                raise ExternalError(
+                    f"{HaOptions.JOBMANAGER_PORT.key} is {port_range}, but none of these ports is free on {host}: "
+                    f"{error} Name a wider range, or 0 for any port."
+                ) from error
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "check_reachable",
     "hdfs_user",
     "is_standby",
+    "kind_of",
     "split_path",
 ]
 
@@ -47,7 +48,8 @@ class ProblemKind(enum.Enum):
     MISSING = "missing"  #: the NameNode says that there is no such path
     DENIED = "denied"  #: the user may not
     UNREACHABLE = "unreachable"  #: no NameNode or DataNode answers
-    STANDBY = "standby"  #: a NameNode answers, but none is active (yet)
+    STANDBY = "standby"  #: a NameNode answers, but none is active (yet), or it has no DataNode (yet)
+    QUOTA = "quota"  #: a folder may hold no more
     OTHER = "other"
 
 
@@ -75,8 +77,9 @@ class HdfsClient(Protocol):
     def open(self, path: str, offset: int) -> Any:
         """Return something with ``read(n) -> bytes`` and ``close()`` that begins at the offset."""
 
-    def create(self, path: str, overwrite: bool) -> Any:
-        """Return something with ``write(bytes)`` and ``close()``; parents are made. Errors may come only at close."""
+    def create(self, path: str) -> Any:
+        """Create what does not exist; return something with ``write(bytes)``, ``close()`` and perhaps ``abandon()``,
+        which does not wait; parents are made. Errors may come only at close."""
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
         """Return how many of the bytes each host holds; {} when that is not known."""
@@ -101,12 +104,51 @@ def split_path(path: str, conf: HadoopConf) -> HdfsPath:
     return HdfsPath(parts.netloc or conf.default_authority(), posixpath.normpath(plain or "/"), prefix)
 
 
-#: What a NameNode that is not active says, in Hadoop's protocol and over WebHDFS, and one that is just starting.
-_STANDBY_WORDS: Final = ("StandbyException", "not supported in state standby", "in safe mode", "RetriableException")
+#: What a NameNode that is not active says, in Hadoop's protocol and over WebHDFS, and one that is just starting, also
+#: before its DataNodes have found it.
+_STANDBY_WORDS: Final = (
+    "StandbyException",
+    "not supported in state standby",
+    "in safe mode",
+    "Safe mode is",
+    "in startup mode",
+    "not started",
+    "RetriableException",
+    "still not started",
+    "could only be written to 0",
+    "Failed to find datanode",
+    "No active nodes contain this block",
+    "Unable to close file because",
+    "are bad. Aborting",
+)
+#: What a DataNode, or a library, says when it was the NameNode that did not answer, or the DataNodes.
+_UNREACHABLE_WORDS: Final = (
+    "failed on connection exception",
+    "Connection refused",
+    "Connection reset",
+    "ConnectException",
+    "SocketTimeoutException",
+    "NoRouteToHost",
+    "End of File Exception",
+    "failed on local exception",
+    "failed on socket timeout",
+    "Error connecting to",
+)
 
 
 def is_standby(text: str) -> bool:
     return any(word in text for word in _STANDBY_WORDS)
+
+
+def kind_of(text: str) -> ProblemKind | None:
+    """Return what Hadoop's words, which all libraries hand on, say of where the problem is; None: nothing of this."""
+    if "Permission denied" in text:
+        return None
+    if "quota" in text.lower() and "exceeded" in text:
+        return ProblemKind.QUOTA
+    if is_standby(text):
+        return ProblemKind.STANDBY
+    return ProblemKind.UNREACHABLE if any(word in text for word in _UNREACHABLE_WORDS) else None
 
 
 def hdfs_user() -> str:

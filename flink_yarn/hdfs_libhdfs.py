@@ -5,8 +5,10 @@ Quickest for large files and the most patient with failures; found by HADOOP_HOM
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -15,7 +17,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import ConfigError
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user
+from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, kind_of
 from flink_yarn.hdfs_webhdfs import WebHdfsClient
 
 __all__ = ["LibhdfsClient", "prepare_environment"]
@@ -92,6 +94,15 @@ def _class_path(environ: Mapping[str, str]) -> str:
     raise ConfigError(f"fs.hdfs.client is libhdfs, but Hadoop's classes are missing: {problem}. {_OTHERWISE}")
 
 
+#: What libhdfs makes of Java's exceptions; 255: of those that it does not know, above all of lost connections.
+_KIND_BY_ERRNO: Final = {
+    errno.EROFS: ProblemKind.STANDBY,  # SafeModeException
+    errno.EHOSTDOWN: ProblemKind.STANDBY,  # StandbyException
+    errno.EDQUOT: ProblemKind.QUOTA,
+    255: ProblemKind.UNREACHABLE,
+}
+
+
 @final
 class LibhdfsClient:
     def __init__(self, authority: str, conf: HadoopConf) -> None:
@@ -147,7 +158,7 @@ class LibhdfsClient:
         stream.seek(offset)
         return stream
 
-    def create(self, path: str, overwrite: bool) -> Any:
+    def create(self, path: str) -> Any:
         return self._fs.open_output_stream(path)
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
@@ -159,4 +170,7 @@ class LibhdfsClient:
             return Problem(ProblemKind.DENIED, f"Permission denied: user={self._user}")
         if isinstance(error, FileNotFoundError):
             return Problem(ProblemKind.MISSING, text)
-        return Problem(ProblemKind.OTHER, text)
+        found = re.search(r"errno: (\d+)", text)
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        kind = kind_of(str(error)) or _KIND_BY_ERRNO.get(number or 0, ProblemKind.OTHER)
+        return Problem(kind, text)

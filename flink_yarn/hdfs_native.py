@@ -11,7 +11,7 @@ from typing import Any, final
 
 from engine.core.errors import ConfigError
 from flink_yarn.hadoop_conf import HadoopConf
-from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, is_standby
+from flink_yarn.hdfs_client import Problem, ProblemKind, RawStatus, check_reachable, hdfs_user, kind_of
 from flink_yarn.hdfs_webhdfs import WebHdfsClient
 
 __all__ = ["NativeClient"]
@@ -60,16 +60,14 @@ class NativeClient:
         stream.seek(offset)
         return stream
 
-    def create(self, path: str, overwrite: bool) -> Any:
-        return self._client.create(path, self._options(overwrite=overwrite, create_parent=True))
+    def create(self, path: str) -> Any:
+        return self._client.create(path, self._options(overwrite=False, create_parent=True))
 
     def hosts(self, path: str, offset: int, length: int) -> dict[str, int]:
         return self._locations.hosts(path, offset, length)  # the library does not tell
 
     def problem(self, error: Exception) -> Problem:
-        text = str(error)
-        if is_standby(text):
-            return Problem(ProblemKind.STANDBY, text.split("\n")[0])
+        text = whole = str(error)
         if text.startswith("RPCError("):  # RPCError("java.Class", "message\n\tat …")
             text = text.split('", "', 1)[-1]
         text = text.split("\\n")[0].split("\n")[0].rstrip('")').replace('\\"', '"')
@@ -77,6 +75,9 @@ class NativeClient:
             return Problem(ProblemKind.DENIED, text)
         if isinstance(error, FileNotFoundError):
             return Problem(ProblemKind.MISSING, text)
+        kind = kind_of(whole)  # also by the name of the exception
+        if kind is not None:
+            return Problem(kind, text)
         if isinstance(error, ConnectionError) or "os error" in text or "lookup address" in text:
             return Problem(ProblemKind.UNREACHABLE, text)
         return Problem(ProblemKind.OTHER, text)

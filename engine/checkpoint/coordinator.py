@@ -11,11 +11,12 @@ that stops a job is its last restore point, and what it holds is committed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 from engine.checkpoint import messages as msg
+from engine.checkpoint.invariants import check_pending, check_stored
+from engine.checkpoint.leftovers import Leftovers
 from engine.checkpoint.model import (
     CheckpointFolders,
     CompletedCheckpoint,
@@ -33,6 +34,8 @@ from engine.checkpoint.pending import (
     options_of,
     tasks_to_trigger,
 )
+from engine.checkpoint.requests import RequestQueue
+from engine.checkpoint.schedule import CheckpointSchedule, FailureBudget
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointRecord, CheckpointStatistics, RestoreRecord
 from engine.checkpoint.store import CompletedCheckpointStore, Garbage, StoredCheckpoint
@@ -47,16 +50,6 @@ from engine.protocol.checkpoint import (
 )
 
 __all__ = ["CheckpointCoordinator"]
-
-#: The next checkpoint begins so soon after one that a task's end made impossible, and when tasks wait for one at their
-#: end: more tasks may be about to end.
-RETRY_MS: Final = 100
-#: A savepoint that tasks' ends made impossible is tried so often.
-TRIES_MAX: Final = 10
-#: Requests of users that wait for their turn; more are a mistake.
-QUEUE_MAX: Final = 100
-#: Savepoints that were given up, whose late files are still cleared away; they come within seconds.
-DEAD_SAVEPOINTS_MAX: Final = 20
 
 _RETRIED: Final = frozenset({CheckpointFailureReason.TASK_FINISHED, CheckpointFailureReason.TASK_NOT_READY})
 
@@ -80,6 +73,7 @@ class CheckpointCoordinator:
         self._set_layout(layout)
         self.statistics = CheckpointStatistics(settings.history)
         self._store = CompletedCheckpointStore(settings.num_retained)
+        self._leftovers = Leftovers(self._store, folders)
         self._next_id = counter + 1
         for stored in restored:
             self._store.add(stored.checkpoint, is_owned=stored.is_owned)
@@ -96,16 +90,13 @@ class CheckpointCoordinator:
         self._pending: dict[int, Pending] = {}
         #: WRITING when they were given up: discarded when the answer comes
         self._dropped: dict[int, Pending] = {}
-        #: Folders of savepoints that were given up, by their ids: tasks may yet tell of files there.
-        self._dead_savepoints: dict[int, str] = {}
-        self._requests: deque[Request] = deque()
+        self._requests = RequestQueue(layout.job_id, settings.timeout_ms)
         #: A savepoint that stops the job is complete: answered when the job has ended.
         self._stopped: msg.AnswerRequest | None = None
         #: The latest that became durable after its attempt had stopped: whoever goes on from there commits it.
         self._uncommitted: CompletedCheckpoint | None = None
-        self._next_due_ms = 0
-        self._last_end_ms: int | None = None
-        self._failures_in_a_row = 0
+        self._schedule = CheckpointSchedule(settings)
+        self._failures = FailureBudget(settings.tolerable_failures)
         self._now_ms = 0
         self._wall_ms = 0
         self._commands: list[msg.Command] = []
@@ -128,9 +119,9 @@ class CheckpointCoordinator:
     def next_timer_ms(self) -> int | None:
         """Return when TimerFired is to come at the latest; it may come earlier and more often."""
         times = [pending.deadline_ms for pending in self._pending.values() if pending.stage is not Stage.WRITING]
-        times += [request.deadline_ms for request in self._requests]
+        times += self._requests.deadlines_ms()
         if self._can_begin() and self._has_room():
-            times.append(self._periodic_ms())
+            times.append(self._schedule.due_ms())
         return min(times, default=None)
 
     def handle(self, event: msg.Event, now_ms: int, wall_ms: int | None = None) -> list[msg.Command]:
@@ -162,8 +153,8 @@ class CheckpointCoordinator:
                 self._on_request(Request(request_id, 0, incremental=incremental))
             case msg.CheckpointPrepared(checkpoint_id, coordinators):
                 self._on_prepared(checkpoint_id, coordinators)
-            case msg.PrepareFailed(checkpoint_id, message):
-                self._abort_if(Stage.PREPARING, checkpoint_id, CheckpointFailureReason.COORDINATOR_FAILED, message)
+            case msg.PrepareFailed(checkpoint_id, message, reason):
+                self._abort_if(Stage.PREPARING, checkpoint_id, reason, message)
             case msg.Acknowledged(message):
                 self._on_acknowledged(message)
             case msg.Declined(message):
@@ -203,9 +194,8 @@ class CheckpointCoordinator:
         self._running.clear()
         self._finished.clear()
         self._awaiting.clear()
-        self._last_end_ms = None
-        self._failures_in_a_row = 0
-        self._next_due_ms = self._now_ms + self._settings.interval_ms
+        self._failures.restore()
+        self._schedule.begin(self._now_ms)
         self._stopped_in_vain()
         latest = self._store.latest()
         if latest is not None:
@@ -231,8 +221,7 @@ class CheckpointCoordinator:
         for pending in list(self._pending.values()):
             if pending.stage is not Stage.WRITING:
                 self._abort(pending, CheckpointFailureReason.JOB_STOPPED)
-        while self._requests:
-            self._refuse(self._requests.popleft(), what)
+        self._commands += self._requests.refuse_all(what)
 
     def _drop_written(self) -> None:
         for pending in list(self._pending.values()):
@@ -256,9 +245,10 @@ class CheckpointCoordinator:
     def _on_awaited(self, task: Task, attempt_number: int) -> None:
         """The next checkpoint comes soon, not at once: other tasks are about to say the same."""
         if self._is_active and attempt_number == self._attempt_number and task not in self._finished:
-            due_ms = self._now_ms + RETRY_MS
-            was_held_back = self._is_stopping() and not self._awaiting
-            self._next_due_ms = due_ms if was_held_back else min(self._next_due_ms, due_ms)
+            if self._is_stopping() and not self._awaiting:
+                self._schedule.postpone(self._now_ms)  # it was held back
+            else:
+                self._schedule.hurry(self._now_ms)
             self._awaiting.add(task)
 
     def _on_all_finished(self) -> None:
@@ -267,8 +257,7 @@ class CheckpointCoordinator:
         for pending in list(self._pending.values()):
             if pending.stage is not Stage.WRITING:
                 self._abort(pending, CheckpointFailureReason.JOB_STOPPED)
-        while self._requests:
-            self._refuse(self._requests.popleft(), "the job has finished")
+        self._commands += self._requests.refuse_all("the job has finished")
         self._is_active = False
         if not (self._settings.is_periodic and self._layout.has_coordinators):
             self._commands.append(msg.EndJob())
@@ -287,34 +276,23 @@ class CheckpointCoordinator:
                 message = f"Savepoint {answer.folder} is complete, but the job failed before it had stopped: {error}"
                 answer = msg.AnswerRequest(answer.request_id, error=message)
             self._commands.append(answer)
-        retained: list[str] = []
-        if retain:
-            for stored in self._store.all():
-                checkpoint = stored.checkpoint
-                if stored.is_owned and checkpoint.folder:
-                    retained += [checkpoint.folder, *sorted(checkpoint.files())]
-        else:
+        if not retain:
             self._discard(self._store.remove_all())
         if not self._dropped:
-            self._commands.append(msg.CleanUp(tuple(retained)))
+            self._commands.append(msg.CleanUp(self._leftovers.retained()))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _on_request(self, request: Request) -> None:
-        request.deadline_ms = self._now_ms + self._settings.timeout_ms
         if not self._is_active:
             self._refuse(request, "the job is not running")
         elif self._is_stopping():
             self._refuse(request, "a savepoint that stops the job is under way")
-        elif len(self._requests) >= QUEUE_MAX:
-            self._refuse(request, f"{QUEUE_MAX} others wait for their turn")
         else:
-            self._requests.append(request)
+            self._commands += self._requests.put(request, self._now_ms)
 
     def _refuse(self, request: Request, why: str) -> None:
-        what = "savepoint" if request.folder else "checkpoint"
-        message = f"No {what} of job {self._layout.job_id} was taken: {why}."
-        self._commands.append(msg.AnswerRequest(request.request_id, error=message))
+        self._commands.append(self._requests.refusal(request, why))
 
     def _is_stopping(self) -> bool:
         """A savepoint under way ends the job; nothing begins beside it."""
@@ -343,22 +321,15 @@ class CheckpointCoordinator:
         under_way = sum(not pending.is_savepoint for pending in self._pending.values())
         return self._settings.is_periodic and under_way < self._settings.max_concurrent
 
-    def _periodic_ms(self) -> int:
-        if self._last_end_ms is None:
-            return self._next_due_ms
-        return max(self._next_due_ms, self._last_end_ms + self._settings.min_pause_ms)
-
     def _begin_what_is_due(self) -> None:
         while self._requests and self._can_begin() and not self._is_stopping():
-            first = self._requests[0]
+            first = self._requests.first()
             under_way = sum(not pending.is_savepoint for pending in self._pending.values())
             if not first.folder and under_way >= self._settings.max_concurrent:
                 break
-            self._begin(self._requests.popleft())
-        if self._can_begin() and self._has_room() and self._periodic_ms() <= self._now_ms:
-            self._next_due_ms += self._settings.interval_ms
-            if self._next_due_ms <= self._now_ms:
-                self._next_due_ms = self._now_ms + self._settings.interval_ms
+            self._begin(self._requests.take())
+        if self._can_begin() and self._has_room() and self._schedule.due_ms() <= self._now_ms:
+            self._schedule.took_turn(self._now_ms)
             self._begin(None)
 
     def _begin(self, request: Request | None, *, is_final: bool = False) -> None:
@@ -422,7 +393,8 @@ class CheckpointCoordinator:
         if self._has_ended:
             return
         if not is_expected:
-            self._discard_late(ack.checkpoint_id, files)
+            live = (*self._pending.values(), *self._dropped.values())
+            self._discard(self._leftovers.late(ack.checkpoint_id, files, live))
             return
         assert pending is not None
         pending.waiting.discard(task)
@@ -431,21 +403,6 @@ class CheckpointCoordinator:
             self._store.retain(files)
         self.statistics.acknowledged(ack.checkpoint_id, task, ack.metrics, self._wall_ms)
         self._write_if_all_acknowledged(pending)
-
-    def _discard_late(self, checkpoint_id: int, files: set[str]) -> None:
-        """Delete what came for a checkpoint that is no more; never what others, or the same one, refer to."""
-        if not self._folders.root and checkpoint_id not in self._dead_savepoints:
-            return
-        used = {path for other in (*self._pending.values(), *self._dropped.values()) for path in other.files()}
-        folder = self._dead_savepoints.get(checkpoint_id) or self._folders.exclusive(checkpoint_id)
-        own = (self._folders.job + "/", folder + "/")
-        late = [path for path in files if path.startswith(own) and path not in used]
-        garbage = self._store.unreferenced(late)
-        is_dead = checkpoint_id not in self._pending and checkpoint_id not in self._dropped
-        is_kept = any(stored.checkpoint.checkpoint_id == checkpoint_id for stored in self._store.all())
-        if garbage and is_dead and not is_kept and checkpoint_id not in self._store.kept_for_base():
-            garbage = Garbage((folder,)) + garbage
-        self._discard(garbage)
 
     def _on_declined(self, decline: DeclineCheckpoint) -> None:
         task, attempt_number = attempt_of(decline.attempt_id)
@@ -495,12 +452,12 @@ class CheckpointCoordinator:
             self._checkpoint_completed(pending, completed)
 
     def _checkpoint_completed(self, pending: Pending, completed: CompletedCheckpoint) -> None:
-        self._failures_in_a_row = 0
-        self._last_end_ms = self._now_ms
+        self._failures.restore()
+        self._schedule.ended(self._now_ms)
         before = {stored.checkpoint.checkpoint_id for stored in self._store.all()}
         garbage = self._store.add(completed)
         garbage += self._store.release(pending.files())  # the store refers to them now
-        garbage += self._unpin(pending)
+        garbage += self._leftovers.unpin(pending)
         for gone in before - {stored.checkpoint.checkpoint_id for stored in self._store.all()}:
             self.statistics.discarded(gone)
         self._subsume_before(completed.checkpoint_id)
@@ -565,15 +522,11 @@ class CheckpointCoordinator:
 
     def _forget_dropped(self, dropped: Pending) -> None:
         self.statistics.failed(dropped.checkpoint_id, dropped.dropped_for.sentence, self._wall_ms)
-        self._discard(self._garbage_of(dropped))
+        self._discard(self._leftovers.give_up(dropped))
         if dropped.request is not None:
             self._refuse(dropped.request, dropped.dropped_for.sentence)
         if self._has_ended and not self._dropped:
-            retained: list[str] = []
-            for stored in self._store.all():
-                if stored.is_owned and stored.checkpoint.folder:
-                    retained += [stored.checkpoint.folder, *sorted(stored.checkpoint.files())]
-            self._commands.append(msg.CleanUp(tuple(retained)))
+            self._commands.append(msg.CleanUp(self._leftovers.retained()))
 
     def _abort_if(self, stage: Stage, checkpoint_id: int, reason: CheckpointFailureReason, message: str) -> None:
         pending = self._pending.get(checkpoint_id)
@@ -585,12 +538,12 @@ class CheckpointCoordinator:
         del self._pending[pending.checkpoint_id]
         self.statistics.failed(pending.checkpoint_id, message, self._wall_ms)
         if not pending.is_savepoint:
-            self._last_end_ms = self._now_ms
+            self._schedule.ended(self._now_ms)
         tasks = tuple(sorted(self._running)) if pending.stage is not Stage.PREPARING else ()
         self._commands.append(msg.NotifyAborted(pending.checkpoint_id, tasks))
         if pending.stage is Stage.PREPARING:
             self._commands.append(msg.ReleaseEvents(pending.checkpoint_id))
-        self._discard(self._garbage_of(pending))
+        self._discard(self._leftovers.give_up(pending))
         if pending.is_final:
             text = f"The last checkpoint of the job failed, its output is not committed: {message}."
             self._commands.append(msg.EndJobFailed(text))
@@ -604,62 +557,27 @@ class CheckpointCoordinator:
         if is_drain and pending.stage is not Stage.PREPARING and self._is_active:
             # Event time has ended, so only a restart brings the job back. Suspended sources go on when they are told.
             self._commands.append(msg.FailJob(f"The savepoint that was to stop the job failed: {message}.", reason))
-        elif request is not None and reason in _RETRIED and self._is_active and request.tries < TRIES_MAX:
-            request.tries += 1
-            self._requests.appendleft(request)
+        elif request is not None and reason in _RETRIED and self._is_active and self._requests.put_back(request):
             return
         if request is not None:
             self._refuse(request, message)
             return
         if reason in _RETRIED:
-            self._next_due_ms = min(self._next_due_ms, self._now_ms + RETRY_MS)
-        if reason.counts and self._is_active:
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row == self._settings.tolerable_failures + 1:
-                text = (
-                    f"Exceeded checkpoint tolerable failure threshold "
-                    f"(execution.checkpointing.tolerable-failed-checkpoints: {self._settings.tolerable_failures}). "
-                    f"{what} {pending.checkpoint_id} failed: {message}."
-                )
-                self._commands.append(msg.FailJob(text, reason))
-
-    def _garbage_of(self, pending: Pending) -> Garbage:
-        """Give up what a checkpoint that will never be had written and builds on."""
-        if pending.stage is Stage.PREPARING:
-            # No task has written anything yet; and if another JobManager leads, its checkpoint may have this number.
-            return self._unpin(pending)
-        if pending.is_savepoint:
-            self._dead_savepoints[pending.checkpoint_id] = pending.folder
-            while len(self._dead_savepoints) > DEAD_SAVEPOINTS_MAX:
-                del self._dead_savepoints[min(self._dead_savepoints)]
-            return Garbage((pending.folder,))
-        garbage = self._store.release(pending.files())
-        if pending.folder:
-            garbage = Garbage((pending.folder,)) + garbage
-        return garbage + self._unpin(pending)
-
-    def _unpin(self, pending: Pending) -> Garbage:
-        base_id = pending.options.base_checkpoint_id
-        return Garbage() if base_id == NO_CHECKPOINT else self._store.unpin(base_id)
+            self._schedule.hurry(self._now_ms)
+        if self._is_active:
+            failed = self._failures.spend(reason, f"{what} {pending.checkpoint_id} failed: {message}")
+            self._commands += [failed] if failed is not None else []
 
     def _discard(self, garbage: Garbage) -> None:
-        """Never a folder in which there is still something of use."""
-        folders = [f for f in garbage.folders if not self._is_used(f)]
-        if folders or garbage.files:
-            self._commands.append(msg.Discard(Garbage(tuple(folders), garbage.files)))
-
-    def _is_used(self, folder: str) -> bool:
-        return any(path.startswith(folder + "/") for path in self._store.references())
+        self._commands += self._leftovers.discard(garbage)
 
     def _expire(self) -> None:
         for pending in list(self._pending.values()):
             if pending.stage is not Stage.WRITING and pending.deadline_ms <= self._now_ms:
                 self._abort(pending, CheckpointFailureReason.EXPIRED, pending.lateness(self._settings.timeout_ms))
-        for request in [request for request in self._requests if request.deadline_ms <= self._now_ms]:
-            self._requests.remove(request)
-            missing = len(self._all_tasks) - len(self._running) - len(self._finished)
-            why = f"{missing} of {len(self._all_tasks)} tasks are not running" if missing else "others took too long"
-            self._refuse(request, why)
+        missing = len(self._all_tasks) - len(self._running) - len(self._finished)
+        why = f"{missing} of {len(self._all_tasks)} tasks are not running" if missing else "others took too long"
+        self._commands += self._requests.expire(self._now_ms, why)
 
     def _on_restore_failed(self, checkpoint_id: int, message: str) -> None:
         if not self._store.remove(checkpoint_id):
@@ -679,34 +597,9 @@ class CheckpointCoordinator:
             )
             self._commands.append(msg.FailJob(text))
 
-    # --- invariants --------------------------------------------------------------------------------------------------
-
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself. For tests."""
-        stored = self._store.all()
-        ids = [one.checkpoint.checkpoint_id for one in stored]
-        assert ids == sorted(set(ids)), ids
-        assert len(ids) <= self._settings.num_retained, ids
-        assert list(self._pending) == sorted(self._pending), "begun in order"
-        stages = [pending.stage for pending in self._pending.values()]
-        assert stages.count(Stage.PREPARING) <= 1, stages
-        assert self._is_active or set(stages) <= {Stage.WRITING} or self._only_final(), stages
-        for pending in self._pending.values():
-            assert bool(pending.waiting) or pending.stage is not Stage.RUNNING, pending
-            assert not pending.waiting & set(pending.acknowledged), pending
-            assert not pending.waiting & self._finished or not self._is_active, "it can never complete"
-            taking_part = pending.waiting | set(pending.acknowledged) | pending.finished
-            assert taking_part == self._all_tasks, "every task takes part or has finished"
+        check_pending(self._pending, self._all_tasks, self._finished, is_active=self._is_active)
         periodic = sum(not (p.is_savepoint or p.is_final or p.request) for p in self._pending.values())
         assert periodic <= self._settings.max_concurrent, periodic
-        live = {p.checkpoint_id: p for p in self._pending.values() if not p.is_savepoint}
-        needed = {path for pending in live.values() for path in pending.files()}
-        needed |= {path for one in stored if one.is_owned for path in one.checkpoint.files()}
-        assert needed <= set(self._store.references()), "a file that is needed may be deleted"
-        bases = {pending.options.base_checkpoint_id for pending in live.values()} - {NO_CHECKPOINT}
-        assert bases <= set(ids) | self._store.kept_for_base(), "a checkpoint builds on one that may be deleted"
-        if not live and not self._dropped:
-            assert not self._store.kept_for_base(), "nothing builds on it any more"
-
-    def _only_final(self) -> bool:
-        return all(pending.is_final or pending.stage is Stage.WRITING for pending in self._pending.values())
+        check_stored(self._store, self._pending.values(), self._settings.num_retained, bool(self._dropped))

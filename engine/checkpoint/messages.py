@@ -100,6 +100,7 @@ class CheckpointPrepared:
 class PrepareFailed:
     checkpoint_id: int
     message: str
+    reason: CheckpointFailureReason = CheckpointFailureReason.COORDINATOR_FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.fs import file_system_of
+from engine.core.fs import file_system_of, give_up
 from engine.protocol.checkpoint import ChunkPlace, FileHandle, KeyedLayer
 
 __all__ = [
@@ -108,7 +108,7 @@ class ChunkWriter:
         """Close what is open after a failure; who knows the path deletes it."""
         if self._stream is not None:
             with contextlib.suppress(Exception):
-                self._stream.close()
+                give_up(self._stream)
 
 
 def write_file(content: bytes, path: str) -> FileHandle:

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, final
 
 from engine.connectors.part_writers import LineWriter, PartWriter, make_durable
 from engine.core.errors import ConfigError, ExternalError, ProgramError
+from engine.core.fs import give_up
 from engine.core.records import Batch, ColumnBatch, Row, rows_of
 from engine.core.type_info import TupleTypeInfo, TypeInformation
 from engine.operators.failure import user_error
@@ -179,7 +180,7 @@ class _ParquetWriter:
 
     def abandon(self) -> None:
         self._waiting = []
-        self._guarded(self._stream.close)
+        self._guarded(lambda: give_up(self._stream))
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         try:

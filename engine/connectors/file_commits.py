@@ -21,7 +21,7 @@ from typing import Final, final
 from engine.connectors.kept_files import KeptFiles, file_name, is_unfinished_list, remove_outdated_lists
 from engine.connectors.sink import retains_checkpoints, takes_checkpoints
 from engine.core.errors import ExternalError
-from engine.core.fs import FileSystem, file_system_of
+from engine.core.fs import FileSystem, file_system_of, without_waiting
 from engine.core.ids import JobID, OperatorID
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
@@ -275,11 +275,13 @@ class _PartsCoordinator(OperatorCoordinator):
             # attempt, or ``given_up``, removes the rest.
             self._sweep(self._base_path, *((IN_PROGRESS,) if self._is_needed else (IN_PROGRESS, PENDING)))
         else:
-            self._clean_up(outcome, everywhere=self.ctx.attempt_number > 0)
+            with without_waiting():
+                self._clean_up(outcome, everywhere=self.ctx.attempt_number > 0)
 
     def given_up(self, outcome: JobOutcome) -> None:
         if self._is_started:
-            self._clean_up(outcome, everywhere=True)
+            with without_waiting():
+                self._clean_up(outcome, everywhere=True)
 
     def _clean_up(self, outcome: JobOutcome, *, everywhere: bool) -> None:
         """No attempt follows, but another job may, from a savepoint or a retained checkpoint."""

@@ -37,7 +37,7 @@ from engine.connectors.files import absolute_path
 from engine.connectors.part_writers import FileFormat, PartWriter
 from engine.connectors.sink import takes_checkpoints
 from engine.core.errors import EngineError, ProgramError
-from engine.core.fs import file_system_of
+from engine.core.fs import file_system_of, without_waiting
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
@@ -310,12 +310,13 @@ class _FileSinkOperator(Operator):
         return hasattr(self, "_is_checkpointed")
 
     def _remove(self, parts: Iterable[_Part]) -> None:
-        for part in parts:
-            try:
-                part.writer.abandon()
-                self._fs.delete(part.path)
-            except EngineError:
-                pass  # the coordinator removes what it finds
+        with without_waiting():
+            for part in parts:
+                try:
+                    part.writer.abandon()
+                    self._fs.delete(part.path)
+                except EngineError:
+                    pass  # the coordinator removes what it finds
 
 
 def _check_bucket(bucket: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, final
 
 from engine.core.errors import ExternalError
+from engine.core.fs import give_up
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, rows_of
 from engine.core.type_info import TypeInformation
@@ -130,7 +131,7 @@ class LineWriter:
 
     def abandon(self) -> None:
         self._pending = []
-        self._guarded(self._stream.close)
+        self._guarded(lambda: give_up(self._stream))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import abc
 import builtins
+import contextlib
+import contextvars
 import fnmatch
 import glob
 import importlib
@@ -28,9 +30,12 @@ __all__ = [
     "file_system_of",
     "file_system_settings",
     "forget_connections",
+    "give_up",
     "list_input_files",
+    "may_wait",
     "register_file_system",
     "scheme_of",
+    "without_waiting",
 ]
 
 
@@ -230,6 +235,9 @@ _instances: dict[str, FileSystem] = {}
 _settings: dict[str, str] = {}
 
 
+_waits: contextvars.ContextVar[bool] = contextvars.ContextVar("waits for file systems", default=True)
+
+
 def configure_file_systems(options: Mapping[str, str]) -> None:
     """Give this process's file systems their ``fs.*`` options; called where a process, a program or a job begins.
 
@@ -295,6 +303,29 @@ def list_input_files(path: str) -> list[FileStatus]:
 
 def _is_hidden(path: str) -> bool:
     return path.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
+
+
+@contextlib.contextmanager
+def without_waiting() -> Iterator[None]:
+    """In this block, in this thread, a file system that is away is not waited for: clean-up must not hold up an end."""
+    token = _waits.set(False)
+    try:
+        yield
+    finally:
+        _waits.reset(token)
+
+
+def may_wait() -> bool:
+    """Whether a file system may wait for its servers; asked by those that do."""
+    return _waits.get()
+
+
+def give_up(stream: IO[bytes]) -> None:
+    """Close a stream that writes a file which nobody wants any more: without waiting for a file system that is away."""
+    end = getattr(getattr(stream, "raw", None), "give_up", None)
+    if end is not None:
+        end()
+    stream.close()
 
 
 def forget_connections() -> None:

@@ -461,6 +461,12 @@ class YarnOptions:
         "HDFS client: webhdfs, libhdfs (Hadoop's own, needs Java) or native (package hdfs-native).",
         check=(lambda v: v in ("webhdfs", "libhdfs", "native"), "webhdfs, libhdfs or native"),
     )
+    HDFS_RETRY_TIMEOUT: Final = ConfigOption(
+        "fs.hdfs.retry-timeout",
+        duration_ms,
+        120_000,
+        "How long reading, writing and checkpoints wait for an HDFS that has answered before; 0 = not at all.",
+    )
 
 
 #: Flink's keys that this release does not act on yet, by prefix; they warn as such instead of as unknown.

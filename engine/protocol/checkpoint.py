@@ -66,6 +66,8 @@ class CheckpointFailureReason(enum.Enum):
     STORAGE_FAILED = (True, "state or metadata could not be written")
     EXPIRED = (True, "it did not complete within execution.checkpointing.timeout")
     COORDINATOR_FAILED = (True, "a coordinator in the JobManager could not give its state")
+    #: nothing of the job has failed, and none of its tasks was asked
+    IO_EXCEPTION = (False, "the JobManager could not write down that it begins")
     SUBSUMED = (False, "a newer checkpoint completed first")
     TASK_NOT_READY = (False, "a task was not running")
     TASK_FINISHED = (False, "a task finished before the barrier reached it")

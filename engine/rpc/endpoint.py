@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, TypeAlias, final
 
@@ -46,6 +48,9 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Channels to one address would share one attempt to connect, and TCP waits ever longer before it sends again what
+    # has got lost: 20 s after a network has healed nobody would have noticed.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
@@ -312,6 +317,24 @@ class _ServerConnection:
             self._closed.set()
 
 
+def _is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on any address of the name. gRPC is content when one of them is free, and then who
+    connects to the name may find somebody else on another: localhost is 127.0.0.1 and ::1."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return True  # gRPC says what is wrong with the name
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return False
+    return True
+
+
 @final
 class GrpcServer:
     """Listens for TaskManagers. ``port`` is known after ``start``."""
@@ -334,10 +357,10 @@ class GrpcServer:
             "FetchBlob": grpc.unary_stream_rpc_method_handler(self._fetch_blob),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
-        try:
-            self.port = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError:
-            self.port = 0
+        self.port = 0
+        if port == 0 or await asyncio.to_thread(_is_free, host, port):
+            with contextlib.suppress(RuntimeError):
+                self.port = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         if self.port == 0:
             raise ExternalError(
                 f"Cannot listen on {host}:{port} (jobmanager.rpc.address, jobmanager.rpc.port): the port is in use or "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,7 @@ from tests.testing.memory_fs import Crash, CrashPoints
 from tests.unit.connectors.test_sink_crashes import EXPECTED, Place, World, count_records, play, text_spec, tuple_lines
 
 pytestmark = pytest.mark.hadoop
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["webhdfs", "libhdfs", "native"])
@@ -110,27 +115,76 @@ def test_reading_goes_on_when_the_data_node_was_killed_meanwhile(hdfs, hadoop, f
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
-def test_a_name_node_that_restarts_is_waited_for_while_reading(hdfs, hadoop, file_systems):
+def test_a_name_node_that_restarts_is_waited_for(hdfs, hadoop, file_systems):
     _, folder = file_systems
     data = b"0123456789abcdef" * (2 << 16)
     with hdfs.open_write(f"{folder}/file") as stream:
         stream.write(data)
-    stream = hdfs.open_read(f"{folder}/file")
-    hadoop.daemon("stop", "nn")
+    reading = hdfs.open_read(f"{folder}/file")
+    written = hdfs.open_write(f"{folder}/.written")
+    written.write(data)
+    written.flush()
+    hadoop.daemon("kill9", "nn")
     starter = threading.Thread(target=hadoop.daemon, args=("start", "nn"))
     starter.start()
     try:
-        with stream:
-            assert stream.read() == data
+        begun = hdfs.open_write(f"{folder}/.begun", overwrite=True)
+        for stream in (written, begun):
+            stream.write(data)
+            stream.flush()
+        with reading:
+            assert reading.read() == data
+        for name, stream in (("written", written), ("begun", begun)):
+            stream.close()
+            hdfs.rename(f"{folder}/.{name}", f"{folder}/{name}")
     finally:
         starter.join()
-    for _ in range(20):  # a DataNode finds out at its next call that the NameNode was restarted
-        try:
-            with hdfs.open_write(f"{folder}/again", overwrite=True) as written:
-                written.write(b"x")
-            break
-        except ExternalError:
-            time.sleep(0.5)
+    for name, times in (("written", 2), ("begun", 1)):
+        with hdfs.open_read(f"{folder}/{name}") as stream:
+            assert stream.read() == data * times
+    assert [child.path for child in hdfs.list(folder)] == [f"{folder}/{name}" for name in ("begun", "file", "written")]
+
+
+WRITER = """
+import sys
+from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.hdfs import HdfsFileSystem
+
+fs = HdfsFileSystem(HadoopConf.load(), sys.argv[1])
+streams = [fs.open_write(path) for path in sys.argv[2:]]
+for stream in streams:
+    stream.write(bytes(3 << 20))
+    stream.flush()
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_open_is_replaced_and_removed_at_once(hdfs, hadoop, client, file_systems):
+    """Its lease lasts for a minute: nobody may append before, and nothing of ours wants to."""
+    _, folder = file_systems
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, client, f"{folder}/replaced", f"{folder}/removed"],
+        env={**os.environ, "HADOOP_CONF_DIR": str(hadoop.conf_dir)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=CHECKOUT,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.kill()
+    for name in ("replaced", "removed"):
+        deadline = time.monotonic() + 30
+        while hdfs.status(f"{folder}/{name}") is None:  # its DataNode may be about to create it
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    with hdfs.open_write(f"{folder}/replaced", overwrite=True) as stream:
+        stream.write(b"whole")
+    with hdfs.open_read(f"{folder}/replaced") as stream:
+        assert stream.read() == b"whole"
+    assert hdfs.delete(f"{folder}/removed") is True
+    assert [child.path for child in hdfs.list(folder)] == [f"{folder}/replaced"]
 
 
 def test_a_file_cut_short_is_an_error_and_not_less_data(hdfs, hadoop, file_systems):

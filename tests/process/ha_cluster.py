@@ -125,7 +125,4 @@ class HaCluster:
     def close(self) -> None:
         for process in (*self.taskmanagers, *(one.process for one in self.masters)):
             with contextlib.suppress(AssertionError):
-                if process.popen.poll() is None:
-                    process.end()
-                elif process.popen.stdout is not None:
-                    process.popen.stdout.close()
+                process.end()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from engine.core.errors import JobNotFoundError
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.protocol.lifecycle import JobStatus
-from tests.process.cluster_jobs import ROOT, is_alive, program, until
+from tests.process.cluster_jobs import ROOT, Process, is_alive, program, until
 from tests.process.ha_cluster import HaCluster
 from tests.process.test_exactly_once_files import LINES, counts, expected, hidden, written
 
@@ -182,6 +183,52 @@ def test_a_job_that_has_ended_is_known_to_the_next_leader_and_does_not_run_again
     for path in ("", "/config", "/plan", "/exceptions", "/accumulators", "/checkpoints", "/execution-result"):
         cluster.leader.get(f"/jobs/{job_id}{path}")
     client.close()
+
+
+def test_leaders_take_the_ports_that_they_are_given(tmp_path):
+    """A range with one port for each: the first is taken by somebody else."""
+    first = next(port for port in range(21_000, 32_000, 3) if all(map(is_free, range(port, port + 3))))
+    with socket.socket() as taken:
+        taken.bind(("localhost", first))
+        taken.listen()
+        ports = {"high-availability.jobmanager.port": f"{first}-{first + 2}"}
+        cluster = HaCluster(tmp_path, session_timeout="4 s", taskmanagers=1, settings=ports)
+        try:
+            leader = cluster.leader
+            assert leader.process.find(r"listens for TaskManagers at localhost:(\d+)")[1] == str(first + 1)
+            cluster.wait_for_slots(2)
+            os.kill(leader.pid, signal.SIGSTOP)  # it keeps its port, and is deposed
+            cluster.masters.remove(leader)
+            try:
+                successor = cluster.leader
+                assert successor.process.find(r"listens for TaskManagers at localhost:(\d+)")[1] == str(first + 2)
+                cluster.wait_for_slots(2)
+            finally:
+                leader.process.end(signal.SIGKILL)
+        finally:
+            cluster.close()
+
+
+@pytest.mark.parametrize("ports", ["some", "50010-50000"])
+def test_ports_that_are_none_are_told_when_the_process_starts(tmp_path, ports):
+    settings = {
+        "high-availability.type": "filesystem",
+        "high-availability.storageDir": f"file://{tmp_path}/ha",
+        "high-availability.jobmanager.port": ports,
+        "rest.port": "0",
+    }
+    process = Process("jobmanager", *[f"-D{key}={value}" for key, value in settings.items()])
+    try:
+        assert process.popen.wait(30) == 1
+        assert f"high-availability.jobmanager.port is '{ports}'; expected" in process.output
+        assert not any("is elected" in line for line in process.lines)
+    finally:
+        process.end()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", port)) != 0
 
 
 def test_a_standby_passes_everything_on(cluster, tmp_path):

@@ -34,6 +34,7 @@ from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     AwaitsCheckpoint,
     CheckpointAnswer,
+    CheckpointFailureReason,
     CheckpointKind,
     DeclineCheckpoint,
     NotifyCheckpointAborted,
@@ -478,6 +479,8 @@ class CheckpointManager:
                 self._host.leadership_lost(result)
             elif not self._coordinator.is_preparing(checkpoint_id):
                 pass  # it was given up meanwhile, and nothing may be held back for it
+            elif isinstance(result, ExternalError):
+                self._handle(msg.PrepareFailed(checkpoint_id, str(result), CheckpointFailureReason.IO_EXCEPTION))
             elif isinstance(result, Exception):
                 answer(result)
             else:

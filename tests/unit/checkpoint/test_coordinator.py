@@ -9,8 +9,10 @@ import random
 import pytest
 
 from engine.checkpoint import messages as msg
-from engine.checkpoint.coordinator import QUEUE_MAX, RETRY_MS, CheckpointCoordinator
+from engine.checkpoint.coordinator import CheckpointCoordinator
 from engine.checkpoint.model import InputLayout, JobLayout, Task
+from engine.checkpoint.requests import QUEUE_MAX
+from engine.checkpoint.schedule import RETRY_MS
 from engine.checkpoint.settings import CheckpointSettings, checkpoint_settings
 from engine.checkpoint.store import Garbage, StoredCheckpoint
 from engine.core.config import Configuration
@@ -194,6 +196,15 @@ def test_failures_are_tolerated_in_a_row_up_to_the_number():
     assert "FailJob" not in kinds(shell(msg.PrepareFailed(3, "disk full")))
     shell.at(4000)
     assert "disk full" in only(msg.FailJob, shell(msg.PrepareFailed(4, "disk full"))).message
+
+
+def test_a_job_manager_that_cannot_begin_a_checkpoint_fails_no_job():
+    shell = running()
+    for number in range(1, 6):
+        shell.at(1000 * number)
+        away = msg.PrepareFailed(number, "ZooKeeper is away", CheckpointFailureReason.IO_EXCEPTION)
+        assert "FailJob" not in kinds(shell(away))
+        assert shell.status(number) == "FAILED"
 
 
 def test_a_decline_names_the_task_and_aborts():

@@ -152,6 +152,31 @@ def test_the_number_of_a_checkpoint_that_was_under_way_is_not_given_out_again(tm
     leading(tmp_path, scenario)
 
 
+def test_a_store_that_is_away_puts_checkpoints_off_and_fails_no_job(tmp_path, monkeypatch):
+    """Though no failed checkpoint is tolerated: as in Flink, only what comes behind the trigger counts."""
+    refused = []
+    begin = FencedJobStore.begin_checkpoint
+
+    def begin_checkpoint(self, job_id, checkpoint_id):
+        if len(refused) < 3:
+            refused.append(checkpoint_id)
+            raise ExternalError("ZooKeeper does not answer.")
+        begin(self, job_id, checkpoint_id)
+
+    monkeypatch.setattr(FencedJobStore, "begin_checkpoint", begin_checkpoint)
+
+    async def scenario(leaders):
+        leader, tasks = await leaders.lead()
+        job_id = await leader.submit_job(job())
+        await until(lambda: len(calls("completed")) >= 2)
+        assert refused == [1, 2, 3]
+        assert tasks.triggered[0].checkpoint_id == 4
+        assert leader.job(job_id).status is JobStatus.RUNNING
+        assert deployed(leader, tasks, job_id), "once"
+
+    leading(tmp_path, scenario)
+
+
 def test_a_deposed_leader_that_gives_up_a_checkpoint_does_not_delete_that_of_the_same_number(tmp_path, monkeypatch):
     held = []
     begin = FencedJobStore.begin_checkpoint
