@@ -123,7 +123,8 @@ def _avoid_nodes(data: bytes) -> bytes:
     """Add a method and call it in place of ``client.allocate(progress)``::
 
         static AllocateResponse allocateElsewhere(AMRMClient client, float progress) {
-            client.updateBlacklist(new ArrayList(namesIn("nodes-to-avoid")), new ArrayList(namesIn("nodes-to-ask-again")));
+            client.updateBlacklist(
+                new ArrayList(namesIn("nodes-to-avoid")), new ArrayList(namesIn("nodes-to-ask-again")));
             return client.allocate(progress);
         }
 

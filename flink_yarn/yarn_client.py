@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, final
 from engine.core.errors import ConfigError, ExternalError
 from flink_yarn.hadoop_conf import HadoopConf
 
-__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient"]
+__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient", "node_health"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 #: A ResourceManager that is away for so long may be restarting, or another one takes over; nobody gives up on it.
@@ -38,6 +38,7 @@ class Node:
     used_memory_mb: int
     used_vcores: int
     containers: int
+    health: str = ""  #: what is wrong with it, in YARN's words
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class YarnClient:
                 int(row["usedMemoryMB"]),
                 int(row["usedVirtualCores"]),
                 int(row["numContainers"]),
+                (row.get("healthReport") or "").strip(),
             )
             for row in sorted(rows, key=lambda row: row["id"])
         ]
@@ -254,6 +256,20 @@ class YarnClient:
                 if report.ended or time.monotonic() > deadline:
                     return report
             time.sleep(0.2)
+
+
+def node_health(host: str) -> str:
+    """Return a sentence on the nodes of a host that YARN does not count as running; "" when there are none, or nobody
+    has told where the ResourceManager is. Raises ExternalError."""
+    conf = HadoopConf.load()
+    if conf.conf_dir is None:
+        return ""
+    bad = [
+        node for node in YarnClient(conf).nodes() if node.node_id.rpartition(":")[0] == host and node.state != "RUNNING"
+    ]
+    return " ".join(
+        f"Node {node.node_id} is {node.state}{': ' if node.health else ''}{node.health.rstrip('.')}." for node in bad
+    )
 
 
 def _queues(node: dict[str, Any]) -> Iterator[Queue]:

@@ -140,7 +140,9 @@ def run_daemon(args: argparse.Namespace) -> None:
         if args.action == "start":
             if daemons.is_alive(identity):
                 raise ClusterError(f"{name} runs already, as pid {identity[0] if identity else '?'}")
-            started = daemons.start(cluster, name)
+            if args.disk_mb and not daemons.may_mount():
+                print("this user may mount nothing, so there is no disk of its own")
+            started = daemons.start(cluster, name, args.disk_mb)
             cluster.processes[name] = started.identity
     if args.action == "start":
         if args.wait:
@@ -370,6 +372,9 @@ def _parser() -> argparse.ArgumentParser:
     daemon = add("daemon", run_daemon, "start, stop or kill one daemon; a restart keeps its ports")
     daemon.add_argument("action", choices=("start", "stop", "kill9"))
     daemon.add_argument("name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm (rm1, rm2), nm1, zk1, ...")
+    daemon.add_argument(
+        "--disk-mb", type=int, default=0, help="containers of a NodeManager get a disk of their own, empty at its start"
+    )
     daemon.add_argument("--no-wait", dest="wait", action="store_false", help="return before it is ready")
     daemon.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
     return parser

@@ -62,6 +62,8 @@ JVM = [
     ),
 ]
 
+OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private"]
+
 _no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -153,10 +155,29 @@ def environment(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def start(cluster: Cluster, name: str) -> Process:
-    """Start one daemon and return at once; its port and log are those of its earlier starts."""
+def start(cluster: Cluster, name: str, disk_mb: int = 0) -> Process:
+    """Start one daemon and return at once; its port and log are those of its earlier starts.
+
+    ``disk_mb``: a NodeManager's local dir is a disk of this size (in memory), if we may mount. Only the daemon and its
+    containers see it (others through /proc/PID/root), and it goes with the last of them.
+    """
     cluster.data(name).mkdir(parents=True, exist_ok=True)
-    return _spawn(cluster, name, name, command(cluster, name))
+    words = command(cluster, name)
+    if disk_mb and may_mount():
+        local = cluster.data(name) / "local"
+        local.mkdir(exist_ok=True)
+        mount = f'mount -t tmpfs -o size={disk_mb}m,mode=755 tmpfs "$0" && exec "$@"'
+        words = [*OWN_MOUNTS, "sh", "-c", mount, str(local), *words]
+    return _spawn(cluster, name, name, words)
+
+
+def may_mount() -> bool:
+    """Return whether this user may give a process mounts of its own."""
+    try:
+        done = subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def start_format(cluster: Cluster) -> Process | None:
@@ -340,9 +361,7 @@ def _nodemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
         return False
     nodes = (_get(f"{_web(cluster, active)}/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
     return any(
-        node["id"] == f"{host}:{ports['rpc']}"
-        and node["state"] == "RUNNING"
-        and node["lastHealthUpdate"] >= since_ms
+        node["id"] == f"{host}:{ports['rpc']}" and node["state"] == "RUNNING" and node["lastHealthUpdate"] >= since_ms
         for node in nodes
     )
 

@@ -457,9 +457,7 @@ def _two_resourcemanagers(cluster: Cluster) -> dict[str, object]:
         "yarn.resourcemanager.ha.rm-ids": ",".join(names),
         "yarn.resourcemanager.cluster-id": "yarn-ha",
         **addresses,
-        "yarn.resourcemanager.store.class": (
-            "org.apache.hadoop.yarn.server.resourcemanager.recovery.ZKRMStateStore"
-        ),
+        "yarn.resourcemanager.store.class": ("org.apache.hadoop.yarn.server.resourcemanager.recovery.ZKRMStateStore"),
         "hadoop.zk.address": cluster.zookeeper or "",
         # How late the other one notices a killed one.
         "hadoop.zk.timeout-ms": 4000,

@@ -88,9 +88,9 @@ class HadoopCluster:
                     return number
         raise ConnectionError(f"none of {', '.join(self.rm_urls)} is active now")
 
-    def daemon(self, action: str, name: str) -> None:
+    def daemon(self, action: str, name: str, *words: str) -> None:
         """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done."""
-        run_cluster("daemon", action, name, "--dir", str(self.dir))
+        run_cluster("daemon", action, name, *words, "--dir", str(self.dir))
 
     def daemons(self) -> dict[str, dict[str, Any]]:
         """Return pid, ports and log of every daemon by name, as they are now."""
