@@ -38,6 +38,8 @@ LOG_TAIL_BYTES: Final = 2000
 FAILURES_INTERVAL_S: Final = 600.0
 #: Ended containers whose processes may still run on a node that YARN has lost.
 GONE_MAX: Final = 10_000
+#: With which NodeManagers begin each line of their diagnostics.
+_TIMES: Final = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:.]+\]", re.MULTILINE)
 _ACTIVE: Final = ("WAITING", "REQUESTED", "RUNNING")
 
 
@@ -210,7 +212,7 @@ class YarnResourceDriver:
             self._reasons[resource_id] = "it was released"
             self._forget(resource_id, "it was released")
             return
-        message = (container.exit_message or "").strip() or f"it ended as {_state(container)}"
+        message = _TIMES.sub("", container.exit_message or "").strip() or f"it ended as {_state(container)}"
         end = end_of(message)
         reason = await asyncio.to_thread(self._story, container, message, end)
         self._reasons[resource_id] = reason
@@ -260,8 +262,11 @@ class YarnResourceDriver:
             logger.warning("node=%s is asked again: YARN has no container elsewhere", host)
         avoided = self._bad_nodes.avoided(now)
         if avoided != self._avoided:
-            await asyncio.to_thread(self._avoid, avoided)
-            self._avoided = avoided
+            try:
+                await asyncio.to_thread(self._avoid, avoided)
+                self._avoided = avoided
+            except OSError as error:  # containers are asked for nevertheless
+                logger.warning("YARN was not told which nodes to avoid, trying again: %s", error)
 
     def _count_failure(self, reason: str) -> None:
         now = time.monotonic()

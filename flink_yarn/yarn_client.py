@@ -268,7 +268,7 @@ def node_health(host: str) -> str:
         node for node in YarnClient(conf).nodes() if node.node_id.rpartition(":")[0] == host and node.state != "RUNNING"
     ]
     return " ".join(
-        f"Node {node.node_id} is {node.state}{': ' if node.health else ''}{node.health.rstrip('.')}." for node in bad
+        f"Node {node.node_id} is {node.state}{': ' if node.health else ''}{node.health.rstrip(' ;.')}." for node in bad
     )
 
 

@@ -8,7 +8,7 @@ from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import YarnUser, application_id_in, eventually
 from tests.hadoop.yarn_ha import ExactJob, ha_user, job_id_in, rest, taskmanagers
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(360)]
 #: Two of them and an ApplicationMaster are more than half of two nodes of 8192 MB, and leave no room for a third one.
 LARGE = ("-s", "1", "-jm", "768", "-tm", "5000")
 

@@ -15,7 +15,7 @@ from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import SMALL, YarnUser, application_id_in, eventually, get, kill_process
 from tests.hadoop.yarn_ha import ExactJob, allowance, ha_user, job_id_in, rest, taskmanagers
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(360)]
 #: From the kill to an active ResourceManager: the session with ZooKeeper is 4 s.
 FAILOVER_S = 15.0
 

@@ -153,7 +153,7 @@ def test_a_fixed_number_is_restored_and_the_loss_is_told_with_its_reason():
             skein.start(number)
             driver.worker_registered(f"container_{number}")
         await settled(skein)
-        skein.end(0, "Container killed on request. Exit code is 137")
+        skein.end(0, "[2026-01-02 03:04:05.678]Container killed on request. Exit code is 137")
         await until(lambda: events.lost)
         assert events.lost == [("container_0", "YARN says: Container killed on request. Exit code is 137")]
         assert await driver.diagnose("container_0") == events.lost[0][1]
