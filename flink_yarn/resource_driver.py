@@ -107,6 +107,7 @@ class YarnResourceDriver:
         self._events: WorkerEvents | None = None
         self._active: dict[str, Any] = {}  # skein id → container, as of the last look
         self._registered: set[ResourceID] = set()
+        self._just_registered: set[ResourceID] = set()  # until the next look tells on which node
         self._released: set[ResourceID] = set()
         self._disconnected: set[ResourceID] = set()  # of the registered: perhaps dead, YARN does not know it yet
         self._reasons: dict[ResourceID, str] = {}
@@ -145,9 +146,7 @@ class YarnResourceDriver:
         self._disconnected.discard(resource_id)
         self._failures = 0
         self._failed_hosts.clear()
-        for container in self._active.values():
-            if container.yarn_container_id == resource_id:
-                self._bad_nodes.registered(_host(container))
+        self._just_registered.add(resource_id)
         self._wake.set()
 
     def stop_worker(self, resource_id: ResourceID) -> None:
@@ -197,6 +196,10 @@ class YarnResourceDriver:
         active = {container.id: container for container in found}
         gone = [skein_id for skein_id in self._active if skein_id not in active]
         self._active = active
+        for container in found:
+            if container.yarn_container_id in self._just_registered:
+                self._just_registered.discard(container.yarn_container_id)
+                self._bad_nodes.registered(_host(container))
         if gone:
             ended = await asyncio.to_thread(self._app.get_containers, [SERVICE], ["SUCCEEDED", "FAILED", "KILLED"])
             for container in ended:
@@ -284,6 +287,7 @@ class YarnResourceDriver:
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self._registered.discard(resource_id)
+        self._just_registered.discard(resource_id)
         self._disconnected.discard(resource_id)
         self._released.discard(resource_id)
 

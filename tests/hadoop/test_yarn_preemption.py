@@ -36,10 +36,8 @@ def test_a_preempted_taskmanager_is_no_failure_and_is_asked_for_again(user, tmp_
     poor = application_id_in(done.stdout)
     eventually("the poor queue has its share", lambda: rest(user, poor, "/overview")["slots-total"] == 1, 60)
     eventually("the other one has lost it", lambda: len(taskmanagers(greedy)) == 1, 60)
-    said = eventually(
-        "the job knows why", lambda: "preempted" in str(rest(user, greedy, f"/jobs/{job_id}/exceptions")), 30
-    )
-    assert said
+    said = "ended (preempted): YARN says: Container preempted by scheduler"
+    eventually("it is said why", lambda: said in str(rest(user, greedy, "/jobmanager/log")), 30)
     assert user.application(greedy)["state"] == "RUNNING"
 
     job.survive(

@@ -219,6 +219,25 @@ def test_a_node_on_which_containers_do_not_start_is_avoided_and_is_not_taken_for
     scenario(body, avoid=told.append)
 
 
+def test_a_node_on_which_a_taskmanager_registers_begins_anew():
+    told = []
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number, registers in enumerate([False, True, False]):
+            await until(lambda n=number: len(skein.containers) > n)
+            skein.start(number)
+            if registers:
+                driver.worker_registered(f"container_{number}")  # perhaps before the next look
+            await settled(skein)
+            skein.end(number, "exit 1")
+        await until(lambda: len(skein.containers) > 3)
+        await settled(skein)
+        assert told == [frozenset()]
+
+    scenario(body, avoid=told.append)
+
+
 def test_the_only_node_is_asked_again_and_then_the_failures_are_told(monkeypatch):
     monkeypatch.setattr(bad_nodes, "PATIENCE_S", 0.2)
     told = []
