@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,19 @@ from pathlib import Path
 import pytest
 
 from tests.hadoop.conftest import HadoopCluster
-from tests.hadoop.yarn_commands import SMALL, YarnUser, application_id_in, eventually, get, kill_process
+from tests.hadoop.yarn_commands import (
+    HEARTBEAT_TIMEOUT_S,
+    SMALL,
+    YarnUser,
+    application_id_in,
+    eventually,
+    get,
+    kill_process,
+    processes_of,
+)
 from tests.hadoop.yarn_ha import (
     ExactJob,
+    allowance,
     ha_user,
     java_master,
     job_id_in,
@@ -160,7 +171,7 @@ class Running:
         self.job.check_exact()
 
 
-def test_a_job_leaves_nodes_that_are_full_or_decommissioned_and_is_exact(session, user, tmp_path):
+def test_a_job_leaves_nodes_that_are_full_decommissioned_or_dead_and_is_exact(session, user, tmp_path):
     application_id, node = session
     running = Running.start(user, application_id, node, ExactJob(user, tmp_path / "marks", "leaves-nodes"))
     running.use_the_node()
@@ -189,6 +200,31 @@ def test_a_job_leaves_nodes_that_are_full_or_decommissioned_and_is_exact(session
     told = rf"YARN says: .*Node {node.host}:.* is DECOMMISSIONED"
     eventually("it is said why", lambda: re.search(told, running.log()))
     node.decommission(user, False)
+    node.restart()
+
+    running.use_the_node()
+    was = running.restarts()
+    orphans = {pid for pid in processes_of(application_id) if node_host_of(pid) == node.host}
+    assert orphans
+    taken_s = 0.0
+
+    def lose_the_node() -> None:
+        """Until what it leaves behind has ended. YARN takes its time to notice, they must not."""
+        nonlocal taken_s
+        user.hadoop.daemon("kill9", node.name)
+        eventually("YARN gives the node up", lambda: node.state() == "LOST", 60)
+        began = time.monotonic()
+        eventually("the orphans have ended", lambda: not orphans & set(processes_of(application_id)))
+        taken_s = time.monotonic() - began
+
+    running.job.survive(
+        f"kill -9 of a NodeManager ({len(orphans)} processes stay)",
+        lose_the_node,
+        40,
+        noticed=lambda: running.restarts() != was,
+    )
+    print(f"\nthe orphans had ended {taken_s:.1f} s after YARN had given their node up")
+    assert taken_s < HEARTBEAT_TIMEOUT_S * allowance()
     node.restart()
     running.finish()
 
