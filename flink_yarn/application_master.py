@@ -29,6 +29,7 @@ from engine.graph.execution_graph import ExecutionGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.archive import mark_used
+from flink_yarn.bad_nodes import tell_skein
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, GAVE_UP, JOB_FOLDER, Mode, address_path
 from flink_yarn.high_availability import (
     Outcome,
@@ -40,6 +41,7 @@ from flink_yarn.high_availability import (
 )
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
+from flink_yarn.yarn_client import node_health
 
 __all__ = ["Outcome", "bind_host", "main", "outcome_of"]
 
@@ -170,6 +172,8 @@ class ApplicationMaster:
             attempt=self._attempt,
             failures_max=self._config.get(YarnOptions.FAILED_CONTAINERS_MAX),
             give_up=lambda reason: self._finish(Outcome("FAILED", reason)),
+            avoid=tell_skein,
+            node_health=node_health,
         )
 
     async def _watch_master(self) -> None:

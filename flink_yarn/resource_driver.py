@@ -15,10 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, final
 
+from engine.core.errors import EngineError
 from engine.core.ids import ResourceID
 from engine.core.options import YarnOptions
 from engine.runtime.jobmanager.resource_manager import WorkerEvents
+from flink_yarn.bad_nodes import BadNodes
 from flink_yarn.cluster_spec import SERVICE
+from flink_yarn.container_ends import ContainerEnd, end_of
 
 __all__ = ["SkeinApplication", "YarnResourceDriver", "attempt_of"]
 
@@ -35,8 +38,8 @@ LOG_TAIL_BYTES: Final = 2000
 FAILURES_INTERVAL_S: Final = 600.0
 #: Ended containers whose processes may still run on a node that YARN has lost.
 GONE_MAX: Final = 10_000
-#: What YARN says of containers that it took away: no fault of theirs.
-_TAKEN_AWAY: Final = re.compile(r"preempt|\*lost\* node|unusable node|decommission", re.IGNORECASE)
+#: With which NodeManagers begin each line of their diagnostics.
+_TIMES: Final = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:.]+\]", re.MULTILINE)
 _ACTIVE: Final = ("WAITING", "REQUESTED", "RUNNING")
 
 
@@ -54,6 +57,11 @@ def _state(container: Any) -> str:
     return str(container.state)
 
 
+def _host(container: Any) -> str:
+    """Return the host of a container's node; "" when it has none yet."""
+    return str(container.yarn_node_http_address or "").rpartition(":")[0]
+
+
 def attempt_of(container_id: str) -> int:
     """Return the application attempt that a container belongs to (container_e17_<cluster>_<application>_<attempt>_<n>);
     0 if it is no id of YARN's."""
@@ -66,7 +74,9 @@ class YarnResourceDriver:
     """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs.
 
     ``attempt``: of the application; containers of others are told to end. ``failures_max``: so many containers may fail
-    within ``FAILURES_INTERVAL_S``, then ``give_up`` is called with the reason; -1 = any number.
+    within ``FAILURES_INTERVAL_S``, then ``give_up`` is called with the reason; -1 = any number. ``avoid`` tells YARN on
+    which hosts no containers are wanted, each time that changes. ``node_health`` says what YARN thinks of a host, "" if
+    nothing. Both may block; they are called in a thread and may raise OSError.
     """
 
     workers_min = 0
@@ -80,6 +90,8 @@ class YarnResourceDriver:
         attempt: int = 0,
         failures_max: int = -1,
         give_up: Callable[[str], None] = lambda reason: None,
+        avoid: Callable[[frozenset[str]], None] = lambda hosts: None,
+        node_health: Callable[[str], str] = lambda host: "",
     ) -> None:
         self.on_demand = fixed == 0
         self._attempt = attempt
@@ -95,10 +107,16 @@ class YarnResourceDriver:
         self._events: WorkerEvents | None = None
         self._active: dict[str, Any] = {}  # skein id → container, as of the last look
         self._registered: set[ResourceID] = set()
+        self._just_registered: set[ResourceID] = set()  # until the next look tells on which node
         self._released: set[ResourceID] = set()
         self._disconnected: set[ResourceID] = set()  # of the registered: perhaps dead, YARN does not know it yet
         self._reasons: dict[ResourceID, str] = {}
         self._failures = 0
+        self._failed_hosts: set[str] = set()  # of these failures
+        self._avoid = avoid
+        self._avoided: frozenset[str] | None = None  # what YARN was told
+        self._bad_nodes = BadNodes()
+        self._node_health = node_health
         self._wake = asyncio.Event()
         self._looked = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -127,6 +145,8 @@ class YarnResourceDriver:
         self._registered.add(resource_id)
         self._disconnected.discard(resource_id)
         self._failures = 0
+        self._failed_hosts.clear()
+        self._just_registered.add(resource_id)
         self._wake.set()
 
     def stop_worker(self, resource_id: ResourceID) -> None:
@@ -159,6 +179,7 @@ class YarnResourceDriver:
             try:
                 self._wake.clear()
                 await self._look()
+                await self._avoid_bad_nodes()
                 await self._adjust()
                 pause = POLL_S if self._failures < FAILURES_MAX else min(pause * 2, BACKOFF_MAX_S)
             except Exception as error:  # YARN or skein is busy or restarting: the next look tells
@@ -175,6 +196,10 @@ class YarnResourceDriver:
         active = {container.id: container for container in found}
         gone = [skein_id for skein_id in self._active if skein_id not in active]
         self._active = active
+        for container in found:
+            if container.yarn_container_id in self._just_registered:
+                self._just_registered.discard(container.yarn_container_id)
+                self._bad_nodes.registered(_host(container))
         if gone:
             ended = await asyncio.to_thread(self._app.get_containers, [SERVICE], ["SUCCEEDED", "FAILED", "KILLED"])
             for container in ended:
@@ -190,21 +215,61 @@ class YarnResourceDriver:
             self._reasons[resource_id] = "it was released"
             self._forget(resource_id, "it was released")
             return
-        message = (container.exit_message or "").strip() or f"it ended as {_state(container)}"
-        tail = await asyncio.to_thread(self._log_tail, container)
-        reason = f"YARN says: {message}" + (f" Its last words: {tail}" if tail else "")
+        message = _TIMES.sub("", container.exit_message or "").strip() or f"it ended as {_state(container)}"
+        end = end_of(message)
+        reason = await asyncio.to_thread(self._story, container, message, end)
         self._reasons[resource_id] = reason
-        logger.warning("container=%s ended: %s", resource_id, reason)
+        logger.warning("container=%s ended (%s): %s", resource_id, end.value, reason)
         if resource_id not in self._registered:
-            self._failures += 1
-            if self._failures >= FAILURES_MAX:
-                self._events.workers_failed(
-                    f"{self._failures} containers in a row ended before they registered. The last one: {reason}"
-                )
+            self._failed_to_start(container, end, reason)
         self._forget(resource_id, message)
-        if not _TAKEN_AWAY.search(message):
+        if end.is_own_fault:
             self._count_failure(reason)
         self._events.worker_lost(resource_id, reason)
+
+    def _story(self, container: Any, message: str, end: ContainerEnd) -> str:
+        """Return YARN's words, and what else can be learned: in a thread."""
+        tail = self._log_tail(container) if end is ContainerEnd.FAILED else ""
+        health = ""
+        if end in (ContainerEnd.NODE_LOST, ContainerEnd.DISKS_FAILED):
+            try:
+                health = self._node_health(_host(container))
+            except (OSError, EngineError) as error:
+                logger.debug("YARN was not asked about %s: %s", _host(container), error)
+        sentence = message if message.endswith((".", "!")) else f"{message}."
+        return f"YARN says: {f'{sentence} {health}' if health else message}" + (
+            f" Its last words: {tail}" if tail else ""
+        )
+
+    def _failed_to_start(self, container: Any, end: ContainerEnd, reason: str) -> None:
+        assert self._events is not None
+        if not end.is_own_fault:
+            return  # it says nothing of the next one
+        host, now = _host(container), time.monotonic()
+        self._failures += 1
+        self._failed_hosts.add(host)
+        if host and end.speaks_against_its_node and self._bad_nodes.failed(host, now):
+            logger.warning(
+                "node=%s is avoided: containers end there before they register. The last one: %s", host, reason
+            )
+        if self._failures >= FAILURES_MAX and not self._bad_nodes.may_be_the_only_fault(self._failed_hosts, now):
+            self._events.workers_failed(
+                f"{self._failures} containers in a row ended before they registered. The last one: {reason}"
+            )
+
+    async def _avoid_bad_nodes(self) -> None:
+        """Tell YARN which nodes are avoided, if that has changed."""
+        now = time.monotonic()
+        is_missing = any(not c.yarn_container_id for c in self._active.values())
+        for host in sorted(self._bad_nodes.missing(is_missing, now)):
+            logger.warning("node=%s is asked again: YARN has no container elsewhere", host)
+        avoided = self._bad_nodes.avoided(now)
+        if avoided != self._avoided:
+            try:
+                await asyncio.to_thread(self._avoid, avoided)
+                self._avoided = avoided
+            except OSError as error:  # containers are asked for nevertheless
+                logger.warning("YARN was not told which nodes to avoid, trying again: %s", error)
 
     def _count_failure(self, reason: str) -> None:
         now = time.monotonic()
@@ -222,6 +287,7 @@ class YarnResourceDriver:
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self._registered.discard(resource_id)
+        self._just_registered.discard(resource_id)
         self._disconnected.discard(resource_id)
         self._released.discard(resource_id)
 

@@ -11,18 +11,21 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, NoReturn, final
 
 from engine.core.errors import ConfigError, ExternalError
 from flink_yarn.hadoop_conf import HadoopConf
 
-__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient"]
+__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient", "node_health"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 #: A ResourceManager that is away for so long may be restarting, or another one takes over; nobody gives up on it.
 RESTART_S: Final = 120.0
+#: So long a question waits while ResourceManagers answer of which none is active: one takes over just now.
+FAILOVER_S: Final = 30.0
+POLL_S: Final = 0.3
 ENDED_STATES: Final = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -35,6 +38,7 @@ class Node:
     used_memory_mb: int
     used_vcores: int
     containers: int
+    health: str = ""  #: what is wrong with it, in YARN's words
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,16 @@ class ApplicationReport:
         return self.state in ENDED_STATES
 
 
+class _NoneActiveError(Exception):
+    """ResourceManagers answer, but they only stand by."""
+
+
 @final
 class YarnClient:
-    """Raises ExternalError with one clear line when no ResourceManager answers."""
+    """Asks the active ResourceManager, whichever that is: one that stands by points to it.
+
+    Raises ExternalError with one clear line when no ResourceManager answers.
+    """
 
     def __init__(self, conf: HadoopConf) -> None:
         if conf.conf_dir is None:
@@ -86,8 +97,7 @@ class YarnClient:
         return [f"{'https' if secure else 'http'}://{address}" for address in self._addresses(key, port)]
 
     def _addresses(self, key: str, port: int) -> list[str]:
-        ids = [part.strip() for part in self._conf.get("yarn.resourcemanager.ha.rm-ids").split(",") if part.strip()]
-        suffixes = [f".{rm_id}" for rm_id in ids] or [""]
+        suffixes = [f".{rm_id}" for rm_id in self._ids()] or [""]
         found = []
         for suffix in suffixes:
             host = self._conf.get(f"yarn.resourcemanager.hostname{suffix}", "0.0.0.0")
@@ -95,8 +105,16 @@ class YarnClient:
             found.append(address.replace("0.0.0.0:", "localhost:"))
         return found
 
+    def _ids(self) -> list[str]:
+        if self._conf.get("yarn.resourcemanager.ha.enabled", "true").lower() == "false":
+            return []  # so that a configuration can be switched to one ResourceManager and back
+        return [part.strip() for part in self._conf.get("yarn.resourcemanager.ha.rm-ids").split(",") if part.strip()]
+
     def check_reachable(self) -> None:
-        """Hadoop's own client would try for many minutes; ask the port first."""
+        """Hadoop's own client would try for many minutes; ask the ports first. Those that stand by have none open."""
+        self._through_failover(self._connect)
+
+    def _connect(self) -> None:
         problems = []
         for address in self._addresses("address", 8032):
             host, _, port = address.rpartition(":")
@@ -105,7 +123,20 @@ class YarnClient:
                     return
             except (OSError, ValueError) as error:
                 problems.append(f"{address}: {getattr(error, 'strerror', None) or error}")
-        raise self._unreachable("; ".join(problems))
+        self._raise("; ".join(problems), len(self._ids()) > 1)
+
+    def _through_failover(self, ask: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + FAILOVER_S
+        while True:
+            try:
+                return ask()
+            except _NoneActiveError as error:
+                if time.monotonic() > deadline:
+                    raise ExternalError(
+                        f"No ResourceManager has become active within {FAILOVER_S:g} s ({error}). "
+                        "`yarn rmadmin -getAllServiceState` shows their states; their logs, and ZooKeeper's, say why."
+                    ) from None
+            time.sleep(POLL_S)
 
     def _unreachable(self, problem: str) -> ExternalError:
         return ExternalError(
@@ -116,7 +147,10 @@ class YarnClient:
     # --- questions --------------------------------------------------------------------------------------------------
 
     def _get(self, path: str) -> Any:
-        problems = []
+        return self._through_failover(lambda: self._ask(path))
+
+    def _ask(self, path: str) -> Any:
+        problems, is_failing_over = [], len(self._ids()) > 1
         for base in self.web_urls():
             request = urllib.request.Request(f"{base}/ws/v1/cluster{path}", headers={"Accept": "application/json"})
             try:
@@ -124,21 +158,29 @@ class YarnClient:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 with error:
-                    if error.code == 404 and self._is_active(base):
+                    if error.code == 404 and self._state(base) == "ACTIVE":
                         raise KeyError(path) from None
                     problems.append(f"{base}: HTTP {error.code}")
+                    # One that stands by, and knows of no active one, sends us round in circles.
+                    is_failing_over = is_failing_over and error.code in (307, 404, 503)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
                 problems.append(f"{base}: {getattr(reason, 'strerror', None) or reason}")
-        raise self._unreachable("; ".join(problems))
+        self._raise("; ".join(problems), is_failing_over)
 
-    def _is_active(self, base: str) -> bool:
-        """Whether this ResourceManager knows all applications: one that has just started answers before it does."""
+    def _raise(self, problem: str, may_be_failing_over: bool) -> NoReturn:
+        if may_be_failing_over and any(self._state(base) for base in self.web_urls()):
+            raise _NoneActiveError(problem)
+        raise self._unreachable(problem)
+
+    def _state(self, base: str) -> str:
+        """Return a ResourceManager's own word: ACTIVE, it knows all applications (one that has just started answers
+        before it does), STANDBY, INITIALIZING; "" when it says nothing."""
         try:
             with self._opener.open(f"{base}/ws/v1/cluster/info", timeout=CONNECT_TIMEOUT_S) as answer:
-                return bool(json.load(answer)["clusterInfo"]["haState"] == "ACTIVE")
+                return str(json.load(answer)["clusterInfo"]["haState"])
         except (OSError, ValueError, KeyError, http.client.HTTPException):
-            return False
+            return ""
 
     def nodes(self) -> list[Node]:
         rows = ((self._get("/nodes").get("nodes") or {}).get("node")) or []
@@ -151,6 +193,7 @@ class YarnClient:
                 int(row["usedMemoryMB"]),
                 int(row["usedVirtualCores"]),
                 int(row["numContainers"]),
+                (row.get("healthReport") or "").strip(),
             )
             for row in sorted(rows, key=lambda row: row["id"])
         ]
@@ -213,6 +256,20 @@ class YarnClient:
                 if report.ended or time.monotonic() > deadline:
                     return report
             time.sleep(0.2)
+
+
+def node_health(host: str) -> str:
+    """Return a sentence on the nodes of a host that YARN does not count as running; "" when there are none, or nobody
+    has told where the ResourceManager is. Raises ExternalError."""
+    conf = HadoopConf.load()
+    if conf.conf_dir is None:
+        return ""
+    bad = [
+        node for node in YarnClient(conf).nodes() if node.node_id.rpartition(":")[0] == host and node.state != "RUNNING"
+    ]
+    return " ".join(
+        f"Node {node.node_id} is {node.state}{': ' if node.health else ''}{node.health.rstrip(' ;.')}." for node in bad
+    )
 
 
 def _queues(node: dict[str, Any]) -> Iterator[Queue]:

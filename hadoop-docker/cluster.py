@@ -63,6 +63,8 @@ def run_up(args: argparse.Namespace) -> None:
     began = time.monotonic()
     if args.ha and not args.zookeeper:
         raise ClusterError("a pair of NameNodes (--ha) needs ZooKeeper; say --zookeeper 1")
+    if args.rm_ha and not (args.zookeeper and args.yarn and not args.only_zookeeper):
+        raise ClusterError("a pair of ResourceManagers (--rm-ha) needs YARN and ZooKeeper; say --zookeeper 1")
     if args.only_zookeeper and (args.ha or not args.zookeeper):
         raise ClusterError("--only-zookeeper needs --zookeeper 1 or 3, and has no NameNodes (--ha)")
     java_home, jars = find_java_home(), install()
@@ -77,6 +79,9 @@ def run_up(args: argparse.Namespace) -> None:
         ha=args.ha,
         block_size=args.block_size,
         replication=args.replication,
+        rm_ha=args.rm_ha,
+        apart=args.apart,
+        preemption=args.preemption,
     )
     cluster, guard = _make(folder, shape, args.port_base, jars, java_home)
     try:
@@ -135,7 +140,9 @@ def run_daemon(args: argparse.Namespace) -> None:
         if args.action == "start":
             if daemons.is_alive(identity):
                 raise ClusterError(f"{name} runs already, as pid {identity[0] if identity else '?'}")
-            started = daemons.start(cluster, name)
+            if args.disk_mb and not daemons.may_mount():
+                print("this user may mount nothing, so there is no disk of its own")
+            started = daemons.start(cluster, name, args.disk_mb)
             cluster.processes[name] = started.identity
     if args.action == "start":
         if args.wait:
@@ -340,6 +347,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--no-yarn", dest="yarn", action="store_false", help="HDFS (and ZooKeeper) only")
     up.add_argument("--only-zookeeper", action="store_true", help="neither HDFS nor YARN")
     up.add_argument("--ha", action="store_true", help="two NameNodes, one active, under hdfs://hacluster")
+    up.add_argument("--rm-ha", action="store_true", help="two ResourceManagers (rm1, rm2), one active")
+    up.add_argument("--apart", action="store_true", help="NodeManagers under addresses of their own (127.0.0.2, ...)")
+    up.add_argument("--preemption", action="store_true", help="a queue that lacks its share takes it from another")
     up.add_argument("--block-size", type=_block_size, default=Shape.block_size, help="of HDFS, such as 64m or 4k")
     up.add_argument("--replication", type=_count(1, MAX_NODES), default=1, help="of HDFS files")
     up.add_argument(
@@ -361,7 +371,10 @@ def _parser() -> argparse.ArgumentParser:
 
     daemon = add("daemon", run_daemon, "start, stop or kill one daemon; a restart keeps its ports")
     daemon.add_argument("action", choices=("start", "stop", "kill9"))
-    daemon.add_argument("name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm, nm1, zk1, ...")
+    daemon.add_argument("name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm (rm1, rm2), nm1, zk1, ...")
+    daemon.add_argument(
+        "--disk-mb", type=int, default=0, help="containers of a NodeManager get a disk of their own, empty at its start"
+    )
     daemon.add_argument("--no-wait", dest="wait", action="store_false", help="return before it is ready")
     daemon.add_argument("--timeout", type=float, default=READY_SECONDS, metavar="SECONDS")
     return parser

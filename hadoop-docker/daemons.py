@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jars import ClusterError
-from settings import Cluster, node_path
+from settings import Cluster, node_path, own_conf
 
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.05
@@ -62,6 +62,8 @@ JVM = [
     ),
 ]
 
+OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private"]
+
 _no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -93,19 +95,23 @@ def command(cluster: Cluster, name: str) -> list[str]:
             "ipc.client.connect.max.retries": 100,
         }
     elif name.startswith("nm"):
+        host = cluster.node_host(name)
         own = {
             "yarn.nodemanager.local-dirs": f"{folder}/local",
             "yarn.nodemanager.log-dirs": f"{folder}/log",
             "yarn.nodemanager.recovery.dir": f"{folder}/recovery",
-            "yarn.nodemanager.address": f"localhost:{ports['rpc']}",
-            "yarn.nodemanager.webapp.address": f"localhost:{ports['http']}",
-            "yarn.nodemanager.localizer.address": f"localhost:{ports['localizer']}",
-            "yarn.nodemanager.collector-service.address": f"localhost:{ports['collector']}",
+            "yarn.nodemanager.hostname": host,
+            "yarn.nodemanager.bind-host": host,  # so that it is called so, and not as the address resolves to
+            "yarn.nodemanager.address": f"{host}:{ports['rpc']}",
+            "yarn.nodemanager.webapp.address": f"{host}:{ports['http']}",
+            "yarn.nodemanager.localizer.address": f"{host}:{ports['localizer']}",
+            "yarn.nodemanager.collector-service.address": f"{host}:{ports['collector']}",
             "yarn.resourcemanager.connect.max-wait.ms": 900_000,  # a node outlives a long absence of its master
         }
     elif cluster.shape.ha:
         own = _own_of_pair(cluster, name)
-    return [*_hadoop_java(cluster, java), CLASSES[name[:2]], *_overrides(own)]
+    first = own_conf(cluster, name) if cluster.shape.rm_ha and name.startswith("rm") else None
+    return [*_hadoop_java(cluster, java, first), CLASSES[name[:2]], *_overrides(own)]
 
 
 def _overrides(own: dict[str, object]) -> list[str]:
@@ -123,7 +129,8 @@ def _own_of_pair(cluster: Cluster, name: str) -> dict[str, object]:
     }
 
 
-def _hadoop_java(cluster: Cluster, java: list[str]) -> list[str]:
+def _hadoop_java(cluster: Cluster, java: list[str], first: Path | None = None) -> list[str]:
+    own = f"{first}:" if first else ""
     return [
         *java,
         "-Xmx256m",
@@ -131,7 +138,7 @@ def _hadoop_java(cluster: Cluster, java: list[str]) -> list[str]:
         f"-Dhadoop.log.dir={cluster.dir}/logs",
         f"-Dhadoop.home.dir={cluster.home}",
         "-cp",
-        f"{cluster.conf}:{cluster.jars}/web:{cluster.jars}/hadoop/*",
+        f"{own}{cluster.conf}:{cluster.jars}/web:{cluster.jars}/hadoop/*",
     ]
 
 
@@ -148,10 +155,29 @@ def environment(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def start(cluster: Cluster, name: str) -> Process:
-    """Start one daemon and return at once; its port and log are those of its earlier starts."""
+def start(cluster: Cluster, name: str, disk_mb: int = 0) -> Process:
+    """Start one daemon and return at once; its port and log are those of its earlier starts.
+
+    ``disk_mb``: a NodeManager's local dir is a disk of this size (in memory), if we may mount. Only the daemon and its
+    containers see it (others through /proc/PID/root), and it goes with the last of them.
+    """
     cluster.data(name).mkdir(parents=True, exist_ok=True)
-    return _spawn(cluster, name, name, command(cluster, name))
+    words = command(cluster, name)
+    if disk_mb and may_mount():
+        local = cluster.data(name) / "local"
+        local.mkdir(exist_ok=True)
+        mount = f'mount -t tmpfs -o size={disk_mb}m,mode=755 tmpfs "$0" && exec "$@"'
+        words = [*OWN_MOUNTS, "sh", "-c", mount, str(local), *words]
+    return _spawn(cluster, name, name, words)
+
+
+def may_mount() -> bool:
+    """Return whether this user may give a process mounts of its own."""
+    try:
+        done = subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def start_format(cluster: Cluster) -> Process | None:
@@ -312,18 +338,30 @@ def _datanode_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
 
 
 def _resourcemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
-    return bool(_get(f"{cluster.rm_url}/ws/v1/cluster/info")["clusterInfo"]["state"] == "STARTED")
+    # One that stands by answers this question itself, and passes others on to the active one.
+    info = _get(f"{_web(cluster, name)}/ws/v1/cluster/info")["clusterInfo"]
+    return bool(info["state"] == "STARTED") and active_resourcemanager(cluster) is not None
+
+
+def active_resourcemanager(cluster: Cluster) -> str | None:
+    """Return the name of the ResourceManager that is active, None while there is none."""
+    for name in cluster.shape.resourcemanagers():
+        try:
+            if _get(f"{_web(cluster, name)}/ws/v1/cluster/info")["clusterInfo"]["haState"] == "ACTIVE":
+                return name
+        except (OSError, ValueError, LookupError):
+            continue
+    return None
 
 
 def _nodemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
     ports = cluster.ports(name)
-    if not _get(f"http://localhost:{ports['http']}/ws/v1/node/info")["nodeInfo"]["nodeHealthy"]:
+    host, active = cluster.node_host(name), active_resourcemanager(cluster)
+    if active is None or not _get(f"http://{host}:{ports['http']}/ws/v1/node/info")["nodeInfo"]["nodeHealthy"]:
         return False
-    nodes = (_get(f"{cluster.rm_url}/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
+    nodes = (_get(f"{_web(cluster, active)}/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
     return any(
-        node["id"] == f"localhost:{ports['rpc']}"
-        and node["state"] == "RUNNING"
-        and node["lastHealthUpdate"] >= since_ms
+        node["id"] == f"{host}:{ports['rpc']}" and node["state"] == "RUNNING" and node["lastHealthUpdate"] >= since_ms
         for node in nodes
     )
 

@@ -45,18 +45,24 @@ class Shape:
     ha: bool = False  #: two NameNodes and their fail-over controllers instead of one NameNode; needs ZooKeeper
     block_size: int = 64 * 1024 * 1024
     replication: int = 1
+    rm_ha: bool = False  #: two ResourceManagers, one active, instead of one; needs ZooKeeper
+    apart: bool = False  #: each NodeManager under an address of its own: YARN tells hosts apart, not ports
+    preemption: bool = False  #: a queue that lacks its share gets it from one that has more
 
     def daemons(self) -> list[str]:
         """Return the names of all daemons, in the order in which they are started."""
         names = [f"zk{i + 1}" for i in range(self.zookeepers)]
         if self.yarn:
-            names += ["rm"] + [f"nm{i + 1}" for i in range(self.nodemanagers)]
+            names += [*self.resourcemanagers(), *(f"nm{i + 1}" for i in range(self.nodemanagers))]
         if not self.hdfs:
             return names
         return [*names, *self.namenodes(), *self.controllers(), *(f"dn{i + 1}" for i in range(self.datanodes))]
 
     def namenodes(self) -> list[str]:
         return ["nn1", "nn2"] if self.ha else ["nn"]
+
+    def resourcemanagers(self) -> list[str]:
+        return ["rm1", "rm2"] if self.rm_ha else ["rm"]
 
     def controllers(self) -> list[str]:
         """Return the daemons that decide by ZooKeeper which NameNode is active, one beside each."""
@@ -96,7 +102,7 @@ class Cluster:
         first, purposes = {
             "nn": (2 * number, ("rpc", "http")),
             "fc": (4 + number, ("rpc",)),
-            "rm": (10, ("rpc", "scheduler", "tracker", "admin", "http")),
+            "rm": (10 + 5 * number, ("rpc", "scheduler", "tracker", "admin", "http")),
             "dn": (20 + 3 * number, ("data", "http", "ipc")),
             "nm": (50 + 4 * number, ("rpc", "http", "localizer", "collector")),
             "zk": (86 + 3 * number, ("client", "peer", "election")),
@@ -112,8 +118,22 @@ class Cluster:
         return [f"http://localhost:{self.ports(name)['http']}" for name in self.shape.namenodes()]
 
     @property
+    def rm_urls(self) -> list[str]:
+        names = self.shape.resourcemanagers() if self.shape.yarn else []
+        return [f"http://localhost:{self.ports(name)['http']}" for name in names]
+
+    @property
     def rm_url(self) -> str | None:
-        return f"http://localhost:{self.ports('rm')['http']}" if self.shape.yarn else None
+        return self.rm_urls[0] if self.shape.yarn else None
+
+    @property
+    def excluded_nodes(self) -> Path:
+        """The file with hosts that no container runs on once ``yarn rmadmin -refreshNodes`` was called."""
+        return self.conf / "nodes.exclude"
+
+    def node_host(self, name: str) -> str:
+        """Return the host of a NodeManager, as YARN calls it; all of 127.0.0.0/8 is this machine."""
+        return f"127.0.0.{name[2:]}" if self.shape.apart and name != "nm1" else "localhost"
 
     @property
     def zookeeper(self) -> str | None:
@@ -146,6 +166,8 @@ class Cluster:
             "webhdfs_url": self.webhdfs_urls[0],
             "webhdfs_urls": self.webhdfs_urls,
             "rm_url": self.rm_url,
+            "rm_urls": self.rm_urls,
+            "excluded_nodes": str(self.excluded_nodes),
             "zookeeper": self.zookeeper,
             "daemons": {
                 name: {
@@ -232,6 +254,11 @@ def write_files(cluster: Cluster) -> None:
     _write_xml(cluster.conf / "hdfs-site.xml", _hdfs_site(cluster))
     if cluster.shape.yarn:
         _write_xml(cluster.conf / "yarn-site.xml", _yarn_site(cluster))
+        cluster.excluded_nodes.touch()
+        for name in cluster.shape.resourcemanagers() if cluster.shape.rm_ha else []:
+            own = own_conf(cluster, name)
+            own.mkdir(parents=True, exist_ok=True)
+            _write_xml(own / "yarn-site.xml", {**_yarn_site(cluster), "yarn.resourcemanager.ha.id": name})
         _write_xml(cluster.conf / "capacity-scheduler.xml", _capacity_scheduler())
     (cluster.conf / "log4j.properties").write_text(LOG4J)
     for name in cluster.shape.daemons():
@@ -243,6 +270,11 @@ def write_files(cluster: Cluster) -> None:
         tail = ":$PATH" if key == "PATH" else ""
         lines.append(f"export {key}={shlex.quote(value)}{tail}")
     (cluster.dir / "env.sh").write_text("\n".join(lines) + "\n")
+
+
+def own_conf(cluster: Cluster, name: str) -> Path:
+    """Return the folder with what one ResourceManager of a pair must be told alone: its proxy reads files only."""
+    return cluster.data(name) / "conf"
 
 
 def _write_xml(path: Path, entries: dict[str, object]) -> None:
@@ -340,14 +372,10 @@ def _two_namenodes(cluster: Cluster) -> dict[str, object]:
 
 
 def _yarn_site(cluster: Cluster) -> dict[str, object]:
-    ports = cluster.ports("rm")
     return {
-        "yarn.resourcemanager.hostname": "localhost",
-        "yarn.resourcemanager.address": f"localhost:{ports['rpc']}",
-        "yarn.resourcemanager.scheduler.address": f"localhost:{ports['scheduler']}",
-        "yarn.resourcemanager.resource-tracker.address": f"localhost:{ports['tracker']}",
-        "yarn.resourcemanager.admin.address": f"localhost:{ports['admin']}",
-        "yarn.resourcemanager.webapp.address": f"localhost:{ports['http']}",
+        **(_two_resourcemanagers(cluster) if cluster.shape.rm_ha else _one_resourcemanager(cluster)),
+        **(PREEMPTION if cluster.shape.preemption else {}),
+        "yarn.resourcemanager.nodes.exclude-path": cluster.excluded_nodes,
         "yarn.resourcemanager.scheduler.class": (
             "org.apache.hadoop.yarn.server.resourcemanager.scheduler.capacity.CapacityScheduler"
         ),
@@ -367,10 +395,6 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         "yarn.resourcemanager.recovery.enabled": "true",
         "yarn.resourcemanager.work-preserving-recovery.enabled": "true",
         "yarn.resourcemanager.work-preserving-recovery.scheduling-wait-ms": 1000,
-        "yarn.resourcemanager.store.class": (
-            "org.apache.hadoop.yarn.server.resourcemanager.recovery.FileSystemRMStateStore"
-        ),
-        "yarn.resourcemanager.fs.state-store.uri": f"file://{cluster.data('rm')}/store",
         # Both are in /tmp otherwise, where clusters side by side would share them.
         "yarn.node-labels.fs-store.root-dir": f"file://{cluster.data('rm')}/node-labels",
         "yarn.node-attribute.fs-store.root-dir": f"file://{cluster.data('rm')}/node-attributes",
@@ -384,6 +408,7 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
             "org.apache.hadoop.yarn.server.nodemanager.DefaultContainerExecutor"
         ),
         "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": 99.5,
+        "yarn.nodemanager.disk-health-checker.interval-ms": 2000,  # 2 minutes otherwise
         "yarn.nodemanager.recovery.enabled": "true",
         "yarn.nodemanager.delete.debug-delay-sec": 0,
         "yarn.nodemanager.sleep-delay-before-sigkill.ms": 2000,
@@ -397,6 +422,59 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         "yarn.application.classpath": f"{cluster.conf},{cluster.home}/jars/*",
         "yarn.timeline-service.enabled": "false",
     }
+
+
+def _addresses(cluster: Cluster, name: str, suffix: str = "") -> dict[str, object]:
+    ports = cluster.ports(name)
+    purposes = {
+        "address": "rpc",
+        "scheduler.address": "scheduler",
+        "resource-tracker.address": "tracker",
+        "admin.address": "admin",
+        "webapp.address": "http",
+    }
+    return {
+        f"yarn.resourcemanager.hostname{suffix}": "localhost",
+        **{f"yarn.resourcemanager.{key}{suffix}": f"localhost:{ports[port]}" for key, port in purposes.items()},
+    }
+
+
+def _one_resourcemanager(cluster: Cluster) -> dict[str, object]:
+    return {
+        **_addresses(cluster, "rm"),
+        "yarn.resourcemanager.store.class": (
+            "org.apache.hadoop.yarn.server.resourcemanager.recovery.FileSystemRMStateStore"
+        ),
+        "yarn.resourcemanager.fs.state-store.uri": f"file://{cluster.data('rm')}/store",
+    }
+
+
+def _two_resourcemanagers(cluster: Cluster) -> dict[str, object]:
+    names = cluster.shape.resourcemanagers()
+    addresses = {key: value for name in names for key, value in _addresses(cluster, name, f".{name}").items()}
+    return {
+        "yarn.resourcemanager.ha.enabled": "true",
+        "yarn.resourcemanager.ha.rm-ids": ",".join(names),
+        "yarn.resourcemanager.cluster-id": "yarn-ha",
+        **addresses,
+        "yarn.resourcemanager.store.class": ("org.apache.hadoop.yarn.server.resourcemanager.recovery.ZKRMStateStore"),
+        "hadoop.zk.address": cluster.zookeeper or "",
+        # How late the other one notices a killed one.
+        "hadoop.zk.timeout-ms": 4000,
+        "yarn.resourcemanager.ha.automatic-failover.zk-timeout": 4000,
+        "yarn.client.failover-sleep-base-ms": 200,
+        "yarn.client.failover-sleep-max-ms": 1000,
+    }
+
+
+PREEMPTION: dict[str, object] = {
+    "yarn.resourcemanager.scheduler.monitor.enable": "true",
+    "yarn.resourcemanager.monitor.capacity.preemption.monitoring_interval": 500,
+    "yarn.resourcemanager.monitor.capacity.preemption.max_wait_before_kill": 1000,
+    "yarn.resourcemanager.monitor.capacity.preemption.total_preemption_per_round": 1.0,
+    "yarn.resourcemanager.monitor.capacity.preemption.natural_termination_factor": 1.0,
+    "yarn.resourcemanager.monitor.capacity.preemption.max_ignored_over_capacity": 0.0,
+}
 
 
 def _capacity_scheduler() -> dict[str, object]:

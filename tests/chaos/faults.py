@@ -131,7 +131,7 @@ class Hands:
 
         def start() -> None:
             for name in names:
-                self._hadoop.daemon("start", name, waits=name == names[-1])
+                self._hadoop.daemon("start", name, *([] if name == names[-1] else ["--no-wait"]))
 
         return start
 

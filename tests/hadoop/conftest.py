@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class HadoopCluster:
     env: dict[str, str]  # for subprocesses: ours, with HADOOP_CONF_DIR, JAVA_HOME and the launchers in front
     webhdfs_url: str
     namenode_uri: str  # hdfs://localhost:PORT
-    rm_url: str
+    rm_urls: tuple[str, ...]
+    excluded_nodes: Path  # hosts in it are decommissioned by ``yarn rmadmin -refreshNodes``
     zookeeper: str  # host:port,…
     user: str
 
@@ -60,15 +62,36 @@ class HadoopCluster:
             env=env,
             webhdfs_url=said["webhdfs_url"],
             namenode_uri=said["namenode_uri"],
-            rm_url=said["rm_url"] or "",
+            rm_urls=tuple(said["rm_urls"]),
+            excluded_nodes=Path(said["excluded_nodes"]),
             zookeeper=said["zookeeper"] or "",
             user=said["user"],
         )
 
-    def daemon(self, action: str, name: str, *, waits: bool = True) -> None:
-        """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done, or when it
-        has begun if it cannot become ready alone, as one ZooKeeper server of three."""
-        run_cluster("daemon", action, name, "--dir", str(self.dir), *([] if waits else ["--no-wait"]))
+    @property
+    def rm_url(self) -> str:
+        """Where the ResourceManager is, the active one of two; "" without YARN. OSError while there is none."""
+        return self.rm_urls[self._active_index()] if self.rm_urls else ""
+
+    @property
+    def active_rm(self) -> str:
+        """The daemon that is the active ResourceManager (rm, rm1, rm2). OSError while there is none."""
+        return [name for name in self.daemons() if name.startswith("rm")][self._active_index()]
+
+    def _active_index(self) -> int:
+        if len(self.rm_urls) == 1:
+            return 0
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for number, url in enumerate(self.rm_urls):
+            with contextlib.suppress(OSError, ValueError), opener.open(f"{url}/ws/v1/cluster/info", timeout=5) as said:
+                if json.load(said)["clusterInfo"]["haState"] == "ACTIVE":
+                    return number
+        raise ConnectionError(f"none of {', '.join(self.rm_urls)} is active now")
+
+    def daemon(self, action: str, name: str, *words: str) -> None:
+        """``start``, ``stop`` or ``kill9`` the daemon (nn, dn1, rm, nm1, nm2, zk1); returns when it is done. ``words``:
+        --no-wait starts one that cannot become ready alone, as a ZooKeeper server of three."""
+        run_cluster("daemon", action, name, *words, "--dir", str(self.dir))
 
     def daemons(self) -> dict[str, dict[str, Any]]:
         """Return pid, ports and log of every daemon by name, as they are now."""
@@ -102,6 +125,14 @@ def libhdfs_folder(hadoop_jars: None) -> Path:
 def hadoop(hadoop_jars: None) -> Iterator[HadoopCluster]:
     """A cluster of one DataNode, two NodeManagers and one ZooKeeper."""
     with running_cluster("--datanodes", "1", "--nodemanagers", "2", "--zookeeper", "1") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def yarn_pair(hadoop_jars: None) -> Iterator[HadoopCluster]:
+    """A cluster with two ResourceManagers; its two NodeManagers have hosts of their own, its queues get their share."""
+    shape = ("--rm-ha", "--apart", "--preemption", "--zookeeper", "1", "--datanodes", "1", "--nodemanagers", "2")
+    with running_cluster(*shape) as cluster:
         yield cluster
 
 

@@ -20,6 +20,7 @@ from hdfs.util import HdfsError
 from tests.hadoop.conftest import HadoopCluster
 
 ROOT = Path(__file__).resolve().parents[2]
+HEARTBEAT_TIMEOUT_S = 8.0  #: of all that a ``YarnUser`` starts
 SMALL = ("-jm", "768", "-tm", "768")
 SMALL_JOB = ("-yjm", "768", "-ytm", "768")
 
@@ -53,7 +54,8 @@ class YarnUser:
     def create(cls, hadoop: HadoopCluster, folder: Path) -> YarnUser:
         (folder / "conf").mkdir()
         (folder / "conf" / "flink-conf.yaml").write_text(
-            f"yarn.properties-file.location: {folder}\nheartbeat.interval: 2000\nheartbeat.timeout: 8000\n"
+            f"yarn.properties-file.location: {folder}\n"
+            f"heartbeat.interval: 2000\nheartbeat.timeout: {HEARTBEAT_TIMEOUT_S * 1000:.0f}\n"
         )
         return cls(hadoop, folder)
 

@@ -25,6 +25,7 @@ __all__ = [
     "java_master",
     "job_id_in",
     "jobmanager_process",
+    "node_host_of",
     "node_manager_of",
     "processes_on",
     "rest",
@@ -138,6 +139,11 @@ def node_manager_of(hadoop: HadoopCluster, pid: int) -> str:
     return name
 
 
+def node_host_of(pid: int) -> str:
+    """Return the host, in YARN's words, of the NodeManager that started a container's process; "" when it has ended."""
+    return _environment(pid).get("NM_HOST", "")
+
+
 def processes_on(hadoop: HadoopCluster, node_manager: str) -> list[int]:
     """Return the pids of all containers' processes of a NodeManager."""
     port = str(hadoop.daemons()[node_manager]["ports"]["rpc"])
@@ -192,7 +198,7 @@ class ExactJob:
         return {name for name in names if name.startswith("part-")}
 
     @staticmethod
-    def _most_by_subtask(files: set[str]) -> int:
+    def most_by_subtask(files: set[str]) -> int:
         return max(Counter(name.split("-")[1] for name in files).values(), default=0)
 
     def until_output(self) -> None:
@@ -216,7 +222,7 @@ class ExactJob:
         eventually(f"{what}: a checkpoint of before is committed", lambda: self.files() - before, 90)
         committed = time.monotonic() - begin
         # A subtask closes one file a checkpoint: its second one was made since.
-        eventually(f"{what}: new output", lambda: self._most_by_subtask(self.files() - before) >= 2, 60)
+        eventually(f"{what}: new output", lambda: self.most_by_subtask(self.files() - before) >= 2, 60)
         made = time.monotonic() - begin
         line = f"{what}: committed after {committed:.1f} s, made after {made:.1f} s, load {os.getloadavg()[0]:.1f}"
         print(f"\n{line}", flush=True)

@@ -14,6 +14,7 @@ import pytest
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ExternalError
 from engine.core.options import JobOptions, YarnOptions
+from flink_yarn import yarn_client
 from flink_yarn.cli_config import read_yarn_properties
 from flink_yarn.cli_options import parse_options
 from flink_yarn.hadoop_conf import HadoopConf
@@ -176,6 +177,83 @@ def test_the_second_resource_manager_is_asked_when_the_first_is_down(resource_ma
         "yarn.resourcemanager.webapp.address.rm2": resource_manager,
     }
     assert client("unused:1", **ha).application("application_1_0001").ended
+
+
+@pytest.fixture
+def standby():
+    """Two ResourceManagers, of which none is active until the test says so: they send who asks round in circles."""
+
+    class Pair:
+        active = False
+        questions = 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.removeprefix("/ws/v1/cluster")
+            self.server.pair.questions += 1
+            if path == "/info":
+                found = {"clusterInfo": {"haState": "ACTIVE" if self.server.pair.active else "STANDBY"}}
+            elif not self.server.pair.active:
+                self.send_response(307)
+                self.send_header("Location", f"http://{self.headers['Host']}{self.path}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            else:
+                found = ANSWERS[path]
+            body = json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.pair = Pair()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"127.0.0.1:{server.server_address[1]}"
+    conf = {
+        "yarn.resourcemanager.ha.rm-ids": "rm1,rm2",
+        "yarn.resourcemanager.webapp.address.rm1": "127.0.0.1:1",
+        "yarn.resourcemanager.webapp.address.rm2": address,
+        "yarn.resourcemanager.address.rm1": "127.0.0.1:1",
+        "yarn.resourcemanager.address.rm2": "127.0.0.1:1",
+    }
+    yield server.pair, conf
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_question_waits_while_none_is_active(standby):
+    pair, conf = standby
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(client("unused:1", **conf).application("application_1_0001"))
+    )
+    asking.start()
+    while pair.questions < 20:  # some rounds
+        pass
+    assert asking.is_alive()
+    pair.active = True
+    asking.join(10)
+    assert [report.final_status for report in answers] == ["FAILED"]
+
+
+def test_when_none_becomes_active_that_is_told_with_the_way_out(standby, monkeypatch):
+    _, conf = standby
+    monkeypatch.setattr(yarn_client, "FAILOVER_S", 0.5)
+    for ask in (client("unused:1", **conf).nodes, client("unused:1", **conf).check_reachable):
+        with pytest.raises(ExternalError, match=r"No ResourceManager has become active within 0.5 s .*yarn rmadmin"):
+            ask()
+
+
+def test_without_high_availability_the_ids_of_resource_managers_are_left_alone(resource_manager):
+    ha = {"yarn.resourcemanager.ha.enabled": "false", "yarn.resourcemanager.ha.rm-ids": "rm1"}
+    assert client(resource_manager, **ha).application("application_1_0001").ended
 
 
 def test_a_resource_manager_that_is_down_is_one_line_with_address_and_folder():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flink_yarn import resource_driver
+from flink_yarn import bad_nodes, resource_driver
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 
 
@@ -48,8 +48,9 @@ class FakeSkein:
     def _by_id(self, id):
         return next(c for c in self.containers if c.id == id)
 
-    def start(self, number):
+    def start(self, number, host="node"):
         self.containers[number].state = "RUNNING"
+        self.containers[number].yarn_node_http_address = f"{host}:1"
         self.containers[number].yarn_container_id = f"container_{number}"
 
     def end(self, number, message="exit 1"):
@@ -92,12 +93,13 @@ async def settled(skein):
         await asyncio.sleep(0.1)
 
 
-def scenario(body, *, fixed=0, containers=0):
+def scenario(body, *, fixed=0, containers=0, **options):
     async def run():
         skein, events = FakeSkein(), Events()
         for _ in range(containers):
             skein._container()
-        driver = YarnResourceDriver(skein, fixed=fixed, user="u")
+        driver = YarnResourceDriver(skein, fixed=fixed, user="u", **options)
+        driver._log_tail = lambda container: ""
         await driver.start(events)
         try:
             await body(driver, skein, events)
@@ -151,7 +153,7 @@ def test_a_fixed_number_is_restored_and_the_loss_is_told_with_its_reason():
             skein.start(number)
             driver.worker_registered(f"container_{number}")
         await settled(skein)
-        skein.end(0, "Container killed on request. Exit code is 137")
+        skein.end(0, "[2026-01-02 03:04:05.678]Container killed on request. Exit code is 137")
         await until(lambda: events.lost)
         assert events.lost == [("container_0", "YARN says: Container killed on request. Exit code is 137")]
         assert await driver.diagnose("container_0") == events.lost[0][1]
@@ -181,12 +183,104 @@ def test_containers_that_never_register_fail_the_waiting_jobs_instead_of_going_o
         for number in range(3):
             await until(lambda n=number: len(skein.containers) > n)
             await asyncio.sleep(0.05)
-            skein.start(number)
+            skein.start(number, host=f"node{number % 2}")
             await asyncio.sleep(0.05)
             skein.end(number, "no Python")
         await until(lambda: events.failed)
         assert "3 containers in a row ended before they registered" in events.failed[0]
         assert "no Python" in events.failed[0]
+
+    scenario(body)
+
+
+def test_a_node_on_which_containers_do_not_start_is_avoided_and_is_not_taken_for_all_nodes():
+    told = []
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number in range(2):
+            await until(lambda n=number: len(skein.containers) > n)
+            assert told == [frozenset()]
+            skein.start(number, host="bad")
+            await asyncio.sleep(0.05)
+            skein.end(number, "no Python")
+        await until(lambda: told == [frozenset(), {"bad"}])
+        await until(lambda: len(skein.containers) > 2)
+        skein.start(2, host="bad")  # it was on its way
+        await asyncio.sleep(0.05)
+        skein.end(2, "no Python")
+        await until(lambda: len(skein.containers) > 3)
+        skein.start(3, host="good")
+        await asyncio.sleep(0.05)
+        driver.worker_registered("container_3")
+        await settled(skein)
+        assert (events.failed, told) == ([], [frozenset(), {"bad"}])
+
+    scenario(body, avoid=told.append)
+
+
+def test_a_node_on_which_a_taskmanager_registers_begins_anew():
+    told = []
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number, registers in enumerate([False, True, False]):
+            await until(lambda n=number: len(skein.containers) > n)
+            skein.start(number)
+            if registers:
+                driver.worker_registered(f"container_{number}")  # perhaps before the next look
+            await settled(skein)
+            skein.end(number, "exit 1")
+        await until(lambda: len(skein.containers) > 3)
+        await settled(skein)
+        assert told == [frozenset()]
+
+    scenario(body, avoid=told.append)
+
+
+def test_the_only_node_is_asked_again_and_then_the_failures_are_told(monkeypatch):
+    monkeypatch.setattr(bad_nodes, "PATIENCE_S", 0.2)
+    told = []
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number in range(3):
+            await until(lambda n=number: len(skein.containers) > n)
+            if number == 2:
+                assert events.failed == []
+                await until(lambda: told == [frozenset(), {"bad"}, frozenset()])
+            skein.start(number, host="bad")
+            await asyncio.sleep(0.05)
+            skein.end(number, "no Python")
+        await until(lambda: events.failed)
+
+    scenario(body, avoid=told.append)
+
+
+def test_what_yarn_says_of_a_lost_node_is_told_with_the_loss():
+    async def body(driver, skein, events):
+        skein.start(0, host="full")
+        driver.worker_registered("container_0")
+        await settled(skein)
+        skein.end(0, "Container released on a *lost* node")
+        await until(lambda: events.lost)
+        assert events.lost[0][1] == (
+            "YARN says: Container released on a *lost* node. Node full:9 is UNHEALTHY: no space."
+        )
+
+    scenario(body, fixed=1, containers=1, node_health=lambda host: f"Node {host}:9 is UNHEALTHY: no space.")
+
+
+def test_preempted_containers_that_had_not_registered_say_nothing_of_the_next_one():
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number in range(5):
+            await until(lambda n=number: len(skein.containers) > n)
+            skein.start(number)
+            await asyncio.sleep(0.05)
+            skein.end(number, "Container preempted by scheduler")
+        await until(lambda: len(skein.containers) > 5)
+        assert events.failed == []
 
     scenario(body)
 
