@@ -34,7 +34,14 @@ from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.services import high_availability_services
 from engine.jobmanager_process import JobManagerHandle, run_jobmanager, serve_rest
-from engine.process_setup import check_config, configure_logging, handled_signals, reachable_host, temp_dir
+from engine.process_setup import (
+    bounded_output,
+    check_config,
+    configure_logging,
+    handled_signals,
+    reachable_host,
+    temp_dir,
+)
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import InitializeSlot
 from engine.protocol.lifecycle import JobStatus
@@ -58,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobManagerHandle",
     "LocalCluster",
+    "bounded_output",
     "check_config",
     "configure_logging",
     "main",
@@ -520,11 +528,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 config.set(RestOptions.ADDRESS, options.host)  # clients must reach this very JobManager when it leads
         if options.webui_port is not None:
             config.set(RestOptions.PORT, options.webui_port).set(RestOptions.BIND_PORT, str(options.webui_port))
+        configure_logging(log_file, config)
         log_dir = os.path.dirname(log_file) if log_file else config.get(ClusterOptions.LOG_DIR)
-        if options.process == "jobmanager":
-            asyncio.run(run_jobmanager(config, log_dir=log_dir or None))
-        else:
-            asyncio.run(run_taskmanager(config, log_dir=log_dir, main_log=os.path.basename(log_file or "")))
+        with bounded_output(f"{os.path.splitext(log_file)[0]}.out" if log_file else None, config):
+            if options.process == "jobmanager":
+                asyncio.run(run_jobmanager(config, log_dir=log_dir or None))
+            else:
+                asyncio.run(run_taskmanager(config, log_dir=log_dir, main_log=os.path.basename(log_file or "")))
     except (EngineError, OSError) as error:
         logger.error("the %s ends: %s", options.process, error)
         if log_file:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
+from engine.cluster import JobManagerHandle, bounded_output, configure_logging, run_jobmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
@@ -52,6 +52,8 @@ MASTER_LOOK_S: Final = 0.5
 RETRY_S: Final = 1.0
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
+MAIN_LOG: Final = "jobmanager.log"
+MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
 _PORTS_FILE: Final = "jobmanager.ports"
 LOG_TAIL_CHARACTERS: Final = 100_000
 ERROR_LINES_MAX: Final = 40
@@ -476,7 +478,7 @@ def _give_up(logs: str, code: str) -> int:
 def _last_error(logs: str) -> str:
     """Return the last error in the JobManager's log, "" when there is none."""
     try:
-        with open(os.path.join(logs, "jobmanager.log"), encoding="utf-8", errors="replace") as stream:
+        with open(os.path.join(logs, MAIN_LOG), encoding="utf-8", errors="replace") as stream:
             lines = stream.read()[-LOG_TAIL_CHARACTERS:].splitlines()
     except OSError:
         return ""
@@ -487,7 +489,7 @@ def _last_error(logs: str) -> str:
 def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
     """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
     logs = os.environ.get("FLINK_LOGS") or "."
-    configure_logging(os.path.join(logs, "jobmanager.log"))
+    configure_logging(os.path.join(logs, MAIN_LOG))
     logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
     if sys.argv[1:2] == [GAVE_UP]:
         return _give_up(logs, sys.argv[2])
@@ -501,6 +503,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         return EXIT_CRASH
     try:
         config = _effective_config(mode, again)
+        configure_logging(os.path.join(logs, MAIN_LOG), config)
         logger.info(
             "JobManager of application %s (%s), %s",
             os.environ["SKEIN_APPLICATION_ID"],
@@ -509,7 +512,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         )
         logger.info("memory of the JobManager: %s", config.get_string("jobmanager.memory.process.size"))
         master = ApplicationMaster(application, config, mode, user)
-        outcome = run(master)
+        with bounded_output(os.path.join(logs, MAIN_OUT), config):
+            outcome = run(master)
     except LeadershipLostError as error:
         logger.error("the JobManager ends: %s", error)  # the application is another attempt's
         return 1

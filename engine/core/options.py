@@ -19,6 +19,7 @@ from engine.core.config import (
     string,
 )
 from engine.core.ha_options import HaOptions
+from engine.core.log_options import LogOptions
 
 _POSITIVE = (lambda value: value >= 1, "a whole number of at least 1")
 _PORT = (lambda value: 0 <= value <= 65535, "a port from 0 (any free one) to 65535")
@@ -520,6 +521,7 @@ def all_options() -> list[ConfigOption[Any]]:
         CheckpointingOptions,
         RestartOptions,
         ClusterOptions,
+        LogOptions,
         MemoryOptions,
         RestOptions,
         YarnOptions,
