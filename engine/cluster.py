@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -110,8 +111,10 @@ def _child_environment() -> dict[str, str]:
     return environment
 
 
-async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "") -> None:
+async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "", log_url: str = "") -> None:
     """Run a TaskManager until SIGTERM, SIGINT, SIGHUP, its release, or until no JobManager accepts it.
+
+    ``log_url``: where others than the JobManager show its logs.
 
     Raises: ConfigError, ExternalError.
     """
@@ -140,6 +143,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
                 rpc_host = await _leader_host(connector, config, stopping)
             if not stopping.is_set():
                 settings = _settings_of_taskmanager(config, rpc_host, rpc_port, log_dir, main_log)
+                settings = dataclasses.replace(settings, log_url=log_url)
                 executor = TaskExecutor(
                     settings,
                     connect=connector or connect_to_address,

@@ -30,6 +30,7 @@ from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.archive import mark_used
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, GAVE_UP, JOB_FOLDER, Mode, address_path
+from flink_yarn.container_place import leader_place
 from flink_yarn.high_availability import (
     Outcome,
     contender_of,
@@ -157,6 +158,7 @@ class ApplicationMaster:
                 log_dir=os.environ.get("FLINK_LOGS"),
                 extras={"yarn-application-id": self._application_id},
                 contender=contender_of(self._application_id, self._attempt) if self._is_ha else None,
+                place=leader_place(os.environ),
                 ended=self._tell_yarn,
             )
         finally:

@@ -17,6 +17,7 @@ from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
 from flink_yarn.application_master import bind_host
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER
+from flink_yarn.container_place import container_log_url
 from flink_yarn.high_availability import is_highly_available, with_cluster_id
 from flink_yarn.skein_driver import skein_module
 
@@ -66,7 +67,7 @@ def main() -> int:
         address = None if is_highly_available(config) else _wait_for_address()
         config = container_config(config, address, dict(os.environ))
         with bounded_output(os.path.join(logs, MAIN_OUT), config):
-            asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG))
+            asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG, log_url=container_log_url(os.environ)))
     except EngineError as error:
         logger.error("the TaskManager ends: %s", error)
         print(f"The TaskManager ends: {error}", file=sys.stderr)

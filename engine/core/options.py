@@ -294,6 +294,13 @@ class RestOptions:
     HISTORY: Final = ConfigOption(
         "web.history", integer, 50, "Ended jobs that the JobManager remembers.", ("jobmanager.web.history",)
     )
+    EXCEPTIONS: Final = ConfigOption(
+        "web.exception-history-size",
+        integer,
+        16,
+        "Exceptions of each job that are remembered, with high availability also by the next JobManager.",
+        check=_POSITIVE,
+    )
     ARCHIVE_DIR: Final = ConfigOption(
         "jobmanager.archive.fs.dir", string, "", "Folder (any file system) where ended jobs are archived."
     )

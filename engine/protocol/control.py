@@ -166,6 +166,7 @@ class TaskManagerRegistered:
     data_port: int
     #: allocations still held, for a JobManager that took over: allocation → (slot, job)
     held: tuple[tuple[AllocationID, SlotID, JobID], ...] = ()
+    log_url: str = ""  #: where its logs are shown by others than the JobManager: YARN's NodeManager
 
 
 @dataclass(frozen=True, slots=True)

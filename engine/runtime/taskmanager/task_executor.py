@@ -156,6 +156,7 @@ class TaskExecutorSettings:
     config: Configuration
     log_dir: str = ""
     main_log: str = ""  #: file name in log_dir
+    log_url: str = ""  #: where others show them
 
 
 @dataclass(slots=True)
@@ -322,6 +323,7 @@ class TaskExecutor:
             log_dir=settings.log_dir,
             pid=os.getpid(),
             data_port=config.get(ClusterOptions.TM_DATA_PORT),
+            log_url=settings.log_url,
         )
 
     async def _serve(self, connection: JobManagerConnection) -> None:
