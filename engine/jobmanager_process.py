@@ -316,7 +316,7 @@ class _Contending:
                 self._rest = StandbyRest(self._services.retrieval(), upload_dir=self._parts.upload_dir)
                 self._web = await serve_rest(self._rest, self._parts.config)
                 logger.info("Rest endpoint listening at %s", self._web.address)
-            await self._election.start(self._standing)
+            await self._join()
             while not self._parts.signalled.is_set():
                 token = self._standing.token
                 if token is None:
@@ -338,6 +338,18 @@ class _Contending:
                 await self._web.close()
             await self._services.close()
 
+    async def _join(self) -> None:
+        """Stand for election; given up when this process is told to end, however long the service does not answer."""
+        joining = asyncio.create_task(self._election.start(self._standing))
+        signalled = asyncio.create_task(self._parts.signalled.wait())
+        await asyncio.wait({joining, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if joining.done():
+            joining.result()
+        else:
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+
     async def _wait_for_news(self) -> None:
         await _first_of(self._standing.changed, self._parts.signalled)
         self._standing.changed.clear()
@@ -350,7 +362,7 @@ class _Contending:
             await asyncio.wait_for(self._parts.signalled.wait(), PAUSE_S)
             return
         self._election = self._services.election()
-        await self._election.start(self._standing)
+        await self._join()
 
     async def _lead(self, token: FencingToken) -> _End:
         """Lead until that ends. Raises ExternalError when no port is free."""
