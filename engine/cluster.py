@@ -135,7 +135,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     def on_signal(number: int) -> None:
         stopping.set()
         if executor is not None:
-            executor.stop(f"{signal.Signals(number).name} received")
+            executor.stop(f"{signal.Signals(number).name} received", drain=True)
 
     try:
         with handled_signals(loop, on_signal):

@@ -188,6 +188,12 @@ class ClusterOptions:
         300_000,
         "How long a TaskManager tries to register before it ends.",
     )
+    DRAIN_TIMEOUT: Final = ConfigOption(
+        "taskmanager.drain-timeout",
+        duration_ms,
+        5_000,
+        "How long a TaskManager keeps its slots at SIGTERM while checkpoints of their jobs are taken; 0 = not at all.",
+    )
     TASKMANAGER_TIMEOUT: Final = ConfigOption(
         "resourcemanager.taskmanager-timeout",
         duration_ms,

@@ -246,6 +246,15 @@ class LogsListed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskManagerDraining:
+    """The TaskManager is about to end on purpose and still has slots. Answered with ShutDownTaskManager when nothing is
+    lost any more by its end; it does not wait for that for long."""
+
+    resource_id: ResourceID
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskManagerUnregistered:
     """The TaskManager ends on purpose (SIGTERM, release)."""
 
@@ -383,6 +392,7 @@ UpMessage: TypeAlias = (
     | LogRead
     | LogsListed
     | StacksSampled
+    | TaskManagerDraining
     | TaskManagerUnregistered
 )
 DownMessage: TypeAlias = (

@@ -1,4 +1,4 @@
-"""kill -TERM of each process of a session on YARN: it ends by itself at once, what it held is free, the session goes on."""
+"""kill -TERM of each process of a session on YARN: it ends by itself at once, and the session goes on."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
         terminate("a TaskManager's container", taskmanager)
         goes_on(lambda: taskmanager not in taskmanagers(application_id))
 
+        base = f"/flink/{application_id}"
         for name, process in (("the JobManager", jobmanager_process), ("YARN's ApplicationMaster", java_master)):
             pid = process(application_id)
-            base = f"/flink/{application_id}"
             places = contenders(hadoop, base)
             assert len(places) == 1
             terminate(name, pid)

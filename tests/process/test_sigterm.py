@@ -1,4 +1,4 @@
-"""kill -TERM of any process: it ends by itself within ten seconds, with what it started, and leaves no folder behind."""
+"""kill -TERM of any process: it ends by itself within ten seconds, and what it started with it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ def alone(tmp_path) -> Iterator[StandaloneCluster]:
 def with_job(client: RestClient) -> None:
     """Run one job whose functions hang on two TaskManagers."""
     until(lambda: client.overview()["slots-total"] == 4, "slots")
-    config = {"restart-strategy.type": "fixed-delay", "restart-strategy.fixed-delay.attempts": "100"}
+    config = {
+        "restart-strategy.type": "fixed-delay",
+        "restart-strategy.fixed-delay.attempts": "100",
+        # A TaskManager that is to end asks for one, which never completes here.
+        "execution.checkpointing.interval": "1 h",
+    }
     graph = program(stuck, range(40), parallelism=3)
     graph.config.update(config)
     job_id = client.submit(graph, {})
@@ -159,5 +164,3 @@ def is_handling_sigterm(pid: int) -> bool:
     with open(f"/proc/{pid}/status", encoding="ascii") as stream:
         caught = next(line for line in stream if line.startswith("SigCgt:")).split()[1]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
-
-

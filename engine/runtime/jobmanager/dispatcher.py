@@ -424,6 +424,16 @@ class Dispatcher:
         if master is not None:
             master.checkpoints.answered(message)
 
+    async def prepare_loss(self, job_id: JobID) -> None:
+        master = self._jobs.get(job_id)
+        if master is None or not master.checkpoints.takes_checkpoints or master.graph.status is not JobStatus.RUNNING:
+            return
+        try:
+            taken = await master.checkpoints.take_checkpoint()
+            logger.info("job=%s checkpoint=%d is taken before a TaskManager ends", job_id, taken.checkpoint_id)
+        except EngineError as error:
+            logger.warning("job=%s goes on from its last checkpoint when a TaskManager ends: %s", job_id, error)
+
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)
         if master is not None:
