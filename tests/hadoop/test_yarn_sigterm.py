@@ -34,6 +34,7 @@ def terminate(name: str, pid: int) -> None:
     print(f"\nSIGTERM of {name}: ended after {time.monotonic() - begin:.2f} s", flush=True)
 
 
+@pytest.mark.timeout(400)  # three attempts of an application, on a machine that has other things to do
 def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoop: HadoopCluster, tmp_path):
     user = ha_user(hadoop, tmp_path)
     client = subprocess.Popen(
@@ -59,7 +60,7 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
 
         def goes_on(is_another: Callable[[], bool]) -> None:
             begin = time.monotonic()
-            eventually("another one is there, and its slot", lambda: is_another() and slots() == 1)
+            eventually("another one is there, and its slot", lambda: is_another() and slots() == 1, 90)
             print(f"  the session has its slot again after {time.monotonic() - begin:.2f} s", flush=True)
 
         (taskmanager,) = taskmanagers(application_id)
@@ -73,8 +74,8 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
             assert len(places) == 1
             terminate(name, pid)
             # Its place in the election goes with it: nobody waits for the end of its session, which is 60 s.
-            eventually("another attempt leads", lambda old=places: contenders(hadoop, base) not in ([], old), 20)
-            goes_on(lambda old=pid, find=process: old not in processes_of(application_id) and find(application_id) > 0)
+            eventually("its place is given back", lambda old=places[0]: old not in contenders(hadoop, base), TERM_S)
+            goes_on(lambda old=pid: old not in processes_of(application_id))
 
         begin = time.monotonic()
         client.send_signal(signal.SIGTERM)

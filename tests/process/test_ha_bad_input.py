@@ -75,13 +75,30 @@ def cluster(tmp_path):
     cluster.close()
 
 
-def test_a_next_leader_that_misses_the_newest_checkpoint_goes_on_from_the_one_before_and_says_so(cluster, tmp_path):
-    job = Job(cluster, tmp_path, **{"execution.checkpointing.num-retained": "3"})
-    until(lambda: job.get("/checkpoints")["counts"]["completed"] >= 4, "checkpoints")
+def lose_leader(cluster: HaCluster) -> None:
     leader = cluster.leader
     os.kill(leader.pid, signal.SIGKILL)
     leader.process.popen.wait(20)
     cluster.masters.remove(leader)
+
+
+def test_a_job_whose_checkpoints_are_all_gone_fails_with_the_reason_and_does_not_begin_anew(cluster, tmp_path):
+    job = Job(cluster, tmp_path)
+    until(lambda: job.get("/checkpoints")["counts"]["completed"] >= 1, "a checkpoint")
+    lose_leader(cluster)
+    shutil.rmtree(tmp_path / "checkpoints")
+    cluster.add_master()
+    assert job.get()["state"] == "FAILED"
+    (entry,) = job.get("/exceptions")["exceptionHistory"]["entries"]
+    assert "has no checkpoint that it could go on from: checkpoint " in entry["stacktrace"]
+    assert str(tmp_path / "checkpoints") in entry["stacktrace"]
+    cluster.wait_for_slots(4)
+
+
+def test_a_next_leader_that_misses_the_newest_checkpoint_goes_on_from_the_one_before_and_says_so(cluster, tmp_path):
+    job = Job(cluster, tmp_path, **{"execution.checkpointing.num-retained": "3"})
+    until(lambda: job.get("/checkpoints")["counts"]["completed"] >= 4, "checkpoints")
+    lose_leader(cluster)
     folders = sorted((tmp_path / "checkpoints").rglob("chk-*/_metadata"), key=lambda path: int(path.parent.name[4:]))
     newest, before = folders[-1].parent, folders[-2].parent
     shutil.rmtree(newest)
