@@ -60,6 +60,8 @@ LOG_TAIL_CHARACTERS: Final = 100_000
 ERROR_LINES_MAX: Final = 40
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
 EXIT_CRASH: Final = 70
+#: The same: this process alone was told to end, and another one goes on in its place.
+EXIT_TERMINATED: Final = 128 + signal.SIGTERM
 
 
 def outcome_of(graph: ExecutionGraph) -> Outcome:
@@ -140,6 +142,8 @@ class ApplicationMaster:
         self.outcome: Outcome | None = None
         #: YARN or a person ended this process; the application's end is not ours to tell
         self.was_killed = False
+        #: nobody could begin again here: YARN's Java process has ended
+        self.is_orphaned = False
         #: YARN has been told of the outcome
         self.has_ended = False
         self._is_ha = is_highly_available(config)
@@ -183,7 +187,7 @@ class ApplicationMaster:
             await asyncio.sleep(MASTER_LOOK_S)
             if not os.path.exists(f"/proc/{pid}"):
                 logger.warning("YARN's Java ApplicationMaster is gone: this JobManager ends")
-                self.was_killed = True
+                self.was_killed = self.is_orphaned = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -233,11 +237,11 @@ class ApplicationMaster:
         self._spawn(self._start())
 
     def _on_sigterm(self) -> None:
-        logger.info("SIGTERM received: YARN ends this container")
+        logger.info("SIGTERM received: YARN ends this container, or somebody this process")
         self.was_killed = True
         assert self._handle is not None
         if self._is_ha:
-            self._handle.stop()  # the next attempt goes on with the jobs
+            self._handle.stop()  # the next attempt, or the next process, goes on with the jobs
         else:
             self._handle.dispatcher.shut_down_requested.set()
 
@@ -539,7 +543,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
     if master.has_ended:
         return 0
     if master.was_killed:
-        return 1
+        # The script has heard the signal, too, when YARN ends the container, and begins nothing any more.
+        return EXIT_TERMINATED if is_highly_available(config) and not master.is_orphaned else 1
     if is_highly_available(config):
         return EXIT_CRASH  # it could not tell YARN, or does not lead any more
     _shut_down(application, outcome)
