@@ -58,6 +58,8 @@ class LeaderPlace:
     container: str
     log_url: str
     former_end: str = ""  #: why the process before this one in the same container has ended, "" if there was none
+    #: says why this one was told to end, "" when nobody knows
+    why_told: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,10 @@ def _warm_up() -> None:
     import grpc.aio  # noqa: F401
 
 
-async def _note_end(history: LeaderHistory, diary: IoThread) -> None:
+async def _note_end(history: LeaderHistory, diary: IoThread, why: str) -> None:
     now_ms = SystemClock().now_ms()
     with contextlib.suppress(EngineError, TimeoutError):
-        await asyncio.wait_for(diary.run(lambda: history.end(now_ms, "It was told to end.")), LAST_WORD_S)
+        await asyncio.wait_for(diary.run(lambda: history.end(now_ms, why)), LAST_WORD_S)
 
 
 # --- one of several -------------------------------------------------------------------------------------------------
@@ -388,7 +390,9 @@ class _Contending:
                         await self._rest.stand_by()
                     if self._parts.signalled.is_set():
                         if noting.done() and not dispatcher.leadership_lost.is_set():
-                            await _note_end(history, diary)
+                            place = self._parts.place
+                            why = place.why_told() if place is not None else ""
+                            await _note_end(history, diary, why or "It was told to end.")
                         await self._election.close()
                     noting.cancel()
                 return end

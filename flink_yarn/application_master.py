@@ -55,6 +55,7 @@ ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
 MAIN_LOG: Final = "jobmanager.log"
 MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
+ORPHANED: Final = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
 _PORTS_FILE: Final = "jobmanager.ports"
 LOG_TAIL_CHARACTERS: Final = 100_000
 ERROR_LINES_MAX: Final = 40
@@ -162,7 +163,7 @@ class ApplicationMaster:
                 log_dir=os.environ.get("FLINK_LOGS"),
                 extras={"yarn-application-id": self._application_id},
                 contender=contender_of(self._application_id, self._attempt) if self._is_ha else None,
-                place=leader_place(os.environ),
+                place=leader_place(os.environ, lambda: ORPHANED if self.is_orphaned else ""),
                 ended=self._tell_yarn,
             )
         finally:

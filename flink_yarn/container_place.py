@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from engine.jobmanager_process import LeaderPlace
@@ -26,9 +26,9 @@ def container_log_url(environ: Mapping[str, str]) -> str:
     return f"http://{host}:{port}/node/containerlogs/{container}/{user}"
 
 
-def leader_place(environ: Mapping[str, str]) -> LeaderPlace:
+def leader_place(environ: Mapping[str, str], why_told: Callable[[], str]) -> LeaderPlace:
     """Return what the history of leaders tells of the JobManager in this container."""
-    return LeaderPlace(environ.get("CONTAINER_ID", ""), container_log_url(environ), _former_end(environ))
+    return LeaderPlace(environ.get("CONTAINER_ID", ""), container_log_url(environ), _former_end(environ), why_told)
 
 
 def _former_end(environ: Mapping[str, str]) -> str:
