@@ -163,7 +163,7 @@ class ApplicationMaster:
                 log_dir=os.environ.get("FLINK_LOGS"),
                 extras={"yarn-application-id": self._application_id},
                 contender=contender_of(self._application_id, self._attempt) if self._is_ha else None,
-                place=leader_place(os.environ, lambda: ORPHANED if self.is_orphaned else ""),
+                place=leader_place(os.environ, self._why_told),
                 ended=self._tell_yarn,
             )
         finally:
@@ -181,12 +181,15 @@ class ApplicationMaster:
             give_up=lambda reason: self._finish(Outcome("FAILED", reason)),
         )
 
+    def _why_told(self) -> str:
+        # The NodeManager, which ends the whole container then, may be quicker than our look.
+        return ORPHANED if _has_lost_master() else ""
+
     async def _watch_master(self) -> None:
         """End with skein's Java process. Where a NodeManager has died, nobody ends us when YARN has given us up."""
-        pid = int(os.environ.get("FLINK_MASTER_PID", "0"))
-        while pid:
+        while True:
             await asyncio.sleep(MASTER_LOOK_S)
-            if not os.path.exists(f"/proc/{pid}"):
+            if _has_lost_master():
                 logger.warning("YARN's Java ApplicationMaster is gone: this JobManager ends")
                 self.was_killed = self.is_orphaned = True
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -455,6 +458,12 @@ class ApplicationMaster:
             self._app.set_progress(progress)
         except Exception as error:  # a number on a page
             logger.debug("YARN was not told of the progress: %s", error)
+
+
+def _has_lost_master() -> bool:
+    """Return whether skein's Java process, which the script knows, is there no more."""
+    pid = os.environ.get("FLINK_MASTER_PID", "0")
+    return pid != "0" and not os.path.exists(f"/proc/{pid}")
 
 
 def _copy(source: str, target: str) -> None:
