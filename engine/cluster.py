@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -34,7 +35,14 @@ from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.services import high_availability_services
 from engine.jobmanager_process import JobManagerHandle, run_jobmanager, serve_rest
-from engine.process_setup import check_config, configure_logging, handled_signals, reachable_host, temp_dir
+from engine.process_setup import (
+    bounded_output,
+    check_config,
+    configure_logging,
+    handled_signals,
+    reachable_host,
+    temp_dir,
+)
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import InitializeSlot
 from engine.protocol.lifecycle import JobStatus
@@ -58,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobManagerHandle",
     "LocalCluster",
+    "bounded_output",
     "check_config",
     "configure_logging",
     "main",
@@ -102,8 +111,10 @@ def _child_environment() -> dict[str, str]:
     return environment
 
 
-async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "") -> None:
+async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "", log_url: str = "") -> None:
     """Run a TaskManager until SIGTERM, SIGINT, SIGHUP, its release, or until no JobManager accepts it.
+
+    ``log_url``: where others than the JobManager show its logs.
 
     Raises: ConfigError, ExternalError.
     """
@@ -124,7 +135,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
     def on_signal(number: int) -> None:
         stopping.set()
         if executor is not None:
-            executor.stop(f"{signal.Signals(number).name} received")
+            executor.stop(f"{signal.Signals(number).name} received", drain=True)
 
     try:
         with handled_signals(loop, on_signal):
@@ -132,6 +143,7 @@ async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log:
                 rpc_host = await _leader_host(connector, config, stopping)
             if not stopping.is_set():
                 settings = _settings_of_taskmanager(config, rpc_host, rpc_port, log_dir, main_log)
+                settings = dataclasses.replace(settings, log_url=log_url)
                 executor = TaskExecutor(
                     settings,
                     connect=connector or connect_to_address,
@@ -520,11 +532,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 config.set(RestOptions.ADDRESS, options.host)  # clients must reach this very JobManager when it leads
         if options.webui_port is not None:
             config.set(RestOptions.PORT, options.webui_port).set(RestOptions.BIND_PORT, str(options.webui_port))
+        configure_logging(log_file, config)
         log_dir = os.path.dirname(log_file) if log_file else config.get(ClusterOptions.LOG_DIR)
-        if options.process == "jobmanager":
-            asyncio.run(run_jobmanager(config, log_dir=log_dir or None))
-        else:
-            asyncio.run(run_taskmanager(config, log_dir=log_dir, main_log=os.path.basename(log_file or "")))
+        with bounded_output(f"{os.path.splitext(log_file)[0]}.out" if log_file else None, config):
+            if options.process == "jobmanager":
+                asyncio.run(run_jobmanager(config, log_dir=log_dir or None))
+            else:
+                asyncio.run(run_taskmanager(config, log_dir=log_dir, main_log=os.path.basename(log_file or "")))
     except (EngineError, OSError) as error:
         logger.error("the %s ends: %s", options.process, error)
         if log_file:

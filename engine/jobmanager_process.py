@@ -31,20 +31,35 @@ from engine.ha.contracts import (
     LeadershipLostError,
     MetadataStore,
 )
+from engine.ha.history import LeaderHistory, LeaderRecord
 from engine.ha.job_store import FencedJobStore
 from engine.ha.services import high_availability_services
 from engine.process_setup import check_config, handled_signals, temp_dir
 from engine.rpc.endpoint import GrpcServer
 from engine.runtime.jobmanager.dispatcher import Dispatcher
+from engine.runtime.jobmanager.io_thread import IoThread
 from engine.runtime.jobmanager.resource_manager import ResourceDriver
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 
-__all__ = ["JobManagerHandle", "run_jobmanager", "serve_rest"]
+__all__ = ["JobManagerHandle", "LeaderPlace", "run_jobmanager", "serve_rest"]
 
 logger = logging.getLogger("engine.cluster")
 
 #: A leader that could not begin lets others try for so long before it contends again.
 PAUSE_S: Final = 1.0
+#: For a last word in the history of leaders; others wait for our place meanwhile.
+LAST_WORD_S: Final = 0.5
+
+
+@dataclass(frozen=True)
+class LeaderPlace:
+    """Where a JobManager runs, as far as the deployment knows: YARN."""
+
+    container: str
+    log_url: str
+    former_end: str = ""  #: why the process before this one in the same container has ended, "" if there was none
+    #: says why this one was told to end, "" when nobody knows
+    why_told: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -87,13 +102,14 @@ async def run_jobmanager(
     new_driver: Callable[[], ResourceDriver] | None = None,
     contender: Contender | None = None,
     ended: Callable[[], None] | None = None,
+    place: LeaderPlace | None = None,
 ) -> None:
     """Run a JobManager until SIGTERM, SIGINT, SIGHUP or a request to shut the cluster down.
 
     ``ready`` is called when clients and TaskManagers can connect, before the driver is started; with high availability
     each time that this process begins to lead. Then ``new_driver`` makes the driver of each leadership, ``contender``
     says who stands for election, and ``ended`` is called, in a thread, when the cluster has ended for good: before what
-    it has written down for its next leader is deleted.
+    it has written down for its next leader is deleted. ``place`` is what the history of leaders tells of this process.
     Raises: ConfigError, ExternalError when it cannot start (port in use).
     """
     check_config(config)
@@ -110,7 +126,9 @@ async def run_jobmanager(
 
     try:
         with handled_signals(asyncio.get_running_loop(), on_signal):
-            parts = _Parts(config, folder.path, signalled, log_dir, extras, ready, new_driver or (lambda: driver))
+            parts = _Parts(
+                config, folder.path, signalled, log_dir, extras, ready, new_driver or (lambda: driver), place=place
+            )
             if services is None:
                 await _run_alone(parts, rest=rest)
             else:
@@ -130,8 +148,9 @@ class _Parts:
     extras: dict[str, Any] | None
     ready: Callable[[JobManagerHandle], None] | None
     new_driver: Callable[[], ResourceDriver | None]
+    place: LeaderPlace | None = None
 
-    def dispatcher(self, job_store: FencedJobStore | None = None) -> Dispatcher:
+    def dispatcher(self, job_store: FencedJobStore | None = None, history: LeaderHistory | None = None) -> Dispatcher:
         return Dispatcher(
             self.config,
             clock=SystemClock(),
@@ -140,6 +159,7 @@ class _Parts:
             extras=self.extras,
             temp_dir=self.folder,
             job_store=job_store,
+            history=history,
         )
 
     @property
@@ -245,6 +265,12 @@ def _warm_up() -> None:
     import grpc.aio  # noqa: F401
 
 
+async def _note_end(history: LeaderHistory, diary: IoThread, why: str) -> None:
+    now_ms = SystemClock().now_ms()
+    with contextlib.suppress(EngineError, TimeoutError):
+        await asyncio.wait_for(diary.run(lambda: history.end(now_ms, why)), LAST_WORD_S)
+
+
 # --- one of several -------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +318,7 @@ class _Contending:
         self._election: LeaderElection = services.election()
         self._rest: Any = None
         self._web: Any = None
+        self._former_end = parts.place.former_end if parts.place is not None else ""
 
     async def run(self, *, rest: bool) -> None:
         """Contend, lead when it is granted, stand by in between. Raises ConfigError, ExternalError, and what the
@@ -303,7 +330,7 @@ class _Contending:
                 self._rest = StandbyRest(self._services.retrieval(), upload_dir=self._parts.upload_dir)
                 self._web = await serve_rest(self._rest, self._parts.config)
                 logger.info("Rest endpoint listening at %s", self._web.address)
-            await self._election.start(self._standing)
+            await self._join()
             while not self._parts.signalled.is_set():
                 token = self._standing.token
                 if token is None:
@@ -325,6 +352,18 @@ class _Contending:
                 await self._web.close()
             await self._services.close()
 
+    async def _join(self) -> None:
+        """Stand for election; given up when this process is told to end, however long the service does not answer."""
+        joining = asyncio.create_task(self._election.start(self._standing))
+        signalled = asyncio.create_task(self._parts.signalled.wait())
+        await asyncio.wait({joining, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if joining.done():
+            joining.result()
+        else:
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+
     async def _wait_for_news(self) -> None:
         await _first_of(self._standing.changed, self._parts.signalled)
         self._standing.changed.clear()
@@ -337,16 +376,19 @@ class _Contending:
             await asyncio.wait_for(self._parts.signalled.wait(), PAUSE_S)
             return
         self._election = self._services.election()
-        await self._election.start(self._standing)
+        await self._join()
 
     async def _lead(self, token: FencingToken) -> _End:
         """Lead until that ends. Raises ExternalError when no port is free."""
         store = FencedJobStore(self._services.metadata(), self._services.storage_dir, token)
-        dispatcher = self._parts.dispatcher(store)
+        history = LeaderHistory(self._services.metadata(), token)
+        dispatcher = self._parts.dispatcher(store, history)
+        diary = IoThread("leader-history")
         try:
             ports = self._parts.config.get(HaOptions.JOBMANAGER_PORT)
             async with self._parts.server(token, dispatcher, ports) as server:
                 working = asyncio.create_task(self._work(token, dispatcher, server))
+                noting = asyncio.create_task(self._note_leadership(history, diary, token, dispatcher, server.port))
                 try:
                     end = await self._until_end(token, dispatcher, working)
                     if end is _End.SHUT_DOWN:
@@ -359,10 +401,29 @@ class _Contending:
                     if self._rest is not None:
                         await self._rest.stand_by()
                     if self._parts.signalled.is_set():
+                        if noting.done() and not dispatcher.leadership_lost.is_set():
+                            place = self._parts.place
+                            why = place.why_told() if place is not None else ""
+                            await _note_end(history, diary, why or "It was told to end.")
                         await self._election.close()
+                    noting.cancel()
                 return end
         finally:
+            diary.abandon()
             await dispatcher.suspend()
+
+    async def _note_leadership(
+        self, history: LeaderHistory, diary: IoThread, token: FencingToken, dispatcher: Dispatcher, port: int
+    ) -> None:
+        place = self._parts.place or LeaderPlace("", "")
+        address = self._web.address if self._web is not None else f"{self._parts.rpc_host}:{port}"
+        now_ms = SystemClock().now_ms()
+        record = LeaderRecord(token, address, now_ms, container=place.container, log_url=place.log_url)
+        former_end, self._former_end = self._former_end, ""
+        try:
+            dispatcher.leaders = await diary.run(lambda: history.begin(record, former_end))
+        except EngineError as error:  # nothing but this history depends on it
+            logger.warning("that this JobManager leads is not written down: %s", error)
 
     async def _work(self, token: FencingToken, dispatcher: Dispatcher, server: GrpcServer) -> None:
         """Take over, then tell everybody."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from engine.cluster import JobManagerHandle, configure_logging, run_jobmanager
+from engine.cluster import JobManagerHandle, bounded_output, configure_logging, run_jobmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
@@ -31,6 +31,7 @@ from engine.protocol.lifecycle import JobStatus
 from flink_yarn.archive import mark_used
 from flink_yarn.bad_nodes import tell_skein
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, GAVE_UP, JOB_FOLDER, Mode, address_path
+from flink_yarn.container_place import leader_place
 from flink_yarn.high_availability import (
     Outcome,
     contender_of,
@@ -54,11 +55,16 @@ MASTER_LOOK_S: Final = 0.5
 RETRY_S: Final = 1.0
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
+MAIN_LOG: Final = "jobmanager.log"
+MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
+ORPHANED: Final = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
 _PORTS_FILE: Final = "jobmanager.ports"
 LOG_TAIL_CHARACTERS: Final = 100_000
 ERROR_LINES_MAX: Final = 40
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
 EXIT_CRASH: Final = 70
+#: The same: this process alone was told to end, and another one goes on in its place.
+EXIT_TERMINATED: Final = 128 + signal.SIGTERM
 
 
 def outcome_of(graph: ExecutionGraph) -> Outcome:
@@ -139,6 +145,8 @@ class ApplicationMaster:
         self.outcome: Outcome | None = None
         #: YARN or a person ended this process; the application's end is not ours to tell
         self.was_killed = False
+        #: nobody could begin again here: YARN's Java process has ended
+        self.is_orphaned = False
         #: YARN has been told of the outcome
         self.has_ended = False
         self._is_ha = is_highly_available(config)
@@ -157,6 +165,7 @@ class ApplicationMaster:
                 log_dir=os.environ.get("FLINK_LOGS"),
                 extras={"yarn-application-id": self._application_id},
                 contender=contender_of(self._application_id, self._attempt) if self._is_ha else None,
+                place=leader_place(os.environ, self._why_told),
                 ended=self._tell_yarn,
             )
         finally:
@@ -176,14 +185,17 @@ class ApplicationMaster:
             node_health=node_health,
         )
 
+    def _why_told(self) -> str:
+        # The NodeManager, which ends the whole container then, may be quicker than our look.
+        return ORPHANED if _has_lost_master() else ""
+
     async def _watch_master(self) -> None:
         """End with skein's Java process. Where a NodeManager has died, nobody ends us when YARN has given us up."""
-        pid = int(os.environ.get("FLINK_MASTER_PID", "0"))
-        while pid:
+        while True:
             await asyncio.sleep(MASTER_LOOK_S)
-            if not os.path.exists(f"/proc/{pid}"):
+            if _has_lost_master():
                 logger.warning("YARN's Java ApplicationMaster is gone: this JobManager ends")
-                self.was_killed = True
+                self.was_killed = self.is_orphaned = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -233,11 +245,11 @@ class ApplicationMaster:
         self._spawn(self._start())
 
     def _on_sigterm(self) -> None:
-        logger.info("SIGTERM received: YARN ends this container")
+        logger.info("SIGTERM received: YARN ends this container, or somebody this process")
         self.was_killed = True
         assert self._handle is not None
         if self._is_ha:
-            self._handle.stop()  # the next attempt goes on with the jobs
+            self._handle.stop()  # the next attempt, or the next process, goes on with the jobs
         else:
             self._handle.dispatcher.shut_down_requested.set()
 
@@ -452,6 +464,12 @@ class ApplicationMaster:
             logger.debug("YARN was not told of the progress: %s", error)
 
 
+def _has_lost_master() -> bool:
+    """Return whether skein's Java process, which the script knows, is there no more."""
+    pid = os.environ.get("FLINK_MASTER_PID", "0")
+    return pid != "0" and not os.path.exists(f"/proc/{pid}")
+
+
 def _copy(source: str, target: str) -> None:
     import shutil
 
@@ -480,7 +498,7 @@ def _give_up(logs: str, code: str) -> int:
 def _last_error(logs: str) -> str:
     """Return the last error in the JobManager's log, "" when there is none."""
     try:
-        with open(os.path.join(logs, "jobmanager.log"), encoding="utf-8", errors="replace") as stream:
+        with open(os.path.join(logs, MAIN_LOG), encoding="utf-8", errors="replace") as stream:
             lines = stream.read()[-LOG_TAIL_CHARACTERS:].splitlines()
     except OSError:
         return ""
@@ -491,7 +509,7 @@ def _last_error(logs: str) -> str:
 def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
     """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
     logs = os.environ.get("FLINK_LOGS") or "."
-    configure_logging(os.path.join(logs, "jobmanager.log"))
+    configure_logging(os.path.join(logs, MAIN_LOG))
     logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
     if sys.argv[1:2] == [GAVE_UP]:
         return _give_up(logs, sys.argv[2])
@@ -505,6 +523,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         return EXIT_CRASH
     try:
         config = _effective_config(mode, again)
+        configure_logging(os.path.join(logs, MAIN_LOG), config)
         logger.info(
             "JobManager of application %s (%s), %s",
             os.environ["SKEIN_APPLICATION_ID"],
@@ -513,7 +532,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         )
         logger.info("memory of the JobManager: %s", config.get_string("jobmanager.memory.process.size"))
         master = ApplicationMaster(application, config, mode, user)
-        outcome = run(master)
+        with bounded_output(os.path.join(logs, MAIN_OUT), config):
+            outcome = run(master)
     except LeadershipLostError as error:
         logger.error("the JobManager ends: %s", error)  # the application is another attempt's
         return 1
@@ -537,7 +557,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
     if master.has_ended:
         return 0
     if master.was_killed:
-        return 1
+        # The script has heard the signal, too, when YARN ends the container, and begins nothing any more.
+        return EXIT_TERMINATED if is_highly_available(config) and not master.is_orphaned else 1
     if is_highly_available(config):
         return EXIT_CRASH  # it could not tell YARN, or does not lead any more
     _shut_down(application, outcome)

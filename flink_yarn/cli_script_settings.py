@@ -15,11 +15,13 @@ from typing import Final
 from engine.core.config import Configuration, find_config_dir, load_config_dir, parse_dynamic_properties
 from engine.core.errors import ConfigError
 from engine.core.option_warnings import check_values, key_warnings
-from engine.core.options import ClusterOptions, HaOptions, RestOptions
+from engine.core.options import ClusterOptions, HaOptions, LogOptions, RestOptions
 
 __all__ = ["hosts_of", "log_level", "main", "masters_of", "settings"]
 
-_LEVELS: Final = ("DEBUG", "INFO", "WARN", "ERROR")
+_LEVELS: Final = ("DEBUG", "INFO", "WARN", "ERROR", "FATAL", "OFF", "TRACE")
+#: In Flink's own log4j.properties: the level comes from env.log.level.
+_FROM_CONFIG: Final = "${env:ROOT_LOG_LEVEL}"
 
 
 def _read_lines(path: str) -> list[str]:
@@ -73,6 +75,8 @@ def log_level(config_dir: str | None) -> str:
             key, _, value = line.partition("=")
             if key.strip() == "rootLogger.level":
                 level = value.strip().upper()
+                if level == _FROM_CONFIG.upper():
+                    continue
                 if level not in _LEVELS:
                     raise ConfigError(f"{path}: rootLogger.level is {value.strip()!r}; expected {', '.join(_LEVELS)}.")
                 return level
@@ -81,11 +85,13 @@ def log_level(config_dir: str | None) -> str:
 
 def settings(config_dir: str | None, config: Configuration, environ: Mapping[str, str]) -> dict[str, list[str]]:
     """Return variable → words. Folders named by environment variables win over the configuration."""
+    level = config.get(LogOptions.LEVEL) if config.contains(LogOptions.LEVEL) else log_level(config_dir)
     return {
         "FLINK_EFFECTIVE_CONF_DIR": [config_dir or ""],
         "FLINK_LOG_DIR": [environ.get("FLINK_LOG_DIR") or config.get(ClusterOptions.LOG_DIR)],
         "FLINK_PID_DIR": [environ.get("FLINK_PID_DIR") or config.get(ClusterOptions.PID_DIR)],
-        "FLINK_LOG_LEVEL": [environ.get("FLINK_LOG_LEVEL") or log_level(config_dir)],
+        "FLINK_LOG_LEVEL": [environ.get("FLINK_LOG_LEVEL") or level],
+        "FLINK_LOG_MAX": [str(config.get(LogOptions.BACKUPS_MAX))],
         "FLINK_SSH_OPTS": (environ.get("FLINK_SSH_OPTS") or config.get(ClusterOptions.SSH_OPTIONS)).split(),
         "FLINK_HIGH_AVAILABILITY": [config.get(HaOptions.TYPE)],
         "FLINK_MASTERS": masters_of(config_dir, config),

@@ -338,14 +338,14 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         return "\n".join(lines) + "\n"
     # A JobManager that dies is started again in place: no container notices more than a broken connection.
     lines += [
-        "child= attempt=0",
+        "child= last= attempt=0",
         "export FLINK_MASTER_PID=$PPID",
         "trap 'kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM",
         "while true; do",
         "  started=$SECONDS",
-        f'  FLINK_RESTART=$attempt "$python" -P -m {command} &',
+        f'  FLINK_RESTART=$attempt FLINK_LAST_EXIT=$last "$python" -P -m {command} &',
         "  child=$!",
-        "  wait $child; code=$?",
+        "  wait $child; code=$?; last=$code",
         "  # 0: it has ended the application; 1: there is no use in trying again.",
         "  [[ $code -le 1 ]] && exit $code",
         "  if ((SECONDS - started > 30)); then attempt=0; fi",

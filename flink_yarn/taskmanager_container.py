@@ -11,12 +11,13 @@ import sys
 import tempfile
 from typing import Any, Final
 
-from engine.cluster import configure_logging, run_taskmanager
+from engine.cluster import bounded_output, configure_logging, run_taskmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
 from flink_yarn.application_master import bind_host
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER
+from flink_yarn.container_place import container_log_url
 from flink_yarn.high_availability import is_highly_available, with_cluster_id
 from flink_yarn.skein_driver import skein_module
 
@@ -25,6 +26,7 @@ __all__ = ["container_config", "main"]
 logger = logging.getLogger("flink_yarn.taskmanager_container")
 
 MAIN_LOG: Final = "taskmanager.log"
+MAIN_OUT: Final = "taskmanager.out"  # the name that is in the container's script
 
 
 def container_config(config: Configuration, address: dict[str, Any] | None, environ: dict[str, str]) -> Configuration:
@@ -61,9 +63,11 @@ def main() -> int:
     tempfile.tempdir = f"/proc/{os.getpid()}/cwd/{os.path.basename(os.environ['TMPDIR'])}"
     try:
         config = load_config_dir(CONF_FOLDER)
+        configure_logging(os.path.join(logs, MAIN_LOG), config)
         address = None if is_highly_available(config) else _wait_for_address()
         config = container_config(config, address, dict(os.environ))
-        asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG))
+        with bounded_output(os.path.join(logs, MAIN_OUT), config):
+            asyncio.run(run_taskmanager(config, log_dir=logs, main_log=MAIN_LOG, log_url=container_log_url(os.environ)))
     except EngineError as error:
         logger.error("the TaskManager ends: %s", error)
         print(f"The TaskManager ends: {error}", file=sys.stderr)

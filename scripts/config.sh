@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2153 # FLINK_PID_DIR comes from read_settings
 #
 # Environment: FLINK_CONF_DIR, FLINK_LOG_DIR, FLINK_PID_DIR (default /tmp), FLINK_IDENT_STRING (default: the user),
-# FLINK_PYTHON, FLINK_SSH (default ssh), FLINK_SSH_OPTS, FLINK_LOG_LEVEL (default: conf/log.properties).
+# FLINK_PYTHON, FLINK_SSH (default ssh), FLINK_SSH_OPTS, FLINK_LOG_LEVEL (default: env.log.level, conf/log.properties).
 
 FLINK_BIN_DIR=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 FLINK_HOME=$(dirname "$FLINK_BIN_DIR")
@@ -99,10 +99,11 @@ count_running() {
     echo "$count"
 }
 
+# What a daemon of before has written makes room, as it does when the file has its full size (env.log.max).
 rotate() {
     local i
-    [[ -e $1 ]] || return 0
-    for i in 4 3 2 1; do
+    [[ -s $1 ]] || return 0
+    for ((i = FLINK_LOG_MAX - 1; i > 0; i--)); do
         [[ -e $1.$i ]] && mv -f "$1.$i" "$1.$((i + 1))"
     done
     mv -f "$1" "$1.1"

@@ -19,6 +19,7 @@ from engine.core.config import (
     string,
 )
 from engine.core.ha_options import HaOptions
+from engine.core.log_options import LogOptions
 
 _POSITIVE = (lambda value: value >= 1, "a whole number of at least 1")
 _PORT = (lambda value: 0 <= value <= 65535, "a port from 0 (any free one) to 65535")
@@ -187,6 +188,12 @@ class ClusterOptions:
         300_000,
         "How long a TaskManager tries to register before it ends.",
     )
+    DRAIN_TIMEOUT: Final = ConfigOption(
+        "taskmanager.drain-timeout",
+        duration_ms,
+        5_000,
+        "How long a TaskManager keeps its slots at SIGTERM while checkpoints of their jobs are taken; 0 = not at all.",
+    )
     TASKMANAGER_TIMEOUT: Final = ConfigOption(
         "resourcemanager.taskmanager-timeout",
         duration_ms,
@@ -292,6 +299,13 @@ class RestOptions:
     )
     HISTORY: Final = ConfigOption(
         "web.history", integer, 50, "Ended jobs that the JobManager remembers.", ("jobmanager.web.history",)
+    )
+    EXCEPTIONS: Final = ConfigOption(
+        "web.exception-history-size",
+        integer,
+        16,
+        "Exceptions of each job that are remembered, with high availability also by the next JobManager.",
+        check=_POSITIVE,
     )
     ARCHIVE_DIR: Final = ConfigOption(
         "jobmanager.archive.fs.dir", string, "", "Folder (any file system) where ended jobs are archived."
@@ -526,6 +540,7 @@ def all_options() -> list[ConfigOption[Any]]:
         CheckpointingOptions,
         RestartOptions,
         ClusterOptions,
+        LogOptions,
         MemoryOptions,
         RestOptions,
         YarnOptions,

@@ -16,6 +16,7 @@ from engine.core.options import (
     ClusterOptions,
     HaOptions,
     JobOptions,
+    LogOptions,
     MemoryOptions,
     RestartOptions,
     RestOptions,
@@ -26,6 +27,7 @@ __all__ = ["configuration_page", "configuration_template", "main"]
 
 _SECTIONS: Final[tuple[tuple[str, type], ...]] = (
     ("Cluster", ClusterOptions),
+    ("Logs", LogOptions),
     ("Memory", MemoryOptions),
     ("REST and dashboard", RestOptions),
     ("Jobs", JobOptions),

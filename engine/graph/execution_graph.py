@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 STORY_LENGTH_MAX: Final = 200  # enough for a few restarts of one job
-EXCEPTIONS_MAX: Final = 16  # as web.exception-history-size in Flink
+EXCEPTIONS_MAX: Final = 16  # default of web.exception-history-size
 ATTEMPTS_MAX: Final = 17  # the current one and jobmanager.execution.attempts-history-size of Flink
 
 
@@ -44,6 +44,7 @@ class SlotGrant:
     resource_id: ResourceID
     host: str
     address: SlotAddress
+    log_url: str = ""  #: of its TaskManager's logs where others than the JobManager show them
 
 
 @dataclass(slots=True)
@@ -136,6 +137,7 @@ class ExceptionEntry:
     task_name: str | None = None
     endpoint: str | None = None  #: "host:port" of the TaskManager
     resource_id: ResourceID | None = None
+    log_url: str = ""  #: as in SlotGrant
 
 
 class ExecutionGraph:

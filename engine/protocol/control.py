@@ -166,6 +166,7 @@ class TaskManagerRegistered:
     data_port: int
     #: allocations still held, for a JobManager that took over: allocation → (slot, job)
     held: tuple[tuple[AllocationID, SlotID, JobID], ...] = ()
+    log_url: str = ""  #: where its logs are shown by others than the JobManager: YARN's NodeManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,15 @@ class LogRead:
 class LogsListed:
     request_id: int
     files: tuple[tuple[str, int, int], ...]  #: name, size, mtime in ms
+
+
+@dataclass(frozen=True, slots=True)
+class TaskManagerDraining:
+    """The TaskManager is about to end on purpose and still has slots. Answered with ShutDownTaskManager when nothing is
+    lost any more by its end; it does not wait for that for long."""
+
+    resource_id: ResourceID
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +392,7 @@ UpMessage: TypeAlias = (
     | LogRead
     | LogsListed
     | StacksSampled
+    | TaskManagerDraining
     | TaskManagerUnregistered
 )
 DownMessage: TypeAlias = (

@@ -51,6 +51,12 @@ async def get_jobmanager_environment(request: Request) -> Response:
     )
 
 
+async def get_leaders(request: Request) -> Response:
+    """Who has led this cluster, newest first; not in Flink."""
+    leaders = context_of(request).gateway.leaders
+    return JSONResponse({"leaders": [cluster_views.leader(one) for one in reversed(leaders)]})
+
+
 def _log_dir(request: Request) -> str:
     """Return the folder of log files: what the gateway says, else what the configuration says."""
     gateway = context_of(request).gateway
@@ -94,6 +100,7 @@ ROUTES = [
     Route("/cluster", shut_down, methods=["DELETE"]),
     Route("/jobmanager/config", get_jobmanager_config),
     Route("/jobmanager/environment", get_jobmanager_environment),
+    Route("/jobmanager/leaders", get_leaders),
     Route("/jobmanager/log", get_jobmanager_log),
     Route("/jobmanager/stdout", get_jobmanager_stdout),
     Route("/jobmanager/logs", get_jobmanager_logs),

@@ -11,12 +11,14 @@ from engine.core.config import Configuration
 from engine.core.ids import JobID, ResourceID
 from engine.core.options import RestOptions
 from engine.graph.execution_graph import ExecutionGraph
+from engine.ha.history import LeaderRecord
 from engine.runtime.jobmanager.gateway import ClusterOverview, TaskManagerView
 
 __all__ = [
     "assigned_tasks",
     "configuration",
     "dashboard_configuration",
+    "leader",
     "overview",
     "taskmanager",
     "taskmanager_details",
@@ -84,6 +86,18 @@ def configuration(config: Configuration) -> list[Json]:
         {"key": key, "value": "******" if any(part in key.lower() for part in _SENSITIVE) else value}
         for key, value in sorted(config.to_dict().items())
     ]
+
+
+def leader(record: LeaderRecord) -> Json:
+    """Return one row of ``/jobmanager/leaders``; ``until`` is -1 for the one that leads."""
+    return {
+        "address": record.address,
+        "since": record.since_ms,
+        "until": record.until_ms or -1,
+        "reason": record.why_ended,
+        "container": record.container,
+        "log": record.log_url,
+    }
 
 
 def assigned_tasks(graphs: Iterable[ExecutionGraph], resource_id: ResourceID) -> dict[JobID, int]:

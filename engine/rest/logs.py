@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -57,6 +58,11 @@ def own_stdout(folder: str) -> str:
         target = ""
     if os.path.dirname(target) == os.path.realpath(folder):
         return os.path.basename(target)
+    # It is a pipe where .out files are rolled; they have the name of the log.
+    with contextlib.suppress(NotFound):
+        name = f"{os.path.splitext(own_log(folder))[0]}.out"
+        if os.path.isfile(os.path.join(folder, name)):
+            return name
     return _newest(folder, (".out", ".stdout"))
 
 

@@ -176,6 +176,13 @@ def exceptions(graph: ExecutionGraph, max_exceptions: int) -> Json:
     }
 
 
+def _labels(entry: ExceptionEntry) -> dict[str, str]:
+    """Return what Flink's enrichers of failures could say: on YARN the container and where its log is."""
+    if entry.resource_id is None or not entry.log_url:
+        return {}
+    return {"container": entry.resource_id, "log": entry.log_url}
+
+
 def _exception(entry: ExceptionEntry) -> Json:
     return {
         "exceptionName": entry.error.type_name,
@@ -184,7 +191,7 @@ def _exception(entry: ExceptionEntry) -> Json:
         "taskName": entry.task_name,
         "endpoint": entry.endpoint,
         "taskManagerId": entry.resource_id,
-        "failureLabels": {},
+        "failureLabels": _labels(entry),
         "concurrentExceptions": [],
     }
 

@@ -11,7 +11,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from engine.core.ids import JobID, JobVertexID
+from engine.core.ids import JobID, JobVertexID, ResourceID
+from engine.graph.execution_graph import ExceptionEntry
+from engine.ha.history import LeaderRecord
+from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
 from tests.browser.conftest import ERROR, Site
 from tests.browser.webdriver import Browser
@@ -124,6 +127,32 @@ def test_a_failed_job_shows_its_cause_first(browser: Browser, site: Site, tmp_pa
     browser.click(".failure a")
     browser.wait_text("word_count.py", ".exceptions")
     assert ERROR.message in browser.text(".exceptions pre")
+    assert f"TaskManager {TASKMANAGER} · Log" in browser.text(".exceptions article")
+    browser.click(".exceptions article a")
+    browser.wait_text("registered at the JobManager", "pre")
+
+
+def test_exceptions_of_before_a_failover_and_former_leaders_lead_to_their_containers_logs(
+    browser: Browser, site: Site, tmp_path: Path
+):
+    container, logs = "container_1700000000000_0001_02_000003", "/node/containerlogs/container_1/user"
+    graph = site.gateway.add_running_job(word_count_job("After a failover"), age_ms=60_000)
+    error = ErrorInfo("SlotLost", "The slot process that ran the job's tasks was ended by SIGKILL.", "", "external")
+    lost = ExceptionEntry(error, graph.start_ms, "sum (2/2)", "host-1:40001", ResourceID(container), logs)
+    graph.exceptions.append(lost)
+    site.gateway.leaders = [
+        LeaderRecord("1", "http://host-1:8081", graph.start_ms - 9000, graph.start_ms, "It was told to end."),
+        LeaderRecord("2", "http://host-2:8081", graph.start_ms, container=container, log_url=logs),
+    ]
+    go(browser, site.address, f"/job/{graph.job_graph.job_id}/exceptions")
+    assert f"Container {container} · Log" in browser.text(".exceptions article")
+    assert browser.script("return document.querySelector('.exceptions article a').getAttribute('href')") == logs
+    browser.screenshot(str(tmp_path / "exceptions.png"))
+    go(browser, site.address, "/jobmanager/leaders")
+    rows = browser.script("return [...document.querySelectorAll('tbody tr')].map(row => row.innerText)")
+    assert [("leads now" in row, "told to end" in row) for row in rows] == [(True, False), (False, True)]
+    assert browser.script("return document.querySelector('tbody a').getAttribute('href')") == logs
+    browser.screenshot(str(tmp_path / "leaders.png"))
 
 
 def test_the_timeline_draws_every_subtask(browser: Browser, site: Site, tmp_path: Path):

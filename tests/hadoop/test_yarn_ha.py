@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,30 @@ pytestmark = pytest.mark.hadoop
 @pytest.fixture(scope="module")
 def user(hadoop: HadoopCluster, tmp_path_factory: pytest.TempPathFactory) -> YarnUser:
     return ha_user(hadoop, tmp_path_factory.mktemp("ha"))
+
+
+def check_what_is_told(user: YarnUser, session: str) -> None:
+    """Exceptions of before the failovers, and who has led, with containers and links to their logs."""
+    (row,) = rest(user, session, "/jobs/overview")["jobs"]
+    entries = rest(user, session, f"/jobs/{row['jid']}/exceptions")["exceptionHistory"]["entries"]
+    leaders = rest(user, session, "/jobmanager/leaders")["leaders"]
+    assert len(leaders) == 4, leaders
+    assert (leaders[0]["until"], leaders[0]["reason"]) == (-1, "")
+    reasons = [one["reason"] for one in leaders[1:]]
+    assert reasons[2] == "Its process was ended by SIGKILL and was started again in its container."
+    # It looks twice a second whether YARN's Java process is there, and says so if there is time.
+    with_java = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
+    assert set(reasons[:2]) <= {with_java, "It ended without a word: killed, cut off, or its host was lost."}
+    assert [int(one["container"].split("_")[-2]) for one in leaders] == [3, 2, 1, 1]
+    before = [one for one in entries if one["timestamp"] < leaders[1]["since"]]
+    assert before, entries
+    assert all(one["failureLabels"]["container"] == one["taskManagerId"] for one in before)
+    assert all(one["taskManagerId"].startswith("container_") and one["endpoint"] for one in before)
+    # The node shows the logs of containers that have ended as long as the application runs.
+    for url in (before[0]["failureLabels"]["log"], leaders[0]["log"]):
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            page = answer.read().decode()
+        assert "manager.log" in page, (url, page[:500])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +137,7 @@ def test_a_job_survives_the_loss_of_each_process_and_is_exact(session, user, tmp
         assert user.application(session)["state"] == "RUNNING"
         listed = user.flink("list", "-yid", session)
         assert " : ha-session (RUNNING)" in listed.stdout, listed.stdout + listed.stderr
+        check_what_is_told(user, session)
         job.hurry()
         said, _ = client.communicate(timeout=240)
     finally:

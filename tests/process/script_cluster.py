@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -98,6 +101,11 @@ class ScriptCluster:
         from engine.client.rest_client import RestClient
 
         return RestClient(f"http://localhost:{self.rest_port}")
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that the JobManager's REST endpoint answers."""
+        with urllib.request.urlopen(f"http://localhost:{self.rest_port}{path}", timeout=30) as answer:
+            return json.load(answer)
 
     def flink(self, *arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         return self.run("flink", *arguments, timeout=timeout)

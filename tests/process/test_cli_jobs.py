@@ -87,7 +87,8 @@ def test_an_attached_run_prints_flinks_lines_and_ends_with_the_job(cluster, writ
     lines.remove("after the job")
     assert lines[1:3] == ["Program execution finished", f"Job with JobID {job_id} has finished."]
     assert re.fullmatch(r"Job Runtime: \d+ ms", lines[3])
-    assert re.search(r"^\d> \('to', 20\)$|^\d> \(to,20\)$", cluster.out(), re.MULTILINE)
+    printed = re.compile(r"^\d> \('to', 20\)$|^\d> \(to,20\)$", re.MULTILINE)
+    wait_until(lambda: printed.search(cluster.out()), "what the job has printed")
     assert state_of(cluster, job_id) == "FINISHED"
 
 

@@ -16,6 +16,7 @@ from engine.core.ids import AllocationID, IntermediateDatasetID, JobID, JobVerte
 from engine.graph.execution_graph import ExceptionEntry, ExecutionGraph, SlotGrant
 from engine.graph.job_graph import JobEdge, JobGraph, JobType, JobVertex, OperatorInfo
 from engine.graph.transformation import ShipStrategy
+from engine.ha.history import LeaderRecord
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskManagerRegistered, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
@@ -170,6 +171,7 @@ class FakeGateway:
         self.now_ms = now_ms
         self.folder = folder
         self.log_dir: str | None = None
+        self.leaders: list[LeaderRecord] = []
         self.graphs: list[ExecutionGraph] = []
         self.views: list[TaskManagerView] = []
         self.taskmanager_logs: dict[str, bytes] = {}

@@ -1,6 +1,6 @@
 // One job: header with cancel, drawn dataflow, vertices and their subtasks, timeline, exceptions, configuration.
 
-import { getJson } from "./api.js";
+import { getJson, quoted } from "./api.js";
 import { checkpoints } from "./checkpoints.js";
 import { h } from "./dom.js";
 import { bytes, count, duration, percent, short, time } from "./format.js";
@@ -160,6 +160,7 @@ function exceptionList(history) {
   return h("div", { class: "exceptions" }, history.entries.map((entry, index) => h("article", { "data-key": `${entry.timestamp}-${index}` },
     h("h3", null, entry.exceptionName, h("span", { class: "dim" }, ` ${time(entry.timestamp)}`)),
     entry.taskName ? h("p", { class: "dim" }, `${entry.taskName}${entry.endpoint ? ` on ${entry.endpoint}` : ""}`) : null,
+    entry.taskManagerId ? h("p", { class: "dim" }, `${entry.failureLabels.container ? "Container" : "TaskManager"} ${entry.taskManagerId} · `, h("a", { href: entry.failureLabels.log || `#/taskmanager/${quoted(entry.taskManagerId)}/log` }, "Log")) : null,
     h("pre", null, entry.stacktrace))));
 }
 

@@ -29,9 +29,10 @@ from engine.core.errors import (
 )
 from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
 from engine.core.options import ClusterOptions, RestOptions
-from engine.graph.execution_graph import ExecutionGraph
+from engine.graph.execution_graph import ExceptionEntry, ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.contracts import LeadershipLostError
+from engine.ha.history import LeaderHistory, LeaderRecord
 from engine.ha.job_store import JobResult, JobStore
 from engine.protocol.checkpoint import CheckpointAnswer, StopMode
 from engine.protocol.control import OperatorEventSent
@@ -81,9 +82,15 @@ class Dispatcher:
         temp_dir: str | None = None,
         new_worker: WorkerFactory = WorkerThread,
         job_store: JobStore | None = None,
+        history: LeaderHistory | None = None,
     ) -> None:
         self._new_worker = new_worker
         self._store = job_store
+        self._history = history
+        #: Jobs whose exceptions are being written down → whether there have been more since.
+        self._noting: dict[JobID, bool] = {}
+        #: Who has led this cluster, oldest first; empty without high availability.
+        self.leaders: Sequence[LeaderRecord] = ()
         self._io = IoThread("job-store", new_worker)
         #: Jobs that ended under former leaders, in order of their ends.
         self._ended_before: dict[JobID, ExecutionGraph] = {}
@@ -132,7 +139,8 @@ class Dispatcher:
     async def _recover(self, store: JobStore) -> None:
         results = {result.job_id: result for result in await self._io.run(store.results)}
         for result in list(results.values())[-self._history_max :] if self._history_max else ():
-            self._ended_before[result.job_id] = graph_of(result)
+            graph = self._ended_before[result.job_id] = graph_of(result)
+            graph.exceptions.extend(await self._exceptions_before(result.job_id))
         job_ids = await self._io.run(store.job_ids)
         if job_ids or results:
             logger.info("taking over %d jobs; %d have ended before", len(set(job_ids) - set(results)), len(results))
@@ -146,13 +154,37 @@ class Dispatcher:
         try:
             prepared = await self._io.run(functools.partial(prepare_recovered_job, store, job_id, self._config))
             await self._fetch_files(store, prepared.job_graph)
-            self._start(self._new_master(prepared))
+            self._start(self._new_master(prepared, await self._exceptions_before(job_id)))
         except (CorruptStateError, InputError, ConfigError) as error:
             logger.error("job=%s cannot go on and is failed: %s", job_id, error)
             now_ms = self._clock.now_ms()
             result = JobResult(job_id, str(job_id), JobStatus.FAILED.value, str(error), now_ms, now_ms)
             await self._io.run(lambda: store.put_result(result))
             self._ended_before[job_id] = graph_of(result)
+
+    async def _exceptions_before(self, job_id: JobID) -> list[ExceptionEntry]:
+        """Return those that the job had under former leaders, oldest first."""
+        history = self._history
+        return [] if history is None else await self._io.run(lambda: history.exceptions(job_id))
+
+    def _note_exceptions(self, graph: ExecutionGraph) -> None:
+        """Write them down; a job that fails again and again has one write under way, not a queue of them."""
+        history, job_id = self._history, graph.job_graph.job_id
+        if history is None:
+            return
+        if job_id in self._noting:
+            self._noting[job_id] = True
+            return
+        self._noting[job_id] = False
+        entries = tuple(graph.exceptions)
+
+        def done(result: Exception | None) -> None:
+            if isinstance(result, Exception):
+                logger.warning("job=%s: its exceptions are not written down: %s", job_id, result)
+            if self._noting.pop(job_id):
+                self._note_exceptions(graph)
+
+        self._io.submit(lambda: history.put_exceptions(job_id, entries), done)
 
     async def _fetch_files(self, store: JobStore, job_graph: JobGraph) -> None:
         known = {file.sha256 for file in job_graph.files if self.has_blob(file.sha256)}
@@ -303,7 +335,7 @@ class Dispatcher:
         self._start(master)
         return job_graph.job_id
 
-    def _new_master(self, prepared: PreparedJob) -> JobMaster:
+    def _new_master(self, prepared: PreparedJob, exceptions: Sequence[ExceptionEntry] = ()) -> JobMaster:
         return JobMaster(
             prepared,
             config=self._config,
@@ -313,6 +345,8 @@ class Dispatcher:
             new_worker=self._new_worker,
             store=self._store,
             on_leadership_lost=self._on_leadership_lost,
+            on_exception=self._note_exceptions,
+            exceptions=exceptions,
         )
 
     def _start(self, master: JobMaster) -> None:
@@ -389,6 +423,16 @@ class Dispatcher:
         master = self._jobs.get(message.job_id)
         if master is not None:
             master.checkpoints.answered(message)
+
+    async def prepare_loss(self, job_id: JobID) -> None:
+        master = self._jobs.get(job_id)
+        if master is None or not master.checkpoints.takes_checkpoints or master.graph.status is not JobStatus.RUNNING:
+            return
+        try:
+            taken = await master.checkpoints.take_checkpoint()
+            logger.info("job=%s checkpoint=%d is taken before a TaskManager ends", job_id, taken.checkpoint_id)
+        except EngineError as error:
+            logger.warning("job=%s goes on from its last checkpoint when a TaskManager ends: %s", job_id, error)
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)

@@ -15,6 +15,7 @@ from engine.core.config import Configuration
 from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
+from engine.ha.history import LeaderRecord
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import TaskManagerRegistered
 from engine.protocol.profiling import StacksSampled
@@ -64,6 +65,11 @@ class DispatcherGateway(Protocol):
     @property
     def config(self) -> Configuration:
         """The effective cluster configuration."""
+        ...
+
+    @property
+    def leaders(self) -> Sequence[LeaderRecord]:
+        """Who has led this cluster, oldest first; empty without high availability."""
         ...
 
     def overview(self) -> ClusterOverview: ...

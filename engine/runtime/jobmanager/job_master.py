@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, final
 
 from engine.checkpoint.assignment import JobRestore
@@ -22,7 +22,8 @@ from engine.core.config import Configuration
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.core.metrics import Accumulator
-from engine.graph.execution_graph import ExecutionGraph
+from engine.core.options import RestOptions
+from engine.graph.execution_graph import ExceptionEntry, ExecutionGraph
 from engine.graph.rescale import rescaled, uniform_parallelism
 from engine.ha.job_store import JobStore
 from engine.operators.base import JobOutcome
@@ -84,8 +85,12 @@ class JobMaster:
         new_worker: WorkerFactory = WorkerThread,
         store: JobStore | None = None,
         on_leadership_lost: Callable[[EngineError], None] = lambda error: None,
+        on_exception: Callable[[ExecutionGraph], None] = lambda graph: None,
+        exceptions: Sequence[ExceptionEntry] = (),
     ) -> None:
-        """``store``: where the job's progress is written down, so that it survives this process; None = nowhere."""
+        """``store``: where the job's progress is written down, so that it survives this process; None = nowhere.
+        ``exceptions``: those under former leaders; ``on_exception`` is called when there are more.
+        """
         job_graph = prepared.job_graph
         self.job_id = job_graph.job_id
         self._slots = slots
@@ -110,6 +115,9 @@ class JobMaster:
         self._scheduler = sched.Scheduler(
             job_graph, clock.now_ms(), restarts, recovers=recovers, first_attempt=first_attempt
         )
+        self._on_exception = on_exception
+        self.graph.exceptions = deque(exceptions, maxlen=effective.get(RestOptions.EXCEPTIONS))
+        self._newest_exception = self._last_exception()
         #: What the current attempt starts from.
         self._restore: JobRestore | None = None
         self._coordinators = self._new_coordinators(first_attempt)
@@ -160,10 +168,20 @@ class JobMaster:
                 for command in self._scheduler.handle(event, self._clock.now_ms()):
                     self._carry_out(command)
                 self._after(event)
+                self._tell_exceptions()
         except Exception as error:
             self._crash(error)
         finally:
             self._handling = False
+
+    def _last_exception(self) -> ExceptionEntry | None:
+        return self.graph.exceptions[-1] if self.graph.exceptions else None
+
+    def _tell_exceptions(self) -> None:
+        newest = self._last_exception()
+        if newest is not self._newest_exception:
+            self._newest_exception = newest
+            self._on_exception(self.graph)
 
     def _before(self, event: sched.Event) -> None:
         """A damaged checkpoint is put aside before the scheduler decides what follows from the task's failure."""

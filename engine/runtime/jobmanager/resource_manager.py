@@ -39,6 +39,7 @@ from engine.protocol.control import (
     SlotAllocationFailed,
     SlotFreed,
     SlotLost,
+    TaskManagerDraining,
     TaskManagerRegistered,
     TaskManagerUnregistered,
     TaskStateChanged,
@@ -158,6 +159,10 @@ class JobEvents(Protocol):
     def operator_event(self, message: OperatorEventSent) -> None: ...
 
     def checkpoint_answer(self, message: CheckpointAnswer) -> None: ...
+
+    async def prepare_loss(self, job_id: JobID) -> None:
+        """The job is about to lose slots: return when it has written down what it can. Never raises."""
+        ...
 
 
 @dataclass(slots=True)
@@ -319,11 +324,22 @@ class ResourceManager:
                 answer = self._log_requests.pop(message.request_id, None)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+            case TaskManagerDraining():
+                self._spawn(self._drain(taskmanager, message.reason))
             case TaskManagerUnregistered():
                 taskmanager.end_reason = message.reason
                 self._remove(taskmanager, message.reason)
             case _:
                 logger.warning("taskmanager=%s sent an unexpected %s", resource_id, type(message).__name__)
+
+    async def _drain(self, taskmanager: _TaskManager, reason: str) -> None:
+        """Jobs with slots there take a checkpoint; then the TaskManager may go, and they go on elsewhere at once."""
+        resource_id = taskmanager.registration.resource_id
+        job_ids = {held.job_id for held in self._allocations.values() if held.resource_id == resource_id}
+        logger.info("taskmanager=%s is about to end (%s), jobs there: %d", resource_id, reason, len(job_ids))
+        await asyncio.gather(*(self._jobs.prepare_loss(job_id) for job_id in job_ids))
+        if self._taskmanagers.get(resource_id) is taskmanager:
+            taskmanager.connection.send_nowait(ShutDownTaskManager(reason))
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -16,7 +16,6 @@ from engine.core.errors import Domain
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID
 from engine.core.options import ClusterOptions
 from engine.graph.execution_graph import (
-    EXCEPTIONS_MAX,
     ExceptionEntry,
     ExecutionGraph,
     ExecutionVertex,
@@ -409,7 +408,7 @@ class Scheduler:
             self.graph.failure = error
             self._failure_is_loss = is_slot_loss
         self._may_restart = self._may_restart and not is_final
-        if self.graph.failure is error or len(self.graph.exceptions) < EXCEPTIONS_MAX:
+        if self.graph.failure is error or len(self.graph.exceptions) < (self.graph.exceptions.maxlen or 0):
             self.graph.exceptions.append(_exception_entry(error, subtask, self._now_ms))
         self._end_if_done()
 
@@ -662,4 +661,5 @@ def _exception_entry(error: ErrorInfo, subtask: ExecutionVertex | None, now_ms: 
         None if subtask is None else subtask.name,
         None if slot is None else f"{slot.host}:{slot.address.port}",
         None if slot is None else slot.resource_id,
+        "" if slot is None else slot.log_url,
     )

@@ -426,8 +426,8 @@ class SlotManager:
         assert slot.allocation_id is not None
         assert slot.address is not None
         resource_id = _resource_of(slot)
-        host = self._taskmanagers[resource_id].registration.host
-        return SlotGrant(slot.allocation_id, resource_id, host, slot.address)
+        registered = self._taskmanagers[resource_id].registration
+        return SlotGrant(slot.allocation_id, resource_id, registered.host, slot.address, registered.log_url)
 
     def _reject(self, request: _Request, error: ErrorInfo) -> None:
         del self._requests[request.job.job_id]

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -58,6 +57,7 @@ from engine.protocol.control import (
     SlotFreed,
     SlotLost,
     SlotReport,
+    TaskManagerDraining,
     TaskManagerRegistered,
     TaskManagerUnregistered,
     TaskMetrics,
@@ -68,6 +68,7 @@ from engine.protocol.profiling import SampleStacks, StacksSampled
 from engine.rpc.endpoint import JobManagerConnection
 from engine.runtime.taskmanager.log_files import list_logs, read_log
 from engine.runtime.taskmanager.private_folder import PrivateFolder
+from engine.runtime.taskmanager.slot_exit import why_ended
 from engine.runtime.taskmanager.slot_files import SlotFiles
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY
 
@@ -156,6 +157,7 @@ class TaskExecutorSettings:
     config: Configuration
     log_dir: str = ""
     main_log: str = ""  #: file name in log_dir
+    log_url: str = ""  #: where others show them
 
 
 @dataclass(slots=True)
@@ -203,16 +205,23 @@ class TaskExecutor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping: asyncio.Event = asyncio.Event()
         self._stop_reason = "it was stopped"
+        self._drains = False
+        self._drained: asyncio.Event = asyncio.Event()
         self._last_heard = 0.0
         self._closed = False
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    def stop(self, reason: str = "it was stopped") -> None:
-        """Make ``run`` return soon; may be called again and from signal handlers of the loop."""
+    def stop(self, reason: str = "it was stopped", *, drain: bool = False) -> None:
+        """Make ``run`` return soon; may be called again and from signal handlers of the loop.
+
+        ``drain``: the JobManager may take checkpoints of the jobs that run here first; a second call ends that.
+        """
         if not self._stopping.is_set():
-            self._stop_reason = reason
+            self._stop_reason, self._drains = reason, drain
             self._stopping.set()
+        else:
+            self._drained.set()
 
     async def run(self) -> None:
         """Serve until told to stop. Raises ExternalError when no JobManager accepts it in time."""
@@ -322,6 +331,7 @@ class TaskExecutor:
             log_dir=settings.log_dir,
             pid=os.getpid(),
             data_port=config.get(ClusterOptions.TM_DATA_PORT),
+            log_url=settings.log_url,
         )
 
     async def _serve(self, connection: JobManagerConnection) -> None:
@@ -333,6 +343,7 @@ class TaskExecutor:
         replaced = asyncio.ensure_future(self._watch_leader())
         try:
             if not await self._wait_for(receiving, beating, replaced):
+                await self._drain(connection, receiving)
                 connection.send_nowait(TaskManagerUnregistered(self._settings.resource_id, self._stop_reason))
             else:
                 ended = next(work for work in (receiving, beating, replaced) if work.done())
@@ -343,6 +354,15 @@ class TaskExecutor:
             await _end(receiving, beating, replaced)
             await self._kill_all_slots()
             await connection.close()
+
+    async def _drain(self, connection: JobManagerConnection, receiving: asyncio.Future[None]) -> None:
+        """Keep the slots until the JobManager has taken checkpoints of their jobs, but not for long."""
+        timeout_s = self._config.get(ClusterOptions.DRAIN_TIMEOUT) / 1000
+        if self._drains and self._slots and timeout_s:
+            connection.send_nowait(TaskManagerDraining(self._settings.resource_id, self._stop_reason))
+            drained: asyncio.Future[Any] = asyncio.ensure_future(self._drained.wait())
+            await asyncio.wait({drained, receiving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            drained.cancel()
 
     async def _watch_leader(self) -> None:
         """Raises ExternalError when another JobManager leads."""
@@ -620,7 +640,7 @@ class TaskExecutor:
             message = "its slot was killed because a task did not end on cancel (task.cancellation.timeout)"
         else:
             tasks = f"Running in it: {', '.join(slot.live.values())}." if slot.live else "No task ran in it."
-            message = f"{_why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}. {tasks}"
+            message = f"{why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}. {tasks}"
             logger.error("job=%s slot=%s lost: %s", slot.job_id, slot.slot_id, message)
         error = ErrorInfo("SlotLost", message, "", "external")
         self._send(SlotLost(slot.allocation_id, slot.slot_id, error))
@@ -661,24 +681,6 @@ async def _remove(folder: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(folder, ignore_errors=True))
     except RuntimeError:  # the interpreter is ending and starts no threads
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _why_ended(code: int) -> str:
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = {
-            "SIGKILL": " Perhaps it was out of memory: see dmesg, and taskmanager.memory.process.size.",
-            "SIGSEGV": " A native library crashed; the TaskManager's .out file has its last words.",
-            "SIGABRT": " A native library gave up; the TaskManager's .out file has its last words.",
-            "SIGBUS": " The disk or shared memory may be full.",
-        }.get(name, "")
-        return f"The slot process that ran the job's tasks was ended by {name}.{hint}"
-    return (
-        f"The slot process that ran the job's tasks ended with exit code {code}: user code ended it, or see the logs."
-    )
 
 
 def _rss_bytes(pid: int) -> int:

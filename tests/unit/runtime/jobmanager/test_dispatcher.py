@@ -26,9 +26,11 @@ from engine.protocol.control import (
     LogRead,
     LogsListed,
     ReadLog,
+    ShutDownTaskManager,
     SlotAddress,
     SlotAllocated,
     SlotFreed,
+    TaskManagerDraining,
     TaskManagerRegistered,
     TaskStateChanged,
     UserFile,
@@ -116,6 +118,20 @@ def test_a_job_runs_to_its_end_and_gives_its_slots_back(tmp_path):
 
     run(scenario())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taskmanager_that_is_to_end_may_go_at_once_when_no_job_there_takes_checkpoints(tmp_path):
+    async def scenario():
+        async with jobmanager(tmp_path, finish=False) as (dispatcher, scripted):
+            job_id = await dispatcher.submit_job(program(abs))
+            while dispatcher.job(job_id).status is not JobStatus.RUNNING:
+                await asyncio.sleep(0.001)
+            scripted.connection.send_nowait(TaskManagerDraining(TM, "SIGTERM received"))
+            while ShutDownTaskManager("SIGTERM received") not in scripted.seen:
+                await asyncio.sleep(0.001)
+            assert dispatcher.job(job_id).status is JobStatus.RUNNING, "it has not gone yet"
+
+    run(scenario())
 
 
 def test_files_go_when_their_job_has_ended(tmp_path, monkeypatch):
