@@ -111,6 +111,7 @@ class HeapKeyedStateBackend(KeyedBackend):
         if table.has_ttl == has_ttl:
             return
         self.restore_rest()
+        table.end_recent()
         now_ms = self._clock.now_ms()
         for namespace, cells in list(table.spaces.items()):
             changed: dict[Any, Any] = OrderedDict() if has_ttl else {}
@@ -121,12 +122,18 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def keys(self, state_name: str, namespace: Any = VOID) -> Iterator[Any]:
         self.restore_rest()
+        self._settle()
         table = self._tables.get(state_name)
         return iter(list(table.spaces.get(namespace, ())) if table is not None else [])
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        for table in self._tables.values():
+            table.settle()
+
     def num_entries(self) -> int:
+        self._settle()
         late = 0 if self._late is None else self._late.num_entries()
         return late + sum(_about_how_many(table.spaces) for table in self._tables.values())
 
@@ -135,6 +142,7 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def lazy_snapshot(self, key_groups: Iterable[int]) -> LazyChunks:
         self.restore_rest()
+        self._settle()
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
@@ -277,6 +285,7 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def _changed_since(self, checkpoint_id: int) -> dict[str, Places] | None:
         """Return the places by state; None = not known, or so many that a full snapshot is better."""
+        self._settle()
         changed = None if self._changes is None else self._changes.since(checkpoint_id)
         if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
             return None
@@ -316,6 +325,7 @@ class HeapKeyedStateBackend(KeyedBackend):
             self._changes.forget(until_checkpoint_id, kept_ids)
 
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        self._settle()
         return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
 
 
