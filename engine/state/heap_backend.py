@@ -50,6 +50,8 @@ _STATES: Final[dict[str, Any]] = {
 _NO_CELLS: Final[dict[Any, Any]] = {}
 #: Namespaces whose cells are counted to know about how many there are.
 _SAMPLE_SPACES: Final = 1000
+#: Keys whose groups are remembered from one increment to the next; some 100 bytes each.
+_KNOWN_GROUPS_MAX: Final = 16_384
 
 
 @final
@@ -70,6 +72,8 @@ class HeapKeyedStateBackend(KeyedBackend):
         self._changes = TableChanges() if incremental else None
         self._tables: dict[str, Table] = {}
         self._late: LateRestore | None = None
+        #: of keys in former increments, which are likely to change again
+        self._group_of_key: dict[Any, int] = {}
 
     # --- states ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,9 @@ class HeapKeyedStateBackend(KeyedBackend):
         """May run in another thread: touches no table but for what never changes."""
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
-        group_of_key: dict[Any, int] = {}
+        group_of_key = self._group_of_key
+        if len(group_of_key) > _KNOWN_GROUPS_MAX:
+            group_of_key.clear()
         for name, spaces in changed.items():
             table = self._tables[name]
             for namespace, cells in spaces.items():
