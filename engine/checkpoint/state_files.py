@@ -27,9 +27,10 @@ __all__ = [
 ]
 
 _COPY_BYTES: Final = 1 << 20
-#: Smaller chunks are written together. Each write gives the interpreter lock away, and taking it back costs the task
-#: two switches of threads.
-_WRITE_BYTES: Final = 1 << 20
+#: Smaller chunks are written together: each write gives the interpreter lock away, and taking it back costs the task
+#: two switches of threads. Larger ones are cut: 1 GB takes the kernel (6.18, ext4) 0.3 s of CPU time in pieces of up to
+#: 2 MB, and 1 to 2 s in pieces of 8 MB.
+_WRITE_BYTES: Final = 1 << 19
 #: Python's ``crc32`` gives the lock away for more bytes than that: 2 us of work for the same price.
 _CRC_PIECE_BYTES: Final = 5 << 10
 #: Above this the other threads need not wait.
@@ -98,7 +99,12 @@ class ChunkWriter:
 
     def _flush(self, stream: IO[bytes]) -> None:
         held, self._held, self._held_bytes = self._held, [], 0
-        stream.write(held[0] if len(held) == 1 else b"".join(held))
+        content = held[0] if len(held) == 1 else b"".join(held)
+        if len(content) <= 2 * _WRITE_BYTES:
+            stream.write(content)
+            return
+        for start in range(0, len(content), _WRITE_BYTES):
+            stream.write(content[start : start + _WRITE_BYTES])
 
     def finish(self) -> list[KeyedLayer]:
         """Make it durable and return the layers in the order in which they were added."""
