@@ -27,6 +27,14 @@ __all__ = [
 ]
 
 _COPY_BYTES: Final = 1 << 20
+#: Smaller chunks are written together: each write gives the interpreter lock away, and taking it back costs the task
+#: two switches of threads. Larger ones are cut: 1 GB takes the kernel (6.18, ext4) 0.3 s of CPU time in pieces of up to
+#: 2 MB, and 1 to 2 s in pieces of 8 MB.
+_WRITE_BYTES: Final = 1 << 19
+#: Python's ``crc32`` gives the lock away for more bytes than that: 2 us of work for the same price.
+_CRC_PIECE_BYTES: Final = 5 << 10
+#: Above this the other threads need not wait.
+_CRC_HOLD_BYTES: Final = 256 << 10
 
 
 class StateTooLargeError(EngineError):
@@ -62,7 +70,9 @@ class ChunkWriter:
         self._path = path
         self._inline_bytes_max = inline_bytes_max
         self._stream: IO[bytes] | None = None
-        self._held: list[bytes] = []  #: while there is no file
+        #: not written yet: all of it while there is no file, then what makes up the next write
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._size = 0
         self._crc = 0
         #: of each layer: where its bytes begin, the places of its chunks in the file, whether it is a delta
@@ -73,25 +83,34 @@ class ChunkWriter:
         places: dict[int, ChunkPlace] = {}
         self._layers.append((self._size, places, is_delta))
         for key_group, content in chunks:
-            places[key_group] = (self._size, len(content), zlib.crc32(content))
+            crc = _crc32(content)
+            places[key_group] = (self._size, len(content), crc)
+            self._crc = zlib.crc32(crc.to_bytes(4, "little"), self._crc)
             self._write(content)
 
     def _write(self, content: bytes) -> None:
         self._size += len(content)
-        self._crc = zlib.crc32(content, self._crc)
-        if self._stream is None:
-            self._held.append(content)
-            if self._path and self._size > self._inline_bytes_max:
-                self._stream = file_system_of(self._path).open_write(self._path)
-                for held in self._held:
-                    self._stream.write(held)
-                self._held.clear()
+        self._held.append(content)
+        self._held_bytes += len(content)
+        if self._stream is None and self._path and self._size > self._inline_bytes_max:
+            self._stream = file_system_of(self._path).open_write(self._path)
+        if self._stream is not None and self._held_bytes >= _WRITE_BYTES:
+            self._flush(self._stream)
+
+    def _flush(self, stream: IO[bytes]) -> None:
+        held, self._held, self._held_bytes = self._held, [], 0
+        content = held[0] if len(held) == 1 else b"".join(held)
+        if len(content) <= 2 * _WRITE_BYTES:
+            stream.write(content)
             return
-        self._stream.write(content)
+        for start in range(0, len(content), _WRITE_BYTES):
+            stream.write(content[start : start + _WRITE_BYTES])
 
     def finish(self) -> list[KeyedLayer]:
         """Make it durable and return the layers in the order in which they were added."""
         if self._stream is not None:
+            if self._held:
+                self._flush(self._stream)
             _close_durably(self._stream)
             handle = FileHandle(self._path, self._size, self._crc)
             return [KeyedLayer(handle, places, is_delta) for _, places, is_delta in self._layers]
@@ -109,6 +128,16 @@ class ChunkWriter:
         if self._stream is not None:
             with contextlib.suppress(Exception):
                 give_up(self._stream)
+
+
+def _crc32(content: bytes) -> int:
+    """``zlib.crc32``, which keeps the interpreter lock for a chunk of an increment."""
+    if not _CRC_PIECE_BYTES < len(content) <= _CRC_HOLD_BYTES:
+        return zlib.crc32(content)
+    crc, view = 0, memoryview(content)
+    for start in range(0, len(content), _CRC_PIECE_BYTES):
+        crc = zlib.crc32(view[start : start + _CRC_PIECE_BYTES], crc)
+    return crc
 
 
 def write_file(content: bytes, path: str) -> FileHandle:

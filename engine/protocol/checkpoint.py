@@ -118,7 +118,7 @@ class FileHandle:
 
     path: str  #: absolute URI; in metadata relative to the checkpoint's root, so that a savepoint can be moved
     size_bytes: int
-    crc32: int  #: of all bytes
+    crc32: int  #: of all bytes; of a file of chunks, which are checked one by one: of their checksums
     inline: bytes = b""
 
 

@@ -108,6 +108,8 @@ class TableChanges:
 
     def begin(self, checkpoint_id: int, tables: Mapping[str, Table], num_entries: int) -> None:
         self._changed_max = max(CHANGED_MIN, num_entries)
+        for table in tables.values():
+            table.settle()  # its keys belong to the epoch that ends
         self._log.begin(checkpoint_id, self._changed_max)
         self._tables = []
         for name, table in tables.items():
@@ -120,12 +122,14 @@ class TableChanges:
             table.changed = current.setdefault(name, Places())
             table.changed_max = self._changed_max
             table.give_up = self._give_up
+            table.begin_recent()
             self._tables.append(table)
 
     def _give_up(self) -> None:
         """So much was removed that an increment is not worth its memory: until the next barrier nothing is noted."""
         self._log.clear()
         for table in self._tables:
+            table.end_recent()
             table.changed = None
 
     def since(self, checkpoint_id: int) -> dict[str, Places] | None:

@@ -50,6 +50,8 @@ _STATES: Final[dict[str, Any]] = {
 _NO_CELLS: Final[dict[Any, Any]] = {}
 #: Namespaces whose cells are counted to know about how many there are.
 _SAMPLE_SPACES: Final = 1000
+#: Keys whose groups are remembered from one increment to the next; some 100 bytes each.
+_KNOWN_GROUPS_MAX: Final = 16_384
 
 
 @final
@@ -70,6 +72,8 @@ class HeapKeyedStateBackend(KeyedBackend):
         self._changes = TableChanges() if incremental else None
         self._tables: dict[str, Table] = {}
         self._late: LateRestore | None = None
+        #: of keys in former increments, which are likely to change again
+        self._group_of_key: dict[Any, int] = {}
 
     # --- states ----------------------------------------------------------------------------------------------------
 
@@ -111,6 +115,7 @@ class HeapKeyedStateBackend(KeyedBackend):
         if table.has_ttl == has_ttl:
             return
         self.restore_rest()
+        table.end_recent()
         now_ms = self._clock.now_ms()
         for namespace, cells in list(table.spaces.items()):
             changed: dict[Any, Any] = OrderedDict() if has_ttl else {}
@@ -121,12 +126,18 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def keys(self, state_name: str, namespace: Any = VOID) -> Iterator[Any]:
         self.restore_rest()
+        self._settle()
         table = self._tables.get(state_name)
         return iter(list(table.spaces.get(namespace, ())) if table is not None else [])
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        for table in self._tables.values():
+            table.settle()
+
     def num_entries(self) -> int:
+        self._settle()
         late = 0 if self._late is None else self._late.num_entries()
         return late + sum(_about_how_many(table.spaces) for table in self._tables.values())
 
@@ -135,6 +146,7 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def lazy_snapshot(self, key_groups: Iterable[int]) -> LazyChunks:
         self.restore_rest()
+        self._settle()
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
         group_of_key: dict[Any, int] = {}
@@ -277,6 +289,7 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def _changed_since(self, checkpoint_id: int) -> dict[str, Places] | None:
         """Return the places by state; None = not known, or so many that a full snapshot is better."""
+        self._settle()
         changed = None if self._changes is None else self._changes.since(checkpoint_id)
         if changed is None or 2 * sum(map(len, changed.values())) > self.num_entries():
             return None
@@ -298,7 +311,9 @@ class HeapKeyedStateBackend(KeyedBackend):
         """May run in another thread: touches no table but for what never changes."""
         wanted = set(key_groups)
         groups: dict[int, dict[str, StateChunk]] = {}
-        group_of_key: dict[Any, int] = {}
+        group_of_key = self._group_of_key
+        if len(group_of_key) > _KNOWN_GROUPS_MAX:
+            group_of_key.clear()
         for name, spaces in changed.items():
             table = self._tables[name]
             for namespace, cells in spaces.items():
@@ -316,6 +331,7 @@ class HeapKeyedStateBackend(KeyedBackend):
             self._changes.forget(until_checkpoint_id, kept_ids)
 
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        self._settle()
         return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
 
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from engine.core.clock import ManualClock
+from engine.state import heap_states
 from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.parts import FilePart
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
@@ -28,10 +29,17 @@ class Backends:
         self.numbers = itertools.count()
         self.made = []
 
+    @property
+    def is_in_memory(self):
+        return self.kind.startswith("hashmap")
+
     def make(self, clock=None, max_parallelism=128):
         clock = clock or ManualClock(1000)
         if self.kind == "hashmap":
             backend = HeapKeyedStateBackend(clock, max_parallelism)
+        elif self.kind == "hashmap behind a barrier":  # what is written goes to ``Table.recent``
+            backend = HeapKeyedStateBackend(clock, max_parallelism, incremental=True)
+            backend.begin_epoch(1)
         else:
             number = next(self.numbers)
             backend = RocksDBKeyedStateBackend(
@@ -61,8 +69,9 @@ class Backends:
         self.made = []
 
 
-@pytest.fixture(params=["hashmap", "rocksdb", "rocksdb without a cache"])
-def backends(request, tmp_path):
+@pytest.fixture(params=["hashmap", "hashmap behind a barrier", "rocksdb", "rocksdb without a cache"])
+def backends(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(heap_states, "RECENT_CELLS_MIN", 0)
     made = Backends(request.param, str(tmp_path))
     yield made
     made.close()

@@ -192,7 +192,7 @@ def test_an_empty_namespace_costs_nothing(backends, backend):
         state.clear()
     assert list(backend.keys("list", 999)) == []
     assert not backends.snapshot(backend)
-    if backends.kind == "hashmap":
+    if backends.is_in_memory:
         assert len(backend._tables["list"].spaces) == 0
 
 

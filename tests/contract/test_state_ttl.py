@@ -137,7 +137,7 @@ def test_a_map_that_is_only_written_does_not_grow_for_ever(backends, backend, cl
     for number in range(1000):
         state.put(number, 1)
         clock.advance(1)
-    if backends.kind == "hashmap":
+    if backends.is_in_memory:
         assert len(backend._tables["m"].spaces[None]["k"]) < 20
     (chunk,) = backends.snapshot(backend).values()
     ((_, _, (cell,)),) = load_keyed(chunk, "state")["m"].entries
@@ -151,11 +151,11 @@ def test_keys_that_never_come_again_are_cleaned_up_by_the_traffic_of_others(back
         state.update(1)
         clock.advance(1)
     # rocksdb goes round through all rows, so it comes to one some writes after it has expired
-    assert len(list(backend.keys("v"))) <= (11 if backends.kind == "hashmap" else 20)
+    assert len(list(backend.keys("v"))) <= (11 if backends.is_in_memory else 20)
 
 
 def test_cleanup_for_every_record_needs_no_access_to_the_state(backends, backend, clock):
-    if backends.kind != "hashmap":
+    if not backends.is_in_memory:
         pytest.skip("rocksdb looks for expired rows when it writes")
     config = StateTtlConfig.new_builder(TEN).cleanup_incrementally(2, True).build()
     state = backend.value_state(with_ttl(ValueStateDescriptor("v"), config))

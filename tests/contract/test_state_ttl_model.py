@@ -142,7 +142,7 @@ def lists(steps, backends, reads_prolong):
 @pytest.mark.parametrize("reads_prolong", [False, True], ids=["writes prolong", "reads prolong"])
 @pytest.mark.parametrize("kind", [cells, maps, lists], ids=lambda kind: kind.__name__)
 def test_what_is_seen_is_what_was_touched_not_too_long_ago(backends, kind, reads_prolong):
-    num_examples = 40 if backends.kind == "hashmap" else 8  # opening a database takes its time
+    num_examples = 40 if backends.is_in_memory else 8  # opening a database takes its time
 
     @settings(deadline=None, max_examples=num_examples, suppress_health_check=list(HealthCheck))
     @given(STEPS)

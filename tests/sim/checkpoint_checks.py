@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any, Final, final
 
 from engine.checkpoint import messages as msg
@@ -10,7 +11,7 @@ from engine.checkpoint import storage
 from engine.checkpoint.metadata import METADATA_FILE
 from engine.checkpoint.model import CompletedCheckpoint
 from engine.core.errors import EngineError
-from engine.protocol.checkpoint import CheckpointKind
+from engine.protocol.checkpoint import CheckpointKind, ChunkPlace, KeyedLayer
 from engine.runtime.jobmanager.job_master import JobMaster
 from tests.sim.leaders import SimJobManager
 from tests.sim.storage import SimFileSystem
@@ -147,9 +148,24 @@ def check_contents(checkpoint: CompletedCheckpoint, files: SimFileSystem) -> Non
     """All that it refers to must be there, with the bytes that were acknowledged. Raises: EngineError,
     SimulationError."""
     storage.verify_files(checkpoint)
+    chunks_by_path = {layer.file.path: set[ChunkPlace]() for layer in _layers(checkpoint)}
+    for layer in _layers(checkpoint):
+        chunks_by_path[layer.file.path].update(layer.chunks.values())
     for handle in checkpoint.handles():
         if handle.path:
             with files.open_read(handle.path) as stream:
                 content = stream.read()
-            if len(content) != handle.size_bytes or zlib.crc32(content) != handle.crc32:
+            whole = (0, handle.size_bytes, handle.crc32)
+            places = chunks_by_path.get(handle.path, {whole})  # a file of chunks may hold several parts
+            is_whole = all(zlib.crc32(content[at : at + size]) == crc for at, size, crc in places)
+            if len(content) != handle.size_bytes or not is_whole:
                 raise SimulationError(f"{handle.path} has other bytes than were acknowledged")
+
+
+def _layers(checkpoint: CompletedCheckpoint) -> Iterator[KeyedLayer]:
+    """Yield the layers that lie in files."""
+    for vertex in checkpoint.vertices:
+        for subtask in vertex.subtasks.values():
+            for handles in subtask.operators.values():
+                for keyed in handles.keyed:
+                    yield from (layer for layer in keyed.layers if layer.file.path)

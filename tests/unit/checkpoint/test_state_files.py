@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
+from engine.checkpoint import state_files
 from engine.checkpoint.restored_state import HandleRestoredState, read_chunks, read_file
 from engine.checkpoint.state_files import ChunkWriter, upload_file, write_file
 from engine.core.errors import CorruptStateError, ProgramError
@@ -35,6 +37,29 @@ def test_layers_are_read_as_they_were_written(inline_bytes_max: int, tmp_path: P
     assert all_of(full) == CHUNKS
     assert all_of(delta) == {3: b"changed"}
     assert delta.is_delta
+
+
+def test_chunks_are_written_in_pieces_that_are_neither_small_nor_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+
+    class Stream(io.FileIO):
+        def write(self, content):
+            sizes.append(len(content))
+            return super().write(content)
+
+    monkeypatch.setattr(LocalFileSystem, "open_write", lambda self, path: Stream(self.local(path), "xb"))
+    piece = state_files._WRITE_BYTES
+    # Around the sizes from which on a checksum is made in pieces, and in one.
+    small = {group: bytes([group]) * (5 * 1024 * group + 1) for group in range(60)}
+    large = {0: bytes(range(256)) * 20_000}
+    writer = ChunkWriter(f"file://{tmp_path}/state", 0)
+    writer.add_layer(small.items())
+    writer.add_layer(large.items())
+    writer.add_layer([(1, b"the end")], is_delta=True)
+    layers = writer.finish()
+    assert [all_of(layer, range(60)) for layer in layers] == [small, large, {1: b"the end"}]
+    assert all(size <= 2 * piece for size in sizes)
+    assert len(sizes) <= layers[0].file.size_bytes / piece + 3
 
 
 def test_only_the_own_key_groups_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
