@@ -14,6 +14,7 @@ from engine.state.backend import (
 )
 from engine.state.changes import TableChanges
 from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed, read_headers
+from engine.state.declared_types import holding_class
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -76,8 +77,8 @@ class HeapKeyedStateBackend(KeyedBackend):
     def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
-            return _STATES[descriptor.kind](self, table, descriptor)
-        state = TTL_STATES[descriptor.kind](self, table, descriptor, self._clock)
+            return holding_class(_STATES[descriptor.kind], descriptor)(self, table, descriptor)
+        state = holding_class(TTL_STATES[descriptor.kind], descriptor)(self, table, descriptor, self._clock)
         if state.cleans_every_record:
             self._cleaned.setdefault(descriptor.name, state)
         return state

@@ -124,7 +124,9 @@ class HeapState:
         return MISSING
 
     def _put(self, cell: Any) -> None:
-        key = self._keys.current_key
+        key = self._keys.key_or_none
+        if key is MISSING:
+            self._keys.current_key  # noqa: B018 - raises
         cells = self._spaces.get(self._namespace)
         if cells is None:
             cells = self._spaces[self._namespace] = self._new_cells()

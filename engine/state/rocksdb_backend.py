@@ -19,6 +19,7 @@ from engine.core.errors import ConfigError, ProgramError
 from engine.core.user_code import describe_record
 from engine.state.backend import VOID
 from engine.state.chunks import StateChunk, dump_chunk, dump_keyed, load_chunk, load_keyed
+from engine.state.declared_types import holding_class
 from engine.state.descriptors import StateDescriptor
 from engine.state.heap_backend import snapshot_ttl
 from engine.state.heap_states import MISSING, Places
@@ -197,8 +198,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
-            return ROCKS_STATES[descriptor.kind](self, table, descriptor)
-        return ROCKS_TTL_STATES[descriptor.kind](self, table, descriptor, self._clock)
+            return holding_class(ROCKS_STATES[descriptor.kind], descriptor)(self, table, descriptor)
+        return holding_class(ROCKS_TTL_STATES[descriptor.kind], descriptor)(self, table, descriptor, self._clock)
 
     def _new_table(self, name: str, kind: str, has_ttl: bool) -> RocksTable:
         if len(name.encode()) > 255:
