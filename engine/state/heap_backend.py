@@ -31,6 +31,7 @@ from engine.state.heap_states import (
     Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.key_types import KeyTypes
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.late_restore import LateRestore
 from engine.state.noted import CONSTANT, UNSETTLED, NotedDelta, Settler
@@ -63,9 +64,15 @@ class HeapKeyedStateBackend(KeyedBackend):
     """
 
     def __init__(
-        self, clock: Clock, max_parallelism: int, *, owner: str = "Keyed state", incremental: bool = False
+        self,
+        clock: Clock,
+        max_parallelism: int,
+        *,
+        owner: str = "Keyed state",
+        incremental: bool = False,
+        key_types: KeyTypes | None = None,
     ) -> None:
-        super().__init__(owner)
+        super().__init__(owner, key_types)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._changes = TableChanges() if incremental else None

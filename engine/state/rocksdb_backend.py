@@ -24,6 +24,7 @@ from engine.state.descriptors import StateDescriptor
 from engine.state.heap_backend import snapshot_ttl
 from engine.state.heap_states import MISSING, Places
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.key_types import KeyTypes
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
 from engine.state.rocksdb_files import FrozenFiles
@@ -70,8 +71,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         memory_bytes: int,
         session: str,
         owner: str = "Keyed state",
+        key_types: KeyTypes | None = None,
     ) -> None:
-        super().__init__(owner)
+        super().__init__(owner, key_types)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._folder = folder

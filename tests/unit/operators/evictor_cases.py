@@ -59,7 +59,7 @@ EVICTORS: dict[str, Evictor] = {
     for after in (False, True)
     for name, evictor in (
         ("time", TimeEvictor.of(Time.milliseconds(3), after)),
-        ("delta", DeltaEvictor.of(3, _away, after)),
+        ("delta", DeltaEvictor.of(2, _away, after)),
         ("count", CountEvictor.of(1, after)),
     )
 }
