@@ -73,7 +73,7 @@ WINDOWS: dict[str, tuple[WindowAssigner, Trigger | None, bool]] = {
     "sessions, by count": (ProcessingTimeSessionWindows(6), CountTrigger.of(1), True),
     "sessions of dynamic gap": (DynamicProcessingTimeSessionWindows(lambda row: 3 + row[1] % 4), None, True),
     "one window, continuous": (GlobalWindows(), ContinuousProcessingTimeTrigger(5), True),
-    "event time, tumbling": (TumblingEventTimeWindows(20, 0), CountTrigger.of(1), False),
+    "event time, tumbling": (TumblingEventTimeWindows(40, 0), CountTrigger.of(1), False),
     "event time, sessions": (EventTimeSessionWindows(12), None, False),
 }
 
