@@ -206,14 +206,16 @@ class HeapKeyedStateBackend(KeyedBackend):
                 self._take(table, namespace, keys, values)
 
     def restore_later(self, source: ChunkSource) -> bool:
-        """What expires is restored at once: it is kept in the order of the last touch."""
-        kinds: dict[str, str] = {}
+        """What expires, too: a restored table is in the order of the last touch within each key group only, so that
+        some expired cells are found later than they could be; nobody sees them in the meantime."""
+        kinds: dict[str, tuple[str, bool]] = {}
         key_kinds: set[str] = set()
         sizes = dict.fromkeys(source.key_groups, 0)
         try:
             for group, beginning in source.peek():
                 for name, header in read_headers(beginning, self._owner).items():
-                    if header.has_ttl or kinds.setdefault(name, header.kind) != header.kind:
+                    sort = (header.kind, header.has_ttl)
+                    if kinds.setdefault(name, sort) != sort:
                         return False
                     sizes[group] += header.num_entries
                     key_kinds.update(header.key_kinds)
@@ -221,8 +223,8 @@ class HeapKeyedStateBackend(KeyedBackend):
             return False
         if not sizes:
             return False
-        for name, kind in kinds.items():
-            self._tables.setdefault(name, Table(kind, has_ttl=False))
+        for name, (kind, has_ttl) in kinds.items():
+            self._tables.setdefault(name, Table(kind, has_ttl))
         self._key_types.note_kinds(key_kinds)
         self._late = LateRestore(source, sizes, self, self._max_parallelism, self._restore, self._end_restore)
         self._cleaned = {self._late: self._late, **self._cleaned}
