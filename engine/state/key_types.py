@@ -42,24 +42,27 @@ class KeyTypes:
         self._owner = owner
         self._restored: set[str] = set()
         self._num_foreign = 0
+        #: A key of a known type has come; more may be restored after it.
+        self._is_over = False
         self.is_open = False
 
     def note(self, keys: Iterable[Any]) -> None:
         """Keys that were restored."""
-        if self._owner:
+        if self._owner and not self._is_over:
             self.note_kinds(key_kinds_of(set(map(type, keys))))
 
     def note_kinds(self, kinds: Iterable[str]) -> None:
         """The same, as ``key_kinds_of`` names them."""
         if self._owner:
             self._restored.update(kinds)
-            self.is_open = bool(self._restored)
+            self.is_open = bool(self._restored) and not self._is_over
 
     def see(self, key: Any) -> None:
         """Raises: ProgramError when keys are of another type than the restored ones."""
         kind = key_kinds_of((type(key),))[0]
         if kind in self._restored:
             self.is_open = False
+            self._is_over = True
             return
         if key is None:  # many streams have records without a key
             return

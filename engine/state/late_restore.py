@@ -49,9 +49,6 @@ class LateRestore:
 
     def load_one(self) -> None:
         self._load(next(iter(self._left)))
-        for group in self._left:
-            self._source.read_ahead(group)
-            break
 
     def load_all(self) -> None:
         while self._left:

@@ -152,10 +152,6 @@ class ChunkSource(Protocol):
         """Yield the beginnings of all chunks with their key groups, oldest layer first; they may be damaged."""
         ...
 
-    def read_ahead(self, key_group: int) -> None:
-        """A hint: this key group will be asked for next, probably."""
-        ...
-
     def read(self, key_group: int) -> Iterator[bytes]:
         """Yield the chunks of a key group, oldest layer first. Raises: CorruptStateError."""
         ...

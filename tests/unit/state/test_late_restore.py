@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import threading
-
 import pytest
 
 from engine.checkpoint import deferred_chunks
 from engine.checkpoint.restored_state import HandleRestoredState
 from engine.checkpoint.state_files import ChunkWriter
-from engine.core import fs
 from engine.core.clock import ManualClock
 from engine.core.errors import CorruptStateError, ProgramError
 from engine.protocol.checkpoint import KeyedStateHandle, OperatorRestore
@@ -19,7 +15,6 @@ from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.key_groups import key_group_of
 from engine.state.parts import LatePart, OperatorStateRegistry
 from engine.time.watermarks import Duration
-from tests.testing.memory_fs import MemoryFileSystem
 
 GROUPS = range(16)
 VALUE, LIST = ValueStateDescriptor("value"), ListStateDescriptor("list")
@@ -28,38 +23,6 @@ VALUE, LIST = ValueStateDescriptor("value"), ListStateDescriptor("list")
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(deferred_chunks, "DEFERRED_BYTES_MIN", 0)
-
-
-class Remote(MemoryFileSystem):
-    """Counts the bytes that are read, and lets a test stop a read at its chunk."""
-
-    def __init__(self):
-        super().__init__()
-        self.num_bytes = 0
-        self.threads = set()
-
-    def open_read(self, path, offset=0):
-        stream = super().open_read(path, offset)
-        remote = self
-
-        class Counting(io.BytesIO):
-            def read(self, size=-1):
-                content = stream.read(size)
-                remote.num_bytes += len(content)
-                remote.threads.add(threading.current_thread().name)
-                return content
-
-            read1 = read
-
-        return Counting()
-
-
-@pytest.fixture
-def remote(monkeypatch):
-    """Files as on HDFS: ``remote:///…`` is opened for each read."""
-    files = Remote()
-    monkeypatch.setitem(fs._instances, "remote", files)
-    return files
 
 
 def backend_of(handles, tmp_path, groups=GROUPS, clock=None):
@@ -84,13 +47,12 @@ def put(backend, key, number):
     backend.list_state(LIST).add(number)
 
 
-def written(tmp_path, name="file", inline=0, clock=None, change=put, root=None):
-    """A full layer and a delta, as a handle; and what is in them. ``root``: where they lie, instead of ``tmp_path``."""
-    root = root or f"file://{tmp_path}"
+def written(tmp_path, name="file", inline=0, clock=None, change=put):
+    """A full layer and a delta, as a handle; and what is in them."""
     backend = HeapKeyedStateBackend(clock or ManualClock(), 16, incremental=True)
     for key in range(200):
         change(backend, key, key)
-    writer = ChunkWriter(f"{root}/{name}-full", inline)
+    writer = ChunkWriter(f"file://{tmp_path}/{name}-full", inline)
     writer.add_layer(sorted(backend.snapshot(GROUPS).items()))
     layers = writer.finish()
     backend.begin_epoch(1)
@@ -98,7 +60,7 @@ def written(tmp_path, name="file", inline=0, clock=None, change=put, root=None):
         change(backend, key, -key)
     backend.set_current_key(7)
     backend.value_state(VALUE).clear()
-    writer = ChunkWriter(f"{root}/{name}-delta", inline)
+    writer = ChunkWriter(f"file://{tmp_path}/{name}-delta", inline)
     writer.add_layer(sorted(backend.snapshot_delta(GROUPS, 1).items()), is_delta=True)
     return KeyedStateHandle("keyed", 0, 16, (*layers, *writer.finish())), backend
 
@@ -249,39 +211,6 @@ def test_what_has_expired_before_it_was_taken_up_is_given_back_in_the_end(tmp_pa
     assert list(backend.keys("expiring")) == [2000]
 
 
-def test_files_elsewhere_are_read_late_too_and_ahead_beside_the_task(tmp_path, remote):
-    handle, former = written(tmp_path, root="remote:///state")
-    size = sum(map(len, remote.files.values()))
-    backend, registry = backend_of([handle], tmp_path)
-    assert registry.late == [backend]
-    assert contents(backend, [3]) == contents(former, [3])
-    remote.threads.clear()
-    while backend.restore_some():
-        pass
-    assert "restore-ahead" in remote.threads
-    assert contents(backend) == contents(former)
-    assert remote.num_bytes < 3 * size  # each once, and its beginning
-
-
-def test_a_file_elsewhere_that_goes_before_all_of_it_was_read_is_named(tmp_path, remote):
-    handle, _ = written(tmp_path, root="remote:///state")
-    backend, _ = backend_of([handle], tmp_path)
-    backend.restore_some()
-    remote.files.clear()
-    with pytest.raises(CorruptStateError, match=r"remote:///state/file-.* is not there any more"):
-        backend.restore_rest()
-    with pytest.raises(CorruptStateError, match="remote:///state/file-full"):
-        backend_of([handle], tmp_path)
-
-
-def test_a_task_that_ends_waits_for_no_file(tmp_path, remote):
-    handle, _ = written(tmp_path, root="remote:///state")
-    backend, _ = backend_of([handle], tmp_path)
-    backend.restore_some()
-    backend.close()
-    assert not backend.restore_some()
-
-
 def test_a_restored_state_that_expires_from_now_on_is_complete(tmp_path):
     handle, _ = written(tmp_path)
     clock = ManualClock()
@@ -302,3 +231,14 @@ def test_keys_of_another_type_are_refused_as_ever(tmp_path):
     with pytest.raises(ProgramError, match="keys of type number"):
         for number in range(40):
             backend.set_current_key(f"k{number}")
+
+
+def test_a_stream_of_mixed_keys_is_not_refused_when_more_is_taken_up(tmp_path):
+    """A key of a known type has ended the watch, though keys of other groups are restored after it."""
+    handle, _ = written(tmp_path)
+    backend, _ = backend_of([handle], tmp_path)
+    backend.set_current_key(3)
+    backend.restore_some()
+    backend.set_current_key("a new sort of key")
+    backend.restore_rest()
+    backend.set_current_key(b"and another")
