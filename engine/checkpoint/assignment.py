@@ -28,6 +28,7 @@ from engine.protocol.checkpoint import (
     TaskRestore,
 )
 from engine.state.key_groups import key_group_range
+from engine.state.key_types import ANY_KIND
 
 __all__ = ["JobRestore", "adopted_max_parallelism", "assign_state"]
 
@@ -79,6 +80,7 @@ def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_no
     if not allow_non_restored:
         _refuse_lost(checkpoint, lost)
     in_flight = _in_flight_by_consumer(checkpoint)
+    watched = _watched(checkpoint, layout)
     tasks: dict[Task, TaskRestore] = {}
     for vertex in layout.vertices:
         known = [former[o.operator_id] for o in vertex.operators if o.operator_id in former]
@@ -89,13 +91,22 @@ def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_no
         for task in vertex.tasks():
             tasks[task] = TaskRestore(
                 checkpoint.checkpoint_id,
-                {o.operator_id: _operator_restore(o, vertex, task.subtask_index) for o in known},
+                {o.operator_id: _operator_restore(o, vertex, task.subtask_index, watched) for o in known},
                 () if is_finished else _in_flight_of(waiting, former, vertex, task.subtask_index),
                 is_finished,
             )
     if in_flight:
         _refuse_in_flight(checkpoint, former, in_flight, allow_non_restored)
     return JobRestore(checkpoint.checkpoint_id, tasks, dict(checkpoint.coordinators), checkpoint.committables())
+
+
+def _watched(checkpoint: CompletedCheckpoint, layout: JobLayout) -> dict[OperatorID, str]:
+    """Return how messages name the operators whose first keys are to be looked at: the state is another job's, whose
+    program may have keyed by another type."""
+    if checkpoint.job_id == layout.job_id:
+        return {}
+    operators = [operator for vertex in layout.vertices for operator in vertex.operators]
+    return {o.operator_id: f"Operator {o}" for o in operators if o.key_kind != ANY_KIND}
 
 
 def adopted_max_parallelism(
@@ -178,7 +189,9 @@ def _check_key_groups(checkpoint: CompletedCheckpoint, vertex: VertexLayout, ope
         )
 
 
-def _operator_restore(operator: _FormerOperator, vertex: VertexLayout, subtask_index: int) -> OperatorRestore:
+def _operator_restore(
+    operator: _FormerOperator, vertex: VertexLayout, subtask_index: int, watched: Mapping[OperatorID, str]
+) -> OperatorRestore:
     groups = key_group_range(subtask_index, vertex.parallelism, vertex.max_parallelism)
     keyed = tuple(
         handle
@@ -196,7 +209,7 @@ def _operator_restore(operator: _FormerOperator, vertex: VertexLayout, subtask_i
     if not redistribute:
         own = operator.by_subtask.get(subtask_index)
         lists = [own.lists] if own is not None and own.lists is not None else []
-    return OperatorRestore(keyed, tuple(lists), redistribute)
+    return OperatorRestore(keyed, tuple(lists), redistribute, watched.get(operator.operator_id, ""))
 
 
 def _in_flight_by_consumer(checkpoint: CompletedCheckpoint) -> dict[OperatorID, list[InFlightHandle]]:

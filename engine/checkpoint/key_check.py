@@ -8,24 +8,21 @@ chunk of each state. Files of a backend's own (RocksDB) say nothing here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from engine.checkpoint.model import CompletedCheckpoint, JobLayout, OperatorLayout
 from engine.checkpoint.restored_state import read_chunks
 from engine.core.errors import ProgramError
 from engine.protocol.checkpoint import KeyedStateHandle
 from engine.state.chunks import is_keyed_chunk, read_headers
+from engine.state.key_types import ANY_KIND, never_equal
 
 __all__ = ["check_key_kinds"]
-
-#: Kinds of keys that differ for certain; of others (numbers of numpy, classes of the user's) it is not known.
-_DISTINCT: Final = frozenset({"number", "str", "bytes", "date", "time", "datetime", "tuple"})
-_SAME: Final = {"Row": "tuple", "Decimal": "number"}
 
 
 def check_key_kinds(checkpoint: CompletedCheckpoint, layout: JobLayout) -> None:
     """Raises: ProgramError that names uid, state, former and present kind of keys."""
-    declared = {o.operator_id: o for vertex in layout.vertices for o in vertex.operators if o.key_kind}
+    all_operators = [operator for vertex in layout.vertices for operator in vertex.operators]
+    declared = {o.operator_id: o for o in all_operators if o.key_kind not in ("", ANY_KIND)}
     for vertex in checkpoint.vertices:
         for former in vertex.operators:
             operator = declared.get(former.operator_id)
@@ -47,8 +44,7 @@ def _check(checkpoint: CompletedCheckpoint, operator: OperatorLayout, handles: l
             if state in known:
                 continue
             known.add(state)
-            stored = {_SAME.get(kind, kind) for kind in kinds}
-            if stored <= _DISTINCT and _SAME.get(operator.key_kind, operator.key_kind) not in stored:
+            if never_equal(operator.key_kind, kinds):
                 raise ProgramError(
                     f"{checkpoint.folder or f'Checkpoint {checkpoint.checkpoint_id}'}: state {state!r} of operator "
                     f"{operator} was written with keys of type {' or '.join(kinds)}, and this version of the program "

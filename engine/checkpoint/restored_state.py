@@ -57,6 +57,10 @@ class HandleRestoredState:
         self._work_dir = work_dir
         self._file_parts: set[str] = set()  #: those that take up files of their own
 
+    @property
+    def watched_as(self) -> str:
+        return self._restore.watched_as
+
     def part_names(self) -> Sequence[str]:
         return list(dict.fromkeys(handle.part for handle in self._restore.keyed))
 

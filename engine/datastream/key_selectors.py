@@ -18,6 +18,7 @@ from engine.core.type_info import (
     ListTypeInfo,
     MapTypeInfo,
     ObjectArrayTypeInfo,
+    PickledBytesTypeInfo,
     PrimitiveArrayTypeInfo,
     RowTypeInfo,
     SqlTimeTypeInfo,
@@ -26,6 +27,7 @@ from engine.core.type_info import (
 )
 from engine.operators.functions import Function, KeySelector
 from engine.operators.keys import FieldKey
+from engine.state.key_types import ANY_KIND
 
 __all__ = ["as_key_selector", "check_key_type", "declared_key_kind"]
 
@@ -80,7 +82,10 @@ def check_key_type(selector: Any, key_type: TypeInformation | None, record_type:
 
 
 def declared_key_kind(selector: Any, key_type: TypeInformation | None, record_type: TypeInformation | None) -> str:
-    """Return the kind of keys that the program declares, named as in ``state/chunks.key_kinds_of``; "" = any."""
+    """Return the kind of keys that the program declares, named as in ``state/chunks.key_kinds_of``; "" = it does
+    not say, "any" = it says that they may be of several types."""
+    if isinstance(key_type, PickledBytesTypeInfo):
+        return ANY_KIND
     declared = key_type if key_type is not None else _field_type(selector, record_type)
     if isinstance(declared, BasicTypeInfo):
         return _KINDS.get(declared.basic_type, "number")

@@ -247,7 +247,9 @@ class EventTime:
     def end(self) -> None:
         """No record follows: event time comes to its end, and nothing is timed any more."""
         self._ended = True
-        self._is_told_idle = False
+        if self._is_told_idle:  # else the end of time would not be heard downstream
+            self._is_told_idle = False
+            self._out.emit_idle(False)
         if self._told_ms < WATERMARK_MAX_MS:
             self._told_ms = WATERMARK_MAX_MS
             self._out.emit_watermark(WATERMARK_MAX_MS)

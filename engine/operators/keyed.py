@@ -71,6 +71,7 @@ def _open_heap(ctx: OperatorContext) -> HeapKeyedStateBackend:
         ctx.runtime_context.get_max_number_of_parallel_subtasks(),
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
+        key_types=ctx.state.key_types(),
     )
 
 
@@ -94,6 +95,7 @@ def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
         memory_bytes=ctx.memory_bytes,
         session=session,
         owner=owner_of(ctx),
+        key_types=ctx.state.key_types(),
     )
 
 
@@ -127,6 +129,7 @@ def open_mapping(
         size=size,
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
+        key_types=ctx.state.key_types(),
     )
     ctx.state.add_keyed(KEYED_PART, part)
     return part

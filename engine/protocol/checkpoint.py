@@ -209,6 +209,8 @@ class OperatorRestore:
     lists: tuple[ListStateHandle, ...] = ()
     #: ``lists`` is to be dealt out anew over the subtasks (``state/operator_state.redistribute``)
     redistribute: bool = False
+    #: how messages name the operator if its keys are to be watched (``state/key_types``); "" = they are not
+    watched_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)

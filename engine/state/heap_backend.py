@@ -14,6 +14,7 @@ from engine.state.backend import (
 )
 from engine.state.changes import TableChanges
 from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed, read_headers
+from engine.state.declared_types import holding_class
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -30,6 +31,7 @@ from engine.state.heap_states import (
     Table,
 )
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.key_types import KeyTypes
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.late_restore import LateRestore
 from engine.state.noted import CONSTANT, UNSETTLED, NotedDelta, Settler
@@ -64,9 +66,15 @@ class HeapKeyedStateBackend(KeyedBackend):
     """
 
     def __init__(
-        self, clock: Clock, max_parallelism: int, *, owner: str = "Keyed state", incremental: bool = False
+        self,
+        clock: Clock,
+        max_parallelism: int,
+        *,
+        owner: str = "Keyed state",
+        incremental: bool = False,
+        key_types: KeyTypes | None = None,
     ) -> None:
-        super().__init__(owner)
+        super().__init__(owner, key_types)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._changes = TableChanges() if incremental else None
@@ -80,8 +88,8 @@ class HeapKeyedStateBackend(KeyedBackend):
     def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
-            return _STATES[descriptor.kind](self, table, descriptor)
-        state = TTL_STATES[descriptor.kind](self, table, descriptor, self._clock)
+            return holding_class(_STATES[descriptor.kind], descriptor)(self, table, descriptor)
+        state = holding_class(TTL_STATES[descriptor.kind], descriptor)(self, table, descriptor, self._clock)
         if state.cleans_every_record:
             self._cleaned.setdefault(descriptor.name, state)
         return state
@@ -210,14 +218,16 @@ class HeapKeyedStateBackend(KeyedBackend):
                 self._take(table, namespace, keys, values)
 
     def restore_later(self, source: ChunkSource) -> bool:
-        """What expires is restored at once: it is kept in the order of the last touch."""
-        kinds: dict[str, str] = {}
+        """What expires, too: a restored table is in the order of the last touch within each key group only, so that
+        some expired cells are found later than they could be; nobody sees them in the meantime."""
+        kinds: dict[str, tuple[str, bool]] = {}
         key_kinds: set[str] = set()
         sizes = dict.fromkeys(source.key_groups, 0)
         try:
             for group, beginning in source.peek():
                 for name, header in read_headers(beginning, self._owner).items():
-                    if header.has_ttl or kinds.setdefault(name, header.kind) != header.kind:
+                    sort = (header.kind, header.has_ttl)
+                    if kinds.setdefault(name, sort) != sort:
                         return False
                     sizes[group] += header.num_entries
                     key_kinds.update(header.key_kinds)
@@ -225,8 +235,8 @@ class HeapKeyedStateBackend(KeyedBackend):
             return False
         if not sizes:
             return False
-        for name, kind in kinds.items():
-            self._tables.setdefault(name, Table(kind, has_ttl=False))
+        for name, (kind, has_ttl) in kinds.items():
+            self._tables.setdefault(name, Table(kind, has_ttl))
         self._key_types.note_kinds(key_kinds)
         self._late = LateRestore(source, sizes, self, self._max_parallelism, self._restore, self._end_restore)
         self._cleaned = {self._late: self._late, **self._cleaned}

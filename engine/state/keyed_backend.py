@@ -50,11 +50,12 @@ def check_kind(table: Table, descriptor: StateDescriptor, owner: str) -> None:
 
 
 class KeyedBackend(abc.ABC):
-    """Base of the implementations of ``backend.KeyedStateBackend``. ``owner``: whose state it is, for messages."""
+    """Base of the implementations of ``backend.KeyedStateBackend``. ``owner``: whose state it is, for messages.
+    ``key_types``: who watches the keys after a restore; by default they are watched."""
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, key_types: KeyTypes | None = None) -> None:
         self._owner = owner
-        self._key_types = KeyTypes(owner)
+        self._key_types = key_types or KeyTypes(owner)
         #: what is to be told of each record: expiring states that clean up then, by name, and a restore under way
         self._cleaned: dict[Any, Any] = {}
         #: keys seen of late that need no second look; a NaN that is not the canonical one is never found in it

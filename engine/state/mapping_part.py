@@ -37,6 +37,7 @@ class MappingPart:
         size: Callable[[], int],
         owner: str,
         incremental: bool,
+        key_types: KeyTypes | None = None,
     ) -> None:
         self._name = name
         self._max_parallelism = max_parallelism
@@ -46,7 +47,7 @@ class MappingPart:
         self._owner = owner
         self._incremental = incremental
         self.num_entries = size
-        self._key_types = KeyTypes(owner)
+        self._key_types = key_types or KeyTypes(owner)
         self._log: EpochLog[set[Any]] = EpochLog(set, set.update, len)
         self._note: Callable[[Iterable[Any]], None] | None = None
 

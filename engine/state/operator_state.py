@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, final
 
 from engine.core.errors import ProgramError
+from engine.core.type_info import TypeInformation
 from engine.state.chunks import dump_chunk, load_chunk
+from engine.state.declared_types import hold
 from engine.state.descriptors import ListStateDescriptor, MapStateDescriptor, StateDescriptor
 from engine.state.states import BroadcastState, ListState, ReadOnlyBroadcastState
 
@@ -30,6 +32,7 @@ class Redistribution(enum.Enum):
 class OperatorListState(ListState):
     def __init__(self) -> None:
         self.elements: list[Any] = []
+        self.declared: TypeInformation | None = None
 
     def get(self) -> list[Any]:
         return self.elements.copy()
@@ -51,6 +54,7 @@ class OperatorListState(ListState):
 class HeapBroadcastState(BroadcastState):
     def __init__(self) -> None:
         self.entries: dict[Any, Any] = {}
+        self.declared: TypeInformation | None = None
 
     def get(self, key: Any) -> Any:
         return self.entries.get(key)
@@ -155,7 +159,11 @@ class OperatorStateStore:
             raise ProgramError(
                 f"Operator state {descriptor.name!r} is a {known[0].value} state and cannot be a {mode.value} state."
             )
-        return known[1]
+        state = known[1]
+        if descriptor.type_info is not state.declared:  # else asked for again: functions do, for each record
+            state.declared = descriptor.type_info
+            hold(state, descriptor)
+        return state
 
     def num_entries(self) -> int:
         """Of all lists and maps."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from typing import Protocol, final, runtime_checkable
 
 from engine.core.errors import ProgramError
+from engine.state.key_types import KeyTypes
 from engine.state.noted import NotedDelta
 from engine.state.operator_state import OperatorStateSnapshot, OperatorStateStore
 
@@ -194,6 +195,11 @@ class RestoredState(Protocol):
 
     def part_names(self) -> Sequence[str]: ...
 
+    @property
+    def watched_as(self) -> str:
+        """How messages name the operator if its keys are to be watched (``key_types``); "" = they are not."""
+        ...
+
 
 @final
 class OperatorStateRegistry:
@@ -213,6 +219,10 @@ class OperatorStateRegistry:
         """The checkpoint that the job goes on from knows this operator, whether or not it has state for this subtask: a
         source that finds none has been read to its end by then. A new operator of a restored job starts afresh."""
         return self._restored is not None
+
+    def key_types(self) -> KeyTypes:
+        """Return who watches the keys of a part, as far as they are to be watched."""
+        return KeyTypes("" if self._restored is None else self._restored.watched_as)
 
     def add_keyed(self, name: str, part: KeyedPart | FilePart) -> None:
         """Register a part and restore it. ``name``: stable across versions of the program, e.g. "keyed", "timers"."""

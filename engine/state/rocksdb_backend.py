@@ -19,10 +19,12 @@ from engine.core.errors import ConfigError, ProgramError
 from engine.core.user_code import describe_record
 from engine.state.backend import VOID
 from engine.state.chunks import StateChunk, dump_chunk, dump_keyed, load_chunk, load_keyed
+from engine.state.declared_types import holding_class
 from engine.state.descriptors import StateDescriptor
 from engine.state.heap_backend import snapshot_ttl
 from engine.state.heap_states import MISSING, Places
 from engine.state.key_groups import canonical_key, key_group_of
+from engine.state.key_types import KeyTypes
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
 from engine.state.rocksdb_files import FrozenFiles
@@ -69,8 +71,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         memory_bytes: int,
         session: str,
         owner: str = "Keyed state",
+        key_types: KeyTypes | None = None,
     ) -> None:
-        super().__init__(owner)
+        super().__init__(owner, key_types)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._folder = folder
@@ -197,8 +200,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _make(self, descriptor: StateDescriptor) -> Any:
         table = self._table_of(descriptor)
         if descriptor.ttl_config is None:
-            return ROCKS_STATES[descriptor.kind](self, table, descriptor)
-        return ROCKS_TTL_STATES[descriptor.kind](self, table, descriptor, self._clock)
+            return holding_class(ROCKS_STATES[descriptor.kind], descriptor)(self, table, descriptor)
+        return holding_class(ROCKS_TTL_STATES[descriptor.kind], descriptor)(self, table, descriptor, self._clock)
 
     def _new_table(self, name: str, kind: str, has_ttl: bool) -> RocksTable:
         if len(name.encode()) > 255:

@@ -202,7 +202,7 @@ class TtlMapState(_Expiring, HeapMapState):
             self.remove(key)
             return value if self._shows_expired else MISSING
         if self._touch_on_read:
-            self.put(key, value)
+            TtlMapState.put(self, key, value)  # no user's write: nobody looks at the type again
         return value
 
     def get(self, key: Any) -> Any:

@@ -527,12 +527,21 @@ def test_keys_of_another_type_than_those_restored_are_refused(backends, backend)
         backend.set_current_key(number)
         state.update(number)
     restored = backends.restored(backend)
-    with pytest.raises(ProgramError, match=r"written with keys of type number.*keys of type str, e\.g\. '31'"):
-        for number in range(100):
-            restored.set_current_key(str(number))
+    with pytest.raises(ProgramError, match=r"written with keys of type number.*keys of type str, e\.g\. 'a'"):
+        restored.set_current_key("a")
     mixed = backends.restored(backend)
-    for key in [None, "a", *map(str, range(20)), 5, *map(str, range(100))]:
+    for key in [None, 5, "a", *map(str, range(100))]:
         mixed.set_current_key(key)  # a stream with keys of several types
+
+
+@pytest.mark.parametrize("key", [7, 7.0, True, None])
+def test_keys_that_may_equal_those_restored_are_not_refused(backends, backend, key):
+    state = backend.value_state(VALUE)
+    backend.set_current_key(7)
+    state.update("seven")
+    restored = backends.restored(backend)
+    restored.set_current_key(key)
+    assert restored.value_state(VALUE).value() == ("seven" if key == 7 else None)
 
 
 def test_each_backend_reads_the_chunks_of_the_other(backends, backend, tmp_path):

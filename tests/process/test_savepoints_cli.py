@@ -291,6 +291,25 @@ def test_keys_of_another_type_are_refused_at_submission(runs, tmp_path):
     assert not [job for job in jobs if job["state"] not in ("CANCELED", "FINISHED", "FAILED")], "nothing runs"
 
 
+def test_the_first_key_of_an_undeclared_type_that_the_savepoint_does_not_have_fails_the_job(runs, tmp_path):
+    job_id, out = runs.start()
+    wait_for_counts(out, 2)
+    path = runs.flink("savepoint", job_id, str(tmp_path / "sp")).stdout.split("Path: ")[1].split()[0]
+    runs.flink("cancel", job_id)
+    program = runs.program.read_text()
+    runs.program.write_text(program.replace("lambda number: number % 10)", "lambda n: str(n % 10))"))
+    (tmp_path / "other").mkdir()
+    told = runs.flink("run", "-s", path, str(runs.program), str(tmp_path / "other"), "count")
+    assert told.returncode == 1, told
+    told = f"{told.stdout}{told.stderr}"
+    assert "(uid 'count'): its state was written with keys of type number" in told
+    assert "has keys of type str, e.g. '" in told
+    several = "lambda n: str(n % 10), Types.PICKLED_BYTE_ARRAY())"
+    runs.program.write_text(program.replace("lambda number: number % 10)", several))
+    _, out = runs.start("-s", path)  # on purpose: keys of any type
+    wait_for_counts(out, 1)
+
+
 def test_modify_lets_a_running_job_go_on_at_another_parallelism(cluster, runs):
     job_id, out = runs.start("-p", "2")
     wait_until(lambda: {key for key, total in counts(out) if total > 3} == set(range(10)), "counts of 4")

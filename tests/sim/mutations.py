@@ -36,6 +36,7 @@ FILE_SINK: Final = "engine/connectors/file_sink.py"
 SOURCE: Final = "engine/connectors/source.py"
 CHECKPOINTING: Final = "engine/runtime/jobmanager/checkpointing.py"
 RECOVERY: Final = "engine/runtime/jobmanager/recovery.py"
+VALVE: Final = "engine/runtime/exchange/watermark_valve.py"
 EXECUTOR: Final = "engine/runtime/taskmanager/task_executor.py"
 
 #: Begins the names of those that are run with ``--failover``.
@@ -207,14 +208,14 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
         "    def restore(self, chunks):\n        pass\n\n    def _restore(",
     ),
     "idle inputs hold event time": (
-        "engine/runtime/exchange/gate.py",
-        "if not channel.is_idle and not channel.is_ended:",
-        "if not channel.is_ended:",
+        VALVE,
+        "        status.is_aligned = False\n        return self._after_leaving()\n\n    def end(",
+        "        return self._after_leaving()\n\n    def end(",
     ),
     "event time does not wait for the slowest input": (
-        "engine/runtime/exchange/gate.py",
-        "if not channel.is_idle and not channel.is_ended:",
-        "if False:",
+        VALVE,
+        "self._told(min(aligned, default=NEVER_MS))",
+        "self._told(max(aligned, default=NEVER_MS))",
     ),
     # --- leaders
     "slots outlive their leader": (

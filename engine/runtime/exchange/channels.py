@@ -22,7 +22,6 @@ _CREDIT_MAX: Final = 8
 #: Batches that all channels of a task together may have under way; 256 of 32 kB are 8 MB.
 _CREDIT_TOTAL: Final = 256
 #: Before event time has begun in a channel.
-NEVER_MS: Final = -(1 << 63)
 
 
 def initial_credit(num_channels: int) -> int:
@@ -63,19 +62,17 @@ class Channel:
         "input_index",
         "is_blocked",
         "is_ended",
-        "is_idle",
         "is_listed",
         "source",
         "superstep",
-        "watermark_ms",
+        "valve_index",
     )
 
     def __init__(self, index: int, input_index: int) -> None:
         self.index = index  #: in the gate
         self.input_index = input_index
         self.source: ChannelSource
-        self.watermark_ms = NEVER_MS
-        self.is_idle = False
+        self.valve_index = 0  #: in the valve of its input
         self.is_ended = False
         self.is_listed = False  #: in the gate's list of channels with elements
         self.is_blocked = False  #: its barrier has come, those of others are waited for

@@ -29,7 +29,6 @@ from engine.checkpoint.alignment import (
 from engine.core.errors import EngineError
 from engine.core.records import Batch
 from engine.protocol.stream import (
-    WATERMARK_MAX_MS,
     CancelBarrier,
     CheckpointBarrier,
     Element,
@@ -39,7 +38,14 @@ from engine.protocol.stream import (
     Watermark,
     WatermarkStatus,
 )
-from engine.runtime.exchange.channels import NEVER_MS, Channel
+from engine.runtime.exchange.channels import Channel
+from engine.runtime.exchange.watermark_valve import (
+    CombinedWatermark,
+    IdleChanged,
+    StatusWatermarkValve,
+    ValveOutput,
+    WatermarkAdvanced,
+)
 
 __all__ = [
     "BarrierEvent",
@@ -60,18 +66,6 @@ __all__ = [
 class BatchArrived:
     input_index: int
     batch: Batch
-
-
-@dataclass(frozen=True, slots=True)
-class WatermarkAdvanced:
-    watermark_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class IdleChanged:
-    """All channels are idle, or one is not any more."""
-
-    idle: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +110,12 @@ class InputGate:
         self._listed: deque[Channel] = deque()
         self._parked: list[Channel] = []
         self._events: deque[GateEvent] = deque()
-        self._watermark_ms = NEVER_MS
-        self._is_idle = False
         self._open_channels_by_input: dict[int, int] = {}
         for channel in self.channels:
-            count = self._open_channels_by_input.get(channel.input_index, 0)
-            self._open_channels_by_input[channel.input_index] = count + 1
+            channel.valve_index = self._open_channels_by_input.get(channel.input_index, 0)
+            self._open_channels_by_input[channel.input_index] = channel.valve_index + 1
+        self._valves = {index: StatusWatermarkValve(count) for index, count in self._open_channels_by_input.items()}
+        self._combined = CombinedWatermark(self._valves)
         self._num_open = len(self.channels)
         self._num_in_superstep = 0  #: channels that have ended the superstep
         self._inputs_first = [index for index in inputs_first if index in self._open_channels_by_input]
@@ -198,8 +192,6 @@ class InputGate:
             if element is None:
                 continue
             if type(element) is Records:
-                if channel.is_idle:
-                    self._set_idle(channel, False)
                 if self._aligner.is_capturing:
                     for id_ in self._aligner.captured_by(channel.index):
                         self._captured[id_].append((channel.input_index, element.batch))
@@ -248,12 +240,9 @@ class InputGate:
     def _handle(self, channel: Channel, element: Element) -> None:
         match element:
             case Watermark(timestamp_ms):
-                channel.watermark_ms = max(channel.watermark_ms, timestamp_ms)
-                if channel.is_idle:
-                    self._set_idle(channel, False)
-                self._advance_watermark()
+                self._tell(channel, self._valves[channel.input_index].watermark(channel.valve_index, timestamp_ms))
             case WatermarkStatus(idle):
-                self._set_idle(channel, idle)
+                self._tell(channel, self._valves[channel.input_index].status(channel.valve_index, idle))
             case EndOfSuperstep(superstep):
                 channel.superstep = superstep
                 self._num_in_superstep += 1
@@ -291,29 +280,9 @@ class InputGate:
                     elif isinstance(command, AbandonCheckpoint):
                         self._captured.pop(command.checkpoint_id, None)
 
-    def _advance_watermark(self) -> None:
-        combined = WATERMARK_MAX_MS
-        counted = False
-        for channel in self.channels:
-            if not channel.is_idle and not channel.is_ended:
-                combined = min(combined, channel.watermark_ms)
-                counted = True
-        if not counted:
-            # Nobody is waited for any more: event time is where the furthest channel has come, an ended one's end of
-            # time included. Source: Flink's StatusWatermarkValve.
-            combined = max(channel.watermark_ms for channel in self.channels)
-        if combined > self._watermark_ms:
-            self._watermark_ms = combined
-            self._events.append(WatermarkAdvanced(combined))
-
-    def _set_idle(self, channel: Channel, idle: bool) -> None:
-        channel.is_idle = idle
-        all_idle = all(other.is_idle or other.is_ended for other in self.channels)
-        if all_idle is not self._is_idle:
-            self._is_idle = all_idle
-            self._events.append(IdleChanged(all_idle))
-        if idle:
-            self._advance_watermark()
+    def _tell(self, channel: Channel, outputs: Sequence[ValveOutput]) -> None:
+        if outputs:
+            self._events.extend(self._combined.take(channel.input_index, outputs))
 
     def _check_superstep(self) -> None:
         if not self._num_in_superstep or self._num_in_superstep < self._num_open:
@@ -336,7 +305,7 @@ class InputGate:
                 self._inputs_first.remove(index)
                 self._unpark()
         if self._num_open:
-            self._advance_watermark()
+            self._tell(channel, self._valves[index].end(channel.valve_index))
             self._check_superstep()
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from engine.checkpoint.assignment import adopted_max_parallelism, assign_state
 from engine.checkpoint.model import CompletedCheckpoint, JobLayout, SubtaskState, Task
 from engine.core.errors import ProgramError
-from engine.core.ids import OperatorID
+from engine.core.ids import JobID, OperatorID
 from engine.protocol.checkpoint import InFlightHandle, OperatorStateHandles
 from engine.state.key_groups import key_group_range
+from engine.state.key_types import ANY_KIND
 from engine.state.operator_state import OperatorStateSnapshot, Redistribution, redistribute
 from tests.unit.checkpoint.jobs import JOB_ID, file, keyed_checkpoint, operator, pipeline, vertex
 
@@ -40,6 +41,22 @@ def restored_groups(restore, layout: JobLayout, index: int) -> Counter:
 def test_every_key_group_is_restored_once_at_any_parallelism(before, after):
     restore = assign_state(keyed_checkpoint(pipeline(1, before)), pipeline(1, after))
     assert restored_groups(restore, pipeline(1, after), 1) == Counter(range(MAX))
+
+
+def test_keys_are_watched_when_the_state_is_another_jobs_unless_they_may_be_of_any_type():
+    layout = pipeline(1)
+    (first,) = layout.vertices[0].operators
+    task = layout.vertices[0].tasks()[0]
+    checkpoint = keyed_checkpoint(layout)
+    same = assign_state(checkpoint, layout).tasks[task].operators[first.operator_id]
+    assert same.watched_as == ""  # a restart: the same program
+    other = dataclasses.replace(layout, job_id=JobID("f" * 32))
+    watched = assign_state(checkpoint, other).tasks[task].operators[first.operator_id]
+    assert watched.watched_as == f"Operator {first}"
+    any_kind = dataclasses.replace(first, key_kind=ANY_KIND)
+    vertices = (dataclasses.replace(other.vertices[0], operators=(any_kind,)), *other.vertices[1:])
+    declared = assign_state(checkpoint, dataclasses.replace(other, vertices=vertices))
+    assert declared.tasks[task].operators[first.operator_id].watched_as == ""
 
 
 @given(parallelisms, parallelisms, st.lists(st.integers(0, 5), min_size=MAX, max_size=MAX), st.data())

@@ -79,6 +79,7 @@ def test_keys_of_another_type_are_told_with_uid_state_and_both_types(in_file, tm
         ([Row(1, 2)], "tuple"),
         ([Own("a")], "number"),  # who knows
         ([dt.date(2024, 1, 1)], "date"),
+        ([1], "any"),  # of any type
         ([1], ""),  # the program does not tell
         ([], "str"),
     ],
@@ -95,12 +96,12 @@ def test_what_may_be_the_same_is_accepted(keys, key_kind):
         (lambda x: x.name, Types.BIG_DEC(), None, "Decimal"),
         (lambda x: x.name, Types.SQL_DATE(), None, "date"),
         (lambda x: x.name, Types.TUPLE([Types.INT()]), None, "tuple"),
-        (lambda x: x.name, Types.PICKLED_BYTE_ARRAY(), None, ""),
+        (lambda x: x.name, Types.PICKLED_BYTE_ARRAY(), None, "any"),
         (lambda x: x.name, None, Types.TUPLE([Types.INT()]), ""),
         (lambda x: x[1], None, Types.TUPLE([Types.INT(), Types.STRING()]), "str"),
         ("n", None, Types.ROW_NAMED(["s", "n"], [Types.STRING(), Types.INT()]), "number"),
         (7, None, Types.TUPLE([Types.INT()]), ""),
-        (lambda x: x[0], Types.PICKLED_BYTE_ARRAY(), Types.TUPLE([Types.INT()]), ""),
+        (lambda x: x[0], Types.PICKLED_BYTE_ARRAY(), Types.TUPLE([Types.INT()]), "any"),
     ],
 )
 def test_what_a_program_says_of_its_keys(selector, key_type, record_type, expected):

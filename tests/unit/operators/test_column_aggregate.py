@@ -101,6 +101,8 @@ def test_timestamps_stay_with_their_results():
 
 
 class Restored:
+    watched_as = ""
+
     def __init__(self, chunks):
         self._chunks = chunks
 

@@ -232,6 +232,21 @@ def test_processing_timers_fire_by_the_clock_and_may_be_put_off():
     assert harness.output.timestamps_ms == [None, None]  # not the event time of some record
 
 
+def test_a_value_of_another_type_than_declared_fails_the_task_by_state_operator_and_record():
+    class Keep(KeyedProcessFunction):
+        def open(self, runtime_context):
+            self.state = runtime_context.get_state(ValueStateDescriptor("last", Types.INT()))
+
+        def process_element(self, value, ctx):
+            self.state.update(value[1])
+
+    with OperatorHarness(ProcessSpec(Keep(), FieldKey(0)), name="Keep") as harness:
+        harness.process([("a", 1)], [1])
+        told = r"'last' is declared Integer.*'x' of type str(.|\n)*in operator 'Keep' on record: .*'b', 'x'"
+        with pytest.raises(UserCodeError, match=told):
+            harness.process([("b", "x")], [2])
+
+
 def test_state_in_open_and_in_close_is_refused_for_there_is_no_key():
     class InClose(CountAndRemind):
         def close(self):

@@ -22,7 +22,11 @@ from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
 from engine.state.parts import DeltaPart
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.restore_cases import CASES, MARK, Case, Rows, ToAll, Wait, Watermark
+from tests.unit.operators import restore_cases
+from tests.unit.operators.evictor_cases import EVICTOR_CASES, EVICTORS, WINDOWS, without_evictor
+from tests.unit.operators.restore_cases import MARK, Case, Rows, ToAll, Wait, Watermark
+
+CASES = {**restore_cases.CASES, **EVICTOR_CASES}
 
 MAX_PARALLELISM = 128
 FULL, INCREMENTAL = {}, {"execution.checkpointing.incremental": "true"}
@@ -203,13 +207,30 @@ def test_results_after_a_crash_behind_each_mark_are_those_of_an_undisturbed_run(
     assert results == golden
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", [name for name in CASES if name not in DEALT_OUT])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        (name, way)
+        for way in WAYS
+        for name in CASES
+        # How elements of windows are kept does not depend on their evictor: each of the two backends once.
+        if name not in DEALT_OUT and (name not in EVICTOR_CASES or way in ("incremental", "rocksdb"))
+    ],
+)
 def test_results_are_the_same_when_the_parallelism_changes_at_each_restore(name, way, tmp_path):
     golden = straight(CASES[name]())
     parallelisms = [1, 2] if way.startswith("rocksdb") else [1, 3, 2]
     results, _ = crashing(CASES[name](), way, parallelisms, str(tmp_path))
     assert results == golden
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", EVICTORS)
+def test_evictors_of_these_cases_do_something(window, name):
+    """Else the tests above would say nothing about them; after its function, in windows that fire once, they cannot."""
+    fires_again = WINDOWS[window][1] is not None
+    evicted = straight(CASES[f"{window}, {name}"]())
+    assert (evicted != straight(without_evictor(window))) is (fires_again or not name.endswith("after"))
 
 
 def test_increments_are_taken_where_nothing_crashes_in_between(tmp_path):

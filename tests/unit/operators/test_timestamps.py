@@ -61,6 +61,18 @@ def test_a_stream_without_records_goes_idle_and_comes_back_with_the_next_one():
         assert (harness.output.idle, harness.output.watermarks_ms) == ([True, False], [0, 1])
 
 
+def test_an_idle_stream_that_ends_is_active_before_event_time_ends():
+    """Else nobody would hear the end: what an idle channel says of event time does not count."""
+    clock = ManualClock(1000)
+    base = WatermarkStrategy.for_monotonous_timestamps().with_idleness(Duration.of_millis(50))
+    with OperatorHarness(strategy(base), clock=clock) as harness:
+        clock.advance(60)
+        harness.head.on_timer(clock.now_ms())
+        assert harness.output.idle == [True]
+        harness.watermark(TIME_MAX_MS)
+        assert (harness.output.idle, harness.output.watermarks_ms) == ([True, False], [TIME_MAX_MS])
+
+
 class Punctuated(WatermarkGenerator):
     def __init__(self):
         self.highest = 0

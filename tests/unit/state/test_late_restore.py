@@ -162,18 +162,53 @@ def test_a_subtask_whose_key_groups_have_nothing_has_nothing_to_do_later(tmp_pat
     assert not backend.restore_some()
 
 
-def test_what_expires_is_restored_at_once(tmp_path):
+def expiring(clock):
+    """Return how to touch a state that expires after a minute, and how to read it."""
     descriptor = ValueStateDescriptor("expiring")
     descriptor.enable_time_to_live(StateTtlConfig.new_builder(Duration.of_minutes(1)).build())
 
     def touch(backend, key, number):
-        put(backend, key, number)
+        clock.advance(100)
+        backend.set_current_key(key)
         backend.value_state(descriptor).update(number)
 
-    handle, _ = written(tmp_path, change=touch)
-    backend, registry = backend_of([handle], tmp_path)
-    assert not registry.late
-    assert len(list(backend.keys("expiring"))) == 200
+    def read(backend, key):
+        backend.set_current_key(key)
+        return backend.value_state(descriptor).value()
+
+    return touch, read
+
+
+def test_what_expires_is_taken_up_late_and_dies_at_its_time(tmp_path):
+    clock = ManualClock(1000)
+    touch, read = expiring(clock)
+    handle, former = written(tmp_path, change=touch, clock=clock)  # at 1.1 s, 1.2 s…; twenty of them again until 23 s
+    backend, registry = backend_of([handle], tmp_path, clock=clock)
+    assert registry.late == [backend]
+    assert read(backend, 3) == 3
+    clock.advance(43_000)  # 66 s: what was touched before 6 s is dead
+    found = {key: read(backend, key) for key in range(0, 200, 3)}
+    assert found == {key: read(former, key) for key in range(0, 200, 3)}
+    assert 0 < sum(value is None for value in found.values()) < len(found)
+    while backend.restore_some():
+        pass
+    assert {key: read(backend, key) for key in range(200)} == {key: read(former, key) for key in range(200)}
+
+
+def test_what_has_expired_before_it_was_taken_up_is_given_back_in_the_end(tmp_path):
+    clock = ManualClock(1000)
+    touch, _ = expiring(clock)
+    handle, _ = written(tmp_path, change=touch, clock=clock)
+    backend, _ = backend_of([handle], tmp_path, clock=clock)
+    touch(backend, 1000, 1)
+    clock.advance(100_000)
+    while backend.restore_some():
+        pass
+    assert backend.num_entries() == 201
+    for number in range(100):
+        touch(backend, 2000, number)
+    assert backend.num_entries() == 1
+    assert list(backend.keys("expiring")) == [2000]
 
 
 def test_a_restored_state_that_expires_from_now_on_is_complete(tmp_path):
@@ -196,3 +231,14 @@ def test_keys_of_another_type_are_refused_as_ever(tmp_path):
     with pytest.raises(ProgramError, match="keys of type number"):
         for number in range(40):
             backend.set_current_key(f"k{number}")
+
+
+def test_a_stream_of_mixed_keys_is_not_refused_when_more_is_taken_up(tmp_path):
+    """A key of a known type has ended the watch, though keys of other groups are restored after it."""
+    handle, _ = written(tmp_path)
+    backend, _ = backend_of([handle], tmp_path)
+    backend.set_current_key(3)
+    backend.restore_some()
+    backend.set_current_key("a new sort of key")
+    backend.restore_rest()
+    backend.set_current_key(b"and another")

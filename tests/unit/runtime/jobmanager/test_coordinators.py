@@ -11,6 +11,7 @@ import pytest
 from engine.core.errors import ExternalError, InputError, JobNotFoundError
 from engine.core.ids import ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.graph.job_graph import JobGraph, JobType, JobVertex
+from engine.ha.contracts import LeadershipLostError
 from engine.operators.base import CoordinatorSpec, JobOutcome, OperatorCoordinator
 from engine.protocol.control import OperatorEventSent
 from engine.runtime.jobmanager import coordinators as module
@@ -71,13 +72,17 @@ def hosted(monkeypatch):
     monkeypatch.setattr(module, "STUCK_S", 0.05)
     Recorder.hang.clear()
 
-    def run(scenario, mode="", vertices=None):
+    def run(scenario, mode="", vertices=None, fence=None, lost=None):
         async def main():
             events, sent = asyncio.Queue(), []
             vertex = JobVertex(VERTEX, "v", 2, 128, b"", (), "default", None, {OPERATOR: pickle.dumps(Spec())})
             graph = JobGraph(JobID.generate(), "job", JobType.BATCH, (vertex,) if vertices is None else vertices, ())
             coordinators = JobCoordinators(
-                graph, {"mode": mode}, post=events.put_nowait, send=lambda *message: sent.append(message)
+                graph,
+                {"mode": mode},
+                post=events.put_nowait,
+                send=lambda *message: sent.append(message),
+                **({} if fence is None else {"fence": fence, "lost": lost}),
             )
             try:
                 await asyncio.wait_for(scenario(coordinators, events.get, sent), 5)
@@ -148,6 +153,28 @@ def test_who_is_given_up_is_told_after_the_end_and_its_errors_are_logged_only(ho
 
     hosted(scenario)
     assert "cannot clean up" in caplog.text
+
+
+def test_who_is_deposed_between_the_end_and_the_clean_up_cleans_nothing_up(hosted):
+    """What would be removed may be what the next leader's attempt is about to commit."""
+    asked, lost = [], []
+
+    def fence(attempt_number, publishes):
+        asked.append(publishes)
+        if len(asked) > 2:  # the start and the end went well
+            raise LeadershipLostError("another one leads")
+
+    async def scenario(coordinators, next_event, sent):
+        coordinators.start()
+        assert await next_event() == CoordinatorsStarted()
+        coordinators.end(JobOutcome.FAILED)
+        assert await next_event() == JobEndHandled()
+        coordinators.give_up(JobOutcome.FAILED)
+        assert await coordinators.request(OPERATOR, "") == [False, JobOutcome.FAILED]  # behind it in the thread
+        assert len(asked) == 3
+        assert [type(error) for error in lost] == [LeadershipLostError]
+
+    hosted(scenario, fence=fence, lost=lost.append)
 
 
 def test_a_hanging_coordinator_does_not_keep_a_job_from_being_given_up(hosted):
