@@ -46,8 +46,8 @@ class JobStopping:
 
 @dataclass(frozen=True, slots=True)
 class NoAttemptFollows:
-    """The job is about to be FAILED or CANCELED, what was being written is written: commit what has become durable since
-    the job stopped, as nobody goes on from there."""
+    """The job is about to be FAILED or CANCELED, what was being written is written: commit what has become durable
+    since the job stopped, as nobody goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
