@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,17 +19,18 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from engine.cluster import JobManagerHandle, bounded_output, configure_logging, run_jobmanager
-from engine.core.config import Configuration, load_config_dir
+from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
 from engine.core.ids import JobID
-from engine.core.options import ClusterOptions, HaOptions, JobOptions, RestOptions, YarnOptions
+from engine.core.options import HaOptions, JobOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
+from flink_yarn.application_config import PORTS_FILE, effective_config
 from flink_yarn.archive import mark_used
 from flink_yarn.bad_nodes import tell_skein
-from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER, GAVE_UP, JOB_FOLDER, Mode, address_path
+from flink_yarn.cluster_spec import ADDRESS_KEY, GAVE_UP, JOB_FOLDER, Mode, address_path
 from flink_yarn.container_place import leader_place
 from flink_yarn.high_availability import (
     Outcome,
@@ -38,13 +38,12 @@ from flink_yarn.high_availability import (
     is_highly_available,
     keep_outcome,
     kept_outcome,
-    with_cluster_id,
 )
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
 from flink_yarn.yarn_client import node_health
 
-__all__ = ["Outcome", "bind_host", "main", "outcome_of"]
+__all__ = ["Outcome", "main", "outcome_of"]
 
 logger = logging.getLogger("flink_yarn.application_master")
 
@@ -58,7 +57,6 @@ DIAGNOSTICS_MAX: Final = 4000
 MAIN_LOG: Final = "jobmanager.log"
 MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
 ORPHANED: Final = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
-_PORTS_FILE: Final = "jobmanager.ports"
 LOG_TAIL_CHARACTERS: Final = 100_000
 ERROR_LINES_MAX: Final = 40
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
@@ -76,53 +74,6 @@ def outcome_of(graph: ExecutionGraph) -> Outcome:
         case JobStatus.CANCELED:
             return Outcome("KILLED", f"Job {name!r} was cancelled.")
     return Outcome("FAILED", graph.failure.message if graph.failure is not None else f"Job {name!r} failed.")
-
-
-# --- addresses ------------------------------------------------------------------------------------------------------
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def _ports(again: bool) -> tuple[int, int]:
-    """Return the ports for TaskManagers and REST. A JobManager that was started again has the ones of before, so that
-    those who knew it find it."""
-    if again:
-        with contextlib.suppress(OSError, ValueError), open(_PORTS_FILE, encoding="utf-8") as stream:
-            rpc, rest = map(int, stream.read().split())
-            return rpc, rest
-    rpc, rest = _free_port(), _free_port()
-    with open(_PORTS_FILE, "w", encoding="utf-8") as stream:
-        stream.write(f"{rpc} {rest}")
-    return rpc, rest
-
-
-def bind_host(node: str) -> str:
-    """Return what to bind so that other nodes reach us: everything, but for a node that is only known to itself."""
-    with contextlib.suppress(OSError):
-        if socket.gethostbyname(node).startswith("127."):
-            return node
-    return "0.0.0.0"
-
-
-def _effective_config(mode: Mode, again: bool) -> Configuration:
-    config = load_config_dir(CONF_FOLDER)
-    host = os.environ["NM_HOST"]
-    rpc_port, rest_port = _ports(again)
-    config.set(ClusterOptions.RPC_ADDRESS, host).set(ClusterOptions.RPC_PORT, rpc_port)
-    config.set(ClusterOptions.JM_BIND_HOST, bind_host(host))
-    config.set(RestOptions.ADDRESS, host).set(RestOptions.PORT, rest_port)
-    config.set(RestOptions.BIND_ADDRESS, bind_host(host))
-    if not config.contains(RestOptions.BIND_PORT) or config.get(RestOptions.BIND_PORT) in ("8081", "0"):
-        config.set(RestOptions.BIND_PORT, str(rest_port))
-    config.set(ClusterOptions.TMP_DIRS, os.environ["TMPDIR"])
-    config = with_cluster_id(config, os.environ["SKEIN_APPLICATION_ID"])
-    if mode is not Mode.SESSION and not config.contains(RestOptions.SUBMIT_ENABLE):
-        config.set(RestOptions.SUBMIT_ENABLE, mode is Mode.APPLICATION)
-    return config
 
 
 # --- the application ------------------------------------------------------------------------------------------------
@@ -522,7 +473,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         logger.exception("the JobManager cannot reach YARN's ApplicationMaster")
         return EXIT_CRASH
     try:
-        config = _effective_config(mode, again)
+        config = effective_config(mode, again)
         configure_logging(os.path.join(logs, MAIN_LOG), config)
         logger.info(
             "JobManager of application %s (%s), %s",
@@ -541,7 +492,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         logger.error("the JobManager cannot start: %s", error)
         if "in use" in str(error):  # somebody took the port between our look and our bind
             with contextlib.suppress(OSError):
-                os.unlink(_PORTS_FILE)
+                os.unlink(PORTS_FILE)
             return EXIT_CRASH
         _shut_down(application, Outcome("FAILED", str(error)))
         return 1

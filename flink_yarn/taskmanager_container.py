@@ -15,7 +15,7 @@ from engine.cluster import bounded_output, configure_logging, run_taskmanager
 from engine.core.config import Configuration, load_config_dir
 from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions
-from flink_yarn.application_master import bind_host
+from flink_yarn.application_config import bind_host
 from flink_yarn.cluster_spec import ADDRESS_KEY, CONF_FOLDER
 from flink_yarn.container_place import container_log_url
 from flink_yarn.high_availability import is_highly_available, with_cluster_id

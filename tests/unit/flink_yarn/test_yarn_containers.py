@@ -12,8 +12,9 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.options import ClusterOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
-from flink_yarn import application_master
-from flink_yarn.application_master import ApplicationMaster, Outcome, bind_host, outcome_of
+from flink_yarn import application_config, application_master
+from flink_yarn.application_config import bind_host
+from flink_yarn.application_master import ApplicationMaster, Outcome, outcome_of
 from flink_yarn.cluster_spec import Mode
 from flink_yarn.program import Program
 from flink_yarn.session_client import _program_files, _shipped
@@ -65,10 +66,10 @@ def test_long_diagnostics_keep_their_head_and_end():
 
 def test_a_jobmanager_that_is_started_again_has_its_ports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = application_master._ports(again=False)
-    assert application_master._ports(again=True) == first
+    first = application_config.ports(again=False)
+    assert application_config.ports(again=True) == first
     (tmp_path / "jobmanager.ports").unlink()
-    assert all(application_master._ports(again=True))
+    assert all(application_config.ports(again=True))
 
 
 def test_the_jobmanager_listens_where_its_node_is_reached(tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ def test_the_jobmanager_listens_where_its_node_is_reached(tmp_path, monkeypatch)
         monkeypatch.setenv(key, value)
     (tmp_path / "flink-conf").mkdir()
     (tmp_path / "flink-conf" / "config.yaml").write_text(json.dumps({"rest.bind-port": "8081", "a": "b # c"}))
-    config = application_master._effective_config(Mode.PER_JOB, again=False)
+    config = application_config.effective_config(Mode.PER_JOB, again=False)
     assert config.get_string("a") == "b # c"
     assert config.get(ClusterOptions.RPC_ADDRESS) == config.get(RestOptions.ADDRESS) == "localhost"
     assert config.get(RestOptions.BIND_PORT) == str(config.get(RestOptions.PORT)) != "8081"
