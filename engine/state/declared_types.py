@@ -5,7 +5,7 @@ What a serializer would take is taken: bool and numpy's numbers for integers, in
 sequence for lists. Values are not converted. ``Types.PICKLED_BYTE_ARRAY()``, no type at all and classes of type
 information of the user's own take everything.
 
-Looking costs 20 to 50 ns for scalars (see ``docs/PERFORMANCE.md``), as the test for the expected class is compiled into
+Looking costs 10 to 40 ns for scalars (see ``docs/PERFORMANCE.md``), as the test for the expected class is compiled into
 the method; states without a declared type pay nothing. All fields of tuples and Rows are looked at, and of lists and
 maps within a value the first ``ELEMENTS_MAX``: a write should cost no more the more is in the value.
 """

@@ -1,7 +1,8 @@
 """Does the simulation find bugs? ``python -m tests.sim.mutations [--seeds 300] [WORDS OF A NAME]``.
 
 Each mutation is a small bug put into a copy of the engine; seeds are run on the copy until one fails. What survives is
-a hole in the story or in the checks, or a mutation that changes nothing that must hold. Not part of the test command:
+a hole in the story or in the checks, or a mutation that changes nothing that must hold. Some need a moment that no seed
+of some hundreds meets: ``DIRECTED`` names the test that leads there, and is run instead. Not part of the test command:
 all of them take some minutes. One whose text the engine does not have any more is told.
 """
 
@@ -294,6 +295,36 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+_JOBMANAGER: Final = "tests/unit/runtime/jobmanager"
+
+#: name of a mutation → the directed test that has to fail
+DIRECTED: Final[dict[str, str]] = {
+    f"{HA} what is given up is cleaned up whoever leads": (
+        f"{_JOBMANAGER}/test_coordinators.py::test_who_is_deposed_between_the_end_and_the_clean_up_cleans_nothing_up"
+    ),
+    f"{HA} nobody knows that a job without checkpoints has published": (
+        f"{_JOBMANAGER}/test_leadership.py::test_a_batch_job_whose_leader_was_lost_while_it_published_is_not_run_again"
+    ),
+    f"{HA} pointers to what was given up are kept": (
+        f"{_JOBMANAGER}/test_leadership.py::test_a_checkpoint_that_is_given_up_while_it_is_written_is_not_pointed_to"
+    ),
+    f"{HA} attempts begin anew": (
+        f"{_JOBMANAGER}/test_leadership.py::"
+        "test_a_new_leader_goes_on_from_the_newest_checkpoint_with_numbers_that_were_never_used"
+    ),
+    f"{HA} all that is restored is the job's own": (
+        f"{_JOBMANAGER}/test_recovery.py::test_only_checkpoints_of_the_job_and_what_it_claims_are_its_own"
+    ),
+    f"{HA} a suspended job goes on": (
+        f"{_JOBMANAGER}/test_leadership.py::test_a_suspended_leader_does_nothing_of_what_it_had_begun"
+    ),
+    f"{HA} TaskManagers stay with a leader that was replaced": (
+        "tests/unit/runtime/taskmanager/test_leaders.py::"
+        "test_a_taskmanager_leaves_a_leader_that_was_replaced_though_it_still_answers"
+    ),
+}
+
+
 def applied(name: str) -> tuple[Path, str] | None:
     """Return the file and its text with the mutation; None when the text is not there, or not once."""
     file, text, instead = MUTATIONS[name]
@@ -309,12 +340,15 @@ def _run(name: str, seeds: int) -> str:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = Path(folder)
         leave = shutil.ignore_patterns("__pycache__", "*.pyc")
+        directed = DIRECTED.get(name)
         shutil.copytree(ROOT / "engine", root / "engine", ignore=leave)
-        shutil.copytree(ROOT / "tests" / "sim", root / "tests" / "sim", ignore=leave)
-        shutil.copy(ROOT / "tests" / "__init__.py", root / "tests")
+        shutil.copytree(ROOT / "tests", root / "tests", ignore=leave)
+        shutil.copy(ROOT / "setup.cfg", root)
         (root / mutated[0]).write_text(mutated[1])
         command = [sys.executable, "-m", "tests.sim", "--seeds", str(seeds)]
         command += ["--failover"] if name.startswith(HA) else []
+        if directed is not None:
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", directed]
         env = {**os.environ, "PYTHONPATH": folder}
         limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S_MAX, _CPU_S_MAX))  # noqa: E731
         ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, preexec_fn=limit)
@@ -322,6 +356,8 @@ def _run(name: str, seeds: int) -> str:
         return "killed: it takes for ever"
     if ran.returncode == 0:
         return "SURVIVES"
+    if directed is not None:  # 1: a test has failed; all else is no verdict
+        return f"killed by {directed}" if ran.returncode == 1 else f"NO VERDICT: {ran.stdout.strip()[-200:]}"
     found = re.search(r"seed (\d+) FAILED: (.*)", ran.stdout)
     return f"killed by seed {found[1]}: {found[2][:90]}" if found else f"killed: {ran.stderr.strip()[-120:]}"
 

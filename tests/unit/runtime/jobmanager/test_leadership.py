@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import threading
 
 import pytest
 
@@ -464,6 +465,35 @@ def test_a_suspended_leader_tells_coordinators_of_no_end(tmp_path):
         assert folders_of(tmp_path, job_id)
         with pytest.raises(ExternalError, match="lead"):
             await first.submit_job(job())
+
+    leading(tmp_path, scenario)
+
+
+def test_a_suspended_leader_does_nothing_of_what_it_had_begun(tmp_path, monkeypatch):
+    """It may still lead, e.g. while its process ends: no fence keeps from the commit what waits behind another call."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hang(self, checkpoint_id, committables):
+        self._call("completed", checkpoint_id, dict(committables))
+        entered.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr(Committer, "checkpoint_completed", hang)
+
+    async def scenario(leaders):
+        first, tasks = await leaders.lead()
+        job_id = await first.submit_job(job(execution_checkpointing_interval="1 h"))
+        await until(lambda: deployed(first, tasks, job_id))
+        await first.trigger_checkpoint(job_id, None)
+        await until(entered.is_set)
+        tasks.finish_all()
+        vertices = first.job(job_id).vertices.values()
+        await until(lambda: all(one.current.state is ExecutionState.FINISHED for v in vertices for one in v.subtasks))
+        await first.suspend()
+        go_on.set()
+        thread = f"coordinators-{job_id[:8]}"
+        await until(lambda: calls("ended") or thread not in {one.name for one in threading.enumerate()})
+        assert calls("ended") == []
 
     leading(tmp_path, scenario)
 
