@@ -105,11 +105,15 @@ class TableChanges:
         self._log: EpochLog[dict[str, Places]] = EpochLog(dict, _add_places, _num_places)
         self._changed_max = CHANGED_MIN
         self._tables: list[Table] = []
+        #: Not in the first epoch, which follows a full snapshot by a child: what is overwritten then lies in pages that
+        #: are written to for the first time since the fork, 1 us each, which would all come at the next barrier.
+        self._collects = False
 
     def begin(self, checkpoint_id: int, tables: Mapping[str, Table], num_entries: int) -> None:
         self._changed_max = max(CHANGED_MIN, num_entries)
         for table in tables.values():
             table.settle()  # its keys belong to the epoch that ends
+        self._collects = self._log.current is not None
         self._log.begin(checkpoint_id, self._changed_max)
         self._tables = []
         for name, table in tables.items():
@@ -122,7 +126,10 @@ class TableChanges:
             table.changed = current.setdefault(name, Places())
             table.changed_max = self._changed_max
             table.give_up = self._give_up
-            table.begin_recent()
+            if self._collects:
+                table.begin_recent()
+            else:
+                table.end_recent()
             self._tables.append(table)
 
     def _give_up(self) -> None:

@@ -158,8 +158,9 @@ def main() -> None:
         other = made("restored")
         OperatorStateRegistry(restored).add_keyed("keyed", other.backend)
         results["restore_s"] = round(time.perf_counter() - start, 2)
-        if not is_rocksdb:  # which only estimates it
-            assert other.backend.num_entries() == num_keys
+        if isinstance(other.backend, HeapKeyedStateBackend):
+            other.backend.restore_rest()  # what no record has asked for is taken up late
+            assert other.backend.num_entries() == num_keys  # RocksDB only estimates it
         other.backend.close()
         table.backend.close()
     print(json.dumps(results, indent=2))

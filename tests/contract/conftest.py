@@ -40,6 +40,7 @@ class Backends:
         elif self.kind == "hashmap behind a barrier":  # what is written goes to ``Table.recent``
             backend = HeapKeyedStateBackend(clock, max_parallelism, incremental=True)
             backend.begin_epoch(1)
+            backend.begin_epoch(2)
         else:
             number = next(self.numbers)
             backend = RocksDBKeyedStateBackend(

@@ -33,11 +33,13 @@ def collecting(monkeypatch):
 
 
 def filled():
+    """Each key has itself as its value, behind the barrier of checkpoint 1, which was a full one."""
     backend = HeapKeyedStateBackend(ManualClock(), 16, incremental=True)
     values = backend.value_state(VALUE)
     for key in range(NUM_KEYS):
         backend.set_current_key(key)
         values.update(key)
+    backend.begin_epoch(1)
     return backend, values
 
 
@@ -55,7 +57,9 @@ def test_only_large_tables_whose_cells_are_replaced_collect_and_only_behind_a_ba
     few.add(1)
     tables = {name: backend._tables[name] for name in ("value", "list", "sum", "expiring")}
     assert [table.recent for table in tables.values()] == [None] * 4
-    backend.begin_epoch(1)
+    backend.begin_epoch(1)  # after a full snapshot
+    assert [table.recent for table in tables.values()] == [None] * 4
+    backend.begin_epoch(2)
     assert {name: table.recent is not None for name, table in tables.items()} == {
         "value": True,
         "list": False,
@@ -67,7 +71,7 @@ def test_only_large_tables_whose_cells_are_replaced_collect_and_only_behind_a_ba
 
 def test_what_was_overwritten_is_let_go_of_after_some_writes(collecting):
     backend, values = filled()
-    backend.begin_epoch(1)
+    backend.begin_epoch(2)
     table = backend._tables["value"]
     sizes = []
     for key in range(8):
@@ -80,7 +84,7 @@ def test_what_was_overwritten_is_let_go_of_after_some_writes(collecting):
 
 def test_what_was_written_of_late_is_read_counted_listed_and_removed(collecting):
     backend, values = filled()
-    backend.begin_epoch(1)
+    backend.begin_epoch(2)
     backend.set_current_key("new")
     values.update("late")
     assert values.value() == "late"
@@ -99,15 +103,15 @@ def test_what_was_written_of_late_is_read_counted_listed_and_removed(collecting)
 
 def test_a_barrier_ends_the_epoch_of_what_was_written_before_it(collecting):
     backend, values = filled()
-    backend.begin_epoch(1)
+    backend.begin_epoch(2)
     backend.set_current_key(1)
     values.update("first")
-    backend.begin_epoch(2)
+    backend.begin_epoch(3)
     backend.set_current_key(2)
     values.update("second")
-    assert backend.num_changed(1, 100) == 2
-    assert backend.num_changed(2, 100) == 1
-    assert contents(backend.snapshot_delta(GROUPS, 2)) == {2: "second"}
+    assert backend.num_changed(2, 100) == 2
+    assert backend.num_changed(3, 100) == 1
+    assert contents(backend.snapshot_delta(GROUPS, 3)) == {2: "second"}
 
 
 def contents(*layers):
@@ -138,10 +142,10 @@ def test_values_and_increments_are_those_of_a_table_that_writes_at_once(collecti
     checkpoint does not complete."""
     backend, values = filled()
     sums = backend.reducing_state(SUM)
-    expected = dict.fromkeys(range(NUM_KEYS)) | {key: key for key in range(NUM_KEYS)}
-    layers, last = [backend.snapshot(GROUPS)], 1
-    backend.begin_epoch(1)
-    for number, (what, key) in enumerate([*operations, ("barrier", 0)], 2):
+    expected: dict[object, object] = {key: key for key in range(NUM_KEYS)}
+    layers, last = [backend.snapshot(GROUPS)], 2
+    backend.begin_epoch(2)
+    for number, (what, key) in enumerate([*operations, ("barrier", 0)], 3):
         backend.set_current_key(key)
         match what:
             case "update":
