@@ -53,7 +53,7 @@ FITTING = [
 ]
 
 
-@pytest.mark.parametrize(("declared", "value"), FITTING, ids=str)
+@pytest.mark.parametrize(("declared", "value"), FITTING)
 def test_what_a_serializer_would_take_fits(declared, value):
     assert misfit(declared, value) is None
 
