@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.plan import Strike
-from tests.hadoop.conftest import HadoopCluster
-from tests.hadoop.yarn_commands import processes_of
+from tests.hadoop.conftest import HadoopCluster, run_cluster
+from tests.hadoop.yarn_commands import eventually, processes_of
 from tests.hadoop.yarn_ha import java_master, jobmanager_process, node_manager_of, taskmanagers
 
 __all__ = ["Hands"]
@@ -71,8 +71,12 @@ class Hands:
             undo()
 
     def mend_all(self) -> None:
+        """Mend what is open, and wait until every daemon is ready."""
         for strike in list(self._undo):
             self.mend(strike)
+        folder = str(self._hadoop.dir)
+        is_ready = lambda: run_cluster("status", "--dir", folder, check=False).returncode == 0  # noqa: E731
+        eventually("every daemon is ready", is_ready, 180)
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +135,8 @@ class Hands:
 
         def start() -> None:
             for name in names:
-                self._hadoop.daemon("start", name, *([] if name == names[-1] else ["--no-wait"]))
+                # Ready is a DataNode when there is a NameNode, a ZooKeeper server when there is another: not awaited.
+                self._hadoop.daemon("start", name, "--no-wait")
 
         return start
 
