@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.story import SHAPE, run_chaos
 from tests.hadoop.conftest import running_cluster
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(1500)]
 
 MINUTES = 5.0
 

@@ -17,7 +17,7 @@ from tests.hadoop.conftest import HadoopCluster, running_cluster
 from tests.hadoop.fault_jobs import FaultJob
 from tests.process.cluster_jobs import StandaloneCluster, until
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
 AWAY_S = 20.0
 #: A cancel does not wait for what is away; 2 s is promised on a host that has nothing else to do.

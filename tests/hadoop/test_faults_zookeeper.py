@@ -22,7 +22,7 @@ from tests.process.ha_cluster import HaCluster
 from tests.process.test_exactly_once_files import expected, hidden, written
 from tests.process.test_ha import Waiting, file_job, text  # noqa: F401 (a fixture)
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
 SERVERS = ("zk1", "zk2", "zk3")
 AWAY_S = 5.0

@@ -29,7 +29,7 @@ from tests.hadoop.yarn_ha import (
     zookeeper_nodes,
 )
 
-pytestmark = pytest.mark.hadoop
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
 
 @pytest.fixture
