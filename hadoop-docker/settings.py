@@ -382,7 +382,7 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         "yarn.scheduler.minimum-allocation-mb": 64,
         "yarn.scheduler.maximum-allocation-mb": NODE_MEMORY_MB,
         "yarn.scheduler.maximum-allocation-vcores": NODE_VCORES,
-        "yarn.resourcemanager.am.max-attempts": 3,
+        "yarn.resourcemanager.am.max-attempts": 100,  # the limit of what applications may ask for
         "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": 200,
         # A NodeManager that starts first asks again after this time (30 s otherwise); a client gives up after the
         # second (15 minutes otherwise), which still outlasts a restart of the ResourceManager.

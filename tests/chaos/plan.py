@@ -9,8 +9,7 @@ from typing import Final
 
 __all__ = ["FAULTS", "Fault", "Step", "Strike", "timeline"]
 
-#: The ApplicationMaster may fail three times in the interval in which YARN counts failures (10 s); one in three is
-#: room enough for one that fails by itself.
+#: Between two faults of the ApplicationMaster or the JobManager: the next one is to be there before it is hit, too.
 MASTER_REST_S: Final = 12.0
 GAP_S: Final = (2.0, 14.0)  #: between the beginnings of two faults
 ACTIVE_MAX: Final = 2  #: faults at once, of those that last

@@ -35,10 +35,10 @@ def run_chaos(hadoop: HadoopCluster, folder: Path, *, seconds: float, seed: int,
     with (folder / "conf" / "flink-conf.yaml").open("a") as stream:
         stream.write(CONFIG)
     job = ExactJob(user, folder / "marks", "chaos", num_lines=int(LINES_BY_S * (seconds * 1.5 + 240)))
-    session = user.session("-n", "2", "-s", "1", *SMALL, "-nm", "chaos", "-d", "-D", "yarn.application-attempts=3")
+    session = user.session("-n", "2", "-s", "1", *SMALL, "-nm", "chaos", "-d", "-D", "yarn.application-attempts=100")
     assert session.returncode == 0, session.stdout + session.stderr
     application_id = application_id_in(session.stdout)
-    hands = Hands(hadoop, application_id)
+    hands, job_id = Hands(hadoop, application_id), ""
     try:
         submitted = user.flink("run", "-d", "-yid", application_id, *job.words)
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
@@ -54,6 +54,12 @@ def run_chaos(hadoop: HadoopCluster, folder: Path, *, seconds: float, seed: int,
         )
         say(f"finished {time.monotonic() - began:.1f} s after the last fault was mended")
         job.check_exact()
+    except AssertionError:
+        report = user.application(application_id)
+        words = ("state", "finalStatus", "diagnostics", "runningContainers")
+        say(f"application: {', '.join(f'{word} {report.get(word)}' for word in words)}")
+        say(f"exceptions: {str(rest(user, application_id, f'/jobs/{job_id}/exceptions'))[:4000]}")
+        raise
     finally:
         hands.mend_all()
         ended = user.session("-id", application_id, stdin="stop\n")
