@@ -11,8 +11,9 @@ types after all, those that its functions give.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
@@ -28,7 +29,7 @@ from engine.operators.column_window import column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
-from engine.operators.compile.folds import translate_reduce
+from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
@@ -142,14 +143,21 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
         case KeyedReduceSpec(FieldKey(int() as field) as selector, function) if shape is not None:
             if not 0 <= field < len(shape.kinds) or shape.kinds[field] not in (Kind.INT, Kind.STR):
                 return None
-            try:
-                translate_reduce(function, shape)
-            except NotCompilable:
-                return None
+            if not _is_translated(translate_choice, function, shape):
+                if not _is_translated(translate_reduce, function, shape):
+                    return None
             return ColumnReduceSpec(selector, function, spec.emit_final)
         case WindowSpec():
             return column_window(spec, shape) or column_session(spec)
     return None
+
+
+def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shape: Shape) -> bool:
+    try:
+        translation(function, shape)
+    except NotCompilable:
+        return False
+    return True
 
 
 def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | None:

@@ -22,16 +22,18 @@ from engine.operators.compile.folds import (
     FoldTranslation,
     is_count,
     translate_aggregate,
+    translate_choice,
     translate_reduce,
 )
 from engine.operators.compile.translate import Shape
 from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.record_choice import RecordChoice
 from engine.operators.window_contents import AggregateFold, ReduceFold
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FoldedValues", "WindowFolds", "folded_values", "shape_of_schema", "window_folds"]
+__all__ = ["FoldedValues", "WindowFolds", "choice_of", "folded_values", "shape_of_schema", "window_folds"]
 
 _NUMPY: dict[Kind, Any] = {Kind.INT: np.int64, Kind.FLOAT: np.float64}
 
@@ -148,6 +150,15 @@ def folded_values(function: Any, schema: pa.Schema) -> FoldedValues | None:
     shape = shape_of_schema(schema)
     try:
         return None if shape is None else FoldedValues(translate_reduce(function, shape))
+    except NotCompilable:
+        return None
+
+
+def choice_of(function: Any, schema: pa.Schema) -> RecordChoice | None:
+    """Return how a reduce function picks one of two tuples of these types, or None when that is not known for sure."""
+    shape = shape_of_schema(schema)
+    try:
+        return None if shape is None else translate_choice(function, shape)
     except NotCompilable:
         return None
 

@@ -86,7 +86,7 @@ def undisturbed(case: Case) -> Counter[str]:
 
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize("final", [False, True])
-@pytest.mark.parametrize("kind", ["sum", "min", "max"])
+@pytest.mark.parametrize("kind", ["sum", "min", "max", "min_by", "max_by"])
 @pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0,))])
 def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config):
     @settings(max_examples=15, deadline=None, phases=PHASES)
