@@ -104,8 +104,9 @@ def choose_running(
     """Choose between each row's record and its slot's so far.
 
     ``held``: by slot, what is compared of its record; ``number_of_slot``: int64, that record's number, where row 0 here
-    has the number ``base``. Written by row: ``after``, what is compared of the record that stays, and ``chosen``, int64,
-    the row of that record, or -1 if it is of an earlier batch. 100 M rows/s at a million slots, 500 M at ten thousand.
+    has the number ``base``. Written by row: ``after``, what is compared of the record that stays, and ``chosen``,
+    int64, the row of that record, or -1 if it is of an earlier batch. 51 M rows/s at a million slots, 380 M at
+    ten thousand.
     """
     for row in range(slots.size):
         slot = slots[row]
@@ -238,7 +239,8 @@ def put_last(rows: Any, slots: Any, values: Any, acc: Any) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def choose_of_rows(rows: Any, slots: Any, values: Any, law: tuple[int, bool], acc: Any, taken: Any) -> int:
-    """List in ``taken``, int32, the rows whose records took the place of their slot's, in order; return how many."""
+    """List in ``taken``, int32, the rows whose records took the place of their slot's, in order; return how many. 46 M
+    rows/s at a million slots, four values a slot, 360 M at ten thousand."""
     num_taken = 0
     for i in range(rows.size):
         row = rows[i]

@@ -72,7 +72,10 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
 
 
 def translate_choice(function: Any, shape: Shape) -> RecordChoice:
-    """Return by which comparison ``function(so far, next)`` picks one of both. Raises: NotCompilable with the reason."""
+    """Return by which comparison ``function(so far, next)`` picks one of both.
+
+    Raises: NotCompilable with the reason.
+    """
     if shape.is_scalar or shape.names is not None:
         _refuse("its records are no tuples")
     return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()

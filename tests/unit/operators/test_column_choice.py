@@ -7,19 +7,28 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
-from engine.operators.column_folds import choice_of, folded_values
+from engine.operators.column_folds import choice_of, folded_values, shape_of_schema
+from engine.operators.column_window import column_window
 from engine.operators.functions import ReduceFunction
 from engine.operators.keys import FieldKey
+from engine.operators.process_functions import ProcessWindowFunction
 from engine.operators.record_choice import RecordChoice
+from engine.operators.window import WindowSpec
+from engine.operators.window_contents import ReduceFold
+from engine.operators.window_functions import window_call
+from engine.time.assigners import TumblingEventTimeWindows
+from engine.time.triggers import EventTimeTrigger
+from engine.time.windows import TIME_MAX_MS
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.restore_cases import MARK, Case, Rows
-from tests.unit.operators.test_column_aggregate import columns, run, told_apart
+from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
+from tests.unit.operators.test_column_aggregate import FLOATS, columns, run, told_apart
 from tests.unit.operators.test_column_reduce import ROW, SCHEMA, function_of
 from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run
-from tests.unit.operators.test_restore_columns import BARRIER, disturbed, undisturbed
+from tests.unit.operators.test_restore_columns import BARRIER, disturbed, in_order, undisturbed
 
 SIGNS = ["<", "<=", ">", ">="]
 TESTS = [f"{x}[{i}] {sign} {y}[{i}]" for x, y in ("ab", "ba") for i in (1, 2, -2) for sign in SIGNS]
@@ -88,7 +97,7 @@ def sometimes_nothing(a, b):
         (lambda a, b: b if b[1] > b[3] else a, None),
         (lambda a, b: b if b[1] == a[1] else a, None),
         (lambda a, b: b if b[2] > a[2] else a, None),  # texts
-        (lambda a, b: b if b[1] > a[1] else b, None),
+        (lambda a, b: (b if b[1] > a[1] else a)[:], None),
         (lambda a, b: b if b[4] > a[4] else a, None),
         (lambda a, b: b if b[0] < a[0] < 5 else a, None),
         (lambda a, b, c=1: b if b[1] > a[1] else a, None),
@@ -147,46 +156,143 @@ def sums(a, b):
 
 
 SPECS = {
-    "max_by, then rows": (ColumnAggregateSpec(FieldKey(0), "max_by", 1), KeyedAggregateSpec(FieldKey(0), "max_by", 1)),
-    "max_by, then min_by": (ColumnAggregateSpec(FieldKey(0), "max_by", 1), ColumnAggregateSpec(FieldKey(0), "min_by", 1)),
-    "picked, then rows": (
-        ColumnReduceSpec(FieldKey(0), FUNCTIONS["greatest"]),
-        KeyedReduceSpec(FieldKey(0), FUNCTIONS["greatest"]),
+    "max_by, then rows": (
+        (ColumnAggregateSpec(FieldKey(0), "max_by", 1), KeyedAggregateSpec(FieldKey(0), "max_by", 1)),
+        (KeyedAggregateSpec(FieldKey(0), "max_by", 1), KeyedAggregateSpec(FieldKey(0), "max_by", 1)),
     ),
-    "picked, then summed": (
-        ColumnReduceSpec(FieldKey(0), FUNCTIONS["greatest"]),
-        ColumnReduceSpec(FieldKey(0), sums),
+    "max_by, then min": (
+        (ColumnAggregateSpec(FieldKey(0), "max_by", 1), KeyedAggregateSpec(FieldKey(0), "max_by", 1)),
+        (ColumnAggregateSpec(FieldKey(0), "min", 1), KeyedAggregateSpec(FieldKey(0), "min", 1)),
     ),
-    "first, then picked": (
-        ColumnReduceSpec(FieldKey(0), FUNCTIONS["first"]),
-        ColumnReduceSpec(FieldKey(0), FUNCTIONS["last of least"]),
-    ),
+    **{
+        f"{before}, then {after}": (
+            (ColumnReduceSpec(FieldKey(0), FUNCTIONS[before]), KeyedReduceSpec(FieldKey(0), FUNCTIONS[before])),
+            (spec(FieldKey(0), function), KeyedReduceSpec(FieldKey(0), function)),
+        )
+        for before, after, spec, function in (
+            ("greatest", "rows", KeyedReduceSpec, FUNCTIONS["greatest"]),
+            ("greatest", "sums", ColumnReduceSpec, sums),
+            ("first", "last of least", ColumnReduceSpec, FUNCTIONS["last of least"]),
+        )
+    },
 }
+
+
+def changed(before, after, scripts, config, parallelism):
+    """Return what comes out of an operator that another one follows, in the middle of its work."""
+    run_ = Run(Case((before,), [], (FieldKey(0),)), config, None)
+    run_.start(parallelism)
+    run_.play(scripts[0])
+    run_.case = Case((after,), [], (FieldKey(0),))
+    run_.start(1)
+    run_.play(scripts[1])
+    return run_.finish()
 
 
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize("name", SPECS)
 def test_another_function_goes_on_with_the_records_that_were_picked(name, config):
-    before, after = SPECS[name]
+    (before, before_on_rows), (after, after_on_rows) = SPECS[name]
     first = [Rows([(n % 5, n, f"{n}") for n in range(20)], schema=PAIRS), MARK, Rows([(3, 4, "x")], schema=PAIRS), MARK]
-    second = [Rows([(1, 100, "y"), (7, 1, "z"), (2, -7, "u")], schema=PAIRS)]
-    run_ = Run(Case((before,), [], (FieldKey(0),)), config, None)
+    second = [Rows([(1, 100, "y"), (7, 1, "z"), (2, -7, "u")], schema=PAIRS), MARK]
+    ours = changed(before, after, (first, second), config, 2)
+    assert ours == changed(before_on_rows, after_on_rows, (first, second), config, 1)
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+VALUED = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("x", pa.float64()), ("s", pa.string())])
+
+
+class WithStart(ProcessWindowFunction):
+    def process(self, key, context, elements):
+        for record in elements:
+            yield key, context.window().start, record
+
+
+def windows(function, window_function=None, lateness_ms=0):
+    return WindowSpec(
+        (FieldKey(0),),
+        TumblingEventTimeWindows(10, 3),
+        EventTimeTrigger(),
+        window_call(window_function),
+        ReduceFold(function),
+        None,
+        lateness_ms,
+        "late",
+    )
+
+
+def columnar(rows, schema=VALUED):
+    spec = column_window(rows, shape_of_schema(schema))
+    assert spec is not None
+    return spec
+
+
+@st.composite
+def timed(draw):
+    row = st.tuples(st.integers(0, 3), st.integers(-3, 3), FLOATS, st.sampled_from(["", "a", "é"]))
+    rows = draw(st.lists(row, min_size=1, max_size=8))
+    stamps = draw(st.lists(st.integers(-5, 50), min_size=len(rows), max_size=len(rows)))
+    return Rows(rows, stamps, schema=draw(st.sampled_from([VALUED] * 5 + [None])))
+
+
+TIMED_SCRIPTS = st.lists(st.one_of(timed(), timed(), BARRIER, st.integers(0, 55).map(Watermark)), max_size=14).map(
+    lambda steps: [*in_order(steps), Watermark(TIME_MAX_MS)]
+)
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize("window_function", [None, WithStart()], ids=["alone", "and a function"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_windows_that_pick_records_are_those_of_rows_after_any_script(name, window_function, config):
+    @settings(max_examples=20, deadline=None, phases=PHASES)
+    @given(TIMED_SCRIPTS, st.sampled_from([0, 12]))
+    def check(script, lateness_ms):
+        rows = windows(FUNCTIONS[name], window_function, lateness_ms)
+        assert disturbed(Case((columnar(rows),), script), config) == undisturbed(Case((rows,), script))
+
+    check()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PICKS), timed())
+def test_windows_pick_what_the_interpreter_picks(picked, step):
+    rows = windows(function_of(f"f = lambda a, b: {picked}\n"))
+    script = [Rows(step.rows, step.stamps, schema=VALUED), Watermark(TIME_MAX_MS)]
+    assert undisturbed(Case((columnar(rows),), script)) == undisturbed(Case((rows,), script))
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 15])
+def test_windows_on_rows_go_on_with_the_records_that_columns_have_picked(lateness_ms):
+    rows = windows(lambda a, b: b if b[2] > a[2] else a, None, lateness_ms)
+    records = [(n % 5, n, (7 * n) % 11 / 4, "abc"[n % 3]) for n in range(24)]
+    before = [Rows(records, list(range(24)), schema=VALUED), Watermark(12), MARK]
+    after = [Rows([(1, 100, 0.5, "x"), (7, 1, 1.0, "y"), (3, 2, 9.0, "z")], [16, 20, 11]), Watermark(TIME_MAX_MS)]
+    run_ = Run(Case((columnar(rows),), []), FULL, None)
     run_.start(2)
-    run_.play(first)
-    run_.case = Case((after,), [], (FieldKey(0),))
+    run_.play(before)
+    run_.case = Case((rows,), [])
     run_.start(1)
-    run_.play([*second, MARK])
-    found = run_.finish()
+    run_.play([MARK])
+    run_.start(3)
+    run_.play(after)
+    assert run_.finish() == undisturbed(Case((rows,), [*before[:2], *after]))
 
-    def on_rows(spec):
-        if isinstance(spec, ColumnReduceSpec):
-            return KeyedReduceSpec(spec.key_selector, spec.function)
-        return KeyedAggregateSpec(spec.key_selector, getattr(spec, "kind"), 1)
 
-    expected = Run(Case((on_rows(before) if isinstance(before, (ColumnReduceSpec, ColumnAggregateSpec)) else before,), [], (FieldKey(0),)), config, None)
-    expected.start(1)
-    expected.play(first)
-    expected.case = Case((on_rows(after) if isinstance(after, (ColumnReduceSpec, ColumnAggregateSpec)) else after,), [], (FieldKey(0),))
-    expected.start(1)
-    expected.play(second)
-    assert found == expected.finish()
+def test_windows_that_compare_another_field_than_before_do_not_take_one_for_the_other():
+    """Both are of one type: nothing else would tell that the columns of a checkpoint have changed places."""
+    schema = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("w", pa.int64())])
+    before, after = (windows(lambda a, b: b if b[1] > a[1] else a), windows(lambda a, b: b if b[2] > a[2] else a))
+    run_ = Run(Case((columnar(before, schema),), []), FULL, None)
+    run_.start(1)
+    run_.play([Rows([(1, 1, 2)], [4], schema=schema), MARK])
+    run_.case = Case((columnar(after, schema),), [])
+    with pytest.raises(ProgramError, match="by other fields"):
+        run_.start(1)
+
+
+def test_the_plan_says_that_a_choice_is_compiled():
+    assert columnar(windows(FUNCTIONS["greatest"])).describe().startswith("compiled on columns, else interpreted")
+    assert columnar(windows(FUNCTIONS["greatest"])).emits_columns
+    assert not columnar(windows(FUNCTIONS["greatest"], WithStart())).emits_columns

@@ -19,7 +19,7 @@ from engine.core.records import ColumnBatch, Row
 from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.column_window import column_window
-from engine.operators.field_aggregates import RowAggregates, WindowRecord, avg, count, first, max_, sum_
+from engine.operators.field_aggregates import RowAggregates, WindowRecord, avg, count, count_distinct, first, max_, sum_
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
@@ -218,6 +218,12 @@ def test_a_fresh_subtask_begins_with_columns(backend):
 WINDOWS = {
     "tumbling": (TumblingEventTimeWindows(10, 0), AggregateFold(RowAggregates([sum_(1), first(1), count(1)]))),
     "reduced": (TumblingEventTimeWindows(10, 3), ReduceFold(FieldAggregate("sum", 1))),
+    "chosen": (TumblingEventTimeWindows(10, 3), ReduceFold(FieldAggregate("max_by", 1))),
+    "distinct": (TumblingEventTimeWindows(10, 0), AggregateFold(RowAggregates([count_distinct(1), sum_(1)]))),
+    "distinct, sliding": (
+        SlidingEventTimeWindows(20, 5, 0),
+        AggregateFold(RowAggregates([count_distinct(1), sum_(1), count_distinct(0)])),
+    ),
     "sliding": (SlidingEventTimeWindows(20, 5, 0), AggregateFold(RowAggregates([sum_(1), avg(1), count(), max_(1)]))),
     "gaps": (SlidingEventTimeWindows(4, 10, 0), AggregateFold(RowAggregates([sum_(1)]))),
     "cumulating": (CumulatingEventTimeWindows(20, 5, 0), AggregateFold(RowAggregates([avg(1), max_(1)]))),
@@ -233,7 +239,9 @@ def test_windows_after_any_script_are_those_of_rows(key, name, lateness_ms, conf
     function = None if isinstance(fold, ReduceFold) else WindowRecord(1 if isinstance(key, FieldKey) else 2)
     rows = WindowSpec((key,), assigner, EventTimeTrigger(), window_call(function), fold, None, lateness_ms, "late")
     columnar = column_window(rows)
-    assert columnar is not None
+    if columnar is None:
+        assert (name, lateness_ms) == ("distinct, sliding", 9)
+        return
 
     @settings(max_examples=10, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
