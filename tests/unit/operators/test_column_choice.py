@@ -97,6 +97,8 @@ def sometimes_nothing(a, b):
         (lambda a, b: b if b[1] > b[3] else a, None),
         (lambda a, b: b if b[1] == a[1] else a, None),
         (lambda a, b: b if b[2] > a[2] else a, None),  # texts
+        (function_of("f = lambda a, b: b if b[1] > a[1] else b\n"), None),
+        (function_of("f = lambda a, b: b if b[1] > a[1] else RATE\n"), None),
         (lambda a, b: (b if b[1] > a[1] else a)[:], None),
         (lambda a, b: b if b[4] > a[4] else a, None),
         (lambda a, b: b if b[0] < a[0] < 5 else a, None),
@@ -210,9 +212,9 @@ class WithStart(ProcessWindowFunction):
             yield key, context.window().start, record
 
 
-def windows(function, window_function=None, lateness_ms=0):
+def windows(function, window_function=None, lateness_ms=0, key=FieldKey(0)):
     return WindowSpec(
-        (FieldKey(0),),
+        (key,),
         TumblingEventTimeWindows(10, 3),
         EventTimeTrigger(),
         window_call(window_function),
@@ -290,6 +292,21 @@ def test_windows_that_compare_another_field_than_before_do_not_take_one_for_the_
     run_.case = Case((columnar(after, schema),), [])
     with pytest.raises(ProgramError, match="by other fields"):
         run_.start(1)
+
+
+def test_records_of_more_fields_than_were_planned_are_compared_as_the_function_says():
+    """Counted from the end, the field is another one."""
+    rows = windows(lambda a, b: b if b[-1] > a[-1] else a)
+    planned = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+    wider = pa.schema([*planned, ("w", pa.int64())])
+    script = [Rows([(1, 5, 1), (1, 4, 2)], [4, 5], schema=wider), Watermark(TIME_MAX_MS)]
+    found = undisturbed(Case((columnar(rows, planned),), script))
+    assert found == undisturbed(Case((rows,), script))
+
+
+def test_windows_whose_key_is_a_float_are_left_to_rows():
+    """0.0 and -0.0 are one key, and which of them a function is given would have to be known."""
+    assert column_window(windows(FUNCTIONS["greatest"], key=FieldKey(2)), shape_of_schema(VALUED)) is None
 
 
 def test_the_plan_says_that_a_choice_is_compiled():
