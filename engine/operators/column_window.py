@@ -218,8 +218,8 @@ class _ColumnWindowOperator(Operator):
         if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             aggregated = self._aggregated(batch, columns)
+            self._named = batch.named
             if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
-                self._named = batch.named
                 rest = self._process_columns(columns, aggregated, batch.timestamps_ms)
                 if rest is not None:
                     rest = replace(rest, named=batch.named)
@@ -229,8 +229,8 @@ class _ColumnWindowOperator(Operator):
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
-        if batch.named and (self._spec.keeps_record or self._spec.seeds is not None):
-            return None  # results are made of whole records, which columns would make tuples of
+        if batch.named and self._spec.is_users:
+            return None  # what a function makes of Rows is not said by columns
         return columns if self._spec.seeds is None else self._folded(columns)
 
     def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -248,8 +248,13 @@ class _ColumnWindowOperator(Operator):
         return self._folds.derived(columns) if self._folds else None
 
     def _takes(self, schema: pa.Schema) -> bool:
+        named = self._spec.keeps_record and self._named
         if self._state.layout is not None:
-            return bool(self._state.layout.schema.types == schema.types)
+            return bool(self._state.layout.schema.types == schema.types) and self._state.named == named
+        if named:
+            from engine.operators.window_state import NAMED
+
+            schema = schema.with_metadata(NAMED)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users:
@@ -403,7 +408,8 @@ class _ColumnWindowOperator(Operator):
         for at in range(0, slots.size, BATCH_ROWS_MAX):
             part = slots[at : at + BATCH_ROWS_MAX]
             columns = self._state.results(window, part, values)
-            self.out.emit(ColumnBatch(columns, np.full(part.size, window[1] - 1, np.int64)))
+            stamps = np.full(part.size, window[1] - 1, np.int64)
+            self.out.emit(ColumnBatch(columns, stamps, named=self._state.named))
 
     def _fire_rows(self, window: tuple[int, int], only: Array | None) -> None:
         """As ``_fire``, where a sum over the slices does not fit into 64 bits."""

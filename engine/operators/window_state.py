@@ -29,8 +29,10 @@ from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["WindowState"]
+__all__ = ["NAMED", "WindowState"]
 
+#: In the metadata of a schema: records are Rows, not tuples.
+NAMED: Final = {b"records": b"rows"}
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
@@ -44,6 +46,10 @@ _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64()
 class _Layout:
     schema: pa.Schema
     keys: tuple[int, ...]
+
+    @property
+    def named(self) -> bool:
+        return NAMED.items() <= (self.schema.metadata or {}).items()
 
 
 @final
@@ -178,6 +184,11 @@ class WindowState:
         return next(
             (a for a, own in self._accumulators if a.kind == kind and own is field and repr(a.seed) == repr(seed)), None
         )
+
+    @property
+    def named(self) -> bool:
+        """Whether the records that windows hold are Rows."""
+        return self._keeps_record and self.layout is not None and self.layout.named
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -349,7 +360,7 @@ class WindowState:
         """Return the keys of these slots, of one field each, and what a user's function has made by key."""
         (keys,) = map(python_values, self._table.keys_of(slots))
         if self._seeds is None:
-            return keys, ColumnBatch(self.results((0, 0), slots, values)).to_rows().rows
+            return keys, self._records(slots, values)
         rows = values[slots]
         parts = []
         for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
@@ -364,6 +375,9 @@ class WindowState:
             parts.append(column.tolist() if is_plain else python_values(column))
         return keys, list(zip(*parts, strict=True))
 
+    def _records(self, slots: Array, values: Array) -> list[Any]:
+        return ColumnBatch(self.results((0, 0), slots, values), named=self.named).to_rows().rows
+
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
         these slots."""
@@ -376,7 +390,7 @@ class WindowState:
             return [(key,) for key in plain_keys], made
         keys = list(zip(*(column.to_pylist() for column in self._table.keys_of(slots)), strict=True))
         if self._keeps_record:
-            return keys, ColumnBatch(self.results((0, 0), slots, values)).to_rows().rows
+            return keys, self._records(slots, values)
         rows = values[slots]
         parts: list[list[Any]] = []
         for aggregate in self._aggregates:
@@ -563,7 +577,11 @@ class WindowState:
         for state in (self, *self.others):
             if state.layout is None:
                 break
-            if state.layout.schema.types == schema.types and state.layout.keys == keys:
+            wanted = _Layout(schema, keys)
+            if state.layout.schema.types == schema.types and (state.layout.keys, state.layout.named) == (
+                keys,
+                wanted.named,
+            ):
                 return state
         else:
             state = WindowState(

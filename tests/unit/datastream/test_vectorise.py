@@ -49,6 +49,40 @@ def test_the_plan_says_which_aggregations_are_vectorised(env):
     assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
 
 
+def test_the_plan_says_which_choices_of_records_run_on_columns(env):
+    keyed = columns(env).key_by(0)
+    compiled = "compiled on columns, else interpreted"
+    for function in (lambda a, b: a, lambda a, b: b, lambda a, b: b if b[1] > a[1] else a):
+        assert tiers(keyed.reduce(function))["Keyed Reduce"] == compiled
+    assert tiers(keyed.reduce(lambda a, b: b if b[1] != a[1] else a))["Keyed Reduce"] == "interpreted"
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    windows = columns(env).assign_timestamps_and_watermarks(times).key_by(0).window(TUMBLING)
+    assert tiers(windows.max_by("v"))["TumblingEventTimeWindows"].startswith("vectorised")
+    newest = windows.reduce(lambda a, b: a if a[2] > b[2] else b)
+    assert tiers(newest)["TumblingEventTimeWindows"].startswith(compiled)
+
+
+def test_records_that_columns_have_chosen_arrive_as_those_of_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    rows = [(i % 3, i, i * 100) for i in range(100)]
+    found = []
+    for stream in (env.from_collection(rows), columns(env)):
+        keyed = stream.assign_timestamps_and_watermarks(times).key_by(0)
+        found.append(
+            [
+                sorted(map(tuple, made.execute_and_collect()))
+                for made in (
+                    keyed.min_by(1),
+                    keyed.reduce(lambda a, b: b if b[1] > a[1] else a),
+                    keyed.window(TUMBLING).max_by(1),
+                    keyed.window(TUMBLING).reduce(lambda a, b: a).filter(lambda row: row[1] > 4),
+                )
+            ]
+        )
+    assert found[0] == found[1]
+    assert set(found[0][0]) == {(0, 0, 0), (1, 1, 100), (2, 2, 200)}
+
+
 class ByField(TimestampAssigner):
     def extract_timestamp(self, value, record_timestamp):
         return value[2]

@@ -122,6 +122,47 @@ def test_aggregates_of_named_rows_are_named_rows(final, every):
     check()
 
 
+@pytest.mark.parametrize("every", [1, 2], ids=["rows", "rows and tuples"])
+@pytest.mark.parametrize("kind", ["sum", "min_by"])
+def test_windows_of_named_rows_hold_named_rows(kind, every):
+    fold = ReduceFold(FieldAggregate(kind, 1))
+    rows = WindowSpec((FieldKey(0),), TumblingEventTimeWindows(10, 3), EventTimeTrigger(), window_call(None), fold)
+
+    @settings(max_examples=30, deadline=None, phases=PHASES)
+    @given(TIMED_SCRIPTS.map(lambda script: of_named_rows(script, every)))
+    def check(script):
+        ours = disturbed(Case((column_window(rows),), script, (FieldKey(0),)), INCREMENTAL)
+        assert ours == undisturbed(Case((rows,), script, (FieldKey(0),)))
+
+    check()
+
+
+def test_windows_of_named_rows_and_of_tuples_come_together():
+    fold = ReduceFold(FieldAggregate("max_by", 1))
+    rows = WindowSpec((FieldKey(0),), TumblingEventTimeWindows(10, 3), EventTimeTrigger(), window_call(None), fold)
+    script = [
+        Rows([Row(k=key, v=key + 1) if subtask_of(key, 2) else (key, key + 1)], [5], schema=SCHEMA) for key in range(12)
+    ]
+    more = [Rows([(key, 10) for key in range(14)], [7] * 14, schema=SCHEMA), Watermark(TIME_MAX_MS)]
+    run = Run(Case((column_window(rows),), [*script, *more], (FieldKey(0),)), FULL, None)
+    run.start(2)
+    run.play([*script, MARK])
+    run.start(1)
+    assert run.harnesses[0].operators[0]._state.others
+    run.play(more)
+    assert run.finish() == straight(Case((rows,), [*script, *more], (FieldKey(0),)))
+
+
+def test_windows_of_named_rows_stay_columns():
+    rows = WindowSpec((FieldKey("k"),), *WINDOWS["chosen"][:1], EventTimeTrigger(), window_call(None))
+    with OperatorHarness(column_window(replace(rows, fold=ReduceFold(FieldAggregate("max_by", "v"))))) as harness:
+        columns = pa.record_batch([[1, 1], [4, 3]], schema=SCHEMA)
+        harness.process_batch(ColumnBatch(columns, np.array([4, 5]), named=True))
+        harness.watermark(100)
+        assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches)
+        assert harness.output.rows == [Row(k=1, v=4)]
+
+
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize("again", [False, True], ids=["one restore", "two restores"])
 @pytest.mark.parametrize("final", [False, True])
