@@ -20,9 +20,10 @@ from engine.operators.column_fields import column_index
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
-from engine.operators.window_distinct import DistinctValues, can_be_distinct
+from engine.operators.window_distinct import DistinctValues
+from engine.operators.window_fields import AggregatedField, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
-from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, valid_mask, values_of
+from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
 from engine.state.column_hash import groups_of_rows
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
@@ -37,8 +38,6 @@ NAMED: Final = {b"records": b"rows"}
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
 _FIELDS: Final = b"fields"
-#: Floats that are coded, by their bits: 0.0 and -0.0 are two values in a record, though they are one key.
-_BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 
 
 @final
@@ -50,41 +49,6 @@ class _Layout:
     @property
     def named(self) -> bool:
         return NAMED.items() <= (self.schema.metadata or {}).items()
-
-
-@final
-@dataclass
-class _Field:
-    """A field that is aggregated. ``present``: the column of panes that counts its values, 0 = that of records."""
-
-    index: int
-    kind: pa.DataType
-    present: int
-    codes: SlotTable | None
-    values: Array | None = None
-    valid: Array | None = None
-
-    @property
-    def is_float(self) -> bool:
-        return self.codes is None and bool(pa.types.is_floating(self.kind))
-
-    def codes_of(self, column: pa.Array) -> Array:
-        """Return a number for each value, int64; null is a value of its own."""
-        assert self.codes is not None
-        bits = _BITS.get(self.kind)
-        return self.codes.slots_of([column if bits is None else column.view(bits)]).astype(np.int64)
-
-    def decoded(self, codes: Array) -> pa.Array:
-        assert self.codes is not None
-        column = self.codes.keys_of(codes)[0]
-        return column.view(self.kind) if self.kind in _BITS else column
-
-    def forget_codes(self) -> None:
-        self.codes = _codes_for(self.kind)
-
-
-def _codes_for(kind: pa.DataType) -> SlotTable:
-    return SlotTable([_BITS.get(kind, kind)])
 
 
 @final
@@ -122,8 +86,8 @@ class WindowState:
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
-        self._fields: list[_Field] = []
-        self._accumulators: list[tuple[Accumulator, _Field]] = []
+        self._fields: list[AggregatedField] = []
+        self._accumulators: list[tuple[Accumulator, AggregatedField]] = []
         self._distinct: list[DistinctValues] = []
         #: of the rows that ``take_up`` is taking up, those whose records are chosen
         self._taken: Array = np.zeros(0, np.int32)
@@ -137,7 +101,7 @@ class WindowState:
         if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
             return False
         indexes = [0 if a.field is None else column_index(schema, a.field) for a in self._aggregates]
-        if min(indexes) < 0 or not all(map(_can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
+        if min(indexes) < 0 or not all(map(can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
             return False
         if self._keeps_record and not all(can_be_key(kind) for kind in schema.types):
             return False
@@ -153,18 +117,18 @@ class WindowState:
         if self._keeps_record:
             for index, kind in enumerate(schema.types):
                 if index != indexes[0]:  # coded: null is a value of its own there
-                    field = _Field(index, kind, 0, _codes_for(kind))
+                    field = AggregatedField(index, kind, 0, codes_for(kind))
                     self._fields.append(field)
                     self._add("first" if self._choice is None else "chosen", field)
         return True
 
-    def _field(self, index: int, *, coded: bool) -> _Field:
+    def _field(self, index: int, *, coded: bool) -> AggregatedField:
         assert self.layout is not None
         for field in self._fields:
             if field.index == index:
                 return field
         kind = self.layout.schema.types[index]
-        field = _Field(index, kind, 0, _codes_for(kind) if coded else None)
+        field = AggregatedField(index, kind, 0, codes_for(kind) if coded else None)
         self._fields.append(field)
         return field
 
@@ -174,13 +138,13 @@ class WindowState:
             self._distinct.append(DistinctValues(index, self.layout.schema.types[index], self._width))
             self._width += 1
 
-    def _add(self, kind: str, field: _Field, seed: int | float | None = None) -> None:
+    def _add(self, kind: str, field: AggregatedField, seed: int | float | None = None) -> None:
         if kind == "count" or self._find(kind, field, seed) is not None:
             return
         self._accumulators.append((Accumulator(kind, self._width, field.is_float, seed), field))
         self._width += 1
 
-    def _find(self, kind: str, field: _Field, seed: int | float | None = None) -> Accumulator | None:
+    def _find(self, kind: str, field: AggregatedField, seed: int | float | None = None) -> Accumulator | None:
         return next(
             (a for a, own in self._accumulators if a.kind == kind and own is field and repr(a.seed) == repr(seed)), None
         )
@@ -220,7 +184,7 @@ class WindowState:
                 field.values = as_int64(column)
         return True
 
-    def _count_apart(self, field: _Field) -> None:
+    def _count_apart(self, field: AggregatedField) -> None:
         """The first null of a field: count its values in a column of their own from now on."""
         field.present = self._width
         self._width += 1
@@ -268,7 +232,9 @@ class WindowState:
                 return False
         return True
 
-    def _present_rows(self, field: _Field, pane: Pane, rows: Array, slots: Array) -> tuple[Array, Array, Array]:
+    def _present_rows(
+        self, field: AggregatedField, pane: Pane, rows: Array, slots: Array
+    ) -> tuple[Array, Array, Array]:
         if field.valid is not None:
             rows = rows[field.valid[rows]]
         begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
@@ -276,7 +242,12 @@ class WindowState:
         return rows, begun_slots[:begun], begun_rows[:begun]
 
     def _accumulate(
-        self, accumulator: Accumulator, field: _Field, pane: Pane, slots: Array, begins: tuple[Array, Array, Array]
+        self,
+        accumulator: Accumulator,
+        field: AggregatedField,
+        pane: Pane,
+        slots: Array,
+        begins: tuple[Array, Array, Array],
     ) -> None:
         rows, begun_slots, begun_rows = begins
         values = field.values
@@ -435,7 +406,7 @@ class WindowState:
                 averages[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
         return pa.array(averages, mask=None if present.all() else ~present)
 
-    def _column(self, accumulator: Accumulator, field: _Field, rows: Array) -> pa.Array:
+    def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
         values = _typed(rows, accumulator)
         present = rows[:, field.present] > 0
         mask = None if present.all() else ~present
@@ -476,7 +447,7 @@ class WindowState:
             if field.codes is not None:
                 self._compact_codes(field)
 
-    def _compact_codes(self, field: _Field) -> None:
+    def _compact_codes(self, field: AggregatedField) -> None:
         """Keep the values that are in a pane; several accumulators may have codes of one table."""
         accumulators = [accumulator.column for accumulator, own in self._accumulators if own is field]
         places = [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in accumulators]
@@ -646,19 +617,3 @@ def _masked(column: pa.Array, mask: Array) -> pa.Array:
     import pyarrow.compute as pc
 
     return pc.if_else(pa.array(mask), pa.scalar(None, column.type), column)
-
-
-def _can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
-    is_number = (pa.types.is_integer(kind) and kind != pa.uint64()) or kind in (pa.float32(), pa.float64())
-    match aggregate.kind:
-        case "count":
-            return aggregate.field is None or is_int64_like(kind) or is_text_like(kind)
-        case "sum" | "avg":
-            return is_number
-        case "min" | "max":
-            return is_number or (bool(pa.types.is_temporal(kind)) and is_int64_like(kind))
-        case "first" | "last":
-            return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
-        case "count_distinct":
-            return can_be_distinct(kind)
-    return False

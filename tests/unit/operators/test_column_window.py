@@ -227,6 +227,20 @@ def test_a_null_in_a_record_to_be_reduced_is_what_it_is_on_rows(kind):
     assert str(told.value) == str(expected.value)
 
 
+def test_records_are_chosen_by_a_time_and_may_be_of_any_type():
+    schema = pa.schema([("k", pa.string()), ("t", pa.timestamp("ms")), ("d", pa.decimal128(9, 2)), ("b", pa.bool_())])
+    rows = [("é", 5, 2, True), ("é", 7, None, None), (None, 1, 3, False), ("é", 7, 4, True)]
+    arrays = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
+    batch = ColumnBatch(pa.RecordBatch.from_arrays(arrays, schema=schema), np.array([1, 2, 3, 4]))
+    spec = windows(ASSIGNERS["tumbling"], ReduceFold(FieldAggregate("max_by", "t")), FieldKey("k"))
+    with OperatorHarness(column_window(spec)) as harness:
+        harness.process_batch(batch)
+        harness.watermark(100)
+        assert [type(batch) for batch in harness.output.batches] == [ColumnBatch]
+        expected = ColumnBatch(batch.columns.slice(1, 2)).to_rows().rows
+        assert sorted(harness.output.rows, key=repr) == sorted(expected, key=repr)
+
+
 @pytest.mark.parametrize("kind", ["tumbling", "sliding"])
 def test_windows_go_on_from_a_snapshot_in_which_some_have_fired(kind):
     aggregates = [count(), count(1), sum_(1), *([first(3), last(3), count_distinct(3)] if kind == "tumbling" else [])]
