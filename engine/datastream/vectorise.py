@@ -11,8 +11,9 @@ types after all, those that its functions give.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
@@ -24,14 +25,15 @@ from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
 from engine.operators.column_session import column_session
-from engine.operators.column_window import column_window
+from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
-from engine.operators.compile.folds import translate_reduce
+from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.record_choice import RecordChoice
 from engine.operators.stateless import FilterSpec, MapBatchesSpec, MapSpec, ProjectSpec
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.window import WindowSpec
@@ -142,14 +144,19 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
         case KeyedReduceSpec(FieldKey(int() as field) as selector, function) if shape is not None:
             if not 0 <= field < len(shape.kinds) or shape.kinds[field] not in (Kind.INT, Kind.STR):
                 return None
-            try:
-                translate_reduce(function, shape)
-            except NotCompilable:
-                return None
-            return ColumnReduceSpec(selector, function, spec.emit_final)
+            known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
+            return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
         case WindowSpec():
             return column_window(spec, shape) or column_session(spec)
     return None
+
+
+def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shape: Shape) -> bool:
+    try:
+        translation(function, shape)
+    except NotCompilable:
+        return False
+    return True
 
 
 def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | None:
@@ -176,6 +183,8 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
         case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
+        case ColumnAggregateSpec(kind="min_by" | "max_by") | ColumnWindowSpec(choice=RecordChoice()):
+            return _Columns(shape)  # they are whole records
         case TimestampsSpec() | ColumnReduceSpec() if spec.emits_columns:
             return _Columns(shape)
     return _Columns(None) if getattr(spec, "emits_columns", False) else None

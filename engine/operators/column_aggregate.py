@@ -1,5 +1,5 @@
-"""Keyed running sum, min, max, and reduce with a function that folds field by field, over columns: what
-``operators/aggregate`` does on rows, a batch at a time.
+"""Keyed running sum, min, max, min_by, max_by, and reduce with a function that folds field by field or picks a record,
+over columns: what ``operators/aggregate`` does on rows, a batch at a time.
 
 Results are those of the row operator, value by value. Where columns cannot give them (a record that is no column batch,
 a null to be added, a sum beyond 64 bits, nested types, another function than was thought) the operator hands its state
@@ -22,11 +22,13 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.record_choice import RecordChoice
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.column_choice import ChosenRows
     from engine.operators.column_folds import FoldedValues
     from engine.state.slot_state import SlotState
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
-COLUMN_KINDS: Final = ("sum", "min", "max")
+COLUMN_KINDS: Final = ("sum", "min", "max", "min_by", "max_by")
 _NAMED: Final = {b"records": b"rows"}
 
 
@@ -90,12 +92,15 @@ class _Layout:
 
     schema: pa.Schema
     keys: tuple[int, ...]
-    #: column → sum, min, max or last
+    #: column → sum, min, max, last, or compared: then records are chosen by it
     folded: dict[int, str]
-    #: columns of which the first record's value is kept
+    #: columns of which the first record's value is kept, or that of the record which was chosen
     kept: tuple[int, ...]
+    #: there is one built-in aggregate
+    is_built_in: bool
     #: what the folds of a function take of a record
     values: FoldedValues | None = None
+    choice: RecordChoice | None = None
 
     @property
     def named(self) -> bool:
@@ -104,7 +109,7 @@ class _Layout:
 
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
-        return VALUE_COLUMN if self.values is None and index in self.folded else f"c{index}"
+        return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
 
 
 def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> _Layout | None:
@@ -120,10 +125,11 @@ def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) 
     if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
         return None
     values: FoldedValues | None = None
-    if isinstance(spec, ColumnAggregateSpec):
+    choice = _choice_of(schema, spec)
+    if choice is not None:
+        folded = {column_index(schema, choice.field): "compared"}
+    elif isinstance(spec, ColumnAggregateSpec):
         folded = {column_index(schema, spec.field): spec.kind}
-        if min(folded) < 0:
-            return None
     else:
         from engine.operators.column_folds import folded_values
 
@@ -131,6 +137,8 @@ def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) 
         if values is None or not values.leaves_as_it_is(keys):
             return None
         folded = {index: kind for index, kind in values.kinds.items() if index not in keys}
+    if min(folded, default=0) < 0:
+        return None
     for index, how in folded.items():
         kind = schema.types[index]
         is_number = (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind not in (
@@ -147,7 +155,16 @@ def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) 
     )
     if not all(can_be_kept(schema.types[index]) for index in kept):
         return None
-    return _Layout(schema, keys, folded, kept, values)
+    return _Layout(schema, keys, folded, kept, isinstance(spec, ColumnAggregateSpec), values, choice)
+
+
+def _choice_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> RecordChoice | None:
+    """Return by what records are chosen, or None when they are folded."""
+    if isinstance(spec, ColumnAggregateSpec):
+        return RecordChoice.of_kind(spec.kind, spec.field) if spec.kind in ("min_by", "max_by") else None
+    from engine.operators.column_folds import choice_of
+
+    return choice_of(spec.function, schema)
 
 
 def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpec | KeyedReduceSpec:
@@ -164,6 +181,7 @@ class _ColumnAggregateOperator(Operator):
         #: the row operator has taken over
         self._is_on_rows = False
         self._layout: _Layout | None = None
+        self._chosen: ChosenRows | None = None
         #: slots to hand over when the last batch was left half way; None = all
         self._trimmed: Array | None = None
 
@@ -252,6 +270,9 @@ class _ColumnAggregateOperator(Operator):
             if layout.values is not None and first.size and layout.values.is_computed(index):
                 values[first] = values_of(columns.column(index))[first]  # the first record is the result
         self._begin_slots(layout, before, columns, first, given)
+        if layout.choice is not None:
+            self._choose(layout, layout.choice, columns, (slots, first), stamps)
+            return num_valid
         after, done = self._fold(layout, slots, given)
         state.mark(slots)
         if done < slots.size:
@@ -289,6 +310,38 @@ class _ColumnAggregateOperator(Operator):
                 self._kernels[kind, held.dtype == np.float64](slots, given[index][:done], held, after[index])
         return after, done
 
+    def _choose(
+        self,
+        layout: _Layout,
+        choice: RecordChoice,
+        columns: pa.RecordBatch,
+        found: tuple[Array, Array],
+        stamps: Array | None,
+    ) -> None:
+        """Let the records of new values take the place of those so far, and emit. ``found``: slots, first rows."""
+        import numpy as np
+
+        from engine.operators.column_choice import ChosenRows, mixed_column
+        from engine.state.arrow_views import values_of
+
+        slots, first = found
+        (compared,) = layout.folded
+        if self._chosen is None:
+            self._chosen = ChosenRows(choice)
+        after, chosen = self._chosen.choose(slots, first, values_of(columns.column(compared)), self._held(compared))
+        held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
+        if not self._spec.emit_final:
+            arrays = list(columns.columns)
+            arrays[compared] = _result("compared", after, layout.schema.types[compared])
+            for index, column in held.items():
+                arrays[index] = mixed_column(columns.column(index), column, slots, chosen)
+        taken = np.flatnonzero(chosen == np.arange(chosen.size))
+        for index, column in held.items():
+            column.put(slots[taken], columns.column(index).take(taken))
+        self._state.mark(slots[taken])
+        if not self._spec.emit_final:
+            self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+
     def _begin_slots(
         self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, given: dict[int, Any]
     ) -> None:
@@ -299,11 +352,11 @@ class _ColumnAggregateOperator(Operator):
             return
         new = slice(before, before + first.size)
         for index, kind in layout.folded.items():
-            if kind in ("min", "max"):
+            if kind in ("min", "max", "compared"):
                 self._held(index)[new] = given[index][first]
             elif kind == "sum" and self._held(index).dtype.kind == "f":
                 self._held(index)[new] = -0.0  # the only float that leaves every other one as it is when it is added
-        if layout.kept:
+        if layout.choice is None:
             rows = pa.array(first)
             for index in layout.kept:
                 self._state.columns[layout.name_of(index)].put(new, columns.column(index).take(rows))

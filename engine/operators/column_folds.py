@@ -7,7 +7,7 @@ Made from the function when the types of its records are known (``compile/folds`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +22,29 @@ from engine.operators.compile.folds import (
     FoldTranslation,
     is_count,
     translate_aggregate,
+    translate_choice,
     translate_reduce,
 )
 from engine.operators.compile.translate import Shape
 from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.record_choice import RecordChoice
 from engine.operators.window_contents import AggregateFold, ReduceFold
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FoldedValues", "WindowFolds", "folded_values", "shape_of_schema", "window_folds"]
+__all__ = [
+    "FoldedValues",
+    "WindowFolds",
+    "choice_of",
+    "folded_values",
+    "shape_of_schema",
+    "window_choice",
+    "window_folds",
+]
 
+#: What windows of a user's reduce function hold: a checkpoint has values of other types as numbers.
+_HELD: Final = frozenset((Kind.INT, Kind.FLOAT, Kind.STR))
 _NUMPY: dict[Kind, Any] = {Kind.INT: np.int64, Kind.FLOAT: np.float64}
 
 
@@ -133,10 +145,18 @@ def window_folds(fold: Any, shape: Shape, key: int) -> WindowFolds | None:
         folds = WindowFolds(translate_reduce(fold.given, shape), key)
     except NotCompilable:
         return None
-    if not {shape.kinds[index] for index in range(len(shape.kinds))} <= {Kind.INT, Kind.FLOAT, Kind.STR}:
-        return None  # a checkpoint has such values as numbers
+    if not set(shape.kinds) <= _HELD:
+        return None
     # The first record of a window is what it begins with: it would have to be known which one that is.
     return None if any(map(folds._values.is_computed, folds._values.kinds)) else folds
+
+
+def window_choice(fold: ReduceFold, shape: Shape) -> RecordChoice | None:
+    """Return how a fold of windows picks one of two records, or None when that is not known for sure."""
+    try:
+        return translate_choice(fold.given, shape) if set(shape.kinds) <= _HELD else None
+    except NotCompilable:
+        return None
 
 
 def _is_field(fold: FieldFold, index: int) -> bool:
@@ -148,6 +168,15 @@ def folded_values(function: Any, schema: pa.Schema) -> FoldedValues | None:
     shape = shape_of_schema(schema)
     try:
         return None if shape is None else FoldedValues(translate_reduce(function, shape))
+    except NotCompilable:
+        return None
+
+
+def choice_of(function: Any, schema: pa.Schema) -> RecordChoice | None:
+    """Return how a reduce function picks one of two tuples of these types, or None when that is not known for sure."""
+    shape = shape_of_schema(schema)
+    try:
+        return None if shape is None else translate_choice(function, shape)
     except NotCompilable:
         return None
 

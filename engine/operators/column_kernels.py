@@ -13,6 +13,8 @@ import numpy as np
 __all__ = [
     "add_floats",
     "add_ints",
+    "choose_of_rows",
+    "choose_running",
     "count_rows",
     "lower_to",
     "lower_to_or_nan",
@@ -78,6 +80,41 @@ def running_max(slots: Any, values: Any, max_of_slot: Any, after: Any) -> int:
             max_of_slot[slot] = values[row]
         after[row] = max_of_slot[slot]
     return slots.size
+
+
+@numba.njit(nogil=True)
+def _takes_over(law: tuple[int, bool], value: Any, held: Any) -> bool:
+    """``law``: of ``RecordChoice``."""
+    sign, negated = law
+    if sign == 0:
+        holds = value < held
+    elif sign == 1:
+        holds = value <= held
+    elif sign == 2:
+        holds = value > held
+    else:
+        holds = value >= held
+    return bool(holds != negated)
+
+
+@numba.njit(nogil=True, cache=True)
+def choose_running(
+    slots: Any, values: Any, law: tuple[int, bool], held: Any, number_of_slot: Any, base: int, after: Any, chosen: Any
+) -> None:
+    """Choose between each row's record and its slot's so far.
+
+    ``held``: by slot, what is compared of its record; ``number_of_slot``: int64, that record's number, where row 0 here
+    has the number ``base``. Written by row: ``after``, what is compared of the record that stays, and ``chosen``,
+    int64, the row of that record, or -1 if it is of an earlier batch. 51 M rows/s at a million slots, 380 M at
+    ten thousand.
+    """
+    for row in range(slots.size):
+        slot = slots[row]
+        if _takes_over(law, values[row], held[slot]):
+            held[slot] = values[row]
+            number_of_slot[slot] = base + row
+        after[row] = held[slot]
+        chosen[row] = max(number_of_slot[slot] - base, -1)
 
 
 # --- windows: ``rows`` picks the rows of one pane, int32; ``acc`` is the pane's column of one value a slot -----------
@@ -198,3 +235,18 @@ def put_last(rows: Any, slots: Any, values: Any, acc: Any) -> int:
         row = rows[i]
         acc[slots[row]] = values[row]
     return rows.size
+
+
+@numba.njit(nogil=True, cache=True)
+def choose_of_rows(rows: Any, slots: Any, values: Any, law: tuple[int, bool], acc: Any, taken: Any) -> int:
+    """List in ``taken``, int32, the rows whose records took the place of their slot's, in order; return how many. 46 M
+    rows/s at a million slots, four values a slot, 360 M at ten thousand."""
+    num_taken = 0
+    for i in range(rows.size):
+        row = rows[i]
+        slot = slots[row]
+        if _takes_over(law, values[row], acc[slot]):
+            acc[slot] = values[row]
+            taken[num_taken] = row
+            num_taken += 1
+    return num_taken

@@ -25,6 +25,7 @@ from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
 from engine.operators.left_windows import WINDOW_SLOTS_PART
+from engine.operators.record_choice import RecordChoice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -62,17 +63,29 @@ class ColumnWindowSpec(OperatorSpec):
     keeps_record: bool = False
     #: what a user's fold begins with; its results are rows
     seeds: tuple[int | float | None, ...] | None = None
+    #: the record of a window is the one that is chosen so, not the first one
+    choice: RecordChoice | None = None
     preload = ("engine.operators.column_warm_up",)
 
     @property
     def emits_columns(self) -> bool:
-        return self.seeds is None
+        return not self.fires_on_rows
+
+    @property
+    def fires_on_rows(self) -> bool:
+        """Whether what a window holds is handed to the row operator, which calls functions of the user's."""
+        return self.seeds is not None or (self.choice is not None and not isinstance(self.rows.function, PassThrough))
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it folds or chooses by a function of the user's."""
+        return self.seeds is not None or (self.choice is not None and not isinstance(_given(self.rows), FieldAggregate))
 
     def build(self) -> Operator:
         return _ColumnWindowOperator(self)
 
     def describe(self) -> str:
-        if self.seeds is not None:
+        if self.is_users:
             return f"compiled on columns, else interpreted, {self.rows.assigner!r}, accumulators by slot"
         return f"vectorised, {self.rows.assigner!r}, accumulators by slot"
 
@@ -91,31 +104,61 @@ def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowS
     is_one_slice = slices.size_ms == slices.slice_ms
     if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
         kind, field = fold.given.kind, fold.given.field
-        if kind not in ("sum", "min", "max") or not isinstance(rows.function, PassThrough) or not is_one_slice:
+        if not isinstance(rows.function, PassThrough) or not is_one_slice:
             return None
+        if kind in ("min_by", "max_by"):
+            return _choosing(rows, RecordChoice.of_kind(kind, field))
         return ColumnWindowSpec(selectors[0], (FieldAggregateOf(kind, field),), rows, keeps_record=True)
     if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
         kinds = {aggregate.kind for aggregate in fold.given.aggregates}
-        if "count_distinct" in kinds or (kinds & {"first", "last"} and not is_one_slice):
+        if kinds & {"first", "last"} and not is_one_slice:
             return None  # what came first is not known of several slices
+        if "count_distinct" in kinds and not is_one_slice and rows.allowed_lateness_ms:
+            return None  # each late record would have the values of all slices counted together again
         return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows)
     # Floats are added in the order of their records: a window is one slice.
     if fold is None or shape is None or not is_one_slice or rows.function.clears:
         return None
+    choice = _users_choice(rows, shape)
+    if choice is not None:
+        return _choosing(rows, choice)
     folds = _folds_of(rows, shape)
     return None if folds is None else ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds)
+
+
+def _given(rows: WindowSpec) -> Any:
+    return rows.fold.given if isinstance(rows.fold, ReduceFold) else None
+
+
+def _choosing(rows: WindowSpec, choice: RecordChoice) -> ColumnWindowSpec:
+    (selector,) = rows.key_selectors
+    assert isinstance(selector, FieldKey | ComposedKey)
+    return ColumnWindowSpec(selector, (FieldAggregateOf("min", choice.field),), rows, keeps_record=True, choice=choice)
+
+
+def _users_choice(rows: WindowSpec, shape: Shape) -> RecordChoice | None:
+    """Return how a user's reduce function picks records, or None."""
+    if not isinstance(rows.fold, ReduceFold):
+        return None
+    from engine.operators.column_folds import window_choice
+
+    return None if _key_of(rows, shape) is None else window_choice(rows.fold, shape)
+
+
+def _key_of(rows: WindowSpec, shape: Shape) -> int | None:
+    """Return the field that is the key of a user's fold; None if it is no integer or text."""
+    (selector,) = rows.key_selectors
+    if not isinstance(selector, FieldKey) or not isinstance(selector.field, int):
+        return None
+    key = selector.field
+    return key if 0 <= key < len(shape.kinds) and shape.kinds[key] in (Kind.INT, Kind.STR) else None
 
 
 def _folds_of(rows: WindowSpec, shape: Shape) -> WindowFolds | None:
     from engine.operators.column_folds import window_folds
 
-    (selector,) = rows.key_selectors
-    if not isinstance(selector, FieldKey) or not isinstance(selector.field, int):
-        return None
-    key = selector.field
-    if not 0 <= key < len(shape.kinds) or shape.kinds[key] not in (Kind.INT, Kind.STR):
-        return None
-    return window_folds(rows.fold, shape, key)
+    key = _key_of(rows, shape)
+    return None if key is None else window_folds(rows.fold, shape, key)
 
 
 @final
@@ -155,6 +198,8 @@ class _ColumnWindowOperator(Operator):
             self._spec.keeps_record,
             is_tuple,
             seeds=self._spec.seeds,
+            choice=self._spec.choice,
+            is_users=self._spec.is_users,
         )
         ctx.state.add_keyed(WINDOW_SLOTS_PART, self._state)
         for state in (self._state, *self._state.others):
@@ -173,8 +218,8 @@ class _ColumnWindowOperator(Operator):
         if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             aggregated = self._aggregated(batch, columns)
+            self._named = batch.named
             if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
-                self._named = batch.named
                 rest = self._process_columns(columns, aggregated, batch.timestamps_ms)
                 if rest is not None:
                     rest = replace(rest, named=batch.named)
@@ -184,8 +229,8 @@ class _ColumnWindowOperator(Operator):
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
-        if batch.named and (self._spec.keeps_record or self._spec.seeds is not None):
-            return None  # results are made of whole records, which columns would make tuples of
+        if batch.named and self._spec.is_users:
+            return None  # what a function makes of Rows is not said by columns
         return columns if self._spec.seeds is None else self._folded(columns)
 
     def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -203,10 +248,21 @@ class _ColumnWindowOperator(Operator):
         return self._folds.derived(columns) if self._folds else None
 
     def _takes(self, schema: pa.Schema) -> bool:
+        named = self._spec.keeps_record and self._named
         if self._state.layout is not None:
-            return bool(self._state.layout.schema.types == schema.types)
+            return bool(self._state.layout.schema.types == schema.types) and self._state.named == named
+        if named:
+            from engine.operators.window_state import NAMED
+
+            schema = schema.with_metadata(NAMED)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
+        if self._spec.is_users:
+            from engine.operators.column_folds import shape_of_schema
+
+            shape = shape_of_schema(schema)
+            if shape is None or _users_choice(self._spec.rows, shape) != self._spec.choice:
+                return False
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
         return self._state.define(schema, [column_index(schema, field) for field in fields])
@@ -345,14 +401,15 @@ class _ColumnWindowOperator(Operator):
         except OverflowError:
             self._fire_rows(window, only)
             return
-        if self._spec.seeds is not None:
+        if self._spec.fires_on_rows:
             keys, made = self._state.held(slots, values)
             self._rows.fire_held(TimeWindow(*window), keys, made, self._watermark_ms)
             return
         for at in range(0, slots.size, BATCH_ROWS_MAX):
             part = slots[at : at + BATCH_ROWS_MAX]
             columns = self._state.results(window, part, values)
-            self.out.emit(ColumnBatch(columns, np.full(part.size, window[1] - 1, np.int64)))
+            stamps = np.full(part.size, window[1] - 1, np.int64)
+            self.out.emit(ColumnBatch(columns, stamps, named=self._state.named))
 
     def _fire_rows(self, window: tuple[int, int], only: Array | None) -> None:
         """As ``_fire``, where a sum over the slices does not fit into 64 bits."""

@@ -152,7 +152,8 @@ def _taken_up(kind: str, so_far: Any, item: Any) -> Any:
         case "count":
             return so_far + 1
         case "count_distinct":
-            return so_far | {canonical_key(item)}
+            item = canonical_key(item)
+            return so_far if item in so_far else so_far | {item}  # a new one: others may hold the set, too
         case "avg":
             total, num = so_far
             return (item if total is None else total + item, num + 1)

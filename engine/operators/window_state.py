@@ -1,6 +1,7 @@
 """State of windows over columns: keys by slot, panes of accumulators, and what a checkpoint keeps of them.
 
-A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumulators, values of codes) of one key group.
+A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumulators, values of codes, lists of distinct
+values) of one key group.
 """
 
 from __future__ import annotations
@@ -18,18 +19,25 @@ from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
+from engine.operators.record_choice import RecordChoice
+from engine.operators.window_distinct import DistinctValues
+from engine.operators.window_fields import AggregatedField, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
-from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, valid_mask, values_of
+from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
 from engine.state.column_hash import groups_of_rows
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["WindowState"]
+__all__ = ["NAMED", "WindowState"]
 
+#: In the metadata of a schema: records are Rows, not tuples.
+NAMED: Final = {b"records": b"rows"}
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
+#: In the metadata of a chunk: the fields that its columns are of.
+_FIELDS: Final = b"fields"
 
 
 @final
@@ -38,28 +46,16 @@ class _Layout:
     schema: pa.Schema
     keys: tuple[int, ...]
 
-
-@final
-@dataclass
-class _Field:
-    """A field that is aggregated. ``present``: the column of panes that counts its values, 0 = that of records."""
-
-    index: int
-    kind: pa.DataType
-    present: int
-    codes: SlotTable | None
-    values: Array | None = None
-    valid: Array | None = None
-
     @property
-    def is_float(self) -> bool:
-        return self.codes is None and bool(pa.types.is_floating(self.kind))
+    def named(self) -> bool:
+        return NAMED.items() <= (self.schema.metadata or {}).items()
 
 
 @final
 class WindowState:
-    """``keeps_record``: what a window holds is its first record, with one field aggregated. ``seeds``: what it holds is
-    a tuple of the aggregates, made by a user's fold; by aggregate, what it begins with, None = its first value."""
+    """``keeps_record``: what a window holds is its first record, with one field aggregated; with a ``choice``, the one
+    that was chosen by that field. ``seeds``: what it holds is a tuple of the aggregates, made by a user's fold; by
+    aggregate, what it begins with, None = its first value. ``is_users``: a user's function folds or chooses."""
 
     def __init__(
         self,
@@ -69,11 +65,15 @@ class WindowState:
         is_tuple: bool,
         *,
         seeds: Sequence[int | float | None] | None = None,
+        choice: RecordChoice | None = None,
+        is_users: bool = False,
     ) -> None:
         self._max_parallelism = max_parallelism
         self._aggregates = aggregates
         self._keeps_record = keeps_record
         self._seeds = seeds
+        self._choice = choice
+        self._is_users = is_users or seeds is not None
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
         self._is_tuple = is_tuple
@@ -86,8 +86,11 @@ class WindowState:
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
-        self._fields: list[_Field] = []
-        self._accumulators: list[tuple[Accumulator, _Field]] = []
+        self._fields: list[AggregatedField] = []
+        self._accumulators: list[tuple[Accumulator, AggregatedField]] = []
+        self._distinct: list[DistinctValues] = []
+        #: of the rows that ``take_up`` is taking up, those whose records are chosen
+        self._taken: Array = np.zeros(0, np.int32)
         self._width = 1
         self._compact_at = _COMPACT_SLOTS_MIN
 
@@ -98,7 +101,7 @@ class WindowState:
         if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
             return False
         indexes = [0 if a.field is None else column_index(schema, a.field) for a in self._aggregates]
-        if min(indexes) < 0 or not all(map(_can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
+        if min(indexes) < 0 or not all(map(can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
             return False
         if self._keeps_record and not all(can_be_key(kind) for kind in schema.types):
             return False
@@ -106,37 +109,50 @@ class WindowState:
         self._table = SlotTable([schema.types[key] for key in keys])
         seeds = self._seeds or [None] * len(indexes)
         for aggregate, index, seed in zip(self._aggregates, indexes, seeds, strict=True):
-            if aggregate.field is not None:
+            if aggregate.kind == "count_distinct":
+                self._add_distinct(index)
+            elif aggregate.field is not None:
                 field = self._field(index, coded=not is_int64_like(schema.types[index]))
                 self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field, seed)
         if self._keeps_record:
             for index, kind in enumerate(schema.types):
                 if index != indexes[0]:  # coded: null is a value of its own there
-                    field = _Field(index, kind, 0, SlotTable([kind]))
+                    field = AggregatedField(index, kind, 0, codes_for(kind))
                     self._fields.append(field)
-                    self._add("first", field)
+                    self._add("first" if self._choice is None else "chosen", field)
         return True
 
-    def _field(self, index: int, *, coded: bool) -> _Field:
+    def _field(self, index: int, *, coded: bool) -> AggregatedField:
         assert self.layout is not None
         for field in self._fields:
             if field.index == index:
                 return field
         kind = self.layout.schema.types[index]
-        field = _Field(index, kind, 0, SlotTable([kind]) if coded else None)
+        field = AggregatedField(index, kind, 0, codes_for(kind) if coded else None)
         self._fields.append(field)
         return field
 
-    def _add(self, kind: str, field: _Field, seed: int | float | None = None) -> None:
+    def _add_distinct(self, index: int) -> None:
+        assert self.layout is not None
+        if all(distinct.index != index for distinct in self._distinct):
+            self._distinct.append(DistinctValues(index, self.layout.schema.types[index], self._width))
+            self._width += 1
+
+    def _add(self, kind: str, field: AggregatedField, seed: int | float | None = None) -> None:
         if kind == "count" or self._find(kind, field, seed) is not None:
             return
         self._accumulators.append((Accumulator(kind, self._width, field.is_float, seed), field))
         self._width += 1
 
-    def _find(self, kind: str, field: _Field, seed: int | float | None = None) -> Accumulator | None:
+    def _find(self, kind: str, field: AggregatedField, seed: int | float | None = None) -> Accumulator | None:
         return next(
             (a for a, own in self._accumulators if a.kind == kind and own is field and repr(a.seed) == repr(seed)), None
         )
+
+    @property
+    def named(self) -> bool:
+        """Whether the records that windows hold are Rows."""
+        return self._keeps_record and self.layout is not None and self.layout.named
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -146,11 +162,13 @@ class WindowState:
 
     def begin_batch(self, columns: pa.RecordBatch) -> bool:
         """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it."""
+        for distinct in self._distinct:
+            distinct.begin_batch(columns.column(distinct.index))
         for field in self._fields:
             column = columns.column(field.index)
             field.valid = None
             if field.codes is not None and self._keeps_record:
-                field.values = field.codes.slots_of([column]).astype(np.int64)
+                field.values = field.codes_of(column)
                 continue
             if column.null_count:
                 if self._compares_plainly:
@@ -159,14 +177,14 @@ class WindowState:
                 if not field.present:
                     self._count_apart(field)
             if field.codes is not None:
-                field.values = field.codes.slots_of([column]).astype(np.int64)
+                field.values = field.codes_of(column)
             elif field.is_float:
                 field.values = values_of(column).astype(np.float64, copy=False)
             else:
                 field.values = as_int64(column)
         return True
 
-    def _count_apart(self, field: _Field) -> None:
+    def _count_apart(self, field: AggregatedField) -> None:
         """The first null of a field: count its values in a column of their own from now on."""
         field.present = self._width
         self._width += 1
@@ -192,6 +210,8 @@ class WindowState:
             for accumulator, own in self._accumulators:
                 if own is field:
                     self._accumulate(accumulator, field, pane, slots, begins)
+        for distinct in self._distinct:
+            distinct.take_up(start, pane, rows, slots)
         return True
 
     def _add_ints(self, pane: Pane, rows: Array, slots: Array) -> bool:
@@ -212,7 +232,9 @@ class WindowState:
                 return False
         return True
 
-    def _present_rows(self, field: _Field, pane: Pane, rows: Array, slots: Array) -> tuple[Array, Array, Array]:
+    def _present_rows(
+        self, field: AggregatedField, pane: Pane, rows: Array, slots: Array
+    ) -> tuple[Array, Array, Array]:
         if field.valid is not None:
             rows = rows[field.valid[rows]]
         begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
@@ -220,7 +242,12 @@ class WindowState:
         return rows, begun_slots[:begun], begun_rows[:begun]
 
     def _accumulate(
-        self, accumulator: Accumulator, field: _Field, pane: Pane, slots: Array, begins: tuple[Array, Array, Array]
+        self,
+        accumulator: Accumulator,
+        field: AggregatedField,
+        pane: Pane,
+        slots: Array,
+        begins: tuple[Array, Array, Array],
     ) -> None:
         rows, begun_slots, begun_rows = begins
         values = field.values
@@ -240,6 +267,11 @@ class WindowState:
                 kernels.add_floats(rows, slots, values, acc)
             case "sum":
                 pass  # done by ``_add_ints``
+            case "min" if self._choice is not None:
+                taken = np.empty(rows.size, np.int32)
+                self._taken = taken[: kernels.choose_of_rows(rows, slots, values, self._choice.law, acc, taken)]
+            case "chosen":  # its field comes after the one that is compared
+                kernels.put_last(self._taken, slots, values, acc)
             case "min" if self._compares_plainly:
                 kernels.lower_to(rows, slots, values, acc)
             case "min":
@@ -255,7 +287,8 @@ class WindowState:
 
     def contents(self, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
         """Return (slots, accumulators by slot) of the panes together. Raises: OverflowError."""
-        panes = [self.panes[start] for start in starts if start in self.panes]
+        starts = [start for start in starts if start in self.panes]
+        panes = [self.panes[start] for start in starts]
         if len(panes) == 1:
             values = panes[0].values
             slots = panes[0].slots() if only is None else only
@@ -266,6 +299,8 @@ class WindowState:
             if only is not None:
                 slots = np.intersect1d(slots, only)
             self._merge(merged, pane.values, slots)
+        for distinct in self._distinct:
+            distinct.count_together(starts, merged)
         return np.flatnonzero(merged[:, 0]), merged
 
     def _merge(self, target: Array, source: Array, slots: Array) -> None:
@@ -293,8 +328,10 @@ class WindowState:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def held(self, slots: Array, values: Array) -> tuple[list[Any], list[Any]]:
-        """Return the keys of these slots, of one field each, and what a user's fold has made by key."""
-        assert self._seeds is not None
+        """Return the keys of these slots, of one field each, and what a user's function has made by key."""
+        (keys,) = map(python_values, self._table.keys_of(slots))
+        if self._seeds is None:
+            return keys, self._records(slots, values)
         rows = values[slots]
         parts = []
         for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
@@ -307,8 +344,10 @@ class WindowState:
             is_plain = field.codes is None and field.kind in (pa.int64(), pa.float64())
             column = _typed(rows, accumulator) if is_plain else self._column(accumulator, field, rows)
             parts.append(column.tolist() if is_plain else python_values(column))
-        (keys,) = map(python_values, self._table.keys_of(slots))
         return keys, list(zip(*parts, strict=True))
+
+    def _records(self, slots: Array, values: Array) -> list[Any]:
+        return ColumnBatch(self.results((0, 0), slots, values), named=self.named).to_rows().rows
 
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
@@ -322,11 +361,13 @@ class WindowState:
             return [(key,) for key in plain_keys], made
         keys = list(zip(*(column.to_pylist() for column in self._table.keys_of(slots)), strict=True))
         if self._keeps_record:
-            return keys, ColumnBatch(self.results((0, 0), slots, values)).to_rows().rows
+            return keys, self._records(slots, values)
         rows = values[slots]
         parts: list[list[Any]] = []
         for aggregate in self._aggregates:
-            if aggregate.kind == "avg":
+            if aggregate.kind == "count_distinct":
+                parts.append(self._distinct_of(aggregate).sets_of(start, slots))
+            elif aggregate.kind == "avg":
                 field = self._field(self._index_of(aggregate), coded=False)
                 sums = self._find("sum", field)
                 assert sums is not None
@@ -341,9 +382,15 @@ class WindowState:
         assert aggregate.field is not None
         return column_index(self.layout.schema, aggregate.field)
 
+    def _distinct_of(self, aggregate: FieldAggregateOf) -> DistinctValues:
+        index = self._index_of(aggregate)
+        return next(distinct for distinct in self._distinct if distinct.index == index)
+
     def _result(self, aggregate: FieldAggregateOf, rows: Array) -> pa.Array:
         if aggregate.field is None:
             return pa.array(rows[:, 0])
+        if aggregate.kind == "count_distinct":
+            return pa.array(rows[:, self._distinct_of(aggregate).column])
         field = self._field(self._index_of(aggregate), coded=False)
         if aggregate.kind == "count":
             return pa.array(rows[:, field.present])
@@ -359,12 +406,12 @@ class WindowState:
                 averages[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
         return pa.array(averages, mask=None if present.all() else ~present)
 
-    def _column(self, accumulator: Accumulator, field: _Field, rows: Array) -> pa.Array:
+    def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
         values = _typed(rows, accumulator)
         present = rows[:, field.present] > 0
         mask = None if present.all() else ~present
         if field.codes is not None:
-            column = field.codes.keys_of(values.astype(np.int64))[0]
+            column = field.decoded(values.astype(np.int64))
             return column if mask is None else _masked(column, mask)
         if accumulator.kind == "sum":
             return pa.array(values, mask=mask)
@@ -378,6 +425,8 @@ class WindowState:
         """Forget panes; keys that are in none of the others too, once they are most."""
         for start in starts:
             del self.panes[start]
+            for distinct in self._distinct:
+                distinct.drop(start)
         if self._table.num_slots < self._compact_at:
             return
         live = np.zeros(self._table.num_slots, np.bool_)
@@ -392,21 +441,23 @@ class WindowState:
         self._table.compact(kept)
         for pane in self.panes.values():
             pane.compact(kept)
-        for accumulator, field in self._accumulators:
+        for distinct in self._distinct:
+            distinct.compact(kept)
+        for field in self._fields:
             if field.codes is not None:
-                self._compact_codes(accumulator, field)
+                self._compact_codes(field)
 
-    def _compact_codes(self, accumulator: Accumulator, field: _Field) -> None:
-        assert field.codes is not None
-        used = [pane.column(accumulator.column)[pane.slots()] for pane in self.panes.values()]
+    def _compact_codes(self, field: AggregatedField) -> None:
+        """Keep the values that are in a pane; several accumulators may have codes of one table."""
+        accumulators = [accumulator.column for accumulator, own in self._accumulators if own is field]
+        places = [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in accumulators]
+        used = [column[slots] for column, slots in places]
         codes = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
-        column = field.codes.keys_of(codes)[0]
-        field.codes = SlotTable([field.kind])
-        fresh = field.codes.slots_of([column]).astype(np.int64)
-        for pane in self.panes.values():
-            slots = pane.slots()
-            own = pane.column(accumulator.column)
-            own[slots] = fresh[np.searchsorted(codes, own[slots])]
+        column = field.decoded(codes)
+        field.forget_codes()
+        fresh = field.codes_of(column)
+        for (column_of_pane, slots), held in zip(places, used, strict=True):
+            column_of_pane[slots] = fresh[np.searchsorted(codes, held)]
 
     def watermark_of(self, start: int) -> int:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
@@ -426,8 +477,9 @@ class WindowState:
         metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
+            _FIELDS: self._fields_held(),
         }
-        if self._seeds is not None:
+        if self._is_users:
             metadata[HELD] = ",".join(self._held_columns())
         streams: dict[int, tuple[Any, Any]] = {}
         for start, pane in self.panes.items():
@@ -452,9 +504,12 @@ class WindowState:
     def _held_columns(self) -> Iterator[str]:
         """Yield the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float."""
         assert self.layout is not None
-        assert self._seeds is not None
         num_keys = len(self.layout.keys)
         columns = [accumulator for accumulator, _ in self._accumulators]
+        if self._seeds is None:  # a record that was chosen
+            of_fields = sorted((field.index, at) for at, (_, field) in enumerate(self._accumulators))
+            yield from (f"{num_keys + 2 + at}{'f' if columns[at].is_float else ''}" for _, at in of_fields)
+            return
         for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
             if aggregate.field is None:
                 yield str(num_keys + 1)
@@ -469,9 +524,11 @@ class WindowState:
         arrays = [*keys, pa.array(np.full(slots.size, start, np.int64)), pa.array(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]
-            arrays.append(pa.array(held) if field.codes is None else field.codes.keys_of(held)[0])
+            arrays.append(pa.array(held) if field.codes is None else field.decoded(held))
         for field in self._fields:
             arrays.append(pa.array(values[:, field.present]))
+        for distinct in self._distinct:
+            arrays.append(distinct.lists_of(start, slots, values[:, distinct.column]))
         return pa.RecordBatch.from_arrays(arrays, names=[f"c{i}" for i in range(len(arrays))])
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
@@ -480,6 +537,9 @@ class WindowState:
                 metadata = reader.schema.metadata or {}
                 schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
                 state = self._for_types(schema, tuple(int(key) for key in metadata[b"keys"].split(b",")))
+                held = state._fields_held().encode()
+                if metadata.get(_FIELDS, held) != held:
+                    raise _other_fields(schema)
                 for batch, of_pane in reader.iter_batches_with_custom_metadata():
                     state._put(batch, int(of_pane[b"watermark"]))
 
@@ -488,19 +548,31 @@ class WindowState:
         for state in (self, *self.others):
             if state.layout is None:
                 break
-            if state.layout.schema.types == schema.types and state.layout.keys == keys:
+            wanted = _Layout(schema, keys)
+            if state.layout.schema.types == schema.types and (state.layout.keys, state.layout.named) == (
+                keys,
+                wanted.named,
+            ):
                 return state
         else:
             state = WindowState(
-                self._max_parallelism, self._aggregates, self._keeps_record, self._is_tuple, seeds=self._seeds
+                self._max_parallelism,
+                self._aggregates,
+                self._keeps_record,
+                self._is_tuple,
+                seeds=self._seeds,
+                choice=self._choice,
+                is_users=self._is_users,
             )
             self.others.append(state)
         if not state.define(schema, keys):
-            raise ProgramError(
-                f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this "
-                "version of the program aggregates by other fields. Give the operator another uid to begin afresh."
-            )
+            raise _other_fields(schema)
         return state
+
+    def _fields_held(self) -> str:
+        """Return which field each of a chunk's columns is of: with others they would be taken for each other."""
+        accumulators = [str(field.index) for _, field in self._accumulators]
+        return ",".join([*accumulators, *(f"distinct {distinct.index}" for distinct in self._distinct)])
 
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None
@@ -510,7 +582,8 @@ class WindowState:
         start = columns[num_keys][0].as_py()
         self.restored_panes[start] = watermark_ms
         records = values_of(columns[num_keys + 1])
-        presents = columns[num_keys + 2 + len(self._accumulators) :]
+        end = num_keys + 2 + len(self._accumulators)
+        presents = columns[end : end + len(self._fields)]
         for field, present in zip(self._fields, presents, strict=True):
             if not field.present and not np.array_equal(values_of(present), records):
                 self._count_apart(field)
@@ -523,8 +596,16 @@ class WindowState:
             if field.present:
                 pane.column(field.present)[slots] = values_of(present)
         for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
-            values = values_of(held) if field.codes is None else field.codes.slots_of([held])
-            pane.column(accumulator.column)[slots] = values
+            pane.column(accumulator.column)[slots] = values_of(held) if field.codes is None else field.codes_of(held)
+        for distinct, lists in zip(self._distinct, columns[end + len(self._fields) :], strict=True):
+            distinct.restore(start, pane, slots, lists)
+
+
+def _other_fields(schema: pa.Schema) -> ProgramError:
+    return ProgramError(
+        f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this version of "
+        "the program aggregates by other fields. Give the operator another uid to begin afresh."
+    )
 
 
 def _typed(rows: Array, accumulator: Accumulator) -> Array:
@@ -536,17 +617,3 @@ def _masked(column: pa.Array, mask: Array) -> pa.Array:
     import pyarrow.compute as pc
 
     return pc.if_else(pa.array(mask), pa.scalar(None, column.type), column)
-
-
-def _can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
-    is_number = (pa.types.is_integer(kind) and kind != pa.uint64()) or kind in (pa.float32(), pa.float64())
-    match aggregate.kind:
-        case "count":
-            return aggregate.field is None or is_int64_like(kind) or is_text_like(kind)
-        case "sum" | "avg":
-            return is_number
-        case "min" | "max":
-            return is_number or (bool(pa.types.is_temporal(kind)) and is_int64_like(kind))
-        case "first" | "last":
-            return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
-    return False

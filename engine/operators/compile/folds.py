@@ -21,8 +21,9 @@ from engine.operators.compile.expressions import Constant, Expression, Field, Ki
 from engine.operators.compile.source import tree_of
 from engine.operators.compile.translate import Outside, Shape, _Translator
 from engine.operators.functions import AggregateFunction, Function
+from engine.operators.record_choice import RecordChoice
 
-__all__ = ["FieldFold", "FoldTranslation", "is_count", "translate_aggregate", "translate_reduce"]
+__all__ = ["FieldFold", "FoldTranslation", "is_count", "translate_aggregate", "translate_choice", "translate_reduce"]
 
 _NUMBERS: Final = (Kind.INT, Kind.FLOAT)
 #: Integers up to here are floats exactly.
@@ -68,6 +69,16 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
             _refuse(f"field {index} is another field, which is no number")
         folds.append(fold)
     return FoldTranslation(tuple(folds), parser.outside(), frozenset(parser.required))
+
+
+def translate_choice(function: Any, shape: Shape) -> RecordChoice:
+    """Return by which comparison ``function(so far, next)`` picks one of both.
+
+    Raises: NotCompilable with the reason.
+    """
+    if shape.is_scalar or shape.names is not None:
+        _refuse("its records are no tuples")
+    return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()
 
 
 def translate_aggregate(function: AggregateFunction, shape: Shape) -> FoldTranslation:
@@ -191,17 +202,57 @@ class _Parser:
 
     def results(self) -> list[ast.expr]:
         """Return the fields of what it returns, with the names that it gives things replaced by these."""
-        if isinstance(self._tree, ast.Lambda):
-            result: ast.expr = self._tree.body
-        else:
-            result = self._inlined([node for node in self._tree.body if not _is_docstring(node)])
+        result = self._result()
+        if isinstance(result, ast.Name) and result.id in (self._held, self._record):
+            return self._fields_of(result.id)
         if not isinstance(result, ast.Tuple) or len(result.elts) != self._held_size:
             _refuse(f"it does not return a tuple of {self._held_size} fields")
         return result.elts
 
-    def _inlined(self, statements: Sequence[ast.stmt]) -> ast.expr:
-        names: dict[str, ast.expr] = {}
-        for statement in statements:
+    def _result(self) -> ast.expr:
+        if isinstance(self._tree, ast.Lambda):
+            return self._tree.body
+        return self._inlined([node for node in self._tree.body if not _is_docstring(node)], {})
+
+    def _fields_of(self, name: str) -> list[ast.expr]:
+        """Return the fields of an argument that is the result as a whole; a record only stands for one of its size."""
+        size = self._held_size if name == self._held else len(self._shape.kinds)
+        if size != self._held_size:
+            _refuse(f"it returns a record of {size} fields for one of {self._held_size}")
+        return [_item(name, index) for index in range(size)]
+
+    def choice(self) -> RecordChoice:
+        """Return the comparison by which it picks the one or the other argument."""
+        match self._result():
+            case ast.IfExp(ast.Compare(left, [sign], [right]), ast.Name(body), ast.Name(orelse)):
+                pass
+            case _:
+                _refuse("it does not pick one of both records by a comparison")
+        index = self._compared_field(left, right)
+        if self._held_names(left):
+            sign = _mirrored(sign)
+        text = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}.get(type(sign))
+        if text is None or {body, orelse} != {self._held, self._record}:
+            _refuse("it does not pick one of both records by what is smaller or greater")
+        return RecordChoice(index, text, negated=body == self._held)
+
+    def _compared_field(self, left: ast.expr, right: ast.expr) -> int:
+        if self._held_names(left) == self._held_names(right):
+            _refuse("it does not compare both records")
+        for index, kind in enumerate(self._shape.kinds):
+            if kind in _NUMBERS and all(_is_item(node, index, len(self._shape.kinds)) for node in (left, right)):
+                return index
+        _refuse("it does not compare one field of both records that is a number")
+
+    def _held_names(self, node: ast.expr) -> bool:
+        """Whether what is compared is of the record so far; else it is of the next one."""
+        match node:
+            case ast.Subscript(ast.Name(name)) if name in (self._held, self._record):
+                return name == self._held
+        _refuse("it compares something else than fields of both records")
+
+    def _inlined(self, statements: Sequence[ast.stmt], names: dict[str, ast.expr]) -> ast.expr:
+        for at, statement in enumerate(statements):
             match statement:
                 case ast.Assign([ast.Name(name)], value):
                     bound = [(name, self._harmless(_replaced(value, names)))]
@@ -209,6 +260,9 @@ class _Parser:
                     bound = list(zip(self._names(targets), self._unpacked(value, names, len(targets)), strict=True))
                 case ast.Return(ast.expr() as value):
                     return _replaced(value, names)
+                case ast.If(test, [ast.Return(ast.expr() as value)], orelse):
+                    rest = self._inlined([*orelse, *statements[at + 1 :]], names)
+                    return ast.IfExp(_replaced(test, names), _replaced(value, names), rest)
                 case _:
                     _refuse(f"it has a {type(statement).__name__} statement")
             for name, value in bound:
@@ -343,6 +397,16 @@ class _Parser:
 
 def _item(name: str, index: int) -> ast.expr:
     return ast.Subscript(ast.Name(name, ast.Load()), ast.Constant(index), ast.Load())
+
+
+def _is_item(node: ast.expr, index: int, size: int) -> bool:
+    """Whether it is ``argument[index]``, counted from either end."""
+    match node:
+        case ast.Subscript(_, ast.Constant(int() as at)) if type(at) is int:
+            return at == index
+        case ast.Subscript(_, ast.UnaryOp(ast.USub(), ast.Constant(int() as at))) if type(at) is int:
+            return -at == index - size and at > 0
+    return False
 
 
 def _same(one: ast.expr, other: ast.expr) -> bool:

@@ -45,8 +45,42 @@ def test_the_plan_says_which_aggregations_are_vectorised(env):
     assert tiers(stream.key_by("k").sum("v"))["Keyed Aggregation"] == "vectorised"
     assert tiers(stream.key_by(lambda row: row[0]).max(1))["Keyed Aggregation"] == "vectorised"
     assert tiers(stream.key_by(lambda row: row[0] % 2).max(1))["Keyed Aggregation"] == "built-in on rows"
-    assert tiers(stream.key_by(0).max_by(1))["Keyed Aggregation"] == "built-in on rows"
+    assert tiers(stream.key_by(0).max_by(1))["Keyed Aggregation"] == "vectorised"
     assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
+
+
+def test_the_plan_says_which_choices_of_records_run_on_columns(env):
+    keyed = columns(env).key_by(0)
+    compiled = "compiled on columns, else interpreted"
+    for function in (lambda a, b: a, lambda a, b: b, lambda a, b: b if b[1] > a[1] else a):
+        assert tiers(keyed.reduce(function))["Keyed Reduce"] == compiled
+    assert tiers(keyed.reduce(lambda a, b: b if b[1] != a[1] else a))["Keyed Reduce"] == "interpreted"
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    windows = columns(env).assign_timestamps_and_watermarks(times).key_by(0).window(TUMBLING)
+    assert tiers(windows.max_by("v"))["TumblingEventTimeWindows"].startswith("vectorised")
+    newest = windows.reduce(lambda a, b: a if a[2] > b[2] else b)
+    assert tiers(newest)["TumblingEventTimeWindows"].startswith(compiled)
+
+
+def test_records_that_columns_have_chosen_arrive_as_those_of_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    rows = [(i % 3, i, i * 100) for i in range(100)]
+    found = []
+    for stream in (env.from_collection(rows), columns(env)):
+        keyed = stream.assign_timestamps_and_watermarks(times).key_by(0)
+        found.append(
+            [
+                sorted(map(tuple, made.execute_and_collect()))
+                for made in (
+                    keyed.min_by(1),
+                    keyed.reduce(lambda a, b: b if b[1] > a[1] else a),
+                    keyed.window(TUMBLING).max_by(1),
+                    keyed.window(TUMBLING).reduce(lambda a, b: a).filter(lambda row: row[1] > 4),
+                )
+            ]
+        )
+    assert found[0] == found[1]
+    assert set(found[0][0]) == {(0, 0, 0), (1, 1, 100), (2, 2, 200)}
 
 
 class ByField(TimestampAssigner):
@@ -93,10 +127,11 @@ def test_aggregates_of_windows_give_the_same_on_columns_and_on_rows(env):
     assert found[0][0] == (0, 0, 1000, 4, 0 + 3 + 6 + 9, 9)
 
 
-def test_count_distinct_runs_on_rows(env):
+def test_count_distinct_runs_on_columns(env):
     times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
     stamped = columns(env).assign_timestamps_and_watermarks(times)
     counts = stamped.key_by(0).window(TUMBLING).aggregate(count_distinct(0), count().alias("n"))
+    assert tiers(counts)["TumblingEventTimeWindows"].startswith("vectorised")
     assert {row[3:] for row in counts.execute_and_collect()} == {(1, 3), (1, 4)}
 
 

@@ -490,7 +490,7 @@ CASES: dict[str, Callable[[], Case]] = {
         f"columns, {kind}{', final' * final}, rows in step {step}": functools.partial(
             columns_but, step, ColumnAggregateSpec(KEY, kind, 1, final)
         )
-        for kind, final in (("sum", False), ("sum", True), ("min", False), ("max", True))
+        for kind, final in (("sum", False), ("sum", True), ("min", False), ("max", True), ("max_by", False))
         for step in (-1, 0, 2, 4, 7, 99)
     },
     **{

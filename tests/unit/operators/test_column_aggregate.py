@@ -22,7 +22,7 @@ ROW = st.tuples(
     st.one_of(st.none(), st.integers(-3, 3)),
     st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)),
     FLOATS,
-    st.one_of(st.none(), st.sampled_from(["", "a", "b"])),
+    st.one_of(st.none(), st.sampled_from(["", "a", "é"])),
 )
 
 
@@ -49,7 +49,7 @@ def told_apart(rows):
 
 
 @pytest.mark.parametrize("final", [False, True])
-@pytest.mark.parametrize("kind", ["sum", "min", "max"])
+@pytest.mark.parametrize("kind", ["sum", "min", "max", "min_by", "max_by"])
 @pytest.mark.parametrize("field", [1, 2])
 @pytest.mark.parametrize("key", [FieldKey(0), FieldKey(2), FieldKey("name"), ComposedKey((0, 3))])
 def test_results_are_those_of_the_row_operator(kind, field, key, final):
@@ -84,6 +84,31 @@ def test_a_null_fails_with_the_row_operators_words_after_what_came_before():
     out, error = run(ColumnAggregateSpec(FieldKey(0), "sum", 1), [batch])
     assert [row[1] for row in out] == [1]
     assert error == run(KeyedAggregateSpec(FieldKey(0), "sum", 1), [batch])[1]
+
+
+def test_the_first_of_equal_records_stays_whichever_batch_it_came_in():
+    batches = [[(1, 5, 0.5, "a"), (1, 5, 0.5, "b")], [(1, 5, 0.5, "c"), (1, 6, 0.5, "d"), (1, 6, -0.0, None)]]
+    out, _ = run(ColumnAggregateSpec(FieldKey(0), "max_by", 1), map(columns, batches))
+    assert [row[3] for row in out] == ["a", "a", "a", "d", "d"]
+
+
+@pytest.mark.parametrize("kind", ["min_by", "max_by"])
+def test_a_null_to_be_compared_fails_with_the_row_operators_words(kind):
+    batches = [columns([(1, 1, 0.0, "a"), (2, None, 0.0, "b")]), columns([(1, 4, 0.0, "c"), (2, 3, 0.0, "d")])]
+    ours, theirs = (run(spec(FieldKey(0), kind, 1), batches) for spec in (ColumnAggregateSpec, KeyedAggregateSpec))
+    assert ours == theirs
+    assert "does not go with those before it" in ours[1]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint32(), pa.float32()])
+def test_narrow_numbers_are_chosen_by_and_keep_their_type(kind):
+    schema = pa.schema([("k", pa.int64()), ("v", kind), ("t", pa.timestamp("us"))])
+    batch = columns([(1, 3, None), (1, 5, 10), (1, 4, 11)], schema)
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "max_by", 1)) as harness:
+        harness.process_batch(batch)
+        assert harness.output.batches[0].columns.schema.types == schema.types
+        theirs = run(KeyedAggregateSpec(FieldKey(0), "max_by", 1), [batch])[0]
+        assert harness.output.rows == theirs
 
 
 def test_rows_among_the_columns_lose_nothing():

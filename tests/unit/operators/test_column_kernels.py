@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,36 @@ def test_panes_are_found_until_there_is_no_room_for_another(times_ms, size, offs
     assert [int(starts[pane]) for pane in out[:row]] == expected[:row]
     assert len(set(expected[:row])) == num_panes <= room
     assert row == len(times_ms) or (num_panes == room and expected[row] not in expected[:row])
+
+
+LAWS = {
+    (sign, negated): (lambda new, held, compare=compare, negated=negated: compare(new, held) != negated)
+    for sign, compare in enumerate((operator.lt, operator.le, operator.gt, operator.ge))
+    for negated in (False, True)
+}
+
+
+@QUICK
+@given(ROWS, st.sampled_from(list(LAWS)), st.booleans())
+def test_records_are_chosen_row_by_row(rows, law, of_floats):
+    slots, ints, floats = arrays(rows)
+    values = floats if of_floats else ints
+    held, numbers = np.zeros(4, values.dtype), np.array([7, 3, 0, 9])  # rows of this batch have the numbers from 10 on
+    after, chosen = np.empty_like(values), np.empty(slots.size, np.int64)
+    kernels.choose_running(slots, values, law, held, numbers, 10, after, chosen)
+    best, row_of_slot, expected = [values.dtype.type(0)] * 4, [-1] * 4, []
+    for row, slot in enumerate(slots.tolist()):
+        if LAWS[law](values[row], best[slot]):
+            best[slot], row_of_slot[slot] = values[row], row
+        expected.append((repr(best[slot]), row_of_slot[slot]))
+    assert list(zip(map(repr, after), chosen.tolist(), strict=True)) == expected
+    assert list(map(repr, held)) == list(map(repr, best))
+
+    picked = np.arange(slots.size, dtype=np.int32)
+    acc, taken = np.zeros((4, 3), values.dtype)[:, 1], np.empty(slots.size, np.int32)
+    num_taken = kernels.choose_of_rows(picked, slots, values, law, acc, taken)
+    assert taken[:num_taken].tolist() == [row for row, (_, of) in enumerate(expected) if of == row]
+    assert list(map(repr, acc)) == list(map(repr, best))
 
 
 @QUICK

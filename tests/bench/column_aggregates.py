@@ -1,0 +1,175 @@
+"""Operators that choose records or count distinct values: on columns, beside the same on rows.
+
+    python -m tests.bench.column_aggregates [--records 2000000] [--keys 100000]
+
+CPU-seconds of one operator alone (kernels loaded before), for records (key, time, amount, text) that come as columns:
+the row operator makes tuples of them first, as it does in a job. ``rows`` is the row operator with tuples made before.
+Both must give the same number of results with the same sum of amounts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, rows_of
+from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.base import OperatorSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
+from engine.operators.column_folds import shape_of_schema
+from engine.operators.column_window import column_window
+from engine.operators.field_aggregates import RowAggregates, WindowRecord, count_distinct
+from engine.operators.keys import FieldKey
+from engine.operators.window import WindowSpec
+from engine.operators.window_contents import AggregateFold, ReduceFold
+from engine.operators.window_functions import window_call
+from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
+from engine.time.triggers import EventTimeTrigger
+from tests.testing.operator_harness import OperatorHarness
+
+SCHEMA = pa.schema([("key", pa.int64()), ("time", pa.int64()), ("amount", pa.int64()), ("text", pa.string())])
+KEY = FieldKey(0)
+#: Records of one second of event time.
+PER_SECOND = 100_000
+WATERMARK_EVERY_MS = 1000
+
+
+def first(a, b):
+    return a
+
+
+def last(a, b):
+    return b
+
+
+def newest(a, b):
+    return b if b[2] > a[2] else a
+
+
+def windows(fold: Any, assigner: Any = None) -> WindowSpec:
+    function = WindowRecord(1) if isinstance(fold, AggregateFold) else None
+    return WindowSpec(
+        (KEY,),
+        assigner or TumblingEventTimeWindows(10_000, 0),
+        EventTimeTrigger(),
+        window_call(function),
+        fold,
+    )
+
+
+def in_columns(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
+    spec = column_window(rows, shape_of_schema(SCHEMA))
+    assert spec is not None
+    return spec, rows
+
+
+def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
+    """Return (on columns, on rows) by name."""
+    distinct = AggregateFold(RowAggregates([count_distinct(2)]))
+    return {
+        "max_by": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
+        "reduce: first": (ColumnReduceSpec(KEY, first), KeyedReduceSpec(KEY, first)),
+        "reduce: last": (ColumnReduceSpec(KEY, last), KeyedReduceSpec(KEY, last)),
+        "reduce: greatest": (ColumnReduceSpec(KEY, newest), KeyedReduceSpec(KEY, newest)),
+        "10 s windows, max_by": in_columns(windows(ReduceFold(FieldAggregate("max_by", 2)))),
+        "10 s windows, reduce: greatest": in_columns(windows(ReduceFold(newest))),
+        "10 s windows, count_distinct": in_columns(windows(distinct)),
+        "10 s windows each 5 s, count_distinct": in_columns(
+            windows(distinct, SlidingEventTimeWindows(10_000, 5000, 0))
+        ),
+    }
+
+
+def batches(num_records: int, num_keys: int) -> list[ColumnBatch]:
+    rng = np.random.default_rng(1)
+    made = []
+    for begin in range(0, num_records, BATCH_ROWS_MAX):
+        size = min(BATCH_ROWS_MAX, num_records - begin)
+        times = (np.arange(begin, begin + size) * 1000) // PER_SECOND
+        amounts = rng.integers(0, 1000, size)
+        texts = pa.array([f"city {n}" for n in rng.integers(0, 5000, size).tolist()])
+        keys = rng.integers(0, num_keys, size)
+        columns = pa.RecordBatch.from_arrays([pa.array(keys), pa.array(times), pa.array(amounts), texts], schema=SCHEMA)
+        made.append(ColumnBatch(columns, times))
+    return made
+
+
+def cpu_seconds(spec: OperatorSpec, given: Iterable[Batch], seen: Callable[[list[Batch]], None]) -> float:
+    """Return the CPU time of an operator for these batches, watermarks included; ``seen``: called with its results."""
+    used = 0
+    watermark_ms = 0
+    with OperatorHarness(spec) as harness:
+        for batch in given:
+            assert batch.timestamps_ms is not None
+            end_ms = int(batch.timestamps_ms[-1])
+            before = time.process_time_ns()
+            harness.process_batch(batch)
+            if end_ms >= watermark_ms + WATERMARK_EVERY_MS:
+                watermark_ms = end_ms
+                harness.watermark(watermark_ms - 1)
+            used += time.process_time_ns() - before
+            seen(harness.output.batches)
+            harness.output.batches.clear()
+        before = time.process_time_ns()
+        harness.watermark(1 << 50)
+        harness.end()
+        used += time.process_time_ns() - before
+        seen(harness.output.batches)
+    return used / 1e9
+
+
+class Totals:
+    """How many results there were, and the sum of their amounts, or of the last field where they have four."""
+
+    def __init__(self) -> None:
+        self.count = self.total = 0
+
+    def __call__(self, given: list[Batch]) -> None:
+        for batch in given:
+            self.count += len(batch)
+            if isinstance(batch, ColumnBatch):
+                self.total += int(pc.sum(batch.columns.column(2)).as_py() or 0)
+                self.total += _last_field(batch.columns.column(3))
+            else:
+                for row in rows_of(batch).rows:
+                    self.total += row[2] + (row[3] if isinstance(row[3], int) else 0)
+
+
+def _last_field(column: pa.Array) -> int:
+    return int(pc.sum(column).as_py() or 0) if pa.types.is_integer(column.type) else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--records", type=int, default=2_000_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    given = batches(options.records, options.keys)
+    in_rows = [batch.to_rows() for batch in given]
+    warm = batches(2 * BATCH_ROWS_MAX, 1000)
+    print(f"{options.records:,} records, {options.keys:,} keys; CPU-seconds a million records, best of {options.runs}")
+    print(f"{'':38} {'columns':>8} {'on rows':>8} {'rows':>8} {'ratio':>6}")
+    for name, (columnar, rows) in workloads().items():
+        cpu_seconds(columnar, warm, lambda batches: None)
+        found = []
+        totals = []
+        for spec, of in ((columnar, given), (rows, given), (rows, in_rows)):
+            times = []
+            for _ in range(options.runs):
+                total = Totals()
+                times.append(cpu_seconds(spec, of, total))
+            found.append(min(times) / options.records * 1e6)
+            totals.append((total.count, total.total))
+        assert totals[0] == totals[1] == totals[2], totals
+        print(f"{name:38} {found[0]:8.3f} {found[1]:8.3f} {found[2]:8.3f} {found[1] / found[0]:6.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
