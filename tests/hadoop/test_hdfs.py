@@ -146,7 +146,7 @@ def test_a_name_node_that_restarts_is_waited_for(hdfs, hadoop, file_systems):
 
 
 WRITER = """
-import sys
+import sys, time
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 
@@ -155,6 +155,8 @@ streams = [fs.open_write(path) for path in sys.argv[2:]]
 for stream in streams:
     stream.write(bytes(3 << 20))
     stream.flush()
+while not all(fs.status(path) for path in sys.argv[2:]):
+    time.sleep(0.01)  # an upload may just be beginning
 print("written", flush=True)
 sys.stdin.read()
 """

@@ -55,9 +55,7 @@ def test_a_job_goes_on_exactly_once_when_its_leader_is_lost(cluster, text, tmp_p
     assert written(output) == expected()
     assert hidden(output) == []
     if number is signal.SIGSTOP:
-        until(
-            lambda: "stands by" in [line for line in lost.process.lines if "this JobManager" in line][-1], "stands by"
-        )
+        until(lambda: lost.stands_by, "stands by")
         assert lost.get(f"/jobs/{job.get_job_id()}")["state"] == "FINISHED"
 
 

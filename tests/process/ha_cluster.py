@@ -37,7 +37,9 @@ class Master:
 
     @property
     def _said_last(self) -> str:
-        return next((line for line in reversed(self.process.lines) if "this JobManager" in line), "")
+        """What it does: how it came to that may be told afterwards, by the election."""
+        told = ("this JobManager leads:", "this JobManager stands by")
+        return next((line for line in reversed(self.process.lines) if any(words in line for words in told)), "")
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.rest_url + path, timeout=10) as answer:

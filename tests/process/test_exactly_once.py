@@ -25,7 +25,7 @@ from engine.common.time import Time
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import FileSink
 from engine.datastream.connectors.number_seq import NumberSequenceSource
-from engine.datastream.functions import ProcessWindowFunction, ReduceFunction
+from engine.datastream.functions import MapFunction, ProcessWindowFunction, ReduceFunction
 from engine.datastream.window import TumblingEventTimeWindows
 from tests.process.cluster_jobs import StandaloneCluster, children_of, is_alive, until
 
@@ -37,6 +37,18 @@ FAULTS = 20
 SEED = int(os.environ.get("EXACTLY_ONCE_SEED", "7"))
 HEARTBEAT_TIMEOUT_S = 2.0
 FILES_MAX = 100_000  # on the file system of the checkpoints
+
+
+class Throttled(MapFunction):
+    """Lasts for a minute at least while there are faults to come, however fast the machine and the engine are."""
+
+    def __init__(self, go: Path) -> None:
+        self._go = str(go)
+
+    def map(self, value):
+        if value % 5000 == 0 and not os.path.exists(self._go):
+            time.sleep(0.12)
+        return value % KEYS, value, 1
 
 
 class Adds(ReduceFunction):
@@ -55,7 +67,7 @@ def build(env: StreamExecutionEnvironment, output: Path) -> None:
     numbers = env.from_source(NumberSequenceSource(0, RECORDS - 1), WatermarkStrategy.no_watermarks(), "numbers")
     (
         numbers.assign_timestamps_and_watermarks(strategy)
-        .map(lambda value: (value % KEYS, value, 1), output_type=Types.TUPLE([Types.LONG()] * 3))
+        .map(Throttled(output.with_name("faults-are-over")), output_type=Types.TUPLE([Types.LONG()] * 3))
         .key_by(lambda row: row[0])
         .window(TumblingEventTimeWindows.of(Time.milliseconds(WINDOW_MS)))
         .reduce(Adds(), Names(), output_type=Types.STRING())
@@ -201,6 +213,7 @@ def test_twenty_faults_leave_the_files_exact(cluster, checkpoints, tmp_path):
             break
         done.append(fault.__name__)
         fault()
+    output.with_name("faults-are-over").touch()
     job.get_job_execution_result().result(300)
     client.close()
 
