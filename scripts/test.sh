@@ -35,4 +35,4 @@ ruff check .
 ruff format --check --quiet .
 mypy --no-error-summary
 # One worker a core; tests that share a daemon stay together (tests/conftest.py).
-exec python -m pytest -n 2 --dist loadscope "$@"
+exec python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"

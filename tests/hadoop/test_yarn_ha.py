@@ -177,6 +177,7 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
     )
     assert len(taskmanagers(session) - {min(containers)}) == 2
 
+    was = restarts()
     hadoop.daemon("kill9", "nn")
     time.sleep(20)
     hadoop.daemon("start", "nn")
