@@ -103,6 +103,14 @@ class OtherNode:
             cache.rename(cache.with_name(f"{user}.away"))
         cache.touch()
 
+    def mend(self, user: str) -> None:
+        """As it was before all: other tests use this cluster, too."""
+        self.hadoop.daemon("kill9", self.name)  # with its own disk, if it had one
+        cache = self.hadoop.dir / "data" / self.name / "local" / "usercache" / user
+        if cache.is_file():
+            cache.unlink()
+        self.hadoop.daemon("start", self.name)
+
 
 @pytest.fixture(scope="module")
 def session(user: YarnUser) -> Iterator[tuple[str, OtherNode]]:
@@ -115,6 +123,7 @@ def session(user: YarnUser) -> Iterator[tuple[str, OtherNode]]:
     node.restart()
     yield application_id, node
     user.session("-id", application_id, stdin="stop\n")
+    node.mend(user.hadoop.user)
 
 
 @dataclass(frozen=True)
