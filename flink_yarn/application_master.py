@@ -472,6 +472,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
     except Exception:
         logger.exception("the JobManager cannot reach YARN's ApplicationMaster")
         return EXIT_CRASH
+    config = Configuration()
     try:
         config = effective_config(mode, again)
         configure_logging(os.path.join(logs, MAIN_LOG), config)
@@ -494,6 +495,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
             with contextlib.suppress(OSError):
                 os.unlink(PORTS_FILE)
             return EXIT_CRASH
+        if is_highly_available(config) and (again or attempt_of(os.environ.get("CONTAINER_ID", "")) > 1):
+            return EXIT_CRASH  # it was right before: what it names is away just now, and jobs wait for it
         _shut_down(application, Outcome("FAILED", str(error)))
         return 1
     except EngineError as error:

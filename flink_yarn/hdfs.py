@@ -7,12 +7,14 @@ hidden name and rename). Importing this module registers the schemes.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Callable
 from typing import IO, Final, final
 
 from engine.core.config import Configuration
-from engine.core.errors import OutputExistsError
+from engine.core.errors import ConfigError, OutputExistsError
 from engine.core.fs import FileStatus, FileSystem, file_system_settings, register_file_system
 from engine.core.options import YarnOptions
 from flink_yarn.hadoop_conf import HadoopConf
@@ -71,8 +73,17 @@ class HdfsFileSystem(FileSystem):
                 lambda: self._connect(found.authority, self._conf),
                 retry_timeout_s=self._retry_timeout_s,
                 is_nameservice=self._conf.is_nameservice(found.authority),
+                is_there=self._has_started_us(found.authority),
             )
         return self._clusters[found.authority], found.plain, found.prefix
+
+    def _has_started_us(self, authority: str) -> bool:
+        """Return whether YARN has fetched this process's files from there."""
+        if "CONTAINER_ID" not in os.environ:
+            return False
+        with contextlib.suppress(ConfigError):
+            return authority == self._conf.default_authority()
+        return False
 
     # --- FileSystem -------------------------------------------------------------------------------------------------
 

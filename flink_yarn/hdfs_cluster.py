@@ -1,8 +1,9 @@
 """One HDFS cluster as its callers see it: a client, patience while no NameNode answers, and errors that say what to do.
 
 Who has once been answered in this process believes that the cluster is there, and waits for it
-(``fs.hdfs.retry-timeout``) when a NameNode restarts, is in safe mode or hands over; a cluster that nobody has ever
-reached is an error at once, unless it is a nameservice, whose NameNodes may be about to take over.
+(``fs.hdfs.retry-timeout``) when a NameNode restarts, is in safe mode or hands over. So does a container for the cluster
+from which YARN has just fetched its files. A cluster that nobody has ever reached is an error at once, unless it is a
+nameservice, whose NameNodes may be about to take over.
 """
 
 from __future__ import annotations
@@ -53,21 +54,28 @@ class Patience:
 
 @final
 class HdfsCluster:
-    """``connect`` makes the client, when it is first needed."""
+    """``connect`` makes the client, when it is first needed. ``is_there``: known to be, though it has not answered."""
 
     def __init__(
-        self, authority: str, connect: Callable[[], HdfsClient], *, retry_timeout_s: float, is_nameservice: bool
+        self,
+        authority: str,
+        connect: Callable[[], HdfsClient],
+        *,
+        retry_timeout_s: float,
+        is_nameservice: bool,
+        is_there: bool = False,
     ) -> None:
         self._authority = authority
         self._connect = connect
         self._client: HdfsClient | None = None
         self.retry_timeout_s = retry_timeout_s
         self._is_nameservice = is_nameservice
+        self._is_there = is_there
 
     @property
     def is_known(self) -> bool:
         """Whether it is worth waiting for."""
-        return self._is_nameservice or self._authority in _answered
+        return self._is_nameservice or self._is_there or self._authority in _answered
 
     @property
     def client(self) -> HdfsClient:
@@ -79,7 +87,7 @@ class HdfsCluster:
     def patience(self) -> Patience:
         if not may_wait():
             return Patience(0.0)
-        if self._authority in _answered:
+        if self._is_there or self._authority in _answered:
             return Patience(self.retry_timeout_s)
         return Patience(min(self.retry_timeout_s, TAKE_OVER_S) if self._is_nameservice else 0.0)
 

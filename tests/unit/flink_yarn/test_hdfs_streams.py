@@ -158,6 +158,20 @@ def test_who_was_never_answered_is_told_at_once(client):
     assert client.back_after == 3
 
 
+@pytest.mark.parametrize("is_default", [True, False])
+def test_a_container_waits_for_the_cluster_that_its_files_came_from(client, monkeypatch, is_default):
+    monkeypatch.setenv("CONTAINER_ID", "container_1_0001_02_000001")
+    default_fs = PATH.removesuffix("/folder/file") if is_default else "hdfs://other:8020"
+    fs = HdfsFileSystem(HadoopConf({"fs.defaultFS": default_fs}, None), retry_timeout_s=60)
+    client.away = REFUSED
+    if is_default:
+        assert fs.status(PATH) is None
+        assert client.away is None
+    else:
+        with pytest.raises(ExternalError, match="does not answer"):
+            fs.status(PATH)
+
+
 def test_a_quota_is_told_at_once_with_folder_and_number(fs, client):
     said = "The DiskSpace quota of /folder is exceeded: quota = 1024 B = 1 KB but diskspace consumed = 2048 B = 2 KB"
     stream = fs.open_write(PATH, overwrite=True)
