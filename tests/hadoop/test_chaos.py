@@ -1,9 +1,8 @@
-"""Five minutes of random faults over a job on YARN; ``python -m tests.chaos --minutes 60`` is the long form."""
+"""Five minutes of faults over a job on YARN, always the same ones; ``python -m tests.chaos --minutes 60`` takes others."""
 
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 
@@ -13,13 +12,13 @@ from tests.hadoop.conftest import running_cluster
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(1500)]
 
 MINUTES = 5.0
+#: Of a story that once ended an application whose next ApplicationMaster found the NameNode away.
+SEED = int(os.environ.get("CHAOS_SEED", "265575750"))
 
 
-def test_random_faults_leave_the_output_exact_and_nothing_behind(hadoop_jars, tmp_path):
-    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
-    print(f"CHAOS_SEED={seed}", flush=True)  # shown when it fails
+def test_faults_of_all_kinds_leave_the_output_exact_and_nothing_behind(hadoop_jars, tmp_path):
     with running_cluster(*SHAPE) as hadoop:
         num_faults = run_chaos(
-            hadoop, tmp_path, seconds=MINUTES * 60, seed=seed, say=lambda line: print(line, flush=True)
+            hadoop, tmp_path, seconds=MINUTES * 60, seed=SEED, say=lambda line: print(line, flush=True)
         )
     assert num_faults >= 10
