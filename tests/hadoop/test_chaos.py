@@ -1,4 +1,4 @@
-"""Five minutes of faults over a job on YARN, always the same ones; ``python -m tests.chaos --minutes 60`` takes others."""
+"""Five minutes of faults over a job on YARN, always the same ones; ``python -m tests.chaos`` takes others."""
 
 from __future__ import annotations
 
