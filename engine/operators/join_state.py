@@ -7,10 +7,11 @@ arrival and the records. It says nothing about keys, so rows can go on with it a
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import ColumnBatch
+from engine.operators.left_chunks import LeftChunks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -245,24 +246,10 @@ def records_in(chunk: bytes) -> Iterator[SideRecords]:
 
 
 @final
-class LeftRecords:
-    """Implements ``parts.KeyedPart``: what a join on columns has left in a checkpoint, for one on rows."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytes] = {}
-
-    def num_entries(self) -> int:
-        return len(self._chunks)
-
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        wanted = set(key_groups)
-        return {group: chunk for group, chunk in self._chunks.items() if group in wanted}
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        self._chunks.update(chunks)
+class LeftRecords(LeftChunks):
+    """What a join on columns has left in a checkpoint, for one on rows."""
 
     def take(self) -> Iterator[SideRecords]:
         """Yield, and forget, the records."""
-        chunks, self._chunks = self._chunks, {}
-        for chunk in chunks.values():
+        for chunk in self.take_chunks():
             yield from in_order(records_in(chunk))

@@ -6,11 +6,12 @@ the folds of users are taken over: for built-in aggregates the program says by i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
 from engine.core.records import python_values
+from engine.operators.left_chunks import LeftChunks
 from engine.state.key_groups import canonical_key
 
 if TYPE_CHECKING:
@@ -25,22 +26,10 @@ HELD: Final = b"held"
 
 
 @final
-class LeftWindows:
-    """Implements ``parts.KeyedPart``: holds the chunks until they are taken up."""
-
+class LeftWindows(LeftChunks):
     def __init__(self, operator_name: str) -> None:
+        super().__init__()
         self._operator_name = operator_name
-        self._chunks: dict[int, bytes] = {}
-
-    def num_entries(self) -> int:
-        return len(self._chunks)
-
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        wanted = set(key_groups)
-        return {group: chunk for group, chunk in self._chunks.items() if group in wanted}
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        self._chunks.update(chunks)
 
     def take(self) -> Iterator[tuple[int, list[Any], list[Any], int]]:
         """Yield, and forget, what windows hold: (start, keys, accumulators, watermark up to which they have fired).
@@ -49,8 +38,7 @@ class LeftWindows:
         """
         import pyarrow as pa
 
-        chunks, self._chunks = self._chunks, {}
-        for chunk in chunks.values():
+        for chunk in self.take_chunks():
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 held = (reader.schema.metadata or {}).get(HELD)
                 if held is None:

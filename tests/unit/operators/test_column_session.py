@@ -16,16 +16,14 @@ from engine.time.assigners import EventTimeSessionWindows
 from engine.time.watermarks import Time
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
+from tests.unit.operators.restore_cases import Case
 from tests.unit.operators.test_column_window import FLOATS, ROW, STEP, built_in, columns, drive, play
-from tests.unit.operators.test_restore import FULL, INCREMENTAL, Run, straight
+from tests.unit.operators.test_restore import FULL, INCREMENTAL
 from tests.unit.operators.test_restore_columns import (
-    OTHER_SCHEMA,
     PHASES,
-    SCHEMA,
     TIMED_SCRIPTS,
     disturbed,
-    subtask_of,
+    other_types_come_together,
     undisturbed,
 )
 
@@ -153,19 +151,8 @@ def test_sessions_after_any_script_are_those_of_rows(key, config):
 
 
 def test_sessions_of_other_types_come_together():
-    by_subtask = {0: SCHEMA, 1: OTHER_SCHEMA}
     rows = built_in(SESSIONS, [sum_(1), count()])
-    script = [Rows([(key, key + 1)], [5], schema=by_subtask[subtask_of(key, 2)]) for key in range(12)]
-    more = [Rows([(key, 10) for key in range(14)], [7] * 14, schema=SCHEMA), Watermark(TIME_MAX_MS)]
-    run = Run(Case((column_session(rows),), [*script, *more], (FieldKey(0),)), FULL, None)
-    run.start(2)
-    run.play([*script, MARK])
-    run.start(1)
-    assert run.harnesses[0].operators[0]._state.others
-    run.play([MARK])
-    run.start(1)
-    run.play(more)
-    assert run.finish() == straight(Case((rows,), [*script, *more], (FieldKey(0),)))
+    other_types_come_together(column_session(rows), rows)
 
 
 def test_sessions_and_keys_that_are_over_are_forgotten(monkeypatch):

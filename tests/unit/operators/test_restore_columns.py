@@ -190,13 +190,12 @@ def subtask_of(key, parallelism: int) -> int:
     return key_group_of(key, 128) * parallelism // 128
 
 
-def test_windows_of_other_types_come_together():
+def other_types_come_together(columns, rows):
+    """Two subtasks keep columns of different types, which one subtask then restores."""
     by_subtask = {0: SCHEMA, 1: OTHER_SCHEMA}
-    assigner, fold = WINDOWS["tumbling"]
-    rows = WindowSpec((FieldKey(0),), assigner, EventTimeTrigger(), window_call(WindowRecord(1)), fold)
     script = [Rows([(key, key + 1)], [5], schema=by_subtask[subtask_of(key, 2)]) for key in range(12)]
     more = [Rows([(key, 10) for key in range(14)], [7] * 14, schema=SCHEMA), Watermark(TIME_MAX_MS)]
-    run = Run(Case((column_window(rows),), [*script, *more], (FieldKey(0),)), FULL, None)
+    run = Run(Case((columns,), [*script, *more], (FieldKey(0),)), FULL, None)
     run.start(2)
     run.play([*script, MARK])
     run.start(1)
@@ -205,6 +204,12 @@ def test_windows_of_other_types_come_together():
     run.start(1)
     run.play(more)
     assert run.finish() == straight(Case((rows,), [*script, *more], (FieldKey(0),)))
+
+
+def test_windows_of_other_types_come_together():
+    assigner, fold = WINDOWS["tumbling"]
+    rows = WindowSpec((FieldKey(0),), assigner, EventTimeTrigger(), window_call(WindowRecord(1)), fold)
+    other_types_come_together(column_window(rows), rows)
 
 
 def test_increments_of_columns_build_on_each_other_until_rows_take_over():
