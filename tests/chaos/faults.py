@@ -13,7 +13,7 @@ from typing import Final
 from tests.chaos.plan import Strike
 from tests.hadoop.conftest import HadoopCluster, run_cluster
 from tests.hadoop.yarn_commands import eventually, processes_of
-from tests.hadoop.yarn_ha import java_master, jobmanager_process, node_manager_of, taskmanagers
+from tests.hadoop.yarn_ha import environment_of, java_master, jobmanager_process, node_manager_of, taskmanagers
 
 __all__ = ["Hands"]
 
@@ -120,8 +120,8 @@ class Hands:
                 stopped.append(pid)
 
         def wake() -> None:
-            for pid in stopped:
-                if self._application_id in _environment(pid):  # not another process that has its number now
+            for pid in processes_of(self._application_id):
+                if pid in stopped:  # and is no other process that has its number now
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGCONT)
 
@@ -146,13 +146,5 @@ class Hands:
         return self._stop(node_manager_of(self._hadoop, pid))
 
 
-def _environment(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def _container_id(pid: int) -> str:
-    words = _environment(pid).split("\0")
-    return next((word for word in words if word.startswith("CONTAINER_ID=")), f"none of {pid}")
+    return environment_of(pid).get("CONTAINER_ID", f"none of {pid}")

@@ -12,7 +12,7 @@ from tests.chaos.faults import Hands
 from tests.chaos.plan import timeline
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import SMALL, YarnUser, application_id_in, eventually, get, processes_of
-from tests.hadoop.yarn_ha import ExactJob, allowance, ha_user, job_id_in, rest, zookeeper_nodes
+from tests.hadoop.yarn_ha import ExactJob, allowance, ha_user, job_id_in, job_state, rest, zookeeper_nodes
 
 __all__ = ["SHAPE", "run_chaos"]
 
@@ -49,7 +49,7 @@ def run_chaos(hadoop: HadoopCluster, folder: Path, *, seconds: float, seed: int,
         began = time.monotonic()
         eventually(
             "the job has finished",
-            lambda: (rest(user, application_id, f"/jobs/{job_id}") or {}).get("state") == "FINISHED",
+            lambda: job_state(user, application_id, job_id) == "FINISHED",
             300 * allowance(),
         )
         say(f"finished {time.monotonic() - began:.1f} s after the last fault was mended")

@@ -27,6 +27,7 @@ from tests.hadoop.yarn_ha import (
     ha_user,
     java_master,
     job_id_in,
+    job_state,
     jobmanager_process,
     node_manager_of,
     processes_on,
@@ -221,7 +222,7 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
     assert taken_s < HEARTBEAT_TIMEOUT_S * allowance()
     hadoop.daemon("start", with_master)
     job.hurry()
-    eventually("the job has finished", lambda: state(user, session, job_id) == "FINISHED", 120)
+    eventually("the job has finished", lambda: job_state(user, session, job_id) == "FINISHED", 120)
     job.check_exact()
 
 
@@ -231,11 +232,6 @@ def yarn_state(user: YarnUser, application_id: str) -> str:
         return str(user.application(application_id)["state"])
     except OSError:
         return ""
-
-
-def state(user: YarnUser, application_id: str, job_id: str) -> str:
-    found = rest(user, application_id, f"/jobs/{job_id}")
-    return found["state"] if found else ""
 
 
 def attempt(user: YarnUser, application_id: str) -> int:

@@ -23,6 +23,7 @@ from tests.hadoop.yarn_ha import (
     ExactJob,
     ha_user,
     java_master,
+    job_state,
     jobmanager_process,
     rest,
     taskmanagers,
@@ -74,11 +75,7 @@ def test_a_finished_job_never_runs_again_whatever_dies_before_its_application_ha
         client.wait()
     job.hurry()
 
-    def status() -> str:
-        found = rest(user, application_id, f"/jobs/{row['jid']}")
-        return str(found["state"]) if found else ""
-
-    eventually("the job has finished", lambda: status() == "FINISHED", 60)
+    eventually("the job has finished", lambda: job_state(user, application_id, row["jid"]) == "FINISHED", 60)
     written = job.files()
     kill_process(java_master(application_id))
     report = eventually("the application has ended", lambda: ended(user, application_id), 60)

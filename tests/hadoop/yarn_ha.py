@@ -21,9 +21,11 @@ from tests.hadoop.yarn_commands import YarnUser, eventually, get, processes_of
 __all__ = [
     "ExactJob",
     "allowance",
+    "environment_of",
     "ha_user",
     "java_master",
     "job_id_in",
+    "job_state",
     "jobmanager_process",
     "node_host_of",
     "node_manager_of",
@@ -124,7 +126,8 @@ def taskmanagers(application_id: str) -> set[int]:
     return set(processes_of(application_id, "-m flink_yarn.taskmanager_container"))
 
 
-def _environment(pid: int) -> dict[str, str]:
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the variables with which a process was started; {} when it is gone."""
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -134,21 +137,21 @@ def _environment(pid: int) -> dict[str, str]:
 
 def node_manager_of(hadoop: HadoopCluster, pid: int) -> str:
     """Return the NodeManager (nm1, nm2) that started a container's process."""
-    port = int(_environment(pid)["NM_PORT"])
+    port = int(environment_of(pid)["NM_PORT"])
     (name,) = [name for name, said in hadoop.daemons().items() if port in said["ports"].values()]
     return name
 
 
 def node_host_of(pid: int) -> str:
     """Return the host, in YARN's words, of the NodeManager that started a container's process; "" when it has ended."""
-    return _environment(pid).get("NM_HOST", "")
+    return environment_of(pid).get("NM_HOST", "")
 
 
 def processes_on(hadoop: HadoopCluster, node_manager: str) -> list[int]:
     """Return the pids of all containers' processes of a NodeManager."""
     port = str(hadoop.daemons()[node_manager]["ports"]["rpc"])
     folders = Path("/proc").glob("[0-9]*")
-    return [int(folder.name) for folder in folders if _environment(int(folder.name)).get("NM_PORT") == port]
+    return [int(folder.name) for folder in folders if environment_of(int(folder.name)).get("NM_PORT") == port]
 
 
 def zookeeper_nodes(hadoop: HadoopCluster, path: str) -> list[str]:
@@ -246,6 +249,12 @@ def job_id_in(text: str) -> str:
     found = re.search("JobID ([0-9a-f]{32})", text)
     assert found, text
     return found[1]
+
+
+def job_state(user: YarnUser, application_id: str, job_id: str) -> str:
+    """Return "" while nobody answers for it."""
+    found = rest(user, application_id, f"/jobs/{job_id}")
+    return str(found["state"]) if found else ""
 
 
 def rest(user: YarnUser, application_id: str, path: str) -> Any:
