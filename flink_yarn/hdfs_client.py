@@ -133,6 +133,11 @@ _UNREACHABLE_WORDS: Final = (
     "failed on local exception",
     "failed on socket timeout",
     "Error connecting to",
+    "RPC listener disconnected",
+    "RPC listener error",
+    "Timed out connecting to DataNode",
+    "Timed out waiting for ack from DataNode",
+    "Datanode connection closed",
 )
 
 

@@ -151,12 +151,20 @@ from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 
 fs = HdfsFileSystem(HadoopConf.load(), sys.argv[1])
-streams = [fs.open_write(path) for path in sys.argv[2:]]
-for stream in streams:
-    stream.write(bytes(3 << 20))
-    stream.flush()
-while not all(fs.status(path) for path in sys.argv[2:]):
-    time.sleep(0.01)  # an upload may just be beginning
+
+def begun(path):
+    while True:
+        stream = fs.open_write(path, overwrite=True)
+        stream.write(bytes(3 << 20))
+        stream.flush()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if fs.status(path):  # an upload may just be beginning
+                return stream
+            time.sleep(0.01)
+        stream.raw.give_up()  # the cluster was away for a moment: the file would be written when it is closed
+
+streams = [begun(path) for path in sys.argv[2:]]
 print("written", flush=True)
 sys.stdin.read()
 """

@@ -278,6 +278,8 @@ def test_a_file_that_exists_is_kept(fs, client):
     ("text", "kind"),
     [
         ("Call From h/1 to localhost:9 failed on connection exception: java.net.ConnectException", "UNREACHABLE"),
+        ("RPC listener disconnected", "UNREACHABLE"),  # hdfs-native, whose NameNode ended during a call
+        ("Timed out waiting for ack from DataNode after 60s", "UNREACHABLE"),
         ("Namenode is in startup mode", "STANDBY"),
         ("Cannot complete file /x. Name node is in safe mode.", "STANDBY"),
         ("File /x could only be written to 0 of the 1 minReplication nodes. There are 0 datanode(s)", "STANDBY"),
