@@ -103,7 +103,7 @@ def run_up(args: argparse.Namespace) -> None:
         try:
             _stay(args.until_eof)
         finally:
-            _take_down(folder)
+            _take_down(folder, at_once=args.wipe)
             if args.wipe:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,7 +111,7 @@ def run_up(args: argparse.Namespace) -> None:
 def run_down(args: argparse.Namespace) -> None:
     folder = Path(args.dir).resolve()
     began = time.monotonic()
-    ended = _take_down(folder)
+    ended = _take_down(folder, at_once=args.wipe)
     if args.wipe:
         shutil.rmtree(folder)
     print(f"ended {ended} processes in {time.monotonic() - began:.1f} s" + (f", removed {folder}" if args.wipe else ""))
@@ -253,22 +253,22 @@ def _make_folder(cluster: Cluster, path: str, mode: str) -> None:
             answer.read()
 
 
-def _take_down(folder: Path) -> int:
-    """End every process of the cluster and return how many there were."""
+def _take_down(folder: Path, at_once: bool = False) -> int:
+    """End every process of the cluster and return how many there were. ``at_once``: nothing that they write is kept."""
     if not (folder / "cluster.json").exists():
         raise ClusterError(f"no cluster in {folder}: there is no cluster.json")
     ended = 0
-    for wave in DOWN:
+    for wave in (sum(DOWN, ()),) if at_once else DOWN:
         cluster = _load(folder)
         alive = [
             identity
             for name, identity in cluster.processes.items()
             if name.startswith(wave) and daemons.is_alive(identity)
         ]
-        daemons.end(alive)
+        daemons.end(alive, grace=0.0 if at_once else daemons.GRACE_SECONDS)
         ended += len(alive)
     while left := daemons.strays(_load(folder)):  # a container that is just being started may follow its parent
-        daemons.end(left, grace=2.0)
+        daemons.end(left, grace=0.0 if at_once else 2.0)
         ended += len(left)
     with _changing(folder) as cluster:
         cluster.processes.clear()
