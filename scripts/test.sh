@@ -34,5 +34,5 @@ echo "ruff and mypy …"
 ruff check .
 ruff format --check --quiet .
 mypy --no-error-summary
-# One worker a core; tests that share a daemon stay together (tests/conftest.py).
-exec python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"
+# A worker more than cores, as many tests wait for daemons; those that share one stay together (tests/conftest.py).
+exec python -m pytest -n 3 --dist loadscope --no-loadscope-reorder "$@"

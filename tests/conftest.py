@@ -1,11 +1,13 @@
 """How tests are dealt to workers. Those that share a Hadoop cluster are one worker's and come first, as they take
-longest; those that start clusters of their own come last, file by file."""
+longest; those that start clusters of their own come last, file by file. Temporary files are in memory."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import pytest
+
+from tests.testing.memory_folder import temporary_files_in_memory
 
 #: Files of tests/hadoop with clusters of their own → which; in the order in which they run.
 _OWN_CLUSTER: Final = {
@@ -35,6 +37,13 @@ def _turn(nodeid: str) -> int:
     if scope == "hadoop":
         return 0
     return 1 if scope == nodeid else 2 + list(_OWN_CLUSTER.values()).index(scope)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers inherit it
+        folder = temporary_files_in_memory()
+        folder.__enter__()
+        config.add_cleanup(lambda: folder.__exit__(None, None, None))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

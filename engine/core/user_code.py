@@ -74,11 +74,18 @@ def _is_by_value(module: types.ModuleType) -> bool:
 
 @functools.lru_cache(1)
 def _modules_seen(num_modules: int) -> tuple[types.ModuleType, ...]:
-    """Looking through all modules takes 2 ms and state is pickled in many pieces: done again when modules came."""
+    """State is pickled in many pieces: all modules are looked through again only when some came."""
     return _modules_by_value()
 
 
 def _modules_by_value() -> tuple[types.ModuleType, ...]:
+    modules = tuple(sys.modules.values())
+    return _by_value(tuple(map(id, modules)))
+
+
+@functools.lru_cache(1)
+def _by_value(module_ids: tuple[int, ...]) -> tuple[types.ModuleType, ...]:
+    """Looking at each module takes 2 ms and more in all, and a job is pickled in many pieces, too."""
     return tuple(m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType) and _is_by_value(m))
 
 
