@@ -52,6 +52,7 @@ LINGER_S: Final = 30.0
 PROGRESS_S: Final = 1.0
 MASTER_LOOK_S: Final = 0.5
 RETRY_S: Final = 1.0
+PUBLISH_ATTEMPTS: Final = 10
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
 DIAGNOSTICS_MAX: Final = 4000
 MAIN_LOG: Final = "jobmanager.log"
@@ -230,7 +231,7 @@ class ApplicationMaster:
                 self._finish(kept)
                 return
             await self._handle.dispatcher.recovered()
-        await asyncio.to_thread(self._publish, self._handle)
+        await asyncio.to_thread(_patiently, self._publish, self._handle)
         if self._mode is Mode.PER_JOB:
             await self._submit_shipped_job(self._handle)
         elif self._mode is Mode.APPLICATION and self._work is None:
@@ -413,6 +414,17 @@ class ApplicationMaster:
             self._app.set_progress(progress)
         except Exception as error:  # a number on a page
             logger.debug("YARN was not told of the progress: %s", error)
+
+
+def _patiently(publish: Callable[[JobManagerHandle], None], handle: JobManagerHandle) -> None:
+    """Skein's process may refuse a call without a reason while it is still starting itself; so it is asked again."""
+    for _ in range(PUBLISH_ATTEMPTS - 1):
+        try:
+            return publish(handle)
+        except skein_module().exceptions.SkeinError as error:
+            logger.warning("skein's ApplicationMaster: %s: %s. Trying again.", type(error).__name__, error)
+            time.sleep(RETRY_S)
+    return publish(handle)
 
 
 def _has_lost_master() -> bool:
