@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import secrets
+import select
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,6 +58,15 @@ class _Answer:
 
 
 @final
+def _is_closed_by_server(connection: http.client.HTTPConnection) -> bool:
+    """Return whether a kept-alive connection has ended, so that nothing is sent into it that must not be repeated."""
+    if connection.sock is None:
+        return False
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class RestClient:
     """``base_url``: ``http://host:8081``, with or without a path in front of Flink's paths (YARN's proxy)."""
 
@@ -155,6 +165,8 @@ class RestClient:
         raise AssertionError("unreachable")
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._connection is not None and _is_closed_by_server(self._connection):
+            self.close()
         if self._connection is None:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
             self._connection = kind(self._host, self._port, timeout=timeout_s)

@@ -42,7 +42,7 @@ SUBMITTED = re.compile(r"Job has been submitted with JobID ([0-9a-f]{32})")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with ScriptCluster(tmp_path_factory.mktemp("cli"), {"slot.request.timeout": "2 s"}) as found:
+    with ScriptCluster(tmp_path_factory.mktemp("cli"), {"slot.request.timeout": "5 s"}) as found:
         found.start()
         yield found
         stopped = found.run("stop-cluster.sh")
@@ -109,7 +109,7 @@ def test_a_job_is_listed_and_cancelled(cluster, write):
         assert cancelled.stdout == f"Cancelling job {job_id}.\nCancelled job {job_id}.\n"
         assert cancelled.returncode == 0
         assert state_of(cluster, job_id) == "CANCELED"
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         output, errors = process.communicate(timeout=20)
         assert process.returncode == 1
         assert f"Job {job_id} was cancelled." in errors

@@ -174,13 +174,13 @@ def test_a_waiting_job_can_be_cancelled(client):
 
 
 def test_a_session_starts_a_job_quickly(client):
-    times = []
-    for _ in range(5):
+    times = [float("inf")]
+    while min(times) >= 0.3 and len(times) < 30:  # somebody else may be busy
         graph = program(lambda n: n, collect=True)
         start = time.monotonic()
         next(iter(submit(client, graph).collect_batches(operator_id(graph))))
         times.append(time.monotonic() - start)
-    assert min(times) < 0.3
+    assert min(times) < 0.3, times
 
 
 def test_files_are_fetched_by_taskmanagers_and_found_by_functions(client, tmp_path):

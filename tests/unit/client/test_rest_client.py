@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 
 import pytest
 
-from engine.client.rest_client import RestClient
+from engine.client.rest_client import RestClient, _is_closed_by_server
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
 from engine.graph.job_graph import JobGraph, JobType
@@ -88,6 +89,18 @@ def test_a_kept_connection_that_was_closed_is_opened_again(server, client):
     server.answers = [(200, {"n": 1}), (200, {"n": 2})]
     assert client.overview() == {"n": 1}
     assert client.overview() == {"n": 2}
+
+
+def test_what_must_not_happen_twice_is_not_sent_into_a_connection_that_was_closed(server, client):
+    server.closes = True
+    server.answers = [(200, {"flink-version": "x"}), (200, {})]
+    client.overview()
+    deadline = time.monotonic() + 30
+    while not _is_closed_by_server(client._connection):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    client.delete_program("id")
+    assert [request[0] for request in server.requests] == ["GET", "DELETE"]
 
 
 def test_nobody_at_the_address_says_where_and_what_to_check():
