@@ -57,7 +57,6 @@ class _Answer:
     body: bytes
 
 
-@final
 def _is_closed_by_server(connection: http.client.HTTPConnection) -> bool:
     """Return whether a kept-alive connection has ended, so that nothing is sent into it that must not be repeated."""
     if connection.sock is None:
@@ -67,6 +66,7 @@ def _is_closed_by_server(connection: http.client.HTTPConnection) -> bool:
     return bool(poll.poll(0))
 
 
+@final
 class RestClient:
     """``base_url``: ``http://host:8081``, with or without a path in front of Flink's paths (YARN's proxy)."""
 
