@@ -11,11 +11,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from typing import Final, final
 
 __all__ = ["PrivateFolder"]
 
 _LOCK: Final = ".lock"
+_REMOVALS_MAX: Final = 40
+_REMOVAL_PAUSE_S: Final = 0.05
 
 
 @final
@@ -40,7 +43,11 @@ class PrivateFolder:
 
     def close(self) -> None:
         """Remove the folder with all that is in it; may be called again."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        for _ in range(_REMOVALS_MAX):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not os.path.lexists(self.path):
+                break
+            time.sleep(_REMOVAL_PAUSE_S)  # a child that is just ending has put something there meanwhile
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
