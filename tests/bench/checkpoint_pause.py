@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from engine.checkpoint.restored_state import HandleRestoredState
@@ -32,6 +33,7 @@ from engine.state.descriptors import ValueStateDescriptor
 from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.parts import OperatorStateRegistry
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+from engine.state.states import ValueState
 
 GROUPS = range(128)
 
@@ -47,7 +49,11 @@ class Table:
             self.backend = RocksDBKeyedStateBackend(
                 SystemClock(), 128, folder=folder, memory_bytes=memory_bytes, session=os.path.basename(folder)
             )
-        self.state = self.backend.value_state(ValueStateDescriptor("value"))
+
+    @cached_property
+    def state(self) -> ValueState:
+        """Known after the restore, as in a job: what RocksDB restores into a part that has states is copied by row."""
+        return self.backend.value_state(ValueStateDescriptor("value"))
 
     def put(self, key: str, count: int, content: bytes) -> None:
         self.backend.set_current_key(key)
