@@ -22,6 +22,8 @@ _OLD_SHARE: Final = 0.08
 #: They are given up without waiting for that when this much of them is garbage. Less would be reached by all the files
 #: of a state that was filled at once in the same moment, and then as much is written again as all of them hold.
 _GARBAGE_SHARE: Final = 0.9
+#: Smaller tables cost more than they are worth: RocksDB syncs each.
+_TABLE_BYTES_MIN: Final = 256 << 10
 #: So many flushes wait until they are merged. More of them make reads slower.
 _FLUSHES: Final = 6
 #: How much larger each level is than the one above: a table is merged with as many of the level below.
@@ -80,9 +82,10 @@ class RocksSetup:
         """Small tables in levels that are not much larger than each other: a merge takes a small part of all."""
         options.set_num_levels(_LEVELS)
         options.set_level_zero_file_num_compaction_trigger(_FLUSHES)
-        options.set_max_bytes_for_level_base(self.write_buffer_bytes // 8)
+        table_bytes = max(self.write_buffer_bytes // 32, _TABLE_BYTES_MIN)
+        options.set_max_bytes_for_level_base(4 * table_bytes)
         options.set_max_bytes_for_level_multiplier(_LEVEL_FACTOR)
-        options.set_target_file_size_base(self.write_buffer_bytes // 32)
+        options.set_target_file_size_base(table_bytes)
         options.set_target_file_size_multiplier(2)
 
     def _separate_values(self, options: Any) -> None:

@@ -376,7 +376,9 @@ def values_in(backend):
 
 
 def test_increments_are_small_whichever_keys_change_and_whenever_tables_are_merged(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rocksdb_options, "_WRITE_BUFFER_MAX", 256 << 10)  # as small as the state is, 16 MB
+    # A model of 1 GB, 64 times as small.
+    monkeypatch.setattr(rocksdb_options, "_WRITE_BUFFER_MAX", 256 << 10)
+    monkeypatch.setattr(rocksdb_options, "_TABLE_BYTES_MIN", 8 << 10)
     written, _, model = take_increments(make("first"), tmp_path, num_keys=8000, changed=80, value_bytes=2000, rounds=30)
     full, *increments = written
     assert full > 8000 * 2000
