@@ -10,6 +10,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Final, final
 
 from engine.checkpoint.deferred_chunks import DeferredChunks
@@ -28,6 +29,8 @@ from engine.state.operator_state import OperatorStateSnapshot, redistribute
 __all__ = ["HandleRestoredState", "read_chunks", "read_file"]
 
 _COPY_BYTES: Final = 1 << 20
+#: Files of one part that are fetched at a time: a part on disk has a hundred of them.
+_DOWNLOADS: Final = 4
 #: Chunks with less than this between them are read in one go.
 _GAP_BYTES_MAX: Final = 256 << 10
 #: After so many bytes their part takes them up, so that a large state is not in memory twice.
@@ -86,8 +89,9 @@ class HandleRestoredState:
                 raise ProgramError(self._wrong_format(handle, format))
             folder = os.path.join(self._work_dir, f"{part}-{number}")
             os.makedirs(folder)
-            for name, file in handle.files:
-                _download(file, os.path.join(folder, name))
+            with ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="download") as threads:
+                names, files = zip(*handle.files, strict=True)
+                list(threads.map(_download, files, (os.path.join(folder, name) for name in names)))
             own = self._key_groups
             yield folder, range(max(own.start, handle.key_group_start), min(own.stop, handle.key_group_end))
 

@@ -27,8 +27,9 @@ from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.key_types import KeyTypes
 from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
-from engine.state.rocksdb_files import FrozenFiles
+from engine.state.rocksdb_files import FrozenFiles, is_lasting
 from engine.state.rocksdb_keys import KeyCodec
+from engine.state.rocksdb_options import RocksSetup, ValuePlaces
 from engine.state.rocksdb_states import OTHERS, ROCKS_STATES, ROCKS_TTL_STATES, ListCell, RocksTable
 from engine.state.rocksdb_values import ValueCodec
 from engine.state.ttl import stamped, unexpired, unstamped
@@ -47,8 +48,8 @@ _MEMORY_MIN: Final = 8 << 20
 _BATCH_ROWS: Final = 1000
 #: What a row in a write buffer takes besides itself, at most.
 _NODE_BYTES: Final = 64
-#: Encoded keys that are remembered; some MB.
-_ENCODED_MAX: Final = 1 << 14
+#: What an encoded key that is remembered takes besides its bytes and those of the key.
+_ENCODED_BYTES: Final = 250
 
 
 @final
@@ -57,7 +58,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
 
     ``folder``: its own, need not exist. ``session``: names files in checkpoints, so that no two subtasks and attempts
     ever use one name for different contents. ``memory_bytes``: half for RocksDB's caches and write buffers, a quarter
-    for rows as objects; the rest is slack, since objects are only estimated.
+    for rows as objects, a sixteenth for encoded keys; the rest is slack, since objects are only estimated.
     """
 
     format = "rocksdb"
@@ -85,14 +86,16 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._values = ValueCodec(self._store_class, self._load_class, owner)
         #: key → (key group, bytes)
         self._encoded: dict[Any, tuple[int, bytes]] = {}
+        self._encoded_bytes = 0
         self._sequence = 0
-        #: SST file → its name in checkpoints, of files that a former attempt wrote
+        #: file of RocksDB → its name in checkpoints, of files that a former attempt wrote
         self._inherited: dict[str, str] = {}
         self._frozen: tuple[Any, dict[str, RocksTable]] | None = None
         #: files that are being laid down, and how many bytes of rows may be written until they are
         self._freezing: FrozenFiles | None = None
         self._bytes_left = 0
-        self._num_entries = 0
+        #: since the last freeze
+        self._written_bytes = 0
         self._db: Any = None
         self._restored_groups: set[int] = set()
         os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
@@ -113,35 +116,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._write_options = rocksdict.WriteOptions()
         # Checkpoints are what survives; a log of our own would only double the writes.
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]
-        self._db = rocksdict.Rdict(self._folder, self._options())
-
-    def _options(self) -> Any:
-        rocksdict = self._rocksdict
-        caches = self._memory_bytes // 2
-        cache = rocksdict.Cache(caches)
-        options = rocksdict.Options(raw_mode=True)
-        options.create_if_missing(True)
-        # Write buffers are charged to the cache: together they stay within it.
-        options.set_write_buffer_manager(
-            rocksdict.WriteBufferManager.new_write_buffer_manager_with_cache(caches // 2, False, cache)
-        )
-        self._write_buffer_bytes = max(1 << 20, min(caches // 4, 16 << 20))
-        options.set_write_buffer_size(self._write_buffer_bytes)
-        # Two that are full at a time; with less a checkpoint would wait for the last one that filled up.
-        options.set_max_write_buffer_number(4)
-        blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(cache)
-        blocks.set_cache_index_and_filter_blocks(True)
-        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
-        blocks.set_bloom_filter(10, False)
-        options.set_block_based_table_factory(blocks)
-        options.set_compression_type(rocksdict.DBCompressionType.lz4())
-        options.set_max_background_jobs(2)
-        options.set_max_open_files(256)
-        options.set_keep_log_file_num(1)
-        options.set_max_manifest_file_size(1 << 20)
-        options.set_stats_dump_period_sec(0)
-        return options
+        self._setup = RocksSetup(rocksdict, self._memory_bytes // 2)
+        self._value_places = ValuePlaces(self._setup.write_buffer_bytes)
+        self._db = rocksdict.Rdict(self._folder, self._setup.options())
 
     def close(self) -> None:
         self.clear_current_key()
@@ -169,8 +146,10 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             self._write_batch(batch)
 
     def _write_batch(self, batch: Any) -> None:
+        size_bytes = batch.size_in_bytes()
+        self._written_bytes += size_bytes
         if self._freezing is not None:
-            self._bytes_left -= batch.size_in_bytes() + _NODE_BYTES * len(batch)
+            self._bytes_left -= size_bytes + _NODE_BYTES * len(batch)
             if self._freezing.is_done or self._bytes_left < 0:
                 self._freezing.settle()
                 self._freezing = None
@@ -264,9 +243,12 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _prefix(self, table: RocksTable, namespace: Any, key: Any) -> bytes:
         known = self._encoded.get(key)
         if known is None:
-            if len(self._encoded) >= _ENCODED_MAX:
+            known = key_group_of(key, self._max_parallelism), self._keys.encode(key)
+            self._encoded_bytes += 2 * len(known[1]) + _ENCODED_BYTES
+            if self._encoded_bytes > self._memory_bytes // 16:
                 self._encoded.clear()
-            known = self._encoded[key] = (key_group_of(key, self._max_parallelism), self._keys.encode(key))
+                self._encoded_bytes = 0
+            self._encoded[key] = known
         group, encoded = known
         void_or_window = b"n" if namespace is VOID else self._keys.encode(namespace)
         return b"".join((_GROUP.pack(group), table.name_bytes, encoded, void_or_window))
@@ -508,11 +490,18 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         if self._freezing is not None:
             self._freezing.settle()
         self._freeze_rows()
+        if changed := self._value_places.note(self._written_bytes, self._stored_bytes()):
+            self._db.set_options(changed)
+        self._written_bytes = 0
         self._db.flush(False)
         # The next flush comes when a write buffer is full; so much is far from that.
-        self._bytes_left = self._write_buffer_bytes // 2
+        self._bytes_left = self._setup.write_buffer_bytes // 2
         self._freezing = FrozenFiles(self._db, self._folder, folder, self._lasting_name)
         return self._freezing
+
+    def _stored_bytes(self) -> int:
+        kinds = ("rocksdb.total-sst-files-size", "rocksdb.total-blob-file-size")
+        return sum(int(self._db.property_int_value(kind) or 0) for kind in kinds)
 
     def freeze_rows(self) -> None:
         if self._freezing is not None:
@@ -524,10 +513,10 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         return self._inherited.get(name) or f"{self._session}-{name}"
 
     def is_mutable(self, file_name: str) -> bool:
-        return not file_name.endswith(".sst")
+        return not is_lasting(file_name)
 
     def restore_files(self, folder: str, key_groups: range) -> None:
-        names = {name.rpartition("-")[2]: name for name in os.listdir(folder) if name.endswith(".sst")}
+        names = {name.rpartition("-")[2]: name for name in os.listdir(folder) if is_lasting(name)}
         for short, name in names.items():
             os.rename(os.path.join(folder, name), os.path.join(folder, short))
         if self._sequence == 0 and not self._tables:
@@ -551,7 +540,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._note_key_types(key_groups)
 
     def _copy_from(self, folder: str, key_groups: range) -> None:
-        other = self._rocksdict.Rdict(folder, self._options())
+        other = self._rocksdict.Rdict(folder, self._setup.options())
         try:
             self._read_meta(other)
             for prefix in [*map(_GROUP.pack, key_groups), _RARE_ROWS, _CLASS_ROWS]:

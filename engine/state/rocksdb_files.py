@@ -2,8 +2,9 @@
 the interpreter lock through a flush and several fsyncs.
 
 The task begins the flush and goes on. Until the rows of before are in files, those of afterwards must not get into
-files: the backend sees to it that they are too few for that. An I/O thread waits for the flush, links the tables and
-copies the list of them (MANIFEST), which belong together if the list has not changed meanwhile.
+files: the backend sees to it that they are too few for that. An I/O thread waits for the flush, links tables and files
+of values (blobs) and copies the list of them (MANIFEST), which belong together if the tables have not changed
+meanwhile: RocksDB adds and drops files of values together with tables only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final, final
 
 from engine.core.errors import ExternalError
 
-__all__ = ["FrozenFiles", "payload_of"]
+__all__ = ["FrozenFiles", "is_lasting", "payload_of"]
 
 _POLL_S: Final = 0.002
 #: RocksDB's log format: blocks of records with a header of checksum, length and kind.
@@ -25,6 +26,9 @@ _HEADER: Final = 7
 #: In front of each table in a MANIFEST: kind of entry, level, number.
 _NEW_FILE: Final = 103
 _LEVELS: Final = 7
+#: In front of each file of values there: kind of entry (400 as a varint), number.
+_NEW_BLOB_FILE: Final = b"\x90\x03"
+_VARINT_BYTES_MAX: Final = 10
 
 
 @final
@@ -81,14 +85,14 @@ class FrozenFiles:
                 for name in sorted(live - linked):
                     self._link(name, linked)
                 manifest = self._read(current.decode().strip())
-                # A table may be in the list on disk a moment before RocksDB says so.
-                for name in self._tables_on_disk() - linked:
+                # A table may be in the list on disk a moment before RocksDB says so; it never tells files of values.
+                for name in self._on_disk() - linked:
                     self._link(name, linked)
             except FileNotFoundError:
                 continue  # merged into another one just now
             if live == self._live() and current == self._read("CURRENT"):
                 break
-        needed = _tables_in(manifest, linked)
+        needed = _named_in(manifest, linked)
         for name in linked:
             path = os.path.join(self._folder, name)
             if name in live or name in needed:
@@ -101,8 +105,8 @@ class FrozenFiles:
     def _live(self) -> set[str]:
         return {file["name"].lstrip("/") for file in self._db.live_files()}
 
-    def _tables_on_disk(self) -> set[str]:
-        return {name for name in os.listdir(self._source) if name.endswith(".sst")}
+    def _on_disk(self) -> set[str]:
+        return set(filter(is_lasting, os.listdir(self._source)))
 
     def _link(self, name: str, linked: set[str]) -> None:
         os.link(os.path.join(self._source, name), os.path.join(self._folder, name))
@@ -117,14 +121,34 @@ class FrozenFiles:
             stream.write(content)
 
 
-def _tables_in(manifest: bytes, names: set[str]) -> set[str]:
-    """Return the tables that a MANIFEST has ever named, and perhaps some more."""
+def is_lasting(name: str) -> bool:
+    """Whether a file of RocksDB never changes under its name: a table, or a file of values."""
+    return name.endswith((".sst", ".blob"))
+
+
+def _named_in(manifest: bytes, names: set[str]) -> set[str]:
+    """Return the files that a MANIFEST has ever named, and perhaps some more."""
     entries = payload_of(manifest)
-    return {
-        name
-        for name in names
-        if any(bytes((_NEW_FILE, level)) + _varint(int(name[:-4])) in entries for level in range(_LEVELS))
-    }
+    tables = set[int]().union(*(_numbers_after(bytes((_NEW_FILE, level)), entries) for level in range(_LEVELS)))
+    numbers = {".sst": tables, ".blob": _numbers_after(_NEW_BLOB_FILE, entries)}
+    return {name for name in names for number, kind in [os.path.splitext(name)] if int(number) in numbers[kind]}
+
+
+def _numbers_after(mark: bytes, entries: bytes) -> set[int]:
+    """Return the varints that follow some bytes."""
+    found = set()
+    at = entries.find(mark)
+    while at >= 0:
+        at += len(mark)
+        number = shift = 0
+        for byte in entries[at : at + _VARINT_BYTES_MAX]:
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                found.add(number)
+                break
+        at = entries.find(mark, at)
+    return found
 
 
 def payload_of(log: bytes) -> bytes:
@@ -139,12 +163,3 @@ def payload_of(log: bytes) -> bytes:
             parts.append(block[at + _HEADER : at + _HEADER + size])
             at += _HEADER + size
     return b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -13,6 +13,7 @@ import pickle
 import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
@@ -41,6 +42,8 @@ __all__ = ["Consumer", "StateCapture", "TaskSnapshot"]
 
 #: An entry that is made into bytes at once takes as long as so many that are only noted.
 _IN_PLACE_COST: Final = 4
+#: Files of one part that are uploaded at a time: one after the other, most of the time a disk or network is waited for.
+_UPLOADS: Final = 4
 
 #: operator, name of the part
 PartKey: TypeAlias = tuple[OperatorID, str]
@@ -449,12 +452,13 @@ class StateCapture:
                 size = sum(os.path.getsize(os.path.join(folder, name)) for name in targets)
                 if size > limits.inline_bytes_max:
                     raise StateTooLargeError.of(size, limits.inline_bytes_max)
-            uploaded = []
-            for name, path in targets.items():
-                if snapshot.has_ended:
-                    break  # given up
-                uploaded.append((name, upload_file(os.path.join(folder, name), path)))
-            return uploaded
+
+            def upload(name: str) -> FileHandle | None:  # None: given up
+                return None if snapshot.has_ended else upload_file(os.path.join(folder, name), targets[name])
+
+            with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as threads:
+                uploaded = zip(targets, threads.map(upload, targets))
+                return [(name, handle) for name, handle in uploaded if handle is not None]
 
         def done(uploaded: list[tuple[str, FileHandle]] | None, error: BaseException | None) -> None:
             lying_down.abandon()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from engine.core.clock import ManualClock
 from engine.core.errors import ExternalError, ProgramError
+from engine.state import rocksdb_options
 from engine.state.descriptors import (
     ListStateDescriptor,
     MapStateDescriptor,
@@ -23,6 +26,7 @@ from engine.state.descriptors import (
 from engine.state.key_groups import key_group_of
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
 from engine.state.rocksdb_files import payload_of
+from engine.state.rocksdb_options import ValuePlaces
 from engine.time.watermarks import Duration
 
 VALUE = ValueStateDescriptor("value")
@@ -218,14 +222,14 @@ process = psutil.Process()
 before = peak = process.memory_info().rss
 num_keys = 4 * memory_bytes // 3000
 for number in range(num_keys):
-    backend.set_current_key(number)
+    backend.set_current_key(f"{number}-" * 50)  # keys as large as that fill the cache: large values do not lie in it
     values.update(os.urandom(2000))
     backend.set_current_key(number % 100)
     lists.add(os.urandom(1000))
     if number % 500 == 0:
         peak = max(peak, process.memory_info().rss)
 for number in range(0, num_keys, 5):
-    backend.set_current_key(number)
+    backend.set_current_key(f"{number}-" * 50)
     assert len(values.value()) == 2000
     if number % 500 == 0:
         peak = max(peak, process.memory_info().rss)
@@ -331,3 +335,77 @@ def test_entries_of_a_log_are_found_across_its_blocks():
             left -= 7 + len(part)
     assert payload_of(log) == b"".join(entries)
     assert payload_of(log[:-10]).startswith(b"".join(entries[:-1]))
+
+
+def take_increments(backend, folder, *, num_keys, changed, value_bytes, rounds):
+    """Take a full checkpoint, then one after each time so many keys at random were changed. Return the bytes that each
+    wrote, how many files the last one has, and the values as of it."""
+    rng = random.Random(3)
+    state = backend.value_state(VALUE)
+    model = {}
+
+    def put(keys):
+        for key in keys:
+            backend.set_current_key(key)
+            model[key] = rng.randbytes(value_bytes)
+            state.update(model[key])
+
+    put(range(num_keys))
+    known, written = {}, []
+    for number in range(rounds + 1):
+        if number:
+            put(rng.sample(range(num_keys), changed))
+        target = folder / str(number)
+        backend.freeze(str(target)).finish()
+        sizes = {path.name: path.stat().st_size for path in target.iterdir()}
+        written.append(sum(size for name, size in sizes.items() if known.get(name) != size or backend.is_mutable(name)))
+        known = sizes
+        deadline = time.monotonic() + 60
+        while backend._db.property_int_value("rocksdb.num-running-compactions"):
+            assert time.monotonic() < deadline, "tables are merged for ever"
+            time.sleep(0.001)
+    return written, len(known), model
+
+
+def values_in(backend):
+    found = {}
+    for key in backend.keys("value"):
+        backend.set_current_key(key)
+        found[key] = backend.value_state(VALUE).value()
+    return found
+
+
+def test_increments_are_small_whichever_keys_change_and_whenever_tables_are_merged(make, tmp_path, monkeypatch):
+    # A model of 1 GB, 64 times as small.
+    monkeypatch.setattr(rocksdb_options, "_WRITE_BUFFER_MAX", 256 << 10)
+    monkeypatch.setattr(rocksdb_options, "_TABLE_BYTES_MIN", 8 << 10)
+    written, _, model = take_increments(make("first"), tmp_path, num_keys=8000, changed=80, value_bytes=2000, rounds=30)
+    full, *increments = written
+    assert full > 8000 * 2000
+    shares = [increment / full for increment in increments]
+    assert statistics.mean(shares) < 0.025, shares
+    assert max(shares) < 0.08, shares
+    again = make("again")
+    again.restore_files(str(tmp_path / "30"), range(128))
+    assert values_in(again) == model
+
+
+def test_checkpoints_that_have_little_in_them_do_not_leave_a_file_each(make, tmp_path):
+    _, num_files, model = take_increments(make("first"), tmp_path, num_keys=500, changed=5, value_bytes=500, rounds=40)
+    assert num_files < 20
+    again = make("again")
+    again.restore_files(str(tmp_path / "40"), range(128))
+    assert values_in(again) == model
+
+
+def test_values_go_where_the_size_of_checkpoints_says():
+    places = ValuePlaces(write_buffer_bytes=16 << 20)
+    kb, gb = 1 << 10, 1 << 30
+    at_the_end = {"blob_file_starting_level": "6"}
+    assert [places.note(10 * kb, gb) for _ in range(4)] == [{}, {}, at_the_end, {}]
+    assert places.note(2 << 20, gb) == {}  # neither little nor much: as before
+    assert places.note(4 << 20, gb) == {"blob_file_starting_level": "0"}
+    assert [places.note(10 * kb, gb) for _ in range(2)] == [{}, {}]
+    assert places.note(2 << 20, gb) == {}
+    assert [places.note(10 * kb, gb) for _ in range(3)] == [{}, {}, at_the_end]  # only three in a row count
+    assert places.note(9 << 20, 1000 * gb) == {"blob_file_starting_level": "0"}  # more than half a write buffer
