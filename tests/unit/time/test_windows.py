@@ -133,6 +133,7 @@ def test_spans_may_be_said_in_three_ways():
         (lambda: CountTrigger.of("3"), "at least 1"),
         (lambda: PurgingTrigger.of(CountTrigger), "expected a Trigger"),
         (lambda: CountEvictor.of(-1), "a number of elements"),
+        (lambda: DeltaEvictor.of(1, 5), r"expected a function \(old, new\)"),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(make, message):
@@ -144,6 +145,22 @@ def test_an_event_time_window_refuses_a_record_without_a_timestamp():
     for assigner in (TumblingEventTimeWindows(5, 0), EventTimeSessionWindows(5)):
         with pytest.raises(ProgramError, match="assign_timestamps_and_watermarks"):
             assigner.assign_windows("x", TIME_MIN_MS, Context())
+
+
+def test_a_dynamic_gap_is_milliseconds_or_a_span_and_nothing_else():
+    def end_of(gap):
+        (window,) = EventTimeSessionWindows.with_dynamic_gap(lambda element: gap).assign_windows(None, 10, Context())
+        return window.end
+
+    assert [end_of(gap) for gap in (5, Time.milliseconds(5), dt.timedelta(milliseconds=5))] == [15] * 3
+    for gap, message in (
+        (2.5, "of type float"),
+        ("5", "of type str"),
+        (None, "of type NoneType"),
+        (0, "longer than 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            end_of(gap)
 
 
 def test_evictors_keep_what_they_say():
