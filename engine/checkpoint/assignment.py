@@ -7,7 +7,7 @@ Source: Flink's StateAssignmentOperation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine.checkpoint.model import (
@@ -22,6 +22,7 @@ from engine.core.errors import ProgramError
 from engine.core.ids import JobVertexID, OperatorID
 from engine.protocol.checkpoint import (
     InFlightHandle,
+    KeyedStateHandle,
     ListStateHandle,
     OperatorRestore,
     OperatorStateHandles,
@@ -31,6 +32,9 @@ from engine.state.key_groups import key_group_range
 from engine.state.key_types import ANY_KIND
 
 __all__ = ["JobRestore", "adopted_max_parallelism", "assign_state"]
+
+#: Handle → what people call the states behind it.
+StateNames = Callable[[KeyedStateHandle | ListStateHandle], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +60,41 @@ class _FormerOperator:
     def operator_id(self) -> OperatorID:
         return self.layout.operator_id
 
-    def states(self) -> list[str]:
+    def states(self, state_names: StateNames) -> list[str]:
         """Return names of what it keeps, for people."""
         found: dict[str, None] = {}
         for handles in self.by_subtask.values():
-            found.update(dict.fromkeys(f"keyed state {keyed.part!r}" for keyed in handles.keyed))
+            for keyed in handles.keyed:
+                found.update(dict.fromkeys(state_names(keyed)))
             if handles.lists is not None:
-                found["operator state"] = None
+                found.update(dict.fromkeys(state_names(handles.lists)))
             if handles.committables:
                 found["output that is to be committed"] = None
         return list(found)
 
 
-def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_non_restored: bool = False) -> JobRestore:
+def _part_names(handle: KeyedStateHandle | ListStateHandle) -> list[str]:
+    return [f"keyed state {handle.part!r}" if isinstance(handle, KeyedStateHandle) else "operator state"]
+
+
+def assign_state(
+    checkpoint: CompletedCheckpoint,
+    layout: JobLayout,
+    *,
+    allow_non_restored: bool = False,
+    state_names: StateNames = _part_names,
+) -> JobRestore:
     """Return what every subtask and coordinator of the job restores.
 
     Raises: ProgramError when the job cannot take up the state: an operator is gone (unless ``allow_non_restored``),
-    or its maximum parallelism differs. The message names operator, uid and state.
+    or its maximum parallelism differs. The message names operator, uid and state. ``state_names``: what people call
+    the states behind a handle; may read it.
     """
     former = _former_operators(checkpoint)
     present = {operator.operator_id for vertex in layout.vertices for operator in vertex.operators}
     lost = [operator for operator_id, operator in former.items() if operator_id not in present]
     if not allow_non_restored:
-        _refuse_lost(checkpoint, lost)
+        _refuse_lost(checkpoint, lost, state_names)
     in_flight = _in_flight_by_consumer(checkpoint)
     watched = _watched(checkpoint, layout)
     tasks: dict[Task, TaskRestore] = {}
@@ -145,12 +161,13 @@ def _describe(checkpoint: CompletedCheckpoint) -> str:
     return f"{kind} {checkpoint.folder or checkpoint.checkpoint_id}"
 
 
-def _refuse_lost(checkpoint: CompletedCheckpoint, lost: list[_FormerOperator]) -> None:
-    lines = [
-        f"operator {operator.layout} has {', '.join(states)}"
-        for operator in lost
-        if (states := operator.states() + ["coordinator state"] * (operator.operator_id in checkpoint.coordinators))
-    ]
+def _refuse_lost(checkpoint: CompletedCheckpoint, lost: list[_FormerOperator], state_names: StateNames) -> None:
+    lines = []
+    for operator in lost:
+        states = operator.states(state_names)
+        states += ["coordinator state"] * (operator.operator_id in checkpoint.coordinators)
+        if states:
+            lines.append(f"operator {operator.layout} has {', '.join(states)}")
     if lines:
         raise ProgramError(
             f"{_describe(checkpoint)} holds state that the program has no place for: {'; '.join(lines)}. "
@@ -209,7 +226,9 @@ def _operator_restore(
     if not redistribute:
         own = operator.by_subtask.get(subtask_index)
         lists = [own.lists] if own is not None and own.lists is not None else []
-    return OperatorRestore(keyed, tuple(lists), redistribute, watched.get(operator.operator_id, ""))
+    own_layout = next(o for o in vertex.operators if o.operator_id == operator.operator_id)
+    watched_as = watched.get(operator.operator_id, "")
+    return OperatorRestore(keyed, tuple(lists), redistribute, watched_as, f"Operator {own_layout}")
 
 
 def _in_flight_by_consumer(checkpoint: CompletedCheckpoint) -> dict[OperatorID, list[InFlightHandle]]:

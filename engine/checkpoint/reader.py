@@ -68,17 +68,21 @@ class SavepointReader:
 
     def operators(self) -> list[OperatorSummary]:
         """Return all operators, with what they keep; reads all keyed state to count it."""
-        return [
-            OperatorSummary(
-                layout.uid,
-                layout.name,
-                layout.operator_id,
-                vertex.parallelism,
-                vertex.max_parallelism,
-                tuple(self._states(vertex, layout)),
-            )
-            for vertex, layout in self._layouts()
-        ]
+        return [self._summary(vertex, layout) for vertex, layout in self._layouts()]
+
+    def operator(self, operator: str) -> OperatorSummary:
+        """Return one of them. Raises: InputError that names what there is when there is no such operator."""
+        return self._summary(*self._find(operator))
+
+    def _summary(self, vertex: VertexState, layout: OperatorLayout) -> OperatorSummary:
+        return OperatorSummary(
+            layout.uid,
+            layout.name,
+            layout.operator_id,
+            vertex.parallelism,
+            vertex.max_parallelism,
+            tuple(self._states(vertex, layout)),
+        )
 
     def keyed_state(self, operator: str, state: str) -> StateTable:
         """Return one keyed state as a table that is read when it is asked for.

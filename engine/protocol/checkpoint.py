@@ -211,6 +211,8 @@ class OperatorRestore:
     redistribute: bool = False
     #: how messages name the operator if its keys are to be watched (``state/key_types``); "" = they are not
     watched_as: str = ""
+    #: how messages name the operator: with its uid, by which its state was found
+    told_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
