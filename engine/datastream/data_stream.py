@@ -6,6 +6,7 @@ outputs is meant (side tag) and what it is united with. ``KeyedStream`` stands i
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import secrets
@@ -572,3 +573,19 @@ class CloseableIterator(Generic[T]):
 
     def get_job_client(self) -> JobClient:
         return self._client
+
+
+#: Streams that stand in modules of their own, and that PyFlink's programs import from here.
+_ELSEWHERE = {
+    "AllWindowedStream": "windowed_stream",
+    "BroadcastConnectedStream": "broadcast_stream",
+    "BroadcastStream": "broadcast_stream",
+    "KeyedStream": "keyed_stream",
+    "WindowedStream": "windowed_stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"engine.datastream.{_ELSEWHERE[name]}"), name)

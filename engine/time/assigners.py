@@ -48,6 +48,10 @@ Span = Time | Duration | dt.timedelta
 class WindowAssigner(abc.ABC):
     """Assigns no, one or several windows to each element."""
 
+    def __class_getitem__(cls, parameters: Any) -> Any:
+        """``WindowAssigner[tuple, TimeWindow]``, as PyFlink's programs write it."""
+        return cls
+
     class WindowAssignerContext(abc.ABC):
         @abc.abstractmethod
         def get_current_processing_time(self) -> int: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import itertools
 import pickle
 
@@ -24,6 +25,7 @@ from engine.time.assigners import (
 from engine.time.evictors import CountEvictor, DeltaEvictor, TimeEvictor, TimestampedValue
 from engine.time.triggers import CountTrigger, PurgingTrigger
 from engine.time.watermarks import Duration, Time
+from engine.time.window_serializers import CountWindowSerializer, GlobalWindowSerializer, TimeWindowSerializer
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, CountWindow, GlobalWindow, TimeWindow, merged_spans, span_ms
 
 TIMES = st.integers(TIME_MIN_MS + 1, TIME_MAX_MS) | st.integers(-100, 100)
@@ -113,6 +115,23 @@ def test_windows_survive_pickling_and_are_what_they_are():
         assert (copy, type(copy), hash(copy)) == (window, type(window), hash(window))
     assert (repr(TimeWindow(0, 5)), repr(CountWindow(1))) == ("TimeWindow(start=0, end=5)", "CountWindow(id=1)")
     assert GlobalWindows.create().assign_windows(None, 0, Context()) == [GlobalWindow()]
+
+
+@pytest.mark.parametrize(
+    ("serializer", "windows"),
+    [
+        (TimeWindowSerializer(), [TimeWindow(-5, 5), TimeWindow(-(2**63), 2**63 - 1)]),
+        (CountWindowSerializer(), [CountWindow(0), CountWindow(7)]),
+        (GlobalWindowSerializer(), [GlobalWindow.get(), GlobalWindow.get()]),
+    ],
+)
+def test_windows_are_read_back_as_they_were_written(serializer, windows):
+    stream = io.BytesIO()
+    for window in windows:
+        serializer.serialize(window, stream)
+    stream.seek(0)
+    assert [serializer.deserialize(stream) for _ in windows] == windows
+    assert stream.read() == b""
 
 
 def test_spans_may_be_said_in_three_ways():
