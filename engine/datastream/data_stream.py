@@ -63,6 +63,8 @@ __all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSin
 T = TypeVar("T")
 #: What ``KeyedStream`` has and others have not.
 _OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by"))
+#: What such an operator yields with a tag is a record like any other.
+_WITHOUT_SIDE_OUTPUTS = (MapSpec, FlatMapSpec, FilterSpec, ProjectSpec, CoMapSpec, CoFlatMapSpec, MapBatchesSpec)
 _DEFAULT_FORWARD = Partitioning(ShipStrategy.FORWARD, is_default=True)
 
 
@@ -292,6 +294,12 @@ class DataStream(_Named):
         """Return what this operator yields with that tag."""
         if not isinstance(output_tag, OutputTag):
             raise ProgramError(f"get_side_output({output_tag!r:.80}): expected an OutputTag.")
+        for member in self._members:
+            if isinstance(member.node.spec, _WITHOUT_SIDE_OUTPUTS):
+                raise ProgramError(
+                    f"get_side_output(…): {member.node.name!r} has no side outputs. They come from process functions, "
+                    "window functions and late records."
+                )
         tag, side_type = output_tag.tag_id, output_tag.type_info
         members = [Member(m.node, side_tag=tag, side_type=side_type) for m in self._members]
         return SideOutputDataStream(self._env, *members)
