@@ -162,10 +162,28 @@ class IncrementalCleanup:
 
 
 @dataclass(frozen=True)
+class RocksdbCleanup:
+    """Kept for who asks for it: state in RocksDB is cleaned when changes are written, as in memory."""
+
+    query_time_after_num_entries: int = 1000
+    periodic_compaction_time: Duration | None = None
+
+    def get_query_time_after_num_entries(self) -> int:
+        return self.query_time_after_num_entries
+
+    def get_periodic_compaction_time(self) -> Duration:
+        return self.periodic_compaction_time or Duration.of_days(30)
+
+
+@dataclass(frozen=True)
 class CleanupStrategies:
     is_cleanup_in_background: bool = True
     full_snapshot: bool = False
     incremental: IncrementalCleanup | None = None
+    rocksdb: RocksdbCleanup | None = None
+
+    IncrementalCleanupStrategy: ClassVar = IncrementalCleanup
+    RocksdbCompactFilterCleanupStrategy: ClassVar = RocksdbCleanup
 
     def in_full_snapshot(self) -> bool:
         return self.full_snapshot
@@ -175,6 +193,15 @@ class CleanupStrategies:
         if self.incremental is not None:
             return self.incremental
         return IncrementalCleanup() if self.is_cleanup_in_background else None
+
+    def get_rocksdb_compact_filter_cleanup_strategy(self) -> RocksdbCleanup | None:
+        """Return what was asked for; in the background the default one unless that was disabled."""
+        if self.rocksdb is not None:
+            return self.rocksdb
+        return RocksdbCleanup() if self.is_cleanup_in_background else None
+
+    def in_rocksdb_compact_filter(self) -> bool:
+        return self.get_rocksdb_compact_filter_cleanup_strategy() is not None
 
 
 @dataclass(frozen=True)
@@ -202,8 +229,8 @@ class StateTtlConfig:
     def get_state_visibility(self) -> Any:
         return self.state_visibility
 
-    def get_ttl(self) -> Duration:
-        return Duration(self.ttl_ms)
+    def get_ttl(self) -> Time:
+        return Time(self.ttl_ms)
 
     def get_ttl_time_characteristic(self) -> Any:
         return self.ttl_time_characteristic
@@ -285,8 +312,9 @@ class StateTtlConfigBuilder:
     def cleanup_in_rocksdb_compact_filter(
         self, query_time_after_num_entries: int = 1000, periodic_compaction_time: Duration | None = None
     ) -> StateTtlConfigBuilder:
-        """Nothing to do here: state in memory is cleaned incrementally."""
-        return self
+        """Remembered; what has expired is removed when changes are written."""
+        strategy = RocksdbCleanup(query_time_after_num_entries, periodic_compaction_time)
+        return self._with_cleanup(rocksdb=strategy)
 
     def disable_cleanup_in_background(self) -> StateTtlConfigBuilder:
         return self._with_cleanup(is_cleanup_in_background=False)

@@ -14,7 +14,7 @@ from engine.state.backend import (
 )
 from engine.state.changes import TableChanges
 from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed, read_headers
-from engine.state.declared_types import check_restored, check_same_type, holding_class
+from engine.state.declared_types import ELEMENTS_MAX, check_restored, check_same_type, holding_class
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -126,7 +126,7 @@ class HeapKeyedStateBackend(KeyedBackend):
     def _look(self, table: Table, descriptor: StateDescriptor, restored: Iterable[Any]) -> None:
         """Raises: ProgramError when restored cells are of another type than the program declares now."""
         if descriptor.type_info is not None:
-            cells = [unstamped(table.kind, cell) if table.has_ttl else cell for cell in restored]
+            cells = [_unstamped_beginning(table.kind, cell) if table.has_ttl else cell for cell in restored]
             check_restored(self._owner, descriptor, cells)
 
     def _adopt(self, table: Table, has_ttl: bool) -> None:
@@ -356,6 +356,15 @@ class HeapKeyedStateBackend(KeyedBackend):
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
         self._settle()
         return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
+
+
+def _unstamped_beginning(kind: str, cell: Any) -> Any:
+    """Return a cell that expires without its times; of lists and maps as much as anybody looks at."""
+    if kind == "list":
+        cell = cell[:ELEMENTS_MAX]
+    elif kind == "map":
+        cell = dict(itertools.islice(cell.items(), ELEMENTS_MAX))
+    return unstamped(kind, cell)
 
 
 def snapshot_ttl(table: Table) -> StateTtlConfig | None:
