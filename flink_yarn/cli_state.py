@@ -77,8 +77,7 @@ def _list(reader: SavepointReader, path: str, operators: Sequence[OperatorSummar
 def _columns(summary: StateSummary) -> list[str]:
     about = "at most " if summary.is_estimate else ""
     kind = f"{summary.kind}, expires" if summary.has_ttl else summary.kind
-    entries = f"{about}{summary.num_entries}" if summary.kind != "table" else ""
-    return [summary.name, kind, entries, _size(summary.size_bytes)]
+    return [summary.name, kind, f"{about}{summary.num_entries}", _size(summary.size_bytes)]
 
 
 def _size(size_bytes: float) -> str:
