@@ -96,7 +96,8 @@ def assign_state(
     if not allow_non_restored:
         _refuse_lost(checkpoint, lost, state_names)
     in_flight = _in_flight_by_consumer(checkpoint)
-    watched = _watched(checkpoint, layout)
+    is_anothers = checkpoint.job_id != layout.job_id  # whose program may have been another version
+    watched = _watched(layout) if is_anothers else {}
     tasks: dict[Task, TaskRestore] = {}
     for vertex in layout.vertices:
         known = [former[o.operator_id] for o in vertex.operators if o.operator_id in former]
@@ -107,7 +108,12 @@ def assign_state(
         for task in vertex.tasks():
             tasks[task] = TaskRestore(
                 checkpoint.checkpoint_id,
-                {o.operator_id: _operator_restore(o, vertex, task.subtask_index, watched) for o in known},
+                {
+                    o.operator_id: _operator_restore(
+                        o, vertex, task.subtask_index, watched=watched, is_anothers=is_anothers
+                    )
+                    for o in known
+                },
                 () if is_finished else _in_flight_of(waiting, former, vertex, task.subtask_index),
                 is_finished,
             )
@@ -116,11 +122,9 @@ def assign_state(
     return JobRestore(checkpoint.checkpoint_id, tasks, dict(checkpoint.coordinators), checkpoint.committables())
 
 
-def _watched(checkpoint: CompletedCheckpoint, layout: JobLayout) -> dict[OperatorID, str]:
-    """Return how messages name the operators whose first keys are to be looked at: the state is another job's, whose
-    program may have keyed by another type."""
-    if checkpoint.job_id == layout.job_id:
-        return {}
+def _watched(layout: JobLayout) -> dict[OperatorID, str]:
+    """Return how messages name the operators whose first keys are to be looked at: another version of the program may
+    have keyed by another type."""
     operators = [operator for vertex in layout.vertices for operator in vertex.operators]
     return {o.operator_id: f"Operator {o}" for o in operators if o.key_kind != ANY_KIND}
 
@@ -207,7 +211,12 @@ def _check_key_groups(checkpoint: CompletedCheckpoint, vertex: VertexLayout, ope
 
 
 def _operator_restore(
-    operator: _FormerOperator, vertex: VertexLayout, subtask_index: int, watched: Mapping[OperatorID, str]
+    operator: _FormerOperator,
+    vertex: VertexLayout,
+    subtask_index: int,
+    *,
+    watched: Mapping[OperatorID, str],
+    is_anothers: bool,
 ) -> OperatorRestore:
     groups = key_group_range(subtask_index, vertex.parallelism, vertex.max_parallelism)
     keyed = tuple(
@@ -228,7 +237,8 @@ def _operator_restore(
         lists = [own.lists] if own is not None and own.lists is not None else []
     own_layout = next(o for o in vertex.operators if o.operator_id == operator.operator_id)
     watched_as = watched.get(operator.operator_id, "")
-    return OperatorRestore(keyed, tuple(lists), redistribute, watched_as, f"Operator {own_layout}")
+    told_as = f"Operator {own_layout}" if is_anothers else ""
+    return OperatorRestore(keyed, tuple(lists), redistribute, watched_as, told_as)
 
 
 def _in_flight_by_consumer(checkpoint: CompletedCheckpoint) -> dict[OperatorID, list[InFlightHandle]]:

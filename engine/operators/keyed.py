@@ -78,6 +78,7 @@ def _open_heap(ctx: OperatorContext) -> HeapKeyedStateBackend:
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
         key_types=ctx.state.key_types(),
+        is_own=not ctx.state.told_as,
     )
 
 
@@ -102,6 +103,7 @@ def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
         session=session,
         owner=owner_of(ctx),
         key_types=ctx.state.key_types(),
+        is_own=not ctx.state.told_as,
     )
 
 

@@ -75,8 +75,9 @@ class HeapKeyedStateBackend(KeyedBackend):
         owner: str = "Keyed state",
         incremental: bool = False,
         key_types: KeyTypes | None = None,
+        is_own: bool = False,
     ) -> None:
-        super().__init__(owner, key_types)
+        super().__init__(owner, key_types, is_own=is_own)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._changes = TableChanges() if incremental else None
@@ -125,7 +126,7 @@ class HeapKeyedStateBackend(KeyedBackend):
 
     def _look(self, table: Table, descriptor: StateDescriptor, restored: Iterable[Any]) -> None:
         """Raises: ProgramError when restored cells are of another type than the program declares now."""
-        if descriptor.type_info is not None:
+        if descriptor.type_info is not None and not self._is_own:
             cells = [_unstamped_beginning(table.kind, cell) if table.has_ttl else cell for cell in restored]
             check_restored(self._owner, descriptor, cells)
 

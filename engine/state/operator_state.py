@@ -132,9 +132,10 @@ class OperatorStateSnapshot:
 
 @final
 class OperatorStateStore:
-    """The operator states of one operator in one subtask. ``owner``: whose they are, for messages."""
+    """The operator states of one operator in one subtask. ``owner``: whose they are, for messages, if what is restored
+    has to be looked at: another version of the program may have written it."""
 
-    def __init__(self, owner: str = "Operator") -> None:
+    def __init__(self, owner: str = "") -> None:
         self._owner = owner
         self._states: dict[str, tuple[Redistribution, OperatorListState | HeapBroadcastState]] = {}
 
@@ -163,7 +164,7 @@ class OperatorStateStore:
         state = known[1]
         if descriptor.type_info is not state.declared:  # else asked for again: functions do, for each record
             restored = state.elements if isinstance(state, OperatorListState) else state.entries
-            if restored and state.declared is None:
+            if restored and self._owner and state.declared is None:
                 check_restored(self._owner, descriptor, [restored])
             state.declared = descriptor.type_info
             hold(state, descriptor)

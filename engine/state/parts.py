@@ -202,7 +202,7 @@ class RestoredState(Protocol):
 
     @property
     def told_as(self) -> str:
-        """How messages name the operator, with its uid; "" = not known."""
+        """How messages name the operator, with its uid, if another job's state is restored; else ""."""
         ...
 
 
@@ -227,7 +227,8 @@ class OperatorStateRegistry:
 
     @property
     def told_as(self) -> str:
-        """How messages name the operator if its state was restored: with its uid; "" = it was not."""
+        """How messages name the operator, with its uid, if another job's state was restored, whose program may have
+        been another version; else ""."""
         return "" if self._restored is None else self._restored.told_as
 
     def key_types(self) -> KeyTypes:
@@ -255,7 +256,7 @@ class OperatorStateRegistry:
     def operator_states(self) -> OperatorStateStore:
         """Return the lists and broadcast states of the operator, restored."""
         if self.lists is None:
-            self.lists = OperatorStateStore(self.told_as or "Operator")
+            self.lists = OperatorStateStore(self.told_as)
             if self._restored is not None:
                 snapshot = self._restored.lists()
                 if snapshot is not None:

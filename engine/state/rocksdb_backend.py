@@ -72,8 +72,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         session: str,
         owner: str = "Keyed state",
         key_types: KeyTypes | None = None,
+        is_own: bool = False,
     ) -> None:
-        super().__init__(owner, key_types)
+        super().__init__(owner, key_types, is_own=is_own)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._folder = folder
@@ -219,7 +220,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             table = self._new_table(descriptor.name, descriptor.kind, has_ttl)
         check_kind(table, descriptor, self._owner)
         check_same_type(table.descriptor, descriptor)
-        if table.descriptor is None and descriptor.type_info is not None:
+        if table.descriptor is None and descriptor.type_info is not None and not self._is_own:
             check_restored(self._owner, descriptor, self._some_restored(table))
         if table.has_ttl != has_ttl:
             if table.descriptor is not None:

@@ -17,6 +17,7 @@ from engine.state.descriptors import (
     StateTtlConfig,
     ValueStateDescriptor,
 )
+from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.operator_state import OperatorStateStore
 from engine.time.watermarks import Duration
 
@@ -188,6 +189,25 @@ def test_restored_values_of_another_type_are_told_with_owner_state_and_both_type
     assert "5 of type int, expected String (str)" in told
     for types in ((Types.INT(),), ()):  # a narrower type that takes what is there, none
         assert ask(backends.restored(former), *types) is not None
+
+
+def test_what_the_same_program_wrote_is_taken_as_it_is():
+    """A value that was changed in place is not looked at when it is written; a restart must not fail for it."""
+    former = HeapKeyedStateBackend(ManualClock(1000), 128)
+    descriptor = ValueStateDescriptor("v", Types.LIST(Types.INT()))
+    former.set_current_key(1)
+    state = former.value_state(descriptor)
+    state.update([1])
+    state.value()[0] = "x"
+    chunks = former.snapshot(range(128))
+    again = HeapKeyedStateBackend(ManualClock(1000), 128, is_own=True)
+    again.restore(chunks)
+    again.set_current_key(1)
+    assert again.value_state(descriptor).value() == ["x"]
+    another = HeapKeyedStateBackend(ManualClock(1000), 128)
+    another.restore(chunks)
+    with pytest.raises(ProgramError, match="another version of the program wrote it"):
+        another.value_state(descriptor)
 
 
 def test_one_state_has_one_type(backends):
