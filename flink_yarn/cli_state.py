@@ -36,7 +36,12 @@ def state(parsed: ParsedOptions, config: Configuration) -> int:
         return 0
     operator, name = parsed.get("uid"), parsed.get("state")
     if not name:
-        raise ConfigError(f"Name the state of operator {operator!r} with --state; flink state <path> lists them.")
+        summary = reader.operator(operator)
+        if parsed.has("to"):
+            known = ", ".join(state.name for state in summary.states) or "none"
+            raise ConfigError(f"Name the state of operator {operator!r} with --state; it has {known}.")
+        _list(reader, parsed.arguments[0], [summary])
+        return 0
     table = reader.timers(operator) if name == "timers" else reader.keyed_state(operator, name)
     if parsed.has("to"):
         num_rows = table.write(parsed.get("to"), limit)
@@ -72,8 +77,7 @@ def _list(reader: SavepointReader, path: str, operators: Sequence[OperatorSummar
 def _columns(summary: StateSummary) -> list[str]:
     about = "at most " if summary.is_estimate else ""
     kind = f"{summary.kind}, expires" if summary.has_ttl else summary.kind
-    entries = f"{about}{summary.num_entries}" if summary.kind != "table" else ""
-    return [summary.name, kind, entries, _size(summary.size_bytes)]
+    return [summary.name, kind, f"{about}{summary.num_entries}", _size(summary.size_bytes)]
 
 
 def _size(size_bytes: float) -> str:

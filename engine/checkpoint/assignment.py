@@ -7,7 +7,7 @@ Source: Flink's StateAssignmentOperation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine.checkpoint.model import (
@@ -22,6 +22,7 @@ from engine.core.errors import ProgramError
 from engine.core.ids import JobVertexID, OperatorID
 from engine.protocol.checkpoint import (
     InFlightHandle,
+    KeyedStateHandle,
     ListStateHandle,
     OperatorRestore,
     OperatorStateHandles,
@@ -31,6 +32,9 @@ from engine.state.key_groups import key_group_range
 from engine.state.key_types import ANY_KIND
 
 __all__ = ["JobRestore", "adopted_max_parallelism", "assign_state"]
+
+#: Handle → what people call the states behind it.
+StateNames = Callable[[KeyedStateHandle | ListStateHandle], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +60,44 @@ class _FormerOperator:
     def operator_id(self) -> OperatorID:
         return self.layout.operator_id
 
-    def states(self) -> list[str]:
+    def states(self, state_names: StateNames) -> list[str]:
         """Return names of what it keeps, for people."""
         found: dict[str, None] = {}
         for handles in self.by_subtask.values():
-            found.update(dict.fromkeys(f"keyed state {keyed.part!r}" for keyed in handles.keyed))
+            for keyed in handles.keyed:
+                found.update(dict.fromkeys(state_names(keyed)))
             if handles.lists is not None:
-                found["operator state"] = None
+                found.update(dict.fromkeys(state_names(handles.lists)))
             if handles.committables:
                 found["output that is to be committed"] = None
         return list(found)
 
 
-def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_non_restored: bool = False) -> JobRestore:
+def _part_names(handle: KeyedStateHandle | ListStateHandle) -> list[str]:
+    return [f"keyed state {handle.part!r}" if isinstance(handle, KeyedStateHandle) else "operator state"]
+
+
+def assign_state(
+    checkpoint: CompletedCheckpoint,
+    layout: JobLayout,
+    *,
+    allow_non_restored: bool = False,
+    state_names: StateNames = _part_names,
+) -> JobRestore:
     """Return what every subtask and coordinator of the job restores.
 
     Raises: ProgramError when the job cannot take up the state: an operator is gone (unless ``allow_non_restored``),
-    or its maximum parallelism differs. The message names operator, uid and state.
+    or its maximum parallelism differs. The message names operator, uid and state. ``state_names``: what people call
+    the states behind a handle; may read it.
     """
     former = _former_operators(checkpoint)
     present = {operator.operator_id for vertex in layout.vertices for operator in vertex.operators}
     lost = [operator for operator_id, operator in former.items() if operator_id not in present]
     if not allow_non_restored:
-        _refuse_lost(checkpoint, lost)
+        _refuse_lost(checkpoint, lost, state_names)
     in_flight = _in_flight_by_consumer(checkpoint)
-    watched = _watched(checkpoint, layout)
+    is_anothers = checkpoint.job_id != layout.job_id  # whose program may have been another version
+    watched = _watched(layout) if is_anothers else {}
     tasks: dict[Task, TaskRestore] = {}
     for vertex in layout.vertices:
         known = [former[o.operator_id] for o in vertex.operators if o.operator_id in former]
@@ -91,7 +108,12 @@ def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_no
         for task in vertex.tasks():
             tasks[task] = TaskRestore(
                 checkpoint.checkpoint_id,
-                {o.operator_id: _operator_restore(o, vertex, task.subtask_index, watched) for o in known},
+                {
+                    o.operator_id: _operator_restore(
+                        o, vertex, task.subtask_index, watched=watched, is_anothers=is_anothers
+                    )
+                    for o in known
+                },
                 () if is_finished else _in_flight_of(waiting, former, vertex, task.subtask_index),
                 is_finished,
             )
@@ -100,11 +122,9 @@ def assign_state(checkpoint: CompletedCheckpoint, layout: JobLayout, *, allow_no
     return JobRestore(checkpoint.checkpoint_id, tasks, dict(checkpoint.coordinators), checkpoint.committables())
 
 
-def _watched(checkpoint: CompletedCheckpoint, layout: JobLayout) -> dict[OperatorID, str]:
-    """Return how messages name the operators whose first keys are to be looked at: the state is another job's, whose
-    program may have keyed by another type."""
-    if checkpoint.job_id == layout.job_id:
-        return {}
+def _watched(layout: JobLayout) -> dict[OperatorID, str]:
+    """Return how messages name the operators whose first keys are to be looked at: another version of the program may
+    have keyed by another type."""
     operators = [operator for vertex in layout.vertices for operator in vertex.operators]
     return {o.operator_id: f"Operator {o}" for o in operators if o.key_kind != ANY_KIND}
 
@@ -145,12 +165,13 @@ def _describe(checkpoint: CompletedCheckpoint) -> str:
     return f"{kind} {checkpoint.folder or checkpoint.checkpoint_id}"
 
 
-def _refuse_lost(checkpoint: CompletedCheckpoint, lost: list[_FormerOperator]) -> None:
-    lines = [
-        f"operator {operator.layout} has {', '.join(states)}"
-        for operator in lost
-        if (states := operator.states() + ["coordinator state"] * (operator.operator_id in checkpoint.coordinators))
-    ]
+def _refuse_lost(checkpoint: CompletedCheckpoint, lost: list[_FormerOperator], state_names: StateNames) -> None:
+    lines = []
+    for operator in lost:
+        states = operator.states(state_names)
+        states += ["coordinator state"] * (operator.operator_id in checkpoint.coordinators)
+        if states:
+            lines.append(f"operator {operator.layout} has {', '.join(states)}")
     if lines:
         raise ProgramError(
             f"{_describe(checkpoint)} holds state that the program has no place for: {'; '.join(lines)}. "
@@ -190,7 +211,12 @@ def _check_key_groups(checkpoint: CompletedCheckpoint, vertex: VertexLayout, ope
 
 
 def _operator_restore(
-    operator: _FormerOperator, vertex: VertexLayout, subtask_index: int, watched: Mapping[OperatorID, str]
+    operator: _FormerOperator,
+    vertex: VertexLayout,
+    subtask_index: int,
+    *,
+    watched: Mapping[OperatorID, str],
+    is_anothers: bool,
 ) -> OperatorRestore:
     groups = key_group_range(subtask_index, vertex.parallelism, vertex.max_parallelism)
     keyed = tuple(
@@ -209,7 +235,10 @@ def _operator_restore(
     if not redistribute:
         own = operator.by_subtask.get(subtask_index)
         lists = [own.lists] if own is not None and own.lists is not None else []
-    return OperatorRestore(keyed, tuple(lists), redistribute, watched.get(operator.operator_id, ""))
+    own_layout = next(o for o in vertex.operators if o.operator_id == operator.operator_id)
+    watched_as = watched.get(operator.operator_id, "")
+    told_as = f"Operator {own_layout}" if is_anothers else ""
+    return OperatorRestore(keyed, tuple(lists), redistribute, watched_as, told_as)
 
 
 def _in_flight_by_consumer(checkpoint: CompletedCheckpoint) -> dict[OperatorID, list[InFlightHandle]]:

@@ -10,13 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.checkpoint.model import CompletedCheckpoint, JobLayout, OperatorLayout
-from engine.checkpoint.restored_state import read_chunks
-from engine.core.errors import ProgramError
-from engine.protocol.checkpoint import KeyedStateHandle
-from engine.state.chunks import is_keyed_chunk, read_headers
+from engine.checkpoint.restored_state import read_chunks, read_file
+from engine.core.errors import EngineError, ProgramError
+from engine.protocol.checkpoint import KeyedStateHandle, ListStateHandle
+from engine.state.chunks import is_keyed_chunk, load_chunk, read_headers
 from engine.state.key_types import ANY_KIND, never_equal
+from engine.state.operator_state import OperatorStateSnapshot
 
-__all__ = ["check_key_kinds"]
+__all__ = ["check_key_kinds", "state_names"]
+
+
+def state_names(handle: KeyedStateHandle | ListStateHandle) -> list[str]:
+    """Return what people call the states behind a handle; the part's name where its files do not tell."""
+    try:
+        if isinstance(handle, ListStateHandle):
+            snapshot: OperatorStateSnapshot = load_chunk(read_file(handle.file), "Operator state")
+            return [f"operator state {name!r}" for name in snapshot.states]
+        for layer in handle.layers:
+            group = min(layer.chunks, default=-1)
+            for chunks in read_chunks(layer, range(group, group + 1)):
+                for chunk in chunks.values():
+                    if is_keyed_chunk(chunk):
+                        return [f"keyed state {name!r}" for name in read_headers(chunk)]
+    except EngineError:
+        pass  # damaged; that the state has no place is what is to be told
+    return [f"keyed state {handle.part!r}" if isinstance(handle, KeyedStateHandle) else "operator state"]
 
 
 def check_key_kinds(checkpoint: CompletedCheckpoint, layout: JobLayout) -> None:

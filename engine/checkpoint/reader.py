@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from engine.checkpoint.column_tables import column_entries, is_column_part
 from engine.checkpoint.model import CompletedCheckpoint, OperatorLayout, VertexState
 from engine.checkpoint.restored_state import HandleRestoredState, read_chunks, read_file
 from engine.checkpoint.state_tables import StateTable
@@ -38,7 +39,7 @@ _GROUPS_AT_ONCE: Final = 8
 class StateSummary:
     name: str
     kind: str  #: value, list, map, reducing, aggregating; timers; list state (split, union), broadcast state; table
-    num_entries: int  #: of lists and maps the number of keys; -1 = not known
+    num_entries: int  #: of lists and maps the number of keys
     size_bytes: int
     has_ttl: bool = False
     is_estimate: bool = False  #: increments may name an entry more than once
@@ -68,17 +69,21 @@ class SavepointReader:
 
     def operators(self) -> list[OperatorSummary]:
         """Return all operators, with what they keep; reads all keyed state to count it."""
-        return [
-            OperatorSummary(
-                layout.uid,
-                layout.name,
-                layout.operator_id,
-                vertex.parallelism,
-                vertex.max_parallelism,
-                tuple(self._states(vertex, layout)),
-            )
-            for vertex, layout in self._layouts()
-        ]
+        return [self._summary(vertex, layout) for vertex, layout in self._layouts()]
+
+    def operator(self, operator: str) -> OperatorSummary:
+        """Return one of them. Raises: InputError that names what there is when there is no such operator."""
+        return self._summary(*self._find(operator))
+
+    def _summary(self, vertex: VertexState, layout: OperatorLayout) -> OperatorSummary:
+        return OperatorSummary(
+            layout.uid,
+            layout.name,
+            layout.operator_id,
+            vertex.parallelism,
+            vertex.max_parallelism,
+            tuple(self._states(vertex, layout)),
+        )
 
     def keyed_state(self, operator: str, state: str) -> StateTable:
         """Return one keyed state as a table that is read when it is asked for.
@@ -88,7 +93,7 @@ class SavepointReader:
         vertex, layout = self._find(operator)
         kinds = {summary.name: summary for summary in self._states(vertex, layout)}
         found = kinds.get(state)
-        if found is None or found.kind not in ("value", "list", "map", "reducing", "aggregating"):
+        if found is None or found.kind not in _KEYED_KINDS:
             keyed = [name for name, summary in kinds.items() if summary.kind in _KEYED_KINDS]
             known = ", ".join(map(repr, keyed)) or "none"
             raise InputError(f"{_describe(layout)} has no keyed state {state!r} here; it has {known}.")
@@ -179,6 +184,10 @@ class SavepointReader:
     def _cells(self, vertex: VertexState, layout: OperatorLayout, state: str) -> Iterator[tuple[Any, Any, Any]]:
         """Yield (key, namespace, cell) of all subtasks."""
 
+        def take_columns(chunk: bytes, cells: dict[Any, Any]) -> None:
+            for key, namespace, value in column_entries(state, chunk):
+                cells[namespace, _hashable(key)] = (key, namespace, value)
+
         def take(chunk: bytes, cells: dict[Any, Any]) -> None:
             loaded = load_keyed(chunk, _describe(layout), state, tolerant=True).get(state)
             if loaded is None:
@@ -192,7 +201,10 @@ class SavepointReader:
 
         for handles in self._handles(vertex, layout):
             for handle in handles.keyed:
-                if handle.part != TIMERS:
+                if is_column_part(handle.part):
+                    if handle.part == state:
+                        yield from _merged(handle, vertex.max_parallelism, take_columns)
+                elif handle.part != TIMERS:
                     yield from _merged(handle, vertex.max_parallelism, take)
 
     def _timers(self, vertex: VertexState, layout: OperatorLayout) -> Iterator[tuple[Any, Any, Any]]:
@@ -212,7 +224,7 @@ class SavepointReader:
                     yield from _merged(handle, vertex.max_parallelism, take)
 
 
-_KEYED_KINDS: Final = ("value", "list", "map", "reducing", "aggregating")
+_KEYED_KINDS: Final = ("value", "list", "map", "reducing", "aggregating", "table")
 
 
 def _describe(layout: OperatorLayout) -> str:
@@ -237,10 +249,14 @@ def _summaries(part: str, chunk: bytes, is_delta: bool) -> Iterator[StateSummary
         timers = read_timers(chunk, tolerant=True)
         yield StateSummary(TIMERS, TIMERS, sum(map(len, timers[:2])), len(chunk), is_estimate=is_delta)
         return
+    if is_column_part(part):
+        num_entries = sum(1 for _ in column_entries(part, chunk))
+        yield StateSummary(part, "table", num_entries, len(chunk), is_estimate=is_delta)
+        return
     try:
         headers = read_headers(chunk)
-    except Exception:  # a table in a format of its operator's
-        yield StateSummary(part, "table", 0, len(chunk))
+    except Exception:  # in a format of its operator's
+        yield StateSummary(part, "unknown", 0, len(chunk))
         return
     for name, header in headers.items():
         yield StateSummary(name, header.kind, header.num_entries, header.size_bytes, header.has_ttl, is_delta)

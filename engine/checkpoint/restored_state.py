@@ -64,6 +64,10 @@ class HandleRestoredState:
     def watched_as(self) -> str:
         return self._restore.watched_as
 
+    @property
+    def told_as(self) -> str:
+        return self._restore.told_as
+
     def part_names(self) -> Sequence[str]:
         return list(dict.fromkeys(handle.part for handle in self._restore.keyed))
 

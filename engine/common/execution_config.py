@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.common.restart_strategy import RestartStrategies, RestartStrategyConfiguration
 from engine.core.config import Configuration
+from engine.core.errors import ConfigError
 from engine.core.options import JobOptions
 
 __all__ = ["ExecutionConfig"]
@@ -55,6 +56,11 @@ class ExecutionConfig:
 
     def set_restart_strategy(self, restart_strategy_configuration: RestartStrategyConfiguration) -> ExecutionConfig:
         """Say what follows a failure; the same as setting the ``restart-strategy.*`` keys."""
+        if not isinstance(restart_strategy_configuration, RestartStrategyConfiguration):
+            raise ConfigError(
+                f"set_restart_strategy({restart_strategy_configuration!r:.80}): expected one of RestartStrategies, "
+                "e.g. RestartStrategies.fixed_delay_restart(3, 10_000)."
+            )
         restart_strategy_configuration.write_to(self._config)
         return self
 

@@ -12,6 +12,9 @@ import datetime as dt
 import decimal
 import io
 import json
+import math
+import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final, final
@@ -32,6 +35,9 @@ __all__ = ["CsvFormat", "CsvOptions", "JsonFormat", "ParquetFormat", "arrow_sche
 _ROW_GROUP_ROWS: Final = 1 << 19
 #: What csv writes: fields with one of its characters are quoted, and readers take each of them for a line's end.
 _LINE_END: Final = "\r\n"
+#: Stands around the digits of a decimal number that no float has, until the quotes around it are taken away.
+_EXACT: Final = f"\x7f{secrets.token_hex(8)}\x7f"
+_EXACT_NUMBER: Final = re.compile(f'"{_EXACT}([^"]*?){_EXACT}"')
 _COMPRESSIONS: Final = ("snappy", "gzip", "zstd", "lz4", "brotli", "none")
 
 
@@ -238,6 +244,8 @@ class CsvFormat:
                 return options.null_value
             if isinstance(value, bool):
                 return "true" if value else "false"
+            if isinstance(value, (bytes, bytearray)):
+                return base64.b64encode(value).decode()
             if isinstance(value, (list, tuple)):
                 return separator.join(str(field(item, separator)) for item in value)
             return value
@@ -263,13 +271,33 @@ class JsonFormat:
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
         names = self.names
-        encode = json.JSONEncoder(ensure_ascii=False, default=_json_value, separators=(",", ":")).encode
+        encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_json_value, separators=(",", ":"))
+        encode = encoder.encode
 
         def line_of(record: Any) -> str:
             value = record if names is None else dict(zip(names, values_of(record, names), strict=True))
-            return encode(value) + "\n"
+            try:
+                line = encode(value)
+            except ValueError:  # JSON has no such numbers; what contains itself fails again
+                line = encode(_with_named_numbers(value))
+            return (_EXACT_NUMBER.sub(r"\1", line) if _EXACT in line else line) + "\n"
 
         return LineWriter(stream, line_of)
+
+
+def _with_named_numbers(value: Any) -> Any:
+    """Return a value whose NaN and infinities are texts, as Flink writes them: "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _with_named_numbers(field) for key, field in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_named_numbers(element) for element in value]
+    return value if isinstance(value, (str, int, float, bytes)) or value is None else _of_other(value)
+
+
+def _of_other(value: Any) -> Any:
+    return _with_named_numbers(_json_value(value))
 
 
 def _json_value(value: Any) -> Any:
@@ -281,8 +309,13 @@ def _json_value(value: Any) -> Any:
             return value.isoformat(sep=" ")
         case dt.date() | dt.time():
             return value.isoformat()
+        case decimal.Decimal() if not value.is_finite():
+            return float(value)
         case decimal.Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
+            if value == value.to_integral_value():
+                return int(value)
+            near = float(value)
+            return near if decimal.Decimal(repr(near)) == value else f"{_EXACT}{value}{_EXACT}"
         case bytes() | bytearray():
             return base64.b64encode(value).decode()
         case set() | frozenset():

@@ -20,7 +20,7 @@ from typing import Final, final
 
 from engine.connectors.kept_files import KeptFiles, file_name, is_unfinished_list, remove_outdated_lists
 from engine.connectors.sink import retains_checkpoints, takes_checkpoints
-from engine.core.errors import ExternalError
+from engine.core.errors import ExternalError, InputError
 from engine.core.fs import FileSystem, file_system_of, without_waiting
 from engine.core.ids import JobID, OperatorID
 from engine.core.plain_pickle import dump_plain, load_plain
@@ -147,6 +147,9 @@ class _PartsCoordinator(OperatorCoordinator):
         self._fs: FileSystem = file_system_of(self._base_path)
         self._kept = KeptFiles(self._fs, self._base_path, self._mark, ctx.attempt_number)
         self._is_started = True
+        found = self._fs.status(self._base_path)
+        if found is not None and not found.is_dir:
+            raise InputError(f"{self._base_path} is a file; a FileSink writes parts into a folder: name another one.")
         self._fs.make_dirs(self._base_path)
         # Fails now, not after hours of work, when the place is not writable.
         probe = f"{self._base_path}/.probe.{self._mark}"

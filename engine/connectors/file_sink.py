@@ -84,6 +84,8 @@ class FileSinkBuilder:
                 f"FileSink: {file_format!r} is no format; expected Encoder.simple_string_encoder() or a factory such "
                 "as ParquetBulkWriters.for_row_type(…)."
             )
+        if not isinstance(base_path, str) or not base_path:
+            raise ProgramError(f"FileSink: the folder is {base_path!r:.80}; expected a path, e.g. 'hdfs:///output'.")
         by_hour = BucketAssigner.date_time_bucket_assigner("yyyy-MM-dd--HH")
         self._sink = FileSink(
             absolute_path(base_path).rstrip("/"), file_format, by_hour, rolling_policy, OutputFileConfig()
@@ -91,15 +93,25 @@ class FileSinkBuilder:
 
     def with_bucket_assigner(self, bucket_assigner: BucketAssigner) -> FileSinkBuilder:
         if not isinstance(bucket_assigner, BucketAssigner):
-            raise ProgramError(f"with_bucket_assigner({bucket_assigner!r}): expected a BucketAssigner object.")
+            raise ProgramError(f"with_bucket_assigner({bucket_assigner!r:.80}): expected a BucketAssigner object.")
         self._sink = replace(self._sink, bucket_assigner=bucket_assigner)
         return self
 
     def with_rolling_policy(self, rolling_policy: RollingPolicy) -> FileSinkBuilder:
+        if not isinstance(rolling_policy, RollingPolicy):
+            raise ProgramError(
+                f"with_rolling_policy({rolling_policy!r:.80}): expected RollingPolicy.default_rolling_policy(…) or "
+                "RollingPolicy.on_checkpoint_rolling_policy()."
+            )
         self._sink = replace(self._sink, rolling_policy=rolling_policy)
         return self
 
     def with_output_file_config(self, output_file_config: OutputFileConfig) -> FileSinkBuilder:
+        if not isinstance(output_file_config, OutputFileConfig):
+            raise ProgramError(
+                f"with_output_file_config({output_file_config!r:.80}): expected an OutputFileConfig, e.g. "
+                "OutputFileConfig.builder().with_part_prefix('events').build()."
+            )
         self._sink = replace(self._sink, output_file_config=output_file_config)
         return self
 

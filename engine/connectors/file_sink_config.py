@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import datetime as dt
+import re
 import zoneinfo
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
@@ -16,14 +17,24 @@ from engine.core.errors import ConfigError
 __all__ = ["BucketAssigner", "BucketContext", "OutputFileConfig", "RollingPolicy", "TimeBucketAssigner", "millis_of"]
 
 
+#: In a pattern of ``TimeBucketAssigner``: milliseconds, which strftime does not have.
+MILLIS_DIRECTIVE: Final = "{millis}"
+
+
 def millis_of(duration: Any) -> int:
-    """Return the milliseconds of an int, timedelta, or PyFlink's Duration or Time."""
+    """Return the milliseconds of an int, timedelta, or PyFlink's Duration or Time. Raises ConfigError for others."""
     if isinstance(duration, dt.timedelta):
         return round(duration.total_seconds() * 1000)
     for method in ("to_milliseconds", "to_millis"):
         if hasattr(duration, method):
             return int(getattr(duration, method)())
-    return int(duration)
+    return _limit(duration, "a duration in milliseconds")
+
+
+def _limit(given: Any, what: str) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float) or given < 0:
+        raise ConfigError(f"{given!r:.80} is no {what.removeprefix('a ')}; expected a number of at least 0.")
+    return int(given)
 
 
 @final
@@ -39,7 +50,9 @@ class RollingPolicy:
     def default_rolling_policy(
         part_size: int = 1024 * 1024 * 128, rollover_interval: int = 60 * 1000, inactivity_interval: int = 60 * 1000
     ) -> RollingPolicy:
-        return RollingPolicy(int(part_size), millis_of(rollover_interval), millis_of(inactivity_interval))
+        return RollingPolicy(
+            _limit(part_size, "size of a part in bytes"), millis_of(rollover_interval), millis_of(inactivity_interval)
+        )
 
     @staticmethod
     def on_checkpoint_rolling_policy() -> RollingPolicy:
@@ -79,10 +92,8 @@ class BucketAssigner(abc.ABC):
 
     @staticmethod
     def date_time_bucket_assigner(format_str: str = "yyyy-MM-dd--HH", timezone_id: str | None = None) -> BucketAssigner:
-        """By the wall clock; ``format_str``: letters of Java's DateTimeFormatter."""
-        pattern = format_str.replace("%", "%%")
-        for letters, directive in _DATE_LETTERS:
-            pattern = pattern.replace(letters, directive)
+        """By the wall clock; ``format_str``: a pattern of Java's DateTimeFormatter, of the letters y M d D H m s S."""
+        pattern = _strftime_of(format_str)
         if timezone_id is not None:
             try:
                 zoneinfo.ZoneInfo(timezone_id)
@@ -91,8 +102,51 @@ class BucketAssigner(abc.ABC):
         return TimeBucketAssigner(pattern, timezone_id)
 
 
-#: Letters of Java's DateTimeFormatter → strftime, longest first.
-_DATE_LETTERS: Final = (("yyyy", "%Y"), ("MM", "%m"), ("dd", "%d"), ("HH", "%H"), ("mm", "%M"), ("ss", "%S"))
+#: Letters of Java's DateTimeFormatter → strftime. One letter alone: without leading zeros. Names of days and months
+#: depend on the language of the machine, and so would the folders.
+_DATE_LETTERS: Final = {
+    "yyyy": "%Y",
+    "uuuu": "%Y",
+    "yy": "%y",
+    "uu": "%y",
+    "y": "%Y",
+    "u": "%Y",
+    "MM": "%m",
+    "M": "%-m",
+    "dd": "%d",
+    "d": "%-d",
+    "DDD": "%j",
+    "D": "%-j",
+    "HH": "%H",
+    "H": "%-H",
+    "mm": "%M",
+    "m": "%-M",
+    "ss": "%S",
+    "s": "%-S",
+    "SSS": MILLIS_DIRECTIVE,
+}
+#: A text in quotes (two quotes are one), a run of one letter, or anything else.
+_DATE_PIECES: Final = re.compile(r"'((?:[^']|'')*)'|([A-Za-z])\2*|[^A-Za-z']+|'")
+
+
+def _strftime_of(format_str: str) -> str:
+    """Return a pattern of Java's as one of strftime. Raises ConfigError for letters that are not known."""
+    parts = []
+    for piece in _DATE_PIECES.finditer(format_str):
+        text, quoted, letter = piece.group(), piece.group(1), piece.group(2)
+        if letter is not None:
+            if text not in _DATE_LETTERS:
+                raise ConfigError(
+                    f"date_time_bucket_assigner({format_str!r}): {text!r} is not known here; expected one of "
+                    f"{', '.join(_DATE_LETTERS)}, and other letters in single quotes."
+                )
+            parts.append(_DATE_LETTERS[text])
+        elif text == "'":
+            raise ConfigError(f"date_time_bucket_assigner({format_str!r}): a single quote is not closed.")
+        else:
+            plain = text if quoted is None else quoted.replace("''", "'") or "'"
+            parts.append(plain.replace("%", "%%"))
+    return "".join(parts)
 
 
 @final
@@ -111,7 +165,7 @@ class TimeBucketAssigner(BucketAssigner):
             return ""
         zone = None if self.timezone_id is None else zoneinfo.ZoneInfo(self.timezone_id)
         moment = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC).astimezone(zone)
-        return moment.strftime(self.time_format)
+        return moment.strftime(self.time_format.replace(MILLIS_DIRECTIVE, f"{now_ms % 1000:03}"))
 
 
 @final
@@ -119,6 +173,16 @@ class TimeBucketAssigner(BucketAssigner):
 class OutputFileConfig:
     part_prefix: str = "part"
     part_suffix: str = ""
+
+    def __post_init__(self) -> None:
+        for what, text in (("prefix", self.part_prefix), ("suffix", self.part_suffix)):
+            if not isinstance(text, str) or "/" in text:
+                raise ConfigError(f"OutputFileConfig: the part's {what} is {text!r:.80}; expected a text without '/'.")
+        if self.part_prefix.startswith("."):
+            raise ConfigError(
+                f"OutputFileConfig: the part's prefix is {self.part_prefix!r}; files that begin with a dot are hidden "
+                "from readers."
+            )
 
     def get_part_prefix(self) -> str:
         return self.part_prefix

@@ -25,15 +25,20 @@ from engine.formats.text import normal_charset
 __all__ = [
     "BucketAssigner",
     "BucketContext",
+    "DefaultRollingPolicy",
     "Encoder",
+    "FileEnumeratorProvider",
     "FileSink",
     "FileSinkBuilder",
     "FileSinkSpec",
     "FileSource",
     "FileSourceBuilder",
+    "FileSplitAssignerProvider",
+    "OnCheckpointRollingPolicy",
     "OutputFileConfig",
     "RollingPolicy",
     "StreamFormat",
+    "StreamingFileSink",
 ]
 
 
@@ -47,6 +52,33 @@ class StreamFormat:
     @staticmethod
     def text_line_format(charset_name: str = "UTF-8") -> StreamFormat:
         return StreamFormat(normal_charset(charset_name))
+
+
+#: PyFlink's names for what ``RollingPolicy`` makes, and for the FileSink of before 1.12.
+DefaultRollingPolicy = OnCheckpointRollingPolicy = RollingPolicy
+StreamingFileSink = FileSink
+
+
+@final
+class FileEnumeratorProvider:
+    """Accepted for compatibility: files are cut where their format allows it."""
+
+    @staticmethod
+    def default_splittable_file_enumerator() -> FileEnumeratorProvider:
+        return FileEnumeratorProvider()
+
+    @staticmethod
+    def default_non_splittable_file_enumerator() -> FileEnumeratorProvider:
+        return FileEnumeratorProvider()
+
+
+@final
+class FileSplitAssignerProvider:
+    """Accepted for compatibility: splits are always assigned by locality."""
+
+    @staticmethod
+    def locality_aware_split_assigner() -> FileSplitAssignerProvider:
+        return FileSplitAssignerProvider()
 
 
 @final

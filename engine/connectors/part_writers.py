@@ -5,6 +5,7 @@ Not here: which file (``file_sink``, ``file_sinks``), formats of columns (``bulk
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 from collections.abc import Callable
@@ -85,7 +86,9 @@ class LineWriter:
         self._stream = stream
         self._line_of = line_of
         self._charset = charset
-        self._pending: list[bytes] = [header.encode(charset)] if header else []
+        #: with a memory of what came before: the mark that UTF-16 begins with belongs at a file's beginning only
+        self._encode = codecs.getincrementalencoder(charset)().encode
+        self._pending: list[bytes] = [self._encode(header)] if header else []
         self._pending_bytes = self.num_bytes = sum(map(len, self._pending))
 
     def write(self, batch: Batch, operator_name: str) -> None:
@@ -97,7 +100,7 @@ class LineWriter:
         except Exception as error:
             raise user_error(error, operator_name=operator_name, record=rows[len(lines)]) from error
         try:
-            data = "".join(lines).encode(self._charset)
+            data = self._encode("".join(lines))
         except UnicodeEncodeError as error:
             bad = next(row for row, line in zip(rows, lines, strict=True) if not _encodes(line, self._charset))
             raise user_error(error, operator_name=operator_name, record=bad) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from datetime import timedelta
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from engine.core.config import ConfigOption, Configuration
 from engine.core.errors import ConfigError
@@ -15,12 +16,14 @@ from engine.datastream.checkpoint_storage import (
 )
 from engine.datastream.checkpointing_mode import CheckpointingMode
 from engine.datastream.externalized_checkpoint_retention import ExternalizedCheckpointRetention
+from engine.time.watermarks import Duration, Time, span_ms
 
 __all__ = ["CheckpointConfig", "ExternalizedCheckpointCleanup"]
 
 #: The name that PyFlink had for it before 2.0.
 ExternalizedCheckpointCleanup = ExternalizedCheckpointRetention
 
+Kind = TypeVar("Kind", bound=enum.Enum)
 _FORCE_UNALIGNED: Final = "execution.checkpointing.unaligned.forced"
 
 
@@ -55,7 +58,8 @@ class CheckpointConfig:
         return CheckpointingMode[self._configuration.get(CheckpointingOptions.MODE)]
 
     def set_checkpointing_mode(self, checkpointing_mode: CheckpointingMode) -> CheckpointConfig:
-        return self._set(CheckpointingOptions.MODE, checkpointing_mode.name, "set_checkpointing_mode")
+        mode = _member(CheckpointingMode, checkpointing_mode, "set_checkpointing_mode")
+        return self._set(CheckpointingOptions.MODE, mode.name, "set_checkpointing_mode")
 
     def get_checkpointing_consistency_mode(self) -> CheckpointingMode:
         return self.get_checkpointing_mode()
@@ -73,7 +77,7 @@ class CheckpointConfig:
     def get_checkpoint_timeout(self) -> int:
         return self._configuration.get(CheckpointingOptions.TIMEOUT)
 
-    def set_checkpoint_timeout(self, checkpoint_timeout: int) -> CheckpointConfig:
+    def set_checkpoint_timeout(self, checkpoint_timeout: int | timedelta | Duration) -> CheckpointConfig:
         return self._set(CheckpointingOptions.TIMEOUT, _milliseconds(checkpoint_timeout), "set_checkpoint_timeout")
 
     def get_min_pause_between_checkpoints(self) -> int:
@@ -122,7 +126,8 @@ class CheckpointConfig:
     def set_externalized_checkpoint_retention(
         self, retention_mode: ExternalizedCheckpointRetention
     ) -> CheckpointConfig:
-        return self._set(CheckpointingOptions.RETENTION, retention_mode.name, "set_externalized_checkpoint_retention")
+        retention = _member(ExternalizedCheckpointRetention, retention_mode, "set_externalized_checkpoint_retention")
+        return self._set(CheckpointingOptions.RETENTION, retention.name, "set_externalized_checkpoint_retention")
 
     def get_externalized_checkpoint_cleanup(self) -> ExternalizedCheckpointRetention:
         """The name before 2.0."""
@@ -135,6 +140,11 @@ class CheckpointConfig:
         return self.set_externalized_checkpoint_retention(cleanup_mode)
 
     def set_checkpoint_storage(self, storage: CheckpointStorage) -> CheckpointConfig:
+        if not isinstance(storage, CheckpointStorage):
+            raise ConfigError(
+                f"set_checkpoint_storage({storage!r:.80}): expected FileSystemCheckpointStorage(path) or "
+                "JobManagerCheckpointStorage(); set_checkpoint_storage_dir(path) takes a folder."
+            )
         storage.write_to(self._configuration)
         return self
 
@@ -156,7 +166,7 @@ class CheckpointConfig:
     def disable_unaligned_checkpoints(self) -> CheckpointConfig:
         return self.enable_unaligned_checkpoints(False)
 
-    def set_aligned_checkpoint_timeout(self, alignment_timeout: timedelta | int) -> CheckpointConfig:
+    def set_aligned_checkpoint_timeout(self, alignment_timeout: timedelta | Duration | int) -> CheckpointConfig:
         """With unaligned checkpoints: begin aligned, and overtake when that takes longer."""
         return self._set(
             CheckpointingOptions.ALIGNED_TIMEOUT,
@@ -167,7 +177,7 @@ class CheckpointConfig:
     def get_aligned_checkpoint_timeout(self) -> timedelta:
         return timedelta(milliseconds=self._configuration.get(CheckpointingOptions.ALIGNED_TIMEOUT))
 
-    def set_alignment_timeout(self, alignment_timeout: timedelta | int) -> CheckpointConfig:
+    def set_alignment_timeout(self, alignment_timeout: timedelta | Duration | int) -> CheckpointConfig:
         return self.set_aligned_checkpoint_timeout(alignment_timeout)
 
     def get_alignment_timeout(self) -> timedelta:
@@ -182,7 +192,13 @@ class CheckpointConfig:
         return self._configuration.get_boolean(_FORCE_UNALIGNED, False)
 
 
-def _milliseconds(value: timedelta | int) -> int:
-    if isinstance(value, timedelta):
-        return value // timedelta(milliseconds=1)
-    return value
+def _milliseconds(value: timedelta | Duration | Time | int) -> int:
+    return value if not isinstance(value, timedelta | Duration | Time) else span_ms(value, "a duration")
+
+
+def _member(kind: type[Kind], given: Any, setter: str) -> Kind:
+    """Return a member of an enum. Raises ConfigError for another value, such as its name."""
+    if isinstance(given, kind):
+        return given
+    known = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
+    raise ConfigError(f"{setter}({given!r:.80}): expected one of {known}.")

@@ -28,6 +28,8 @@ class JobManagerCheckpointStorage(CheckpointStorage):
     MAX_STATE_SIZE: int = CheckpointingOptions.MAX_STATE_SIZE.default
 
     def __init__(self, checkpoint_path: str | None = None, max_state_size: int | None = None) -> None:
+        if max_state_size is not None and (not isinstance(max_state_size, int) or max_state_size < 1):
+            raise ConfigError(f"max_state_size is {max_state_size!r:.80}; expected a number of bytes of at least 1.")
         self._path = checkpoint_path
         self._max_state_size = max_state_size
 
@@ -59,9 +61,10 @@ class FileSystemCheckpointStorage(CheckpointStorage):
         file_state_size_threshold: int | None = None,
         write_buffer_size: int = -1,
     ) -> None:
-        if not checkpoint_path:
+        if not checkpoint_path or not isinstance(checkpoint_path, str):
             raise ConfigError("FileSystemCheckpointStorage needs a folder, e.g. 'hdfs:///flink/checkpoints'.")
-        if file_state_size_threshold is not None and not -1 <= file_state_size_threshold <= THRESHOLD_MAX:
+        threshold = -1 if file_state_size_threshold is None else file_state_size_threshold
+        if not isinstance(threshold, int) or not -1 <= threshold <= THRESHOLD_MAX:
             raise ConfigError(
                 f"file_state_size_threshold is {file_state_size_threshold!r}; expected at most {THRESHOLD_MAX} bytes."
             )

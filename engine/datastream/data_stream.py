@@ -6,6 +6,7 @@ outputs is meant (side tag) and what it is united with. ``KeyedStream`` stands i
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import secrets
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
 __all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSink"]
 
 T = TypeVar("T")
+#: What ``KeyedStream`` has and others have not.
+_OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by"))
+#: What such an operator yields with a tag is a record like any other.
+_WITHOUT_SIDE_OUTPUTS = (MapSpec, FlatMapSpec, FilterSpec, ProjectSpec, CoMapSpec, CoFlatMapSpec, MapBatchesSpec)
 _DEFAULT_FORWARD = Partitioning(ShipStrategy.FORWARD, is_default=True)
 
 
@@ -88,6 +93,8 @@ class _Named:
 
     def uid(self, uid: str) -> Self:
         """Give the operator an id that survives changes of the program: state is found by it."""
+        if not isinstance(uid, str) or not uid:
+            raise ProgramError(f"uid({uid!r:.80}): expected a name for the operator, a text that is not empty.")
         self._node.uid = uid
         return self
 
@@ -145,6 +152,8 @@ class DataStream(_Named):
         return self._env.get_config()
 
     def set_max_parallelism(self, max_parallelism: int) -> Self:
+        if not isinstance(max_parallelism, int):
+            raise ConfigError(f"set_max_parallelism({max_parallelism!r:.80}): expected a whole number.")
         self._node.max_parallelism = max_parallelism
         return self
 
@@ -226,6 +235,21 @@ class DataStream(_Named):
     def window(self, window_assigner: WindowAssigner) -> Any:
         raise ProgramError("window(…) needs a key: call key_by(…) before it, or window_all(…) for one window of all.")
 
+    def count_window(self, size: int, slide: int = 0) -> Any:
+        raise ProgramError("count_window(…) needs a key: call key_by(…) before it, or count_window_all(…) for all.")
+
+    def interval_join(self, other: Any) -> Any:
+        raise ProgramError("interval_join(…) needs keys: a.key_by(…).interval_join(b.key_by(…)).between(…).process(…).")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What only streams with keys have is told so."""
+            told = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _OF_KEYED_STREAMS:
+                told = f"{name}(…) needs a key: call key_by(…) before it."
+            raise AttributeError(told)
+
     def window_all(self, window_assigner: WindowAssigner) -> AllWindowedStream:
         """Gather the whole stream in windows; one subtask does it."""
         from engine.datastream.windowed_stream import AllWindowedStream
@@ -270,6 +294,12 @@ class DataStream(_Named):
         """Return what this operator yields with that tag."""
         if not isinstance(output_tag, OutputTag):
             raise ProgramError(f"get_side_output({output_tag!r:.80}): expected an OutputTag.")
+        for member in self._members:
+            if isinstance(member.node.spec, _WITHOUT_SIDE_OUTPUTS):
+                raise ProgramError(
+                    f"get_side_output(…): {member.node.name!r} has no side outputs. They come from process functions, "
+                    "window functions and late records."
+                )
         tag, side_type = output_tag.tag_id, output_tag.type_info
         members = [Member(m.node, side_tag=tag, side_type=side_type) for m in self._members]
         return SideOutputDataStream(self._env, *members)
@@ -387,7 +417,7 @@ def operator_id_of(job_graph: JobGraph, uid: str) -> OperatorID:
 
 def _sink_spec(sink: Any, type_info: TypeInformation | None) -> OperatorSpec:
     to_spec = getattr(sink, "to_spec", None)
-    if to_spec is not None:
+    if to_spec is not None and not isinstance(sink, type):
         spec: OperatorSpec = to_spec(type_info)
         return spec
     if isinstance(sink, SinkFunction) or (callable(sink) and not isinstance(sink, type)):
@@ -551,3 +581,19 @@ class CloseableIterator(Generic[T]):
 
     def get_job_client(self) -> JobClient:
         return self._client
+
+
+#: Streams that stand in modules of their own, and that PyFlink's programs import from here.
+_ELSEWHERE = {
+    "AllWindowedStream": "windowed_stream",
+    "BroadcastConnectedStream": "broadcast_stream",
+    "BroadcastStream": "broadcast_stream",
+    "KeyedStream": "keyed_stream",
+    "WindowedStream": "windowed_stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"engine.datastream.{_ELSEWHERE[name]}"), name)

@@ -55,7 +55,7 @@ class StreamExecutionEnvironment(Environment):
     # --- settings ------------------------------------------------------------------------------------------------
 
     def set_max_parallelism(self, max_parallelism: int) -> StreamExecutionEnvironment:
-        if not 0 < max_parallelism <= MAX_PARALLELISM_MAX:
+        if not isinstance(max_parallelism, int) or not 0 < max_parallelism <= MAX_PARALLELISM_MAX:
             raise ConfigError(f"set_max_parallelism({max_parallelism!r}): expected 1 to {MAX_PARALLELISM_MAX}.")
         self._config.set(JobOptions.MAX_PARALLELISM, max_parallelism)
         return self
@@ -97,6 +97,11 @@ class StreamExecutionEnvironment(Environment):
 
     def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
         """Say where keyed state lives: ``HashMapStateBackend()`` or ``EmbeddedRocksDBStateBackend()``."""
+        if not isinstance(state_backend, StateBackend):
+            raise ConfigError(
+                f"set_state_backend({state_backend!r:.80}): expected HashMapStateBackend() or "
+                "EmbeddedRocksDBStateBackend(); state.backend.type takes their names."
+            )
         state_backend.write_to(self._config)
         return self
 

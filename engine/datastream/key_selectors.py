@@ -6,6 +6,7 @@ than a call, it is shown in plans, and vectorised operators understand it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from typing import Any
@@ -72,6 +73,7 @@ def check_key_type(selector: Any, key_type: TypeInformation | None, record_type:
     seen = _unfit_type(key_type)
     if seen is None:
         seen = _unfit_type(_field_type(selector, record_type))
+    _check_field(selector, record_type)
     if seen is None:
         seen = _unfit_annotation(selector)
     if seen is not None:
@@ -79,6 +81,17 @@ def check_key_type(selector: Any, key_type: TypeInformation | None, record_type:
             f"key_by: the key is of type {seen}, which cannot be a key: it is not hashable, or not the same in every "
             "process. Use str, bytes, numbers, dates, or a tuple, Row or dataclass of these, e.g. tuple(the_list)."
         )
+
+
+def _check_field(selector: Any, record_type: TypeInformation | None) -> None:
+    """Raises: ProgramError for a field that the records of a declared type do not have."""
+    if not isinstance(selector, FieldKey) or not isinstance(record_type, TupleTypeInfo):
+        return
+    field, names = selector.field, record_type.get_field_names()
+    if isinstance(field, str) and isinstance(record_type, RowTypeInfo) and field not in names:
+        raise ProgramError(f"key_by({field!r}): the stream's fields are {', '.join(map(repr, names))}.")
+    if isinstance(field, int) and not -len(names) <= field < len(names):
+        raise ProgramError(f"key_by({field}): the stream has fields 0 to {len(names) - 1}.")
 
 
 def declared_key_kind(selector: Any, key_type: TypeInformation | None, record_type: TypeInformation | None) -> str:
@@ -120,9 +133,21 @@ def _unfit_annotation(selector: Any) -> str | None:
     returned = getattr(function, "__annotations__", {}).get("return")
     if isinstance(returned, str):  # from __future__ import annotations
         name = returned.partition("[")[0].strip()
+        returned = getattr(function, "__globals__", {}).get(name)
     else:
-        name = getattr(typing.get_origin(returned) or returned, "__name__", "")
-    return name if name in ("list", "dict", "set", "bytearray") else None
+        returned = typing.get_origin(returned) or returned
+        name = getattr(returned, "__name__", "")
+    if name in ("list", "dict", "set", "frozenset", "bytearray"):
+        return name
+    return name if isinstance(returned, type) and _is_unstable(returned) else None
+
+
+def _is_unstable(kind: type) -> bool:
+    """Return whether objects of a class are surely no keys: told apart by where they lie in memory, or not hashable."""
+    if kind is object or inspect.isabstract(kind) or kind.__subclasses__() or dataclasses.is_dataclass(kind):
+        return False
+    is_protocol = getattr(kind, "_is_protocol", False)
+    return not is_protocol and kind.__hash__ in (None, object.__hash__)
 
 
 def _picked_field(selector: Any) -> int | None:

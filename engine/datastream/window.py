@@ -30,6 +30,7 @@ from engine.time.triggers import (
     Trigger,
     TriggerResult,
 )
+from engine.time.window_serializers import CountWindowSerializer, GlobalWindowSerializer, TimeWindowSerializer
 from engine.time.windows import CountWindow, GlobalWindow, TimeWindow, Window
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "CountTrigger",
     "CountTumblingWindowAssigner",
     "CountWindow",
+    "CountWindowSerializer",
     "CumulatingEventTimeWindows",
     "DeltaEvictor",
     "DeltaTrigger",
@@ -49,6 +51,7 @@ __all__ = [
     "EventTimeTrigger",
     "Evictor",
     "GlobalWindow",
+    "GlobalWindowSerializer",
     "GlobalWindows",
     "MergingWindowAssigner",
     "NeverTrigger",
@@ -60,6 +63,7 @@ __all__ = [
     "SlidingProcessingTimeWindows",
     "TimeEvictor",
     "TimeWindow",
+    "TimeWindowSerializer",
     "TimestampedValue",
     "Trigger",
     "TriggerResult",

@@ -27,6 +27,7 @@ from engine.operators.functions import (
 )
 from engine.operators.interval_join import IntervalJoinSpec, ProcessJoinFunction
 from engine.operators.keys import ComposedKey
+from engine.operators.output_tag import OutputTag
 from engine.operators.process_functions import (
     AllWindowFunction,
     ProcessAllWindowFunction,
@@ -96,7 +97,7 @@ class _Windows:
 
     def side_output_late_data(self, output_tag: Any) -> Self:
         """Send elements that come after their windows are gone to a side output instead of dropping them."""
-        self._late_tag = output_tag.tag_id
+        self._late_tag = _tag_id("side_output_late_data", output_tag)
         return self
 
     def _spec(
@@ -119,6 +120,12 @@ class _Windows:
             late_tag=self._late_tag,
             output_type=output_type,
         )
+
+
+def _tag_id(method: str, output_tag: Any) -> str:
+    if not isinstance(output_tag, OutputTag):
+        raise ProgramError(f"{method}({output_tag!r:.80}): expected an OutputTag, e.g. OutputTag('late', type).")
+    return output_tag.tag_id
 
 
 def _check_kind(method: str, function: Any, *kinds: type) -> None:
@@ -275,9 +282,20 @@ class _TwoStreams:
     """``first.join(second).where(k1).equal_to(k2).window(w).apply(f)``, step by step."""
 
     _windowed: type[_TwoWindows]
+    _method: str
 
     def __init__(self, first: DataStream, second: DataStream) -> None:
+        from engine.datastream.data_stream import DataStream
+
+        if not isinstance(second, DataStream):
+            raise ProgramError(f"{self._method}({second!r:.80}): expected the other DataStream.")
         self._streams = (first, second)
+
+    def equal_to(self, key_selector: Any) -> Any:
+        raise ProgramError(f"{self._method}(…).equal_to(…): give the key of the first stream before, by where(…).")
+
+    def window(self, window_assigner: WindowAssigner) -> Any:
+        raise ProgramError(f"{self._method}(…).window(…): give the keys before, by where(…).equal_to(…).")
 
     def where(self, key_selector: Any) -> _Where:
         """Give the key of the first stream."""
@@ -306,6 +324,9 @@ class _EqualTo:
 
     def window(self, window_assigner: WindowAssigner) -> Any:
         return self._streams._windowed(self._streams, self._key_selectors, window_assigner)
+
+    def apply(self, function: Any, output_type: TypeInformation | None = None) -> Any:
+        raise ProgramError("equal_to(…).apply(…): give a window before it, by window(TumblingEventTimeWindows.of(…)).")
 
 
 class _TwoWindows(_Windows):
@@ -358,6 +379,7 @@ class JoinedStreams(_TwoStreams):
     """Each pair of elements of one key and window: ``first.join(second)``."""
 
     _windowed = _WindowJoin
+    _method = "join"
 
 
 @final
@@ -365,6 +387,7 @@ class CoGroupedStreams(_TwoStreams):
     """All elements of both streams of one key and window: ``first.co_group(second)``."""
 
     _windowed = _WindowCoGroup
+    _method = "co_group"
 
 
 @final
@@ -408,11 +431,11 @@ class IntervalJoin:
         return self
 
     def side_output_left_late_data(self, output_tag: Any) -> IntervalJoin:
-        self._late_tags = (output_tag.tag_id, self._late_tags[1])
+        self._late_tags = (_tag_id("side_output_left_late_data", output_tag), self._late_tags[1])
         return self
 
     def side_output_right_late_data(self, output_tag: Any) -> IntervalJoin:
-        self._late_tags = (self._late_tags[0], output_tag.tag_id)
+        self._late_tags = (self._late_tags[0], _tag_id("side_output_right_late_data", output_tag))
         return self
 
     def process(

@@ -229,6 +229,10 @@ class _KeyedReduceOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self.keys.open(ctx)
+        ctx.runtime_context._without_state = (
+            "a reduce function has no state but the value so far, which the engine keeps: use "
+            "process(...) with a KeyedProcessFunction for more"
+        )
         self._reducer.open(ctx)
         if self.registers_state:
             self._part = open_mapping(

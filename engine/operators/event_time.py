@@ -7,6 +7,8 @@ by ``time/split_watermarks``.
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
@@ -101,10 +103,20 @@ class EventTime:
         self.splits.add(split_id)
         self._empty_ms = None
         if self._supplier is not None:
-            self._generators[split_id] = _SplitGenerator(self._supplier())
+            self._generators[split_id] = _SplitGenerator(self._new_generator(self._supplier))
         if is_read:
             self.begin_split(split_id)
         self._tell()
+
+    def _new_generator(self, supplier: Callable[[], WatermarkGenerator]) -> WatermarkGenerator:
+        try:
+            generator = supplier()
+        except Exception as error:
+            raise user_error(error, operator_name=self._ctx.operator_name) from error
+        if not hasattr(generator, "on_event") or not hasattr(generator, "on_periodic_emit"):
+            seen = TypeError(f"the function given to for_generator() made {generator!r:.80}, no WatermarkGenerator")
+            raise user_error(seen, operator_name=self._ctx.operator_name)
+        return generator
 
     def begin_split(self, split_id: str) -> None:
         if self._timeout_ms is not None and split_id in self.splits.watermark_of:
@@ -183,12 +195,14 @@ class EventTime:
             return [self._ingestion_ms()] * len(batch)
         extract = assigner.extract_timestamp if isinstance(assigner, TimestampAssigner) else assigner
         known = batch.timestamps_ms or [NO_TIMESTAMP_MS] * len(batch.rows)
-        stamps: list[int] = []
-        for row, stamp in zip(batch.rows, known, strict=True):
-            try:
-                stamps.append(int(extract(row, stamp)))
-            except BaseException as error:
-                raise user_error(error, operator_name=self._ctx.operator_name, record=row) from error
+        given: list[Any] = []
+        try:
+            for row, stamp in zip(batch.rows, known, strict=True):
+                given.append(extract(row, stamp))
+        except BaseException as error:
+            row = batch.rows[len(given)]
+            raise user_error(error, operator_name=self._ctx.operator_name, record=row) from error
+        stamps = given if set(map(type, given)) == {int} else self._as_millis(batch.rows, given)
         if min(stamps) <= TIME_MIN_MS or max(stamps) > TIME_MAX_MS:
             self._refuse(batch.rows, stamps)
         return stamps
@@ -196,6 +210,20 @@ class EventTime:
     def _ingestion_ms(self) -> int:
         self._ingested_ms = max(self._ingested_ms, self._ctx.clock.now_ms())
         return self._ingested_ms
+
+    def _as_millis(self, rows: list[Any], given: list[Any]) -> list[int]:
+        """Return what an assigner gave, where it is numbers, as whole milliseconds."""
+        stamps: list[int] = []
+        for row, time in zip(rows, given, strict=True):
+            if not isinstance(time, float | numbers.Number) and not hasattr(time, "__index__"):
+                seen = TypeError(_no_timestamp(time))
+                raise user_error(seen, operator_name=self._ctx.operator_name, record=row)
+            try:
+                stamps.append(int(time))
+            except (TypeError, ValueError, OverflowError) as error:  # complex numbers, NaN, infinity
+                seen = TypeError(_no_timestamp(time))
+                raise user_error(seen, operator_name=self._ctx.operator_name, record=row) from error
+        return stamps
 
     def _refuse(self, rows: list[Any], stamps: list[int]) -> NoReturn:
         row, stamp = next((r, s) for r, s in zip(rows, stamps, strict=True) if not TIME_MIN_MS < s <= TIME_MAX_MS)
@@ -319,6 +347,14 @@ class EventTime:
             if not self._is_told_idle:
                 self._is_told_idle = True
                 self._out.emit_idle(True)
+
+
+def _no_timestamp(given: Any) -> str:
+    hint = ", e.g. int(value.timestamp() * 1000)" if hasattr(given, "timestamp") else ""
+    return (
+        f"the timestamp assigner returned {given!r:.80} of type {type(given).__name__}; expected milliseconds since "
+        f"1970 as an int{hint}"
+    )
 
 
 @final

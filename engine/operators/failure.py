@@ -6,17 +6,19 @@ Not to be confused with ``core/errors`` (the exception tree) or ``protocol/contr
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from typing import Any, Final
 
 from engine.core.errors import Domain, EngineError, UserCodeError
 from engine.core.user_code import describe_record, user_frames, user_traceback
 from engine.protocol.control import ErrorInfo
 
-__all__ = ["NO_RECORD", "error_info", "user_error"]
+__all__ = ["NO_RECORD", "at_subtask", "error_info", "user_error"]
 
 #: For ``user_error``: the function was not called on a record (open, close, end of input).
 NO_RECORD: Final = object()
 
+_IN_OPERATOR: Final = "  in operator "
 #: Characters of an exception's text that are told; some carry a whole document.
 _TEXT_MAX: Final = 10_000
 
@@ -31,13 +33,23 @@ def user_error(exc: BaseException, *, operator_name: str, record: Any = NO_RECOR
     on_record = f" on {occasion}" if occasion else ""
     if record is not NO_RECORD:
         on_record += f" on record: {describe_record(record)}"
-    lines = [_first_line(exc), f"  in operator {operator_name!r}{on_record}"]
+    lines = [_first_line(exc), f"{_IN_OPERATOR}{operator_name!r}{on_record}"]
     frames = user_frames(exc)
     if frames:
         lines.append(frames)
     error = UserCodeError("\n".join(lines))
     error.__cause__ = exc
     return error
+
+
+def at_subtask(info: ErrorInfo, subtask_index: int, parallelism: int) -> ErrorInfo:
+    """Return the failure of a user's function with the subtask in which it was, where there are several."""
+    if parallelism == 1 or info.domain != Domain.USER.value:
+        return info
+    lines = info.message.split("\n")
+    behind = next((n for n, line in enumerate(lines, 1) if line.startswith(_IN_OPERATOR)), len(lines))
+    lines.insert(behind, f"  in subtask {subtask_index + 1} of {parallelism}")
+    return replace(info, message="\n".join(lines))
 
 
 def _first_line(exc: BaseException) -> str:

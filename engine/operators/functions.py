@@ -93,6 +93,11 @@ class RuntimeContext(KeyedStateStore):
         self._broadcast_variables: dict[str, list[Any]] = {}
         #: set by operators whose input is keyed
         self._keyed_state: KeyedStateBackend | None = None
+        #: what is told of keyed state where there is none
+        self._without_state = (
+            "the records of this operator have no key: call key_by(...) before it (for a sink: keep the state in an "
+            "operator before it)"
+        )
 
     def get_task_name(self) -> str:
         return self._task_name
@@ -148,10 +153,7 @@ class RuntimeContext(KeyedStateStore):
     def _backend(self, descriptor: StateDescriptor) -> KeyedStateBackend:
         if self._keyed_state is None:
             name = getattr(descriptor, "name", descriptor)
-            raise ProgramError(
-                f"Keyed state {name!r} was asked for, but the records of this operator have no key: "
-                "call key_by(...) before it (for a sink: keep the state in an operator before it)."
-            )
+            raise ProgramError(f"Keyed state {name!r} was asked for, but {self._without_state}.")
         return self._keyed_state
 
     def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState:

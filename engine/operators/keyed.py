@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.config import Configuration
+from engine.core.errors import ProgramError
 from engine.core.options import CheckpointingOptions
 from engine.operators.base import OperatorContext
 from engine.operators.bound_function import BoundFunction
@@ -24,6 +25,7 @@ from engine.state.descriptors import (
     ValueStateDescriptor,
 )
 from engine.state.heap_backend import HeapKeyedStateBackend
+from engine.state.key_groups import stable_hash
 from engine.state.mapping_part import MappingPart
 from engine.state.states import AggregatingState, ListState, MapState, ReducingState, ValueState
 from engine.state.timers import TimerService
@@ -46,6 +48,10 @@ __all__ = [
 ]
 
 
+#: Their hash is known to be stable.
+_PLAIN_KEYS: Final = frozenset((str, int, float, bool, bytes, type(None)))
+#: Batches of which all keys are looked at; of later ones the first.
+_LOOKS_MAX: Final = 16
 #: Names of parts of state in checkpoints, for good.
 KEYED_PART: Final = "keyed"
 TIMERS_PART: Final = "timers"
@@ -72,6 +78,7 @@ def _open_heap(ctx: OperatorContext) -> HeapKeyedStateBackend:
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
         key_types=ctx.state.key_types(),
+        is_own=not ctx.state.told_as,
     )
 
 
@@ -96,6 +103,7 @@ def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
         session=session,
         owner=owner_of(ctx),
         key_types=ctx.state.key_types(),
+        is_own=not ctx.state.told_as,
     )
 
 
@@ -147,7 +155,7 @@ def see_keys(part: MappingPart, keys: Keys, of_rows: list[Any], rows: list[Any])
 
 def owner_of(ctx: OperatorContext) -> str:
     """Return how messages about an operator's state name it."""
-    return f"Operator {ctx.operator_name!r}"
+    return ctx.state.told_as or f"Operator {ctx.operator_name!r}"
 
 
 def is_incremental(ctx: OperatorContext) -> bool:
@@ -172,6 +180,7 @@ class Keys:
             self._function = BoundFunction(selector, "get_key")
             self._call = key_function(selector)
         self._operator_name = ""
+        self._looks_left = _LOOKS_MAX
 
     def open(self, ctx: OperatorContext) -> None:
         self._operator_name = ctx.operator_name
@@ -186,11 +195,35 @@ class Keys:
         call = self._call
         remaining = iter(rows)
         try:
-            return [call(row) for row in remaining]
+            keys = [call(row) for row in remaining]
         except BaseException as error:
             row = last_row(rows, remaining)
             seen = key_error(error, self._selector, row)
             raise user_error(seen, operator_name=self._operator_name, record=row) from seen
+        if self._looks_left:
+            self._looks_left -= 1
+            if not _PLAIN_KEYS.issuperset(map(type, keys)):
+                self._look(keys, rows)
+        elif keys and type(keys[0]) not in _PLAIN_KEYS:
+            self._look(keys[:1], rows)
+        return keys
+
+    def _look(self, keys: list[Any], rows: list[Any]) -> None:
+        """Look at the first key of each type. Where there is an exchange it has hashed them all; where there is none a
+        key that is another one in each process would be taken, and its state never be found again.
+
+        Raises: UserCodeError.
+        """
+        seen = set(_PLAIN_KEYS)
+        for key, row in zip(keys, rows, strict=False):
+            if type(key) in seen:
+                continue
+            seen.add(type(key))
+            try:
+                stable_hash(key)
+            except ProgramError as error:
+                self.check(key, row)
+                raise user_error(error, operator_name=self._operator_name, record=row) from error
 
     def check(self, key: Any, row: Any) -> None:
         """Raise UserCodeError when the key cannot be looked up (a list, a dict…)."""

@@ -26,6 +26,7 @@ from engine.operators.process_functions import TimeDomain, TimerService
 from engine.operators.results import Results
 from engine.state import timers as state_timers
 from engine.state.backend import VOID, KeyedStateBackend
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 __all__ = ["OperatorTimerService", "ProcessContext", "ProcessInput", "ProcessOperator", "ProcessSpec", "keeps_state"]
 
@@ -81,6 +82,10 @@ class OperatorTimerService(TimerService):
             raise ProgramError(
                 f"A timer's time must be whole milliseconds (int), got {timestamp!r:.80} "
                 f"of type {type(timestamp).__name__}."
+            )
+        if not TIME_MIN_MS <= timestamp <= TIME_MAX_MS:
+            raise ProgramError(
+                f"A timer's time must fit into 64 bits, got {timestamp}: no watermark and no clock ever reaches it."
             )
         return self._backend.current_key
 

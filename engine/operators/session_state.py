@@ -257,6 +257,7 @@ class SessionState:
         metadata = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
+            "shown": self._windows.shown_columns(),
         }
         live = self._live()
         keys = self._keys.keys_of(live)

@@ -34,7 +34,7 @@ from engine.state.descriptors import ValueStateDescriptor
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
 from engine.time.evictors import Evictor, TimestampedValue
 from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
-from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow, Window
 
 __all__ = ["WindowSpec"]
 
@@ -107,6 +107,8 @@ class WindowOperator(Operator):
         assigner, trigger = spec.assigner, spec.trigger
         self._is_event_time = assigner.is_event_time()
         self._merging = assigner if isinstance(assigner, MergingWindowAssigner) else None
+        #: a class of the program's, whose windows are looked at
+        self._is_own_assigner = not type(assigner).__module__.startswith("engine.")
         #: the assigner when elements may be taken up in groups
         self._regular: RegularWindows | None = None
         own_trigger = EventTimeTrigger if self._is_event_time else ProcessingTimeTrigger
@@ -279,6 +281,8 @@ class WindowOperator(Operator):
             windows = self._spec.assigner.assign_windows(row, stamp, self._assigner_context)
         except Exception as error:
             raise self._user_error(error, row) from error
+        if self._is_own_assigner:
+            windows = self._checked_windows(windows, row)
         if self._merging is not None:
             skipped = self._process_merging(self._merging, input_index, key, row, stamp, windows)
         else:
@@ -289,6 +293,17 @@ class WindowOperator(Operator):
                     self._take_up(input_index, key, row, stamp, window, window)
         if skipped and self._is_too_late(stamp):
             self._too_late(row, stamp)
+
+    def _checked_windows(self, windows: Any, row: Any) -> list[Any]:
+        """Return what an assigner of the program's own gave, where it is a collection of windows."""
+        if isinstance(windows, Iterable) and not isinstance(windows, Window):
+            windows = list(windows)
+            if all(isinstance(window, Window) for window in windows):
+                return windows
+        assigner = type(self._spec.assigner).__name__
+        raise self._user_error(
+            TypeError(f"{assigner}.assign_windows() returned {windows!r:.80}; expected a list of Window objects"), row
+        )
 
     def _process_merging(
         self, assigner: MergingWindowAssigner, input_index: int, key: Any, row: Any, stamp: int, windows: Iterable[Any]
@@ -343,6 +358,10 @@ class WindowOperator(Operator):
     def _obey(self, result: TriggerResult, key: Any, window: Any) -> None:
         if result is TriggerResult.CONTINUE:
             return
+        if not isinstance(result, TriggerResult):
+            trigger = type(self._spec.trigger).__name__
+            told = f"{trigger} returned {result!r:.80}; expected a TriggerResult, e.g. TriggerResult.CONTINUE"
+            raise self._error_of_window(TypeError(told), key, window)
         if result.is_fire():
             self._fire(key, window)
         if result.is_purge():
@@ -514,16 +533,16 @@ class WindowOperator(Operator):
             return
         kept = elements
         try:
-            kept = evictor.evict_before(elements, len(elements), window, self._evictor_context)
+            kept = _kept(evictor.evict_before(elements, len(elements), window, self._evictor_context), "evict_before")
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
         if kept:
             self._call(key, window, [element.value for element in kept])
         try:
-            kept = evictor.evict_after(kept, len(kept), window, self._evictor_context)
+            kept = _kept(evictor.evict_after(kept, len(kept), window, self._evictor_context), "evict_after")
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
-        self._contents.replace(list(kept))
+        self._contents.replace(kept)
 
     def fire_held(self, window: Any, keys: Sequence[Any], accumulators: Sequence[Any], watermark_ms: int) -> None:
         """Give the results of a window that another operator holds, whose function clears nothing afterwards."""
@@ -599,3 +618,13 @@ class WindowOperator(Operator):
         if isinstance(error, EngineError):
             return error
         return user_error(error, operator_name=self.ctx.operator_name, record=record)
+
+
+def _kept(elements: Any, method: str) -> list[Any]:
+    """Return what an evictor left. Raises TypeError for what is not a collection of elements of the window."""
+    kept = list(elements) if isinstance(elements, Iterable) else None
+    if kept is None or not all(isinstance(element, TimestampedValue) for element in kept):
+        raise TypeError(
+            f"{method}() returned {elements!r:.80}; expected those of the given elements that stay in the window"
+        )
+    return kept

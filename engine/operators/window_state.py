@@ -6,6 +6,7 @@ values) of one key group.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -478,6 +479,7 @@ class WindowState:
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
             _FIELDS: self._fields_held(),
+            "shown": self.shown_columns(),
         }
         if self._is_users:
             metadata[HELD] = ",".join(self._held_columns())
@@ -573,6 +575,16 @@ class WindowState:
         """Return which field each of a chunk's columns is of: with others they would be taken for each other."""
         accumulators = [str(field.index) for _, field in self._accumulators]
         return ",".join([*accumulators, *(f"distinct {distinct.index}" for distinct in self._distinct)])
+
+    def shown_columns(self) -> str:
+        """Return, for who reads a savepoint without the program (``checkpoint/column_tables``), what the columns of
+        ``_rows_of`` behind the number of records are called, and whether they are the bits of floats. JSON."""
+        assert self.layout is not None
+        names = self.layout.schema.names
+        shown = [(f"{a.kind}({names[f.index]})", a.is_float and f.codes is None) for a, f in self._accumulators]
+        shown += [(f"count({names[field.index]})", False) for field in self._fields]
+        shown += [(f"distinct({names[distinct.index]})", False) for distinct in self._distinct]
+        return json.dumps(shown)
 
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None

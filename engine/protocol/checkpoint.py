@@ -211,6 +211,9 @@ class OperatorRestore:
     redistribute: bool = False
     #: how messages name the operator if its keys are to be watched (``state/key_types``); "" = they are not
     watched_as: str = ""
+    #: how messages name the operator: with its uid, by which its state was found; "" = the state is the job's own, so
+    #: the program that wrote it was the same
+    told_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)

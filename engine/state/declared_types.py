@@ -34,7 +34,7 @@ from engine.core.type_info import (
 )
 from engine.state.descriptors import StateDescriptor
 
-__all__ = ["ELEMENTS_MAX", "hold", "holding_class", "misfit"]
+__all__ = ["ELEMENTS_MAX", "check_restored", "check_same_type", "hold", "holding_class", "misfit"]
 
 #: Elements of a list or map within a value that are looked at.
 ELEMENTS_MAX: Final = 64
@@ -163,6 +163,43 @@ def _misfit_of_elements(element_type: TypeInformation, value: Any) -> str | None
         if found is not None:
             return f"a list whose element is {found}"
     return None
+
+
+# --- what was restored ------------------------------------------------------------------------------------------------
+
+
+def check_restored(owner: str, descriptor: StateDescriptor, cells: Iterable[Any]) -> None:
+    """Look at restored cells, without times of expiry: the program that wrote them may have declared another type.
+
+    Raises: ProgramError that names the state. ``owner``: whose state it is.
+    """
+    declared = _written_type(descriptor)
+    if declared is None or _takes_everything(declared):
+        return
+    for cell in cells:
+        if descriptor.kind == "map" and isinstance(declared, MapTypeInfo):
+            found = _misfit_of_map(declared, cell)
+        elif descriptor.kind == "list":
+            found = _misfit_of_elements(declared, cell)
+        else:
+            found = misfit(declared, cell)
+        if found is not None:
+            raise ProgramError(
+                f"{owner}: {descriptor.kind} state {descriptor.name!r} is declared {descriptor.type_info}, and what "
+                f"was restored of it holds {found}: another version of the program wrote it. Declare the type that it "
+                "was written with, or give the new state another name; Types.PICKLED_BYTE_ARRAY() takes everything."
+            )
+
+
+def check_same_type(former: StateDescriptor | None, descriptor: StateDescriptor) -> None:
+    """Raises: ProgramError when one state is declared with two types."""
+    known = None if former is None else former.type_info
+    if known is None or known is descriptor.type_info or descriptor.type_info is None or known == descriptor.type_info:
+        return
+    raise ProgramError(
+        f"State {descriptor.name!r} is declared {known} and also {descriptor.type_info}: use one descriptor for it, or "
+        "give one of them another name."
+    )
 
 
 # --- states that look ------------------------------------------------------------------------------------------------

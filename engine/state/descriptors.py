@@ -8,11 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import ListTypeInfo, MapTypeInfo, TypeInformation
-from engine.time.watermarks import Duration, Time
+from engine.time.watermarks import Duration, Time, span_ms
 
 __all__ = [
     "AggregatingStateDescriptor",
@@ -162,10 +162,28 @@ class IncrementalCleanup:
 
 
 @dataclass(frozen=True)
+class RocksdbCleanup:
+    """Kept for who asks for it: state in RocksDB is cleaned when changes are written, as in memory."""
+
+    query_time_after_num_entries: int = 1000
+    periodic_compaction_time: Duration | None = None
+
+    def get_query_time_after_num_entries(self) -> int:
+        return self.query_time_after_num_entries
+
+    def get_periodic_compaction_time(self) -> Duration:
+        return self.periodic_compaction_time or Duration.of_days(30)
+
+
+@dataclass(frozen=True)
 class CleanupStrategies:
     is_cleanup_in_background: bool = True
     full_snapshot: bool = False
     incremental: IncrementalCleanup | None = None
+    rocksdb: RocksdbCleanup | None = None
+
+    IncrementalCleanupStrategy: ClassVar = IncrementalCleanup
+    RocksdbCompactFilterCleanupStrategy: ClassVar = RocksdbCleanup
 
     def in_full_snapshot(self) -> bool:
         return self.full_snapshot
@@ -175,6 +193,15 @@ class CleanupStrategies:
         if self.incremental is not None:
             return self.incremental
         return IncrementalCleanup() if self.is_cleanup_in_background else None
+
+    def get_rocksdb_compact_filter_cleanup_strategy(self) -> RocksdbCleanup | None:
+        """Return what was asked for; in the background the default one unless that was disabled."""
+        if self.rocksdb is not None:
+            return self.rocksdb
+        return RocksdbCleanup() if self.is_cleanup_in_background else None
+
+    def in_rocksdb_compact_filter(self) -> bool:
+        return self.get_rocksdb_compact_filter_cleanup_strategy() is not None
 
 
 @dataclass(frozen=True)
@@ -202,8 +229,8 @@ class StateTtlConfig:
     def get_state_visibility(self) -> Any:
         return self.state_visibility
 
-    def get_ttl(self) -> Duration:
-        return Duration(self.ttl_ms)
+    def get_ttl(self) -> Time:
+        return Time(self.ttl_ms)
 
     def get_ttl_time_characteristic(self) -> Any:
         return self.ttl_time_characteristic
@@ -215,11 +242,21 @@ class StateTtlConfig:
         return self.cleanup_strategies
 
 
-def _millis(ttl: Duration | Time) -> int:
-    ttl_ms = ttl.to_milliseconds() if isinstance(ttl, Time) else getattr(ttl, "milliseconds", None)
-    if not isinstance(ttl_ms, int) or ttl_ms <= 0:
+def _millis(ttl: Any) -> int:
+    ttl_ms = span_ms(ttl, "Time to live")
+    if ttl_ms <= 0:
         raise ProgramError(f"Time to live {ttl!r}: expected a Duration above zero, e.g. Duration.of_hours(1).")
     return ttl_ms
+
+
+Kind = TypeVar("Kind", bound=enum.Enum)
+
+
+def _member(kind: type[Kind], given: Any, method: str) -> Kind:
+    if isinstance(given, kind):
+        return given
+    known = ", ".join(f"StateTtlConfig.{kind.__name__}.{member.name}" for member in kind)
+    raise ProgramError(f"{method}({given!r:.80}): expected one of {known}.")
 
 
 class StateTtlConfigBuilder:
@@ -236,7 +273,7 @@ class StateTtlConfigBuilder:
         return self._with(cleanup_strategies=replace(self._config.cleanup_strategies, **changes))
 
     def set_update_type(self, update_type: UpdateType) -> StateTtlConfigBuilder:
-        return self._with(update_type=update_type)
+        return self._with(update_type=_member(UpdateType, update_type, "set_update_type"))
 
     def update_ttl_on_create_and_write(self) -> StateTtlConfigBuilder:
         return self._with(update_type=UpdateType.OnCreateAndWrite)
@@ -245,7 +282,7 @@ class StateTtlConfigBuilder:
         return self._with(update_type=UpdateType.OnReadAndWrite)
 
     def set_state_visibility(self, state_visibility: StateVisibility) -> StateTtlConfigBuilder:
-        return self._with(state_visibility=state_visibility)
+        return self._with(state_visibility=_member(StateVisibility, state_visibility, "set_state_visibility"))
 
     def return_expired_if_not_cleaned_up(self) -> StateTtlConfigBuilder:
         return self._with(state_visibility=StateVisibility.ReturnExpiredIfNotCleanedUp)
@@ -254,7 +291,8 @@ class StateTtlConfigBuilder:
         return self._with(state_visibility=StateVisibility.NeverReturnExpired)
 
     def set_ttl_time_characteristic(self, ttl_time_characteristic: TtlTimeCharacteristic) -> StateTtlConfigBuilder:
-        return self._with(ttl_time_characteristic=ttl_time_characteristic)
+        time = _member(TtlTimeCharacteristic, ttl_time_characteristic, "set_ttl_time_characteristic")
+        return self._with(ttl_time_characteristic=time)
 
     def use_processing_time(self) -> StateTtlConfigBuilder:
         return self._with(ttl_time_characteristic=TtlTimeCharacteristic.ProcessingTime)
@@ -267,15 +305,16 @@ class StateTtlConfigBuilder:
         self, cleanup_size: int, run_cleanup_for_every_record: bool = False
     ) -> StateTtlConfigBuilder:
         """Look at ``cleanup_size`` entries on each access and remove those that have expired."""
-        if cleanup_size < 1:
-            raise ProgramError(f"cleanup_incrementally({cleanup_size}): expected at least 1 entry.")
+        if not isinstance(cleanup_size, int) or cleanup_size < 1:
+            raise ProgramError(f"cleanup_incrementally({cleanup_size!r:.80}): expected at least 1 entry.")
         return self._with_cleanup(incremental=IncrementalCleanup(cleanup_size, run_cleanup_for_every_record))
 
     def cleanup_in_rocksdb_compact_filter(
         self, query_time_after_num_entries: int = 1000, periodic_compaction_time: Duration | None = None
     ) -> StateTtlConfigBuilder:
-        """Nothing to do here: state in memory is cleaned incrementally."""
-        return self
+        """Remembered; what has expired is removed when changes are written."""
+        strategy = RocksdbCleanup(query_time_after_num_entries, periodic_compaction_time)
+        return self._with_cleanup(rocksdb=strategy)
 
     def disable_cleanup_in_background(self) -> StateTtlConfigBuilder:
         return self._with_cleanup(is_cleanup_in_background=False)

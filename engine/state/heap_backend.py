@@ -14,7 +14,7 @@ from engine.state.backend import (
 )
 from engine.state.changes import TableChanges
 from engine.state.chunks import LazyChunks, StateChunk, dump_keyed, load_keyed, read_headers
-from engine.state.declared_types import holding_class
+from engine.state.declared_types import ELEMENTS_MAX, check_restored, check_same_type, holding_class
 from engine.state.descriptors import (
     StateDescriptor,
     StateTtlConfig,
@@ -52,6 +52,8 @@ _STATES: Final[dict[str, Any]] = {
 _NO_CELLS: Final[dict[Any, Any]] = {}
 #: Namespaces whose cells are counted to know about how many there are.
 _SAMPLE_SPACES: Final = 1000
+#: Restored cells of a table or chunk whose types are looked at.
+_LOOKS_MAX: Final = 8
 #: Keys whose groups are remembered from one increment to the next; some 100 bytes each.
 _KNOWN_GROUPS_MAX: Final = 16_384
 
@@ -73,8 +75,9 @@ class HeapKeyedStateBackend(KeyedBackend):
         owner: str = "Keyed state",
         incremental: bool = False,
         key_types: KeyTypes | None = None,
+        is_own: bool = False,
     ) -> None:
-        super().__init__(owner, key_types)
+        super().__init__(owner, key_types, is_own=is_own)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._changes = TableChanges() if incremental else None
@@ -109,14 +112,23 @@ class HeapKeyedStateBackend(KeyedBackend):
                 self._changes.join(descriptor.name, table)
             return table
         check_kind(table, descriptor, self._owner)
+        check_same_type(table.descriptor, descriptor)
         if table.descriptor is None:
             self._adopt(table, has_ttl)
+            for cells in itertools.islice(table.spaces.values(), _LOOKS_MAX):
+                self._look(table, descriptor, itertools.islice(cells.values(), _LOOKS_MAX))
         elif table.has_ttl != has_ttl:
             raise ProgramError(
                 f"State {descriptor.name!r} is used with and without a time to live: use one descriptor for it."
             )
         table.descriptor = descriptor
         return table
+
+    def _look(self, table: Table, descriptor: StateDescriptor, restored: Iterable[Any]) -> None:
+        """Raises: ProgramError when restored cells are of another type than the program declares now."""
+        if descriptor.type_info is not None and not self._is_own:
+            cells = [_unstamped_beginning(table.kind, cell) if table.has_ttl else cell for cell in restored]
+            check_restored(self._owner, descriptor, cells)
 
     def _adopt(self, table: Table, has_ttl: bool) -> None:
         """The program now says whether a restored state expires: bring its cells into that form."""
@@ -261,6 +273,8 @@ class HeapKeyedStateBackend(KeyedBackend):
         if cells is None:
             cells = table.spaces[namespace] = OrderedDict() if table.has_ttl else {}
         self._key_types.note(keys)
+        if table.descriptor is not None:
+            self._look(table, table.descriptor, itertools.islice(values, _LOOKS_MAX))
         for key, cell in zip(keys, values, strict=True):
             key = canonical_key(key)
             if table.has_ttl:
@@ -343,6 +357,15 @@ class HeapKeyedStateBackend(KeyedBackend):
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
         self._settle()
         return None if self._changes is None else self._changes.num_since(since_checkpoint_id, at_most)
+
+
+def _unstamped_beginning(kind: str, cell: Any) -> Any:
+    """Return a cell that expires without its times; of lists and maps as much as anybody looks at."""
+    if kind == "list":
+        cell = cell[:ELEMENTS_MAX]
+    elif kind == "map":
+        cell = dict(itertools.islice(cell.items(), ELEMENTS_MAX))
+    return unstamped(kind, cell)
 
 
 def snapshot_ttl(table: Table) -> StateTtlConfig | None:

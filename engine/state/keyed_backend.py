@@ -51,10 +51,12 @@ def check_kind(table: Table, descriptor: StateDescriptor, owner: str) -> None:
 
 class KeyedBackend(abc.ABC):
     """Base of the implementations of ``backend.KeyedStateBackend``. ``owner``: whose state it is, for messages.
-    ``key_types``: who watches the keys after a restore; by default they are watched."""
+    ``key_types``: who watches the keys after a restore; by default they are watched. ``is_own``: what is restored was
+    written by the same program: nobody looks at its types, as values that were changed in place may be of others."""
 
-    def __init__(self, owner: str, key_types: KeyTypes | None = None) -> None:
+    def __init__(self, owner: str, key_types: KeyTypes | None = None, *, is_own: bool = False) -> None:
         self._owner = owner
+        self._is_own = is_own
         self._key_types = key_types or KeyTypes(owner)
         #: what is to be told of each record: expiring states that clean up then, by name, and a restore under way
         self._cleaned: dict[Any, Any] = {}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, final
 from engine.core.errors import ProgramError
 from engine.core.type_info import TypeInformation
 from engine.state.chunks import dump_chunk, load_chunk
-from engine.state.declared_types import hold
+from engine.state.declared_types import check_restored, hold
 from engine.state.descriptors import ListStateDescriptor, MapStateDescriptor, StateDescriptor
 from engine.state.states import BroadcastState, ListState, ReadOnlyBroadcastState
 
@@ -132,9 +132,11 @@ class OperatorStateSnapshot:
 
 @final
 class OperatorStateStore:
-    """The operator states of one operator in one subtask."""
+    """The operator states of one operator in one subtask. ``owner``: whose they are, for messages, if what is restored
+    has to be looked at: another version of the program may have written it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str = "") -> None:
+        self._owner = owner
         self._states: dict[str, tuple[Redistribution, OperatorListState | HeapBroadcastState]] = {}
 
     def get_list_state(self, descriptor: ListStateDescriptor) -> ListState:
@@ -161,6 +163,9 @@ class OperatorStateStore:
             )
         state = known[1]
         if descriptor.type_info is not state.declared:  # else asked for again: functions do, for each record
+            restored = state.elements if isinstance(state, OperatorListState) else state.entries
+            if restored and self._owner and state.declared is None:
+                check_restored(self._owner, descriptor, [restored])
             state.declared = descriptor.type_info
             hold(state, descriptor)
         return state

@@ -200,6 +200,11 @@ class RestoredState(Protocol):
         """How messages name the operator if its keys are to be watched (``key_types``); "" = they are not."""
         ...
 
+    @property
+    def told_as(self) -> str:
+        """How messages name the operator, with its uid, if another job's state is restored; else ""."""
+        ...
+
 
 @final
 class OperatorStateRegistry:
@@ -219,6 +224,12 @@ class OperatorStateRegistry:
         """The checkpoint that the job goes on from knows this operator, whether or not it has state for this subtask: a
         source that finds none has been read to its end by then. A new operator of a restored job starts afresh."""
         return self._restored is not None
+
+    @property
+    def told_as(self) -> str:
+        """How messages name the operator, with its uid, if another job's state was restored, whose program may have
+        been another version; else ""."""
+        return "" if self._restored is None else self._restored.told_as
 
     def key_types(self) -> KeyTypes:
         """Return who watches the keys of a part, as far as they are to be watched."""
@@ -245,7 +256,7 @@ class OperatorStateRegistry:
     def operator_states(self) -> OperatorStateStore:
         """Return the lists and broadcast states of the operator, restored."""
         if self.lists is None:
-            self.lists = OperatorStateStore()
+            self.lists = OperatorStateStore(self.told_as)
             if self._restored is not None:
                 snapshot = self._restored.lists()
                 if snapshot is not None:

@@ -19,7 +19,7 @@ from engine.core.errors import ConfigError, ProgramError
 from engine.core.user_code import describe_record
 from engine.state.backend import VOID
 from engine.state.chunks import StateChunk, dump_chunk, dump_keyed, load_chunk, load_keyed
-from engine.state.declared_types import holding_class
+from engine.state.declared_types import check_restored, check_same_type, holding_class
 from engine.state.descriptors import StateDescriptor
 from engine.state.heap_backend import snapshot_ttl
 from engine.state.heap_states import MISSING, Places
@@ -73,8 +73,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         session: str,
         owner: str = "Keyed state",
         key_types: KeyTypes | None = None,
+        is_own: bool = False,
     ) -> None:
-        super().__init__(owner, key_types)
+        super().__init__(owner, key_types, is_own=is_own)
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._folder = folder
@@ -197,6 +198,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         if table is None:
             table = self._new_table(descriptor.name, descriptor.kind, has_ttl)
         check_kind(table, descriptor, self._owner)
+        check_same_type(table.descriptor, descriptor)
+        if table.descriptor is None and descriptor.type_info is not None and not self._is_own:
+            check_restored(self._owner, descriptor, self._some_restored(table))
         if table.has_ttl != has_ttl:
             if table.descriptor is not None:
                 raise ProgramError(
@@ -205,6 +209,16 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             self._adopt(table, has_ttl)
         table.descriptor = descriptor
         return table
+
+    def _some_restored(self, table: RocksTable) -> list[Any]:
+        """Return one cell of a state that was restored, or what is in one of its rows."""
+        for group in range(self._max_parallelism):
+            for _, data in self._scan(_GROUP.pack(group) + table.name_bytes):
+                value = self._values.loads(data, table.name)
+                if table.has_ttl:
+                    return [unstamped(table.kind, value)]
+                return [dict((value,)) if table.kind == "map" and isinstance(value, tuple) else value]
+        return []
 
     def _adopt(self, table: RocksTable, has_ttl: bool) -> None:
         """The program now says whether a restored state expires: write it again in that form."""

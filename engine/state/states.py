@@ -27,6 +27,10 @@ __all__ = [
 class State(abc.ABC):
     """One state of a function. Keyed states mean the current key; each key has its own value."""
 
+    def __class_getitem__(cls, parameters: Any) -> Any:
+        """``ValueState[int]``, as PyFlink's programs write it."""
+        return cls
+
     @abc.abstractmethod
     def clear(self) -> None:
         """Forget the value of the current key."""

@@ -48,6 +48,10 @@ Span = Time | Duration | dt.timedelta
 class WindowAssigner(abc.ABC):
     """Assigns no, one or several windows to each element."""
 
+    def __class_getitem__(cls, parameters: Any) -> Any:
+        """``WindowAssigner[tuple, TimeWindow]``, as PyFlink's programs write it."""
+        return cls
+
     class WindowAssignerContext(abc.ABC):
         @abc.abstractmethod
         def get_current_processing_time(self) -> int: ...
@@ -247,6 +251,18 @@ class _FixedSessions(_Sessions):
         return f"{type(self).__name__}({self._gap})"
 
 
+def _gap_ms(gap: Any) -> int:
+    """Return what an extractor gave as milliseconds."""
+    if isinstance(gap, Time | Duration | dt.timedelta):
+        return span_ms(gap, "The session gap")
+    if hasattr(gap, "__index__"):  # numpy's integers
+        return int(gap)
+    raise TypeError(
+        f"The session gap must be whole milliseconds (int), the extractor gave {gap!r:.80} of type "
+        f"{type(gap).__name__}."
+    )
+
+
 class _DynamicSessions(_Sessions):
     def __init__(self, session_window_time_gap_extractor: SessionWindowTimeGapExtractor | Callable[[Any], int]) -> None:
         extractor = session_window_time_gap_extractor
@@ -259,6 +275,8 @@ class _DynamicSessions(_Sessions):
 
     def _gap_of(self, element: Any) -> int:
         gap = self._extract(element)
+        if type(gap) is not int:
+            gap = _gap_ms(gap)
         if gap <= 0:
             raise ValueError(f"The session gap must be longer than 0 ms, the extractor gave {gap!r}.")
         return gap

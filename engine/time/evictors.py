@@ -118,6 +118,8 @@ class DeltaEvictor(_OneSided):
     ) -> None:
         self._threshold = threshold
         self._delta = getattr(delta_function, "get_delta", delta_function)
+        if not callable(self._delta):
+            raise ProgramError(f"DeltaEvictor: expected a function (old, new) → number, got {delta_function!r:.80}.")
         self._do_evict_after = do_evict_after
 
     @staticmethod

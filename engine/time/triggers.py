@@ -55,6 +55,10 @@ _FIRE = TriggerResult.FIRE
 class Trigger(abc.ABC):
     """Decides for each key and window. Implement the four abstract methods; ``on_merge`` too if ``can_merge``."""
 
+    def __class_getitem__(cls, parameters: Any) -> Any:
+        """``Trigger[tuple, TimeWindow]``, as PyFlink's programs write it."""
+        return cls
+
     class TriggerContext(abc.ABC):
         """What a trigger may ask and do; it stands for the current key and window."""
 

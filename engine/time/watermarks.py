@@ -6,6 +6,8 @@ The operator that applies it is ``operators/timestamps``.
 from __future__ import annotations
 
 import abc
+import datetime as dt
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +25,15 @@ __all__ = [
     "WatermarkGenerator",
     "WatermarkOutput",
     "WatermarkStrategy",
+    "span_ms",
 ]
+
+
+def _whole_ms(given: Any, what: str) -> int:
+    """Return milliseconds as an int: half a second is 500, half a millisecond is an error."""
+    if hasattr(given, "__index__") or (isinstance(given, float) and given.is_integer()):
+        return int(given)
+    raise ProgramError(f"{what}: expected whole milliseconds, got {given!r:.80} of type {type(given).__name__}.")
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class Duration:
     """A span of time; made by ``Duration.of_seconds(5)`` and its siblings."""
 
     milliseconds: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milliseconds", _whole_ms(self.milliseconds, "Duration"))
 
     @staticmethod
     def of_days(days: int) -> Duration:
@@ -60,11 +73,14 @@ class Duration:
         return self.milliseconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Time:
     """A span of time, the older spelling: ``Time.seconds(5)``."""
 
     _milliseconds: int
+
+    def __init__(self, milliseconds: int) -> None:
+        object.__setattr__(self, "_milliseconds", _whole_ms(milliseconds, "Time"))
 
     def to_milliseconds(self) -> int:
         return self._milliseconds
@@ -88,6 +104,18 @@ class Time:
     @staticmethod
     def days(days: int) -> Time:
         return Time(days * 86_400_000)
+
+
+def span_ms(span: Time | Duration | dt.timedelta, what: str) -> int:
+    """Return a span of time in milliseconds. ``what`` names the argument in errors."""
+    match span:
+        case Time():
+            return span.to_milliseconds()
+        case Duration():
+            return span.to_millis()
+        case dt.timedelta():
+            return span // dt.timedelta(milliseconds=1)
+    raise ProgramError(f"{what}: expected a Time, Duration or timedelta such as Time.seconds(5), got {span!r:.80}.")
 
 
 @dataclass(frozen=True)
@@ -168,6 +196,9 @@ class WatermarkGenerator(abc.ABC):
         """Called after each batch and every ``pipeline.auto-watermark-interval``."""
 
 
+Span = Time | Duration | dt.timedelta
+
+
 @dataclass(frozen=True)
 class WatermarkStrategy:
     """How to stamp records and when to advance event time. ``out_of_orderness_ms`` None = no watermarks at all, or
@@ -183,6 +214,11 @@ class WatermarkStrategy:
     @staticmethod
     def for_generator(generator_supplier: Callable[[], WatermarkGenerator]) -> WatermarkStrategy:
         """Let a WatermarkGenerator decide; pass its class or a function that makes one (Flink's, not PyFlink's)."""
+        if not callable(generator_supplier):
+            raise ProgramError(
+                f"for_generator({generator_supplier!r:.80}): expected the class of a WatermarkGenerator or a function "
+                "without arguments that makes one: each split has a generator of its own."
+            )
         return WatermarkStrategy(generator_supplier=generator_supplier)
 
     @staticmethod
@@ -199,23 +235,60 @@ class WatermarkStrategy:
         return WatermarkStrategy(out_of_orderness_ms=0, timestamp_assigner=IngestionTimeAssigner())
 
     @staticmethod
-    def for_bounded_out_of_orderness(max_out_of_orderness: Duration) -> WatermarkStrategy:
-        return WatermarkStrategy(out_of_orderness_ms=max_out_of_orderness.milliseconds)
+    def for_bounded_out_of_orderness(max_out_of_orderness: Span) -> WatermarkStrategy:
+        return WatermarkStrategy(
+            out_of_orderness_ms=_checked_span(max_out_of_orderness, "for_bounded_out_of_orderness", 0)
+        )
 
     def with_timestamp_assigner(
         self, timestamp_assigner: TimestampAssigner | Callable[[Any, int], int]
     ) -> WatermarkStrategy:
+        _check_assigner(timestamp_assigner)
         return replace(self, timestamp_assigner=timestamp_assigner)
 
     def with_timestamp_field(self, field: int | str) -> WatermarkStrategy:
         """Take the event time from a field that has milliseconds (ours, not PyFlink's)."""
         return replace(self, timestamp_assigner=FieldTimestamps(field))
 
-    def with_idleness(self, idle_timeout: Duration) -> WatermarkStrategy:
-        return replace(self, idle_timeout_ms=idle_timeout.milliseconds)
+    def with_idleness(self, idle_timeout: Span) -> WatermarkStrategy:
+        return replace(self, idle_timeout_ms=_checked_span(idle_timeout, "with_idleness", 1))
 
     def with_watermark_alignment(
-        self, watermark_group: str, max_allowed_watermark_drift: Duration, update_interval: Duration | None = None
+        self, watermark_group: str, max_allowed_watermark_drift: Span, update_interval: Span | None = None
     ) -> WatermarkStrategy:
-        interval_ms = 1000 if update_interval is None else update_interval.milliseconds
-        return replace(self, alignment=(watermark_group, max_allowed_watermark_drift.milliseconds, interval_ms))
+        name = "with_watermark_alignment"
+        if not isinstance(watermark_group, str) or not watermark_group:
+            raise ProgramError(f"{name}({watermark_group!r:.80}, …): expected the name of a group, not empty.")
+        drift_ms = _checked_span(max_allowed_watermark_drift, f"{name}, the drift", 0)
+        interval_ms = 1000 if update_interval is None else _checked_span(update_interval, f"{name}, the interval", 1)
+        return replace(self, alignment=(watermark_group, drift_ms, interval_ms))
+
+
+def _checked_span(span: Any, what: str, at_least_ms: int) -> int:
+    millis = span_ms(span, what)
+    if millis < at_least_ms:
+        raise ProgramError(f"{what}: expected at least {at_least_ms} ms, got {millis} ms.")
+    return millis
+
+
+def _check_assigner(assigner: Any) -> None:
+    """Raises: ProgramError for what would fail at the first record, or be left out without a word."""
+    if isinstance(assigner, type):
+        raise ProgramError(
+            f"with_timestamp_assigner({assigner.__name__}): got a class; pass an object of it: {assigner.__name__}()."
+        )
+    extract = getattr(assigner, "extract_timestamp", assigner)
+    if not callable(extract):
+        raise ProgramError(
+            f"with_timestamp_assigner({assigner!r:.80}): expected a TimestampAssigner object or a function of a record "
+            "and its timestamp so far."
+        )
+    try:
+        inspect.signature(extract).bind(None, 0)
+    except TypeError:
+        raise ProgramError(
+            f"with_timestamp_assigner({getattr(extract, '__name__', assigner)!s:.80}): it has to take two arguments, "
+            "the record and its timestamp so far, e.g. lambda record, timestamp: record[1]."
+        ) from None
+    except ValueError:
+        pass  # a built-in function that tells nothing of its arguments

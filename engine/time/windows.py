@@ -6,12 +6,10 @@ Not here: which windows an element goes to (``time/assigners``) and when they ar
 from __future__ import annotations
 
 import abc
-import datetime as dt
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, final
 
-from engine.core.errors import ProgramError
-from engine.time.watermarks import Duration, Time
+from engine.time.watermarks import span_ms
 
 __all__ = [
     "TIME_MAX_MS",
@@ -28,18 +26,6 @@ __all__ = [
 TIME_MIN_MS: Final = -(2**63)
 #: The end of event time; Long.MAX_VALUE as in Flink.
 TIME_MAX_MS: Final = 2**63 - 1
-
-
-def span_ms(span: Time | Duration | dt.timedelta, what: str) -> int:
-    """Return a span of time in milliseconds. ``what`` names the argument in errors."""
-    match span:
-        case Time():
-            return span.to_milliseconds()
-        case Duration():
-            return span.to_millis()
-        case dt.timedelta():
-            return span // dt.timedelta(milliseconds=1)
-    raise ProgramError(f"{what}: expected a Time, Duration or timedelta such as Time.seconds(5), got {span!r:.80}.")
 
 
 class Window(abc.ABC):

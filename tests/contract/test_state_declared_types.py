@@ -17,6 +17,7 @@ from engine.state.descriptors import (
     StateTtlConfig,
     ValueStateDescriptor,
 )
+from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.operator_state import OperatorStateStore
 from engine.time.watermarks import Duration
 
@@ -145,6 +146,89 @@ def test_states_of_no_declared_type_take_everything(made, declared):
     entries.put(1, "x")
     entries.put("x", 1)
     assert dict(entries.items()) == {1: "x", "x": 1}
+
+
+# --- state that another version of the program wrote ------------------------------------------------------------------
+
+KINDS = {
+    "value": lambda *types: ValueStateDescriptor("s", *types),
+    "list": lambda *types: ListStateDescriptor("s", *types),
+    "map": lambda *types: MapStateDescriptor("s", *(types and (Types.STRING(), *types))),
+    "reducing": lambda *types: ReducingStateDescriptor("s", lambda a, b: a + b, *types),
+}
+
+
+def _write(state, kind):
+    {
+        "value": lambda: state.update(5),
+        "list": lambda: state.add(5),
+        "map": lambda: state.put("k", 5),
+        "reducing": lambda: state.add(5),
+    }[kind]()
+
+
+@pytest.mark.parametrize("ttl", [EVERLASTING, EXPIRING], ids=["everlasting", "expiring"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_values_of_another_type_are_told_with_owner_state_and_both_types(backends, kind, ttl):
+    def ask(backend, *types):
+        descriptor = KINDS[kind](*types)
+        if ttl is not None:
+            descriptor.enable_time_to_live(ttl)
+        return getattr(backend, f"{kind}_state")(descriptor)
+
+    former = backends.make()
+    for key in range(40):
+        former.set_current_key(key)
+        _write(ask(former, Types.LONG()), kind)
+    restored = backends.restored(former)
+    with pytest.raises(ProgramError) as caught:
+        ask(restored, Types.STRING())
+    told = str(caught.value)
+    assert told.startswith(f"Keyed state: {kind} state 's' is declared ")
+    assert "another version of the program wrote it" in told
+    assert "5 of type int, expected String (str)" in told
+    for types in ((Types.INT(),), ()):  # a narrower type that takes what is there, none
+        assert ask(backends.restored(former), *types) is not None
+
+
+def test_what_the_same_program_wrote_is_taken_as_it_is():
+    """A value that was changed in place is not looked at when it is written; a restart must not fail for it."""
+    former = HeapKeyedStateBackend(ManualClock(1000), 128)
+    descriptor = ValueStateDescriptor("v", Types.LIST(Types.INT()))
+    former.set_current_key(1)
+    state = former.value_state(descriptor)
+    state.update([1])
+    state.value()[0] = "x"
+    chunks = former.snapshot(range(128))
+    again = HeapKeyedStateBackend(ManualClock(1000), 128, is_own=True)
+    again.restore(chunks)
+    again.set_current_key(1)
+    assert again.value_state(descriptor).value() == ["x"]
+    another = HeapKeyedStateBackend(ManualClock(1000), 128)
+    another.restore(chunks)
+    with pytest.raises(ProgramError, match="another version of the program wrote it"):
+        another.value_state(descriptor)
+
+
+def test_one_state_has_one_type(backends):
+    backend = backends.make()
+    backend.value_state(ValueStateDescriptor("v", Types.INT()))
+    backend.value_state(ValueStateDescriptor("v", Types.INT()))
+    with pytest.raises(ProgramError, match="State 'v' is declared Integer and also String"):
+        backend.value_state(ValueStateDescriptor("v", Types.STRING()))
+
+
+def test_restored_operator_state_of_another_type_is_told():
+    former = OperatorStateStore()
+    former.get_list_state(ListStateDescriptor("l", Types.LONG())).add(5)
+    former.get_broadcast_state(MapStateDescriptor("b", Types.STRING(), Types.LONG())).put("a", 5)
+    store = OperatorStateStore("Operator 'Map' (uid 'm')")
+    store.restore(former.snapshot())
+    with pytest.raises(ProgramError, match=r"^Operator 'Map' \(uid 'm'\): list state 'l' .* 5 of type int, exp"):
+        store.get_list_state(ListStateDescriptor("l", Types.STRING()))
+    with pytest.raises(ProgramError, match=r"^Operator 'Map' \(uid 'm'\): map state 'b' .* value 5 of type int"):
+        store.get_broadcast_state(MapStateDescriptor("b", Types.STRING(), Types.STRING()))
+    assert store.get_list_state(ListStateDescriptor("l", Types.LONG())).get() == [5]
 
 
 def test_operator_state_is_held_to_its_types_too():

@@ -266,9 +266,22 @@ def test_the_builder_has_the_methods_of_pyflink_and_refuses_nonsense():
         .cleanup_full_snapshot()
         .build()
     )
-    assert config.get_ttl().to_millis() == 1000
+    assert config.get_ttl() == Time.seconds(1)
     assert config.get_update_type() is StateTtlConfig.UpdateType.OnReadAndWrite
     assert config.get_cleanup_strategies().in_full_snapshot()
+    strategy = config.get_cleanup_strategies().get_rocksdb_compact_filter_cleanup_strategy()
+    assert (strategy.get_query_time_after_num_entries(), strategy.get_periodic_compaction_time()) == (
+        1000,
+        Duration.of_days(30),
+    )
+    told = StateTtlConfig.new_builder(Time.days(1)).disable_cleanup_in_background()
+    assert told.build().get_cleanup_strategies().get_rocksdb_compact_filter_cleanup_strategy() is None
+    told.cleanup_in_rocksdb_compact_filter(17, Duration.of_hours(1))
+    strategy = told.build().get_cleanup_strategies().get_rocksdb_compact_filter_cleanup_strategy()
+    assert (strategy.get_query_time_after_num_entries(), strategy.get_periodic_compaction_time()) == (
+        17,
+        Duration.of_hours(1),
+    )
     assert config.is_enabled()
     with pytest.raises(ProgramError, match="expected a Duration above zero"):
         StateTtlConfig.new_builder(Duration.of_millis(0))

@@ -65,6 +65,86 @@ counts.sink_to(
 env.execute()
 """
 
+WINDOWS = """
+from typing import Iterable
+from pyflink.common import Time, Types, WatermarkStrategy
+from pyflink.common.serializer import TypeSerializer
+from pyflink.common.watermark_strategy import TimestampAssigner
+from pyflink.datastream import (
+    CountWindow, ProcessWindowFunction, StreamExecutionEnvironment, TimeWindow, Trigger, TriggerResult, WindowAssigner)
+from pyflink.datastream.data_stream import DataStream, KeyedStream, WindowedStream
+from pyflink.datastream.functions import WindowFunction
+from pyflink.datastream.state import ReducingState, ReducingStateDescriptor
+from pyflink.datastream.window import CountWindowSerializer, TumblingEventTimeWindows
+
+class Stamps(TimestampAssigner):
+    def extract_timestamp(self, value, record_timestamp) -> int:
+        return int(value[1])
+
+class Counted(ProcessWindowFunction[tuple, tuple, str, TimeWindow]):
+    def process(self, key: str, context: ProcessWindowFunction.Context[TimeWindow], elements: Iterable[tuple]):
+        return [(key, context.window().start, context.window().end, len([e for e in elements]))]
+
+    def clear(self, context: ProcessWindowFunction.Context) -> None:
+        pass
+
+class Summed(WindowFunction[tuple, tuple, str, CountWindow]):
+    def apply(self, key: str, window: CountWindow, inputs: Iterable[tuple]):
+        return [(key, sum(i[1] for i in inputs))]
+
+class ByThree(Trigger[tuple, CountWindow]):
+    def __init__(self):
+        self._counter = ReducingStateDescriptor("trigger_counter", lambda a, b: a + b, Types.LONG())
+
+    def on_element(self, element: tuple, timestamp: int, window: CountWindow, ctx: Trigger.TriggerContext):
+        state: ReducingState[int] = ctx.get_partitioned_state(self._counter)
+        state.add(1)
+        return TriggerResult.FIRE_AND_PURGE if state.get() >= 3 else TriggerResult.CONTINUE
+
+    def on_processing_time(self, time: int, window: CountWindow, ctx: Trigger.TriggerContext) -> TriggerResult:
+        return TriggerResult.CONTINUE
+
+    def on_event_time(self, time: int, window: CountWindow, ctx: Trigger.TriggerContext) -> TriggerResult:
+        return TriggerResult.CONTINUE
+
+    def on_merge(self, window: CountWindow, ctx: Trigger.OnMergeContext) -> None:
+        pass
+
+    def clear(self, window: CountWindow, ctx: Trigger.TriggerContext) -> None:
+        ctx.get_partitioned_state(self._counter).clear()
+
+class Numbered(WindowAssigner[tuple, CountWindow]):
+    def __init__(self):
+        self._counter = ReducingStateDescriptor("assigner_counter", lambda a, b: a + b, Types.LONG())
+
+    def assign_windows(self, element: tuple, timestamp: int, context: WindowAssigner.WindowAssignerContext):
+        counter = context.get_runtime_context().get_reducing_state(self._counter)
+        counter.add(1)
+        return [CountWindow((counter.get() - 1) // 3)]
+
+    def get_default_trigger(self, env) -> Trigger[tuple, CountWindow]:
+        return ByThree()
+
+    def get_window_serializer(self) -> TypeSerializer[CountWindow]:
+        return CountWindowSerializer()
+
+    def is_event_time(self) -> bool:
+        return False
+
+env = StreamExecutionEnvironment.get_execution_environment()
+env.set_parallelism(1)
+data = env.from_collection([("hi", n) for n in (1, 2, 3, 4, 5, 8, 9, 15)], Types.TUPLE([Types.STRING(), Types.INT()]))
+timed = data.assign_timestamps_and_watermarks(
+    WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(Stamps()))
+by_key: KeyedStream = timed.key_by(lambda x: x[0], key_type=Types.STRING())
+windows: WindowedStream = by_key.window(TumblingEventTimeWindows.of(Time.milliseconds(5)))
+windows.process(Counted(), Types.TUPLE([Types.STRING(), Types.INT(), Types.INT(), Types.INT()])).print("time")
+counted: DataStream = data.key_by(lambda x: x[0], key_type=Types.STRING()).window(Numbered()).apply(
+    Summed(), Types.TUPLE([Types.STRING(), Types.INT()]))
+counted.print("count")
+env.execute("windows")
+"""
+
 
 def run(program: str, tmp_path: Path, *arguments: str) -> str:
     path = tmp_path / "program.py"
@@ -93,3 +173,10 @@ def test_files_in_and_out(tmp_path):
     parts = [path for path in (tmp_path / "out").rglob("prefix*.ext") if path.is_file()]
     lines = sorted(line for path in parts for line in path.read_text().splitlines())
     assert lines == ["(be,2)", "(not,1)", "(or,1)", "(to,2)"]
+
+
+def test_windows_with_an_assigner_and_a_trigger_of_the_programs_own(tmp_path):
+    printed = run(WINDOWS, tmp_path).splitlines()
+    assert sorted(printed) == sorted(
+        ["time> (hi,0,5,4)", "time> (hi,5,10,3)", "time> (hi,15,20,1)", "count> (hi,6)", "count> (hi,17)"]
+    )

@@ -214,7 +214,7 @@ def test_state_without_a_place_is_told_with_its_uid_and_left_out_when_that_is_al
     (tmp_path / "none").mkdir()
     refused = runs.flink("run", "-d", "-s", path, str(runs.program), str(tmp_path / "none"), "other")
     assert refused.returncode == 1
-    assert "(uid 'count') has keyed state 'keyed'" in refused.stderr
+    assert "(uid 'count') has keyed state 'total'" in refused.stderr
     assert "--allowNonRestoredState" in refused.stderr
     _, again = runs.start("-n", "-s", path, uid="other")
     wait_for_counts(again, 2)
@@ -291,7 +291,7 @@ def test_keys_of_another_type_are_refused_at_submission(runs, tmp_path):
     assert not [job for job in jobs if job["state"] not in ("CANCELED", "FINISHED", "FAILED")], "nothing runs"
 
 
-def test_the_first_key_of_an_undeclared_type_that_the_savepoint_does_not_have_fails_the_job(runs, tmp_path):
+def test_keys_and_values_of_types_that_the_savepoint_does_not_have_fail_the_job(runs, tmp_path):
     job_id, out = runs.start()
     wait_for_counts(out, 2)
     path = runs.flink("savepoint", job_id, str(tmp_path / "sp")).stdout.split("Path: ")[1].split()[0]
@@ -304,6 +304,12 @@ def test_the_first_key_of_an_undeclared_type_that_the_savepoint_does_not_have_fa
     told = f"{told.stdout}{told.stderr}"
     assert "(uid 'count'): its state was written with keys of type number" in told
     assert "has keys of type str, e.g. '" in told
+    runs.program.write_text(program.replace('"total", Types.LONG()', '"total", Types.STRING()'))
+    told = runs.flink("run", "-s", path, str(runs.program), str(tmp_path / "other"), "count")
+    assert told.returncode == 1, told
+    told = f"{told.stdout}{told.stderr}"
+    assert "(uid 'count'): value state 'total' is declared String, and what was restored of it holds " in told
+    assert "of type int, expected String (str)" in told
     several = "lambda n: str(n % 10), Types.PICKLED_BYTE_ARRAY())"
     runs.program.write_text(program.replace("lambda number: number % 10)", several))
     _, out = runs.start("-s", path)  # on purpose: keys of any type

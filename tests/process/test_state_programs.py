@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
+import re
 import time
 
 import pytest
@@ -297,7 +298,8 @@ def test_a_failing_timer_fails_the_job_with_key_and_time(env):
     with pytest.raises(JobExecutionError) as caught:
         collected(env.from_collection([("a", 1)]).key_by(0).process(FailsInTimer()).name("Fails"))
     assert "ValueError: the user's error" in str(caught.value)
-    assert "in operator 'Fails' on event-time timer 17 of key 'a'" in str(caught.value)
+    told = r"in operator 'Fails' on event-time timer 17 of key 'a'\n  in subtask [12] of 2\n"
+    assert re.search(told, str(caught.value)), caught.value
 
 
 class CountsWithoutKey(MapFunction):

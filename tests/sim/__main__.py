@@ -29,7 +29,9 @@ def main() -> int:
         )
         return outcome.error is not None
     started, failed, totals = time.perf_counter(), [], [0, 0, 0, 0]
+    num_run = 0
     for seed in range(options.first, options.first + options.seeds):
+        num_run += 1
         outcome = run_seed(seed, failover=options.failover)
         counts = (outcome.num_faults, outcome.num_attempts, outcome.num_checkpoints, outcome.num_restored)
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
@@ -41,7 +43,7 @@ def main() -> int:
     took = time.perf_counter() - started
     faults, attempts, checkpoints, restored = totals
     print(
-        f"{options.seeds} seeds, {faults} faults, {attempts} attempts of jobs, {checkpoints} checkpoints, "
+        f"{num_run} seeds, {faults} faults, {attempts} attempts of jobs, {checkpoints} checkpoints, "
         f"{restored} restored, {took:.1f} s; failed: {failed or 'none'}"
     )
     return bool(failed)

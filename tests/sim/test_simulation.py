@@ -18,6 +18,7 @@ from engine.runtime.exchange.transport import _ConsumerConnection
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.taskmanager.task_executor import TaskExecutor
+from tests.sim.__main__ import main
 from tests.sim.checkpoint_checks import CHECKPOINTS
 from tests.sim.scenario import Simulation, run_seed
 from tests.sim.shapes import Program
@@ -274,3 +275,23 @@ def test_a_broken_engine_is_found(break_it, monkeypatch):
         if run_seed(seed).error is not None:
             return
     pytest.fail("200 seeds found nothing wrong")
+
+
+def test_a_failing_seed_prints_its_story_and_repeats(monkeypatch, capsys):
+    def run(*words: str) -> tuple[bool, str]:
+        monkeypatch.setattr(sys, "argv", ["tests.sim", *words])
+        return bool(main()), capsys.readouterr().out
+
+    lose_open_buffers(monkeypatch)
+    failed, told = run("--seeds", "20")
+    assert failed
+    head, repeat, _ = told.splitlines()[:3]
+    seed = head.split()[1]
+    assert head.startswith(f"seed {seed} FAILED: ")
+    assert repeat == f"repeat: python -m tests.sim --seed {seed}"
+    assert "task    vertex.subtask#attempt" in told
+    assert "DeployTask" in told
+    assert told.splitlines()[-1].endswith(f"failed: [{seed}]")
+    failed, again = run("--seed", seed)
+    assert failed
+    assert again.startswith(f"{head}\n{repeat}\n")

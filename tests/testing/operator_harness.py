@@ -127,7 +127,7 @@ class RestoredOperator:
         self._index = index
         self._key_groups = key_groups
         self._deal = deal
-        self.watched_as = ""
+        self.watched_as = self.told_as = ""
 
     def keyed_later(self, part: str) -> None:
         return None

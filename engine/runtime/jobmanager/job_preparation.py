@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engine.checkpoint import storage
 from engine.checkpoint.assignment import adopted_max_parallelism, assign_state
-from engine.checkpoint.key_check import check_key_kinds
+from engine.checkpoint.key_check import check_key_kinds, state_names
 from engine.checkpoint.model import InputLayout, JobLayout, OperatorLayout, VertexLayout
 from engine.checkpoint.settings import checkpoint_settings
 from engine.checkpoint.store import StoredCheckpoint
@@ -84,7 +84,7 @@ def _prepare(job_graph: JobGraph, config: Configuration, path: str, root: str) -
         vertices = tuple(_with_max_parallelism(vertex, adopted) for vertex in job_graph.vertices)
         job_graph = dataclasses.replace(job_graph, vertices=vertices)
     allow = config.get(CheckpointingOptions.ALLOW_NON_RESTORED)
-    assign_state(restored, job_layout(job_graph), allow_non_restored=allow)
+    assign_state(restored, job_layout(job_graph), allow_non_restored=allow, state_names=state_names)
     check_key_kinds(restored, job_layout(job_graph))
     logger.info("job=%s starts from checkpoint=%d in %s", job_graph.job_id, restored.checkpoint_id, restored.folder)
     is_claimed = config.get(CheckpointingOptions.CLAIM_MODE) == "CLAIM"

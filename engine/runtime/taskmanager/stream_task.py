@@ -19,7 +19,7 @@ from engine.core.options import CheckpointingOptions, JobOptions
 from engine.core.records import Batch
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import OperatorContext, PollResult, SourceOperator
-from engine.operators.failure import error_info
+from engine.operators.failure import at_subtask, error_info
 from engine.operators.functions import RuntimeContext
 from engine.protocol.checkpoint import AwaitsCheckpoint, CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
@@ -638,7 +638,7 @@ class StreamTask:
         if self.is_inside:  # the exchange found out what was wrong with an earlier record
             self._interruption = self._interruption or error
             return True
-        info = error_info(error)
+        info = at_subtask(error_info(error), self.deployment.subtask_index, self.deployment.parallelism)
         self._release()
         self._enter(ExecutionState.FAILED, info)
         return True

@@ -49,10 +49,10 @@ def test_keys_are_watched_when_the_state_is_another_jobs_unless_they_may_be_of_a
     task = layout.vertices[0].tasks()[0]
     checkpoint = keyed_checkpoint(layout)
     same = assign_state(checkpoint, layout).tasks[task].operators[first.operator_id]
-    assert same.watched_as == ""  # a restart: the same program
+    assert (same.watched_as, same.told_as) == ("", "")  # a restart: the same program
     other = dataclasses.replace(layout, job_id=JobID("f" * 32))
     watched = assign_state(checkpoint, other).tasks[task].operators[first.operator_id]
-    assert watched.watched_as == f"Operator {first}"
+    assert (watched.watched_as, watched.told_as) == (f"Operator {first}", f"Operator {first}")
     any_kind = dataclasses.replace(first, key_kind=ANY_KIND)
     vertices = (dataclasses.replace(other.vertices[0], operators=(any_kind,)), *other.vertices[1:])
     declared = assign_state(checkpoint, dataclasses.replace(other, vertices=vertices))

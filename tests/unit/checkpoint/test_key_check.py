@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import zlib
 from decimal import Decimal
 
 import pytest
 
-from engine.checkpoint.key_check import check_key_kinds
+from engine.checkpoint.assignment import assign_state
+from engine.checkpoint.key_check import check_key_kinds, state_names
 from engine.checkpoint.model import (
     CompletedCheckpoint,
     JobLayout,
@@ -21,9 +23,17 @@ from engine.common import Row, Types
 from engine.core.errors import ProgramError
 from engine.core.ids import JobID, JobVertexID, OperatorID
 from engine.datastream.key_selectors import as_key_selector, declared_key_kind
-from engine.protocol.checkpoint import CheckpointKind, KeyedStateHandle, OperatorStateHandles
+from engine.protocol.checkpoint import (
+    CheckpointKind,
+    FileHandle,
+    KeyedStateHandle,
+    ListStateHandle,
+    OperatorStateHandles,
+)
 from engine.state.chunks import StateChunk, dump_chunk, dump_keyed
+from engine.state.descriptors import ListStateDescriptor
 from engine.state.key_groups import key_group_of
+from engine.state.operator_state import OperatorStateStore
 
 JOB, VERTEX, OPERATOR = JobID.from_text("j"), JobVertexID.from_text("v"), OperatorID.from_text("count")
 
@@ -106,3 +116,19 @@ def test_what_may_be_the_same_is_accepted(keys, key_kind):
 )
 def test_what_a_program_says_of_its_keys(selector, key_type, record_type, expected):
     assert declared_key_kind(as_key_selector(selector), key_type, record_type) == expected
+
+
+def test_state_without_a_place_is_told_by_the_names_that_the_program_gave_it(tmp_path):
+    checkpoint = savepoint([1, 2], str(tmp_path / "state"))
+    other = JobLayout(JOB, (VertexLayout(VERTEX, "Other", 1, 128, (OperatorLayout(OperatorID.from_text("o"), "O"),)),))
+    told = r"operator 'Count' \(uid 'count'\) has keyed state 'timers', keyed state 'total'\."
+    with pytest.raises(ProgramError, match=told):
+        assign_state(checkpoint, other, state_names=state_names)
+    (tmp_path / "state").unlink()  # the parts' names are better than an error about files
+    with pytest.raises(ProgramError, match=r"keyed state 'timers', keyed state 'keyed'\."):
+        assign_state(checkpoint, other, state_names=state_names)
+    store = OperatorStateStore()
+    store.get_list_state(ListStateDescriptor("offsets")).add(1)
+    lists = dump_chunk(store.snapshot(), "lists")
+    handle = ListStateHandle(FileHandle("", len(lists), zlib.crc32(lists), lists))
+    assert state_names(handle) == ["operator state 'offsets'"]

@@ -209,6 +209,8 @@ def test_the_command_lists_shows_and_exports(savepoint, tmp_path, capsys):
     assert "Shop -> Map  (uid shop; parallelism 1 of 128)" in listed
     assert "by item  map" in listed
     assert "broadcast state" in listed
+    assert main(["state", savepoint, "--uid", "shop"]) == 0
+    assert "by item  map" in capsys.readouterr().out
     assert main(["state", savepoint, "--uid", "shop", "--state", "total", "--limit", "5"]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].split() == ["key", "value"]
@@ -236,7 +238,11 @@ def test_the_command_lists_shows_and_exports(savepoint, tmp_path, capsys):
         ([], "Name the savepoint or checkpoint"),
         (["nowhere"], "Savepoint nowhere does not exist"),
         (["SAVEPOINT", "--state", "total"], "Name the operator too, with --uid"),
-        (["SAVEPOINT", "--uid", "shop"], "Name the state of operator 'shop' with --state"),
+        (
+            ["SAVEPOINT", "--uid", "shop", "--to", "x.csv"],
+            "Name the state of operator 'shop' with --state; it has ",
+        ),
+        (["SAVEPOINT", "--uid", "cafe"], "There is no operator 'cafe' here; there are: Operator 'Shop -> Map'"),
         (["SAVEPOINT", "--uid", "shop", "--state", "total", "--limit", "many"], "--limit many: expected a number"),
     ],
 )

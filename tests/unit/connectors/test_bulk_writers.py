@@ -16,7 +16,7 @@ from engine.core.errors import ConfigError, ProgramError, UserCodeError
 from engine.core.records import ColumnBatch, Row, RowBatch
 from engine.core.type_info import Types
 from engine.datastream.formats.csv import CsvBulkWriters, CsvReaderFormat, CsvSchema
-from engine.datastream.formats.json import JsonBulkWriters
+from engine.datastream.formats.json import JsonBulkWriters, JsonReaderFormat
 from engine.datastream.formats.parquet import ParquetBulkWriters
 
 PAIR = Types.ROW_NAMED(["number", "text"], [Types.LONG(), Types.STRING()])
@@ -145,6 +145,34 @@ def test_json_lines_are_objects_of_the_row_type_or_records_as_they_are():
         "2024-05-01 12:30:00",
         "AP8=",
     ]
+
+
+def test_json_lines_are_json_whatever_the_numbers_and_no_digit_is_lost():
+    nan, infinity = float("nan"), float("inf")
+    values = [
+        [nan, {"a": -infinity, "b": (infinity, Row(nan, "x"))}],
+        {
+            "exact": decimal.Decimal("1.23456789012345678901"),
+            "near": decimal.Decimal("0.10"),
+            "whole": decimal.Decimal(5),
+        },
+        [decimal.Decimal("1E-30"), decimal.Decimal("NaN")],
+    ]
+    lines = written(JsonBulkWriters.for_row_type(), values).decode().splitlines()
+    assert lines == [
+        '["NaN",{"a":"-Infinity","b":["Infinity",["NaN","x"]]}]',
+        '{"exact":1.23456789012345678901,"near":0.1,"whole":5}',
+        '[1e-30,"NaN"]',
+    ]
+    row_type = Types.ROW_NAMED(["f"], [Types.DOUBLE()])
+    data = written(JsonBulkWriters.for_row_type(row_type), [(nan,), (infinity,)])
+    parsed = JsonReaderFormat.for_row_type(row_type).columns.create_parser().parse(data, True)
+    assert repr([row[0] for row in ColumnBatch(parsed).to_rows().rows]) == "[nan, inf]"
+
+
+def test_csv_has_bytes_in_base64():
+    schema = CsvSchema.builder().add_string_column("b").build()
+    assert written(CsvBulkWriters.for_schema(schema), [(b"\x00\xff",), (bytearray(b"a"),)]) == b"AP8=\nYQ==\n"
 
 
 def test_what_json_cannot_hold_names_the_record():

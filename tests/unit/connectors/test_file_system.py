@@ -8,6 +8,7 @@ import pytest
 
 from engine.connectors.file_system import (
     BucketAssigner,
+    BucketContext,
     Encoder,
     FileSink,
     FileSource,
@@ -17,7 +18,7 @@ from engine.connectors.file_system import (
 )
 from engine.connectors.source import SourceSpec
 from engine.core.clock import ManualClock
-from engine.core.errors import ConfigError, ExternalError
+from engine.core.errors import ConfigError, ExternalError, InputError, ProgramError
 from engine.core.type_info import Types
 from engine.operators.base import JobOutcome
 from tests.testing.operator_harness import OperatorHarness, end_job, start_coordinators
@@ -110,6 +111,67 @@ def test_buckets_follow_the_clock_and_the_time_zone(tmp_path):
     assert visible(tmp_path) == ["2023-11-15--21/part-0-0", "2023-11-15--21/part-0-1", "2023-11-15--22/part-0-2"]
     with pytest.raises(ConfigError, match="Mars/Olympus"):
         BucketAssigner.date_time_bucket_assigner(timezone_id="Mars/Olympus")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bucket"),
+    [
+        ("yyyy/MM/dd/HHmm", "2023/11/15/2100"),
+        ("'day='yyyyMMdd", "day=20231115"),
+        ("yy-M-d--H:m:s.SSS", "23-11-15--21:0:0.000"),
+        ("'o''clock' HH '%'", "o'clock 21 %"),
+        ("DDD", "319"),
+    ],
+)
+def test_buckets_are_named_by_javas_patterns(pattern, bucket):
+    assigner = BucketAssigner.date_time_bucket_assigner(pattern, "Asia/Tokyo")
+    assert assigner.get_bucket_id(None, BucketContext(NOON_MS)) == bucket
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BucketAssigner.date_time_bucket_assigner("yyyy-EEE"), "'EEE' is not known here; expected one of yyyy"),
+        (lambda: BucketAssigner.date_time_bucket_assigner("'day"), "a single quote is not closed"),
+        (lambda: RollingPolicy.default_rolling_policy("1MB"), "no size of a part in bytes"),
+        (lambda: RollingPolicy.default_rolling_policy(1, -1), "no duration in milliseconds"),
+        (lambda: OutputFileConfig("a/b"), "expected a text without '/'"),
+        (lambda: OutputFileConfig("part", "/x"), "expected a text without '/'"),
+        (lambda: OutputFileConfig(".part"), "hidden from readers"),
+        (lambda: builder("/x").with_rolling_policy(5), "expected RollingPolicy.default_rolling_policy"),
+        (lambda: builder("/x").with_output_file_config("p"), "expected an OutputFileConfig"),
+        (lambda: builder("/x").with_bucket_assigner(BucketAssigner), "expected a BucketAssigner object"),
+        (lambda: FileSink.for_row_format(None, Encoder()), "the folder is None; expected a path"),
+        (lambda: FileSink.for_row_format("/x", "text"), "is no format"),
+    ],
+)
+def test_wrong_settings_of_a_sink_are_refused_when_they_are_written(make, message):
+    with pytest.raises((ConfigError, ProgramError), match=message):
+        make()
+
+
+def test_a_file_in_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"/file is a file; a FileSink writes parts into a folder"):
+        run(builder(tmp_path / "file").build(), [])
+
+
+def test_the_mark_of_utf_16_stands_at_the_beginning_of_a_file_only(tmp_path):
+    sink = FileSink.for_row_format(str(tmp_path), Encoder.simple_string_encoder("UTF-16"))
+    run(sink.with_bucket_assigner(BucketAssigner.base_path_bucket_assigner()).build(), [(0, ["a"]), (0, ["ü", "c"])])
+    assert (tmp_path / "part-0-0").read_bytes().decode("utf-16") == "a\nü\nc\n"
+
+
+def test_names_of_pyflink_are_where_its_programs_look_for_them():
+    from engine.datastream.connectors import file_system as found
+
+    policy = found.OnCheckpointRollingPolicy.on_checkpoint_rolling_policy()
+    assert isinstance(policy, found.DefaultRollingPolicy)
+    assert found.StreamingFileSink.for_row_format("/x", found.Encoder()).with_rolling_policy(policy).build()
+    source = found.FileSource.for_record_stream_format(found.StreamFormat.text_line_format(), "/x")
+    source.set_file_enumerator(found.FileEnumeratorProvider.default_splittable_file_enumerator())
+    source.set_split_assigner(found.FileSplitAssignerProvider.locality_aware_split_assigner())
+    assert isinstance(source, found.FileSourceBuilder)
 
 
 def test_part_names_are_configurable(tmp_path):

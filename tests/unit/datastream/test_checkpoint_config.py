@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from engine.checkpoint.settings import checkpoint_settings
+from engine.common import Duration, Time
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.datastream import (
@@ -82,6 +83,15 @@ def test_the_rocksdb_backend_says_increments_and_folders(env):
     assert (found.is_incremental_checkpoints_enabled(), found.get_db_storage_paths()) == (True, ["/a", "/b"])
 
 
+def test_durations_are_taken_in_every_form(env):
+    config = env.get_checkpoint_config()
+    config.set_checkpoint_timeout(Duration.of_seconds(3)).set_min_pause_between_checkpoints(timedelta(seconds=2))
+    config.set_aligned_checkpoint_timeout(Time.seconds(1))
+    assert config.get_checkpoint_timeout() == 3000
+    assert config.get_min_pause_between_checkpoints() == 2000
+    assert config.get_aligned_checkpoint_timeout() == timedelta(seconds=1)
+
+
 def test_savepoints_have_a_default_folder(env):
     assert env.get_default_savepoint_directory() is None
     env.set_default_savepoint_directory("hdfs:///sp")
@@ -94,6 +104,18 @@ def test_savepoints_have_a_default_folder(env):
         (lambda env: env.enable_checkpointing(5), r"set_checkpoint_interval\(5\): .*at least 10 ms"),
         (lambda env: env.get_checkpoint_config().set_checkpoint_timeout(1), "set_checkpoint_timeout"),
         (lambda env: env.get_checkpoint_config().set_max_concurrent_checkpoints(0), "at least 1"),
+        (lambda env: env.enable_checkpointing(1000, "EXACTLY_ONCE"), "one of CheckpointingMode.EXACTLY_ONCE"),
+        (
+            lambda env: env.get_checkpoint_config().set_externalized_checkpoint_retention("RETAIN_ON_CANCELLATION"),
+            "one of ExternalizedCheckpointRetention.DELETE_ON_CANCELLATION",
+        ),
+        (lambda env: env.get_checkpoint_config().set_checkpoint_storage("/c"), "set_checkpoint_storage_dir.path"),
+        (lambda env: env.set_state_backend("rocksdb"), r"expected HashMapStateBackend\(\)"),
+        (lambda env: env.set_state_backend(HashMapStateBackend), r"expected HashMapStateBackend\(\)"),
+        (lambda env: env.set_restart_strategy("none"), "expected one of RestartStrategies"),
+        (lambda env: env.set_max_parallelism("4"), "expected 1 to"),
+        (lambda env: JobManagerCheckpointStorage(None, -1), "a number of bytes"),
+        (lambda env: FileSystemCheckpointStorage("/c", "1MB"), "at most 1048576 bytes"),
         (lambda env: FileSystemCheckpointStorage(""), "needs a folder"),
         (lambda env: FileSystemCheckpointStorage("/c", 1 << 30), "at most 1048576 bytes"),
     ],

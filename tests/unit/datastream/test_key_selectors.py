@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+
 import pytest
 
 from engine.core.errors import ProgramError
@@ -71,6 +74,31 @@ class ByDict(KeySelector):
         return {}
 
 
+class Mutable:
+    pass
+
+
+def by_object(row) -> Mutable:
+    return Mutable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+
+
+def by_dataclass(row) -> Point:
+    return Point(1)
+
+
+def by_sequence(row) -> collections.abc.Sequence:
+    return (1,)
+
+
+def by_text(row) -> str:
+    return "a"
+
+
 @pytest.mark.parametrize(
     ("selector", "key_type", "seen"),
     [
@@ -80,6 +108,7 @@ class ByDict(KeySelector):
         (FieldKey("items"), None, "ListTypeInfo"),
         (by_list, None, "list"),
         (ByDict(), None, "dict"),
+        (by_object, None, "Mutable"),
     ],
 )
 def test_a_key_whose_declared_type_cannot_be_one_is_refused_when_the_job_is_built(selector, key_type, seen):
@@ -90,11 +119,21 @@ def test_a_key_whose_declared_type_cannot_be_one_is_refused_when_the_job_is_buil
 
 @pytest.mark.parametrize(
     ("selector", "key_type"),
-    [(FieldKey(0), None), (FieldKey("name"), Types.STRING()), (FieldKey(7), None), (lambda row: row[1], None)],
+    [
+        *((FieldKey(0), None), (FieldKey("name"), Types.STRING()), (FieldKey(-2), None), (lambda row: row[1], None)),
+        *((by_dataclass, None), (by_sequence, None), (by_text, None)),
+    ],
 )
 def test_other_keys_are_not_refused(selector, key_type):
     record = Types.ROW_NAMED(["name", "items"], [Types.STRING(), Types.LIST(Types.INT())])
     check_key_type(selector, key_type, record)
+
+
+@pytest.mark.parametrize("field", [2, -3, "nobody"])
+def test_a_field_that_the_declared_records_lack_is_refused_when_the_job_is_built(field):
+    record = Types.ROW_NAMED(["name", "items"], [Types.STRING(), Types.INT()])
+    with pytest.raises(ProgramError, match=rf"key_by\({field!r}\): the stream"):
+        check_key_type(FieldKey(field), None, record)
 
 
 def test_a_lambda_of_a_file_without_future_imports_picks_as_well():

@@ -97,6 +97,7 @@ def test_functions_of_the_wrong_kind_are_named_with_the_one_expected(stream):
         (lambda: stream.broadcast(ValueStateDescriptor("v")), "expected MapStateDescriptors"),
         (lambda: stream.broadcast(RULES, RULES), "two of the descriptors have one name"),
         (lambda: stream.get_side_output("late"), "expected an OutputTag"),
+        (lambda: stream.map(str).get_side_output(OutputTag("late")), "'Map' has no side outputs. They come from"),
     ):
         with pytest.raises(ProgramError, match=message):
             build()

@@ -69,7 +69,10 @@ class Add(ReduceFunction):
     ("program", "message"),
     [
         (lambda s: s.window(TEN), "needs a key: call key_by"),
+        (lambda s: s.count_window(3), "needs a key: call key_by"),
+        (lambda s: s.interval_join(s), "needs keys: a.key_by"),
         (lambda s: s.key_by(0).window(5), "expected a WindowAssigner"),
+        (lambda s: s.key_by(0).window(TEN).side_output_late_data("late"), "expected an OutputTag"),
         (lambda s: s.key_by(0).window(TEN).trigger(CountTrigger), "expected a Trigger object"),
         (lambda s: s.key_by(0).window(TEN).evictor(3), "expected an Evictor object"),
         (lambda s: s.key_by(0).window(TEN).allowed_lateness(-1), "0 ms or more"),
@@ -87,6 +90,11 @@ class Add(ReduceFunction):
         (lambda s: s.key_by(0).window(TEN).sum(None), "expected a field's index or name"),
         (lambda s: s.key_by(0).count_window(0), "at least 1"),
         (lambda s: s.join(s).where(0).window(TEN), r"by equal_to"),
+        (lambda s: s.join(5), r"join\(5\): expected the other DataStream"),
+        (lambda s: s.co_group(s).equal_to(0), r"by where\("),
+        (lambda s: s.join(s).window(TEN), r"by where\(…\).equal_to"),
+        (lambda s: s.join(s).where(0).equal_to(0).apply(max), r"by window\("),
+        (lambda s: s.key_by(0).interval_join(s.key_by(0)).side_output_left_late_data(1), "expected an OutputTag"),
         (lambda s: s.key_by(0).interval_join(s), "both streams must be keyed"),
         (lambda s: s.key_by(0).interval_join(s.key_by(0)).process(max), r"by between\("),
         (
@@ -98,3 +106,10 @@ class Add(ReduceFunction):
 def test_wrong_programs_are_refused_when_they_are_written(stream, program, message):
     with pytest.raises(ProgramError, match=message):
         program(stream)
+
+
+@pytest.mark.parametrize("method", ["reduce", "sum", "min", "max", "min_by", "max_by"])
+def test_what_only_keyed_streams_have_is_told_so(stream, method):
+    with pytest.raises(AttributeError, match=rf"{method}\(…\) needs a key: call key_by"):
+        getattr(stream, method)
+    assert not hasattr(stream, "nothing_of_the_sort")

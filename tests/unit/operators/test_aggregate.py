@@ -11,6 +11,7 @@ from engine.core.records import BATCH_ROWS_MAX, Row
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.functions import KeySelector, ReduceFunction
 from engine.operators.keys import FieldKey
+from engine.state.descriptors import ValueStateDescriptor
 from tests.testing.operator_harness import OperatorHarness
 
 
@@ -225,3 +226,16 @@ def test_a_sum_by_a_computed_key_keeps_the_first_record_else(emit_final):
     assert run(spec, rows[:1], rows[1:]) == (
         [("apple", 3), ("pear", 30)] if emit_final else [("apple", 1), ("pear", 10), ("apple", 3), ("pear", 30)]
     )
+
+
+def test_state_in_a_reduce_function_is_refused_with_what_to_use_instead():
+    class Stateful(ReduceFunction):
+        def open(self, runtime_context):
+            runtime_context.get_state(ValueStateDescriptor("seen"))
+
+        def reduce(self, value1, value2):
+            return value1
+
+    told = r"Keyed state 'seen' was asked for, but a reduce function has no state(.|\n)*use process"
+    with pytest.raises(UserCodeError, match=told), OperatorHarness(KeyedReduceSpec(FieldKey(0), Stateful())):
+        pass

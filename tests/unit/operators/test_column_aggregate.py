@@ -126,7 +126,7 @@ def test_timestamps_stay_with_their_results():
 
 
 class Restored:
-    watched_as = ""
+    watched_as = told_as = ""
 
     def __init__(self, chunks):
         self._chunks = chunks

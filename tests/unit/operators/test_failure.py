@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.core.errors import ConfigError, UserCodeError
-from engine.operators.failure import error_info, user_error
+from engine.operators.failure import at_subtask, error_info, user_error
 
 
 def divide(pair: Any) -> float:
@@ -31,6 +31,17 @@ def test_a_user_error_says_operator_record_and_frames() -> None:
 def test_without_a_record_only_the_operator_is_named() -> None:
     error = user_error(caught(divide, ("a", 0)), operator_name="Map")
     assert str(error).splitlines()[1] == "  in operator 'Map'"
+
+
+def test_of_several_subtasks_the_one_that_failed_is_named_behind_its_operator() -> None:
+    info = error_info(user_error(caught(divide, ("a", 0)), operator_name="Map", record=("a", 0)))
+    told = at_subtask(info, 1, 4).message.splitlines()
+    assert told[1:3] == ["  in operator 'Map' on record: ('a', 0)", "  in subtask 2 of 4"]
+    assert any("return 1 / pair[1]" in line for line in told[3:])
+    assert at_subtask(info, 0, 1) is info
+    assert at_subtask(error_info(ConfigError("no")), 2, 3).message == "no\n  in subtask 3 of 3"
+    ours = error_info(AssertionError("a bug"))
+    assert at_subtask(ours, 1, 4) is ours
 
 
 def test_a_user_error_is_wrapped_once() -> None:

@@ -8,9 +8,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from engine.core.errors import UserCodeError
 from engine.core.records import Row
+from engine.operators.aggregate import KeyedReduceSpec
 from engine.operators.functions import KeySelector
 from engine.operators.keys import NAN, ComposedKey, FieldKey, canonical_key, key_error, key_function, key_name
+from engine.operators.process import ProcessSpec
+from engine.operators.window import WindowSpec
+from engine.operators.window_contents import ReduceFold
+from engine.operators.window_functions import window_call
+from engine.time.assigners import TumblingEventTimeWindows
+from engine.time.triggers import EventTimeTrigger
+from tests.testing.operator_harness import OperatorHarness
 
 
 class Pair(NamedTuple):
@@ -90,3 +99,33 @@ def test_a_missing_key_field_is_named_with_what_the_record_has(selector, record,
 def test_errors_of_selectors_of_the_user_stay_as_they_are():
     error = KeyError("mine")
     assert key_error(error, lambda row: row["mine"], {}) is error
+
+
+class Unstable:
+    """Told apart by where it lies in memory."""
+
+
+@pytest.mark.parametrize("key", [Unstable(), frozenset("ab"), ("a", Unstable()), Row(frozenset())])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        lambda selector: KeyedReduceSpec(selector, lambda a, b: a),
+        lambda selector: ProcessSpec(lambda value: value, selector, method="map"),
+        lambda selector: WindowSpec(
+            (selector,), TumblingEventTimeWindows(5, 0), EventTimeTrigger(), window_call(None), ReduceFold(max)
+        ),
+    ],
+)
+def test_a_key_that_differs_between_processes_is_refused_without_an_exchange_too(spec, key):
+    """With one subtask nobody hashes it before; its state would not be found again after a restore."""
+    error = pytest.raises(UserCodeError, match=r"its hash is not the same in every process(.|\n)*on record: 5")
+    with OperatorHarness(spec(lambda row: key)) as harness, error:
+        harness.process([5], [1])
+
+
+def test_of_later_batches_the_first_key_is_looked_at():
+    with OperatorHarness(KeyedReduceSpec(lambda row: row, lambda a, b: a)) as harness:
+        for number in range(100):
+            harness.process([number, str(number), ("pair", number)])
+        with pytest.raises(UserCodeError, match="not the same in every process"):
+            harness.process([Unstable()])

@@ -317,6 +317,17 @@ def test_a_timer_without_on_timer_and_a_time_that_is_no_int_are_explained():
             harness.watermark(2)
 
 
+@pytest.mark.parametrize("time", [1 << 63, -(1 << 63) - 1])
+def test_a_timer_that_no_time_ever_reaches_is_refused(time):
+    class Never(KeyedProcessFunction):
+        def process_element(self, value, ctx):
+            ctx.timer_service().register_event_time_timer(time)
+
+    error = pytest.raises(UserCodeError, match=rf"must fit into 64 bits, got {time}")
+    with OperatorHarness(ProcessSpec(Never(), FieldKey(0))) as harness, error:
+        harness.process([("a", 1)])
+
+
 def test_a_failing_key_selector_names_the_record():
     class ByName(KeySelector):
         def get_key(self, value):

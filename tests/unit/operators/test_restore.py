@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import pathlib
+import pkgutil
 from collections import Counter
 from collections.abc import Iterable
 
@@ -15,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import engine.connectors
+import engine.operators
 from engine.core import user_code
 from engine.core.clock import ManualClock
 from engine.core.records import Batch, ColumnBatch, Row, RowBatch, rows_of
@@ -25,8 +29,9 @@ from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators import restore_cases
 from tests.unit.operators.evictor_cases import EVICTOR_CASES, EVICTORS, WINDOWS, without_evictor
 from tests.unit.operators.restore_cases import MARK, Case, Rows, ToAll, Wait, Watermark
+from tests.unit.operators.restore_variants import VARIANTS
 
-CASES = {**restore_cases.CASES, **EVICTOR_CASES}
+CASES = {**restore_cases.CASES, **EVICTOR_CASES, **VARIANTS}
 
 MAX_PARALLELISM = 128
 FULL, INCREMENTAL = {}, {"execution.checkpointing.incremental": "true"}
@@ -214,7 +219,7 @@ def test_results_after_a_crash_behind_each_mark_are_those_of_an_undisturbed_run(
         for way in WAYS
         for name in CASES
         # How elements of windows are kept does not depend on their evictor: each of the two backends once.
-        if name not in DEALT_OUT and (name not in EVICTOR_CASES or way in ("incremental", "rocksdb"))
+        if name not in DEALT_OUT and (name not in {**EVICTOR_CASES, **VARIANTS} or way in ("incremental", "rocksdb"))
     ],
 )
 def test_results_are_the_same_when_the_parallelism_changes_at_each_restore(name, way, tmp_path):
@@ -268,3 +273,39 @@ def test_every_operator_of_a_batch_job_says_that_it_is_not_checkpointed():
     assert len(batch) > 8
     silent = [kind.__name__ for kind in batch if not kind.not_checkpointed and kind.__name__ not in stateless]
     assert silent == []
+
+
+#: Nothing to lose: neither state nor anything that is held back.
+STATELESS = {
+    *("CoFlatMapSpec", "CoMapSpec", "FilterSpec", "FlatMapSpec", "MapSpec", "MapBatchesSpec", "ProjectSpec"),
+    *("TokenizeSpec", "TimestampsSpec", "DiscardSpec", "PassSpec", "PrintSpec"),
+    "SocketTextSpec",  # which nobody can read twice
+}
+#: Which test runs it straight, with crashes, and at another parallelism, where what it does takes more than a harness.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ["SourceSpec", "StampedSourceSpec", "CollectionSpec", "DataGeneratorSpec", "FunctionSourceSpec"],
+        "contract/test_source.py",
+    ),
+    **dict.fromkeys(["FileSinkSpec", "TextFileSinkSpec", "CsvFileSinkSpec"], "unit/connectors/test_sink_crashes.py"),
+    "CommittingSinkSpec": "unit/connectors/test_sink.py",
+    "CollectSinkSpec": "unit/connectors/test_collect.py",
+    "FunctionSinkSpec": "unit/operators/test_checkpointed_function.py",
+    "ColumnReduceSpec": "unit/operators/test_column_reduce.py",
+    "ColumnSessionSpec": "unit/operators/test_column_session.py",
+    **dict.fromkeys(["ColumnIntervalJoinSpec", "ColumnWindowJoinSpec"], "unit/operators/test_column_joins.py"),
+}
+
+
+def test_every_operator_of_a_streaming_job_is_run_in_the_three_ways():
+    for package in (engine.operators, engine.connectors):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    checkpointed = {kind.__name__ for kind in _subclasses(base.OperatorSpec) if not kind.not_checkpointed}
+    here = {type(spec).__name__ for make in CASES.values() for spec in make().specs}
+    checkpointed = {name for name in checkpointed if not name.startswith("_")}
+    assert len(checkpointed) > 30
+    assert checkpointed - here - STATELESS - set(ELSEWHERE) == set()
+    tests = pathlib.Path(__file__).parents[2]
+    texts = {path: (tests / path).read_text() for path in ELSEWHERE.values()}
+    assert [path for path, text in texts.items() if "parallelism" not in text and "disturbed(" not in text] == []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -38,6 +42,27 @@ def test_a_time_outside_of_64_bits_is_refused(time):
     error = pytest.raises(UserCodeError, match=rf"the timestamp {time} is no time.*\n.*on record: {time}")
     with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness, error:
         harness.process([1, time])
+
+
+@pytest.mark.parametrize("time", [None, "2024", dt.datetime(2024, 1, 1), float("nan"), float("inf"), 1j])
+def test_what_is_no_time_is_refused_with_its_record(time):
+    error = pytest.raises(UserCodeError, match=r"returned .* of type .*; expected milliseconds since 1970 as an int")
+    with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness, error as caught:
+        harness.process([1, time])
+    assert f"on record: {time!r}" in str(caught.value)
+    assert ("int(value.timestamp() * 1000)" in str(caught.value)) is isinstance(time, dt.datetime)
+
+
+def test_numbers_of_other_types_become_whole_milliseconds():
+    with OperatorHarness(strategy(WatermarkStrategy.for_monotonous_timestamps())) as harness:
+        harness.process([1.9, np.int64(2), decimal.Decimal(3), True])
+        assert [(stamp, type(stamp)) for stamp in harness.output.timestamps_ms] == [(n, int) for n in (1, 2, 3, 1)]
+
+
+def test_a_supplier_that_makes_no_generator_is_told():
+    spec = TimestampsSpec(WatermarkStrategy.for_generator(lambda: 5))
+    with pytest.raises(UserCodeError, match=r"for_generator\(\) made 5, no WatermarkGenerator"), OperatorHarness(spec):
+        pass
 
 
 def test_times_before_1970_and_at_the_limits_are_times():

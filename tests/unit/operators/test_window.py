@@ -28,8 +28,9 @@ from engine.time.assigners import (
     SlidingEventTimeWindows,
     TumblingEventTimeWindows,
     TumblingProcessingTimeWindows,
+    WindowAssigner,
 )
-from engine.time.evictors import CountEvictor
+from engine.time.evictors import CountEvictor, Evictor
 from engine.time.triggers import (
     ContinuousEventTimeTrigger,
     ContinuousProcessingTimeTrigger,
@@ -413,6 +414,49 @@ def test_a_trigger_of_the_program_keeps_its_state_by_key_and_window():
         assert values(run(collecting(assigner, AtSum()), rows, [0, 1, 15, 12])) == [[4, 5, 1]]
 
 
+class Returns(Trigger):
+    def __init__(self, result):
+        self.result = result
+
+    def on_element(self, element, timestamp, window, ctx):
+        return self.result
+
+    on_processing_time = on_event_time = clear = on_element
+
+
+@pytest.mark.parametrize("result", [None, True, "FIRE"])
+def test_a_trigger_that_returns_no_result_is_named_with_what_it_returned(result):
+    message = rf"Returns returned {result!r}; expected a TriggerResult(.|\n)*GlobalWindow of key 'a'"
+    with pytest.raises(UserCodeError, match=message):
+        run(collecting(GlobalWindows(), Returns(result)), [("a", 1)], None)
+
+
+@pytest.mark.parametrize("windows", [None, TimeWindow(0, 5), [(0, 5)], 7])
+def test_an_assigner_that_returns_no_windows_is_named_with_what_it_returned(windows):
+    class Assigns(WindowAssigner):
+        def assign_windows(self, element, timestamp, context):
+            return windows
+
+        def get_default_trigger(self, env):
+            return EventTimeTrigger()
+
+        def is_event_time(self):
+            return True
+
+    message = r"Assigns.assign_windows\(\) returned .*; expected a list of Window objects(.|\n)*on record: \('a', 1\)"
+    with pytest.raises(UserCodeError, match=message):
+        run(collecting(Assigns()), [("a", 1)], [1])
+
+
+@pytest.mark.parametrize("method", ["evict_before", "evict_after"])
+@pytest.mark.parametrize("kept", [None, [("a", 1)]])
+def test_an_evictor_that_returns_no_elements_is_named_with_what_it_returned(method, kept):
+    evictor = type("Drops", (Evictor,), {method: lambda self, elements, size, window, ctx: kept})()
+    spec = collecting(GlobalWindows(), CountTrigger.of(1), evictor=evictor)
+    with pytest.raises(UserCodeError, match=rf"{method}\(\) returned .*; expected those of the given elements"):
+        run(spec, [("a", 1)], None)
+
+
 def test_an_evictor_drops_elements_before_the_function():
     spec = collecting(GlobalWindows(), CountTrigger.of(2), evictor=CountEvictor.of(3))
     assert values(run(spec, [("a", n) for n in range(6)], None)) == [[0, 1], [1, 2, 3], [3, 4, 5]]
@@ -532,7 +576,7 @@ def test_a_window_function_that_returns_a_single_value_is_told_to_yield():
 
 
 def test_an_unhashable_key_is_named():
-    with pytest.raises(ProgramError, match=r"\['a'\] of type list cannot be a key"):
+    with pytest.raises(UserCodeError, match=r"\['a'\] of type list cannot be a key(.|\n)*on record: "):
         run(spec_of(TumblingEventTimeWindows(5, 0), fold=SUM()), [(["a"], 1)], [1])
 
 

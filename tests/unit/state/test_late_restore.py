@@ -9,6 +9,7 @@ from engine.checkpoint.restored_state import HandleRestoredState
 from engine.checkpoint.state_files import ChunkWriter
 from engine.core.clock import ManualClock
 from engine.core.errors import CorruptStateError, ProgramError
+from engine.core.type_info import Types
 from engine.protocol.checkpoint import KeyedStateHandle, OperatorRestore
 from engine.state.descriptors import ListStateDescriptor, StateTtlConfig, ValueStateDescriptor
 from engine.state.heap_backend import HeapKeyedStateBackend
@@ -231,6 +232,17 @@ def test_keys_of_another_type_are_refused_as_ever(tmp_path):
     with pytest.raises(ProgramError, match="keys of type number"):
         for number in range(40):
             backend.set_current_key(f"k{number}")
+
+
+def test_values_of_another_type_are_told_when_they_are_taken_up(tmp_path):
+    handle, _ = written(tmp_path)
+    backend, _ = backend_of([handle], tmp_path)
+    backend.value_state(ValueStateDescriptor("value", Types.STRING()))
+    told = "value state 'value' is declared String, and what was restored of it holds"
+    with pytest.raises(ProgramError, match=told):
+        backend.restore_some()
+    with pytest.raises(ProgramError, match=told):
+        backend.restore_rest()
 
 
 def test_a_stream_of_mixed_keys_is_not_refused_when_more_is_taken_up(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import itertools
 import pickle
 
@@ -24,6 +25,7 @@ from engine.time.assigners import (
 from engine.time.evictors import CountEvictor, DeltaEvictor, TimeEvictor, TimestampedValue
 from engine.time.triggers import CountTrigger, PurgingTrigger
 from engine.time.watermarks import Duration, Time
+from engine.time.window_serializers import CountWindowSerializer, GlobalWindowSerializer, TimeWindowSerializer
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, CountWindow, GlobalWindow, TimeWindow, merged_spans, span_ms
 
 TIMES = st.integers(TIME_MIN_MS + 1, TIME_MAX_MS) | st.integers(-100, 100)
@@ -115,6 +117,23 @@ def test_windows_survive_pickling_and_are_what_they_are():
     assert GlobalWindows.create().assign_windows(None, 0, Context()) == [GlobalWindow()]
 
 
+@pytest.mark.parametrize(
+    ("serializer", "windows"),
+    [
+        (TimeWindowSerializer(), [TimeWindow(-5, 5), TimeWindow(-(2**63), 2**63 - 1)]),
+        (CountWindowSerializer(), [CountWindow(0), CountWindow(7)]),
+        (GlobalWindowSerializer(), [GlobalWindow.get(), GlobalWindow.get()]),
+    ],
+)
+def test_windows_are_read_back_as_they_were_written(serializer, windows):
+    stream = io.BytesIO()
+    for window in windows:
+        serializer.serialize(window, stream)
+    stream.seek(0)
+    assert [serializer.deserialize(stream) for _ in windows] == windows
+    assert stream.read() == b""
+
+
 def test_spans_may_be_said_in_three_ways():
     assert [span_ms(s, "x") for s in (Time.seconds(2), Duration.of_seconds(2), dt.timedelta(seconds=2))] == [2000] * 3
     with pytest.raises(ProgramError, match=r"of: expected a Time.* got 5"):
@@ -133,6 +152,7 @@ def test_spans_may_be_said_in_three_ways():
         (lambda: CountTrigger.of("3"), "at least 1"),
         (lambda: PurgingTrigger.of(CountTrigger), "expected a Trigger"),
         (lambda: CountEvictor.of(-1), "a number of elements"),
+        (lambda: DeltaEvictor.of(1, 5), r"expected a function \(old, new\)"),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(make, message):
@@ -144,6 +164,22 @@ def test_an_event_time_window_refuses_a_record_without_a_timestamp():
     for assigner in (TumblingEventTimeWindows(5, 0), EventTimeSessionWindows(5)):
         with pytest.raises(ProgramError, match="assign_timestamps_and_watermarks"):
             assigner.assign_windows("x", TIME_MIN_MS, Context())
+
+
+def test_a_dynamic_gap_is_milliseconds_or_a_span_and_nothing_else():
+    def end_of(gap):
+        (window,) = EventTimeSessionWindows.with_dynamic_gap(lambda element: gap).assign_windows(None, 10, Context())
+        return window.end
+
+    assert [end_of(gap) for gap in (5, Time.milliseconds(5), dt.timedelta(milliseconds=5))] == [15] * 3
+    for gap, message in (
+        (2.5, "of type float"),
+        ("5", "of type str"),
+        (None, "of type NoneType"),
+        (0, "longer than 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            end_of(gap)
 
 
 def test_evictors_keep_what_they_say():

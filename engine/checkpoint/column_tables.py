@@ -1,0 +1,121 @@
+"""Entries of columnar state out of the chunks of a checkpoint, without the operators that wrote them.
+
+What operators on columns keep has no names of the program's: a table is called as its part of state is. Each chunk is
+one Arrow stream, of joins one a side. Not here: tables of entries (``state_tables``), which chunks there are
+(``reader``).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.time.windows import TimeWindow
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["Entry", "column_entries", "is_column_part"]
+
+#: key, namespace, value
+Entry = tuple[Any, Any, Any]
+
+#: Of a join's chunk, before each of its two streams.
+_LENGTH: Final = struct.Struct("<q")
+#: A column of this name alone is a value, not a record of fields.
+_VALUE: Final = "value"
+
+
+def is_column_part(part: str) -> bool:
+    return part in _READERS
+
+
+def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
+    """Yield what a chunk of a part for which ``is_column_part`` holds has.
+
+    Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace.
+    Sessions: their window. Joins: the record's number and its side, with time and fields.
+    """
+    return _READERS[part](chunk)
+
+
+def _batches(chunk: bytes | memoryview) -> Iterator[tuple[pyarrow.RecordBatch, Mapping[bytes, bytes]]]:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+        metadata = reader.schema.metadata or {}
+        for batch in reader:
+            yield batch, metadata
+
+
+def _rows(columns: list[pyarrow.Array]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.to_pylist() for column in columns), strict=True)
+
+
+def _key(parts: tuple[Any, ...]) -> Any:
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _slots(chunk: bytes) -> Iterator[Entry]:
+    for batch, metadata in _batches(chunk):
+        num_keys = int(metadata[b"keys"])
+        names = batch.schema.names[num_keys:]
+        for row in _rows(batch.columns):
+            values = row[num_keys:]
+            yield _key(row[:num_keys]), None, values[0] if names == [_VALUE] else dict(zip(names, values, strict=True))
+
+
+def _windows(chunk: bytes) -> Iterator[Entry]:
+    for batch, metadata in _batches(chunk):
+        num_keys = metadata[b"keys"].count(b",") + 1
+        columns, names = _accumulators(batch.columns[num_keys:], metadata)
+        for row in _rows([*batch.columns[:num_keys], *columns]):
+            start, *values = row[num_keys:]
+            yield _key(row[:num_keys]), start, dict(zip(names, values, strict=True))
+
+
+def _sessions(chunk: bytes) -> Iterator[Entry]:
+    for batch, metadata in _batches(chunk):
+        num_keys = metadata[b"keys"].count(b",") + 1
+        columns, names = _accumulators(batch.columns[2 + num_keys :], metadata)
+        for row in _rows([*batch.columns[: 2 + num_keys], *columns]):
+            start, end, *keys = row[: 2 + num_keys]
+            yield _key(tuple(keys)), TimeWindow(start, end), dict(zip(names, row[3 + num_keys :], strict=True))
+
+
+def _accumulators(
+    columns: list[pyarrow.Array], metadata: Mapping[bytes, bytes]
+) -> tuple[list[pyarrow.Array], list[str]]:
+    """Return the columns behind the keys, and the names of those behind the first, which is the slice of time."""
+    import pyarrow as pa
+
+    named = json.loads(metadata.get(b"shown", b"[]"))
+    shown, names = columns[:2], ["records"]
+    for at, column in enumerate(columns[2:]):
+        name, is_float = named[at] if at < len(named) else (f"c{at}", False)
+        shown.append(pa.array(column.to_numpy().view("float64")) if is_float else column)
+        names.append(name)
+    return shown, names
+
+
+def _joined(chunk: bytes) -> Iterator[Entry]:
+    at = 0
+    for side in ("left", "right"):
+        (size,) = _LENGTH.unpack_from(chunk, at)
+        at += _LENGTH.size
+        if size:
+            for batch, _ in _batches(memoryview(chunk)[at : at + size]):
+                names = batch.schema.names[2:]
+                for time_ms, arrival, *values in _rows(batch.columns):
+                    yield arrival, side, {"time": time_ms, **dict(zip(names, values, strict=True))}
+        at += size
+
+
+_READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
+    "slots": _slots,
+    "window-slots": _windows,
+    "session-slots": _sessions,
+    "join-records": _joined,
+}
