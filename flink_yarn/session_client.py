@@ -12,13 +12,11 @@ import getpass
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +27,8 @@ from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
 from flink_yarn.application_leader import ApplicationLeader, JobManagerAddress, read_address
 from flink_yarn.archive import mark_used, remove_unused, ship_archives
-from flink_yarn.cli_signals import ENDING_SIGNALS, EndedBySignal, raising_on_signals
+from flink_yarn.cli_signals import held_signals, raising_on_signals
+from flink_yarn.cli_signals import say as say_line
 from flink_yarn.cluster_spec import (
     ClusterPlan,
     LocalFiles,
@@ -55,10 +54,6 @@ _POLL_S: Final = 0.15
 #: Between RUNNING and the JobManager's address; a JobManager that is slower than this is dead.
 _ADDRESS_TIMEOUT_S: Final = 120.0
 Say = Callable[[str], None]
-
-
-def _log(line: str) -> None:
-    print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -107,12 +102,14 @@ def deploy(
     *,
     job_files: Mapping[str, str | bytes] | None = None,
     slots_needed: int = 0,
-    say: Say = _log,
+    submitted: list[str] | None = None,
+    say: Say = say_line,
 ) -> Deployment:
     """Start a cluster on YARN and return when its JobManager answers.
 
     ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills
-    the application again: nothing is left behind.
+    the application again: nothing is left behind. ``submitted`` holds its id from then on until it is killed: so the
+    caller, who may be interrupted before this has returned, knows what it has to end.
 
     Raises: ConfigError, ExternalError with one clear message.
     """
@@ -140,16 +137,17 @@ def deploy(
             java_opens=f"{JAVA_OPENS} {QUICK_START}",
             skein=skein_module(),
         )
-        submitted: list[str] = []
+        submitted = [] if submitted is None else submitted
         try:
-            with _interrupts_held():
+            with held_signals() as held:  # an application whose id is not known yet cannot be killed
                 submitted.append(_submit(driver, spec, say))
+                held.raise_heard()
             application_id = submitted[0]
             with raising_on_signals():
                 rest = _await_jobmanager(client, conf, fs, application_id, config, say)
         except BaseException:
-            if submitted:
-                _kill_quietly(driver, submitted[0])
+            if submitted and _kill_quietly(driver, submitted[0]):
+                submitted.clear()
             raise
     say(f"Found Web Interface {rest.base_url.partition('://')[2]} of application '{application_id}'.")
     return Deployment(application_id, rest, plan)
@@ -164,31 +162,6 @@ def _connection(client: YarnClient, conf: HadoopConf, application_id: str, found
 def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
     """The driver's Java client would try a NameNode that is down for minutes."""
     fs.status(f"hdfs://{conf.default_authority()}/")
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let signals wait for the block's end: an application whose id is not known yet cannot be killed."""
-    noted: list[int] = []
-
-    def note(number: int, frame: types.FrameType | None) -> None:
-        noted.append(number)
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, *ENDING_SIGNALS):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        for held, handler in before.items():
-            signal.signal(held, handler)
-    if noted:
-        raise KeyboardInterrupt if noted[0] == signal.SIGINT else EndedBySignal(noted[0])
 
 
 def _submit(driver: Any, spec: Any, say: Say) -> str:
@@ -238,7 +211,8 @@ def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
     )
 
 
-def _kill_quietly(driver: Any, application_id: str) -> None:
+def _kill_quietly(driver: Any, application_id: str) -> bool:
+    """Return whether it has been killed; that it has not is told."""
     try:
         driver.kill_application(application_id)
         _remove_folder(application_id)
@@ -248,6 +222,8 @@ def _kill_quietly(driver: Any, application_id: str) -> None:
             f"yarn application -kill {application_id}",
             file=sys.stderr,
         )
+        return False
+    return True
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
