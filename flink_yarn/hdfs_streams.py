@@ -99,8 +99,8 @@ class RewritingWriter(io.RawIOBase):
     def __init__(
         self, cluster: HdfsCluster, plain: str, path: str, *, overwrite: bool, temp_dir: str | None = None
     ) -> None:
-        """Unless ``overwrite`` the file does not exist. ``temp_dir``: None = the system's. Raises: our error, unless the
-        cluster is only away for now."""
+        """Unless ``overwrite`` the file does not exist. ``temp_dir``: None = the system's. Raises: our error, unless
+        the cluster is only away for now."""
         self._cluster, self._plain, self._path = cluster, plain, path
         self._temp_dir = temp_dir
         self._size = 0
