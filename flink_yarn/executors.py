@@ -150,7 +150,7 @@ class _PerJobAccess:
                 raise
             raise ExternalError(
                 f"The YARN application {self._application_id} of job {job_id} ended as {report.state} "
-                f"({report.final_status}): {report.diagnostics or error}"
+                f"({report.final_status}): {report.diagnostics or error}\n{report.logs}"
             ) from None
 
     @staticmethod

@@ -41,6 +41,7 @@ from flink_yarn.cluster_spec import (
     session_config,
 )
 from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.master_log import log4j_properties
 from flink_yarn.skein_driver import JAVA_OPENS, QUICK_START, skein_module, start_driver
 from flink_yarn.yarn_client import ApplicationReport, YarnClient
 
@@ -207,7 +208,7 @@ def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
     reason = exit_message(report.diagnostics, python) or report.diagnostics or "YARN gives no reason"
     return ExternalError(
         f"The YARN application {report.application_id} ended as {report.state} while it was deployed: {reason}\n"
-        f"Its logs: yarn logs -applicationId {report.application_id}"
+        f"{report.logs}"
     )
 
 
@@ -260,7 +261,12 @@ def _prepare_files(
     if job_files:
         job = os.path.join(folder, "flink-job.zip")
         _write_zip(job, job_files)
-    return LocalFiles(dist, f"file://{conf_zip}", f"file://{job}" if job else "", _shipped(config, folder))
+    log4j = os.path.join(folder, "log4j.properties")
+    with open(log4j, "w", encoding="utf-8") as stream:
+        stream.write(log4j_properties(config))
+    return LocalFiles(
+        dist, f"file://{conf_zip}", f"file://{job}" if job else "", _shipped(config, folder), f"file://{log4j}"
+    )
 
 
 def _write_zip(path: str, contents: Mapping[str, str | bytes]) -> None:
@@ -346,7 +352,7 @@ def find_session(config: Configuration) -> RestClient:
     if report.ended:
         raise ExternalError(
             f"The YARN application {application_id} has ended ({report.state}, {report.final_status}): "
-            f"{report.diagnostics or 'no reason given'} Start a new session with yarn-session.sh."
+            f"{report.diagnostics or 'no reason given'} Start a new session with yarn-session.sh.\n{report.logs}"
         )
     found = read_address(file_system_of("hdfs:/"), _home(conf), application_id)
     if found is None:

@@ -285,7 +285,7 @@ def _obey_terminal(config: Configuration, application_id: str) -> bool:
                 _remove_properties(_properties_path(config), application_id)
                 raise ExternalError(
                     f"The session {application_id} has ended ({report.state}): "
-                    f"{report.diagnostics or 'no reason given'}"
+                    f"{report.diagnostics or 'no reason given'}\n{report.logs}"
                 )
 
 

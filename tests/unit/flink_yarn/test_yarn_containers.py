@@ -12,18 +12,22 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError
 from engine.core.options import ClusterOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
-from flink_yarn import application_config, application_master
+from flink_yarn import application_config
 from flink_yarn.application_config import bind_host
-from flink_yarn.application_master import ApplicationMaster, Outcome, outcome_of
+from flink_yarn.application_end import outcome_of, shut_down
+from flink_yarn.application_master import ApplicationMaster, Outcome
 from flink_yarn.cluster_spec import Mode
 from flink_yarn.program import Program
 from flink_yarn.session_client import _program_files, _shipped
 from flink_yarn.taskmanager_container import container_config
 
 
-def graph(status: JobStatus, message: str = "") -> SimpleNamespace:
+def graph(status: JobStatus, message: str = "", container: str | None = None) -> SimpleNamespace:
     failure = SimpleNamespace(message=message) if message else None
-    return SimpleNamespace(status=status, failure=failure, job_graph=SimpleNamespace(name="wc"))
+    entry = SimpleNamespace(endpoint="node1:45", resource_id=container)
+    return SimpleNamespace(
+        status=status, failure=failure, exceptions=[entry] if message else [], job_graph=SimpleNamespace(name="wc")
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,14 @@ def graph(status: JobStatus, message: str = "") -> SimpleNamespace:
         (graph(JobStatus.CANCELED), Outcome("KILLED", "Job 'wc' was cancelled.")),
         (graph(JobStatus.FAILED, "the root cause"), Outcome("FAILED", "the root cause")),
         (graph(JobStatus.FAILED), Outcome("FAILED", "Job 'wc' failed.")),
+        (
+            graph(JobStatus.FAILED, "the root cause", "container_e17_17_0042_02_000003"),
+            Outcome(
+                "FAILED",
+                "the root cause\nThis was on node1:45 in container_e17_17_0042_02_000003; its log: "
+                "yarn logs -applicationId application_17_0042 -containerId container_e17_17_0042_02_000003",
+            ),
+        ),
     ],
 )
 def test_an_application_ends_as_its_job(ended, outcome):
@@ -56,7 +68,7 @@ def test_a_cluster_that_is_stopped_says_what_that_meant(mode, ended, status):
 def test_long_diagnostics_keep_their_head_and_end():
     said: list[tuple[str, str]] = []
     application = SimpleNamespace(shutdown=lambda status, text: said.append((status, text)))
-    application_master._shut_down(application, Outcome("FAILED", "head" + "x" * 10_000 + "end"))
+    shut_down(application, Outcome("FAILED", "head" + "x" * 10_000 + "end"))
     status, text = said[0]
     assert status == "FAILED"
     assert len(text) < 4100
