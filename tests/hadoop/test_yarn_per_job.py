@@ -69,6 +69,45 @@ def test_a_job_that_fails_tells_its_root_cause_to_yarn_and_to_the_user(user):
         assert "in operator 'Divide' on record: 0" in text
     report = user.application_named("failing")
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
+    read_the_logs_of_what_has_ended(user, report)
+
+
+def read_the_logs_of_what_has_ended(user: YarnUser, report: dict) -> None:
+    """No process of the application is left: its logs are on HDFS, and what YARN says leads there."""
+    command = re.search(r"its log: (yarn logs -applicationId (\S+) -containerId (\S+))", report["diagnostics"])
+    assert command, report["diagnostics"]
+    assert command[2] == report["id"]
+    (folder,) = user.hdfs.list(f"/tmp/logs/{user.hadoop.user}")
+
+    def collected() -> bool:
+        """Each node writes one file, and renames it when all its containers are in it."""
+        for bucket in user.hdfs.list(f"/tmp/logs/{user.hadoop.user}/{folder}"):
+            path = f"/tmp/logs/{user.hadoop.user}/{folder}/{bucket}"
+            if report["id"] in user.hdfs.list(path):
+                names = user.hdfs.list(f"{path}/{report['id']}")
+                return bool(names) and not any(name.endswith(".tmp") for name in names)
+        return False
+
+    eventually("YARN has collected the logs", collected)
+    shown = user.run_yarn(*command[1].split()[1:])
+    assert shown.returncode == 0, shown.stderr
+    assert "LogType:taskmanager.log" in shown.stdout
+    assert "ZeroDivisionError: integer division or modulo by zero" in shown.stdout
+    everything = user.run_yarn("logs", "-applicationId", report["id"])
+    assert "LogType:jobmanager.log" in everything.stdout
+    assert re.search(r"LogType:applicationmaster.log(.|\n)*INFO skein.ApplicationMaster: ", everything.stdout)
+
+    # What a page of the dashboard, kept open or written down, led to: the node sends us to where the logs are now.
+    user.hadoop.daemon("start", "ls")
+    try:
+        node = re.search(rf"Container: {command[3]} on (\S+)_(\d+)", shown.stdout)
+        assert node, shown.stdout
+        found = get(f"{user.hadoop.rm_url}/ws/v1/cluster/nodes/{node[1]}:{node[2]}")["node"]
+        link = f"http://{found['nodeHTTPAddress']}/node/containerlogs/{command[3]}/{user.hadoop.user}"
+        page = eventually("the log server shows the log", lambda: get(link))
+        assert "ZeroDivisionError: integer division or modulo by zero" in page
+    finally:
+        user.hadoop.daemon("stop", "ls")
 
 
 def test_a_cancelled_job_makes_its_application_killed(user):
