@@ -92,6 +92,11 @@ class ApplicationMaster:
         self._application_id = os.environ.get("SKEIN_APPLICATION_ID", "")
         self._attempt = attempt_of(os.environ.get("CONTAINER_ID", ""))
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has ever led."""
+        return self._handle is not None
+
     async def run(self) -> Outcome:
         """Serve until the end and return how that is."""
         self._loop = asyncio.get_running_loop()
@@ -443,6 +448,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         logger.exception("the JobManager cannot reach YARN's ApplicationMaster")
         return EXIT_CRASH
     config = Configuration()
+    master: ApplicationMaster | None = None
+    is_first = not again and attempt_of(os.environ.get("CONTAINER_ID", "")) <= 1
     try:
         config = effective_config(mode, again)
         configure_logging(os.path.join(logs, MAIN_LOG), config)
@@ -465,13 +472,14 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
             with contextlib.suppress(OSError):
                 os.unlink(PORTS_FILE)
             return EXIT_CRASH
-        if is_highly_available(config) and (again or attempt_of(os.environ.get("CONTAINER_ID", "")) > 1):
+        if is_highly_available(config) and not is_first:
             return EXIT_CRASH  # it was right before: what it names is away just now, and jobs wait for it
         shut_down(application, Outcome("FAILED", str(error)))
         return 1
     except EngineError as error:
         logger.error("the JobManager ends: %s", error)
-        if isinstance(error, ExternalError) and is_highly_available(config):
+        is_new = is_first and not (master is not None and master.has_begun)  # then somebody waits for it and sees this
+        if isinstance(error, ExternalError) and is_highly_available(config) and not is_new:
             return EXIT_CRASH
         shut_down(application, Outcome("FAILED", str(error)))
         return 1

@@ -273,6 +273,7 @@ def test_a_node_on_which_no_container_starts_is_not_asked_any_more(session, user
     kill_process(jobmanager_process(application_id))
     known = f"node={node.host} is avoided, as by the JobManager before"
     eventually("the next JobManager knows it, too", lambda: known in running.log())
+    eventually("the job runs", lambda: running.is_running() and len(taskmanagers(application_id)) == 2, 60)
     running.lose_all_containers()
     assert NOT_STARTED not in running.log()
     running.finish()

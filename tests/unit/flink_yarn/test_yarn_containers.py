@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from types import SimpleNamespace
@@ -9,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, ExternalError
 from engine.core.options import ClusterOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
-from flink_yarn import application_config
+from flink_yarn import application_config, application_master
 from flink_yarn.application_config import bind_host
 from flink_yarn.application_end import outcome_of, shut_down
 from flink_yarn.application_master import ApplicationMaster, Outcome
@@ -63,6 +64,41 @@ def test_a_cluster_that_is_stopped_says_what_that_meant(mode, ended, status):
     master = ApplicationMaster(None, Configuration(), mode, "me")
     master._ended_jobs = ended
     assert master._outcome_at_stop().status == status
+
+
+@pytest.mark.parametrize(
+    ("attempt", "again", "has_led", "tells_yarn"),
+    [(1, "0", False, True), (1, "1", False, False), (2, "0", False, False), (1, "0", True, False)],
+)
+def test_a_quorum_that_does_not_answer_ends_what_has_never_led_and_is_waited_for_by_all_others(
+    monkeypatch, tmp_path, attempt, again, has_led, tells_yarn
+):
+    """Who has just submitted it reads why at once; where jobs may be going on, the next process tries again."""
+    told = []
+    application = SimpleNamespace(shutdown=lambda status, text: told.append((status, text)))
+    skein = SimpleNamespace(ApplicationClient=SimpleNamespace(from_current=lambda: application))
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "CONTAINER_ID": f"container_1_0001_0{attempt}_000001",
+        "FLINK_RESTART": again,
+        "FLINK_LOGS": str(tmp_path),
+        "SKEIN_APPLICATION_ID": "application_1_0001",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(application_master, "skein_module", lambda: skein)
+    monkeypatch.setattr(application_master, "configure_logging", lambda *words: None)
+    monkeypatch.setattr(application_master, "bounded_output", lambda *words: contextlib.nullcontext())
+    config = Configuration({"high-availability.type": "zookeeper"})
+    monkeypatch.setattr(application_master, "effective_config", lambda mode, again: config)
+    monkeypatch.setattr(application_master.sys, "argv", ["application_master"])
+
+    def run(master: ApplicationMaster) -> Outcome:
+        if has_led:
+            master._handle = SimpleNamespace()  # type: ignore[assignment]
+        raise ExternalError("ZooKeeper at zk:2181 did not answer")
+
+    assert application_master.main(run) == (1 if tells_yarn else application_master.EXIT_CRASH)
+    assert told == ([("FAILED", "ZooKeeper at zk:2181 did not answer")] if tells_yarn else [])
 
 
 def test_long_diagnostics_keep_their_head_and_end():
