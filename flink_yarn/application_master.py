@@ -23,7 +23,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
 from engine.core.ids import JobID
-from engine.core.options import HaOptions, JobOptions, RestOptions, YarnOptions
+from engine.core.options import HaOptions, JobOptions, MemoryOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
@@ -122,6 +122,7 @@ class ApplicationMaster:
             self._app,
             fixed=self._config.get(YarnOptions.NUM_CONTAINERS),
             user=self._user,
+            worker_mb=self._config.get(MemoryOptions.TM_PROCESS) >> 20,
             attempt=self._attempt,
             failures_max=self._config.get(YarnOptions.FAILED_CONTAINERS_MAX),
             give_up=lambda reason: self._finish(Outcome("FAILED", reason)),

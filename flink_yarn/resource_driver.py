@@ -75,6 +75,7 @@ def attempt_of(container_id: str) -> int:
 @final
 class YarnResourceDriver:
     """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs.
+    ``worker_mb``: of the container of one.
 
     ``attempt``: of the application; containers of others are told to end. ``failures_max``: so many containers may fail
     within ``FAILURES_INTERVAL_S``, then ``give_up`` is called with the reason; -1 = any number. ``avoid`` tells YARN on
@@ -92,6 +93,7 @@ class YarnResourceDriver:
         *,
         fixed: int,
         user: str,
+        worker_mb: int,
         attempt: int = 0,
         failures_max: int = -1,
         give_up: Callable[[str], None] = lambda reason: None,
@@ -110,6 +112,7 @@ class YarnResourceDriver:
         self._app = application
         self._fixed = fixed
         self._user = user
+        self._worker_mb = worker_mb
         self._level = 0
         self._level_known = False  # containers that came with the master are kept until somebody says what is needed
         self._events: WorkerEvents | None = None
@@ -324,6 +327,8 @@ class YarnResourceDriver:
                 self._leave(await asyncio.to_thread(self._leaving_nodes))
             except (OSError, EngineError) as error:  # it is asked again
                 logger.debug("YARN was not asked for nodes that are being decommissioned: %s", error)
+            except Exception:
+                logger.exception("looking for nodes that are being decommissioned failed")
 
     def _leave(self, nodes: LeavingNodes) -> None:
         """Let TaskManagers end on nodes that are being decommissioned: YARN waits for containers, but not for ever.
@@ -339,9 +344,8 @@ class YarnResourceDriver:
         }
         if not containers:
             return
-        size_mb = max(container.resources.memory for container in containers.values())
         hosts = ", ".join(sorted({_host(container) for container in containers.values()}))
-        if sum(free // size_mb for free in nodes.room_mb) < len(containers):
+        if sum(free // self._worker_mb for free in nodes.room_mb) < len(containers):
             if frozenset(containers) != self._staying:
                 self._staying = frozenset(containers)
                 logger.warning(
@@ -349,7 +353,7 @@ class YarnResourceDriver:
                     "they stay until there is room, or YARN ends them",
                     hosts,
                     len(containers),
-                    size_mb,
+                    self._worker_mb,
                 )
             return
         self._leaving.update(containers)

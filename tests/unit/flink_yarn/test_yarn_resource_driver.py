@@ -30,7 +30,6 @@ class FakeSkein:
             yarn_container_id="",
             yarn_node_http_address="",
             exit_message="",
-            resources=SimpleNamespace(memory=1024),
         )
         self.containers.append(found)
         return found
@@ -107,7 +106,7 @@ def scenario(body, *, fixed=0, containers=0, **options):
         skein, events = FakeSkein(), Events()
         for _ in range(containers):
             skein._container()
-        driver = YarnResourceDriver(skein, fixed=fixed, user="u", **options)
+        driver = YarnResourceDriver(skein, fixed=fixed, user="u", worker_mb=1024, **options)
         driver._log_tail = lambda container: ""
         await driver.start(events)
         try:
@@ -410,7 +409,7 @@ def test_the_attempt_of_a_container_is_in_its_id(container_id, attempt):
 
 
 def test_containers_of_another_attempt_are_refused():
-    driver = YarnResourceDriver(FakeSkein(), fixed=0, user="me", attempt=2)
+    driver = YarnResourceDriver(FakeSkein(), fixed=0, user="me", worker_mb=1024, attempt=2)
     assert "attempt 1" in driver.refuses("container_1_0001_01_000002")
     assert driver.refuses("container_1_0001_02_000002") == ""
 
@@ -437,7 +436,7 @@ def test_a_container_that_yarn_has_ended_is_refused_and_one_that_only_lost_its_c
 def test_the_application_ends_after_too_many_failures_of_containers_and_lost_nodes_do_not_count():
     async def run():
         skein, reasons = FakeSkein(), []
-        driver = YarnResourceDriver(skein, fixed=1, user="u", failures_max=2, give_up=reasons.append)
+        driver = YarnResourceDriver(skein, fixed=1, user="u", worker_mb=1024, failures_max=2, give_up=reasons.append)
         await driver.start(Events())
         try:
             for number, message in enumerate(["exit 1", "Container preempted by scheduler", "exit 2", "exit 3"]):
