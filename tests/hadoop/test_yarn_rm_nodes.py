@@ -35,7 +35,7 @@ from tests.hadoop.yarn_ha import (
     taskmanagers,
 )
 
-pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 DISK_MB = 1024
 #: What the NodeManager says of a user's folder that is none.
 NOT_STARTED = "ended (failed): YARN says: Not able to initialize user directories"
@@ -275,5 +275,5 @@ def test_a_node_on_which_no_container_starts_is_not_asked_any_more(session, user
     eventually("the next JobManager knows it, too", lambda: known in running.log())
     eventually("the job runs", lambda: running.is_running() and len(taskmanagers(application_id)) == 2, 60)
     running.lose_all_containers()
-    assert NOT_STARTED not in running.log()
+    assert running.log().count(NOT_STARTED) == failures
     running.finish()
