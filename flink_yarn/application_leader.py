@@ -30,7 +30,7 @@ class ApplicationEndedError(EngineError):
     def __init__(self, report: ApplicationReport) -> None:
         super().__init__(
             f"The YARN application {report.application_id} has ended ({report.state}, {report.final_status}): "
-            f"{report.diagnostics or 'no reason given'}"
+            f"{report.diagnostics or 'no reason given'}\n{report.logs}"
         )
         self.report = report
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
 from engine.cluster import JobManagerHandle, bounded_output, configure_logging, run_jobmanager
@@ -23,11 +23,12 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError, JobNotFoundError
 from engine.core.fs import file_system_of
 from engine.core.ids import JobID
-from engine.core.options import HaOptions, JobOptions, RestOptions, YarnOptions
+from engine.core.options import HaOptions, JobOptions, MemoryOptions, RestOptions, YarnOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.application_config import PORTS_FILE, effective_config
+from flink_yarn.application_end import MAIN_LOG, give_up, outcome_of, shut_down
 from flink_yarn.archive import mark_used
 from flink_yarn.bad_nodes import tell_skein
 from flink_yarn.cluster_spec import ADDRESS_KEY, GAVE_UP, JOB_FOLDER, Mode, address_path
@@ -36,14 +37,16 @@ from flink_yarn.high_availability import (
     Outcome,
     contender_of,
     is_highly_available,
+    keep_bad_nodes,
     keep_outcome,
+    kept_bad_nodes,
     kept_outcome,
 )
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
-from flink_yarn.yarn_client import node_health
+from flink_yarn.yarn_client import leaving_nodes, node_health
 
-__all__ = ["Outcome", "main", "outcome_of"]
+__all__ = ["Outcome", "main"]
 
 logger = logging.getLogger("flink_yarn.application_master")
 
@@ -54,27 +57,12 @@ MASTER_LOOK_S: Final = 0.5
 RETRY_S: Final = 1.0
 PUBLISH_ATTEMPTS: Final = 10
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
-DIAGNOSTICS_MAX: Final = 4000
-MAIN_LOG: Final = "jobmanager.log"
 MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
 ORPHANED: Final = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
-LOG_TAIL_CHARACTERS: Final = 100_000
-ERROR_LINES_MAX: Final = 40
 #: The supervising script starts the JobManager again after this code, not after 0 and 1.
 EXIT_CRASH: Final = 70
 #: The same: this process alone was told to end, and another one goes on in its place.
 EXIT_TERMINATED: Final = 128 + signal.SIGTERM
-
-
-def outcome_of(graph: ExecutionGraph) -> Outcome:
-    """Return what the end of a job means for its application."""
-    name = graph.job_graph.name
-    match graph.status:
-        case JobStatus.FINISHED:
-            return Outcome("SUCCEEDED", f"Job {name!r} finished.")
-        case JobStatus.CANCELED:
-            return Outcome("KILLED", f"Job {name!r} was cancelled.")
-    return Outcome("FAILED", graph.failure.message if graph.failure is not None else f"Job {name!r} failed.")
 
 
 # --- the application ------------------------------------------------------------------------------------------------
@@ -105,6 +93,11 @@ class ApplicationMaster:
         self._application_id = os.environ.get("SKEIN_APPLICATION_ID", "")
         self._attempt = attempt_of(os.environ.get("CONTAINER_ID", ""))
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has ever led."""
+        return self._handle is not None
+
     async def run(self) -> Outcome:
         """Serve until the end and return how that is."""
         self._loop = asyncio.get_running_loop()
@@ -130,12 +123,25 @@ class ApplicationMaster:
             self._app,
             fixed=self._config.get(YarnOptions.NUM_CONTAINERS),
             user=self._user,
+            worker_mb=self._config.get(MemoryOptions.TM_PROCESS) >> 20,
             attempt=self._attempt,
             failures_max=self._config.get(YarnOptions.FAILED_CONTAINERS_MAX),
             give_up=lambda reason: self._finish(Outcome("FAILED", reason)),
             avoid=tell_skein,
             node_health=node_health,
+            leaving_nodes=leaving_nodes,
+            recall_nodes=self._kept_bad_nodes,
+            keep_nodes=self._keep_bad_nodes,
         )
+
+    def _kept_bad_nodes(self) -> Mapping[str, int]:
+        metadata = self._handle.metadata if self._handle is not None else None
+        return {} if metadata is None else kept_bad_nodes(metadata)
+
+    def _keep_bad_nodes(self, until_ms: Mapping[str, int]) -> None:
+        handle = self._handle
+        if handle is not None and handle.metadata is not None and handle.token is not None:
+            keep_bad_nodes(handle.metadata, handle.token, until_ms)
 
     def _why_told(self) -> str:
         # The NodeManager, which ends the whole container then, may be quicker than our look.
@@ -160,7 +166,7 @@ class ApplicationMaster:
         outcome = self.outcome = self.outcome or self._outcome_at_stop()
         self._keep_outcome(outcome)
         try:
-            _shut_down(self._app, outcome)
+            shut_down(self._app, outcome)
         except Exception as error:
             raise ExternalError(f"YARN's ApplicationMaster cannot be told of the end: {error}.") from error
         self.has_ended = True
@@ -439,43 +445,13 @@ def _copy(source: str, target: str) -> None:
     shutil.copyfile(source, target)
 
 
-def _shut_down(application: Any, outcome: Outcome) -> None:
-    """Unregister the application; all its containers end."""
-    text = outcome.diagnostics
-    if len(text) > DIAGNOSTICS_MAX:
-        text = text[: DIAGNOSTICS_MAX // 2] + "\n…\n" + text[-DIAGNOSTICS_MAX // 2 :]
-    application.shutdown(outcome.status, text)
-
-
-def _give_up(logs: str, code: str) -> int:
-    """The JobManager has died too often. The attempt ends, and with the last one the application: say why."""
-    attempts = int(os.environ.get("FLINK_YARN_ATTEMPTS", "1"))
-    if attempt_of(os.environ.get("CONTAINER_ID", "")) >= attempts:
-        died = f"by signal {int(code) - 128}" if int(code) > 128 else f"with exit code {code}"
-        reason = f"The JobManager died too often, the last time {died}. {_last_error(logs)}".strip()
-        with contextlib.suppress(Exception):  # then YARN only learns of the exit code
-            _shut_down(skein_module().ApplicationClient.from_current(), Outcome("FAILED", reason))
-    return int(code)
-
-
-def _last_error(logs: str) -> str:
-    """Return the last error in the JobManager's log, "" when there is none."""
-    try:
-        with open(os.path.join(logs, MAIN_LOG), encoding="utf-8", errors="replace") as stream:
-            lines = stream.read()[-LOG_TAIL_CHARACTERS:].splitlines()
-    except OSError:
-        return ""
-    starts = [number for number, line in enumerate(lines) if " ERROR " in line]
-    return "Its last error: " + "\n".join(lines[starts[-1] :][:ERROR_LINES_MAX]) if starts else ""
-
-
 def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.run(master.run())) -> int:
     """Run to the application's end. Exit codes: 0 ended as told, 1 cannot start, else a crash: start it again."""
     logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, MAIN_LOG))
     logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
     if sys.argv[1:2] == [GAVE_UP]:
-        return _give_up(logs, sys.argv[2])
+        return give_up(logs, sys.argv[2])
     mode = Mode(os.environ.get("FLINK_YARN_MODE", "session"))
     again = os.environ.get("FLINK_RESTART", "0") != "0"
     user = os.environ.get("HADOOP_USER_NAME", "")
@@ -485,6 +461,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         logger.exception("the JobManager cannot reach YARN's ApplicationMaster")
         return EXIT_CRASH
     config = Configuration()
+    master: ApplicationMaster | None = None
+    is_first = not again and attempt_of(os.environ.get("CONTAINER_ID", "")) <= 1
     try:
         config = effective_config(mode, again)
         configure_logging(os.path.join(logs, MAIN_LOG), config)
@@ -507,15 +485,16 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
             with contextlib.suppress(OSError):
                 os.unlink(PORTS_FILE)
             return EXIT_CRASH
-        if is_highly_available(config) and (again or attempt_of(os.environ.get("CONTAINER_ID", "")) > 1):
+        if is_highly_available(config) and not is_first:
             return EXIT_CRASH  # it was right before: what it names is away just now, and jobs wait for it
-        _shut_down(application, Outcome("FAILED", str(error)))
+        shut_down(application, Outcome("FAILED", str(error)))
         return 1
     except EngineError as error:
         logger.error("the JobManager ends: %s", error)
-        if isinstance(error, ExternalError) and is_highly_available(config):
+        is_new = is_first and not (master is not None and master.has_begun)  # then somebody waits for it and sees this
+        if isinstance(error, ExternalError) and is_highly_available(config) and not is_new:
             return EXIT_CRASH
-        _shut_down(application, Outcome("FAILED", str(error)))
+        shut_down(application, Outcome("FAILED", str(error)))
         return 1
     except Exception:
         logger.exception("the JobManager died")
@@ -527,7 +506,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
         return EXIT_TERMINATED if is_highly_available(config) and not master.is_orphaned else 1
     if is_highly_available(config):
         return EXIT_CRASH  # it could not tell YARN, or does not lead any more
-    _shut_down(application, outcome)
+    shut_down(application, outcome)
     return 0
 
 

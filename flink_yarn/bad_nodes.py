@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -26,6 +26,8 @@ AVOID_S: Final = 1800.0  # then it may have been mended
 #: So long containers may be missing while nodes are avoided: perhaps only these have room. Twice as long next time.
 PATIENCE_S: Final = 10.0
 PATIENCE_MAX_S: Final = 640.0
+#: So many are kept for the next JobManager.
+KEPT_MAX: Final = 500
 
 
 @dataclass(slots=True)
@@ -84,6 +86,18 @@ class BadNodes:
 
     def avoided(self, now_s: float) -> frozenset[str]:
         return frozenset(host for host, node in self._nodes.items() if node.avoided_until_s > now_s)
+
+    def seconds_left(self, now_s: float) -> dict[str, float]:
+        """Return host → for how long it is avoided yet; the longest first, and not more than a few hundred."""
+        left = {host: node.avoided_until_s - now_s for host, node in self._nodes.items()}
+        rows = sorted(((host, seconds) for host, seconds in left.items() if seconds > 0), key=lambda row: -row[1])
+        return dict(rows[:KEPT_MAX])
+
+    def recall(self, seconds_left: Mapping[str, float], now_s: float) -> None:
+        """Go on with what ``seconds_left`` has told another one, perhaps by another clock."""
+        for host, seconds in seconds_left.items():
+            if seconds > 0 and host not in self._nodes:
+                self._nodes[host] = _Node(avoided_until_s=now_s + min(seconds, AVOID_S))
 
     def may_be_the_only_fault(self, hosts: Set[str], now_s: float) -> bool:
         """Whether containers that failed on just these hosts say nothing of others: it is one, avoided for the first

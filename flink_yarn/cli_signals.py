@@ -1,7 +1,7 @@
 """What ends an attached command: SIGINT, SIGTERM and, unless it was started under nohup, the end of its terminal.
 
 Each becomes a KeyboardInterrupt that knows its signal, so that clean-up is the same and the exit code tells which it
-was.
+was. Between two lines an exception comes too soon or too late for whoever has to clean up; there they are held.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final, TextIO, final
 
-__all__ = ["ENDING_SIGNALS", "EndedBySignal", "exit_code", "raise_on_signals", "raising_on_signals", "say"]
+__all__ = [
+    "ENDING_SIGNALS",
+    "EndedBySignal",
+    "HeldSignals",
+    "exit_code",
+    "held_signals",
+    "raise_on_signals",
+    "raising_on_signals",
+    "say",
+]
 
 #: Besides SIGINT, which raises KeyboardInterrupt by itself.
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -51,6 +60,56 @@ def raising_on_signals() -> Iterator[None]:
             signal.signal(changed, handler)
 
 
+@final
+class HeldSignals:
+    """What was heard while signals are held; see ``held_signals``."""
+
+    def __init__(self) -> None:
+        self._heard: list[int] = []
+        self._is_released = False
+
+    def hear(self, number: int, frame: types.FrameType | None) -> None:
+        if self._is_released:
+            self._is_released = False  # whoever cleans up now is left in peace
+            raise _interrupt(number)
+        self._heard.append(number)
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Within it signals raise at once, those of before at its beginning. It belongs into a ``try``."""
+        self._is_released = True
+        try:
+            self.raise_heard()
+            yield
+        finally:
+            self._is_released = False
+
+    def raise_heard(self) -> None:
+        if self._heard:
+            raise _interrupt(self._heard.pop(0))
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[HeldSignals]:
+    """Let SIGINT, SIGTERM and SIGHUP wait: they raise within ``released()`` only, and are forgotten at the end of the
+    block. Outside the main thread nothing is changed."""
+    held = HeldSignals()
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, *ENDING_SIGNALS):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, held.hear)
+    try:
+        yield held
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else EndedBySignal(number)
+
+
 def _raise(number: int, frame: types.FrameType | None) -> None:
     raise EndedBySignal(number)
 
@@ -61,7 +120,7 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line; a terminal that has gone away keeps nobody from cleaning up."""
+    """Print a line; a terminal or a reader that has gone away keeps nobody from going on or from cleaning up."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)

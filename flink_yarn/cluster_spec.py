@@ -156,6 +156,7 @@ class LocalFiles:
     job: str = ""
     #: name in the container → (URL, is an archive to be unpacked)
     shipped: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    master_log4j: str = ""  #: how the Java ApplicationMaster logs; "" = as skein does
 
 
 # --- planning -------------------------------------------------------------------------------------------------------
@@ -444,6 +445,7 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
         files=master_files,
         env={**environment, "JDK_JAVA_OPTIONS": java_opens, **prefixes["containerized.master.env."]},
         log_level="INFO",
+        log_config=file(files.master_log4j, False) if files.master_log4j else None,
     )
     return skein.ApplicationSpec(
         name=plan.name,

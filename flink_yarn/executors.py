@@ -26,7 +26,7 @@ from engine.protocol.lifecycle import JobStatus
 from engine.rpc.codec import encode
 from flink_yarn.application_leader import ApplicationEndedError
 from flink_yarn.cluster_spec import Mode
-from flink_yarn.session_client import deploy, find_session, yarn_client
+from flink_yarn.session_client import deploy, find_session, kill, yarn_client
 from flink_yarn.yarn_client import YarnClient
 
 __all__ = ["execute_async"]
@@ -57,13 +57,21 @@ def _execute_in_session(job_graph: JobGraph, files: Mapping[str, str], config: C
 def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
     shipped: dict[str, str | bytes] = {"job-graph": encode(job_graph)}
     shipped.update({sha256: os.fspath(path) for sha256, path in files.items()})
-    deployment = deploy(config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph))
-    print(f"JobManager Web Interface: {deployment.address}", flush=True)
-    access = _PerJobAccess(deployment.application_id, deployment.rest, yarn_client())
     cancel = config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT)
-    if cancel and config.get(JobOptions.ATTACHED):
-        # However this process ends, between any two lines of the program: the job goes with it.
-        atexit.register(access.cancel_at_exit, job_graph.job_id)
+    submitted: list[str] = []
+    try:
+        deployment = deploy(
+            config, Mode.PER_JOB, job_files=shipped, slots_needed=_slots_of(job_graph), submitted=submitted
+        )
+        print(f"JobManager Web Interface: {deployment.address}", flush=True)
+        access = _PerJobAccess(deployment.application_id, deployment.rest, yarn_client())
+        if cancel and config.get(JobOptions.ATTACHED):
+            # However this process ends, between any two lines of the program: the job goes with it.
+            atexit.register(access.cancel_at_exit, job_graph.job_id)
+    except BaseException:
+        for started in submitted:  # interrupted before anybody knew of it
+            kill(started, config)
+        raise
     return JobClient(job_graph.job_id, access, cancel_on_interrupt=cancel)
 
 
@@ -142,7 +150,7 @@ class _PerJobAccess:
                 raise
             raise ExternalError(
                 f"The YARN application {self._application_id} of job {job_id} ended as {report.state} "
-                f"({report.final_status}): {report.diagnostics or error}"
+                f"({report.final_status}): {report.diagnostics or error}\n{report.logs}"
             ) from None
 
     @staticmethod

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable
 from typing import IO, Final, final
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, OutputExistsError
 from engine.core.fs import FileStatus, FileSystem, file_system_settings, register_file_system
-from engine.core.options import YarnOptions
+from engine.core.options import ClusterOptions, YarnOptions
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs_client import HdfsClient, RawStatus, split_path
 from flink_yarn.hdfs_cluster import HdfsCluster
@@ -54,11 +55,20 @@ _CLIENTS: Final[dict[str, Callable[[str, HadoopConf], HdfsClient]]] = {
 
 @final
 class HdfsFileSystem(FileSystem):
-    """All HDFS clusters that paths name; one client each, made when first used."""
+    """All HDFS clusters that paths name; one client each, made when first used.
+
+    ``temp_dir``: where large files are kept until they are closed; None = where the system has its temporary files.
+    """
 
     def __init__(
-        self, conf: HadoopConf | None = None, client: str = "webhdfs", *, retry_timeout_s: float = RETRY_TIMEOUT_S
+        self,
+        conf: HadoopConf | None = None,
+        client: str = "webhdfs",
+        *,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
+        temp_dir: str | None = None,
     ) -> None:
+        self._temp_dir = temp_dir
         self._conf = conf or HadoopConf.load()
         self._connect = _CLIENTS[client]
         self._retry_timeout_s = retry_timeout_s
@@ -95,7 +105,8 @@ class HdfsFileSystem(FileSystem):
         cluster, plain, _ = self._resolve(path)
         if not overwrite and self.status(path) is not None:
             raise OutputExistsError(f"{path} exists; choose another path or WriteMode.OVERWRITE.")
-        return io.BufferedWriter(RewritingWriter(cluster, plain, path, overwrite=overwrite), 1 << 20)  # type: ignore[return-value]
+        raw = RewritingWriter(cluster, plain, path, overwrite=overwrite, temp_dir=self._temp_dir)
+        return io.BufferedWriter(raw, 1 << 20)  # type: ignore[return-value]
 
     def status(self, path: str) -> FileStatus | None:
         cluster, plain, prefix = self._resolve(path)
@@ -150,7 +161,14 @@ def _chosen(client: str | None = None) -> FileSystem:
     return HdfsFileSystem(
         client=client or config.get(YarnOptions.HDFS_CLIENT),
         retry_timeout_s=config.get(YarnOptions.HDFS_RETRY_TIMEOUT) / 1000,
+        temp_dir=_temp_dir(config),
     )
+
+
+def _temp_dir(config: Configuration) -> str | None:
+    """Return the first folder of io.tmp.dirs if this host has it: a client need not have the cluster's folders."""
+    folder = re.split("[,:]", config.get(ClusterOptions.TMP_DIRS))[0].strip()
+    return folder if os.path.isdir(folder) else None
 
 
 register_file_system("hdfs", _chosen)

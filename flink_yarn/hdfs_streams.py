@@ -96,12 +96,16 @@ class ResumingReader(io.RawIOBase):
 class RewritingWriter(io.RawIOBase):
     """Writes one file, which is complete when ``close`` has returned."""
 
-    def __init__(self, cluster: HdfsCluster, plain: str, path: str, *, overwrite: bool) -> None:
-        """Unless ``overwrite`` the file does not exist. Raises: our error, unless the cluster is only away for now."""
+    def __init__(
+        self, cluster: HdfsCluster, plain: str, path: str, *, overwrite: bool, temp_dir: str | None = None
+    ) -> None:
+        """Unless ``overwrite`` the file does not exist. ``temp_dir``: None = the system's. Raises: our error, unless
+        the cluster is only away for now."""
         self._cluster, self._plain, self._path = cluster, plain, path
+        self._temp_dir = temp_dir
         self._size = 0
         #: None: too much was written to keep it
-        self._kept: IO[bytes] | None = tempfile.SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_MAX)
+        self._kept: IO[bytes] | None = tempfile.SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_MAX, dir=temp_dir)
         #: None: the file is to be written anew from what is kept
         self._stream: Any = None
         self._is_given_up = False
@@ -152,7 +156,7 @@ class RewritingWriter(io.RawIOBase):
                 self._fail(
                     ExternalError(
                         f"Cannot write {self._path}: HDFS is away, and what is to be written cannot be "
-                        f"kept in {tempfile.gettempdir()} meanwhile: {error}."
+                        f"kept in {self._temp_dir or tempfile.gettempdir()} (io.tmp.dirs) meanwhile: {error}."
                     ),
                     error,
                 )

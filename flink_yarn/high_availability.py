@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +19,21 @@ from engine.ha.contracts import Contender, MetadataStore
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.yarn_client import YarnClient
 
-__all__ = ["Outcome", "contender_of", "is_highly_available", "keep_outcome", "kept_outcome", "with_cluster_id"]
+__all__ = [
+    "Outcome",
+    "contender_of",
+    "is_highly_available",
+    "keep_bad_nodes",
+    "keep_outcome",
+    "kept_bad_nodes",
+    "kept_outcome",
+    "with_cluster_id",
+]
 
 #: Name among the cluster's metadata; written before anything of an application that ends is deleted.
 _OUTCOME: Final = "outcome"
+#: The same: nodes that the next JobManager had better not try.
+_BAD_NODES: Final = "bad-nodes"
 #: How long to try to learn from YARN whether another application still runs; a ResourceManager may be restarting.
 _ASK_S: Final = 60.0
 _PAUSE_S: Final = 1.0
@@ -81,3 +93,14 @@ def kept_outcome(metadata: MetadataStore, application_id: str) -> Outcome | None
     if said["application"] != application_id:  # one that had the same cluster id
         return None
     return Outcome(str(said["status"]), str(said["diagnostics"]))
+
+
+def keep_bad_nodes(metadata: MetadataStore, token: FencingToken, until_ms: Mapping[str, int]) -> None:
+    """Write down which nodes are avoided, and until when. Raises LeadershipLostError, ExternalError."""
+    metadata.put(token, _BAD_NODES, json.dumps(until_ms).encode())
+
+
+def kept_bad_nodes(metadata: MetadataStore) -> dict[str, int]:
+    """Return what a JobManager before this one has kept. Raises ExternalError."""
+    value = metadata.get(_BAD_NODES)
+    return {} if value is None else {str(host): int(until_ms) for host, until_ms in json.loads(value).items()}

@@ -12,7 +12,7 @@ import re
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, final
 
 from engine.core.errors import EngineError
@@ -22,6 +22,7 @@ from engine.runtime.jobmanager.resource_manager import WorkerEvents
 from flink_yarn.bad_nodes import BadNodes
 from flink_yarn.cluster_spec import SERVICE
 from flink_yarn.container_ends import ContainerEnd, end_of
+from flink_yarn.yarn_client import LeavingNodes
 
 __all__ = ["SkeinApplication", "YarnResourceDriver", "attempt_of"]
 
@@ -36,6 +37,8 @@ BACKOFF_MAX_S: Final = 30.0
 LOG_TAIL_BYTES: Final = 2000
 #: In which ``yarn.maximum-failed-containers-per-interval`` are counted.
 FAILURES_INTERVAL_S: Final = 600.0
+#: How often YARN is asked for nodes that are about to be decommissioned, and their containers with them.
+LEAVING_LOOK_S: Final = 5.0
 #: Ended containers whose processes may still run on a node that YARN has lost.
 GONE_MAX: Final = 10_000
 #: With which NodeManagers begin each line of their diagnostics.
@@ -72,11 +75,14 @@ def attempt_of(container_id: str) -> int:
 @final
 class YarnResourceDriver:
     """A ResourceDriver. ``fixed``: so many TaskManagers are always there; 0 = they come and go with the jobs.
+    ``worker_mb``: of the container of one.
 
     ``attempt``: of the application; containers of others are told to end. ``failures_max``: so many containers may fail
     within ``FAILURES_INTERVAL_S``, then ``give_up`` is called with the reason; -1 = any number. ``avoid`` tells YARN on
     which hosts no containers are wanted, each time that changes. ``node_health`` says what YARN thinks of a host, "" if
-    nothing. Both may block; they are called in a thread and may raise OSError.
+    nothing. ``leaving_nodes`` says which nodes are being decommissioned. ``recall_nodes`` and ``keep_nodes`` pass on
+    which hosts are avoided, and until when (ms since the epoch), from one JobManager to the next one. All of them may
+    block; they are called in a thread and may raise OSError or EngineError.
     """
 
     workers_min = 0
@@ -87,11 +93,15 @@ class YarnResourceDriver:
         *,
         fixed: int,
         user: str,
+        worker_mb: int,
         attempt: int = 0,
         failures_max: int = -1,
         give_up: Callable[[str], None] = lambda reason: None,
         avoid: Callable[[frozenset[str]], None] = lambda hosts: None,
         node_health: Callable[[str], str] = lambda host: "",
+        leaving_nodes: Callable[[], LeavingNodes] = LeavingNodes,
+        recall_nodes: Callable[[], Mapping[str, int]] = dict,
+        keep_nodes: Callable[[Mapping[str, int]], None] = lambda until_ms: None,
     ) -> None:
         self.on_demand = fixed == 0
         self._attempt = attempt
@@ -102,6 +112,7 @@ class YarnResourceDriver:
         self._app = application
         self._fixed = fixed
         self._user = user
+        self._worker_mb = worker_mb
         self._level = 0
         self._level_known = False  # containers that came with the master are kept until somebody says what is needed
         self._events: WorkerEvents | None = None
@@ -117,16 +128,22 @@ class YarnResourceDriver:
         self._avoided: frozenset[str] | None = None  # what YARN was told
         self._bad_nodes = BadNodes()
         self._node_health = node_health
+        self._leaving_nodes = leaving_nodes
+        self._recall_nodes = recall_nodes
+        self._keep_nodes = keep_nodes
+        self._leaving: set[ResourceID] = set()  # told to end, as their node is decommissioned
+        self._staying: frozenset[ResourceID] = frozenset()  # would be told, too, if there were room elsewhere
         self._wake = asyncio.Event()
         self._looked = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._kills: set[asyncio.Task[None]] = set()
 
     # --- ResourceDriver ---------------------------------------------------------------------------------------------
 
     async def start(self, events: WorkerEvents) -> None:
         self._events = events
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run()), loop.create_task(self._watch_leaving_nodes())]
 
     def start_workers(self, num_workers: int) -> None:
         if num_workers != self._level or not self._level_known:
@@ -168,13 +185,14 @@ class YarnResourceDriver:
         return self._reasons[resource_id]
 
     async def stop(self) -> None:
-        for task in [*self._kills, *([self._task] if self._task else [])]:
+        for task in [*self._kills, *self._tasks]:
             task.cancel()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         pause = POLL_S
+        await self._recall_bad_nodes()
         while True:
             try:
                 self._wake.clear()
@@ -214,6 +232,11 @@ class YarnResourceDriver:
         if resource_id in self._released or _state(container) == "KILLED":
             self._reasons[resource_id] = "it was released"
             self._forget(resource_id, "it was released")
+            return
+        if resource_id in self._leaving:
+            self._reasons[resource_id] = reason = f"its node {_host(container)} is being decommissioned"
+            self._forget(resource_id, reason)
+            self._events.worker_lost(resource_id, reason)
             return
         message = _TIMES.sub("", container.exit_message or "").strip() or f"it ended as {_state(container)}"
         end = end_of(message)
@@ -267,9 +290,74 @@ class YarnResourceDriver:
         if avoided != self._avoided:
             try:
                 await asyncio.to_thread(self._avoid, avoided)
-                self._avoided = avoided
             except OSError as error:  # containers are asked for nevertheless
                 logger.warning("YARN was not told which nodes to avoid, trying again: %s", error)
+                return
+            was_told, self._avoided = self._avoided, avoided
+            if was_told is not None:
+                await self._keep_bad_nodes()
+
+    async def _keep_bad_nodes(self) -> None:
+        now_s = time.time()
+        until_ms = {
+            host: int((now_s + left) * 1000) for host, left in self._bad_nodes.seconds_left(time.monotonic()).items()
+        }
+        try:
+            await asyncio.to_thread(self._keep_nodes, until_ms)
+        except EngineError as error:
+            logger.warning("another JobManager would not know which nodes to avoid: %s", error)
+
+    async def _recall_bad_nodes(self) -> None:
+        try:
+            until_ms = await asyncio.to_thread(self._recall_nodes)
+        except EngineError as error:
+            logger.warning("it is not known which nodes were avoided before: %s", error)
+            return
+        now_s = time.time()
+        self._bad_nodes.recall({host: until / 1000 - now_s for host, until in until_ms.items()}, time.monotonic())
+        for host in sorted(self._bad_nodes.avoided(time.monotonic())):
+            logger.info("node=%s is avoided, as by the JobManager before", host)
+
+    # --- nodes that are decommissioned gracefully ---------------------------------------------------------------------
+
+    async def _watch_leaving_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(LEAVING_LOOK_S)
+            try:
+                self._leave(await asyncio.to_thread(self._leaving_nodes))
+            except (OSError, EngineError) as error:  # it is asked again
+                logger.debug("YARN was not asked for nodes that are being decommissioned: %s", error)
+            except Exception:
+                logger.exception("looking for nodes that are being decommissioned failed")
+
+    def _leave(self, nodes: LeavingNodes) -> None:
+        """Let TaskManagers end on nodes that are being decommissioned: YARN waits for containers, but not for ever.
+
+        Only if others have room; else they had better work as long as they may.
+        """
+        assert self._events is not None
+        containers = {
+            container.yarn_container_id: container
+            for container in self._active.values()
+            if container.yarn_node_http_address in nodes.addresses
+            and container.yarn_container_id in self._registered - self._leaving
+        }
+        if not containers:
+            return
+        hosts = ", ".join(sorted({_host(container) for container in containers.values()}))
+        if sum(free // self._worker_mb for free in nodes.room_mb) < len(containers):
+            if frozenset(containers) != self._staying:
+                self._staying = frozenset(containers)
+                logger.warning(
+                    "node=%s is being decommissioned, and other nodes have no room for its %d TaskManagers of %d MB: "
+                    "they stay until there is room, or YARN ends them",
+                    hosts,
+                    len(containers),
+                    self._worker_mb,
+                )
+            return
+        self._leaving.update(containers)
+        self._events.workers_leave(tuple(containers), f"the node {hosts} is being decommissioned")
 
     def _count_failure(self, reason: str) -> None:
         now = time.monotonic()
@@ -290,6 +378,7 @@ class YarnResourceDriver:
         self._just_registered.discard(resource_id)
         self._disconnected.discard(resource_id)
         self._released.discard(resource_id)
+        self._leaving.discard(resource_id)
 
     def _log_tail(self, container: Any) -> str:
         """Return the last line that a failed container printed; "" when its node does not tell."""

@@ -12,13 +12,11 @@ import getpass
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +27,8 @@ from engine.core.fs import FileSystem, file_system_of, scheme_of
 from engine.core.options import JobOptions, YarnOptions
 from flink_yarn.application_leader import ApplicationLeader, JobManagerAddress, read_address
 from flink_yarn.archive import mark_used, remove_unused, ship_archives
-from flink_yarn.cli_signals import ENDING_SIGNALS, EndedBySignal, raising_on_signals
+from flink_yarn.cli_signals import held_signals, raising_on_signals
+from flink_yarn.cli_signals import say as say_line
 from flink_yarn.cluster_spec import (
     ClusterPlan,
     LocalFiles,
@@ -42,6 +41,7 @@ from flink_yarn.cluster_spec import (
     session_config,
 )
 from flink_yarn.hadoop_conf import HadoopConf
+from flink_yarn.master_log import log4j_properties
 from flink_yarn.skein_driver import JAVA_OPENS, QUICK_START, skein_module, start_driver
 from flink_yarn.yarn_client import ApplicationReport, YarnClient
 
@@ -55,10 +55,6 @@ _POLL_S: Final = 0.15
 #: Between RUNNING and the JobManager's address; a JobManager that is slower than this is dead.
 _ADDRESS_TIMEOUT_S: Final = 120.0
 Say = Callable[[str], None]
-
-
-def _log(line: str) -> None:
-    print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -107,12 +103,14 @@ def deploy(
     *,
     job_files: Mapping[str, str | bytes] | None = None,
     slots_needed: int = 0,
-    say: Say = _log,
+    submitted: list[str] | None = None,
+    say: Say = say_line,
 ) -> Deployment:
     """Start a cluster on YARN and return when its JobManager answers.
 
     ``job_files``: name → path or content, for a job or program that is run there. An error or Ctrl-C on the way kills
-    the application again: nothing is left behind.
+    the application again: nothing is left behind. ``submitted`` holds its id from then on until it is killed: so the
+    caller, who may be interrupted before this has returned, knows what it has to end.
 
     Raises: ConfigError, ExternalError with one clear message.
     """
@@ -140,16 +138,17 @@ def deploy(
             java_opens=f"{JAVA_OPENS} {QUICK_START}",
             skein=skein_module(),
         )
-        submitted: list[str] = []
+        submitted = [] if submitted is None else submitted
         try:
-            with _interrupts_held():
+            with held_signals() as held:  # an application whose id is not known yet cannot be killed
                 submitted.append(_submit(driver, spec, say))
+                held.raise_heard()
             application_id = submitted[0]
             with raising_on_signals():
                 rest = _await_jobmanager(client, conf, fs, application_id, config, say)
         except BaseException:
-            if submitted:
-                _kill_quietly(driver, submitted[0])
+            if submitted and _kill_quietly(driver, submitted[0]):
+                submitted.clear()
             raise
     say(f"Found Web Interface {rest.base_url.partition('://')[2]} of application '{application_id}'.")
     return Deployment(application_id, rest, plan)
@@ -164,31 +163,6 @@ def _connection(client: YarnClient, conf: HadoopConf, application_id: str, found
 def _check_name_node(fs: FileSystem, conf: HadoopConf) -> None:
     """The driver's Java client would try a NameNode that is down for minutes."""
     fs.status(f"hdfs://{conf.default_authority()}/")
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let signals wait for the block's end: an application whose id is not known yet cannot be killed."""
-    noted: list[int] = []
-
-    def note(number: int, frame: types.FrameType | None) -> None:
-        noted.append(number)
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, *ENDING_SIGNALS):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        for held, handler in before.items():
-            signal.signal(held, handler)
-    if noted:
-        raise KeyboardInterrupt if noted[0] == signal.SIGINT else EndedBySignal(noted[0])
 
 
 def _submit(driver: Any, spec: Any, say: Say) -> str:
@@ -234,11 +208,12 @@ def _failed(report: ApplicationReport, config: Configuration) -> ExternalError:
     reason = exit_message(report.diagnostics, python) or report.diagnostics or "YARN gives no reason"
     return ExternalError(
         f"The YARN application {report.application_id} ended as {report.state} while it was deployed: {reason}\n"
-        f"Its logs: yarn logs -applicationId {report.application_id}"
+        f"{report.logs}"
     )
 
 
-def _kill_quietly(driver: Any, application_id: str) -> None:
+def _kill_quietly(driver: Any, application_id: str) -> bool:
+    """Return whether it has been killed; that it has not is told."""
     try:
         driver.kill_application(application_id)
         _remove_folder(application_id)
@@ -248,6 +223,8 @@ def _kill_quietly(driver: Any, application_id: str) -> None:
             f"yarn application -kill {application_id}",
             file=sys.stderr,
         )
+        return False
+    return True
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -284,7 +261,12 @@ def _prepare_files(
     if job_files:
         job = os.path.join(folder, "flink-job.zip")
         _write_zip(job, job_files)
-    return LocalFiles(dist, f"file://{conf_zip}", f"file://{job}" if job else "", _shipped(config, folder))
+    log4j = os.path.join(folder, "log4j.properties")
+    with open(log4j, "w", encoding="utf-8") as stream:
+        stream.write(log4j_properties(config))
+    return LocalFiles(
+        dist, f"file://{conf_zip}", f"file://{job}" if job else "", _shipped(config, folder), f"file://{log4j}"
+    )
 
 
 def _write_zip(path: str, contents: Mapping[str, str | bytes]) -> None:
@@ -370,7 +352,7 @@ def find_session(config: Configuration) -> RestClient:
     if report.ended:
         raise ExternalError(
             f"The YARN application {application_id} has ended ({report.state}, {report.final_status}): "
-            f"{report.diagnostics or 'no reason given'} Start a new session with yarn-session.sh."
+            f"{report.diagnostics or 'no reason given'} Start a new session with yarn-session.sh.\n{report.logs}"
         )
     found = read_address(file_system_of("hdfs:/"), _home(conf), application_id)
     if found is None:

@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, final
 from engine.core.errors import ConfigError, ExternalError
 from flink_yarn.hadoop_conf import HadoopConf
 
-__all__ = ["ApplicationReport", "Node", "Queue", "YarnClient", "node_health"]
+__all__ = ["ApplicationReport", "LeavingNodes", "Node", "Queue", "YarnClient", "leaving_nodes", "node_health"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 #: A ResourceManager that is away for so long may be restarting, or another one takes over; nobody gives up on it.
@@ -39,6 +39,7 @@ class Node:
     used_vcores: int
     containers: int
     health: str = ""  #: what is wrong with it, in YARN's words
+    address: str = ""  #: of its page, host:port
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class ApplicationReport:
     @property
     def ended(self) -> bool:
         return self.state in ENDED_STATES
+
+    @property
+    def logs(self) -> str:
+        """A line on how to read what its containers have logged."""
+        return f"Its logs: yarn logs -applicationId {self.application_id}"
 
 
 class _NoneActiveError(Exception):
@@ -182,8 +188,10 @@ class YarnClient:
         except (OSError, ValueError, KeyError, http.client.HTTPException):
             return ""
 
-    def nodes(self) -> list[Node]:
-        rows = ((self._get("/nodes").get("nodes") or {}).get("node")) or []
+    def nodes(self, state: str = "") -> list[Node]:
+        """Return all nodes, or those in a state of YARN's."""
+        found = self._get(f"/nodes?states={state}" if state else "/nodes")
+        rows = ((found.get("nodes") or {}).get("node")) or []
         return [
             Node(
                 row["id"],
@@ -194,6 +202,7 @@ class YarnClient:
                 int(row["usedVirtualCores"]),
                 int(row["numContainers"]),
                 (row.get("healthReport") or "").strip(),
+                row.get("nodeHTTPAddress") or "",
             )
             for row in sorted(rows, key=lambda row: row["id"])
         ]
@@ -256,6 +265,29 @@ class YarnClient:
                 if report.ended or time.monotonic() > deadline:
                     return report
             time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class LeavingNodes:
+    """What is to be known of nodes that are decommissioned as soon as their containers have ended, or time is up."""
+
+    addresses: frozenset[str] = frozenset()  #: of their pages, host:port; as in skein's containers
+    room_mb: tuple[int, ...] = ()  #: free memory of each node that stays; not asked for when none leaves
+
+
+def leaving_nodes() -> LeavingNodes:
+    """Ask YARN for them. Raises ExternalError."""
+    conf = HadoopConf.load()
+    if conf.conf_dir is None:
+        return LeavingNodes()
+    client = YarnClient(conf)
+    leaving = client.nodes("DECOMMISSIONING")
+    if not leaving:
+        return LeavingNodes()
+    staying = client.nodes("RUNNING")
+    return LeavingNodes(
+        frozenset(node.address for node in leaving), tuple(node.memory_mb - node.used_memory_mb for node in staying)
+    )
 
 
 def node_health(host: str) -> str:

@@ -23,7 +23,7 @@ from engine.core.option_warnings import check_values, key_warnings
 from engine.core.options import ClusterOptions, HaOptions, JobOptions, MemoryOptions, YarnOptions
 from flink_yarn.cli_config import yarn_properties_path
 from flink_yarn.cli_options import Action, Option, ParsedOptions, parse_options
-from flink_yarn.cli_signals import EndedBySignal, exit_code, raising_on_signals, say
+from flink_yarn.cli_signals import EndedBySignal, HeldSignals, exit_code, held_signals, raising_on_signals, say
 from flink_yarn.cluster_spec import ClusterPlan, Mode
 from flink_yarn.session_client import deploy, find_session, kill, print_resources, yarn_client
 
@@ -128,24 +128,31 @@ def _run(parsed: ParsedOptions, config: Configuration) -> int:
         return 0
     if config.get(YarnOptions.ID):
         return _attach(config, config.get(YarnOptions.ID), detached=parsed.has("detached"))
-    deployment = deploy(config, Mode.SESSION)
-    application_id = deployment.application_id
+    with held_signals() as held:
+        return _start(parsed, config, held)
+
+
+def _start(parsed: ParsedOptions, config: Configuration, held: HeldSignals) -> int:
+    """Start a session. From its submission on, a signal at any moment either ends it again or is told of it later."""
     path = _properties_path(config)
-    client = deployment.rest
+    submitted: list[str] = []
     try:
-        write_properties(
-            path, application_id, {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
-        )
-        _await_slots(client, deployment.plan)
+        with held.released():
+            deployment = deploy(config, Mode.SESSION, submitted=submitted)
+            application_id = deployment.application_id
+            shared = {key: config.to_dict()[key] for key in _SHARED_KEYS if config.contains_key(key)}
+            write_properties(path, application_id, shared)
+            _await_slots(deployment.rest, deployment.plan)
     except BaseException:
-        _remove_properties(path, application_id)
-        kill(application_id, config)
+        for started in submitted:
+            _remove_properties(path, started)
+            kill(started, config)
         raise
-    print(f"JobManager Web Interface: {deployment.address}", flush=True)
+    say(f"JobManager Web Interface: {deployment.address}")
     if parsed.has("detached"):
         _print_how_to_stop(application_id)
         return 0
-    return _serve_terminal(client, config, application_id)
+    return _serve_terminal(deployment.rest, config, application_id, held)
 
 
 def _await_slots(client: RestClient, plan: ClusterPlan) -> None:
@@ -157,7 +164,7 @@ def _await_slots(client: RestClient, plan: ClusterPlan) -> None:
     while True:
         total = int(client.overview()["slots-total"])
         if total >= wanted:
-            print(f"All {wanted} slots of {plan.taskmanagers} TaskManagers are registered.", flush=True)
+            say(f"All {wanted} slots of {plan.taskmanagers} TaskManagers are registered.")
             return
         if time.monotonic() > deadline:
             print(
@@ -211,14 +218,13 @@ def _remove_properties(path: str, application_id: str) -> None:
 
 
 def _print_how_to_stop(application_id: str) -> None:
-    print(
+    say(
         "The Flink YARN session cluster has been started in detached mode. In order to stop Flink gracefully, use the "
         "following command:\n"
         f'$ echo "stop" | ./bin/yarn-session.sh -id {application_id}\n'
         "If this should not be possible, then you can also kill Flink via YARN's web interface or via:\n"
         f"$ yarn application -kill {application_id}\n"
         "Note that killing Flink might not clean up all job artifacts and temporary files.",
-        flush=True,
     )
 
 
@@ -227,57 +233,72 @@ def _attach(config: Configuration, application_id: str, *, detached: bool) -> in
         raise ConfigError(f"-id is {application_id!r}; expected application_<time>_<number>.")
     client = find_session(config)
     address = client.base_url
-    print(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
-    print(f"JobManager Web Interface: {address}", flush=True)
+    say(f"Found Web Interface {address.partition('://')[2]} of application '{application_id}'.")
+    say(f"JobManager Web Interface: {address}")
     if detached:
         _print_how_to_stop(application_id)
         return 0
-    return _serve_terminal(client, config, application_id)
+    with held_signals() as held:
+        return _serve_terminal(client, config, application_id, held)
 
 
-def _serve_terminal(client: RestClient, config: Configuration, application_id: str) -> int:
-    """Read commands until the session is to be stopped, or has ended by itself."""
-    yarn = yarn_client()
-    print(_HELP_TEXT if sys.stdin.isatty() else "", end="\n" if sys.stdin.isatty() else "", flush=True)
-    checked = time.monotonic()
+def _serve_terminal(client: RestClient, config: Configuration, application_id: str, held: HeldSignals) -> int:
+    """Read commands until the session is to be stopped, or has ended by itself. From then on signals do not disturb any
+    more: shell and kernel both tell of a terminal that has gone."""
     try:
-        while True:
-            ready, _, _ = select.select([sys.stdin], [], [], 1.0)
-            if ready:
-                line = _read_line()
-                if not line:
-                    # Flink's client goes on without a terminal; one that was piped has said all it had to say.
-                    print(f"No more input; the session goes on. Stop it with -id {application_id}.")
-                    return 0
-                match line.strip():
-                    case "stop" | "quit" | "exit":
-                        break
-                    case "help":
-                        print(_HELP_TEXT, flush=True)
-                    case "":
-                        pass
-                    case other:
-                        print(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}", flush=True)
-            if time.monotonic() - checked > 5:
-                report = yarn.wait_until_ended(application_id, 0.0)
-                checked = time.monotonic()
-                if report.ended:
-                    _remove_properties(_properties_path(config), application_id)
-                    raise ExternalError(
-                        f"The session {application_id} has ended ({report.state}): "
-                        f"{report.diagnostics or 'no reason given'}"
-                    )
+        with held.released():
+            if not _obey_terminal(config, application_id):
+                return 0
     except KeyboardInterrupt:
         say("Interrupted: the session is stopped.", sys.stderr)
     _stop(client, config, application_id)
     return 0
 
 
-def _read_line() -> str:
+def _obey_terminal(config: Configuration, application_id: str) -> bool:
+    """Return whether the session is to be stopped: not, when there is no more input."""
+    yarn, is_terminal = yarn_client(), sys.stdin.isatty()
+    if is_terminal:
+        say(_HELP_TEXT)
+    checked = time.monotonic()
+    while True:
+        ready, _, _ = select.select([sys.stdin], [], [], 1.0)
+        if ready:
+            line = _read_line(is_terminal)
+            if not line:
+                # Flink's client goes on without a terminal; one that was piped has said all it had to say.
+                say(f"No more input; the session goes on. Stop it with -id {application_id}.")
+                return False
+            match line.strip():
+                case "stop" | "quit" | "exit":
+                    return True
+                case "help":
+                    say(_HELP_TEXT)
+                case "":
+                    pass
+                case other:
+                    say(f"Unknown command '{other}'. Showing help:\n{_HELP_TEXT}")
+        if time.monotonic() - checked > 5:
+            report = yarn.wait_until_ended(application_id, 0.0)
+            checked = time.monotonic()
+            if report.ended:
+                _remove_properties(_properties_path(config), application_id)
+                raise ExternalError(
+                    f"The session {application_id} has ended ({report.state}): "
+                    f"{report.diagnostics or 'no reason given'}\n{report.logs}"
+                )
+
+
+def _read_line(is_terminal: bool) -> str:
+    """Return "" at the end of input. Raises EndedBySignal if the terminal has gone away: its signal is on the way."""
     try:
-        return sys.stdin.readline()
-    except OSError:  # the terminal has gone away; its signal is on the way
-        raise EndedBySignal(signal.SIGHUP) from None
+        line = sys.stdin.readline()
+        has_gone = not line and is_terminal and not sys.stdin.isatty()
+    except OSError:
+        line, has_gone = "", True
+    if has_gone and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        raise EndedBySignal(signal.SIGHUP)
+    return line
 
 
 def _stop(client: RestClient, config: Configuration, application_id: str) -> None:

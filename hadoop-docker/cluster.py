@@ -30,7 +30,7 @@ from jars import ClusterError, find_java_home, install, locked
 from settings import GUARD, MAX_NODES, PORTS_FROM, Cluster, Shape, reserve_ports, write_files
 
 READY_SECONDS = 180.0  # generous: a machine busy with other tests must not fail here; a dead daemon is told at once
-DOWN = (("nm",), ("rm", "dn", "fc"), ("nn", "zk"))  # each wave ends before the next: containers' logs still find HDFS
+DOWN = (("nm", "ls"), ("rm", "dn", "fc"), ("nn", "zk"))  # one wave after the other: containers' logs still find HDFS
 
 
 def main(words: list[str] | None = None) -> int:
@@ -134,8 +134,9 @@ def run_daemon(args: argparse.Namespace) -> None:
     folder, name = Path(args.dir).resolve(), args.name
     began = time.monotonic()
     with _changing(folder) as cluster:
-        if name not in cluster.shape.daemons():
-            raise ClusterError(f"no daemon {name!r} in this cluster; it has {', '.join(cluster.shape.daemons())}")
+        known = [*cluster.shape.daemons(), *cluster.shape.on_request()]
+        if name not in known:
+            raise ClusterError(f"no daemon {name!r} in this cluster; it has {', '.join(known)}")
         identity = cluster.processes.get(name)
         if args.action == "start":
             if daemons.is_alive(identity):
@@ -371,7 +372,9 @@ def _parser() -> argparse.ArgumentParser:
 
     daemon = add("daemon", run_daemon, "start, stop or kill one daemon; a restart keeps its ports")
     daemon.add_argument("action", choices=("start", "stop", "kill9"))
-    daemon.add_argument("name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm (rm1, rm2), nm1, zk1, ...")
+    daemon.add_argument(
+        "name", help="nn (nn1, nn2, fc1, fc2), dn1, dn2, rm (rm1, rm2), nm1, zk1, ...; ls, on request only"
+    )
     daemon.add_argument(
         "--disk-mb", type=int, default=0, help="containers of a NodeManager get a disk of their own, empty at its start"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jars import ClusterError
-from settings import Cluster, node_path, own_conf
+from settings import Cluster, log_server_url, node_path, own_conf
 
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.05
@@ -36,6 +36,8 @@ CLASSES = {
     "dn": "org.apache.hadoop.hdfs.server.datanode.DataNode",
     "rm": "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager",
     "nm": "org.apache.hadoop.yarn.server.nodemanager.NodeManager",
+    # Hadoop's other server for aggregated logs is MapReduce's JobHistoryServer; this one is among YARN's own jars.
+    "ls": "org.apache.hadoop.yarn.server.applicationhistoryservice.ApplicationHistoryServer",
     "zk": "org.apache.zookeeper.server.quorum.QuorumPeerMain",
 }
 
@@ -107,6 +109,13 @@ def command(cluster: Cluster, name: str) -> list[str]:
             "yarn.nodemanager.localizer.address": f"{host}:{ports['localizer']}",
             "yarn.nodemanager.collector-service.address": f"{host}:{ports['collector']}",
             "yarn.resourcemanager.connect.max-wait.ms": 900_000,  # a node outlives a long absence of its master
+        }
+    elif name == "ls":
+        own = {
+            "yarn.timeline-service.bind-host": "localhost",
+            "yarn.timeline-service.address": f"localhost:{ports['rpc']}",
+            "yarn.timeline-service.webapp.address": f"localhost:{ports['http']}",
+            "yarn.timeline-service.store-class": "org.apache.hadoop.yarn.server.timeline.MemoryTimelineStore",
         }
     elif cluster.shape.ha:
         own = _own_of_pair(cluster, name)
@@ -282,6 +291,7 @@ def is_ready(cluster: Cluster, name: str, since_ms: float = 0.0) -> bool:
         "dn": _datanode_ready,
         "rm": _resourcemanager_ready,
         "nm": _nodemanager_ready,
+        "ls": _log_server_ready,
         "zk": _zookeeper_ready,
     }[name[:2]]
     try:
@@ -364,6 +374,11 @@ def _nodemanager_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
         node["id"] == f"{host}:{ports['rpc']}" and node["state"] == "RUNNING" and node["lastHealthUpdate"] >= since_ms
         for node in nodes
     )
+
+
+def _log_server_ready(cluster: Cluster, name: str, since_ms: float) -> bool:
+    with _no_proxy.open(f"{log_server_url(cluster)}/applicationhistory/about", timeout=2) as answer:
+        return bool(answer.status == 200)
 
 
 def _zookeeper_ready(cluster: Cluster, name: str, since_ms: float) -> bool:

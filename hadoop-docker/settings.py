@@ -58,6 +58,10 @@ class Shape:
             return names
         return [*names, *self.namenodes(), *self.controllers(), *(f"dn{i + 1}" for i in range(self.datanodes))]
 
+    def on_request(self) -> list[str]:
+        """Return the names of daemons that run only when they are started by name: what they do is seldom needed."""
+        return ["ls"] if self.yarn and self.hdfs else []
+
     def namenodes(self) -> list[str]:
         return ["nn1", "nn2"] if self.ha else ["nn"]
 
@@ -106,6 +110,7 @@ class Cluster:
             "dn": (20 + 3 * number, ("data", "http", "ipc")),
             "nm": (50 + 4 * number, ("rpc", "http", "localizer", "collector")),
             "zk": (86 + 3 * number, ("client", "peer", "election")),
+            "ls": (96, ("http", "rpc")),
         }[kind]
         return {purpose: self.port_base + first + i for i, purpose in enumerate(purposes)}
 
@@ -176,7 +181,7 @@ class Cluster:
                     "ports": self.ports(name),
                     "log": str(self.log(name)),
                 }
-                for name in self.shape.daemons()
+                for name in [*self.shape.daemons(), *self.shape.on_request()]
             },
         }
 
@@ -261,7 +266,7 @@ def write_files(cluster: Cluster) -> None:
             _write_xml(own / "yarn-site.xml", {**_yarn_site(cluster), "yarn.resourcemanager.ha.id": name})
         _write_xml(cluster.conf / "capacity-scheduler.xml", _capacity_scheduler())
     (cluster.conf / "log4j.properties").write_text(LOG4J)
-    for name in cluster.shape.daemons():
+    for name in [*cluster.shape.daemons(), *cluster.shape.on_request()]:
         (cluster.data(name) / "tmp").mkdir(parents=True, exist_ok=True)
         if name.startswith("zk"):
             _write_zookeeper(cluster, name)
@@ -419,9 +424,15 @@ def _yarn_site(cluster: Cluster) -> dict[str, object]:
         "yarn.nodemanager.user-home-dir": cluster.data("home"),
         "yarn.log-aggregation-enable": "true",
         "yarn.nodemanager.remote-app-log-dir": "/tmp/logs",
+        # Where a NodeManager sends whoever asks it for the logs of an application that has ended.
+        "yarn.log.server.url": f"{log_server_url(cluster)}/applicationhistory/logs",
         "yarn.application.classpath": f"{cluster.conf},{cluster.home}/jars/*",
         "yarn.timeline-service.enabled": "false",
     }
+
+
+def log_server_url(cluster: Cluster) -> str:
+    return f"http://localhost:{cluster.ports('ls')['http']}"
 
 
 def _addresses(cluster: Cluster, name: str, suffix: str = "") -> dict[str, object]:

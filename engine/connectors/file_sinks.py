@@ -19,7 +19,7 @@ from engine.connectors.files import absolute_path
 from engine.connectors.part_writers import LineWriter
 from engine.connectors.sink import takes_checkpoints
 from engine.connectors.staged_files import FileWritten, Segment, StagedFilesSpec, WriteMode, segment_path
-from engine.core.fs import file_system_of
+from engine.core.fs import file_system_of, without_waiting
 from engine.core.printing import record_formatter
 from engine.core.records import Batch
 from engine.core.type_info import TypeInformation
@@ -152,7 +152,8 @@ class _FileSinkOperator(Operator):
             writer, self._writer = self._writer, None
             writer.abandon()  # the last checkpoint knows how much of it counts
         else:
-            self._end(complete=False)
+            with without_waiting():  # whoever cancels the job shall not wait for a file system that is away
+                self._end(complete=False)
 
     def _end(self, complete: bool) -> None:
         self._is_finished = True

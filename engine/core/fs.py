@@ -239,11 +239,12 @@ _waits: contextvars.ContextVar[bool] = contextvars.ContextVar("waits for file sy
 
 
 def configure_file_systems(options: Mapping[str, str]) -> None:
-    """Give this process's file systems their ``fs.*`` options; called where a process, a program or a job begins.
+    """Give this process's file systems their ``fs.*`` options, and the folders for temporary files (``io.tmp.dirs``);
+    called where a process, a program or a job begins.
 
     File systems that were made with other options are made anew when they are next asked for.
     """
-    chosen = {key: value for key, value in options.items() if key.startswith("fs.")}
+    chosen = {key: value for key, value in options.items() if key.startswith("fs.") or key == "io.tmp.dirs"}
     if chosen != _settings:
         _settings.clear()
         _settings.update(chosen)

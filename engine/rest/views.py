@@ -6,6 +6,7 @@ Source: the message classes under Flink's ``runtime/rest/messages``; the field n
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -26,6 +27,7 @@ from engine.runtime.jobmanager.restart import restart_strategy
 
 __all__ = [
     "aggregated",
+    "container_logs_command",
     "error_text",
     "exceptions",
     "job_config",
@@ -180,7 +182,15 @@ def _labels(entry: ExceptionEntry) -> dict[str, str]:
     """Return what Flink's enrichers of failures could say: on YARN the container and where its log is."""
     if entry.resource_id is None or not entry.log_url:
         return {}
-    return {"container": entry.resource_id, "log": entry.log_url}
+    labels = {"container": entry.resource_id, "log": entry.log_url}
+    command = container_logs_command(entry.resource_id)
+    return {**labels, "command": command} if command else labels
+
+
+def container_logs_command(container_id: str) -> str:
+    """Return the command that shows the logs of a YARN container once its application has ended; "" if it is none."""
+    match = re.fullmatch(r"container_(?:e\d+_)?(\d+_\d+)_\d+_\d+", container_id)
+    return f"yarn logs -applicationId application_{match[1]} -containerId {container_id}" if match else ""
 
 
 def _exception(entry: ExceptionEntry) -> Json:

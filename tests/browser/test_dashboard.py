@@ -146,6 +146,7 @@ def test_exceptions_of_before_a_failover_and_former_leaders_lead_to_their_contai
     ]
     go(browser, site.address, f"/job/{graph.job_graph.job_id}/exceptions")
     assert f"Container {container} · Log" in browser.text(".exceptions article")
+    assert f"-containerId {container}" in browser.text(".exceptions article code")
     assert browser.script("return document.querySelector('.exceptions article a').getAttribute('href')") == logs
     browser.screenshot(str(tmp_path / "exceptions.png"))
     go(browser, site.address, "/jobmanager/leaders")

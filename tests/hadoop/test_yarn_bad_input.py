@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
 from tests.hadoop.conftest import HadoopCluster
-from tests.hadoop.yarn_commands import DIVISION, SMALL, YarnUser, skein_drivers
+from tests.hadoop.yarn_commands import DIVISION, SMALL, YarnUser, eventually, processes_of, skein_drivers
 
 pytestmark = pytest.mark.hadoop
 QUICK_S = 15.0
@@ -70,6 +71,40 @@ def test_options_that_make_no_sense(user):
 
 def test_an_application_that_nobody_knows(user):
     assert "YARN knows no application application_1_0001" in refused(user, "-id", "application_1_0001")
+
+
+@pytest.mark.parametrize(
+    ("quorum", "storage", "said"),
+    [
+        (
+            "127.0.0.1:1",
+            "/ha",
+            r"ZooKeeper at 127\.0\.0\.1:1 \(high-availability\.zookeeper\.quorum\) did not answer within",
+        ),
+        ("", "/a-file/ha", r"/a-file/ha\S* \(high-availability\.storageDir\) cannot be written"),
+    ],
+    ids=["quorum", "storageDir"],
+)
+def test_high_availability_that_cannot_work_ends_the_application_with_the_reason(user, hadoop, quorum, storage, said):
+    """It is found in the ApplicationMaster; whoever waits for it is told the same, without trying for minutes."""
+    user.put("/a-file", "")
+    settings = {
+        "high-availability.type": "zookeeper",
+        "high-availability.zookeeper.quorum": quorum or hadoop.zookeeper,
+        "high-availability.storageDir": f"hdfs://{storage}",
+        "high-availability.zookeeper.client.connection-timeout": "2 s",
+    }
+    words = [word for key, value in settings.items() for word in ("-D", f"{key}={value}")]
+    done = user.session("-d", *SMALL, "-nm", f"bad {storage}", *words)
+    assert done.returncode == 1, done.stdout
+    report = user.application_named(f"bad {storage}")
+    assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
+    for text in (done.stderr, report["diagnostics"]):
+        assert re.search(said, text), text
+    assert "Traceback" not in done.stderr
+    assert f"yarn logs -applicationId {report['id']}" in done.stderr
+    assert not (user.folder / f".yarn-properties-{hadoop.user}").exists()
+    eventually("no process is left", lambda: not processes_of(report["id"]), 15)
 
 
 def test_the_resource_manager_is_down(user, hadoop):

@@ -60,6 +60,8 @@ def check_what_is_told(user: YarnUser, session: str) -> None:
     before = [one for one in entries if one["timestamp"] < leaders[1]["since"]]
     assert before, entries
     assert all(one["failureLabels"]["container"] == one["taskManagerId"] for one in before)
+    command = f"yarn logs -applicationId {session} -containerId {before[0]['taskManagerId']}"
+    assert before[0]["failureLabels"]["command"] == command
     assert all(one["taskManagerId"].startswith("container_") and one["endpoint"] for one in before)
     # The node shows the logs of containers that have ended as long as the application runs.
     for url in (before[0]["failureLabels"]["log"], leaders[0]["log"]):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 
 import pytest
@@ -69,6 +70,49 @@ def test_a_job_that_fails_tells_its_root_cause_to_yarn_and_to_the_user(user):
         assert "in operator 'Divide' on record: 0" in text
     report = user.application_named("failing")
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
+    read_the_logs_of_what_has_ended(user, report)
+
+
+def read_the_logs_of_what_has_ended(user: YarnUser, report: dict) -> None:
+    """No process of the application is left: its logs are on HDFS, and what YARN says leads there."""
+    command = re.search(r"its log: (yarn logs -applicationId (\S+) -containerId (\S+))", report["diagnostics"])
+    assert command, report["diagnostics"]
+    assert command[2] == report["id"]
+    began = time.monotonic()
+    (folder,) = user.hdfs.list(f"/tmp/logs/{user.hadoop.user}")
+
+    def collected() -> bool:
+        """Each node writes one file, and renames it when all its containers are in it."""
+        for bucket in user.hdfs.list(f"/tmp/logs/{user.hadoop.user}/{folder}"):
+            path = f"/tmp/logs/{user.hadoop.user}/{folder}/{bucket}"
+            if report["id"] in user.hdfs.list(path):
+                names = user.hdfs.list(f"{path}/{report['id']}")
+                return bool(names) and not any(name.endswith(".tmp") for name in names)
+        return False
+
+    eventually("YARN has collected the logs", collected)
+    shown = user.run_yarn(*command[1].split()[1:])
+    assert shown.returncode == 0, shown.stderr
+    assert "LogType:taskmanager.log" in shown.stdout
+    assert "ZeroDivisionError: integer division or modulo by zero" in shown.stdout, shown.stdout
+    print(f"\nlogs of an ended application read after {time.monotonic() - began:.1f} s")
+
+    # What a page of the dashboard, kept open or written down, led to: the node sends us to where the logs are now.
+    node = re.search(rf"Container: {command[3]} on (\S+)_(\d+)", shown.stdout)
+    assert node, shown.stdout
+    found = get(f"{user.hadoop.rm_url}/ws/v1/cluster/nodes/{node[1]}:{node[2]}")["node"]
+    master = re.sub(r"\d+$", "000001", command[3])
+    user.hadoop.daemon("start", "ls")
+    try:
+        for address, container, words in (
+            (found["nodeHTTPAddress"], command[3], "ZeroDivisionError: integer division or modulo by zero"),
+            (report["amHostHttpAddress"], master, "INFO skein.ApplicationMaster: "),
+        ):
+            page = get(f"http://{address}/node/containerlogs/{container}/{user.hadoop.user}")
+            assert words in page
+            assert ("applicationmaster.log" in page) == (container == master)
+    finally:
+        user.hadoop.daemon("stop", "ls")
 
 
 def test_a_cancelled_job_makes_its_application_killed(user):
@@ -246,6 +290,7 @@ def own_interpreter(tmp_path_factory: pytest.TempPathFactory) -> str:
 WHERE = """
 import sys
 import tarfile
+import time
 from engine.datastream import StreamExecutionEnvironment
 
 def places(number):

@@ -28,13 +28,14 @@ from tests.hadoop.yarn_ha import (
     ha_user,
     java_master,
     job_id_in,
+    jobmanager_process,
     node_host_of,
     node_manager_of,
     rest,
     taskmanagers,
 )
 
-pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 DISK_MB = 1024
 #: What the NodeManager says of a user's folder that is none.
 NOT_STARTED = "ended (failed): YARN says: Not able to initialize user directories"
@@ -91,9 +92,9 @@ class OtherNode:
             local.unlink()
             local.with_name("local.away").rename(local)
 
-    def decommission(self, user: YarnUser, excluded: bool) -> None:
+    def decommission(self, user: YarnUser, excluded: bool, *how: str) -> None:
         self.hadoop.excluded_nodes.write_text(f"{self.host}\n" if excluded else "")
-        done = user.run_yarn("rmadmin", "-refreshNodes")
+        done = user.run_yarn("rmadmin", "-refreshNodes", *how)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def break_user_cache(self, user: str) -> None:
@@ -213,6 +214,20 @@ def test_a_job_leaves_nodes_that_are_full_decommissioned_or_dead_and_is_exact(se
 
     running.use_the_node()
     was = running.restarts()
+    running.job.survive(
+        f"a node is decommissioned gracefully ({running.hosts()})",
+        lambda: node.decommission(user, True, "-g", "300", "-server"),
+        30,
+        noticed=lambda: running.restarts() != was,
+    )
+    assert node.host not in running.hosts()
+    assert node.state() != "DECOMMISSIONED", "YARN has ended nothing yet"
+    assert f"the node {node.host} is being decommissioned" in running.log()
+    node.decommission(user, False)
+    eventually("the node is back", lambda: node.state() == "RUNNING")
+
+    running.use_the_node()
+    was = running.restarts()
     orphans = {pid for pid in processes_of(application_id) if node_host_of(pid) == node.host}
     assert orphans
     taken_s = 0.0
@@ -254,4 +269,11 @@ def test_a_node_on_which_no_container_starts_is_not_asked_any_more(session, user
         running.lose_all_containers()
     assert running.log().count(NOT_STARTED) == failures
     assert failures <= 3  # one may have been on its way
+
+    kill_process(jobmanager_process(application_id))
+    known = f"node={node.host} is avoided, as by the JobManager before"
+    eventually("the next JobManager knows it, too", lambda: known in running.log())
+    eventually("the job runs", lambda: running.is_running() and len(taskmanagers(application_id)) == 2, 60)
+    running.lose_all_containers()
+    assert running.log().count(NOT_STARTED) == failures
     running.finish()

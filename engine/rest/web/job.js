@@ -160,7 +160,8 @@ function exceptionList(history) {
   return h("div", { class: "exceptions" }, history.entries.map((entry, index) => h("article", { "data-key": `${entry.timestamp}-${index}` },
     h("h3", null, entry.exceptionName, h("span", { class: "dim" }, ` ${time(entry.timestamp)}`)),
     entry.taskName ? h("p", { class: "dim" }, `${entry.taskName}${entry.endpoint ? ` on ${entry.endpoint}` : ""}`) : null,
-    entry.taskManagerId ? h("p", { class: "dim" }, `${entry.failureLabels.container ? "Container" : "TaskManager"} ${entry.taskManagerId} · `, h("a", { href: entry.failureLabels.log || `#/taskmanager/${quoted(entry.taskManagerId)}/log` }, "Log")) : null,
+    entry.taskManagerId ? h("p", { class: "dim" }, `${entry.failureLabels.container ? "Container" : "TaskManager"} ${entry.taskManagerId} · `, h("a", { href: entry.failureLabels.log || `#/taskmanager/${quoted(entry.taskManagerId)}/log` }, "Log"),
+      entry.failureLabels.command ? [" · when the application has ended: ", h("code", null, entry.failureLabels.command)] : null) : null,
     h("pre", null, entry.stacktrace))));
 }
 

@@ -73,6 +73,10 @@ class WorkerEvents(Protocol):
         """A worker process is gone, registered or not; ``reason`` is shown to the jobs that ran there."""
         ...
 
+    def workers_leave(self, resource_ids: Sequence[ResourceID], reason: str) -> None:
+        """These workers are better replaced now than lost later: they end once their jobs have taken a checkpoint."""
+        ...
+
     def workers_failed(self, reason: str) -> None:
         """Workers that were asked for cannot be started: every job that waits for slots fails with ``reason``."""
         ...
@@ -325,21 +329,22 @@ class ResourceManager:
                 if answer is not None and not answer.done():
                     answer.set_result(message)
             case TaskManagerDraining():
-                self._spawn(self._drain(taskmanager, message.reason))
+                self._spawn(self._drain([taskmanager], message.reason))
             case TaskManagerUnregistered():
                 taskmanager.end_reason = message.reason
                 self._remove(taskmanager, message.reason)
             case _:
                 logger.warning("taskmanager=%s sent an unexpected %s", resource_id, type(message).__name__)
 
-    async def _drain(self, taskmanager: _TaskManager, reason: str) -> None:
-        """Jobs with slots there take a checkpoint; then the TaskManager may go, and they go on elsewhere at once."""
-        resource_id = taskmanager.registration.resource_id
-        job_ids = {held.job_id for held in self._allocations.values() if held.resource_id == resource_id}
-        logger.info("taskmanager=%s is about to end (%s), jobs there: %d", resource_id, reason, len(job_ids))
+    async def _drain(self, taskmanagers: Sequence[_TaskManager], reason: str) -> None:
+        """Jobs with slots there take a checkpoint; then the TaskManagers may go, and they go on elsewhere at once."""
+        leaving = {taskmanager.registration.resource_id: taskmanager for taskmanager in taskmanagers}
+        job_ids = {held.job_id for held in self._allocations.values() if held.resource_id in leaving}
+        logger.info("taskmanager=%s is about to end (%s), jobs there: %d", ",".join(leaving), reason, len(job_ids))
         await asyncio.gather(*(self._jobs.prepare_loss(job_id) for job_id in job_ids))
-        if self._taskmanagers.get(resource_id) is taskmanager:
-            taskmanager.connection.send_nowait(ShutDownTaskManager(reason))
+        for resource_id, taskmanager in leaving.items():
+            if self._taskmanagers.get(resource_id) is taskmanager:
+                taskmanager.connection.send_nowait(ShutDownTaskManager(reason))
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -417,6 +422,10 @@ class ResourceManager:
     def worker_lost(self, resource_id: ResourceID, reason: str) -> None:
         if resource_id in self._taskmanagers:
             self._remove(self._taskmanagers[resource_id], reason)
+
+    def workers_leave(self, resource_ids: Sequence[ResourceID], reason: str) -> None:
+        known = [self._taskmanagers[resource_id] for resource_id in resource_ids if resource_id in self._taskmanagers]
+        self._spawn(self._drain(known, reason))
 
     def workers_failed(self, reason: str) -> None:
         logger.error("no more TaskManagers can be started: %s", reason)

@@ -617,6 +617,9 @@ class TaskExecutor:
     def _on_slot_message(self, slot: _Slot, message: Any) -> None:
         match message:
             case TaskStateChanged():
+                if message.error is not None:
+                    task = slot.live.get(message.attempt_id, message.attempt_id)
+                    logger.warning("job=%s task=%r failed: %s", slot.job_id, task, message.error.message)
                 if message.state.is_terminal():
                     slot.live.pop(message.attempt_id, None)
                 self._send(message)

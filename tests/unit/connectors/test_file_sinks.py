@@ -6,7 +6,9 @@ import pickle
 import pytest
 
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec, WriteMode
+from engine.connectors.part_writers import LineWriter
 from engine.core.errors import EngineError, ExternalError, OutputExistsError, UserCodeError
+from engine.core.fs import may_wait
 from engine.core.records import Row
 from engine.core.type_info import Types
 from engine.operators.base import JobOutcome
@@ -90,6 +92,16 @@ def test_a_killed_slot_of_a_cancelled_unbounded_job_leaves_whole_lines(tmp_path)
     assert text.endswith("\n")
     harness._coordinators = [None]
     harness.__exit__()
+
+
+def test_a_cancelled_task_does_not_wait_for_a_file_system_that_is_away(tmp_path, monkeypatch):
+    spec = TextFileSinkSpec(str(tmp_path / "out"), publish_on_cancel=True)
+    waits = []
+    close = LineWriter.close
+    monkeypatch.setattr(LineWriter, "close", lambda writer: (waits.append(may_wait()), close(writer)))
+    write(spec, ["a"], outcome=JobOutcome.CANCELED)
+    write(TextFileSinkSpec(str(tmp_path / "whole")), ["a"])
+    assert waits == [False, True]
 
 
 def test_the_last_attempt_of_a_task_counts(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from flink_yarn.cluster_spec import (
     plan_cluster,
     session_config,
 )
+from flink_yarn.master_log import log4j_properties
 
 MINOR = sys.version_info.minor
 FILES = LocalFiles(
@@ -226,3 +228,13 @@ def test_a_jobmanager_that_ended_as_told_is_not_started_again(tmp_path):
     plan = plan_cluster(config(**{"python.executable": str(tmp_path / "python")}), Mode.SESSION)
     code, text = run_script(spec_of(plan).master.script, tmp_path, python)
     assert (code, text.count("started\n")) == (0, 1)
+
+
+def test_the_java_application_master_logs_within_the_bounds_of_all_logs():
+    spec = spec_of(plan_cluster(config(), Mode.SESSION), dataclasses.replace(FILES, master_log4j="file:///tmp/log4j"))
+    assert spec.master.log_config.source == "file:///tmp/log4j"
+    assert spec_of(plan_cluster(config(), Mode.SESSION)).master.log_config is None
+    said = log4j_properties(Configuration({"env.log.max-size": "1 mb", "env.log.max": "3"})).splitlines()
+    assert "log4j.appender.file.MaxFileSize=1048576" in said
+    assert "log4j.appender.file.MaxBackupIndex=3" in said
+    assert "log4j.appender.file.File=${skein.log.directory}/applicationmaster.log" in said

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 
 from engine.core.errors import ExternalError, OutputExistsError
-from engine.core.fs import give_up, without_waiting
+from engine.core.fs import configure_file_systems, file_system_of, give_up, without_waiting
 from flink_yarn import hdfs, hdfs_cluster, hdfs_streams
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
@@ -226,7 +227,7 @@ def test_a_full_local_disk_costs_only_the_second_try(fs, client, monkeypatch):
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(hdfs_streams.tempfile, "SpooledTemporaryFile", lambda max_size: Full())
+    monkeypatch.setattr(hdfs_streams.tempfile, "SpooledTemporaryFile", lambda **words: Full())
     with fs.open_write(PATH, overwrite=True) as stream:
         stream.write(PIECE)
     assert client.complete == PIECE
@@ -237,6 +238,19 @@ def test_a_full_local_disk_costs_only_the_second_try(fs, client, monkeypatch):
         stream.flush()
     with pytest.raises(ExternalError):
         stream.close()
+
+
+def test_what_is_kept_lies_in_the_configured_folder(client, tmp_path):
+    """A large file is kept on a disk, which is to be the one that was chosen for temporary files."""
+    configure_file_systems({"io.tmp.dirs": f"{tmp_path}:/elsewhere"})
+    try:
+        with file_system_of(PATH).open_write(PATH, overwrite=True) as stream:
+            stream.write(bytes(hdfs_streams.KEPT_IN_MEMORY_MAX + 1))
+            stream.flush()
+            files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    finally:
+        configure_file_systems({})
+    assert [name for name in files if name.startswith(f"{tmp_path}/")]
 
 
 def test_whoever_gives_a_file_up_does_not_wait(fs, client):

@@ -21,7 +21,7 @@ from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.session_client import limits_of
 from flink_yarn.skein_classes import class_changes
 from flink_yarn.skein_driver import patched_jar
-from flink_yarn.yarn_client import YarnClient
+from flink_yarn.yarn_client import LeavingNodes, YarnClient, leaving_nodes
 from flink_yarn.yarn_session import _ACTION, main, session_configuration, write_properties
 
 # --- skein's jar -------------------------------------------------------------------------------------------------
@@ -146,6 +146,18 @@ def test_limits_come_from_running_nodes_and_leaf_queues(resource_manager):
     assert (limits.memory_mb, limits.vcores) == (6000, 4)
     assert limits.queues == ("root.a", "root.b.c")
     assert limits.stopped_queues == {"c": "STOPPED"}
+
+
+def test_nodes_that_leave_are_told_with_the_room_on_those_that_stay(resource_manager, monkeypatch):
+    conf = HadoopConf({"yarn.resourcemanager.webapp.address": resource_manager}, "/conf")
+    monkeypatch.setattr(HadoopConf, "load", staticmethod(lambda: conf))
+    monkeypatch.setitem(ANSWERS, "/nodes?states=DECOMMISSIONING", {"nodes": None})
+    assert leaving_nodes() == LeavingNodes()
+    node = ANSWERS["/nodes"]["nodes"]["node"][0]
+    going = {**node, "state": "DECOMMISSIONING", "nodeHTTPAddress": "n9:8042"}
+    monkeypatch.setitem(ANSWERS, "/nodes?states=DECOMMISSIONING", {"nodes": {"node": [going]}})
+    monkeypatch.setitem(ANSWERS, "/nodes?states=RUNNING", {"nodes": {"node": [node]}})
+    assert leaving_nodes() == LeavingNodes(frozenset({"n9:8042"}), (3000,))
 
 
 def test_the_schedulers_maximum_counts_when_it_is_less_than_a_node_has(resource_manager):

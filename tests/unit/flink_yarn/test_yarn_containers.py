@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from types import SimpleNamespace
@@ -9,21 +10,25 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.config import Configuration
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, ExternalError
 from engine.core.options import ClusterOptions, RestOptions
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn import application_config, application_master
 from flink_yarn.application_config import bind_host
-from flink_yarn.application_master import ApplicationMaster, Outcome, outcome_of
+from flink_yarn.application_end import outcome_of, shut_down
+from flink_yarn.application_master import ApplicationMaster, Outcome
 from flink_yarn.cluster_spec import Mode
 from flink_yarn.program import Program
 from flink_yarn.session_client import _program_files, _shipped
 from flink_yarn.taskmanager_container import container_config
 
 
-def graph(status: JobStatus, message: str = "") -> SimpleNamespace:
+def graph(status: JobStatus, message: str = "", container: str | None = None) -> SimpleNamespace:
     failure = SimpleNamespace(message=message) if message else None
-    return SimpleNamespace(status=status, failure=failure, job_graph=SimpleNamespace(name="wc"))
+    entry = SimpleNamespace(endpoint="node1:45", resource_id=container)
+    return SimpleNamespace(
+        status=status, failure=failure, exceptions=[entry] if message else [], job_graph=SimpleNamespace(name="wc")
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,14 @@ def graph(status: JobStatus, message: str = "") -> SimpleNamespace:
         (graph(JobStatus.CANCELED), Outcome("KILLED", "Job 'wc' was cancelled.")),
         (graph(JobStatus.FAILED, "the root cause"), Outcome("FAILED", "the root cause")),
         (graph(JobStatus.FAILED), Outcome("FAILED", "Job 'wc' failed.")),
+        (
+            graph(JobStatus.FAILED, "the root cause", "container_e17_17_0042_02_000003"),
+            Outcome(
+                "FAILED",
+                "the root cause\nThis was on node1:45 in container_e17_17_0042_02_000003; its log: "
+                "yarn logs -applicationId application_17_0042 -containerId container_e17_17_0042_02_000003",
+            ),
+        ),
     ],
 )
 def test_an_application_ends_as_its_job(ended, outcome):
@@ -53,10 +66,45 @@ def test_a_cluster_that_is_stopped_says_what_that_meant(mode, ended, status):
     assert master._outcome_at_stop().status == status
 
 
+@pytest.mark.parametrize(
+    ("attempt", "again", "has_led", "tells_yarn"),
+    [(1, "0", False, True), (1, "1", False, False), (2, "0", False, False), (1, "0", True, False)],
+)
+def test_a_quorum_that_does_not_answer_ends_what_has_never_led_and_is_waited_for_by_all_others(
+    monkeypatch, tmp_path, attempt, again, has_led, tells_yarn
+):
+    """Who has just submitted it reads why at once; where jobs may be going on, the next process tries again."""
+    told = []
+    application = SimpleNamespace(shutdown=lambda status, text: told.append((status, text)))
+    skein = SimpleNamespace(ApplicationClient=SimpleNamespace(from_current=lambda: application))
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "CONTAINER_ID": f"container_1_0001_0{attempt}_000001",
+        "FLINK_RESTART": again,
+        "FLINK_LOGS": str(tmp_path),
+        "SKEIN_APPLICATION_ID": "application_1_0001",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(application_master, "skein_module", lambda: skein)
+    monkeypatch.setattr(application_master, "configure_logging", lambda *words: None)
+    monkeypatch.setattr(application_master, "bounded_output", lambda *words: contextlib.nullcontext())
+    config = Configuration({"high-availability.type": "zookeeper"})
+    monkeypatch.setattr(application_master, "effective_config", lambda mode, again: config)
+    monkeypatch.setattr(application_master.sys, "argv", ["application_master"])
+
+    def run(master: ApplicationMaster) -> Outcome:
+        if has_led:
+            master._handle = SimpleNamespace()  # type: ignore[assignment]
+        raise ExternalError("ZooKeeper at zk:2181 did not answer")
+
+    assert application_master.main(run) == (1 if tells_yarn else application_master.EXIT_CRASH)
+    assert told == ([("FAILED", "ZooKeeper at zk:2181 did not answer")] if tells_yarn else [])
+
+
 def test_long_diagnostics_keep_their_head_and_end():
     said: list[tuple[str, str]] = []
     application = SimpleNamespace(shutdown=lambda status, text: said.append((status, text)))
-    application_master._shut_down(application, Outcome("FAILED", "head" + "x" * 10_000 + "end"))
+    shut_down(application, Outcome("FAILED", "head" + "x" * 10_000 + "end"))
     status, text = said[0]
     assert status == "FAILED"
     assert len(text) < 4100

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from engine.core.errors import ExternalError
 from flink_yarn import bad_nodes, resource_driver
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
+from flink_yarn.yarn_client import LeavingNodes
 
 
 class FakeSkein:
@@ -65,6 +68,10 @@ class Events:
     def __init__(self) -> None:
         self.lost: list[tuple[str, str]] = []
         self.failed: list[str] = []
+        self.left: list[tuple[tuple[str, ...], str]] = []
+
+    def workers_leave(self, resource_ids, reason):
+        self.left.append((resource_ids, reason))
 
     def worker_lost(self, resource_id, reason):
         self.lost.append((resource_id, reason))
@@ -77,6 +84,7 @@ class Events:
 def quick(monkeypatch):
     monkeypatch.setattr(resource_driver, "POLL_S", 0.01)
     monkeypatch.setattr(resource_driver, "RELEASE_GRACE_S", 0.02)
+    monkeypatch.setattr(resource_driver, "LEAVING_LOOK_S", 0.02)
 
 
 async def until(holds):
@@ -98,7 +106,7 @@ def scenario(body, *, fixed=0, containers=0, **options):
         skein, events = FakeSkein(), Events()
         for _ in range(containers):
             skein._container()
-        driver = YarnResourceDriver(skein, fixed=fixed, user="u", **options)
+        driver = YarnResourceDriver(skein, fixed=fixed, user="u", worker_mb=1024, **options)
         driver._log_tail = lambda container: ""
         await driver.start(events)
         try:
@@ -257,6 +265,88 @@ def test_the_only_node_is_asked_again_and_then_the_failures_are_told(monkeypatch
     scenario(body, avoid=told.append)
 
 
+def test_what_is_known_of_bad_nodes_is_kept_for_the_next_jobmanager():
+    kept: dict[str, int] = {}
+    told = []
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        for number in range(2):
+            await until(lambda n=number: len(skein.containers) > n)
+            skein.start(number, host="bad")
+            await asyncio.sleep(0.05)
+            skein.end(number, "no Python")
+        await until(lambda: kept)
+
+    async def next_one(driver, skein, events):
+        await until(lambda: told)
+        assert told == [{"bad"}]
+
+    scenario(body, keep_nodes=kept.update)
+    (until_ms,) = kept.values()
+    assert 0 < until_ms / 1000 - time.time() <= bad_nodes.AVOID_S
+    scenario(next_one, recall_nodes=lambda: kept, avoid=told.append)
+    told.clear()
+    past = {"bad": int(time.time() * 1000) - 1}
+    scenario(
+        lambda driver, skein, events: until(lambda: told == [frozenset()]), recall_nodes=lambda: past, avoid=told.append
+    )
+
+
+def test_a_store_that_does_not_answer_keeps_no_container_from_being_asked_for():
+    def refuse(*words: object) -> dict[str, int]:
+        raise ExternalError("no ZooKeeper")
+
+    async def body(driver, skein, events):
+        driver.start_workers(1)
+        await until(lambda: skein.active() == 1)
+
+    scenario(body, recall_nodes=refuse, keep_nodes=refuse)
+
+
+def test_taskmanagers_leave_a_node_that_is_being_decommissioned_together_and_that_is_no_failure():
+    nodes = [LeavingNodes()]
+
+    async def body(driver, skein, events):
+        for number, host in enumerate(("going", "going", "staying")):
+            skein.start(number, host=host)
+            driver.worker_registered(f"container_{number}")
+        await settled(skein)
+        assert events.left == []
+        nodes[0] = LeavingNodes(frozenset({"going:1"}), (1023, 2048))
+        await until(lambda: events.left)
+        await settled(skein)
+        told = ("container_0", "container_1"), "the node going is being decommissioned"
+        assert events.left == [told], "they are told once"
+        for number in (0, 1):
+            skein.containers[number].state = "SUCCEEDED"
+        await until(lambda: len(skein.containers) == 5)
+        assert [name for name, _ in events.lost] == ["container_0", "container_1"]
+        assert gave_up == []
+
+    gave_up: list[str] = []
+    scenario(
+        body, fixed=3, containers=3, leaving_nodes=lambda: nodes[0], failures_max=0, give_up=gave_up.append
+    )  # fmt: skip
+
+
+def test_taskmanagers_stay_on_a_leaving_node_until_others_have_room_for_them_all(caplog):
+    nodes = [LeavingNodes(frozenset({"going:1"}), (1024, 1000))]
+
+    async def body(driver, skein, events):
+        for number in (0, 1):
+            skein.start(number, host="going")
+            driver.worker_registered(f"container_{number}")
+        await until(lambda: "have no room for its 2 TaskManagers of 1024 MB" in caplog.text)
+        await settled(skein)
+        assert events.left == []
+        assert caplog.text.count("no room") == 1
+        nodes[0] = LeavingNodes(frozenset({"going:1"}), (1024, 1024))
+        await until(lambda: events.left)
+
+    scenario(body, fixed=2, containers=2, leaving_nodes=lambda: nodes[0])
+
+
 def test_what_yarn_says_of_a_lost_node_is_told_with_the_loss():
     async def body(driver, skein, events):
         skein.start(0, host="full")
@@ -319,7 +409,7 @@ def test_the_attempt_of_a_container_is_in_its_id(container_id, attempt):
 
 
 def test_containers_of_another_attempt_are_refused():
-    driver = YarnResourceDriver(FakeSkein(), fixed=0, user="me", attempt=2)
+    driver = YarnResourceDriver(FakeSkein(), fixed=0, user="me", worker_mb=1024, attempt=2)
     assert "attempt 1" in driver.refuses("container_1_0001_01_000002")
     assert driver.refuses("container_1_0001_02_000002") == ""
 
@@ -346,7 +436,7 @@ def test_a_container_that_yarn_has_ended_is_refused_and_one_that_only_lost_its_c
 def test_the_application_ends_after_too_many_failures_of_containers_and_lost_nodes_do_not_count():
     async def run():
         skein, reasons = FakeSkein(), []
-        driver = YarnResourceDriver(skein, fixed=1, user="u", failures_max=2, give_up=reasons.append)
+        driver = YarnResourceDriver(skein, fixed=1, user="u", worker_mb=1024, failures_max=2, give_up=reasons.append)
         await driver.start(Events())
         try:
             for number, message in enumerate(["exit 1", "Container preempted by scheduler", "exit 2", "exit 3"]):

@@ -6,14 +6,17 @@ import base64
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
 
 from engine.core.errors import ExternalError
-from engine.core.ids import JobID, JobVertexID
+from engine.core.ids import JobID, JobVertexID, ResourceID
+from engine.graph.execution_graph import ExceptionEntry
 from engine.ha.job_store import JobResult
 from engine.protocol.control import ErrorInfo
+from engine.rest import views
 from engine.rest.server import create_app
 from engine.rpc import codec
 from engine.runtime.jobmanager.recovery import graph_of
@@ -127,6 +130,32 @@ def test_a_subtask_without_a_slot_is_unassigned(gateway: FakeGateway, client: Te
     subtask = client.get(f"/jobs/{waiting.job_graph.job_id}/vertices/{vertex}/subtasks/0").json()
     assert subtask["endpoint"] == subtask["taskmanager-id"] == "(unassigned)"
     assert (subtask["start-time"], subtask["end-time"], subtask["duration"]) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("resource_id", "log_url", "labels"),
+    [
+        ("tm-1", "", {}),
+        ("tm-1", "http://node:1/log", {"container": "tm-1", "log": "http://node:1/log"}),
+        (
+            "container_e17_17_0042_02_000003",
+            "http://node:1/log",
+            {
+                "container": "container_e17_17_0042_02_000003",
+                "log": "http://node:1/log",
+                "command": "yarn logs -applicationId application_17_0042 -containerId container_e17_17_0042_02_000003",
+            },
+        ),
+    ],
+)
+def test_an_exception_in_a_container_says_how_its_log_is_read_when_no_page_shows_it_any_more(
+    resource_id, log_url, labels
+):
+    error = ErrorInfo("ValueError", "bad", "", "user")
+    entry = ExceptionEntry(error, 1, "Map (1/1)", "node:2", ResourceID(resource_id), log_url)
+    graph = SimpleNamespace(exceptions=[entry], failure=None)
+    (shown,) = views.exceptions(graph, 16)["exceptionHistory"]["entries"]  # type: ignore[arg-type]
+    assert shown["failureLabels"] == labels
 
 
 def test_exceptions_name_task_place_and_trace_newest_first(client: TestClient):

@@ -134,6 +134,16 @@ def test_a_taskmanager_that_is_to_end_may_go_at_once_when_no_job_there_takes_che
     run(scenario())
 
 
+def test_a_worker_that_had_better_leave_is_told_to_end_and_one_that_has_gone_is_no_matter(tmp_path):
+    async def scenario():
+        async with jobmanager(tmp_path, finish=False) as (dispatcher, scripted):
+            dispatcher.resource_manager.workers_leave((TM, ResourceID("gone")), "its node is decommissioned")
+            while ShutDownTaskManager("its node is decommissioned") not in scripted.seen:
+                await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
 def test_files_go_when_their_job_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.runtime.jobmanager.dispatcher.SWEEP_S", 0.01)
     monkeypatch.setattr("engine.runtime.jobmanager.blob_store.UNREFERENCED_KEPT_MS", -1)
