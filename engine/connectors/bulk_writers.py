@@ -1,6 +1,7 @@
 """Formats of ``FileSink.for_bulk_format``: Parquet by columns, CSV with a schema, JSON one object a line.
 
-A row type gives names and types of the fields; records are tuples, Rows or dicts. Columns that come as Arrow stay so.
+A row type gives names and types of the fields; records are tuples, Rows or dicts. Columns that come as Arrow stay so,
+and are written as their rows would be (``formats/column_lines``).
 Not here: PyFlink's factories (``datastream/formats``), CSV as ``write_as_csv`` has it (``formats/rows``).
 """
 
@@ -10,17 +11,19 @@ import base64
 import csv
 import datetime as dt
 import decimal
+import functools
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, final
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, final
 
 from engine.connectors.part_writers import LineWriter, PartWriter, make_durable
 from engine.core.errors import ConfigError, ExternalError, ProgramError
 from engine.core.fs import give_up
 from engine.core.records import Batch, ColumnBatch, Row, rows_of
 from engine.core.type_info import TupleTypeInfo, TypeInformation
+from engine.formats.column_lines import ColumnLines, CsvColumnLines, JsonColumnLines
 from engine.operators.failure import user_error
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ def values_of(record: Any, names: Sequence[str]) -> Iterable[Any]:
 class ParquetFormat:
     schema: Any
     compression: str = "snappy"
+    writes_columns: ClassVar = True
 
     def __post_init__(self) -> None:
         if self.compression.lower() not in _COMPRESSIONS:
@@ -216,22 +220,24 @@ class CsvFormat:
     names: tuple[str, ...]
     options: CsvOptions = CsvOptions()
 
-    def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
-        line_of = self._line_of()
-        header = line_of(self.names) if self.options.use_header else ""
-        return LineWriter(stream, line_of, "utf-8", header)
+    @property
+    def writes_columns(self) -> bool:
+        return CsvColumnLines.is_for(self._specials())
 
-    def _line_of(self) -> Callable[[Any], str]:
-        options, names = self.options, self.names
-        text = io.StringIO()
-        writer = csv.writer(
-            text,
-            delimiter=options.column_separator,
-            lineterminator=_LINE_END,
-            quotechar=options.quote_char,
-            escapechar=options.escape_char,
-            quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
-        )
+    def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
+        fields = self._fields()
+        line_of = self._line_of(fields)
+        header = line_of(self.names) if self.options.use_header else ""
+        return LineWriter(stream, line_of, "utf-8", header, self._columns(fields))
+
+    def _specials(self) -> str:
+        """Return the characters that csv quotes or escapes."""
+        own = self.options
+        return own.column_separator + (own.quote_char or "") + (own.escape_char or "") + _LINE_END
+
+    def _fields(self) -> list[Callable[[Any], Any]]:
+        """Return for each column what the csv writer gets of a value."""
+        options = self.options
 
         def field(value: Any, separator: str) -> Any:
             if value is None:
@@ -243,15 +249,63 @@ class CsvFormat:
             return value
 
         own_separators = dict(options.array_separators)
-        separators = [own_separators.get(index, options.array_separator) for index in range(len(names))]
+        return [
+            functools.partial(field, separator=own_separators.get(index, options.array_separator))
+            for index in range(len(self.names))
+        ]
+
+    def _line_of(self, fields: list[Callable[[Any], Any]]) -> Callable[[Any], str]:
+        options, names = self.options, self.names
+        write = self._writer()
 
         def line_of(record: Any) -> str:
-            text.seek(0)
-            text.truncate()
-            writer.writerow(map(field, values_of(record, names), separators))
-            return text.getvalue().removesuffix(_LINE_END) + options.line_separator
+            values = values_of(record, names)
+            return write([field(value) for field, value in zip(fields, values, strict=True)]) + options.line_separator
 
         return line_of
+
+    def _writer(self) -> Callable[[list[Any]], str]:
+        """Return what makes a line of fields, without its end."""
+        options = self.options
+        text = io.StringIO()
+        writer = csv.writer(
+            text,
+            delimiter=options.column_separator,
+            lineterminator=_LINE_END,
+            quotechar=options.quote_char,
+            escapechar=options.escape_char,
+            quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
+        )
+
+        def write(fields: list[Any]) -> str:
+            text.seek(0)
+            text.truncate()
+            writer.writerow(fields)
+            return text.getvalue().removesuffix(_LINE_END)
+
+        return write
+
+    def _columns(self, fields: list[Callable[[Any], Any]]) -> ColumnLines | None:
+        options = self.options
+        # A mark that is escaped is left to rows, as is one without quotes.
+        quote = options.quote_char if options.escape_char is None else None
+        specials = self._specials()
+        if not CsvColumnLines.is_for(specials):
+            return None
+        separator = options.column_separator
+        try:
+            if len(self.names) == 1:
+                null = self._writer()([options.null_value])
+            else:
+                null = self._writer()([options.null_value, "-"]).removesuffix(f"{separator}-")
+        except csv.Error:
+            return None
+        of_values = tuple(functools.partial(_text_of_field, field) for field in fields)
+        return CsvColumnLines(self.names, separator, options.line_separator, quote, specials, null, of_values)
+
+
+def _text_of_field(field: Callable[[Any], Any], value: Any) -> str:
+    return str(field(value))
 
 
 @final
@@ -260,6 +314,7 @@ class JsonFormat:
     """One JSON value a line: an object of the fields, or without ``names`` whatever the record is."""
 
     names: tuple[str, ...] | None = None
+    writes_columns: ClassVar = True
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
         names = self.names
@@ -269,7 +324,7 @@ class JsonFormat:
             value = record if names is None else dict(zip(names, values_of(record, names), strict=True))
             return encode(value) + "\n"
 
-        return LineWriter(stream, line_of)
+        return LineWriter(stream, line_of, columns=JsonColumnLines(names, encode))
 
 
 def _json_value(value: Any) -> Any:
