@@ -50,7 +50,7 @@ class ColumnSessionSpec(OperatorSpec):
     gap_ms: int
     rows: WindowSpec
     emits_columns = True
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.sessions",)
 
     def build(self) -> Operator:
         return _ColumnSessionOperator(self)

@@ -65,7 +65,7 @@ class ColumnWindowSpec(OperatorSpec):
     seeds: tuple[int | float | None, ...] | None = None
     #: the record of a window is the one that is chosen so, not the first one
     choice: RecordChoice | None = None
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.windows",)
 
     @property
     def emits_columns(self) -> bool:
