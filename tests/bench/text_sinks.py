@@ -76,6 +76,17 @@ def write(name: str, given: Sequence[Batch], *, keeps: bool, takes_apart: bool) 
     return time.process_time() - begin_s, stream
 
 
+def ways_of(name: str, num_records: int) -> dict[str, tuple[Sequence[Batch], bool]]:
+    """Return what each way is given, and whether it takes that apart."""
+    given = batches(num_records, quoted="quoted" in name)
+    return {"columns": (given, False), "on rows": (given, True), "rows": ([batch.to_rows() for batch in given], False)}
+
+
+def check(name: str, ways: dict[str, tuple[Sequence[Batch], bool]]) -> None:
+    digests = {write(name, of[:4], keeps=True, takes_apart=apart)[1].digest.hexdigest() for of, apart in ways.values()}
+    assert len(digests) == 1, "not the same bytes"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
@@ -83,16 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{options.records:,} records of five fields, best of {options.runs}; CPU time")
     for name in FORMATS:
-        given = batches(options.records, quoted="quoted" in name)
-        ways: dict[str, tuple[Sequence[Batch], bool]] = {
-            "columns": (given, False),
-            "on rows": (given, True),
-            "rows": ([batch.to_rows() for batch in given], False),
-        }
-        digests = {
-            write(name, of[:4], keeps=True, takes_apart=apart)[1].digest.hexdigest() for of, apart in ways.values()
-        }
-        assert len(digests) == 1, "not the same bytes"
+        ways = ways_of(name, options.records)
+        check(name, ways)
         rates = {}
         for way, (of, apart) in ways.items():
             runs = [write(name, of, keeps=False, takes_apart=apart) for _ in range(options.runs)]
