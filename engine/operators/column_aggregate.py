@@ -22,6 +22,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ class _ColumnAggregateOperator(Operator):
         from engine.state.slot_state import SlotState
 
         super().open(ctx, out)
+        self._watch = MemoryWatch(ctx)
         self._rows_output = SilencedOutput(out)
         self._rows.open(ctx, self._rows_output)
         self._kernels = {
@@ -210,7 +212,7 @@ class _ColumnAggregateOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows or self._state.others:
+        if self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes):
             if self._state.num_slots:
                 self._hand_over()
             self._rows.process_batch(input_index, batch)

@@ -57,6 +57,10 @@ class _SessionKeys:
         self.num_slots = 0  #: of sessions
         self.restored: Array = np.zeros(0, np.int64)
 
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self.key_slots.nbytes
+
     def keys_of(self, sessions: Array) -> list[pa.Array]:
         return self.table.keys_of(self.key_slots.array[sessions])
 
@@ -106,6 +110,10 @@ class SessionState:
     @property
     def is_defined(self) -> bool:
         return self._keys is not None
+
+    @property
+    def nbytes(self) -> int:
+        return self._windows.nbytes + self._heads.nbytes + self._sessions.nbytes
 
     @property
     def num_keys(self) -> int:

@@ -463,6 +463,14 @@ class WindowState:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
         return max(self.watermark_ms, self.restored_panes.get(start, TIME_MIN_MS))
 
+    @property
+    def nbytes(self) -> int:
+        if self.layout is None:
+            return 0
+        codes = sum(field.codes.nbytes for field in self._fields if field.codes is not None)
+        distinct = sum(own.nbytes for own in self._distinct)
+        return self._table.nbytes + sum(pane.nbytes for pane in self.panes.values()) + codes + distinct
+
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
