@@ -3,8 +3,8 @@
 A batch is taken up in one go: a kernel finds or makes the session of each row, in order, and says which sessions have
 become one. Semantics are those of ``operators/window``, which takes over, with all that is held, when something comes
 that columns cannot do (rows, other types, a sum beyond 64 bits). Sums of floats of merged sessions are added session by
-session, so the last digits may differ from those on rows. First and last values are left to rows: merged sessions do
-not know what came first.
+session, so the last digits may differ from those on rows. First and last values, and records that are chosen, are left
+to rows: merged sessions do not know what came first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["ColumnSessionSpec", "column_session"]
 
 #: Times and gaps beyond are left to rows: sums of two stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
-_KINDS: Final = frozenset(("count", "sum", "min", "max", "avg"))
+_KINDS: Final = frozenset(("count", "sum", "min", "max", "avg", "count_distinct"))
 
 
 @final

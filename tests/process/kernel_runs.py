@@ -82,6 +82,7 @@ def windows() -> Iterator[OperatorSpec]:
 def sessions() -> Iterator[OperatorSpec]:
     gap = EventTimeSessionWindows.with_gap(Time.milliseconds(5))
     aggregates = [count(), count(3), sum_(1), min_(1), max_(1), avg(1), sum_(2), min_(2), max_(2), avg(2)]
+    aggregates += [count_distinct(1), count_distinct(3)]
     for key in KEYS:
         yield column_session(_windows(gap, AggregateFold(RowAggregates(aggregates)), key))
 

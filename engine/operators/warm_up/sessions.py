@@ -19,3 +19,5 @@ def warm_up() -> None:
     kernels.assign_sessions(slots, times_ms, (5, 0), heads, sessions, numbers, *out)
     kernels.unlink_sessions(numbers, slots, heads, sessions)
     kernels.link_sessions(slots, times_ms, times_ms, numbers, heads, sessions)
+    kernels.link_pairs(numbers, 0, heads, numbers.copy())
+    kernels.list_pairs(heads, numbers, *out)
