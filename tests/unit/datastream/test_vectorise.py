@@ -8,7 +8,7 @@ from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
 from engine.core.printing import format_typed
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
-from engine.datastream.aggregates import count, count_distinct, max_, sum_
+from engine.datastream.aggregates import count, count_distinct, first, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.connectors.file_system import BucketAssigner, FileSink
 from engine.datastream.formats.csv import CsvBulkWriters, CsvSchema
@@ -329,4 +329,5 @@ def test_the_plan_says_which_sessions_are_vectorised(env):
     stream = sessions.aggregate(count(), sum_("v"), max_("v"))
     assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
     assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
-    assert not tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert not tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")
