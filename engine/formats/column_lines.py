@@ -48,7 +48,9 @@ class ColumnLines(Protocol):
 
 
 def _encoded(lines_of: Callable[[ColumnBatch], pa.Array | None], batch: ColumnBatch, charset: str) -> bytes | None:
-    """Return the bytes of lines that are a column. Wide on purpose: whatever goes wrong, rows say what it was."""
+    """Return the bytes of lines that are a column. Whatever is wrong with a value, rows say what it is."""
+    import pyarrow as pa
+
     if not len(batch):
         return b""
     try:
@@ -61,7 +63,7 @@ def _encoded(lines_of: Callable[[ColumnBatch], pa.Array | None], batch: ColumnBa
         if not found.isascii():
             found.decode()  # a column of texts that are none
         return found
-    except Exception:
+    except (ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException):
         return None
 
 
