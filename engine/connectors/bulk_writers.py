@@ -225,46 +225,45 @@ class CsvFormat:
         return CsvColumnLines.is_for(self._specials())
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
-        fields = self._fields()
-        line_of = self._line_of(fields)
+        line_of = self._line_of()
         header = line_of(self.names) if self.options.use_header else ""
-        return LineWriter(stream, line_of, "utf-8", header, self._columns(fields))
+        return LineWriter(stream, line_of, "utf-8", header, self._columns())
 
     def _specials(self) -> str:
         """Return the characters that csv quotes or escapes."""
         own = self.options
         return own.column_separator + (own.quote_char or "") + (own.escape_char or "") + _LINE_END
 
-    def _fields(self) -> list[Callable[[Any], Any]]:
-        """Return for each column what the csv writer gets of a value."""
-        options = self.options
+    def _separators(self) -> list[str]:
+        """Return the separator within arrays, by column."""
+        own_separators = dict(self.options.array_separators)
+        return [own_separators.get(index, self.options.array_separator) for index in range(len(self.names))]
+
+    def _field(self) -> Callable[[Any, str], Any]:
+        """Return what makes of (value, separator within arrays) what the csv writer gets."""
+        null_value = self.options.null_value
 
         def field(value: Any, separator: str) -> Any:
             if value is None:
-                return options.null_value
+                return null_value
             if isinstance(value, bool):
                 return "true" if value else "false"
             if isinstance(value, (list, tuple)):
                 return separator.join(str(field(item, separator)) for item in value)
             return value
 
-        own_separators = dict(options.array_separators)
-        return [
-            functools.partial(field, separator=own_separators.get(index, options.array_separator))
-            for index in range(len(self.names))
-        ]
+        return field
 
-    def _line_of(self, fields: list[Callable[[Any], Any]]) -> Callable[[Any], str]:
-        options, names = self.options, self.names
-        write = self._writer()
+    def _line_of(self) -> Callable[[Any], str]:
+        line_separator, names = self.options.line_separator, self.names
+        field, separators, write = self._field(), self._separators(), self._writer()
 
         def line_of(record: Any) -> str:
-            values = values_of(record, names)
-            return write([field(value) for field, value in zip(fields, values, strict=True)]) + options.line_separator
+            return write(map(field, values_of(record, names), separators)) + line_separator
 
         return line_of
 
-    def _writer(self) -> Callable[[list[Any]], str]:
+    def _writer(self) -> Callable[[Iterable[Any]], str]:
         """Return what makes a line of fields, without its end."""
         options = self.options
         text = io.StringIO()
@@ -277,7 +276,7 @@ class CsvFormat:
             quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
         )
 
-        def write(fields: list[Any]) -> str:
+        def write(fields: Iterable[Any]) -> str:
             text.seek(0)
             text.truncate()
             writer.writerow(fields)
@@ -285,7 +284,7 @@ class CsvFormat:
 
         return write
 
-    def _columns(self, fields: list[Callable[[Any], Any]]) -> ColumnLines | None:
+    def _columns(self) -> ColumnLines | None:
         options = self.options
         # A mark that is escaped is left to rows, as is one without quotes.
         quote = options.quote_char if options.escape_char is None else None
@@ -300,12 +299,12 @@ class CsvFormat:
                 null = self._writer()([options.null_value, "-"]).removesuffix(f"{separator}-")
         except csv.Error:
             return None
-        of_values = tuple(functools.partial(_text_of_field, field) for field in fields)
+        of_values = tuple(functools.partial(_text_of_field, self._field(), own) for own in self._separators())
         return CsvColumnLines(self.names, separator, options.line_separator, quote, specials, null, of_values)
 
 
-def _text_of_field(field: Callable[[Any], Any], value: Any) -> str:
-    return str(field(value))
+def _text_of_field(field: Callable[[Any, str], Any], separator: str, value: Any) -> str:
+    return str(field(value, separator))
 
 
 @final
