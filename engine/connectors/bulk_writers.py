@@ -1,6 +1,7 @@
 """Formats of ``FileSink.for_bulk_format``: Parquet by columns, CSV with a schema, JSON one object a line.
 
-A row type gives names and types of the fields; records are tuples, Rows or dicts. Columns that come as Arrow stay so.
+A row type gives names and types of the fields; records are tuples, Rows or dicts. Columns that come as Arrow stay so,
+and are written as their rows would be (``formats/column_lines``).
 Not here: PyFlink's factories (``datastream/formats``), CSV as ``write_as_csv`` has it (``formats/rows``).
 """
 
@@ -10,6 +11,7 @@ import base64
 import csv
 import datetime as dt
 import decimal
+import functools
 import io
 import json
 import math
@@ -17,13 +19,14 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, final
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, final
 
 from engine.connectors.part_writers import LineWriter, PartWriter, make_durable
 from engine.core.errors import ConfigError, ExternalError, ProgramError
 from engine.core.fs import give_up
 from engine.core.records import Batch, ColumnBatch, Row, rows_of
 from engine.core.type_info import TupleTypeInfo, TypeInformation
+from engine.formats.column_lines import ColumnLines, CsvColumnLines, JsonColumnLines
 from engine.operators.failure import user_error
 
 if TYPE_CHECKING:
@@ -94,6 +97,7 @@ def values_of(record: Any, names: Sequence[str]) -> Iterable[Any]:
 class ParquetFormat:
     schema: Any
     compression: str = "snappy"
+    writes_columns: ClassVar = True
 
     def __post_init__(self) -> None:
         if self.compression.lower() not in _COMPRESSIONS:
@@ -222,13 +226,54 @@ class CsvFormat:
     names: tuple[str, ...]
     options: CsvOptions = CsvOptions()
 
+    @property
+    def writes_columns(self) -> bool:
+        return CsvColumnLines.is_for(self._specials())
+
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
         line_of = self._line_of()
         header = line_of(self.names) if self.options.use_header else ""
-        return LineWriter(stream, line_of, "utf-8", header)
+        return LineWriter(stream, line_of, "utf-8", header, self._columns())
+
+    def _specials(self) -> str:
+        """Return the characters that csv quotes or escapes."""
+        own = self.options
+        return own.column_separator + (own.quote_char or "") + (own.escape_char or "") + _LINE_END
+
+    def _separators(self) -> list[str]:
+        """Return the separator within arrays, by column."""
+        own_separators = dict(self.options.array_separators)
+        return [own_separators.get(index, self.options.array_separator) for index in range(len(self.names))]
+
+    def _field(self) -> Callable[[Any, str], Any]:
+        """Return what makes of (value, separator within arrays) what the csv writer gets."""
+        null_value = self.options.null_value
+
+        def field(value: Any, separator: str) -> Any:
+            if value is None:
+                return null_value
+            if isinstance(value, bool):
+                return "true" if value else "false"
+            if isinstance(value, (bytes, bytearray)):
+                return base64.b64encode(value).decode()
+            if isinstance(value, (list, tuple)):
+                return separator.join(str(field(item, separator)) for item in value)
+            return value
+
+        return field
 
     def _line_of(self) -> Callable[[Any], str]:
-        options, names = self.options, self.names
+        line_separator, names = self.options.line_separator, self.names
+        field, separators, write = self._field(), self._separators(), self._writer()
+
+        def line_of(record: Any) -> str:
+            return write(map(field, values_of(record, names), separators)) + line_separator
+
+        return line_of
+
+    def _writer(self) -> Callable[[Iterable[Any]], str]:
+        """Return what makes a line of fields, without its end."""
+        options = self.options
         text = io.StringIO()
         writer = csv.writer(
             text,
@@ -239,27 +284,35 @@ class CsvFormat:
             quoting=csv.QUOTE_NONE if options.quote_char is None else csv.QUOTE_MINIMAL,
         )
 
-        def field(value: Any, separator: str) -> Any:
-            if value is None:
-                return options.null_value
-            if isinstance(value, bool):
-                return "true" if value else "false"
-            if isinstance(value, (bytes, bytearray)):
-                return base64.b64encode(value).decode()
-            if isinstance(value, (list, tuple)):
-                return separator.join(str(field(item, separator)) for item in value)
-            return value
-
-        own_separators = dict(options.array_separators)
-        separators = [own_separators.get(index, options.array_separator) for index in range(len(names))]
-
-        def line_of(record: Any) -> str:
+        def write(fields: Iterable[Any]) -> str:
             text.seek(0)
             text.truncate()
-            writer.writerow(map(field, values_of(record, names), separators))
-            return text.getvalue().removesuffix(_LINE_END) + options.line_separator
+            writer.writerow(fields)
+            return text.getvalue().removesuffix(_LINE_END)
 
-        return line_of
+        return write
+
+    def _columns(self) -> ColumnLines | None:
+        options = self.options
+        # A mark that is escaped is left to rows, as is one without quotes.
+        quote = options.quote_char if options.escape_char is None else None
+        specials = self._specials()
+        if not CsvColumnLines.is_for(specials):
+            return None
+        separator = options.column_separator
+        try:
+            if len(self.names) == 1:
+                null = self._writer()([options.null_value])
+            else:
+                null = self._writer()([options.null_value, "-"]).removesuffix(f"{separator}-")
+        except csv.Error:
+            return None
+        of_values = tuple(functools.partial(_text_of_field, self._field(), own) for own in self._separators())
+        return CsvColumnLines(self.names, separator, options.line_separator, quote, specials, null, of_values)
+
+
+def _text_of_field(field: Callable[[Any, str], Any], separator: str, value: Any) -> str:
+    return str(field(value, separator))
 
 
 @final
@@ -268,21 +321,24 @@ class JsonFormat:
     """One JSON value a line: an object of the fields, or without ``names`` whatever the record is."""
 
     names: tuple[str, ...] | None = None
+    writes_columns: ClassVar = True
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
         names = self.names
         encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_json_value, separators=(",", ":"))
         encode = encoder.encode
 
-        def line_of(record: Any) -> str:
-            value = record if names is None else dict(zip(names, values_of(record, names), strict=True))
+        def text_of(value: Any) -> str:
             try:
-                line = encode(value)
+                text = encode(value)
             except ValueError:  # JSON has no such numbers; what contains itself fails again
-                line = encode(_with_named_numbers(value))
-            return (_EXACT_NUMBER.sub(r"\1", line) if _EXACT in line else line) + "\n"
+                text = encode(_with_named_numbers(value))
+            return _EXACT_NUMBER.sub(r"\1", text) if _EXACT in text else text
 
-        return LineWriter(stream, line_of)
+        def line_of(record: Any) -> str:
+            return text_of(record if names is None else dict(zip(names, values_of(record, names), strict=True))) + "\n"
+
+        return LineWriter(stream, line_of, columns=JsonColumnLines(names, text_of))
 
 
 def _with_named_numbers(value: Any) -> Any:

@@ -129,15 +129,24 @@ class FileSinkSpec(OperatorSpec):
     sink: FileSink
     type_info: TypeInformation | None = None
     publish_on_cancel: bool = False
+    #: what comes surely is columns, and is written as such: said in plans
+    is_vectorised: bool = False
 
     def build(self) -> Operator:
         return _FileSinkOperator(self)
+
+    def on_columns(self) -> FileSinkSpec | None:
+        """Return the spec for an input of columns, or None where it would be taken apart into records."""
+        sees_records = not isinstance(self.sink.bucket_assigner, TimeBucketAssigner)
+        if sees_records or not getattr(self.sink.format, "writes_columns", False):
+            return None
+        return replace(self, is_vectorised=True)
 
     def coordinator(self) -> CoordinatorSpec:
         return PartsCoordinatorSpec(self.sink.base_path, self.publish_on_cancel)
 
     def describe(self) -> str:
-        return self.sink.base_path
+        return f"vectorised, {self.sink.base_path}" if self.is_vectorised else self.sink.base_path
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ Not here: rolling part files, which are visible while the job runs (``file_sink`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from engine.connectors.files import absolute_path
@@ -23,6 +23,7 @@ from engine.core.fs import file_system_of, without_waiting
 from engine.core.printing import record_formatter
 from engine.core.records import Batch
 from engine.core.type_info import TypeInformation
+from engine.formats.column_lines import ColumnLines, PrintedColumnLines, TypedCsvColumnLines
 from engine.formats.rows import csv_line_formatter
 from engine.formats.text import normal_charset
 from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
@@ -41,6 +42,7 @@ class TextFileSinkSpec(OperatorSpec):
     type_info: TypeInformation | None = None
     charset: str = "utf-8"
     publish_on_cancel: bool = False
+    is_vectorised: bool = False  #: as in ``file_sink``
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", absolute_path(self.path).rstrip("/"))
@@ -48,13 +50,17 @@ class TextFileSinkSpec(OperatorSpec):
 
     def build(self) -> Operator:
         line_of = record_formatter(self.type_info)
-        return _FileSinkOperator(self.path, lambda record: line_of(record) + "\n", self.charset)
+        columns = PrintedColumnLines(self.type_info)
+        return _FileSinkOperator(self.path, lambda record: line_of(record) + "\n", self.charset, columns)
 
     def coordinator(self) -> CoordinatorSpec:
         return StagedFilesSpec(self.path, self.write_mode, self.publish_on_cancel)
 
+    def on_columns(self) -> TextFileSinkSpec:
+        return replace(self, is_vectorised=True)
+
     def describe(self) -> str:
-        return self.path
+        return f"vectorised, {self.path}" if self.is_vectorised else self.path
 
 
 @final
@@ -69,29 +75,35 @@ class CsvFileSinkSpec(OperatorSpec):
     quote_strings: bool = False
     charset: str = "utf-8"
     publish_on_cancel: bool = False
+    is_vectorised: bool = False  #: as in ``file_sink``
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", absolute_path(self.path).rstrip("/"))
 
     def build(self) -> Operator:
         line_of = csv_line_formatter(self.field_delimiter, self.row_delimiter, quote_strings=self.quote_strings)
-        return _FileSinkOperator(self.path, line_of, self.charset)
+        columns = TypedCsvColumnLines(self.field_delimiter, self.row_delimiter, self.quote_strings)
+        return _FileSinkOperator(self.path, line_of, self.charset, columns)
 
     def coordinator(self) -> CoordinatorSpec:
         return StagedFilesSpec(self.path, self.write_mode, self.publish_on_cancel)
 
+    def on_columns(self) -> CsvFileSinkSpec:
+        return replace(self, is_vectorised=True)
+
     def describe(self) -> str:
-        return self.path
+        return f"vectorised, {self.path}" if self.is_vectorised else self.path
 
 
 @final
 class _FileSinkOperator(Operator):
     """State: the segments that were closed, and the one that is open, valid up to the barrier."""
 
-    def __init__(self, path: str, line_of: Callable[[Any], str], charset: str) -> None:
+    def __init__(self, path: str, line_of: Callable[[Any], str], charset: str, columns: ColumnLines) -> None:
         self._path = path
         self._line_of = line_of
         self._charset = charset
+        self._columns = columns
         self._writer: LineWriter | None = None
         self._closed: list[Segment] = []
         self._num_opened = 0
@@ -116,7 +128,7 @@ class _FileSinkOperator(Operator):
         )
         self._num_opened += 1
         stream = file_system_of(self._path).open_write(self._segment, overwrite=True)
-        self._writer = LineWriter(stream, self._line_of, self._charset)
+        self._writer = LineWriter(stream, self._line_of, self._charset, columns=self._columns)
         return self._writer
 
     def process_batch(self, input_index: int, batch: Batch) -> None:

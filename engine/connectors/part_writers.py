@@ -10,13 +10,14 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, Final, Protocol, final
+from typing import IO, Any, ClassVar, Final, Protocol, final
 
 from engine.core.errors import ExternalError
 from engine.core.fs import give_up
 from engine.core.printing import record_formatter
-from engine.core.records import Batch, rows_of
+from engine.core.records import Batch, ColumnBatch, rows_of
 from engine.core.type_info import TypeInformation
+from engine.formats.column_lines import ColumnLines, PrintedColumnLines
 from engine.formats.text import normal_charset
 from engine.operators.failure import user_error
 
@@ -44,7 +45,8 @@ class PartWriter(Protocol):
 
 
 class FileFormat(Protocol):
-    """How records become files. Configuration: picklable."""
+    """How records become files. Configuration: picklable. One that takes columns as they are says so by an attribute
+    ``writes_columns`` that is true."""
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter: ...
 
@@ -66,6 +68,7 @@ class Encoder:
     """How a record becomes bytes: its printed form and a newline."""
 
     charset: str = "utf-8"
+    writes_columns: ClassVar = True
 
     @staticmethod
     def simple_string_encoder(charset_name: str = "UTF-8") -> Encoder:
@@ -73,7 +76,8 @@ class Encoder:
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter:
         line_of = record_formatter(type_info)
-        return LineWriter(stream, lambda record: line_of(record) + "\n", self.charset)
+        columns = PrintedColumnLines(type_info)
+        return LineWriter(stream, lambda record: line_of(record) + "\n", self.charset, columns=columns)
 
 
 @final
@@ -81,10 +85,17 @@ class LineWriter:
     """Writes records as lines, always whole lines at a time, so that what is on disk ends with one."""
 
     def __init__(
-        self, stream: IO[bytes], line_of: Callable[[Any], str], charset: str = "utf-8", header: str = ""
+        self,
+        stream: IO[bytes],
+        line_of: Callable[[Any], str],
+        charset: str = "utf-8",
+        header: str = "",
+        columns: ColumnLines | None = None,
     ) -> None:
+        """``columns``: gives the bytes that ``line_of`` would make of a batch of columns, if it can."""
         self._stream = stream
         self._line_of = line_of
+        self._columns = columns
         self._charset = charset
         #: with a memory of what came before: the mark that UTF-16 begins with belongs at a file's beginning only
         self._encode = codecs.getincrementalencoder(charset)().encode
@@ -92,7 +103,27 @@ class LineWriter:
         self._pending_bytes = self.num_bytes = sum(map(len, self._pending))
 
     def write(self, batch: Batch, operator_name: str) -> None:
-        rows = rows_of(batch).rows
+        data = None
+        if self._columns is not None and isinstance(batch, ColumnBatch):
+            data = self._from_columns(self._columns, batch)
+        if data is None:
+            data = self._lines_of_rows(rows_of(batch).rows, operator_name)
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self.num_bytes += len(data)
+        if self._pending_bytes >= _WRITE_BYTES:
+            self.flush()
+
+    def _from_columns(self, columns: ColumnLines, batch: ColumnBatch) -> bytes | None:
+        data = columns.lines_of(batch)
+        if data is None or self._charset == "utf-8":
+            return data
+        try:
+            return self._encode(data.decode())
+        except UnicodeEncodeError:
+            return None  # rows say which record it is
+
+    def _lines_of_rows(self, rows: list[Any], operator_name: str) -> bytes:
         lines: list[str] = []
         try:
             for row in rows:
@@ -100,15 +131,10 @@ class LineWriter:
         except Exception as error:
             raise user_error(error, operator_name=operator_name, record=rows[len(lines)]) from error
         try:
-            data = self._encode("".join(lines))
+            return self._encode("".join(lines))
         except UnicodeEncodeError as error:
             bad = next(row for row, line in zip(rows, lines, strict=True) if not _encodes(line, self._charset))
             raise user_error(error, operator_name=operator_name, record=bad) from error
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        self.num_bytes += len(data)
-        if self._pending_bytes >= _WRITE_BYTES:
-            self.flush()
 
     def flush(self) -> None:
         """Hand everything to the stream, and let the stream do so."""

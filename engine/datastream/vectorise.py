@@ -1,4 +1,5 @@
-"""Which operators of a program can work on columns: keyed aggregations and windows whose input surely is columns.
+"""Which operators of a program can work on columns: keyed aggregations, windows, joins and file sinks whose input
+surely is columns.
 
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.connectors.file_sink import FileSinkSpec
+from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
@@ -148,6 +151,8 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
             return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
         case WindowSpec():
             return column_window(spec, shape) or column_session(spec)
+        case FileSinkSpec() | TextFileSinkSpec() | CsvFileSinkSpec():
+            return spec.on_columns()
     return None
 
 

@@ -22,6 +22,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ColumnAggregateSpec(OperatorSpec):
     emit_final: bool = False
     #: what comes out are columns, if what goes in is
     emits_columns = True
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.keyed",)
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -73,7 +74,7 @@ class ColumnReduceSpec(OperatorSpec):
     function: Any
     emit_final: bool = False
     emits_columns = True
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.keyed",)
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -190,6 +191,7 @@ class _ColumnAggregateOperator(Operator):
         from engine.state.slot_state import SlotState
 
         super().open(ctx, out)
+        self._watch = MemoryWatch(ctx)
         self._rows_output = SilencedOutput(out)
         self._rows.open(ctx, self._rows_output)
         self._kernels = {
@@ -210,7 +212,7 @@ class _ColumnAggregateOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows or self._state.others:
+        if self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes):
             if self._state.num_slots:
                 self._hand_over()
             self._rows.process_batch(input_index, batch)
@@ -322,13 +324,12 @@ class _ColumnAggregateOperator(Operator):
         import numpy as np
 
         from engine.operators.column_choice import ChosenRows, mixed_column
-        from engine.state.arrow_views import values_of
 
         slots, first = found
         (compared,) = layout.folded
         if self._chosen is None:
             self._chosen = ChosenRows(choice)
-        after, chosen = self._chosen.choose(slots, first, values_of(columns.column(compared)), self._held(compared))
+        after, chosen = self._chosen.choose(slots, first, _numbers_of(columns.column(compared)), self._held(compared))
         held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
         if not self._spec.emit_final:
             arrays = list(columns.columns)
@@ -479,11 +480,19 @@ def _rows_before_null(layout: _Layout, columns: pa.RecordBatch) -> int:
 
 def _values_of(layout: _Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
     """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
+    if layout.values is None:
+        return {index: _numbers_of(columns.column(index)) for index in layout.folded}
+    return layout.values.of(columns, layout.folded)
+
+
+def _numbers_of(column: pa.Array) -> Array:
+    """Return values as they are held, so that kernels are compiled for no other types."""
+    import numpy as np
+
     from engine.state.arrow_views import values_of
 
-    if layout.values is None:
-        return {index: values_of(columns.column(index)) for index in layout.folded}
-    return layout.values.of(columns, layout.folded)
+    values = values_of(column)
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
 
 
 def _result(kind: str, values: Any, own: pa.DataType) -> pa.Array:

@@ -29,6 +29,7 @@ from engine.operators.compile.translate import Shape
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.record_choice import RecordChoice
 from engine.operators.window_contents import AggregateFold, ReduceFold
+from engine.state.arrow_views import kernel_view
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -90,7 +91,7 @@ class FoldedValues:
         values = fold.value.evaluate(frame, None).values
         kind = _NUMPY[fold.value.kind]
         if _is_field(fold, index):
-            return np.asarray(values, kind)
+            return kernel_view(np.asarray(values, kind))
         return np.array(np.broadcast_to(values, frame.num_rows), kind)  # of its own: it may be written to
 
 

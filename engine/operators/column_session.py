@@ -3,8 +3,8 @@
 A batch is taken up in one go: a kernel finds or makes the session of each row, in order, and says which sessions have
 become one. Semantics are those of ``operators/window``, which takes over, with all that is held, when something comes
 that columns cannot do (rows, other types, a sum beyond 64 bits). Sums of floats of merged sessions are added session by
-session, so the last digits may differ from those on rows. First and last values are left to rows: merged sessions do
-not know what came first.
+session, so the last digits may differ from those on rows. First and last values, and records that are chosen, are left
+to rows: merged sessions do not know what came first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold
 from engine.state.key_groups import canonical_key
@@ -37,7 +38,7 @@ __all__ = ["ColumnSessionSpec", "column_session"]
 
 #: Times and gaps beyond are left to rows: sums of two stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
-_KINDS: Final = frozenset(("count", "sum", "min", "max", "avg"))
+_KINDS: Final = frozenset(("count", "sum", "min", "max", "avg", "count_distinct"))
 
 
 @final
@@ -50,7 +51,7 @@ class ColumnSessionSpec(OperatorSpec):
     gap_ms: int
     rows: WindowSpec
     emits_columns = True
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.sessions",)
 
     def build(self) -> Operator:
         return _ColumnSessionOperator(self)
@@ -88,6 +89,7 @@ class _ColumnSessionOperator(Operator):
         from engine.operators.session_state import SESSIONS_PART, SessionState
 
         super().open(ctx, out)
+        self._watch = MemoryWatch(ctx)
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._state: SessionState = SessionState(
@@ -107,7 +109,8 @@ class _ColumnSessionOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        if not (self._is_on_rows or self._state.others) and self._takes(batch):
+        on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
+        if not on_rows and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
             if self._defines(columns.schema) and self._state.begin_batch(columns):

@@ -25,6 +25,7 @@ from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
 from engine.operators.left_windows import WINDOW_SLOTS_PART
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
@@ -65,7 +66,7 @@ class ColumnWindowSpec(OperatorSpec):
     seeds: tuple[int | float | None, ...] | None = None
     #: the record of a window is the one that is chosen so, not the first one
     choice: RecordChoice | None = None
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.windows",)
 
     @property
     def emits_columns(self) -> bool:
@@ -187,6 +188,7 @@ class _ColumnWindowOperator(Operator):
 
         super().open(ctx, out)
         self._kernels = column_kernels
+        self._watch = MemoryWatch(ctx)
         self._rows_output = _RowsOutput(out)
         self._rows.open(ctx, self._rows_output)
         runtime = ctx.runtime_context
@@ -215,7 +217,8 @@ class _ColumnWindowOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        if not (self._is_on_rows or self._state.others) and isinstance(batch, ColumnBatch) and not batch.scalar:
+        on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
+        if not on_rows and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             aggregated = self._aggregated(batch, columns)
             self._named = batch.named

@@ -53,7 +53,7 @@ class ColumnWindowJoinSpec(OperatorSpec):
     rows: WindowSpec
     shape: Shape | None = None
     num_inputs: int = 2
-    preload = ("engine.operators.column_warm_up",)
+    preload = ("engine.operators.warm_up.joins",)
 
     @property
     def emits_columns(self) -> bool:

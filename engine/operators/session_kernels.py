@@ -6,7 +6,7 @@ from typing import Any
 
 import numba
 
-__all__ = ["assign_sessions", "link_sessions", "unlink_sessions"]
+__all__ = ["assign_sessions", "link_pairs", "link_sessions", "list_pairs", "unlink_sessions"]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -107,3 +107,30 @@ def unlink_sessions(gone: Any, slot_of_session: Any, heads: Any, sessions: Any) 
         else:
             sessions[before, 2] = sessions[at, 2]
     return gone.size
+
+
+@numba.njit(nogil=True, cache=True)
+def link_pairs(sessions: Any, first: int, heads: Any, links: Any) -> int:
+    """Put the pairs ``first``, ``first + 1``… at the heads of their sessions' chains; return the pair after the last.
+
+    ``heads``, by session, and ``links``, by pair: int64, a pair plus 1, 0 = none.
+    """
+    for i in range(sessions.size):
+        pair = first + i
+        links[pair] = heads[sessions[i]]
+        heads[sessions[i]] = pair + 1
+    return first + sessions.size
+
+
+@numba.njit(nogil=True, cache=True)
+def list_pairs(heads: Any, links: Any, pairs: Any, owners: Any) -> int:
+    """List the pairs of chains, and which of them each is of; return how many. Stops when there is no more room."""
+    count = 0
+    for i in range(heads.size):
+        at = heads[i] - 1
+        while at >= 0 and count < pairs.size:
+            pairs[count] = at
+            owners[count] = i
+            count += 1
+            at = links[at] - 1
+    return count

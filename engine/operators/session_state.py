@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from engine.operators import session_kernels as kernels
 from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.session_distinct import SessionDistinct
 from engine.operators.window_panes import Pane
-from engine.operators.window_state import WindowState
+from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.arrow_views import values_of
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import PagedArray
@@ -57,6 +58,10 @@ class _SessionKeys:
         self.num_slots = 0  #: of sessions
         self.restored: Array = np.zeros(0, np.int64)
 
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self.key_slots.nbytes
+
     def keys_of(self, sessions: Array) -> list[pa.Array]:
         return self.table.keys_of(self.key_slots.array[sessions])
 
@@ -81,6 +86,7 @@ class SessionState:
     def clear(self) -> None:
         self._windows = WindowState(self._max_parallelism, self._aggregates, False, self._is_tuple)
         self._keys: _SessionKeys | None = None
+        self._distinct: list[SessionDistinct] = []
         self._heads = PagedArray(np.int64)
         self._sessions = PagedArray(np.int64, 4)
         #: numbers of sessions that are over, to be given again
@@ -101,11 +107,17 @@ class SessionState:
         self._keys = _SessionKeys(self._windows._table)
         self._windows._table = self._keys  # type: ignore[assignment]
         self._windows.panes[_PANE] = Pane(self._windows._width)
+        self._distinct = [SessionDistinct(own.index, own._kinds[1], own.column) for own in self._windows._distinct]
+        self._windows._distinct = self._distinct  # type: ignore[assignment]
         return True
 
     @property
     def is_defined(self) -> bool:
         return self._keys is not None
+
+    @property
+    def nbytes(self) -> int:
+        return self._windows.nbytes + self._heads.nbytes + self._sessions.nbytes
 
     @property
     def num_keys(self) -> int:
@@ -138,6 +150,8 @@ class SessionState:
         )
         self._free = np.concatenate([fresh[num_fresh:], self._free])
         made = fresh[:num_fresh]
+        for distinct in self._distinct:
+            distinct.begin(made, self._keys.num_slots)
         taken = session_of_row >= 0
         self._keys.key_slots.array[session_of_row[taken]] = slots[taken]
         merged = merged[:num_merged]
@@ -173,6 +187,8 @@ class SessionState:
             except OverflowError:
                 return False
             values[targets] = into
+            for distinct in self._distinct:
+                distinct.merge(self._windows.panes[_PANE], sources, targets)
             values[sources] = 0
             rest = np.delete(rest, at)
         self._free = np.concatenate([merged, self._free])
@@ -206,6 +222,8 @@ class SessionState:
         """Forget sessions; keys that have none too, once they are most."""
         assert self._keys is not None
         kernels.unlink_sessions(sessions, self._keys.key_slots.array, self._heads.array, self._sessions.array)
+        for distinct in self._distinct:
+            distinct.drop(self._windows.panes[_PANE], sessions)
         self._windows.panes[_PANE].values[sessions] = 0
         self._sessions.array[sessions] = 0
         self._free = np.concatenate([sessions, self._free])
@@ -257,6 +275,7 @@ class SessionState:
         metadata = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
+            FIELDS: self._windows.fields_held(),
             "shown": self._windows.shown_columns(),
         }
         live = self._live()
@@ -281,6 +300,9 @@ class SessionState:
                 if not self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")]):
                     self.others[group] = chunk
                     continue
+                held = self._windows.fields_held().encode()
+                if metadata.get(FIELDS, held) != held:
+                    raise other_fields(schema)
                 for batch in reader:
                     self._put(batch)
 
@@ -291,6 +313,8 @@ class SessionState:
         slots = self._keys.table.slots_of(batch.columns[2 : 2 + num_keys])
         self._heads.reserve(self.num_keys)
         made = self._fresh(slots.size)
+        for distinct in self._distinct:
+            distinct.begin(made, self._keys.num_slots)
         starts, ends = values_of(batch.column(0)), values_of(batch.column(1))
         kernels.link_sessions(slots, starts, ends, made, self._heads.array, self._sessions.array)
         self._keys.key_slots.array[made] = slots

@@ -82,6 +82,10 @@ class DistinctValues:
                     found[slot].add(canonical_key(value))
         return list(found.values())
 
+    @property
+    def nbytes(self) -> int:
+        return sum(table.nbytes for table in self._pairs.values())
+
     def drop(self, start: int) -> None:
         self._pairs.pop(start, None)
 

@@ -31,14 +31,14 @@ from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["NAMED", "WindowState"]
+__all__ = ["FIELDS", "NAMED", "WindowState", "other_fields"]
 
 #: In the metadata of a schema: records are Rows, not tuples.
 NAMED: Final = {b"records": b"rows"}
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
-_FIELDS: Final = b"fields"
+FIELDS: Final = b"fields"
 
 
 @final
@@ -464,6 +464,14 @@ class WindowState:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
         return max(self.watermark_ms, self.restored_panes.get(start, TIME_MIN_MS))
 
+    @property
+    def nbytes(self) -> int:
+        if self.layout is None:
+            return 0
+        codes = sum(field.codes.nbytes for field in self._fields if field.codes is not None)
+        distinct = sum(own.nbytes for own in self._distinct)
+        return self._table.nbytes + sum(pane.nbytes for pane in self.panes.values()) + codes + distinct
+
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
@@ -478,7 +486,7 @@ class WindowState:
         metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
-            _FIELDS: self._fields_held(),
+            FIELDS: self.fields_held(),
             "shown": self.shown_columns(),
         }
         if self._is_users:
@@ -539,9 +547,9 @@ class WindowState:
                 metadata = reader.schema.metadata or {}
                 schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
                 state = self._for_types(schema, tuple(int(key) for key in metadata[b"keys"].split(b",")))
-                held = state._fields_held().encode()
-                if metadata.get(_FIELDS, held) != held:
-                    raise _other_fields(schema)
+                held = state.fields_held().encode()
+                if metadata.get(FIELDS, held) != held:
+                    raise other_fields(schema)
                 for batch, of_pane in reader.iter_batches_with_custom_metadata():
                     state._put(batch, int(of_pane[b"watermark"]))
 
@@ -568,10 +576,10 @@ class WindowState:
             )
             self.others.append(state)
         if not state.define(schema, keys):
-            raise _other_fields(schema)
+            raise other_fields(schema)
         return state
 
-    def _fields_held(self) -> str:
+    def fields_held(self) -> str:
         """Return which field each of a chunk's columns is of: with others they would be taken for each other."""
         accumulators = [str(field.index) for _, field in self._accumulators]
         return ",".join([*accumulators, *(f"distinct {distinct.index}" for distinct in self._distinct)])
@@ -613,7 +621,7 @@ class WindowState:
             distinct.restore(start, pane, slots, lists)
 
 
-def _other_fields(schema: pa.Schema) -> ProgramError:
+def other_fields(schema: pa.Schema) -> ProgramError:
     return ProgramError(
         f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this version of "
         "the program aggregates by other fields. Give the operator another uid to begin afresh."

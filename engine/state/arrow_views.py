@@ -20,6 +20,7 @@ __all__ = [
     "from_int64",
     "is_int64_like",
     "is_text_like",
+    "kernel_view",
     "of_texts",
     "text_views",
     "valid_mask",
@@ -70,14 +71,36 @@ def valid_mask(column: pa.Array) -> Array:
     return mask
 
 
+class _Open:
+    """What numpy takes an array from; keeps the owner of its memory."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, array: Array) -> None:
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+        self._owner = array
+
+
+def kernel_view(array: Array) -> Array:
+    """Return the array as kernels take it: one that could be written to, though nobody may.
+
+    numba compiles a kernel for such arrays and once more for others, and which of them a batch has depends on the way
+    it came: over the exchange, out of a file, by another operator. 2 us.
+    """
+    return array if array.flags.writeable else np.asarray(_Open(array))
+
+
 def values_of(column: pa.Array) -> Array:
-    """Return the values of a fixed-width column (not boolean) as they are; what stands at nulls has no meaning."""
+    """Return the values of a fixed-width column (not boolean) as they are; what stands at nulls has no meaning.
+
+    To be read only, whatever numpy says of it: see ``kernel_view``.
+    """
     kind = column.type
     buffer = column.buffers()[1]
     dtype = _dtype_of(kind)
     if buffer is None:
         return np.zeros(len(column), dtype)
-    return np.frombuffer(buffer, dtype)[column.offset : column.offset + len(column)]
+    return kernel_view(np.frombuffer(buffer, dtype))[column.offset : column.offset + len(column)]
 
 
 def _dtype_of(kind: pa.DataType) -> Any:
@@ -140,13 +163,14 @@ def text_views(column: pa.Array) -> tuple[Array, Array]:
     num_rows = len(column)
     width = fixed_width(kind)
     if width:
-        content = np.frombuffer(buffers[1] or b"", np.uint8)
+        content = kernel_view(np.frombuffer(buffers[1] or b"", np.uint8))
         return np.arange(column.offset, column.offset + num_rows + 1, dtype=np.int64) * width, content
     wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
     if buffers[1] is None:
         return np.zeros(num_rows + 1, np.int32), np.zeros(0, np.uint8)
-    offsets = np.frombuffer(buffers[1], np.int64 if wide else np.int32)[column.offset : column.offset + num_rows + 1]
-    return offsets, np.frombuffer(buffers[2] or b"", np.uint8)
+    offsets = kernel_view(np.frombuffer(buffers[1], np.int64 if wide else np.int32))
+    content = kernel_view(np.frombuffer(buffers[2] or b"", np.uint8))
+    return offsets[column.offset : column.offset + num_rows + 1], content
 
 
 def of_texts(offsets: Array, content: Array, kind: pa.DataType) -> pa.Array:

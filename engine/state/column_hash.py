@@ -93,9 +93,12 @@ def _by_distinct(column: pa.Array) -> Array:
 def _hash_text(column: pa.Array, offset_type: Any) -> Array:
     import numpy as np
 
+    from engine.state.arrow_views import kernel_view
+
     _, offsets_buffer, bytes_buffer = column.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=offset_type)[column.offset : column.offset + len(column) + 1]
-    content = np.frombuffer(bytes_buffer or b"", dtype=np.uint8)
+    offsets = kernel_view(np.frombuffer(offsets_buffer, dtype=offset_type))
+    offsets = offsets[column.offset : column.offset + len(column) + 1]
+    content = kernel_view(np.frombuffer(bytes_buffer or b"", dtype=np.uint8))
     hashes = np.empty(len(column), dtype=np.uint64)
     _crc32_kernel()(offsets, content, _crc_table(), hashes)
     return hashes

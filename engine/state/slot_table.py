@@ -148,6 +148,7 @@ class _TextKeys:
 
     def columns_of(self, slots: Array) -> list[pa.Array]:
         begins = self._begins.array
+        slots = np.ascontiguousarray(slots)  # kernels are compiled for no other
         offsets = np.zeros(slots.size + 1, np.int64)
         np.cumsum(begins[slots + 1] - begins[slots], out=offsets[1:])
         content = np.empty(int(offsets[-1]), np.uint8)

@@ -23,13 +23,14 @@ from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, Keyed
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_folds import shape_of_schema
+from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
 from engine.operators.field_aggregates import RowAggregates, WindowRecord, count_distinct
 from engine.operators.keys import FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import window_call
-from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
+from engine.time.assigners import EventTimeSessionWindows, SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from tests.testing.operator_harness import OperatorHarness
 
@@ -72,6 +73,7 @@ def in_columns(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
 def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
     """Return (on columns, on rows) by name."""
     distinct = AggregateFold(RowAggregates([count_distinct(2)]))
+    sessions = windows(distinct, EventTimeSessionWindows(500))
     return {
         "max_by": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
         "reduce: first": (ColumnReduceSpec(KEY, first), KeyedReduceSpec(KEY, first)),
@@ -83,6 +85,7 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
         "10 s windows each 5 s, count_distinct": in_columns(
             windows(distinct, SlidingEventTimeWindows(10_000, 5000, 0))
         ),
+        "sessions, gap 0.5 s, count_distinct": (column_session(sessions), sessions),
     }
 
 
@@ -150,6 +153,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=2_000_000)
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="", help="workloads with this in their names")
     options = parser.parse_args()
     given = batches(options.records, options.keys)
     in_rows = [batch.to_rows() for batch in given]
@@ -157,6 +161,8 @@ def main() -> None:
     print(f"{options.records:,} records, {options.keys:,} keys; CPU-seconds a million records, best of {options.runs}")
     print(f"{'':38} {'columns':>8} {'on rows':>8} {'rows':>8} {'ratio':>6}")
     for name, (columnar, rows) in workloads().items():
+        if options.only not in name:
+            continue
         cpu_seconds(columnar, warm, lambda batches: None)
         found = []
         totals = []

@@ -139,7 +139,7 @@ def test_slots_find_kernels_loaded_when_the_job_has_operators_on_columns(tmp_pat
         from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 
         def made(indexes):
-            print(["numba" in sys.modules, "engine.operators.column_warm_up" in sys.modules], flush=True)
+            print(["numba" in sys.modules, "engine.operators.warm_up.keyed" in sys.modules], flush=True)
             return indexes, indexes
 
         env = StreamExecutionEnvironment.get_execution_environment()

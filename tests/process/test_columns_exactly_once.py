@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
 from engine.common import RestartStrategies, Time, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment, vectorise
+from engine.datastream.aggregates import count_distinct
 from engine.datastream.functions import MapFunction
 from engine.datastream.lowering import lower, reachable
 from engine.datastream.window import TumblingEventTimeWindows
-from engine.operators.column_aggregate import ColumnReduceSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec
+from engine.operators.column_window import ColumnWindowSpec
 from engine.operators.column_window_join import ColumnWindowJoinSpec
 
 NUM_EVENTS = vectorise.SEQUENCE_MIN
@@ -87,3 +89,39 @@ def test_pairs_of_joins_on_columns_come_once_each_though_a_slot_dies(kind, tmp_p
     assert set(results) == wanted
     assert results.total() == len(wanted)
     assert (tmp_path / "killed").exists()
+
+
+def test_chosen_records_and_distinct_counts_come_once_each_though_a_slot_dies(tmp_path):
+    """The source has one subtask: which record is chosen so far depends on their order."""
+    env = StreamExecutionEnvironment.create_local_environment(2)
+    env.enable_checkpointing(200)
+    env.get_checkpoint_config().set_checkpoint_storage_dir(f"file://{tmp_path}/checkpoints")
+    env.set_restart_strategy(RestartStrategies.fixed_delay_restart(3, 100))
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    numbers = env.from_sequence(0, NUM_EVENTS - 1).set_parallelism(1)
+    records = numbers.map(lambda i: (i * 7919 % NUM_KEYS, i * 31 % 1009 + i // 100, i)).set_parallelism(1)
+    best = records.key_by(0).max_by(1).filter(lambda record: record[2] % 199 == 0)
+    stamped = records.assign_timestamps_and_watermarks(times).set_parallelism(1)
+    windows = stamped.key_by(0).window(TumblingEventTimeWindows.of(Time.milliseconds(SPAN)))
+    results = best.union(windows.aggregate(count_distinct(1)))
+    planned = [node.spec for node in reachable(lower([member.node for member in results._members], batch=False))]
+    kinds = {type(spec) for spec in planned}
+    assert {ColumnAggregateSpec, ColumnWindowSpec} <= kinds
+    found = Counter(results.map(KillsItsSlotOnce(tmp_path / "killed")).execute_and_collect())
+    assert found == Counter(chosen_and_counted())
+    assert (tmp_path / "killed").exists()
+
+
+def chosen_and_counted():
+    """Yield what a plain loop gives."""
+    best = {}
+    values = defaultdict(set)
+    for i in range(NUM_EVENTS):
+        key, value = i * 7919 % NUM_KEYS, i * 31 % 1009 + i // 100
+        values[key, i // SPAN].add(value)
+        if key not in best or value > best[key][1]:
+            best[key] = (key, value, i)
+        if best[key][2] % 199 == 0:
+            yield best[key]
+    for (key, number), own in values.items():
+        yield key, number * SPAN, (number + 1) * SPAN, len(own)

@@ -55,7 +55,8 @@ def subtask_of_rows(columns: list[pa.Array], parallelism: int, max_parallelism: 
         from engine.state.hash_kernels import channels_of_ints
 
         channels = np.empty(len(columns[0]), np.uint16)
-        channels_of_ints(values_of(columns[0]), max_parallelism, parallelism, channels)
+        keys = values_of(columns[0]).astype(np.int64, copy=False)  # the one type that the kernel is loaded for
+        channels_of_ints(keys, max_parallelism, parallelism, channels)
         return channels
     group = groups_of_rows(columns, max_parallelism, is_tuple=is_tuple)
     return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.uint16)

@@ -237,11 +237,13 @@ class Decoder:
         import numpy as np
         import pyarrow as pa
 
+        from engine.state.arrow_views import kernel_view
+
         flags, stamps_size = _COLUMNS_HEAD.unpack_from(payload)
         start = _COLUMNS_HEAD.size
         stamps = None
         if flags & _FLAG_STAMPS:
-            stamps = np.frombuffer(payload, dtype="<i8", count=stamps_size // 8, offset=start)
+            stamps = kernel_view(np.frombuffer(payload, dtype="<i8", count=stamps_size // 8, offset=start))
         message = pa.py_buffer(payload).slice(start + stamps_size)
         if flags & _FLAG_STREAM:
             columns = pa.ipc.open_stream(message).read_next_batch()

@@ -16,19 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from engine.connectors import file_commits
 from engine.connectors.bulk_writers import JsonFormat
 from engine.connectors.file_sink_config import BucketAssigner
-from engine.connectors.file_sinks import TextFileSinkSpec, WriteMode
+from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec, WriteMode
 from engine.connectors.file_system import Encoder, FileSink, RollingPolicy
+from engine.connectors.part_writers import LineWriter
 from engine.connectors.staged_files import staging_folder
 from engine.core import fs
 from engine.core.errors import ExternalError, InputError, OutputExistsError
 from engine.core.fs import LocalFileSystem
 from engine.core.ids import JobID
+from engine.core.records import ColumnBatch, RowBatch
 from engine.core.type_info import Types
 from engine.datastream.formats.parquet import ParquetBulkWriters
 from engine.operators.base import JobOutcome, OperatorSpec
@@ -112,6 +115,7 @@ class World:
     phases: list[str] = field(default_factory=list)
     #: name of the phase before which the process dies
     dies_at: int | None = None
+    in_columns: bool = False
 
     def reach(self, phase: str) -> None:
         self.phases.append(phase)
@@ -123,6 +127,12 @@ def record(number: int) -> Any:
     return (number, f"text {number}")
 
 
+def columns_of(batch: RowBatch) -> ColumnBatch:
+    return ColumnBatch(
+        pa.record_batch([pa.array(values) for values in zip(*batch.rows, strict=True)], names=["a", "b"])
+    )
+
+
 def play(world: World, parallelism: int) -> None:
     """Run one attempt to the end of the job: checkpoints, a subtask that finishes before the others, a last commit."""
     job = world.job
@@ -132,7 +142,10 @@ def play(world: World, parallelism: int) -> None:
         for _ in range(RECORDS_PER_CHECKPOINT):
             running = sorted(job.harnesses.keys() - job.finished)
             if cursor < NUM_RECORDS and running:
-                job.harnesses[running[cursor % len(running)]].process([record(cursor)])
+                batch = RowBatch([record(cursor)])
+                job.harnesses[running[cursor % len(running)]].process_batch(
+                    columns_of(batch) if world.in_columns else batch
+                )
                 cursor += 1
         if cursor == NUM_RECORDS:
             for subtask in sorted(job.harnesses.keys() - job.finished)[:1]:
@@ -177,6 +190,7 @@ def crash_everywhere(
     step: int = 1,
     parallelism: int = 2,
     commits_at_the_end: bool = False,
+    in_columns: bool = False,
 ) -> int:
     """Play with a crash at call 1, 2, 3 … of the file system and at phase 1, 2, 3 …; return how many there were.
 
@@ -188,7 +202,7 @@ def crash_everywhere(
         while True:
             place = places()
             job = CheckpointedJob(make(place.folder), parallelism=parallelism)
-            world = World(place, job)
+            world = World(place, job, in_columns=in_columns)
             crashes = place.crashes
             crashes.num_calls, crashes.after = 0, kind == "after call"
             crashes.crash_at = at if kind != "phase" else None
@@ -231,6 +245,14 @@ def tuple_lines(data: bytes) -> list[Any]:
     return [(int(number), text) for number, text in parts]
 
 
+def staged_csv_spec(folder: str) -> OperatorSpec:
+    return CsvFileSinkSpec(f"{folder}/out")
+
+
+def csv_lines(data: bytes) -> list[Any]:
+    return tuple_lines(b"".join(b"(%s)\n" % line for line in data.splitlines()))
+
+
 class ByTens(BucketAssigner):
     def get_bucket_id(self, element, context):
         return f"tens={element[0] // 10}"
@@ -261,6 +283,12 @@ def test_rows_of_a_file_sink_come_once_wherever_it_is_killed(places):
 
 def test_bulk_formats_in_buckets_come_once_wherever_the_sink_is_killed(memory):
     assert crash_everywhere(memory, json_spec, json_lines) > 100
+
+
+def test_columns_of_a_file_sink_come_once_wherever_it_is_killed(memory, monkeypatch):
+    monkeypatch.setattr(LineWriter, "_lines_of_rows", None)  # no detour
+    for spec, read in ((text_spec, tuple_lines), (staged_csv_spec, csv_lines)):
+        assert crash_everywhere(memory, spec, read, step=4, in_columns=True) > 20
 
 
 def test_parquet_files_are_whole_wherever_the_sink_is_killed(memory):

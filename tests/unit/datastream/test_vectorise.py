@@ -6,9 +6,12 @@ import pytest
 from engine.common import Duration, Time, Types, WatermarkStrategy
 from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
+from engine.core.printing import format_typed
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
-from engine.datastream.aggregates import count, count_distinct, max_, sum_
+from engine.datastream.aggregates import count, count_distinct, first, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+from engine.datastream.connectors.file_system import BucketAssigner, FileSink
+from engine.datastream.formats.csv import CsvBulkWriters, CsvSchema
 from engine.datastream.lowering import lower, reachable
 from engine.datastream.window import CountTrigger, EventTimeSessionWindows, TumblingEventTimeWindows
 from engine.operators.functions import AggregateFunction
@@ -16,6 +19,7 @@ from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
+CSV = CsvSchema.builder().add_number_column("k").add_number_column("v").add_number_column("ts").build()
 TUMBLING = TumblingEventTimeWindows.of(Time.seconds(1))
 
 
@@ -32,7 +36,7 @@ def tiers(stream):
     """Return what the plan says of each operator, by name."""
     stream.sink_to(DiscardingSink())
     graph, _ = stream.get_execution_environment()._build("plan")
-    return {info.name: info.tier for vertex in graph.vertices for info in vertex.operators}
+    return {info.name.removeprefix("Sink: "): info.tier for vertex in graph.vertices for info in vertex.operators}
 
 
 @pytest.fixture
@@ -151,6 +155,41 @@ def test_built_in_aggregates_need_a_key_and_a_field(env):
         columns(env).window_all(TUMBLING).aggregate(count())
     with pytest.raises(ProgramError, match=r"sum\(None\)"):
         sum_(None)
+
+
+def plan_of_sinks(env):
+    """Return what the plan says of each sink of a program, without its path, by name."""
+    graph, _ = env._build("plan")
+    env._sinks.clear()
+    infos = [info for vertex in graph.vertices for info in vertex.operators]
+    return {info.name.removeprefix("Sink: "): info.tier.rpartition(" ")[0] for info in infos if "/out" in info.tier}
+
+
+def test_the_plan_says_which_file_sinks_write_columns(env, tmp_path):
+    class ByKey(BucketAssigner):
+        def get_bucket_id(self, element, context):
+            return str(element[0])
+
+    rows = env.from_collection([(1, 2, 3)], TYPED)
+    csv = FileSink.for_bulk_format(f"{tmp_path}/out", CsvBulkWriters.for_schema(CSV))
+    for stream, tier in ((columns(env), "vectorised,"), (rows, "")):
+        stream.write_as_text(f"{tmp_path}/out1")
+        stream.write_as_csv(f"{tmp_path}/out2")
+        stream.sink_to(csv.build()).name("Rolling")
+        stream.sink_to(csv.with_bucket_assigner(ByKey()).build()).name("Buckets")
+        named = {"Text Sink": tier, "CSV Sink": tier, "Rolling": tier, "Buckets": ""}
+        assert plan_of_sinks(env) == named
+
+
+@pytest.mark.usefixtures("short_ones_too")
+def test_columns_are_written_as_the_lines_of_rows(env, tmp_path):
+    pairs = env.from_sequence(0, 99).map(lambda i: (i, i / 7, "odd" if i % 2 else "even"))
+    pairs.write_as_csv(f"{tmp_path}/out")
+    assert plan_of_sinks(env) == {"CSV Sink": "vectorised,"}
+    pairs.write_as_csv(f"{tmp_path}/out")
+    env.execute()
+    expected = "".join(f"{i},{format_typed(i / 7)},{'odd' if i % 2 else 'even'}\n" for i in range(100))
+    assert (tmp_path / "out").read_text() == expected
 
 
 @pytest.fixture
@@ -290,4 +329,5 @@ def test_the_plan_says_which_sessions_are_vectorised(env):
     stream = sessions.aggregate(count(), sum_("v"), max_("v"))
     assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
     assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
-    assert not tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert not tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")

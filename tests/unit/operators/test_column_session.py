@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch
 from engine.datastream.aggregates import avg, count, count_distinct, first, max_, min_, sum_
 from engine.operators import session_kernels as kernels
 from engine.operators.column_session import column_session
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.session_distinct import SessionDistinct
+from engine.operators.window_panes import Pane
 from engine.time.assigners import EventTimeSessionWindows
 from engine.time.watermarks import Time
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
@@ -30,6 +34,7 @@ from tests.unit.operators.test_restore_columns import (
 GAP_MS = 6
 SESSIONS = EventTimeSessionWindows.with_gap(Time.milliseconds(GAP_MS))
 AGGREGATES = [count(), count(3), sum_(1), min_(1), max_(1), avg(1), sum_(2), max_(2), avg(2)]
+AGGREGATES += [count_distinct(1), count_distinct(2), count_distinct(3)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -81,7 +86,8 @@ def chain(slot, heads, sessions):
 
 @pytest.mark.parametrize("late_tag", [None, "late"])
 @pytest.mark.parametrize("key", [FieldKey(0), FieldKey(3), ComposedKey((0, 3))])
-def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag):
+def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag, monkeypatch):
+    monkeypatch.setattr("engine.operators.session_distinct._COMPACT_MIN", 1)
     rows = built_in(SESSIONS, AGGREGATES, key, late_tag=late_tag)
     spec = column_session(rows)
     assert spec is not None
@@ -96,7 +102,7 @@ def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag):
 
 
 def test_sums_beyond_64_bits_go_on_as_python_integers():
-    rows = built_in(SESSIONS, [sum_(1), count(), avg(1), sum_(2)], late_tag="late")
+    rows = built_in(SESSIONS, [sum_(1), count(), avg(1), sum_(2), count_distinct(1)], late_tag="late")
     large = st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**63 - 1, -(2**63), 2**62]))
     row = st.tuples(st.integers(0, 1), large, FLOATS, st.just("a"))
     step = st.one_of(st.lists(st.tuples(row, st.integers(-25, 45)), min_size=1, max_size=8), st.integers(-20, 60))
@@ -130,7 +136,6 @@ def test_sessions_at_both_ends_of_time_are_those_of_rows(edge):
 
 def test_what_columns_cannot_do_has_no_columnar_form():
     assert column_session(built_in(SESSIONS, [count(), first(1)])) is None
-    assert column_session(built_in(SESSIONS, [count_distinct(1)])) is None
     assert column_session(built_in(SESSIONS, [count()], lateness_ms=1)) is None
     dynamic = EventTimeSessionWindows.with_dynamic_gap(lambda row: 5)
     assert column_session(built_in(dynamic, [count()])) is None
@@ -139,7 +144,7 @@ def test_what_columns_cannot_do_has_no_columnar_form():
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0, 1))])
 def test_sessions_after_any_script_are_those_of_rows(key, config):
-    rows = built_in(SESSIONS, [sum_(1), count(), max_(1), avg(1)], key)
+    rows = built_in(SESSIONS, [sum_(1), count(), max_(1), avg(1), count_distinct(1)], key)
     spec = column_session(rows)
 
     @settings(max_examples=40, deadline=None, phases=PHASES)
@@ -151,23 +156,92 @@ def test_sessions_after_any_script_are_those_of_rows(key, config):
 
 
 def test_sessions_of_other_types_come_together():
-    rows = built_in(SESSIONS, [sum_(1), count()])
+    rows = built_in(SESSIONS, [sum_(1), count(), count_distinct(1)])
     other_types_come_together(column_session(rows), rows)
 
 
 def test_sessions_and_keys_that_are_over_are_forgotten(monkeypatch):
     monkeypatch.setattr("engine.operators.session_state._COMPACT_MIN", 100)
-    spec = column_session(built_in(SESSIONS, [count(), sum_(1)]))
+    monkeypatch.setattr("engine.operators.session_distinct._COMPACT_MIN", 100)
+    spec = column_session(built_in(SESSIONS, [count(), sum_(1), count_distinct(1)]))
     with OperatorHarness(spec) as harness:
         for at in range(0, 3000, 10):
             rows = [(None if i == 7 else at * 10 + i, i, 1.0, "a") for i in range(20)]
             harness.process_batch(columns(rows, [at] * 20))
             harness.watermark(at)
             assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches)
-            expected = [(row[0], at - 10, at - 4, 1, row[1]) for row in rows] if at else []
+            expected = [(row[0], at - 10, at - 4, 1, row[1], 1) for row in rows] if at else []
             shifted = [(None if k is None else k - 100, *rest) for k, *rest in expected]
             assert sorted(harness.output.rows, key=repr) == sorted(shifted, key=repr)
             harness.output.batches.clear()
             assert harness.head._state.num_keys < 200
             assert harness.head._state.num_entries() == 20
             assert harness.head._state._keys.num_slots <= 60
+            assert harness.head._state._distinct[0]._pairs.num_slots < 200
+
+
+def test_sessions_of_other_fields_are_refused():
+    """Numbers would be taken for each other."""
+    batch = columns([(1, 2, 1.5, "a")], [5])
+    for before, after in ((sum_(1), sum_(2)), (count_distinct(1), count_distinct(3))):
+        with OperatorHarness(column_session(built_in(SESSIONS, [before]))) as harness:
+            harness.process_batch(batch)
+            taken = harness.snapshot(1)
+        with pytest.raises(ProgramError, match="aggregates by other fields"):
+            OperatorHarness(column_session(built_in(SESSIONS, [after])), restored=[taken]).__enter__()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=4), st.lists(st.integers(0, 3), max_size=4))
+def test_pairs_are_listed_as_a_plain_loop_lists_them(batches, wanted):
+    heads, links = np.zeros(4, np.int64), np.zeros(20, np.int64)
+    chains, first = {session: [] for session in range(4)}, 0
+    for sessions in batches:
+        for pair, session in enumerate(sessions, first):
+            chains[session].insert(0, pair)
+        first = kernels.link_pairs(np.array(sessions, np.int64), first, heads, links)
+    pairs, owners = np.empty(80, np.int64), np.empty(80, np.int64)
+    count = kernels.list_pairs(heads[np.array(wanted, np.int64)], links, pairs, owners)
+    expected = [(pair, place) for place, session in enumerate(wanted) for pair in chains[session]]
+    assert list(zip(pairs[:count].tolist(), owners[:count].tolist(), strict=True)) == expected
+
+
+ACT = st.one_of(
+    st.tuples(st.just("add"), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=8)),
+    st.tuples(st.just("merge"), st.permutations(range(4)).map(lambda order: order[:2])),
+    st.tuples(st.just("end"), st.integers(0, 3)),
+)
+
+
+@settings(max_examples=60, deadline=None, phases=PHASES)
+@given(st.lists(ACT, max_size=12))
+def test_values_of_sessions_are_those_of_sets(acts):
+    """Four sessions, whose numbers are given again when they are over or part of others."""
+    sets = [set() for _ in range(4)]
+    every, pane, distinct = np.arange(4), Pane(2), SessionDistinct(0, pa.int64(), 1)
+    pane.reserve(4)
+    distinct.begin(every, 4)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("engine.operators.session_distinct._COMPACT_MIN", 0)
+        for act, given_ in acts:
+            if act == "add":
+                distinct.begin_batch(pa.array([value for _, value in given_], pa.int64()))
+                sessions = np.array([session for session, _ in given_], np.int64)
+                distinct.take_up(0, pane, np.arange(len(given_), dtype=np.int32), sessions)
+                for session, value in given_:
+                    sets[session].add(value)
+            else:
+                over = given_ if act == "end" else given_[0]
+                gone = np.array([over])
+                if act == "merge":
+                    sets[given_[1]] |= sets[over]
+                    distinct.merge(pane, gone, np.array([given_[1]]))
+                else:
+                    distinct.drop(pane, gone)
+                sets[over] = set()
+                pane.column(1)[gone] = 0
+                distinct.begin(gone, 4)
+            assert distinct.sets_of(0, every) == sets
+            assert pane.column(1)[:4].tolist() == list(map(len, sets))
+            lists = distinct.lists_of(0, every, pane.column(1)[:4]).to_pylist()
+            assert list(map(sorted, lists)) == list(map(sorted, sets))

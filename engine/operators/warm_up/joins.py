@@ -1,0 +1,25 @@
+"""Interval joins and window joins: chains of records, groups of them, and the slices of windows."""
+
+from __future__ import annotations
+
+from engine.operators.warm_up import tables
+
+__all__ = ["warm_up"]
+
+
+def warm_up() -> None:
+    import numpy as np
+
+    from engine.operators import join_kernels as kernels
+    from engine.operators.column_kernels import panes_of_times
+
+    tables.warm_up()
+    slots, times_ms = np.zeros(2, np.int32), np.zeros(2, np.int64)
+    links, ends = np.zeros((2, 2), np.int64), np.zeros((1, 2), np.int64)
+    kernels.link_rows(slots, 0, links, ends)
+    out = np.empty(1, np.int64), np.empty(1, np.int64)
+    kernels.pairs_of_chains(slots, times_ms, (0, -1), (0, 0), (0, 0), links, ends, *out)
+    group = np.zeros(2, np.int64), np.empty(2, np.int64)
+    kernels.order_by_slot(slots, *group)
+    kernels.pairs_of_groups(group, group, (0, -1, -1), *out)
+    panes_of_times(times_ms, 0, (10, 0), np.empty(32, np.int64), 0, np.empty(2, np.int32))

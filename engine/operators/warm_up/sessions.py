@@ -1,0 +1,23 @@
+"""Session windows: chains of sessions, and the accumulators of windows."""
+
+from __future__ import annotations
+
+from engine.operators.warm_up import windows
+
+__all__ = ["warm_up"]
+
+
+def warm_up() -> None:
+    import numpy as np
+
+    from engine.operators import session_kernels as kernels
+
+    windows.warm_up_accumulators("int64")
+    slots, times_ms, numbers = np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    heads, sessions = np.zeros(1, np.int64), np.zeros((2, 4), np.int64)
+    out = np.empty(1, np.int64), np.empty(2, np.int64)
+    kernels.assign_sessions(slots, times_ms, (5, 0), heads, sessions, numbers, *out)
+    kernels.unlink_sessions(numbers, slots, heads, sessions)
+    kernels.link_sessions(slots, times_ms, times_ms, numbers, heads, sessions)
+    kernels.link_pairs(numbers, 0, heads, numbers.copy())
+    kernels.list_pairs(heads, numbers, *out)

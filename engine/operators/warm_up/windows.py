@@ -1,0 +1,44 @@
+"""Windows of event time: panes, accumulators of numbers, records that are chosen. Distinct values need no more than
+tables of pairs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from engine.operators.warm_up import tables
+
+__all__ = ["warm_up", "warm_up_accumulators"]
+
+
+def warm_up() -> None:
+    import numpy as np
+
+    from engine.operators import column_kernels as kernels
+
+    times_ms, starts = np.arange(2), np.empty(32, np.int64)
+    kernels.panes_of_times(times_ms, 0, (10, 0), starts, 0, np.empty(2, np.int32))
+    warm_up_accumulators("int32")
+
+
+@cache
+def warm_up_accumulators(slot_type: str) -> None:
+    """``slot_type``: keys have slots of 32 bits, sessions numbers of 64."""
+    import numpy as np
+
+    from engine.operators import column_kernels as kernels
+    from engine.operators.window_panes import Pane
+
+    tables.warm_up()
+    rows, slots = np.zeros(2, np.int32), np.zeros(2, slot_type)
+    out = np.empty(2, np.int32), np.empty(2, np.int32)
+    pane = Pane(2)
+    pane.reserve(1)
+    kernels.count_rows(rows, slots, pane.column(0), *out)
+    for values in (np.zeros(2, np.int64), np.zeros(2, np.float64)):
+        is_float = values.dtype == np.float64
+        held = pane.column(1, is_float)
+        add = kernels.add_floats if is_float else kernels.add_ints
+        compared = (kernels.lower_to, kernels.raise_to, kernels.lower_to_or_nan, kernels.raise_to_or_nan)
+        for kernel in (add, *compared, kernels.put_last):
+            kernel(rows, slots, values, held)
+        kernels.choose_of_rows(rows, slots, values, (0, False), held, out[0])
