@@ -39,7 +39,7 @@ def point_to_no_checkpoints(monkeypatch):
 
 
 def start_coordinators_unfenced(monkeypatch):
-    monkeypatch.setattr(JobCoordinators, "_is_fenced", lambda self, attempt_number, publishes=False: True)
+    monkeypatch.setattr(JobCoordinators, "_is_fenced", lambda self, attempt_number, **told: True)
 
 
 def number_checkpoints_anew(monkeypatch):

@@ -48,6 +48,7 @@ from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.job_preparation import PreparedJob, prepare_job
 from engine.runtime.jobmanager.recovery import fetch_files, finish_clean_up, graph_of, prepare_recovered_job
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
+from engine.runtime.jobmanager.takeover import ReportedSlot
 
 __all__ = ["Dispatcher"]
 
@@ -129,6 +130,8 @@ class Dispatcher:
         if self._store is not None:
             await self._recover(self._store)
         self._recovered.set()
+        for master in list(self._jobs.values()):
+            master.wait_for_tasks()
 
     async def recovered(self) -> None:
         """Return when ``start`` is done."""
@@ -194,7 +197,7 @@ class Dispatcher:
 
     async def suspend(self) -> None:
         """Another JobManager leads, or soon will, with the jobs of this one: stop, and clean nothing up. TaskManagers
-        that are connected kill their slots when their connections end. May be called again."""
+        that are connected let their tasks run on, for the next one. May be called again."""
         if self._is_suspended:
             return
         self._is_suspended = True
@@ -433,6 +436,13 @@ class Dispatcher:
             logger.info("job=%s checkpoint=%d is taken before a TaskManager ends", job_id, taken.checkpoint_id)
         except EngineError as error:
             logger.warning("job=%s goes on from its last checkpoint when a TaskManager ends: %s", job_id, error)
+
+    @property
+    def knows_jobs(self) -> bool:
+        return self._recovered.is_set()
+
+    def slots_reported(self, job_id: JobID, slots: Sequence[ReportedSlot]) -> None:
+        self._jobs[job_id].slots_reported(slots)  # only a job that is here expects any
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)
