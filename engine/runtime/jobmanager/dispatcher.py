@@ -7,6 +7,7 @@ Implements ``gateway.DispatcherGateway``. Not here: how one job runs (``job_mast
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import os
@@ -84,7 +85,10 @@ class Dispatcher:
         new_worker: WorkerFactory = WorkerThread,
         job_store: JobStore | None = None,
         history: LeaderHistory | None = None,
+        tasks_may_run: bool = True,
     ) -> None:
+        """``tasks_may_run``: some TaskManagers may be left of the leader before."""
+        self._tasks_may_run = tasks_may_run
         self._new_worker = new_worker
         self._store = job_store
         self._history = history
@@ -156,6 +160,8 @@ class Dispatcher:
     async def _recover_job(self, store: JobStore, job_id: JobID) -> None:
         try:
             prepared = await self._io.run(functools.partial(prepare_recovered_job, store, job_id, self._config))
+            if not self._tasks_may_run:
+                prepared = dataclasses.replace(prepared, running_attempt=-1)
             await self._fetch_files(store, prepared.job_graph)
             self._start(self._new_master(prepared, await self._exceptions_before(job_id)))
         except (CorruptStateError, InputError, ConfigError) as error:

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, SlotID
+from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, ResourceID, SlotID
 from engine.graph.job_graph import JobGraph
 from engine.graph.rescale import rescaled
-from engine.protocol.control import HeldSlot, RunningTask
+from engine.protocol.control import HeldSlot, RunningTask, SlotAddress, SlotLost, TaskManagerRegistered
 from engine.protocol.fingerprint import fingerprint
-from engine.protocol.lifecycle import ExecutionState
+from engine.protocol.lifecycle import ExecutionState, JobStatus
 from engine.runtime.jobmanager import scheduler as s
+from engine.runtime.jobmanager import slot_manager
+from engine.runtime.jobmanager.restart import FixedDelay
+from engine.runtime.jobmanager.slot_manager import SlotManager
 from engine.runtime.jobmanager.takeover import (
     IN_FLIGHT_MAX,
     Former,
@@ -27,7 +30,7 @@ from engine.runtime.jobmanager.takeover import (
     why_not,
 )
 from tests.unit.graph.programs import HASH, build, join, sink, source, word_count
-from tests.unit.runtime.jobmanager.cluster_of_scheduler import World
+from tests.unit.runtime.jobmanager.cluster_of_scheduler import DIED, World
 
 ATTEMPT = 3
 GOOD = Former(
@@ -241,3 +244,80 @@ def test_a_fingerprint_tells_deployments_apart_and_forgets_where_they_began():
     assert fingerprint(dataclasses.replace(task, restore=None)) == fingerprint(task)
     for change in ({"chain": b"x"}, {"parallelism": 7}, {"gates": ()}, {"attempt_number": 9}, {"job_id": "0" * 32}):
         assert fingerprint(dataclasses.replace(task, **change)) != fingerprint(task)  # type: ignore[arg-type]
+
+
+# --- what follows ---------------------------------------------------------------------------------------------------
+
+
+def taken_over(graph: JobGraph) -> World:
+    verdict = judge(graph, ATTEMPT, reported(graph))
+    assert isinstance(verdict, TakeOver)
+    world = World(graph, FixedDelay(2, 100))
+    world.scheduler = s.Scheduler(graph, 0, FixedDelay(2, 100), recovers=True, first_attempt=ATTEMPT + 1)
+    adopted = [
+        command for command in world.send(s.TasksTakenOver(ATTEMPT, verdict.grants)) if isinstance(command, s.Adopt)
+    ]
+    world.live = {command.task.attempt_id: command.allocation_id for command in adopted}
+    return world
+
+
+@pytest.mark.parametrize("graph", graphs(), ids=["chain", "one task", "join"])
+def test_a_job_that_was_taken_over_goes_on_as_if_it_had_been_deployed_here(graph):
+    world = taken_over(graph)
+    assert world.status is JobStatus.RUNNING
+    assert set(world.states().values()) == {"RUNNING"}
+    assert {attempt_id.rsplit("_", 1)[1] for attempt_id in world.live} == {str(ATTEMPT)}
+    assert not world.all(s.Deploy)
+    assert not world.all(s.RestartAfter)
+    (entry,) = world.scheduler.graph.exceptions
+    assert entry.error.type_name == "TasksTakenOver"
+    world.finish_all_live()
+    assert world.end()[-1] == s.JobTerminated(JobStatus.FINISHED)
+
+
+@pytest.mark.parametrize("graph", graphs(), ids=["chain", "one task", "join"])
+def test_its_next_attempt_has_the_next_number(graph):
+    world = taken_over(graph)
+    world.fail_attempt()
+    world.restart()
+    assert world.status is JobStatus.RUNNING
+    assert {deploy.task.attempt_number for deploy in world.all(s.Deploy)} == {ATTEMPT + 1}
+    assert all(len(subtask.attempts) == 2 for subtask in world.scheduler.graph.all_subtasks())
+
+
+def test_it_can_be_cancelled_and_loses_slots_as_any_other():
+    world = taken_over(build(word_count()))
+    world.send(s.CancelRequested())
+    world.confirm_cancels()
+    assert world.end()[-1] == s.JobTerminated(JobStatus.CANCELED)
+    world = taken_over(build(word_count()))
+    world.send(s.SlotsLost([next(iter(world.live.values()))], DIED))
+    assert world.status is JobStatus.FAILING
+
+
+def test_the_slot_book_holds_what_is_expected_and_frees_the_rest():
+    book = SlotManager(request_timeout_ms=1000, worker_idle_timeout_ms=100)
+    expected, strange, slot_key = JobID.generate(), JobID.generate(), s.SlotRequestKey("default", 0)
+    address = SlotAddress(ResourceID("tm"), "h", 1, "/u")
+    held = (
+        HeldSlot(AllocationID("kept"), SlotID("tm_0"), expected, address),
+        HeldSlot(AllocationID("of another"), SlotID("tm_1"), strange, address),
+        HeldSlot(AllocationID("being made"), SlotID("tm_2"), expected, None),
+    )
+    registered = TaskManagerRegistered(ResourceID("tm"), "h", 4, 1, 1, 1, 1, "", 1, 1, held)
+
+    def send(event: object) -> list[object]:
+        commands = book.handle(event, 0)  # type: ignore[arg-type]
+        book.check_invariants()
+        return [getattr(command, "message", command) for command in commands]
+
+    freed = send(slot_manager.TaskManagerAdded(registered, frozenset({expected})))
+    assert [message.allocation_id for message in freed] == ["of another", "being made"]  # type: ignore[attr-defined]
+    assert book.num_free_slots == 1
+    assert send(slot_manager.SlotsTakenOver({AllocationID("kept"): slot_key})) == []
+    (lost,) = send(SlotLost(AllocationID("kept"), SlotID("tm_0"), DIED))
+    assert (lost.job_id, lost.allocation_ids) == (expected, ("kept",))  # type: ignore[attr-defined]
+    send(slot_manager.TaskManagerRemoved(ResourceID("tm"), DIED))
+    send(slot_manager.TaskManagerAdded(registered, frozenset({expected})))
+    (message,) = send(slot_manager.JobEnded(expected))
+    assert message.allocation_id == "kept"  # type: ignore[attr-defined]
