@@ -11,8 +11,6 @@ from engine.connectors.file_commits import _PartsCoordinator
 from engine.ha.job_store import FencedJobStore
 from engine.ha.memory import MemoryMetadata
 from engine.runtime.jobmanager.coordinators import JobCoordinators
-from engine.runtime.taskmanager import stream_task
-from engine.runtime.taskmanager.task_reports import running_task
 from tests.sim.scenario import run_seed
 from tests.sim.sources import _PacedEnumerator
 
@@ -58,13 +56,6 @@ def hand_out_again_what_was_assigned(monkeypatch):
     monkeypatch.setattr(_PacedEnumerator, "assigned", lambda self, splits: None)
 
 
-def take_over_tasks_at_their_end(monkeypatch):
-    def without_objection(deployment, state, chain, objection):
-        return running_task(deployment, state, chain, "")
-
-    monkeypatch.setattr(stream_task, "running_task", without_objection)
-
-
 def sweep_what_running_tasks_write(monkeypatch):
     monkeypatch.setattr(_PartsCoordinator, "resume", lambda self, ctx, reports: self.start(ctx))
 
@@ -78,7 +69,6 @@ def sweep_what_running_tasks_write(monkeypatch):
         number_checkpoints_anew,
         forget_results,
         hand_out_again_what_was_assigned,
-        take_over_tasks_at_their_end,
         sweep_what_running_tasks_write,
     ],
 )
