@@ -40,6 +40,11 @@ def entries_of(cluster: HaCluster, job_id: object) -> list[dict]:
     return [one for one in all_entries_of(cluster, job_id) if one["exceptionName"] != "TasksTakenOver"]
 
 
+def runs(cluster: HaCluster, job_id: object) -> bool:
+    job = cluster.leader.get(f"/jobs/{job_id}")
+    return job["state"] == "RUNNING" and job["status-counts"]["RUNNING"] == len(job["vertices"])
+
+
 def test_exceptions_and_leaders_of_before_are_shown_by_the_next_leader(cluster, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -60,6 +65,7 @@ def test_exceptions_and_leaders_of_before_are_shown_by_the_next_leader(cluster, 
     assert {one["taskManagerId"] for one in before} == {taskmanager["id"]}
     assert all(one["endpoint"].startswith("localhost:") for one in before)
     first = cluster.leader.rest_url
+    until(lambda: runs(cluster, job_id), "its third attempt runs")
 
     kill_leader(cluster, signal.SIGKILL)
     second = cluster.leader.rest_url

@@ -97,7 +97,7 @@ def lasting(program: Program, at_least_once: bool) -> Program:
         sink="parts" if program.sink == "text" else program.sink,
         checkpoints=True,
         at_least_once=at_least_once,
-        num_splits=9,
+        num_splits=6,
         split_rows=15,
         interval_ms=(50, 300),
     )
