@@ -317,7 +317,6 @@ class JobMaster:
             try:
                 self._taking_over.slots_reported(slots)
             except Exception as error:
-                self._taking_over = None
                 self._crash(error)
 
     def _while_taking_over(self, event: sched.Event, taking_over: TakingOver) -> None:
@@ -336,7 +335,6 @@ class JobMaster:
                     self._is_cancelled_early = True
                     taking_over.give_up("it is to be cancelled")
         except Exception as error:
-            self._taking_over = None
             self._crash(error)
 
     def _resume_coordinators(self, verdict: TakeOver) -> None:
@@ -599,6 +597,9 @@ class JobMaster:
     def _crash(self, error: Exception) -> None:
         """A bug of ours: fail this job, whatever state it is in, and go on with the others."""
         logger.error("job=%s: internal error, the job is failed", self.job_id, exc_info=error)
+        if self._taking_over is not None:
+            self._taking_over.end()
+            self._taking_over = None
         graph, now_ms = self.graph, self._clock.now_ms()
         graph.failure = graph.failure or _internal(error)
         if not graph.status.is_globally_terminal_state():
