@@ -52,9 +52,8 @@ from engine.runtime.jobmanager.gateway import TakenCheckpoint
 from engine.runtime.jobmanager.resource_manager import WorkerEvents
 from engine.runtime.taskmanager.leader_connector import LeaderConnector
 from engine.runtime.taskmanager.private_folder import PrivateFolder
+from engine.runtime.taskmanager.slots import SlotHandle, SlotHost
 from engine.runtime.taskmanager.task_executor import (
-    SlotHandle,
-    SlotHost,
     TaskExecutor,
     TaskExecutorSettings,
     unique_resource_id,

@@ -150,7 +150,13 @@ class _Parts:
     new_driver: Callable[[], ResourceDriver | None]
     place: LeaderPlace | None = None
 
-    def dispatcher(self, job_store: FencedJobStore | None = None, history: LeaderHistory | None = None) -> Dispatcher:
+    def dispatcher(
+        self,
+        job_store: FencedJobStore | None = None,
+        history: LeaderHistory | None = None,
+        *,
+        tasks_may_run: bool = False,
+    ) -> Dispatcher:
         return Dispatcher(
             self.config,
             clock=SystemClock(),
@@ -160,6 +166,7 @@ class _Parts:
             temp_dir=self.folder,
             job_store=job_store,
             history=history,
+            tasks_may_run=tasks_may_run,
         )
 
     @property
@@ -318,6 +325,7 @@ class _Contending:
         self._election: LeaderElection = services.election()
         self._rest: Any = None
         self._web: Any = None
+        self._has_led = False
         self._former_end = parts.place.former_end if parts.place is not None else ""
 
     async def run(self, *, rest: bool) -> None:
@@ -382,7 +390,10 @@ class _Contending:
         """Lead until that ends. Raises ExternalError when no port is free."""
         store = FencedJobStore(self._services.metadata(), self._services.storage_dir, token)
         history = LeaderHistory(self._services.metadata(), token)
-        dispatcher = self._parts.dispatcher(store, history)
+        # TaskManagers that a deployment starts for its JobManager alone end with it.
+        tasks_may_run = self._parts.place is None or bool(self._parts.place.former_end) or self._has_led
+        self._has_led = True
+        dispatcher = self._parts.dispatcher(store, history, tasks_may_run=tasks_may_run)
         diary = IoThread("leader-history")
         try:
             ports = self._parts.config.get(HaOptions.JOBMANAGER_PORT)

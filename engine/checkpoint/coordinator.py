@@ -134,6 +134,8 @@ class CheckpointCoordinator:
         match event:
             case msg.AttemptBegun(attempt_number, new_layout):
                 self._begin_attempt(attempt_number, new_layout)
+            case msg.AttemptTakenOver(attempt_number):
+                self._take_over(attempt_number)
             case msg.TaskRunning(task):
                 if self._is_active and task not in self._finished:
                     self._running.add(task)
@@ -202,6 +204,20 @@ class CheckpointCoordinator:
             is_savepoint = latest.kind is CheckpointKind.SAVEPOINT
             record = RestoreRecord(latest.checkpoint_id, self._wall_ms, is_savepoint, latest.folder)
             self.statistics.restored(record)
+
+    def _take_over(self, attempt_number: int) -> None:
+        """The former leader may have died before it told tasks of what is durable, or of what it gave up."""
+        assert self._attempt_number < 0, self._attempt_number
+        self._attempt_number = attempt_number
+        self._is_active = True
+        self._running = set(self._all_tasks)
+        self._schedule.begin(self._now_ms)
+        tasks = tuple(sorted(self._running))
+        latest = self._store.latest()
+        if latest is not None:
+            self._commands.append(msg.NotifyComplete(latest, tasks))
+        newest = NO_CHECKPOINT if latest is None else latest.checkpoint_id
+        self._commands += [msg.NotifyAborted(number, tasks) for number in range(newest + 1, self._next_id)]
 
     def _stopped_in_vain(self) -> None:
         """The job goes on though a savepoint had stopped it: it failed before all of its tasks had ended. When it goes

@@ -30,6 +30,14 @@ class AttemptBegun:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptTakenOver:
+    """Instead of AttemptBegun: all tasks of the attempt run, another JobManager has triggered their checkpoints. Tasks
+    are told once more of the newest complete one, and that those begun since will never be."""
+
+    attempt_number: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRunning:
     task: Task
 
@@ -143,6 +151,7 @@ class RestoreFailed:
 
 Event: TypeAlias = (
     AttemptBegun
+    | AttemptTakenOver
     | TaskRunning
     | TaskFinished
     | JobStopping

@@ -5,10 +5,19 @@ Not here: the generator that calls a function for each index (``simple``).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
+from engine.connectors.source import (
+    Boundedness,
+    Source,
+    SourceReader,
+    Split,
+    SplitEnumerator,
+    SplitOrder,
+    without_assigned,
+)
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.core.type_info import TypeInformation
 from engine.operators.base import OperatorContext
@@ -82,6 +91,9 @@ class _Enumerator(SplitEnumerator):
     def restore(self, state: object, parallelism: int) -> None:
         assert isinstance(state, list)
         self._splits = list(state)
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        self._splits = without_assigned(self._splits, splits)
 
 
 @final

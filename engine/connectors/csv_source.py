@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from typing import IO, Any, Final, final
 
 from engine.connectors.files import FileSplit, TextFileSource
-from engine.connectors.source import Source, SourceReader, Split, SplitEnumerator, SplitOrder
+from engine.connectors.source import (
+    Source,
+    SourceReader,
+    Split,
+    SplitEnumerator,
+    SplitOrder,
+    without_assigned,
+)
 from engine.core.errors import InputError
 from engine.core.fs import file_system_of, list_input_files
 from engine.core.records import Batch, RowBatch, rows_of
@@ -116,6 +123,9 @@ class _WholeFiles(SplitEnumerator):
     def restore(self, state: object, parallelism: int) -> None:
         assert isinstance(state, tuple), state
         self._files = deque(state)
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        self._files = deque(without_assigned(self._files, splits))
 
 
 @final

@@ -103,6 +103,7 @@ class PartsFinished:
 class PartsCoordinatorSpec(CoordinatorSpec):
     base_path: str
     publish_on_cancel: bool
+    can_resume = True
 
     def create(self) -> OperatorCoordinator:
         return _PartsCoordinator(self.base_path, self.publish_on_cancel)
@@ -129,6 +130,7 @@ class _PartsCoordinator(OperatorCoordinator):
         #: pending files that have been renamed, oldest first
         self._committed: dict[str, None] = {}
         self._folders: set[str] = set()
+        self._knows_folders = True  #: in which tasks of this attempt have hidden files
         self._published: list[str] = []
         #: A checkpoint may need what is pending.
         self._is_needed = False
@@ -140,6 +142,19 @@ class _PartsCoordinator(OperatorCoordinator):
         self._restored += _all_of(committables)
 
     def start(self, ctx: CoordinatorContext) -> None:
+        self._begin(ctx)
+        if self._restored is not None or ctx.attempt_number > 0:
+            self._sweep(self._base_path, IN_PROGRESS, PENDING)
+        self._restored = None
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        """Hidden files stay: tasks write them, or offer them to the next checkpoint. What is nobody's is removed when
+        the job ends or restarts, and looked for everywhere: nobody says any more where it is."""
+        self._begin(ctx)
+        self._knows_folders = False
+        self._restored = None
+
+    def _begin(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
         self._mark = mark_of(ctx.job_id, ctx.operator_id)
         self._takes_checkpoints = takes_checkpoints(ctx.config)
@@ -158,9 +173,6 @@ class _PartsCoordinator(OperatorCoordinator):
         if self._restored is not None:
             self._commit(self._restored, again=True)
             remove_outdated_lists(self._fs, self._base_path)
-        if self._restored is not None or ctx.attempt_number > 0:
-            self._sweep(self._base_path, IN_PROGRESS, PENDING)
-        self._restored = None
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         if attempt_number < self.ctx.attempt_number:
@@ -271,7 +283,7 @@ class _PartsCoordinator(OperatorCoordinator):
         self._is_ending = True
         self._commit(self._to_publish(outcome))
         if outcome is JobOutcome.FINISHED:
-            if self.ctx.attempt_number > 0:
+            if self.ctx.attempt_number > 0 or not self._knows_folders:
                 self._sweep(self._base_path, IN_PROGRESS, PENDING)
         elif outcome is JobOutcome.FAILED:
             # Another attempt may follow: what is pending may belong to the checkpoint from which it goes on. That
@@ -279,7 +291,7 @@ class _PartsCoordinator(OperatorCoordinator):
             self._sweep(self._base_path, *((IN_PROGRESS,) if self._is_needed else (IN_PROGRESS, PENDING)))
         else:
             with without_waiting():
-                self._clean_up(outcome, everywhere=self.ctx.attempt_number > 0)
+                self._clean_up(outcome, everywhere=self.ctx.attempt_number > 0 or not self._knows_folders)
 
     def given_up(self, outcome: JobOutcome) -> None:
         if self._is_started:

@@ -9,10 +9,11 @@ import glob
 import socket
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, final
 
-from engine.connectors.source import Split, SplitEnumerator
+from engine.connectors.source import Split, SplitEnumerator, without_assigned
 from engine.core.errors import EngineError, InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.formats.compression import compression_of
@@ -105,6 +106,10 @@ class FileEnumerator(SplitEnumerator):
         self._seen = set(state.seen)
         self._splits = {split.split_id: split for split in state.splits}
         self._locate()
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        left = without_assigned(self._splits.values(), splits)
+        self._splits = {split.split_id: split for split in left}
 
     def _find(self) -> None:
         listed = {file.path: file for path in self._paths for file in self._list(path)}

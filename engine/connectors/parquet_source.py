@@ -6,11 +6,19 @@ Reading is done in the task's thread, a batch at a time, out of row groups that 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
+from engine.connectors.source import (
+    Boundedness,
+    Source,
+    SourceReader,
+    Split,
+    SplitEnumerator,
+    SplitOrder,
+    without_assigned,
+)
 from engine.core.errors import InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
@@ -73,6 +81,9 @@ class _Enumerator(SplitEnumerator):
     def restore(self, state: object, parallelism: int) -> None:
         assert isinstance(state, list)
         self._splits = list(state)
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        self._splits = without_assigned(self._splits, splits)
 
 
 def _splits_of(file: FileStatus) -> list[RowGroupSplit]:

@@ -11,11 +11,19 @@ import itertools
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
+from engine.connectors.source import (
+    Boundedness,
+    Source,
+    SourceReader,
+    Split,
+    SplitEnumerator,
+    SplitOrder,
+    without_assigned,
+)
 from engine.core.errors import ExternalError
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
@@ -150,6 +158,9 @@ class _SequenceEnumerator(SplitEnumerator):
     def restore(self, state: object, parallelism: int) -> None:
         assert isinstance(state, tuple), state
         self._splits = deque(state)
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        self._splits = deque(without_assigned(self._splits, splits))
 
 
 @final

@@ -10,10 +10,12 @@ from __future__ import annotations
 import abc
 import enum
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, final, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, final, runtime_checkable
 
+from engine.connectors.sink import takes_checkpoints
+from engine.core.errors import ExternalError
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.core.records import Batch
 from engine.operators.base import (
@@ -41,7 +43,10 @@ __all__ = [
     "SplitOrder",
     "SplitOutput",
     "SplitReadingOperator",
+    "without_assigned",
 ]
+
+SplitT = TypeVar("SplitT", bound="Split")
 
 
 class Boundedness(enum.Enum):
@@ -77,6 +82,22 @@ class SplitEnumerator(abc.ABC):
     def restore(self, state: object, parallelism: int) -> None:
         """Called instead of ``start`` when the job goes on from a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} cannot take part in checkpoints.")
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        """Called after ``start`` or ``restore`` when the readers run on though the JobManager is another one: its
+        enumerator, in the same state then, has handed these out since. Raise what you like if you cannot tell for
+        certain what is left: then readers are restarted from the checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} cannot go on with running readers.")
+
+
+def without_assigned(splits: Iterable[SplitT], assigned: Collection[Split]) -> list[SplitT]:
+    """Return the splits that were not assigned, in their order. Raises: ExternalError when one that was is not among
+    them as it is: then they were cut, or found, in another way."""
+    left = {split.split_id: split for split in splits}
+    for split in assigned:
+        if left.pop(split.split_id, None) != split:
+            raise ExternalError(f"Split {split.split_id} was handed out, but it is not known here as it is.")
+    return list(left.values())
 
 
 class SplitOrder(enum.Enum):
@@ -175,6 +196,17 @@ class NoMoreSplits:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class SplitsReceived:
+    """What a reader tells an enumerator that takes over (``Operator.report``)."""
+
+    host: str
+    #: it has asked for a split, and has no answer
+    is_waiting: bool
+    #: (newest checkpoint before, split), at least of those behind the newest completed checkpoint
+    received: tuple[tuple[int, Any], ...]
+
+
 # --- glue ------------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +259,7 @@ class SourceSpec(OperatorSpec):
 @dataclass(frozen=True)
 class _EnumeratorSpec(CoordinatorSpec):
     source: Source
+    can_resume = True
 
     def create(self) -> OperatorCoordinator:
         return _EnumeratorCoordinator(self.source)
@@ -253,6 +286,22 @@ class _EnumeratorCoordinator(OperatorCoordinator):
             self._enumerator.restore(load_plain(self._restored), ctx.parallelism)
             self._restored = None
 
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        """A split that was sent and not received is handed out once more; what was asked in vain is answered."""
+        if len(reports) < ctx.parallelism:
+            raise ExternalError("Not all readers have said which splits they have.")
+        self.start(ctx)
+        waiting: dict[int, str] = {}
+        assigned: list[Any] = []
+        for subtask, report in sorted(reports.items()):
+            assert isinstance(report, SplitsReceived), report
+            assigned += [split for since, split in report.received if since >= ctx.restored_from]
+            if report.is_waiting:
+                waiting[subtask] = report.host
+        self._enumerator.assigned(assigned)
+        for subtask, host in waiting.items():
+            self.handle_event(subtask, ctx.attempt_number, RequestSplit(host))
+
     def snapshot(self, checkpoint_id: int) -> bytes:
         return dump_plain(self._enumerator.snapshot())
 
@@ -275,11 +324,15 @@ class _SourceOperator(SplitReadingOperator):
         self._no_more_splits = False
         #: Given by a checkpoint, not yet by this subtask to its reader, which takes one after the other.
         self._restored: deque[Any] = deque()
+        #: (newest checkpoint before, split) of those that no completed checkpoint knows, as far as this task was told
+        self._received: list[tuple[int, Any]] = []
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self._splits = ctx.state.operator_states().get_list_state(ListStateDescriptor(SPLITS_STATE))
         self._restored.extend(self._splits.get())
+        self._newest_checkpoint = ctx.state.restored_from
+        self._keeps_received = takes_checkpoints(ctx.config)  # else nobody takes over, and nobody says what is known
         self._reader.open(ctx)
         if isinstance(out, SplitOutput) and self._reader.split_order is not SplitOrder.UNTOLD:
             self._split_out = out
@@ -336,11 +389,20 @@ class _SourceOperator(SplitReadingOperator):
     def snapshot_state(self, checkpoint_id: int) -> None:
         super().snapshot_state(checkpoint_id)
         self._splits.update([*self._reader.snapshot(), *self._restored])
+        self._newest_checkpoint = checkpoint_id
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        self._received = [(since, split) for since, split in self._received if since >= checkpoint_id]
+
+    def report(self) -> SplitsReceived:
+        return SplitsReceived(self.ctx.host, self._request_pending, tuple(self._received))
 
     def handle_event(self, event: object) -> None:
         match event:
             case SplitAssigned(split):
                 self._request_pending = False
+                if split.split_id and self._keeps_received:
+                    self._received.append((self._newest_checkpoint, split))
                 self._add_split(split)
             case NoMoreSplits():
                 self._request_pending = False

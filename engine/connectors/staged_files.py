@@ -80,6 +80,7 @@ class StagedFilesSpec(CoordinatorSpec):
     path: str
     write_mode: WriteMode
     publish_on_cancel: bool
+    can_resume = True
 
     def create(self) -> OperatorCoordinator:
         return _StagedFiles(self)
@@ -122,6 +123,17 @@ class _StagedFiles(OperatorCoordinator):
         self._checkpointed = _merged(self._restored, committables)
 
     def start(self, ctx: CoordinatorContext) -> None:
+        self._begin(ctx)
+        if ctx.attempt_number > 0 and not self._resumes:
+            self._remove_others(_paths(self._checkpointed))
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        """Segments that no checkpoint has stay: tasks write them. None of them has said of its end what was lost."""
+        self._begin(ctx)
+        if self._resumes:
+            raise ExternalError(f"{self._path} is being published already.")
+
+    def _begin(self, ctx: CoordinatorContext) -> None:
         super().start(ctx)
         self._takes_checkpoints = takes_checkpoints(ctx.config)
         self._is_needed = self._takes_checkpoints or self._is_restored
@@ -154,8 +166,6 @@ class _StagedFiles(OperatorCoordinator):
         if self._resumes:
             return
         self._check_restored()
-        if ctx.attempt_number > 0:
-            self._remove_others(_paths(self._checkpointed))
 
     @property
     def _marker(self) -> str:

@@ -276,6 +276,9 @@ class _StampedSource(SourceOperator):
     def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
         self._source.notify_checkpoint_aborted(checkpoint_id)
 
+    def report(self) -> object | None:
+        return self._source.report()
+
 
 # --- in the JobManager ------------------------------------------------------------------------------------------------
 
@@ -286,8 +289,12 @@ class _StampedCoordinatorSpec(CoordinatorSpec):
     source: CoordinatorSpec | None
     alignment: AlignmentCoordinatorSpec
 
+    @property
+    def can_resume(self) -> bool:  # type: ignore[override]
+        return self.source is None or self.source.can_resume
+
     def create(self) -> OperatorCoordinator:
-        source = OperatorCoordinator() if self.source is None else self.source.create()
+        source = None if self.source is None else self.source.create()
         return _StampedCoordinator(source, self.alignment.create())
 
 
@@ -295,12 +302,21 @@ class _StampedCoordinatorSpec(CoordinatorSpec):
 class _StampedCoordinator(OperatorCoordinator):
     """The source's coordinator, and the one that keeps sources together; only the former has a state."""
 
-    def __init__(self, source: OperatorCoordinator, alignment: OperatorCoordinator) -> None:
-        self._source = source
+    def __init__(self, source: OperatorCoordinator | None, alignment: OperatorCoordinator) -> None:
+        self._has_source = source is not None
+        self._source = source or OperatorCoordinator()
         self._alignment = alignment
 
     def start(self, ctx: CoordinatorContext) -> None:
         self._source.start(ctx)
+        self._alignment.start(ctx)
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        """Subtasks tell their watermarks again and again; nobody is held back for one that has not yet."""
+        if self._has_source:
+            self._source.resume(ctx, reports)
+        else:
+            self._source.start(ctx)
         self._alignment.start(ctx)
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:

@@ -42,6 +42,20 @@ class HaOptions:
         "Names this cluster among others of one ZooKeeper or storage folder.",
         ("high-availability.zookeeper.path.namespace", "recovery.zookeeper.path.namespace"),
     )
+    KEEP_TASKS: Final = ConfigOption(
+        "high-availability.running-tasks.keep-timeout",
+        duration_ms,
+        90_000,
+        "How long a TaskManager lets tasks run on after it has lost the leading JobManager; longer than the session "
+        "timeout, or nobody can take them over. 0: they end at once.",
+    )
+    REPORT_TASKS: Final = ConfigOption(
+        "high-availability.running-tasks.report-timeout",
+        duration_ms,
+        3_000,
+        "How long a new leader waits until TaskManagers have reported all running tasks of a job; then it restarts the "
+        "job from its newest checkpoint. 0: it never takes running tasks over.",
+    )
     JOBMANAGER_PORT: Final = ConfigOption(
         "high-availability.jobmanager.port",
         string,

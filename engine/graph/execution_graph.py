@@ -190,6 +190,12 @@ class ExecutionGraph:
             subtask.attempts.append(attempt)
             del subtask.attempts[:-ATTEMPTS_MAX]
 
+    def take_over(self, attempt_number: int, now_ms: int) -> None:
+        """The attempts are those of this number, which another JobManager made, instead of the first ones here."""
+        for subtask in self.all_subtasks():
+            subtask.attempts.clear()
+        self.new_attempts(attempt_number, now_ms)
+
     def transition(self, target: JobStatus, now_ms: int) -> None:
         """Enter ``target``; raises IllegalTransition if there is no such edge."""
         if target not in JOB_LEGAL[self.status]:

@@ -320,9 +320,10 @@ class FileElection:
     def _remove_leftovers(self) -> None:
         """Remove files that writers left half-written when they were killed."""
         for entry in os.scandir(self._folder.root):
-            if entry.name.startswith(".partial-") and time.time() - entry.stat().st_mtime > _LEFTOVER_S:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(entry.path)
+            if entry.name.startswith(".partial-"):
+                with contextlib.suppress(FileNotFoundError):  # a writer has renamed it meanwhile
+                    if time.time() - entry.stat().st_mtime > _LEFTOVER_S:
+                        os.remove(entry.path)
 
     def _leave(self) -> None:
         with contextlib.suppress(FileNotFoundError):

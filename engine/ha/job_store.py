@@ -113,13 +113,20 @@ class JobStore(Protocol):
 
     def checkpoints(self, job_id: JobID) -> RecoveredCheckpoints: ...
 
-    def begin_attempt(self, job_id: JobID, attempt_number: int, *, publishes: bool = False) -> None:
+    def begin_attempt(
+        self, job_id: JobID, attempt_number: int, *, publishes: bool = False, is_over: bool = False
+    ) -> None:
         """Called before the attempt does anything that others see, and with ``publishes`` before what the job has
-        written is made visible without a checkpoint that knows of it: nobody can do that a second time."""
+        written is made visible without a checkpoint that knows of it: nobody can do that a second time. With
+        ``is_over`` before anything of it is cleaned up: what runs of it is not to be taken over any more."""
         ...
 
     def last_attempt(self, job_id: JobID) -> tuple[int, bool]:
         """Return what ``begin_attempt`` was told last; (-1, False) when it never was."""
+        ...
+
+    def is_attempt_over(self, job_id: JobID) -> bool:
+        """Whether it was told last that the attempt is over, or never anything."""
         ...
 
     def put_result(self, result: JobResult) -> None:
@@ -378,18 +385,27 @@ class FencedJobStore:
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
-    def begin_attempt(self, job_id: JobID, attempt_number: int, *, publishes: bool = False) -> None:
-        value = json.dumps({"attempt": attempt_number, "publishes": publishes}).encode()
+    def begin_attempt(
+        self, job_id: JobID, attempt_number: int, *, publishes: bool = False, is_over: bool = False
+    ) -> None:
+        value = json.dumps({"attempt": attempt_number, "publishes": publishes, "over": is_over}).encode()
         self._metadata.put(self._token, f"jobs/{job_id}/attempt", value)
 
     def last_attempt(self, job_id: JobID) -> tuple[int, bool]:
+        return self._attempt(job_id)[:2]
+
+    def is_attempt_over(self, job_id: JobID) -> bool:
+        return self._attempt(job_id)[2]
+
+    def _attempt(self, job_id: JobID) -> tuple[int, bool, bool]:
         name = f"jobs/{job_id}/attempt"
         value = self._metadata.get(name)
         if value is None:
-            return -1, False
+            return -1, False, True
         said = _parsed(value, name)
         try:
-            return int(said["attempt"]), bool(said["publishes"])
+            # Who has not said whether it is over has let nobody take tasks over either.
+            return int(said["attempt"]), bool(said["publishes"]), bool(said.get("over", True))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"High-availability metadata {name} cannot be understood: {value!r}.") from error
 

@@ -173,6 +173,12 @@ class Operator(abc.ABC):
     def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
 
+    def report(self) -> object | None:
+        """Return what ``OperatorCoordinator.resume`` needs and no checkpoint has: of what was sent and received since.
+        Called when the JobManager is gone and another one takes over; what was under way between the two is lost.
+        Picklable, of engine classes and plain values."""
+        return None
+
 
 class PollResult(enum.Enum):
     MORE = "more"  #: something was emitted or may be at once: poll again soon
@@ -245,6 +251,8 @@ class CoordinatorContext:
     attempt_number: int = 0
     #: the same as in the subtasks' OperatorContext: marks what operator and coordinator leave in shared places
     operator_id: OperatorID | None = None
+    #: the checkpoint whose state ``restore`` was given, 0 = none
+    restored_from: int = 0
 
 
 class OperatorCoordinator:
@@ -258,6 +266,16 @@ class OperatorCoordinator:
     def start(self, ctx: CoordinatorContext) -> None:
         """Before any task is deployed. Check paths, list input. Overriders call super first."""
         self.ctx = ctx
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        """Called instead of ``start`` where the spec says ``can_resume``: the JobManager that began the attempt is
+        gone, its tasks run on. ``restore`` was called before if the job has a checkpoint; nothing has become durable
+        since. ``reports``: by subtask, of ``Operator.report``; none of the subtasks has come to its end.
+
+        Must leave alone what running tasks work with. An exception means that it cannot be: then all tasks are
+        restarted from the checkpoint, with coordinators of their own; this one hears nothing more.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot go on with running tasks.")
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         """An object that a subtask sent with ``ctx.send_event``."""
@@ -311,6 +329,9 @@ class OperatorCoordinator:
 
 class CoordinatorSpec(abc.ABC):
     """Picklable, engine classes and plain values only."""
+
+    #: Whether its coordinator has ``resume``: what it knows is in checkpoints, or can be told by its subtasks.
+    can_resume: bool = False
 
     @abc.abstractmethod
     def create(self) -> OperatorCoordinator: ...

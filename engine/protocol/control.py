@@ -153,6 +153,30 @@ class TaskMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What a slot holds of one attempt when another JobManager takes over."""
+
+    attempt_id: ExecutionAttemptID
+    state: ExecutionState
+    fingerprint: str = ""  #: of the deployment that it runs (``protocol/fingerprint``); said by the TaskManager
+    #: why it cannot go on under another JobMaster, "" if it can: one sentence without a full stop
+    objection: str = ""
+    #: pickles of what its operators tell their new coordinators (``Operator.report``)
+    reports: dict[OperatorID, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSlot:
+    """A slot process that has outlived the leader it worked for."""
+
+    allocation_id: AllocationID
+    slot_id: SlotID
+    job_id: JobID
+    address: SlotAddress | None = None  #: None: its process is being made, or ended
+    tasks: tuple[RunningTask, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TaskManagerRegistered:
     resource_id: ResourceID
     host: str
@@ -164,8 +188,8 @@ class TaskManagerRegistered:
     log_dir: str
     pid: int
     data_port: int
-    #: allocations still held, for a JobManager that took over: allocation → (slot, job)
-    held: tuple[tuple[AllocationID, SlotID, JobID], ...] = ()
+    #: slots whose processes live on, for a JobManager that takes over
+    held: tuple[HeldSlot, ...] = ()
     log_url: str = ""  #: where its logs are shown by others than the JobManager: YARN's NodeManager
 
 
@@ -369,6 +393,21 @@ class InitializeSlot:
 class SlotReady:
     allocation_id: AllocationID
     address: SlotAddress
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTasks:
+    """To a slot whose leader is gone. What it sends before its answer never reaches the next one."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TasksReported:
+    """Of tasks that have not ended."""
+
+    request_id: int
+    tasks: tuple[RunningTask, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,11 @@ class Connection(Protocol):
 class JobManagerConnection(Connection, Protocol):
     """The TaskManager's end."""
 
+    @property
+    def token(self) -> str:
+        """The leader's, once it has said something; "" before."""
+        ...
+
     async def fetch_blob(self, sha256: str, target: str) -> None:
         """Write the blob to the file ``target``. Raises ExternalError."""
         ...
@@ -170,6 +175,10 @@ class _InMemoryClient:
     @property
     def peer(self) -> str:
         return self._half.peer
+
+    @property
+    def token(self) -> str:
+        return self._half._fence.token
 
     def send_nowait(self, message: Any) -> None:
         self._half.send_nowait(message)
@@ -428,6 +437,10 @@ class _GrpcClient:
     @property
     def peer(self) -> str:
         return self._address
+
+    @property
+    def token(self) -> str:
+        return self._fence.token
 
     def send_nowait(self, message: Any) -> None:
         self._outbox.put(message)

@@ -212,6 +212,7 @@ class OperatorStateRegistry:
 
     def __init__(self, restored: RestoredState | None = None) -> None:
         self._restored = restored
+        self.restored_from = 0  #: the checkpoint that the task starts from, also if it knows nothing of the operator
         self.keyed: dict[str, KeyedPart | FilePart] = {}
         #: parts of which something may not have been taken up yet
         self.late: list[LatePart] = []

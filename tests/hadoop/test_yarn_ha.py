@@ -59,6 +59,9 @@ def check_what_is_told(user: YarnUser, session: str) -> None:
     assert [int(one["container"].split("_")[-2]) for one in leaders] == [3, 2, 1, 1]
     before = [one for one in entries if one["timestamp"] < leaders[1]["since"]]
     assert before, entries
+    # The first time only the JobManager's process was lost, and its successor has gone on with what ran.
+    assert [one["exceptionName"] for one in entries].count("TasksTakenOver") == 1
+    before = [one for one in before if one["exceptionName"] != "TasksTakenOver"]
     assert all(one["failureLabels"]["container"] == one["taskManagerId"] for one in before)
     command = f"yarn logs -applicationId {session} -containerId {before[0]['taskManagerId']}"
     assert before[0]["failureLabels"]["command"] == command
@@ -104,6 +107,7 @@ def test_a_job_survives_the_loss_of_each_process_and_is_exact(session, user, tmp
         )
         assert taskmanagers(session) == before
         assert user.application(session)["runningContainers"] == 3
+        assert attempts_of_tasks(user, session) == {0}, "tasks were restarted"
 
         def restarts() -> int:
             rows = rest(user, session, "/jobs/overview")
@@ -226,6 +230,13 @@ def test_a_job_survives_the_loss_of_nodes_and_services_and_is_exact(session, use
     job.hurry()
     eventually("the job has finished", lambda: job_state(user, session, job_id) == "FINISHED", 120)
     job.check_exact()
+
+
+def attempts_of_tasks(user: YarnUser, application_id: str) -> set[int]:
+    (row,) = rest(user, application_id, "/jobs/overview")["jobs"]
+    vertices = rest(user, application_id, f"/jobs/{row['jid']}")["vertices"]
+    found = (rest(user, application_id, f"/jobs/{row['jid']}/vertices/{one['id']}") for one in vertices)
+    return {subtask["attempt"] for vertex in found for subtask in vertex["subtasks"]}
 
 
 def yarn_state(user: YarnUser, application_id: str) -> str:

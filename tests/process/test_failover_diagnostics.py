@@ -31,8 +31,18 @@ def kill_leader(cluster: HaCluster, number: int) -> None:
     cluster.add_master()
 
 
-def entries_of(cluster: HaCluster, job_id: object) -> list[dict]:
+def all_entries_of(cluster: HaCluster, job_id: object) -> list[dict]:
     return cluster.leader.get(f"/jobs/{job_id}/exceptions")["exceptionHistory"]["entries"]
+
+
+def entries_of(cluster: HaCluster, job_id: object) -> list[dict]:
+    """Return those of failures: that another leader has gone on with running tasks is none."""
+    return [one for one in all_entries_of(cluster, job_id) if one["exceptionName"] != "TasksTakenOver"]
+
+
+def runs(cluster: HaCluster, job_id: object) -> bool:
+    job = cluster.leader.get(f"/jobs/{job_id}")
+    return job["state"] == "RUNNING" and job["status-counts"]["RUNNING"] == len(job["vertices"])
 
 
 def test_exceptions_and_leaders_of_before_are_shown_by_the_next_leader(cluster, tmp_path):
@@ -55,10 +65,15 @@ def test_exceptions_and_leaders_of_before_are_shown_by_the_next_leader(cluster, 
     assert {one["taskManagerId"] for one in before} == {taskmanager["id"]}
     assert all(one["endpoint"].startswith("localhost:") for one in before)
     first = cluster.leader.rest_url
+    until(lambda: runs(cluster, job_id), "its third attempt runs")
 
     kill_leader(cluster, signal.SIGKILL)
     second = cluster.leader.rest_url
     assert entries_of(cluster, job_id) == before
+    until(lambda: len(all_entries_of(cluster, job_id)) == len(before) + 1, "it is told that tasks run on")
+    newest = all_entries_of(cluster, job_id)[0]
+    assert (newest["exceptionName"], newest["taskName"]) == ("TasksTakenOver", None)
+    assert "none was restarted" in newest["stacktrace"]
     kill_leader(cluster, signal.SIGTERM)
     assert entries_of(cluster, job_id) == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -74,10 +75,11 @@ def processes_named(taskmanager: Process, name: str) -> list[int]:
     """Return the TaskManager's slots ("slot-") or its zygote ("zygote")."""
     found = []
     for child in psutil.Process(taskmanager.popen.pid).children(recursive=True):
-        command = " ".join(child.cmdline())
-        if child.name().startswith(name) or (name == "zygote" and "zygote_process" in command):
-            found.append(child)
-    return [child.pid for child in found if name != "zygote" or not child.name().startswith("slot-")]
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            command, title = " ".join(child.cmdline()), child.name()
+            if title.startswith(name) or (name == "zygote" and "zygote_process" in command):
+                found.append((child.pid, title))
+    return [pid for pid, title in found if name != "zygote" or not title.startswith("slot-")]
 
 
 def test_the_jobmanager_of_a_cluster_without_high_availability(alone):

@@ -25,15 +25,18 @@ def main() -> int:
             f"\nseed {outcome.seed}: {'FAILED' if outcome.error else 'ok'}, {outcome.simulated_s:.1f} s simulated, "
             f"{outcome.num_events} events, {outcome.num_faults} faults, {outcome.num_attempts} attempts, "
             f"{outcome.num_checkpoints} checkpoints, {outcome.num_restored} restored, "
-            f"{outcome.statuses}, history {outcome.digest}"
+            f"{outcome.num_taken_over} taken over, {outcome.statuses}, history {outcome.digest}"
         )
         return outcome.error is not None
-    started, failed, totals = time.perf_counter(), [], [0, 0, 0, 0]
+    started, failed, totals = time.perf_counter(), [], [0, 0, 0, 0, 0]
     num_run = 0
     for seed in range(options.first, options.first + options.seeds):
         num_run += 1
         outcome = run_seed(seed, failover=options.failover)
-        counts = (outcome.num_faults, outcome.num_attempts, outcome.num_checkpoints, outcome.num_restored)
+        counts = (
+            outcome.num_faults, outcome.num_attempts, outcome.num_checkpoints, outcome.num_restored,
+            outcome.num_taken_over,
+        )  # fmt: skip
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         if outcome.error is not None:
             failed.append(seed)
@@ -41,10 +44,10 @@ def main() -> int:
             if not options.keep_going:
                 break
     took = time.perf_counter() - started
-    faults, attempts, checkpoints, restored = totals
+    faults, attempts, checkpoints, restored, taken_over = totals
     print(
         f"{num_run} seeds, {faults} faults, {attempts} attempts of jobs, {checkpoints} checkpoints, "
-        f"{restored} restored, {took:.1f} s; failed: {failed or 'none'}"
+        f"{restored} restored, {taken_over} taken over, {took:.1f} s; failed: {failed or 'none'}"
     )
     return bool(failed)
 

@@ -62,6 +62,16 @@ class Faults:
         ]
         if simulation.failover:
             self.kinds += [(4, self._kill_jobmanager), (4, self._pause_leader), (3, self._depose_leader)]
+        if simulation.mostly_leaders:
+            self.kinds = [
+                (5, self._kill_jobmanager),
+                (4, self._pause_leader),
+                (4, self._depose_leader),
+                (1, self._stall_control),
+                (1, self._stall_data),
+                (1, self._be_slow),
+                (1, self._kill_slot),
+            ]
 
     def begin(self) -> None:
         if self._simulation.faults_until and self._rng.random() < 0.2:

@@ -95,6 +95,7 @@ class _LedgerSink(Operator):
 class _CommitterSpec(CoordinatorSpec):
     line: str
     may_refuse: bool
+    can_resume = True
 
     def create(self) -> OperatorCoordinator:
         return _Committer(self)
@@ -115,6 +116,12 @@ class _Committer(OperatorCoordinator):
         super().start(ctx)
         generations.starts_once(ctx, "committer")
         self._ledger: Ledger = current().parts["ledger"]
+        self._commit(self._restored)
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, object]) -> None:
+        super().start(ctx)
+        generations.resumes(ctx, "committer")
+        self._ledger = current().parts["ledger"]
         self._commit(self._restored)
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:

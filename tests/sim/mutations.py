@@ -39,6 +39,7 @@ CHECKPOINTING: Final = "engine/runtime/jobmanager/checkpointing.py"
 RECOVERY: Final = "engine/runtime/jobmanager/recovery.py"
 VALVE: Final = "engine/runtime/exchange/watermark_valve.py"
 EXECUTOR: Final = "engine/runtime/taskmanager/task_executor.py"
+TAKEOVER: Final = "engine/runtime/jobmanager/takeover.py"
 
 #: Begins the names of those that are run with ``--failover``.
 HA: Final = "whoever leads:"
@@ -242,18 +243,18 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     f"{HA} what is given up is cleaned up whoever leads": (
         COORDINATORS,
-        "            if not self._is_fenced(self._attempt_number):\n                return\n            for hosted",
-        "            for hosted",
+        "if not self._is_fenced(self._attempt_number, is_over=True):\n                return\n            for hosted",
+        "for hosted",
     ),
     f"{HA} the end is published whoever leads": (
         COORDINATORS,
-        "        if not self._is_fenced(self._attempt_number, publishes=publishes):\n            return\n",
-        "",
+        "if not self._is_fenced(self._attempt_number, publishes=publishes, is_over=True):\n            return\n",
+        "pass\n",
     ),
     f"{HA} nobody knows that a job without checkpoints has published": (
         COORDINATORS,
-        "self._is_fenced(self._attempt_number, publishes=publishes)",
-        "self._is_fenced(self._attempt_number)",
+        "self._is_fenced(self._attempt_number, publishes=publishes, is_over=True)",
+        "self._is_fenced(self._attempt_number, is_over=True)",
     ),
     f"{HA} checkpoints are complete before they are pointed to": (
         CHECKPOINTING,
@@ -284,8 +285,23 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
     f"{HA} results are not written": (CHECKPOINTING, "lambda: store.put_result(result), written", "int, written"),
     f"{HA} a suspended job goes on": (
         JOB_MASTER,
-        "        self._is_suspended = True\n        self._events.clear()\n        self._coordinators.abandon()\n",
+        "        self._events.clear()\n        self._coordinators.abandon()\n        self.checkpoints.suspend()\n",
+        "        self._is_suspended = False\n        self.checkpoints.suspend()\n",
+    ),
+    f"{HA} tasks that have ended are taken over": (
+        TAKEOVER,
+        "if task.state is not ExecutionState.RUNNING:",
+        "if False:",
+    ),
+    f"{HA} splits are handed out again to readers that run on": (
+        SOURCE,
+        "        self._enumerator.assigned(assigned)\n",
         "",
+    ),
+    f"{HA} what running tasks write is swept": (
+        PARTS,
+        "        self._begin(ctx)\n        self._knows_folders = False\n",
+        "        self.start(ctx)\n",
     ),
     f"{HA} TaskManagers stay with a leader that was replaced": (
         EXECUTOR,

@@ -109,6 +109,10 @@ class ControlEnd:
     def peer(self) -> str:
         return self._peer
 
+    @property
+    def token(self) -> str:
+        return self._fence.token
+
     def send_nowait(self, message: Any) -> None:
         if self._is_closed or self._link.is_cut or self._loop.is_dead or self._link.world.is_over:
             return

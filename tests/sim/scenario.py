@@ -12,10 +12,10 @@ from typing import Any, Final, final
 from engine.checkpoint import storage
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
-from engine.core.options import ClusterOptions
+from engine.core.options import ClusterOptions, HaOptions
 from engine.protocol.control import ErrorInfo
 from engine.runtime.jobmanager.job_master import JobMaster
-from engine.runtime.jobmanager.scheduling import TaskStateReported
+from engine.runtime.jobmanager.scheduling import TasksTakenOver, TaskStateReported
 from tests.sim.checkpoint_checks import CHECKPOINTS, CheckpointChecks, check_contents
 from tests.sim.faults import Disturbance, Faults
 from tests.sim.leaders import SimJobManager
@@ -23,7 +23,7 @@ from tests.sim.ledger import Ledger
 from tests.sim.processes import Cluster
 from tests.sim.programs import simulated_classes_may_travel
 from tests.sim.results import Results
-from tests.sim.shapes import Program, draw_program
+from tests.sim.shapes import Program, draw_program, lasting
 from tests.sim.telling import format_story
 from tests.sim.users import UserJob, draw_plan
 from tests.sim.world import SimulationError, World, running
@@ -52,6 +52,7 @@ class Outcome:
     num_checkpoints: int = 0
     num_restored: int = 0
     failover: bool = False
+    num_taken_over: int = 0  #: times that tasks ran on under another leader
 
     def report(self, lines_max: int | None = 400) -> str:
         repeat = f"python -m tests.sim --seed {self.seed}{' --failover' if self.failover else ''}"
@@ -92,6 +93,11 @@ class Simulation:
         rng = self.world.rng("scenario")
         at_least_once = rng.random() < 0.08
         self.programs = [draw_program(rng, at_least_once) for _ in range(rng.choice((1, 1, 1, 2)))]
+        running = self.world.rng("running tasks")
+        #: Little goes wrong but leaders: jobs run long enough for another one to find all of their tasks RUNNING.
+        self.mostly_leaders = failover and running.random() < 0.5
+        if self.mostly_leaders:
+            self.programs = [lasting(program, at_least_once) for program in self.programs]
         self.slots_per_taskmanager = rng.choice((1, 2, 2))
         has_folder = rng.random() < 0.8
         self.plans = [draw_plan(rng, program, has_folder) for program in self.programs]
@@ -116,6 +122,14 @@ class Simulation:
             "taskmanager.numberOfTaskSlots": str(self.slots_per_taskmanager),
             "taskmanager.memory.segment-size": rng.choice(("200 b", "2 kb", "32 kb")),
         }
+        self.num_taken_over = 0
+        if failover:
+            self.cluster_config |= {
+                "high-availability.running-tasks.keep-timeout": running.choice(("1 s", "20 s", "20 s")),
+                "high-availability.running-tasks.report-timeout": running.choice(("0 ms", "500 ms", "3 s", "3 s")),
+            }
+        if self.mostly_leaders:
+            self.faults_until = max(self.faults_until, 6.0)
         self.job_config = {
             "restart-strategy.type": "fixed-delay",
             "restart-strategy.fixed-delay.attempts": "1000000",
@@ -188,7 +202,7 @@ class Simulation:
             self.seed, error, world.story, world.digest(), world.now, world.num_events, statuses, attempts,
             self.faults.num_faults if hasattr(self, "faults") else 0,
             sum(checks.num_completed for checks in self.checkpoints),
-            sum(checks.num_restored for checks in self.checkpoints), self.failover,
+            sum(checks.num_restored for checks in self.checkpoints), self.failover, self.num_taken_over,
         )  # fmt: skip
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -199,6 +213,7 @@ class Simulation:
         cluster.files.on_change = self.results.file_changed
         world.parts["ledger"] = self.ledger = Ledger(self.results)
         world.parts["disturbance"] = Disturbance()
+        world.parts["leaders count on"] = self.failover
         world.parts["faults until"] = self.faults_until
         #: Records that a checkpoint found under way come again in a later attempt.
         world.parts["keeps records"] = "execution.checkpointing.unaligned.enabled" in self.checkpoint_config
@@ -267,6 +282,9 @@ class Simulation:
 
         def watched(event: Any, now_ms: int) -> Any:
             before = master.graph.status
+            if isinstance(event, TasksTakenOver):
+                self.num_taken_over += 1
+                world.tell("jm", "takes over", f"{master.job_id[:4]} attempt {event.attempt_number}")
             if isinstance(event, TaskStateReported) and event.report.error is not None:
                 self._look_at_failure(event.report.error)
             commands = handle(event, now_ms)
@@ -295,9 +313,12 @@ class Simulation:
         book.handle = watched  # type: ignore[method-assign]
 
     def _look_for_orphans(self) -> None:
-        """Slots end when their TaskManager has not heard of the JobManager for the heartbeat timeout: nobody else can
-        keep what the JobManager has given up from going on."""
+        """Slots end when their TaskManager has not heard of the JobManager for the heartbeat timeout, or with high
+        availability for as long as it may keep them then: nobody else can keep what the JobManager has given up from
+        going on."""
         timeout_s = self.taskmanager_config.get(ClusterOptions.HEARTBEAT_TIMEOUT) / 1000 + ORPHANS_S
+        if self.failover:
+            timeout_s += self.taskmanager_config.get(HaOptions.KEEP_TASKS) / 1000
         for taskmanager in self.cluster.live_taskmanagers():
             if taskmanager.link is None or taskmanager.loop.is_stopped or not taskmanager.slots():
                 continue

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.sim.functions import expected_windows
 from tests.sim.sources import Numbers
 
-__all__ = ["Program", "draw_program"]
+__all__ = ["Program", "draw_program", "lasting"]
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,18 @@ def draw_program(rng: random.Random, at_least_once: bool) -> Program:
         buffer_timeout_ms=choice((0, 10, 100, -1)),
         at_least_once=checkpoints and at_least_once,
         quiet_s=choice((0.0, 0.5, 4.0)) if shape == "union" else 0.0,
+    )
+
+
+def lasting(program: Program, at_least_once: bool) -> Program:
+    """Return the program so that it takes checkpoints and some seconds."""
+    return replace(
+        program,
+        shape="chained" if program.shape == "batch" else program.shape,
+        sink="parts" if program.sink == "text" else program.sink,
+        checkpoints=True,
+        at_least_once=at_least_once,
+        num_splits=6,
+        split_rows=15,
+        interval_ms=(50, 300),
     )

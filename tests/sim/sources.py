@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.connectors.simple import SequenceSplit
-from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator
+from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, without_assigned
 from engine.core.errors import ExternalError
 from engine.core.records import Batch, RowBatch
 from engine.operators.base import (
@@ -102,6 +102,9 @@ class _SplitOperator(SourceOperator):
         self._positions: deque[tuple[int, int]] = deque(self._state.get())
         self._no_more = False
         self._due_ms: int | None = None
+        self._newest_checkpoint = ctx.state.restored_from
+        #: (newest checkpoint before, start of a split)
+        self._received: list[tuple[int, int]] = []
         if not self._positions:
             ctx.send_event(("next?",))
         elif ctx.state.is_restored:
@@ -141,6 +144,7 @@ class _SplitOperator(SourceOperator):
                 generations.check_same("split", generation, self._generation)
                 assert not self._positions, "a split that nobody asked for"
                 self._positions.append((start, end))
+                self._received.append((self._newest_checkpoint, start))
                 self._due_ms = None
             case ("none",):
                 self._no_more = True
@@ -149,11 +153,16 @@ class _SplitOperator(SourceOperator):
 
     def snapshot_state(self, checkpoint_id: int) -> None:
         self._state.update(list(self._positions))
+        self._newest_checkpoint = checkpoint_id
+
+    def report(self) -> object:
+        return (not self._positions and not self._no_more, list(self._received))
 
 
 @dataclass(frozen=True)
 class _SplitCoordinatorSpec(CoordinatorSpec):
     numbers: Numbers
+    can_resume = True
 
     def create(self) -> OperatorCoordinator:
         return _SplitCoordinator(self.numbers)
@@ -172,6 +181,18 @@ class _SplitCoordinator(OperatorCoordinator):
         super().start(ctx)
         generations.starts_once(ctx, "enumerator")
         _refuse_to_start()
+
+    def resume(self, ctx: CoordinatorContext, reports: Mapping[int, Any]) -> None:
+        super().start(ctx)
+        generations.resumes(ctx, "enumerator")
+        _refuse_to_start()
+        known = {start for _, received in reports.values() for since, start in received if since >= ctx.restored_from}
+        if not known <= {start for start, _ in self._splits}:
+            generations.fail(f"splits {known} were handed out, of {self._splits}")
+        self._splits = deque(split for split in self._splits if split[0] not in known)
+        for subtask, (is_waiting, _) in reports.items():
+            if is_waiting:
+                self.handle_event(subtask, ctx.attempt_number, ("next?",))
 
     def handle_event(self, subtask_index: int, attempt_number: int, event: object) -> None:
         generations.check_same("enumerator, attempt", attempt_number, self.ctx.attempt_number)
@@ -221,6 +242,9 @@ class _PacedEnumerator(SplitEnumerator):
         assert isinstance(state, tuple), state
         _refuse_to_start()
         self._splits = deque(state)
+
+    def assigned(self, splits: Collection[Split]) -> None:
+        self._splits = deque(without_assigned(self._splits, splits))
 
 
 @final

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from engine.connectors.file_commits import _PartsCoordinator
 from engine.ha.job_store import FencedJobStore
 from engine.ha.memory import MemoryMetadata
 from engine.runtime.jobmanager.coordinators import JobCoordinators
 from tests.sim.scenario import run_seed
+from tests.sim.sources import _PacedEnumerator
 
-SEEDS = 150
+SEEDS = 100
 CHUNK = 25
 
 
@@ -39,7 +41,7 @@ def point_to_no_checkpoints(monkeypatch):
 
 
 def start_coordinators_unfenced(monkeypatch):
-    monkeypatch.setattr(JobCoordinators, "_is_fenced", lambda self, attempt_number, publishes=False: True)
+    monkeypatch.setattr(JobCoordinators, "_is_fenced", lambda self, attempt_number, **told: True)
 
 
 def number_checkpoints_anew(monkeypatch):
@@ -50,6 +52,14 @@ def forget_results(monkeypatch):
     monkeypatch.setattr(FencedJobStore, "put_result", lambda self, result: None)
 
 
+def hand_out_again_what_was_assigned(monkeypatch):
+    monkeypatch.setattr(_PacedEnumerator, "assigned", lambda self, splits: None)
+
+
+def sweep_what_running_tasks_write(monkeypatch):
+    monkeypatch.setattr(_PartsCoordinator, "resume", lambda self, ctx, reports: self.start(ctx))
+
+
 @pytest.mark.parametrize(
     "break_it",
     [
@@ -58,6 +68,8 @@ def forget_results(monkeypatch):
         start_coordinators_unfenced,
         number_checkpoints_anew,
         forget_results,
+        hand_out_again_what_was_assigned,
+        sweep_what_running_tasks_write,
     ],
 )
 def test_a_leader_that_is_broken_is_found(break_it, monkeypatch):

@@ -1,4 +1,4 @@
-"""500 seeds of the simulated cluster, and that the simulation itself can be trusted: it repeats, and it finds bugs."""
+"""450 seeds of the simulated cluster, and that the simulation itself can be trusted: it repeats, and it finds bugs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.sim.scenario import Simulation, run_seed
 from tests.sim.shapes import Program
 from tests.sim.users import Plan
 
-SEEDS = 350  #: 150 more with high availability: ``test_failover``
+SEEDS = 400  #: 100 more with high availability: ``test_failover``
 CHUNK = 25
 
 

@@ -199,6 +199,17 @@ class CheckpointManager:
         )
         return assign_state(checkpoint, self._layout, allow_non_restored=self._allow_non_restored)
 
+    def restore_of_newest(self, job_graph: JobGraph) -> JobRestore | None:
+        """Return what an attempt would start from; begins none."""
+        checkpoint = self._coordinator.restore_point()
+        if checkpoint is None:
+            return None
+        return assign_state(checkpoint, job_layout(job_graph), allow_non_restored=self._allow_non_restored)
+
+    def take_over(self, attempt_number: int) -> None:
+        """All tasks of this attempt run, and have been taken over from another JobManager."""
+        self._handle(msg.AttemptTakenOver(attempt_number))
+
     def settle(self, then: Callable[[], None]) -> None:
         """Call ``then`` when the store points to what the attempt goes on from, and to nothing else.
 

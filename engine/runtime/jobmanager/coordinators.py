@@ -67,8 +67,8 @@ class JobCoordinators:
     subtask, pickled event, number of the last checkpoint that has the sender's state); both are called on the loop. All
     methods are called on the loop. ``restored``: what they start from, None = afresh.
 
-    ``fence(attempt number, is about to publish)`` is called in the thread before anything that others could see: it
-    raises LeadershipLostError when another JobManager leads, and then nothing follows but a call of ``lost``."""
+    ``fence(attempt number, is about to publish, is over)`` is called in the thread before anything that others could
+    see: it raises LeadershipLostError when another JobManager leads, and nothing follows but a call of ``lost``."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class JobCoordinators:
         post: Callable[[Event], None],
         send: Callable[[JobVertexID, OperatorID, int, bytes, int], None],
         new_worker: WorkerFactory = WorkerThread,
-        fence: Callable[[int, bool], None] | None = None,
+        fence: Callable[[int, bool, bool], None] | None = None,
         lost: Callable[[EngineError], None] = lambda error: None,
     ) -> None:
         self._job_graph = job_graph
@@ -115,6 +115,12 @@ class JobCoordinators:
             self._post(CoordinatorsStarted())
             return
         self._submit(lambda: self._start_all(self._hosted, self._attempt_number))
+
+    def resume(self, reports: Mapping[OperatorID, Mapping[int, bytes]]) -> None:
+        """Create all for an attempt whose tasks run; posts as ``start`` does. ``reports``: by operator and subtask."""
+        if self._end_asked or self._abandoned:
+            return
+        self._submit(lambda: self._start_all(self._hosted, self._attempt_number, reports))
 
     def restart(self, vertices: Collection[JobVertexID], attempt_number: int) -> None:
         """Let those of some vertices clean up and start others in their place; posts as ``start`` does. Nothing is
@@ -253,7 +259,7 @@ class JobCoordinators:
             nonlocal begun
             begun = True
             # What is removed here may be what another leader's attempt is about to commit.
-            if not self._is_fenced(self._attempt_number):
+            if not self._is_fenced(self._attempt_number, is_over=True):
                 return
             for hosted in self._hosted:
                 if hosted.coordinator is not None and not self._abandoned:
@@ -282,6 +288,15 @@ class JobCoordinators:
         self._abandoned = True
         self.close()
 
+    def abandon_then(self, then: Callable[[], None]) -> None:
+        """The same; ``then`` is called on the loop when the call that is under way, if any, has returned."""
+        self._abandoned = True
+        if self._worker is None:
+            then()
+            return
+        self._submit(lambda: self._on_loop(then))
+        self.close()
+
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _submit(self, call: Callable[[], object]) -> None:
@@ -295,12 +310,12 @@ class JobCoordinators:
         except RuntimeError:  # the loop is closed: the process is ending
             logger.debug("job=%s: the event loop has ended", self._job_graph.job_id)
 
-    def _is_fenced(self, attempt_number: int, *, publishes: bool = False) -> bool:
+    def _is_fenced(self, attempt_number: int, *, publishes: bool = False, is_over: bool = False) -> bool:
         """Return whether this JobManager still leads, and has told its successor of the attempt. Waits for a store that
         does not answer: either it does some day, or the leadership is lost."""
         while not self._abandoned and self._fence is not None:
             try:
-                self._fence(attempt_number, publishes)
+                self._fence(attempt_number, publishes, is_over)
                 return True
             except LeadershipLostError as error:
                 self._on_loop(self._lost, error)
@@ -315,7 +330,13 @@ class JobCoordinators:
             self._end_each(restarted, JobOutcome.FAILED)
             self._start_all(restarted, attempt_number)
 
-    def _start_all(self, all_hosted: list[_Hosted], attempt_number: int) -> None:
+    def _start_all(
+        self,
+        all_hosted: list[_Hosted],
+        attempt_number: int,
+        reports: Mapping[OperatorID, Mapping[int, bytes]] | None = None,
+    ) -> None:
+        """``reports`` None: their tasks are yet to be deployed."""
         if not self._is_fenced(attempt_number):
             return
         for hosted in all_hosted:
@@ -336,13 +357,17 @@ class JobCoordinators:
                     send,
                     attempt_number,
                     operator_id=hosted.operator_id,
+                    restored_from=NO_CHECKPOINT if self._restored is None else self._restored.checkpoint_id,
                 )
                 hosted.coordinator = coordinator
                 if self._restored is not None:
                     state = self._restored.coordinators.get(hosted.operator_id, b"")
                     encoded = self._restored.committables.get(hosted.operator_id, {})
                     coordinator.restore(state, _decoded(encoded))
-                coordinator.start(context)
+                if reports is None:
+                    coordinator.start(context)
+                else:
+                    coordinator.resume(context, _decoded(reports.get(hosted.operator_id, {})))
             except Exception as error:
                 self._on_loop(self._post, CoordinatorFailed(error_info(error), _is_final(error)))
                 return
@@ -383,7 +408,7 @@ class JobCoordinators:
         """Commit in two steps: nobody shows anything before all have found that they can."""
         self._end_begun = True
         publishes = outcome is not JobOutcome.FAILED and any(hosted.coordinator for hosted in self._hosted)
-        if not self._is_fenced(self._attempt_number, publishes=publishes):
+        if not self._is_fenced(self._attempt_number, publishes=publishes, is_over=True):
             return
         problem = None if outcome is JobOutcome.FAILED else self._check_each(outcome)
         error = self._end_each(self._hosted, outcome if problem is None else JobOutcome.FAILED)

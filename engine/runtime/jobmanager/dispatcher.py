@@ -7,6 +7,7 @@ Implements ``gateway.DispatcherGateway``. Not here: how one job runs (``job_mast
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import os
@@ -48,6 +49,7 @@ from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.job_preparation import PreparedJob, prepare_job
 from engine.runtime.jobmanager.recovery import fetch_files, finish_clean_up, graph_of, prepare_recovered_job
 from engine.runtime.jobmanager.resource_manager import ResourceDriver, ResourceManager, StandaloneDriver
+from engine.runtime.jobmanager.takeover import ReportedSlot
 
 __all__ = ["Dispatcher"]
 
@@ -83,7 +85,10 @@ class Dispatcher:
         new_worker: WorkerFactory = WorkerThread,
         job_store: JobStore | None = None,
         history: LeaderHistory | None = None,
+        tasks_may_run: bool = True,
     ) -> None:
+        """``tasks_may_run``: some TaskManagers may be left of the leader before."""
+        self._tasks_may_run = tasks_may_run
         self._new_worker = new_worker
         self._store = job_store
         self._history = history
@@ -129,6 +134,8 @@ class Dispatcher:
         if self._store is not None:
             await self._recover(self._store)
         self._recovered.set()
+        for master in list(self._jobs.values()):
+            master.wait_for_tasks()
 
     async def recovered(self) -> None:
         """Return when ``start`` is done."""
@@ -153,6 +160,8 @@ class Dispatcher:
     async def _recover_job(self, store: JobStore, job_id: JobID) -> None:
         try:
             prepared = await self._io.run(functools.partial(prepare_recovered_job, store, job_id, self._config))
+            if not self._tasks_may_run:
+                prepared = dataclasses.replace(prepared, running_attempt=-1)
             await self._fetch_files(store, prepared.job_graph)
             self._start(self._new_master(prepared, await self._exceptions_before(job_id)))
         except (CorruptStateError, InputError, ConfigError) as error:
@@ -194,7 +203,7 @@ class Dispatcher:
 
     async def suspend(self) -> None:
         """Another JobManager leads, or soon will, with the jobs of this one: stop, and clean nothing up. TaskManagers
-        that are connected kill their slots when their connections end. May be called again."""
+        that are connected let their tasks run on, for the next one. May be called again."""
         if self._is_suspended:
             return
         self._is_suspended = True
@@ -433,6 +442,13 @@ class Dispatcher:
             logger.info("job=%s checkpoint=%d is taken before a TaskManager ends", job_id, taken.checkpoint_id)
         except EngineError as error:
             logger.warning("job=%s goes on from its last checkpoint when a TaskManager ends: %s", job_id, error)
+
+    @property
+    def knows_jobs(self) -> bool:
+        return self._recovered.is_set()
+
+    def slots_reported(self, job_id: JobID, slots: Sequence[ReportedSlot]) -> None:
+        self._jobs[job_id].slots_reported(slots)  # only a job that is here expects any
 
     def operator_event(self, message: OperatorEventSent) -> None:
         master = self._jobs.get(message.job_id)

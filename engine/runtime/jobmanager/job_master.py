@@ -22,7 +22,7 @@ from engine.core.config import Configuration
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, JobVertexID, OperatorID
 from engine.core.metrics import Accumulator
-from engine.core.options import RestOptions
+from engine.core.options import HaOptions, RestOptions
 from engine.graph.execution_graph import ExceptionEntry, ExecutionGraph
 from engine.graph.rescale import rescaled, uniform_parallelism
 from engine.ha.job_store import JobStore
@@ -46,6 +46,8 @@ from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_preparation import PreparedJob
 from engine.runtime.jobmanager.recovery import result_of
 from engine.runtime.jobmanager.restart import restart_strategy
+from engine.runtime.jobmanager.takeover import ReportedSlot, TakeOver
+from engine.runtime.jobmanager.taking_over import TakingOver
 
 __all__ = ["JobMaster", "SlotService", "merged_accumulators"]
 
@@ -64,6 +66,17 @@ class SlotService(Protocol):
     def release_slots(self, allocation_ids: tuple[AllocationID, ...], reason: str, grace_ms: int) -> None: ...
 
     def job_ended(self, job_id: JobID) -> None: ...
+
+    def expect_slots(self, job_id: JobID) -> None:
+        """TaskManagers that register may bring slots of the job, see ``JobMaster.slots_reported``; they are held for it
+        until it gives them back."""
+        ...
+
+    def expect_no_slots(self, job_id: JobID) -> None:
+        """Slots of the job that come from now on are freed."""
+        ...
+
+    def take_slots_over(self, keys: Mapping[AllocationID, sched.SlotRequestKey]) -> None: ...
 
     def send_to_slot(self, allocation_id: AllocationID, message: DownMessage) -> None:
         """Send to the TaskManager that holds the allocation; dropped when it is gone (its loss is reported)."""
@@ -120,6 +133,7 @@ class JobMaster:
         self._newest_exception = self._last_exception()
         #: What the current attempt starts from.
         self._restore: JobRestore | None = None
+        self._first_attempt = first_attempt
         self._coordinators = self._new_coordinators(first_attempt)
         #: Its answer to EndCoordinators becomes a failure: the last checkpoint could not be taken.
         self._end_error: ErrorInfo | None = None
@@ -127,6 +141,17 @@ class JobMaster:
         self._holding: int | None = None
         self._held: list[tuple[JobVertexID, OperatorID, int, bytes]] = []
         self._restart_timer: asyncio.TimerHandle | None = None
+        self._is_cancelled_early = False
+        #: Tasks may run that a former leader has deployed; None once that is decided.
+        self._taking_over: TakingOver | None = None
+        if prepared.running_attempt >= 0:
+            self._taking_over = TakingOver(
+                job_graph,
+                prepared.running_attempt,
+                wait_ms=effective.get(HaOptions.REPORT_TASKS),
+                fits=self._resume_coordinators,
+                given_up=self._restart_instead,
+            )
         self._events: deque[sched.Event] = deque()
         self._handling = False
         self._ended: asyncio.Future[ExecutionGraph] = asyncio.get_running_loop().create_future()
@@ -143,7 +168,15 @@ class JobMaster:
         return self._ended.done()
 
     def start(self) -> None:
-        self.post(sched.StartScheduling())
+        if self._taking_over is None:
+            self.post(sched.StartScheduling())
+        else:
+            self._slots.expect_slots(self.job_id)  # until ``wait_for_tasks`` ends
+
+    def wait_for_tasks(self) -> None:
+        """From now on TaskManagers know where this JobManager is."""
+        if self._taking_over is not None:
+            self._taking_over.begin()
 
     def cancel(self) -> None:
         """Does nothing when the job has ended."""
@@ -156,6 +189,9 @@ class JobMaster:
     def post(self, event: sched.Event) -> None:
         """Hand an event to the scheduler. Events that arrive while commands are carried out wait their turn."""
         if self.has_ended or self._is_suspended:
+            return
+        if self._taking_over is not None:
+            self._while_taking_over(event, self._taking_over)
             return
         self._events.append(event)
         if self._handling:
@@ -232,6 +268,9 @@ class JobMaster:
 
     def handle_operator_event(self, message: OperatorEventSent) -> None:
         """A subtask sends to its operator's coordinator; one of a former attempt is not heard any more."""
+        if self._taking_over is not None:
+            self._taking_over.events.append(message)  # of no other attempt: nothing else runs
+            return
         found = self.graph.find_attempt(message.attempt_id)
         if not self.has_ended and found is not None and found[1] is found[0].current:
             self._coordinators.handle_event(message)
@@ -249,6 +288,8 @@ class JobMaster:
         if self._is_suspended:
             return
         self._is_suspended = True
+        if self._taking_over is not None:
+            self._taking_over.end()
         self._events.clear()
         self._coordinators.abandon()
         self.checkpoints.suspend()
@@ -267,6 +308,74 @@ class JobMaster:
             logger.warning("job=%s: %s", self.job_id, error)
             self.suspend()
             self._on_leadership_lost(error)
+
+    # --- the tasks of a former leader --------------------------------------------------------------------------------
+
+    def slots_reported(self, slots: Sequence[ReportedSlot]) -> None:
+        """A TaskManager has registered with slots of this job, which expects them."""
+        if self._taking_over is not None and not self._is_suspended:
+            try:
+                self._taking_over.slots_reported(slots)
+            except Exception as error:
+                self._crash(error)
+
+    def _while_taking_over(self, event: sched.Event, taking_over: TakingOver) -> None:
+        """It is not decided yet whether running tasks are taken over, and the scheduler knows of none."""
+        try:
+            match event:
+                case sched.TaskStateReported(report):
+                    taking_over.task_changed(report)
+                case sched.SlotsLost(allocation_ids, error):
+                    taking_over.slots_lost(allocation_ids, error.message)
+                case sched.CoordinatorsStarted():
+                    self._take_over(taking_over)
+                case sched.CoordinatorFailed(error):
+                    taking_over.give_up(error.message)
+                case sched.CancelRequested():
+                    self._is_cancelled_early = True
+                    taking_over.give_up("it is to be cancelled")
+        except Exception as error:
+            self._crash(error)
+
+    def _resume_coordinators(self, verdict: TakeOver) -> None:
+        taking_over = self._taking_over
+        assert taking_over is not None
+        self._slots.expect_no_slots(self.job_id)
+        self._slots.take_slots_over({grant.allocation_id: key for key, grant in verdict.grants})
+        try:
+            self._restore = self.checkpoints.restore_of_newest(self.graph.job_graph)
+        except EngineError as error:
+            taking_over.give_up(str(error))
+            return
+        coordinators = self._coordinators = self._new_coordinators(taking_over.attempt_number)
+        self.checkpoints.settle(lambda: coordinators.resume(verdict.reports))
+
+    def _take_over(self, taking_over: TakingOver) -> None:
+        """All is there: from here on the job is as if this JobMaster had deployed its tasks."""
+        verdict = taking_over.verdict
+        assert verdict is not None
+        taking_over.end()
+        self._taking_over = None
+        logger.info("job=%s: its running tasks are taken over, attempt %d", self.job_id, taking_over.attempt_number)
+        self.post(sched.TasksTakenOver(taking_over.attempt_number, verdict.grants))
+        for event in taking_over.events:
+            self.handle_operator_event(event)
+        self.checkpoints.take_over(taking_over.attempt_number)
+
+    def _restart_instead(self, allocation_ids: tuple[AllocationID, ...]) -> None:
+        self._taking_over = None
+        self._slots.expect_no_slots(self.job_id)
+        if allocation_ids:
+            self._slots.release_slots(allocation_ids, "the job is restarted by another JobManager", 0)
+
+        def start() -> None:
+            self.post(sched.StartScheduling())
+            if self._is_cancelled_early:
+                self.post(sched.CancelRequested())
+
+        # Those that were to go on with the tasks may be committing: what others commit comes after it.
+        former, self._coordinators = self._coordinators, self._new_coordinators(self._first_attempt)
+        former.abandon_then(start)
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
@@ -300,10 +409,10 @@ class JobMaster:
         )
         return coordinators
 
-    def _fence(self, attempt_number: int, publishes: bool) -> None:
+    def _fence(self, attempt_number: int, publishes: bool, is_over: bool) -> None:
         """In the coordinators' thread."""
         assert self._store is not None
-        self._store.begin_attempt(self.job_id, attempt_number, publishes=publishes)
+        self._store.begin_attempt(self.job_id, attempt_number, publishes=publishes, is_over=is_over)
 
     def _start_coordinators(self, attempt_number: int) -> None:
         self._undelivered.clear()
@@ -341,6 +450,9 @@ class JobMaster:
                     restore = self._restore.tasks[Task(task.vertex_id, task.subtask_index)]
                     task = dataclasses.replace(task, restore=restore)
                 self._slots.send_to_slot(allocation_id, DeployTask(allocation_id, task))
+                self._deliver(task.vertex_id, task.subtask_index)
+            case sched.Adopt(allocation_id, task):
+                self._deployed[task.vertex_id, task.subtask_index] = sched.Deploy(allocation_id, task)
                 self._deliver(task.vertex_id, task.subtask_index)
             case sched.Cancel(allocation_id, attempt_id):
                 self._slots.send_to_slot(allocation_id, CancelTask(allocation_id, attempt_id))
@@ -485,6 +597,9 @@ class JobMaster:
     def _crash(self, error: Exception) -> None:
         """A bug of ours: fail this job, whatever state it is in, and go on with the others."""
         logger.error("job=%s: internal error, the job is failed", self.job_id, exc_info=error)
+        if self._taking_over is not None:
+            self._taking_over.end()
+            self._taking_over = None
         graph, now_ms = self.graph, self._clock.now_ms()
         graph.failure = graph.failure or _internal(error)
         if not graph.status.is_globally_terminal_state():

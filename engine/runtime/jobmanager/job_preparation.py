@@ -43,6 +43,8 @@ class PreparedJob:
     #: ids of the checkpoints that the job store points to
     pointed: tuple[int, ...] = ()
     first_attempt: int = 0
+    #: the one whose tasks may still run and be taken over, -1 = none
+    running_attempt: int = -1
 
 
 async def prepare_job(job_graph: JobGraph, cluster: Configuration) -> PreparedJob:

@@ -16,14 +16,17 @@ from engine.checkpoint.store import StoredCheckpoint
 from engine.core.config import Configuration
 from engine.core.errors import CorruptStateError, ExternalError, JobNotFoundError
 from engine.core.ids import JobID
-from engine.core.options import CheckpointingOptions
+from engine.core.options import CheckpointingOptions, HaOptions
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph, JobType
-from engine.ha.job_store import JobResult, JobStore
-from engine.protocol.checkpoint import CheckpointKind
+from engine.ha.job_store import JobResult, JobStore, RecoveredCheckpoints
+from engine.operators.base import CoordinatorSpec
+from engine.protocol.checkpoint import NO_CHECKPOINT, CheckpointKind
 from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import JobStatus
+from engine.rpc.codec import decode
 from engine.runtime.jobmanager.job_preparation import PreparedJob
+from engine.runtime.jobmanager.takeover import Former, why_not
 
 __all__ = ["fetch_files", "finish_clean_up", "graph_of", "prepare_recovered_job", "result_of"]
 
@@ -78,6 +81,7 @@ def prepare_recovered_job(store: JobStore, job_id: JobID, cluster: Configuration
             f"Job {job_graph.name!r} has no checkpoint that it could go on from: {'; '.join(found.problems)}"
         )
     restored = [StoredCheckpoint(one, _is_owned(one, job_graph, config)) for one in found.checkpoints]
+    running_attempt = _running_attempt(job_graph, config, store, found)
     path = config.get(CheckpointingOptions.RESTORE_PATH)
     if not restored and path:
         first = storage.read_checkpoint(path)
@@ -88,7 +92,42 @@ def prepare_recovered_job(store: JobStore, job_id: JobID, cluster: Configuration
         found.counter,
         tuple(one.checkpoint_id for one in found.checkpoints) if not found.problems else (),
         attempt_number + 1,
+        running_attempt,
     )
+
+
+def _running_attempt(job_graph: JobGraph, config: Configuration, store: JobStore, found: RecoveredCheckpoints) -> int:
+    """Return the attempt whose tasks may be taken over, -1 if there is none."""
+    if not config.get(HaOptions.REPORT_TASKS):
+        return -1
+    attempt_number, has_published = store.last_attempt(job_graph.job_id)
+    newest = found.checkpoints[-1] if found.checkpoints else None
+    path = config.get(CheckpointingOptions.RESTORE_PATH)
+    coordinators = [(vertex.name, spec) for vertex in job_graph.vertices for spec in vertex.coordinators.values()]
+    former = Former(
+        attempt_number=attempt_number,
+        has_published=has_published,
+        is_over=store.is_attempt_over(job_graph.job_id),
+        takes_checkpoints=checkpoint_settings(config).is_periodic,
+        has_blocking_edges=any(edge.blocking for edge in job_graph.edges),
+        counter=found.counter,
+        newest_checkpoint=NO_CHECKPOINT if newest is None else newest.checkpoint_id,
+        is_savepoint=bool(path) if newest is None else newest.kind is CheckpointKind.SAVEPOINT,
+        has_problems=bool(found.problems),
+        coordinators=tuple((name, _can_resume(spec)) for name, spec in coordinators),
+    )
+    reason = why_not(former)
+    if reason:
+        logger.info("job=%s is restarted, its running tasks cannot be taken over: %s", job_graph.job_id, reason)
+    return -1 if reason else former.attempt_number
+
+
+def _can_resume(encoded: bytes) -> bool:
+    try:
+        spec = decode(encoded, object)
+    except ExternalError:  # its start will say what is wrong
+        return False
+    return isinstance(spec, CoordinatorSpec) and spec.can_resume
 
 
 def _is_owned(checkpoint: CompletedCheckpoint, job_graph: JobGraph, config: Configuration) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
@@ -20,6 +20,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ExternalError
 from engine.core.ids import AllocationID, JobID, ResourceID
 from engine.core.options import ClusterOptions
+from engine.graph.execution_graph import SlotGrant
 from engine.protocol.checkpoint import AcknowledgeCheckpoint, AwaitsCheckpoint, CheckpointAnswer, DeclineCheckpoint
 from engine.protocol.control import (
     AcceptRegistration,
@@ -28,12 +29,14 @@ from engine.protocol.control import (
     ErrorInfo,
     HeartbeatFromJobManager,
     HeartbeatFromTaskManager,
+    HeldSlot,
     JobInformation,
     ListLogs,
     LogRead,
     LogsListed,
     OperatorEventSent,
     ReadLog,
+    RejectRegistration,
     ShutDownTaskManager,
     SlotAllocated,
     SlotAllocationFailed,
@@ -50,6 +53,7 @@ from engine.rpc.heartbeat import HeartbeatMonitor
 from engine.runtime.jobmanager import scheduler as sched
 from engine.runtime.jobmanager import slot_manager as book
 from engine.runtime.jobmanager.gateway import TaskManagerView
+from engine.runtime.jobmanager.takeover import ReportedSlot
 
 __all__ = ["JobEvents", "ResourceDriver", "ResourceManager", "StandaloneDriver", "WorkerEvents"]
 
@@ -164,6 +168,15 @@ class JobEvents(Protocol):
 
     def checkpoint_answer(self, message: CheckpointAnswer) -> None: ...
 
+    @property
+    def knows_jobs(self) -> bool:
+        """Whether the jobs of former leaders are known."""
+        ...
+
+    def slots_reported(self, job_id: JobID, slots: Sequence[ReportedSlot]) -> None:
+        """A TaskManager has brought slots of a job that expects them (``ResourceManager.expect_slots``)."""
+        ...
+
     async def prepare_loss(self, job_id: JobID) -> None:
         """The job is about to lose slots: return when it has written down what it can. Never raises."""
         ...
@@ -212,6 +225,8 @@ class ResourceManager:
         self._taskmanagers: dict[ResourceID, _TaskManager] = {}
         self._allocations: dict[AllocationID, _Allocation] = {}
         self._waiting_jobs: dict[JobID, None] = {}
+        #: jobs that may go on with slots that TaskManagers bring
+        self._expected: set[JobID] = set()
         self._log_requests: dict[int, asyncio.Future[Any]] = {}
         self._request_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -252,6 +267,11 @@ class ResourceManager:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(connection.receive(), REFUSAL_S)  # it closes the connection
             return
+        if first.held and not self._jobs.knows_jobs:
+            connection.send_nowait(RejectRegistration("It does not know yet which jobs go on with these slots."))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(connection.receive(), REFUSAL_S)
+            return
         taskmanager = self._register(first, connection)
         try:
             while (message := await connection.receive()) is not None:
@@ -273,7 +293,14 @@ class ResourceManager:
             AcceptRegistration(str(id(self)), self._heartbeat_interval_ms, self._heartbeat_timeout_ms)
         )
         self._driver.worker_registered(resource_id)
-        self._decide(book.TaskManagerAdded(registration))
+        expected = frozenset(held.job_id for held in registration.held) & self._expected
+        self._decide(book.TaskManagerAdded(registration, expected))
+        for job_id in sorted(expected):
+            slots = [_reported(registration, held) for held in registration.held if held.job_id == job_id]
+            for slot in slots:
+                if slot.grant is not None:
+                    self._allocations[slot.grant.allocation_id] = _Allocation(resource_id, job_id)
+            self._jobs.slots_reported(job_id, slots)
         return taskmanager
 
     async def _connection_ended(self, taskmanager: _TaskManager) -> None:
@@ -405,11 +432,21 @@ class ResourceManager:
         self._waiting_jobs[job.job_id] = None
         self._decide(book.SlotsRequested(job, keys))
 
+    def expect_slots(self, job_id: JobID) -> None:
+        self._expected.add(job_id)
+
+    def expect_no_slots(self, job_id: JobID) -> None:
+        self._expected.discard(job_id)
+
+    def take_slots_over(self, keys: Mapping[AllocationID, sched.SlotRequestKey]) -> None:
+        self._decide(book.SlotsTakenOver(keys))
+
     def release_slots(self, allocation_ids: tuple[AllocationID, ...], reason: str, grace_ms: int) -> None:
         self._decide(book.SlotsReleased(allocation_ids, reason, grace_ms))
 
     def job_ended(self, job_id: JobID) -> None:
         self._waiting_jobs.pop(job_id, None)
+        self._expected.discard(job_id)
         self._decide(book.JobEnded(job_id))
 
     def send_to_slot(self, allocation_id: AllocationID, message: DownMessage) -> None:
@@ -497,3 +534,12 @@ class ResourceManager:
             raise ExternalError(f"TaskManager {resource_id} did not answer within {timeout_s:g} s.") from None
         finally:
             self._log_requests.pop(request_id, None)
+
+
+def _reported(registration: TaskManagerRegistered, held: HeldSlot) -> ReportedSlot:
+    if held.address is None:
+        return ReportedSlot(held, None)
+    grant = SlotGrant(
+        held.allocation_id, registration.resource_id, registration.host, held.address, registration.log_url
+    )
+    return ReportedSlot(held, grant)

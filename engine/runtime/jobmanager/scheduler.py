@@ -29,6 +29,7 @@ from engine.runtime.jobmanager.deployment import task_deployment
 from engine.runtime.jobmanager.failover import RegionRestart, Regions
 from engine.runtime.jobmanager.restart import NoRestart, RestartStrategy
 from engine.runtime.jobmanager.scheduling import (
+    Adopt,
     Cancel,
     CancelRequested,
     Command,
@@ -55,6 +56,7 @@ from engine.runtime.jobmanager.scheduling import (
     SlotsUnavailable,
     StartCoordinators,
     StartScheduling,
+    TasksTakenOver,
     TaskStateReported,
 )
 
@@ -168,6 +170,8 @@ class Scheduler:
         match event:
             case StartScheduling():
                 self._start()
+            case TasksTakenOver(attempt_number, grants):
+                self._take_over(attempt_number, grants)
             case SlotsUnavailable(error):
                 self._on_slots_unavailable(error)
             case CoordinatorsStarted():
@@ -205,6 +209,28 @@ class Scheduler:
         if self.graph.status is not JobStatus.INITIALIZING:
             return
         self._begin_attempt()
+
+    def _take_over(self, attempt_number: int, grants: Sequence[tuple[SlotRequestKey, SlotGrant]]) -> None:
+        if self.graph.status is not JobStatus.INITIALIZING:
+            return
+        self._attempt_number = attempt_number
+        self.graph.take_over(attempt_number, self._now_ms)
+        self._regions = {}
+        self._grants = dict(grants)
+        self._slots, self._coordinators = _Slots.HELD, _Coordinators.STARTED
+        self._enter(JobStatus.CREATED)
+        self._enter(JobStatus.RUNNING)
+        subtasks = self.graph.all_subtasks()
+        for subtask in subtasks:
+            attempt = subtask.current
+            attempt.slot = self._grant_of(subtask)
+            for state in (ExecutionState.SCHEDULED, ExecutionState.DEPLOYING, ExecutionState.RUNNING):
+                attempt.transition(state, self._now_ms)
+            task = task_deployment(self.graph, subtask, self._grant_of)
+            self._commands.append(Adopt(attempt.slot.allocation_id, task))
+        message = f"Another JobManager leads. All {len(subtasks)} tasks run on under it; none was restarted."
+        error = ErrorInfo("TasksTakenOver", message, "", "external")
+        self.graph.exceptions.append(_exception_entry(error, None, self._now_ms))
 
     def _begin_attempt(self) -> None:
         self._enter(JobStatus.CREATED)

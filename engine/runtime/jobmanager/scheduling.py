@@ -45,6 +45,15 @@ class SlotsUnavailable:
 
 
 @dataclass(frozen=True, slots=True)
+class TasksTakenOver:
+    """Instead of StartScheduling: all tasks of an attempt that a former leader made run on in these slots, one for each
+    key, and their coordinators have been started."""
+
+    attempt_number: int
+    grants: Sequence[tuple[SlotRequestKey, SlotGrant]]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStateReported:
     report: TaskStateChanged
 
@@ -113,6 +122,7 @@ Event: TypeAlias = (
     StartScheduling
     | SlotsGranted
     | SlotsUnavailable
+    | TasksTakenOver
     | TaskStateReported
     | SlotsLost
     | CancelRequested
@@ -146,6 +156,14 @@ class ReleaseSlots:
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
+    allocation_id: AllocationID
+    task: TaskDeployment
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """This task runs there already; from now on it is this JobMaster's."""
+
     allocation_id: AllocationID
     task: TaskDeployment
 
@@ -215,6 +233,7 @@ Command: TypeAlias = (
     RequestSlots
     | ReleaseSlots
     | Deploy
+    | Adopt
     | Cancel
     | StartCoordinators
     | NotifySubtaskFinished

@@ -7,7 +7,7 @@ Pure: events in, commands out; ``resource_manager`` is the shell around it. Not 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -20,6 +20,7 @@ from engine.protocol.control import (
     AllocateSlot,
     ErrorInfo,
     FreeSlot,
+    HeldSlot,
     JobInformation,
     SlotAddress,
     SlotAllocated,
@@ -40,9 +41,11 @@ _FREED_UNASKED: Final = ErrorInfo("SlotLost", "The TaskManager gave the slot up.
 
 @dataclass(frozen=True, slots=True)
 class TaskManagerAdded:
-    """A TaskManager registered, perhaps again after a broken connection (then its ``held`` slots are compared)."""
+    """A TaskManager registered, perhaps again after a broken connection (then its ``held`` slots are compared).
+    ``expected``: jobs that may go on with slots that it holds; those of others are freed."""
 
     registration: TaskManagerRegistered
+    expected: frozenset[JobID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,13 @@ class SlotsRequested:
 
     job: JobInformation
     keys: Sequence[SlotRequestKey]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsTakenOver:
+    """A job goes on with slots that TaskManagers held."""
+
+    keys: Mapping[AllocationID, SlotRequestKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ Event: TypeAlias = (
     TaskManagerAdded
     | TaskManagerRemoved
     | SlotsRequested
+    | SlotsTakenOver
     | SlotsReleased
     | JobEnded
     | SlotAllocated
@@ -238,12 +249,15 @@ class SlotManager:
         self._now_ms = now_ms
         self._commands = []
         match event:
-            case TaskManagerAdded(registration):
-                self._on_added(registration)
+            case TaskManagerAdded(registration, expected):
+                self._on_added(registration, expected)
             case TaskManagerRemoved(resource_id, error):
                 self._on_removed(resource_id, error)
             case SlotsRequested(job, keys):
                 self._on_requested(job, tuple(keys))
+            case SlotsTakenOver(slot_keys):
+                for allocation_id, key in slot_keys.items():
+                    self._slot_of[allocation_id].key = key
             case SlotsReleased(allocation_ids, reason, grace_ms):
                 for allocation_id in allocation_ids:
                     self._free(allocation_id, reason, grace_ms)
@@ -271,9 +285,9 @@ class SlotManager:
 
     # --- TaskManagers -----------------------------------------------------------------------------------------------
 
-    def _on_added(self, registration: TaskManagerRegistered) -> None:
+    def _on_added(self, registration: TaskManagerRegistered, expected: frozenset[JobID]) -> None:
         resource_id = registration.resource_id
-        held = {allocation_id: slot_id for allocation_id, slot_id, _ in registration.held}
+        held = {one.allocation_id: one for one in registration.held}
         known = self._taskmanagers.get(resource_id)
         if known is not None:
             self._compare(known, registration, held)
@@ -281,15 +295,18 @@ class SlotManager:
             slots = [_Slot(SlotID.of(resource_id, index)) for index in range(registration.num_slots)]
             self._taskmanagers[resource_id] = _TaskManager(registration, slots, self._now_ms)
         for slot in self._taskmanagers[resource_id].slots:
-            for allocation_id in [a for a, slot_id in held.items() if slot_id == slot.slot_id]:
-                # Of a job that this book does not know (it ended while the TaskManager was away): free it.
-                if slot.state is _SlotState.FREE:
-                    slot.allocation_id = allocation_id
-                    self._slot_of[allocation_id] = slot
-                    self._send_free(slot, "its job is not known here", 0)
+            for one in [one for one in held.values() if one.slot_id == slot.slot_id]:
+                if slot.state is not _SlotState.FREE:
+                    continue
+                slot.allocation_id = one.allocation_id
+                self._slot_of[one.allocation_id] = slot
+                if one.job_id in expected and one.address is not None:
+                    slot.state, slot.job_id, slot.address = _SlotState.HELD, one.job_id, one.address
+                else:
+                    self._send_free(slot, "its job does not go on with it", 0)
 
     def _compare(
-        self, known: _TaskManager, registration: TaskManagerRegistered, held: dict[AllocationID, SlotID]
+        self, known: _TaskManager, registration: TaskManagerRegistered, held: dict[AllocationID, HeldSlot]
     ) -> None:
         """A TaskManager is back: what it does not hold any more is gone."""
         known.registration = registration

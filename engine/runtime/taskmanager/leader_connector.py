@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import final
+from typing import Final, final
 
 from engine.core.ids import FencingToken
 from engine.ha.contracts import LeaderRetrieval
 from engine.rpc.endpoint import JobManagerConnection, connect
 
 __all__ = ["LeaderConnector"]
+
+LOOK_S: Final = 5.0
 
 
 @final
@@ -21,14 +23,17 @@ class LeaderConnector:
         #: of the leader that the last call found, once it has
         self._token: FencingToken | None = None
         self._found = asyncio.Event()
+        self._connection: JobManagerConnection | None = None
 
     async def __call__(self, timeout_s: float) -> JobManagerConnection:
         """Raises ExternalError when there is no leader, or it does not answer in time."""
         self._found.clear()
+        self._connection = None
         leader = await self._retrieval.leader(timeout_s)
         self._token = leader.token
         self._found.set()
-        return await connect(leader.rpc_host, leader.rpc_port, timeout_s)
+        self._connection = await connect(leader.rpc_host, leader.rpc_port, timeout_s)
+        return self._connection
 
     async def leader_host(self, timeout_s: float) -> str:
         """Raises ExternalError when nobody leads within that time."""
@@ -39,7 +44,14 @@ class LeaderConnector:
         the leader, the one before does not count: it must be able to find the new one."""
         await self._found.wait()
         assert self._token is not None
-        await self._retrieval.replaced(self._token)
+        while True:
+            await self._retrieval.replaced(self._token)
+            connected = "" if self._connection is None else self._connection.token
+            leader = await self._retrieval.leader(LOOK_S, other_than=self._token)
+            if leader.token != connected:
+                return
+            # It listens where the one before did, and had not told yet that it leads.
+            self._token = leader.token
 
     async def close(self) -> None:
         await self._retrieval.close()

@@ -36,10 +36,12 @@ from engine.protocol.control import (
     DeployTask,
     FreeSlot,
     InitializeSlot,
+    ReportTasks,
     SendOperatorEvent,
     SlotAddress,
     SlotReady,
     SlotReport,
+    TasksReported,
 )
 from engine.protocol.lifecycle import ExecutionState
 from engine.protocol.profiling import SampleStacks, Stack, StacksSampled
@@ -74,6 +76,7 @@ class SlotProcess:
         self._env: SlotEnvironment
         self._tasks: list[StreamTask] = []
         self._freed_at: float | None = None
+        self._reports_asked: int | None = None
         #: filled by a sampling thread
         self._sampled: deque[tuple[int, dict[ExecutionAttemptID | None, Counter[Stack]]]] = deque()
 
@@ -129,7 +132,15 @@ class SlotProcess:
         """Handle what there is, waiting for it if need be, then let each task that can do a step."""
         self._turn(timeout)
         if not self._must_end():
+            self._answer_report()
             self._work(self._tasks)
+
+    def _answer_report(self) -> None:
+        """Here no step is on the stack: all tasks answer at one moment, behind all that was sent to them."""
+        request_id, self._reports_asked = self._reports_asked, None
+        if request_id is not None:
+            told = tuple(task.report() for task in self._tasks if not task.state.is_terminal())
+            self._control.send(TasksReported(request_id, told))
 
     def _must_end(self) -> bool:
         return self._control.is_closed or self._freed_at is not None
@@ -235,6 +246,8 @@ class SlotProcess:
                     task.abort_checkpoint(checkpoint_id)
             case SampleStacks():
                 self._sample(message)
+            case ReportTasks(request_id):
+                self._reports_asked = request_id
             case FreeSlot():
                 self._freed_at = time.monotonic()
             case _:

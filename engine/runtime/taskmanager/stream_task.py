@@ -26,6 +26,7 @@ from engine.protocol.control import (
     ErrorInfo,
     OperatorEventSent,
     ResultPartitionDescriptor,
+    RunningTask,
     TaskDeployment,
     TaskMetrics,
     TaskStateChanged,
@@ -52,6 +53,7 @@ from engine.runtime.taskmanager.task_checkpoints import TaskCheckpoints, decline
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.task_input import connect_gate
 from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
+from engine.runtime.taskmanager.task_reports import running_task
 from engine.runtime.taskmanager.task_restore import TaskRegistries
 
 __all__ = ["StreamTask"]
@@ -407,6 +409,17 @@ class StreamTask:
             return
         self._run_inside(lambda: tell(checkpoints))
         self._source_waits = False
+
+    def report(self) -> RunningTask:
+        """Return what the next JobManager has to know. Called when no step is on the stack."""
+        objection = ""
+        if self._source_ended or self._is_finished or (self._gate is not None and self._gate.is_ended):
+            objection = "it has come to its end"
+        elif self._checkpoints is not None and self._checkpoints.is_stopping:
+            objection = "it is being stopped with a savepoint"
+        elif self._registries.is_restoring:
+            objection = "it has not restored all of its state"
+        return running_task(self.deployment, self.state, self._chain, objection)
 
     # --- inside and outside of operators ---------------------------------------------------------------------------
 

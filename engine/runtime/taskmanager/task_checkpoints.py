@@ -112,6 +112,10 @@ class TaskCheckpoints:
         return self._stop is not None
 
     @property
+    def is_stopping(self) -> bool:
+        return self._stop is not None or self.stopped is not StopMode.NONE
+
+    @property
     def holds_end(self) -> bool:
         """The task must stay: a snapshot of it is being written, or it may be stopped another way."""
         return bool(self._under_way) or self._stop is not None

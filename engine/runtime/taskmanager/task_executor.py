@@ -1,9 +1,9 @@
 """The TaskManager: registers with the JobManager, heartbeats, makes a slot process per allocation and supervises it.
 
-On asyncio, without user code. When the connection to the JobManager ends or falls silent, all slots are killed at
-once: the JobManager has given them up, and they must not go on writing. So it is when another JobManager leads: the
-TaskManager registers there at once, with its zygotes still warm. Not here: what happens inside a slot process
-(``slot_process``, ``stream_task``), how it is forked (``zygote``), its files (``slot_files``).
+On asyncio, without user code. When the connection to the JobManager ends or falls silent, or another one leads, slots
+run on for a while: whoever leads next is told what they hold, and either goes on with it or has it ended. Without high
+availability nobody follows, so they are killed at once. Not here: what happens inside a slot process (``slot_process``,
+``stream_task``), how it is forked (``zygote``), its files (``slot_files``), what it tells the next leader (``slots``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias, final
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, final
 
 from engine.core.config import Configuration
 from engine.core.errors import EngineError, ExternalError, InputError
-from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, ResourceID, SlotID
-from engine.core.options import ClusterOptions, JobOptions, MemoryOptions
+from engine.core.ids import AllocationID, ExecutionAttemptID, ResourceID
+from engine.core.options import ClusterOptions, HaOptions, JobOptions, MemoryOptions
 from engine.operators.failure import error_info
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
@@ -42,6 +42,7 @@ from engine.protocol.control import (
     FreeSlot,
     HeartbeatFromJobManager,
     HeartbeatFromTaskManager,
+    HeldSlot,
     InitializeSlot,
     ListLogs,
     LogRead,
@@ -51,7 +52,6 @@ from engine.protocol.control import (
     RejectRegistration,
     SendOperatorEvent,
     ShutDownTaskManager,
-    SlotAddress,
     SlotAllocated,
     SlotAllocationFailed,
     SlotFreed,
@@ -60,7 +60,7 @@ from engine.protocol.control import (
     TaskManagerDraining,
     TaskManagerRegistered,
     TaskManagerUnregistered,
-    TaskMetrics,
+    TasksReported,
     TaskStateChanged,
 )
 from engine.protocol.lifecycle import ExecutionState
@@ -70,11 +70,10 @@ from engine.runtime.taskmanager.log_files import list_logs, read_log
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.slot_exit import why_ended
 from engine.runtime.taskmanager.slot_files import SlotFiles
+from engine.runtime.taskmanager.slots import Slot, SlotHandle, SlotHost, SlotReports
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY
 
 __all__ = [
-    "SlotHandle",
-    "SlotHost",
     "SlotHostFactory",
     "TaskExecutor",
     "TaskExecutorSettings",
@@ -102,42 +101,6 @@ ZYGOTE_ENDED_S: Final = 0.3
 UNIX_FOLDER_MAX: Final = 80
 
 
-class SlotHandle(Protocol):
-    """A live slot process, see ``zygote.SlotHandle``."""
-
-    @property
-    def pid(self) -> int: ...
-
-    @property
-    def address(self) -> SlotAddress: ...
-
-    def send(self, message: Any) -> None: ...
-
-    async def receive(self) -> Any | None: ...
-
-    async def wait(self) -> int: ...
-
-    def kill(self) -> None: ...
-
-
-class SlotHost(Protocol):
-    """Makes slot processes, see ``zygote.Zygote``."""
-
-    def load(self, modules: Sequence[str]) -> None:
-        """Have slots that are made from now on find these modules imported; never fails, at worst they do not."""
-        ...
-
-    async def fork_slot(self, init: InitializeSlot) -> SlotHandle:
-        """Raises ExternalError."""
-        ...
-
-    async def wait(self) -> int:
-        """Return when the host has ended and can make no more slots."""
-        ...
-
-    async def close(self) -> None: ...
-
-
 #: interpreter path → a host whose slots run in it
 SlotHostFactory: TypeAlias = Callable[[str], Awaitable[SlotHost]]
 Connector: TypeAlias = Callable[[float], Awaitable[JobManagerConnection]]
@@ -158,22 +121,6 @@ class TaskExecutorSettings:
     log_dir: str = ""
     main_log: str = ""  #: file name in log_dir
     log_url: str = ""  #: where others show them
-
-
-@dataclass(slots=True)
-class _Slot:
-    allocation_id: AllocationID
-    slot_id: SlotID
-    job_id: JobID
-    work_dir: str
-    cancellation_s: float
-    handle: SlotHandle | None = None
-    freeing: bool = False
-    #: set when a task did not answer a cancel in time
-    killed_for_cancel: bool = False
-    #: running tasks and what to call them
-    live: dict[ExecutionAttemptID, str] = field(default_factory=dict)
-    metrics: dict[ExecutionAttemptID, TaskMetrics] = field(default_factory=dict)
 
 
 @final
@@ -200,7 +147,13 @@ class TaskExecutor:
         too_long = len(self._folder) > UNIX_FOLDER_MAX
         self._socket_folder = PrivateFolder("flink-sockets-", _short_temp_dir()) if too_long else None
         self._files = SlotFiles(self._folder)
-        self._slots: dict[AllocationID, _Slot] = {}
+        self._slots: dict[AllocationID, Slot] = {}
+        self._reports = SlotReports(self._slots)
+        #: so long slots run on without a leader
+        self._keep_s = 0.0 if leader_replaced is None else self._config.get(HaOptions.KEEP_TASKS) / 1000
+        self._giving_up: asyncio.TimerHandle | None = None
+        self._leader: str = ""  #: token of the one that accepted this TaskManager last
+        self._former_leaders: set[str] = set()
         self._connection: JobManagerConnection | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping: asyncio.Event = asyncio.Event()
@@ -291,7 +244,7 @@ class TaskExecutor:
     async def _register_once(self) -> JobManagerConnection:
         connection = await self._connect(CONNECT_ATTEMPT_S)
         try:
-            connection.send_nowait(self._registration())
+            connection.send_nowait(self._registration(await self._reports.ask()))
             answer = await asyncio.wait_for(connection.receive(), CONNECT_ATTEMPT_S)
         except TimeoutError:
             await connection.close()
@@ -300,7 +253,12 @@ class TaskExecutor:
             await connection.close()
             raise
         match answer:
+            case _ if connection.token in self._former_leaders:
+                problem = f"The JobManager at {connection.peer} led before another one and does not know that yet."
             case AcceptRegistration():
+                if self._leader and self._leader != connection.token:
+                    self._former_leaders.add(self._leader)
+                self._leader = connection.token
                 self._heartbeat_interval_s = answer.heartbeat_interval_ms / 1000
                 self._heartbeat_timeout_s = answer.heartbeat_timeout_ms / 1000
                 logger.info("taskmanager=%s registered at %s", self._settings.resource_id, connection.peer)
@@ -317,7 +275,7 @@ class TaskExecutor:
         await connection.close()
         raise ExternalError(problem)
 
-    def _registration(self) -> TaskManagerRegistered:
+    def _registration(self, held: tuple[HeldSlot, ...]) -> TaskManagerRegistered:
         settings, config = self._settings, self._config
         page = os.sysconf("SC_PAGE_SIZE")
         return TaskManagerRegistered(
@@ -331,11 +289,17 @@ class TaskExecutor:
             log_dir=settings.log_dir,
             pid=os.getpid(),
             data_port=config.get(ClusterOptions.TM_DATA_PORT),
+            held=held,
             log_url=settings.log_url,
         )
 
     async def _serve(self, connection: JobManagerConnection) -> None:
         self._connection = connection
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+        for message in self._reports.take_unsent():
+            self._send(message)
         loop = asyncio.get_running_loop()
         self._last_heard = loop.time()
         receiving = asyncio.ensure_future(self._receive(connection))
@@ -348,12 +312,31 @@ class TaskExecutor:
             else:
                 ended = next(work for work in (receiving, beating, replaced) if work.done())
                 why = ended.exception() or "the connection ended"
-                logger.warning("lost the JobManager (%s): all slots are killed, registering again", why)
+                fate = f"run on for at most {self._keep_s:g} s" if self._keep_s else "are killed"
+                logger.warning("lost the JobManager (%s): %d slots %s, registering again", why, len(self._slots), fate)
         finally:
             self._connection = None
             await _end(receiving, beating, replaced)
-            await self._kill_all_slots()
+            if self._keep_s and not self._stopping.is_set():
+                self._keep_slots()
+            else:
+                await self._kill_all_slots()
             await connection.close()
+
+    def _keep_slots(self) -> None:
+        """Nobody leads: let tasks run on, but not for ever, nor what was only about to hold some."""
+        for slot in self._slots.values():
+            slot.freeing = slot.freeing or slot.handle is None
+        if self._giving_up is None:
+            self._giving_up = asyncio.get_running_loop().call_later(self._keep_s, self._give_up_slots)
+
+    def _give_up_slots(self) -> None:
+        self._giving_up = None
+        if self._slots:
+            logger.warning("no JobManager has come for %g s: %d slots are killed", self._keep_s, len(self._slots))
+        for slot in self._slots.values():
+            slot.freeing = True
+            self._kill(slot)
 
     async def _drain(self, connection: JobManagerConnection, receiving: asyncio.Future[None]) -> None:
         """Keep the slots until the JobManager has taken checkpoints of their jobs, but not for long."""
@@ -423,6 +406,13 @@ class TaskExecutor:
         if self._connection is not None:
             self._connection.send_nowait(message)
 
+    def _send_of(self, slot: Slot, message: Any) -> None:
+        """Send what a slot says, now or to the next leader."""
+        if self._connection is None:
+            self._reports.keep(slot, message)
+        else:
+            self._send(message)
+
     # --- commands of the JobManager ----------------------------------------------------------------------------------
 
     def _on_message(self, message: Any) -> None:
@@ -430,16 +420,15 @@ class TaskExecutor:
             case AllocateSlot(allocation_id, slot_id, job):
                 work_dir = os.path.join(self._folder, "slots", allocation_id)
                 cancellation_s = self._effective(job.config).get(ClusterOptions.CANCELLATION_TIMEOUT) / 1000
-                slot = _Slot(allocation_id, slot_id, job.job_id, work_dir, cancellation_s)
+                slot = Slot(allocation_id, slot_id, job.job_id, work_dir, cancellation_s)
                 self._slots[allocation_id] = slot
                 self._spawn(self._run_slot(slot, message), f"slot-{allocation_id}")
             case FreeSlot(allocation_id, reason, grace_ms):
                 self._free(allocation_id, reason, grace_ms)
-            case DeployTask(allocation_id, task):
+            case DeployTask(allocation_id):
                 deploying = self._slots.get(allocation_id)
                 if deploying is not None and deploying.handle is not None:
-                    name = f"{task.vertex_name} ({task.subtask_index + 1}/{task.parallelism})"
-                    deploying.live[task.attempt_id] = name
+                    deploying.deployed(message)
                     deploying.handle.send(message)
             case CancelTask(allocation_id, attempt_id):
                 self._cancel(allocation_id, attempt_id, message)
@@ -481,10 +470,11 @@ class TaskExecutor:
         slot = self._slots.get(allocation_id)
         if slot is None or slot.handle is None or attempt_id not in slot.live:
             return
+        slot.cancelled(attempt_id)
         slot.handle.send(message)
         asyncio.get_running_loop().call_later(slot.cancellation_s, self._escalate, slot, attempt_id)
 
-    def _escalate(self, slot: _Slot, attempt_id: ExecutionAttemptID) -> None:
+    def _escalate(self, slot: Slot, attempt_id: ExecutionAttemptID) -> None:
         if attempt_id in slot.live and slot.handle is not None and not slot.killed_for_cancel:
             logger.warning("job=%s attempt=%s does not end on cancel: its slot is killed", slot.job_id, attempt_id)
             slot.killed_for_cancel = True
@@ -501,7 +491,7 @@ class TaskExecutor:
             asyncio.get_running_loop().call_later(FREE_GRACE_S + grace_ms / 1000, self._kill, slot)
 
     @staticmethod
-    def _kill(slot: _Slot) -> None:
+    def _kill(slot: Slot) -> None:
         if slot.handle is not None:
             slot.handle.kill()
 
@@ -518,16 +508,17 @@ class TaskExecutor:
 
     # --- one slot ----------------------------------------------------------------------------------------------------
 
-    async def _run_slot(self, slot: _Slot, message: AllocateSlot) -> None:
+    async def _run_slot(self, slot: Slot, message: AllocateSlot) -> None:
         try:
             await self._make_and_serve(slot, message)
         finally:
             self._slots.pop(slot.allocation_id, None)
+            self._reports.slot_ended()
             if all(other.job_id != slot.job_id for other in self._slots.values()):
                 self._files.release(slot.job_id)
             await _remove(slot.work_dir)
 
-    async def _make_and_serve(self, slot: _Slot, message: AllocateSlot) -> None:
+    async def _make_and_serve(self, slot: Slot, message: AllocateSlot) -> None:
         try:
             handle = await self._make_slot(slot, message)
         except Exception as error:
@@ -535,7 +526,7 @@ class TaskExecutor:
             if not isinstance(error, EngineError):
                 logger.exception("job=%s slot=%s could not be made", slot.job_id, slot.slot_id)
             info = error_info(error)
-            self._send(SlotAllocationFailed(slot.allocation_id, slot.slot_id, info))
+            self._send_of(slot, SlotAllocationFailed(slot.allocation_id, slot.slot_id, info))
             return
         try:
             slot.handle = handle
@@ -550,7 +541,7 @@ class TaskExecutor:
         finally:
             handle.kill()
 
-    async def _make_slot(self, slot: _Slot, message: AllocateSlot) -> SlotHandle:
+    async def _make_slot(self, slot: Slot, message: AllocateSlot) -> SlotHandle:
         connection = self._connection
         if connection is None:
             raise ExternalError("The JobManager is gone.")
@@ -614,17 +605,18 @@ class TaskExecutor:
             self._hosts[python] = found
         return found
 
-    def _on_slot_message(self, slot: _Slot, message: Any) -> None:
+    def _on_slot_message(self, slot: Slot, message: Any) -> None:
         match message:
             case TaskStateChanged():
                 if message.error is not None:
                     task = slot.live.get(message.attempt_id, message.attempt_id)
                     logger.warning("job=%s task=%r failed: %s", slot.job_id, task, message.error.message)
-                if message.state.is_terminal():
-                    slot.live.pop(message.attempt_id, None)
-                self._send(message)
+                slot.state_changed(message)
+                self._send_of(slot, message)
             case OperatorEventSent() | AcknowledgeCheckpoint() | DeclineCheckpoint() | AwaitsCheckpoint():
-                self._send(message)
+                self._send_of(slot, message)
+            case TasksReported():
+                self._reports.answered(slot, message)
             case StacksSampled():
                 self._send(message)
             case SlotReport():
@@ -632,21 +624,21 @@ class TaskExecutor:
             case _:
                 logger.warning("slot=%s sent an unexpected %s", slot.slot_id, type(message).__name__)
 
-    def _slot_ended(self, slot: _Slot, code: int) -> None:
+    def _slot_ended(self, slot: Slot, code: int) -> None:
         self._slots.pop(slot.allocation_id, None)
         if slot.freeing:
-            self._send(SlotFreed(slot.allocation_id, slot.slot_id))
+            self._send_of(slot, SlotFreed(slot.allocation_id, slot.slot_id))
             return
         if slot.killed_for_cancel:
             for attempt_id in slot.live:
-                self._send(TaskStateChanged(slot.job_id, attempt_id, ExecutionState.CANCELED))
+                self._send_of(slot, TaskStateChanged(slot.job_id, attempt_id, ExecutionState.CANCELED))
             message = "its slot was killed because a task did not end on cancel (task.cancellation.timeout)"
         else:
             tasks = f"Running in it: {', '.join(slot.live.values())}." if slot.live else "No task ran in it."
             message = f"{why_ended(code)} Slot {slot.slot_id} on host {self._settings.host}. {tasks}"
             logger.error("job=%s slot=%s lost: %s", slot.job_id, slot.slot_id, message)
         error = ErrorInfo("SlotLost", message, "", "external")
-        self._send(SlotLost(slot.allocation_id, slot.slot_id, error))
+        self._send_of(slot, SlotLost(slot.allocation_id, slot.slot_id, error))
 
 
 def _short_temp_dir() -> str | None:

@@ -45,6 +45,7 @@ class TaskRegistries:
                 work_dir=os.path.join(self._work_dir, f"restored-{deployment.attempt_id}-{operator_id[:8]}"),
             )
         registry = OperatorStateRegistry(restored)
+        registry.restored_from = 0 if deployment.restore is None else deployment.restore.checkpoint_id
         self._made[operator_id] = (operator_name, registry, restored)
         return registry
 
@@ -59,6 +60,10 @@ class TaskRegistries:
                     return True
                 registry.late.pop()
         return False
+
+    @property
+    def is_restoring(self) -> bool:
+        return any(registry.late for _, registry, _ in self._made.values())
 
     def check_all_claimed(self, config: dict[str, str]) -> None:
         """All operators are open. Raises: ProgramError when state has been left over, unless that is allowed."""

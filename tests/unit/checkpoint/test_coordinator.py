@@ -119,6 +119,33 @@ def test_a_checkpoint_goes_from_coordinators_to_sources_to_metadata_to_notices()
     assert shell.coordinator.restore_point() == write.checkpoint
 
 
+def test_tasks_that_were_taken_over_hear_what_is_durable_and_what_will_never_be_then_go_on():
+    former = running()
+    former.at(1000)
+    former.complete(1)
+    stored = StoredCheckpoint(former.coordinator.restore_point(), True)
+    shell = Shell(restored=[stored], counter=3)  # 2 and 3 were begun
+    shell.attempt = 4
+    tasks = tuple(sorted(shell.layout.tasks()))
+    assert shell(msg.AttemptTakenOver(4)) == [
+        msg.NotifyComplete(stored.checkpoint, tasks),
+        msg.NotifyAborted(2, tasks),
+        msg.NotifyAborted(3, tasks),
+    ]
+    assert shell.ack(tasks[0], 3, "late") == [], "nobody waits for it, and it is no file of the job's"
+    assert shell.at(1000) == [msg.PrepareCheckpoint(4)]
+    assert only(msg.NotifyComplete, shell.complete(4)).checkpoint.checkpoint_id == 4
+    assert shell(msg.AttemptBegun(5)) == []
+    assert shell.coordinator.restore_point().checkpoint_id == 4
+
+
+def test_tasks_without_any_checkpoint_can_be_taken_over():
+    shell = Shell()
+    shell.attempt = 0
+    assert shell(msg.AttemptTakenOver(0)) == []
+    assert shell.at(1000) == [msg.PrepareCheckpoint(1)]
+
+
 def test_no_checkpoint_begins_before_all_tasks_run():
     shell = Shell()
     source, sink = shell.layout.tasks()

@@ -159,7 +159,7 @@ def test_who_is_deposed_between_the_end_and_the_clean_up_cleans_nothing_up(hoste
     """What would be removed may be what the next leader's attempt is about to commit."""
     asked, lost = [], []
 
-    def fence(attempt_number, publishes):
+    def fence(attempt_number, publishes, is_over):
         asked.append(publishes)
         if len(asked) > 2:  # the start and the end went well
             raise LeadershipLostError("another one leads")

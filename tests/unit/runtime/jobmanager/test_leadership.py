@@ -189,7 +189,7 @@ def test_a_deposed_leader_that_gives_up_a_checkpoint_does_not_delete_that_of_the
 
     monkeypatch.setattr(FencedJobStore, "begin_checkpoint", begin_checkpoint)
     # Nobody else tells it before.
-    monkeypatch.setattr(FencedJobStore, "begin_attempt", lambda self, job_id, attempt_number, publishes=False: None)
+    monkeypatch.setattr(FencedJobStore, "begin_attempt", lambda self, job_id, attempt_number, **told: None)
 
     async def scenario(leaders):
         first, tasks = await leaders.lead()

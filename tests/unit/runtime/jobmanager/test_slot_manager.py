@@ -13,6 +13,7 @@ from engine.protocol.control import (
     AllocateSlot,
     ErrorInfo,
     FreeSlot,
+    HeldSlot,
     JobInformation,
     SlotAddress,
     SlotAllocated,
@@ -300,7 +301,7 @@ def test_late_news_about_unknown_things_changes_nothing() -> None:
 def test_a_new_taskmanager_that_holds_a_slot_of_an_unknown_job_must_free_it_first() -> None:
     world = World()
     world.request(A, 2)
-    world.add("tm", 2, held=((AllocationID("old"), SlotID("tm_1"), JobID.generate()),))
+    world.add("tm", 2, held=(HeldSlot(AllocationID("old"), SlotID("tm_1"), JobID.generate()),))
     assert [message.allocation_id for _, message in world.pending] == ["old"]
     world.settle()
     assert len(world.grants(A)) == 1
@@ -312,7 +313,7 @@ def test_a_taskmanager_that_comes_back_is_compared_with_the_book() -> None:
     world.request(A, 2)
     world.settle()
     world.running.pop(SlotID("tm_1"))
-    commands = world.add("tm", 2, held=((AllocationID("a0"), SlotID("tm_0"), A.job_id),))
+    commands = world.add("tm", 2, held=(HeldSlot(AllocationID("a0"), SlotID("tm_0"), A.job_id),))
     (lost,) = commands
     assert isinstance(lost, book.SlotsOfJobLost)
     assert lost.allocation_ids == ("a1",)
