@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from engine.core.config import Configuration
 from tests.process.cluster_jobs import Process, until
 
 __all__ = ["HaCluster", "Master"]
+
+KNOWS_LEADER_S = 30.0
 
 
 class Master:
@@ -42,8 +45,16 @@ class Master:
         return next((line for line in reversed(self.process.lines) if any(words in line for words in told)), "")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.rest_url + path, timeout=10) as answer:
-            return json.load(answer)
+        """Return what it says, or the leader through it, as soon as it knows who that is."""
+        deadline = time.monotonic() + KNOWS_LEADER_S
+        while True:
+            try:
+                with urllib.request.urlopen(self.rest_url + path, timeout=10) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
 
 class HaCluster:

@@ -306,7 +306,7 @@ asyncio.run(main())
 
 def start_parent(tmp_path: Any) -> tuple[subprocess.Popen[str], list[int]]:
     """Start a process with two slots, one of which spins; return it and the pids of zygote, slots, and a child."""
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    env = {**os.environ, "TMPDIR": str(tmp_path.parent)}  # short, for a socket's path
     script = _PARENT.replace("sys.argv[1]", repr(str(tmp_path / "child")))
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     assert parent.stdout is not None

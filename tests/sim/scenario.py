@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -67,9 +68,11 @@ class _LogTap(logging.Handler):
     def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
         self._world = world
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._world.is_over:
+        # All of a simulation is in one thread: another one is of a test before this one.
+        if self._world.is_over or record.thread != self._thread:
             return
         text = record.getMessage()
         self._world.tell("log", record.levelname, text.replace("\n", " ")[:160])

@@ -14,7 +14,7 @@ from engine.runtime.jobmanager.coordinators import JobCoordinators
 from tests.sim.scenario import run_seed
 from tests.sim.sources import _PacedEnumerator
 
-SEEDS = 100
+SEEDS = 50
 CHUNK = 25
 
 

@@ -24,7 +24,7 @@ from tests.sim.scenario import Simulation, run_seed
 from tests.sim.shapes import Program
 from tests.sim.users import Plan
 
-SEEDS = 400  #: 100 more with high availability: ``test_failover``
+SEEDS = 450  #: 50 more with high availability: ``test_failover``
 CHUNK = 25
 
 

@@ -17,7 +17,8 @@ import psutil
 __all__ = ["temporary_files_in_memory"]
 
 SHARED_MEMORY: Final = Path("/dev/shm")
-_PREFIX: Final = "engine-tests-"
+#: Short: sockets lie below, and their paths have at most 107 characters.
+_PREFIX: Final = "te-"
 #: Less is for the processes under test.
 _FREE_MIN: Final = 8 << 30
 _AVAILABLE_MIN: Final = 16 << 30
