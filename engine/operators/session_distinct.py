@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from engine.core.records import python_values
 from engine.operators import session_kernels as kernels
+from engine.operators.window_distinct import ValuesOfBatch
 from engine.operators.window_panes import Pane
-from engine.state.arrow_views import valid_mask, values_of
+from engine.state.arrow_views import values_of
 from engine.state.key_groups import canonical_key
 from engine.state.paged_array import PagedArray
 from engine.state.slot_table import SlotTable
@@ -41,8 +42,7 @@ class SessionDistinct:
         self._serials = PagedArray(np.int64)
         self._heads = PagedArray(np.int64)
         self._next_serial = 0
-        self._batch: pa.Array = pa.nulls(0, kind)
-        self._valid: Array | None = None
+        self._batch = ValuesOfBatch(pa.nulls(0, kind))
         self._make_pairs()
 
     def _make_pairs(self) -> None:
@@ -89,15 +89,12 @@ class SessionDistinct:
 
     def begin_batch(self, column: pa.Array) -> None:
         """Prepare the values of the batch whose rows ``take_up`` takes."""
-        self._batch = column
-        self._valid = valid_mask(column) if column.null_count else None
+        self._batch = ValuesOfBatch(column)
 
     def take_up(self, start: int, pane: Pane, rows: Array, slots: Array) -> None:
         """``slots``: by row of the batch."""
-        if self._valid is not None:
-            rows = rows[self._valid[rows]]
+        rows, values = self._batch.of_rows(rows)
         if rows.size:
-            values = self._batch if rows.size == len(self._batch) else self._batch.take(pa.array(rows))
             self._add(pane, slots[rows], values)
 
     def _add(self, pane: Pane, sessions: Array, values: pa.Array) -> None:

@@ -20,7 +20,7 @@ from engine.state.slot_table import SlotTable
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["DistinctValues", "can_be_distinct"]
+__all__ = ["DistinctValues", "ValuesOfBatch", "can_be_distinct"]
 
 
 def can_be_distinct(kind: pa.DataType) -> bool:
@@ -29,6 +29,21 @@ def can_be_distinct(kind: pa.DataType) -> bool:
         return True
     has_nanoseconds = pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns"  # datetime has microseconds
     return is_int64_like(kind) and kind != pa.float16() and not has_nanoseconds
+
+
+@final
+class ValuesOfBatch:
+    """One field of the batch that is being taken up."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+        self._valid: Array | None = valid_mask(column) if column.null_count else None
+
+    def of_rows(self, rows: Array) -> tuple[Array, pa.Array]:
+        """Return those of the rows that have a value, and their values."""
+        if self._valid is not None:
+            rows = rows[self._valid[rows]]
+        return rows, self._column if rows.size == len(self._column) else self._column.take(pa.array(rows))
 
 
 @final
@@ -41,20 +56,16 @@ class DistinctValues:
         self._kinds = [pa.int64(), kind]
         #: start of a pane → its pairs
         self._pairs: dict[int, SlotTable] = {}
-        self._batch: pa.Array = pa.nulls(0, kind)
-        self._valid: Array | None = None
+        self._batch = ValuesOfBatch(pa.nulls(0, kind))
 
     def begin_batch(self, column: pa.Array) -> None:
         """Prepare the values of the batch whose rows ``take_up`` takes."""
-        self._batch = column
-        self._valid = valid_mask(column) if column.null_count else None
+        self._batch = ValuesOfBatch(column)
 
     def take_up(self, start: int, pane: Pane, rows: Array, slots: Array) -> None:
         """``slots``: by row of the batch."""
-        if self._valid is not None:
-            rows = rows[self._valid[rows]]
+        rows, values = self._batch.of_rows(rows)
         if rows.size:
-            values = self._batch if rows.size == len(self._batch) else self._batch.take(pa.array(rows))
             self._add(start, pane, slots[rows], values)
 
     def _add(self, start: int, pane: Pane, slots: Array, values: pa.Array) -> None:
