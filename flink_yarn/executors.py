@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final, final
 
 from engine.client.context import ClientContext
+from engine.client.executors import submit_to_session
 from engine.client.job_client import JobClient, JobOutcomeView
 from engine.client.rest_client import RestClient
 from engine.core.config import Configuration
@@ -49,9 +50,7 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
 
 
 def _execute_in_session(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:
-    client = find_session(config)
-    job_id = client.submit(job_graph, files)
-    return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+    return submit_to_session(find_session(config), job_graph, files, config)
 
 
 def _execute_per_job(job_graph: JobGraph, files: Mapping[str, str], config: Configuration) -> JobClient:

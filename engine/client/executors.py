@@ -23,10 +23,11 @@ from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
 
 if TYPE_CHECKING:
+    from engine.client.rest_client import RestClient
     from engine.cluster import LocalCluster
     from engine.runtime.jobmanager.gateway import TakenCheckpoint
 
-__all__ = ["execute_async", "warm_up"]
+__all__ = ["execute_async", "submit_to_session", "warm_up"]
 
 _YARN_TARGETS: Final = ("yarn-session", "yarn-per-job", "yarn-application")
 
@@ -51,7 +52,11 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
         client = importlib.import_module("flink_yarn.executors").execute_async(job_graph, files, config)
     else:
         raise ConfigError(f"{JobOptions.TARGET.key} is {target!r}; expected local, remote, {', '.join(_YARN_TARGETS)}.")
-    context.record_submission(client.get_job_id())
+    try:
+        context.record_submission(client.get_job_id())
+    except KeyboardInterrupt:
+        client.on_interrupt()
+        raise
     return client
 
 
@@ -136,6 +141,18 @@ def _execute_remote(job_graph: JobGraph, files: Mapping[str, str], config: Confi
     from engine.client.leader_lookup import rest_client
 
     client = rest_client(config)
-    job_id = client.submit(job_graph, files)
-    # -sae: the job goes with the client that waits for it.
-    return JobClient(job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+    return submit_to_session(client, job_graph, files, config)
+
+
+def submit_to_session(
+    client: RestClient, job_graph: JobGraph, files: Mapping[str, str], config: Configuration
+) -> JobClient:
+    """Submit to a cluster that runs already. With -sae the job goes with the client that waits for it, also with one
+    that is interrupted before the cluster has answered."""
+    handle = JobClient(job_graph.job_id, client, cancel_on_interrupt=config.get(JobOptions.SHUTDOWN_ON_ATTACHED_EXIT))
+    try:
+        client.submit(job_graph, files)
+    except KeyboardInterrupt:
+        handle.on_interrupt()
+        raise
+    return handle

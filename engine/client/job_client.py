@@ -7,6 +7,7 @@ Works the same for a job in this process and one on a cluster: the difference is
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -253,8 +254,8 @@ class JobClient:
         if self._cancel_on_interrupt:
             try:
                 self._access.cancel(self._job_id)
-            except ExternalError:
-                pass  # the cluster is gone, and the job with it
+            except ExternalError as error:
+                print(f"Job {self._job_id} was not cancelled: {error}", file=sys.stderr, flush=True)
 
     def collect_batches(self, operator_id: str) -> Iterator[list[Any]]:
         """Yield lists of rows of a collect sink until the job has ended.

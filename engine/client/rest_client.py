@@ -162,6 +162,9 @@ class RestClient:
                     f"No cluster answers at {self.base_url}: {error}. Is it running? Check rest.address and rest.port, "
                     "or -m host:port."
                 ) from error
+            except BaseException:
+                self.close()  # interrupted between request and answer: the next request needs a connection of its own
+                raise
         raise AssertionError("unreachable")
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import signal
 import threading
 import time
 
 import pytest
 
+from engine.client.executors import submit_to_session
 from engine.client.rest_client import RestClient, _is_closed_by_server
+from engine.core.config import Configuration
 from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
 from engine.graph.job_graph import JobGraph, JobType
@@ -25,6 +29,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         self.server.requests.append((self.command, self.path, dict(self.headers), body))
+        if self.server.interrupts:
+            self.server.interrupts.pop()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            self.server.go_on.wait(5)
         status, answer = self.server.answers.pop(0)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
@@ -44,9 +52,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.answers, server.closes = [], [], False
+    server.interrupts, server.go_on = [], threading.Event()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.go_on.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -89,6 +99,39 @@ def test_a_kept_connection_that_was_closed_is_opened_again(server, client):
     server.answers = [(200, {"n": 1}), (200, {"n": 2})]
     assert client.overview() == {"n": 1}
     assert client.overview() == {"n": 2}
+
+
+@pytest.fixture
+def interrupts_on_request(server):
+    """The next request interrupts the main thread before it is answered, as SIGTERM does in a program's process."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGUSR1, interrupt)
+    server.interrupts.append(True)
+    yield
+    signal.signal(signal.SIGUSR1, old)
+
+
+@pytest.mark.usefixtures("interrupts_on_request")
+def test_a_client_that_is_interrupted_while_it_waits_for_an_answer_can_still_cancel(server, client):
+    server.answers += [(200, {}), (202, {})]
+    with pytest.raises(KeyboardInterrupt):
+        client.execution_result(JOB)
+    client.cancel(JOB)
+    assert server.requests[-1][:2] == ("PATCH", f"/proxy/app/jobs/{JOB}?mode=cancel")
+
+
+@pytest.mark.usefixtures("interrupts_on_request")
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_submission_that_is_interrupted_is_cancelled_if_the_job_goes_with_its_client(server, client, cancels):
+    server.answers += [(202, {"jobid": str(JOB)}), (202, {})]
+    config = Configuration({"execution.shutdown-on-attached-exit": cancels})
+    with pytest.raises(KeyboardInterrupt):
+        submit_to_session(client, JobGraph(JOB, "a", JobType.STREAMING, (), ()), {}, config)
+    methods = [method for method, *_ in server.requests]
+    assert methods == (["POST", "PATCH"] if cancels else ["POST"])
 
 
 def test_what_must_not_happen_twice_is_not_sent_into_a_connection_that_was_closed(server, client):
