@@ -26,6 +26,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _CPU_S_MAX: Final = 300
 
 COORDINATOR: Final = "engine/checkpoint/coordinator.py"
+LEFTOVERS: Final = "engine/checkpoint/leftovers.py"
+LAYERS: Final = "engine/checkpoint/layers.py"
 STORE: Final = "engine/checkpoint/store.py"
 ALIGNMENT: Final = "engine/checkpoint/alignment.py"
 CAPTURE: Final = "engine/runtime/taskmanager/snapshot_capture.py"
@@ -48,22 +50,22 @@ HA: Final = "whoever leads:"
 MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
     # --- checkpoints
     "late files are deleted with kept ones": (
-        COORDINATOR,
-        "garbage = self._store.unreferenced(late)",
-        "garbage = Garbage((), tuple(sorted(late)))",
+        LEFTOVERS,
+        "self._store.unreferenced([path for path in files if path.startswith(own) and path not in used])",
+        "Garbage((), tuple(sorted(files)))",
     ),
     "the folder of a kept checkpoint goes with late files": (
-        COORDINATOR,
+        LEFTOVERS,
         "and is_dead and not is_kept and",
         "and is_dead and",
     ),
     "late files are left behind": (
         COORDINATOR,
-        "            self._discard_late(ack.checkpoint_id, files)\n            return",
+        "            self._discard(self._leftovers.late(ack.checkpoint_id, files, live))\n            return",
         "            return",
     ),
     "late files of savepoints are left behind": (
-        COORDINATOR,
+        LEFTOVERS,
         'own = (self._folders.job + "/", folder + "/")',
         'own = (self._folders.job + "/",)',
     ),
@@ -125,18 +127,18 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
     "records in flight are forgotten": (ALIGNMENT, "if p.is_capturing and channel not in p.delivered]", "if False]"),
     "bytes are made when the task has gone on": (
         CAPTURE,
-        "lazy=in_child)",
-        "lazy=True)",
+        "chunks, lists = [self._chunks_of(key, part, base)",
+        "chunks, lists = [self._chunks_of(key, part, base, lazy=True)",
     ),
     "bytes of small parts beside noted ones are made when the task has gone on": (
         CAPTURE,
-        "chunks = self._chunks_of(key, part, snapshot, base, lazy=False)",
-        "chunks = self._chunks_of(key, part, snapshot, base, lazy=True)",
+        "chunks = self._chunks_of(key, part, base)\n",
+        "chunks = self._chunks_of(key, part, base, lazy=True)\n",
     ),
     "increments forget a layer": (
-        CAPTURE,
-        "layers = (*base[key].layers, layer) if layer.is_delta else (layer,)",
-        "layers = (layer,)",
+        LAYERS,
+        "LayerStack((*self.layers, layer), (*self.barriers, checkpoint_id))",
+        "LayerStack((layer,), (checkpoint_id,))",
     ),
     "a task goes on after an operator failed": (
         TASK,
@@ -312,9 +314,16 @@ MUTATIONS: Final[dict[str, tuple[str, str, str]]] = {
 
 
 _JOBMANAGER: Final = "tests/unit/runtime/jobmanager"
+_TASKMANAGER: Final = "tests/unit/runtime/taskmanager"
 
 #: name of a mutation → the directed test that has to fail
 DIRECTED: Final[dict[str, str]] = {
+    "the folder of a kept checkpoint goes with late files": (
+        "tests/unit/checkpoint/test_coordinator.py::test_a_file_that_comes_late_for_a_kept_checkpoint_goes_alone"
+    ),
+    "bytes of small parts beside noted ones are made when the task has gone on": (
+        f"{_TASKMANAGER}/test_snapshot_after_barrier.py"
+    ),
     f"{HA} what is given up is cleaned up whoever leads": (
         f"{_JOBMANAGER}/test_coordinators.py::test_who_is_deposed_between_the_end_and_the_clean_up_cleans_nothing_up"
     ),
@@ -335,7 +344,7 @@ DIRECTED: Final[dict[str, str]] = {
         f"{_JOBMANAGER}/test_leadership.py::test_a_suspended_leader_does_nothing_of_what_it_had_begun"
     ),
     f"{HA} TaskManagers stay with a leader that was replaced": (
-        "tests/unit/runtime/taskmanager/test_leaders.py::"
+        f"{_TASKMANAGER}/test_leaders.py::"
         "test_a_taskmanager_leaves_a_leader_that_was_replaced_though_it_still_answers"
     ),
 }

@@ -480,6 +480,14 @@ def test_a_late_acknowledgement_is_deleted_but_not_what_others_refer_to():
     assert discard == msg.Discard(Garbage((FOLDERS.exclusive(2),), (FOLDERS.shared + "/late",)))
 
 
+def test_a_file_that_comes_late_for_a_kept_checkpoint_goes_alone():
+    shell = running()
+    shell.at(1000)
+    shell.complete(1, FOLDERS.shared + "/one")
+    late = FOLDERS.exclusive(1) + "/late"  # where the checkpoint's metadata lies, too
+    assert shell.ack(shell.layout.tasks()[0], 1, late) == [msg.Discard(Garbage((), (late,)))]
+
+
 def test_an_acknowledgement_that_comes_twice_deletes_nothing():
     shell = running()
     source, _ = shell.layout.tasks()
