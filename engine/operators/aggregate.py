@@ -1,8 +1,9 @@
 """Keyed rolling reduce, sum, min, max, min_by, max_by on rows, and the pre-aggregation before an exchange.
 
 Streaming emits one result per record; with ``emit_final`` (batch) only the last one per key, when the input has ended.
-State is a dict of this operator, in checkpoints the value state ``$aggregate``; the pre-aggregation hands on what it
-holds before each barrier. Not here: windows, changelogs, the columnar sum (``operators/text``).
+State is the value state ``$aggregate``: in memory a dict of this operator; with the backend ``rocksdb``, or beside
+state that the user's function has of its own, in the backend. The pre-aggregation hands on what it holds before each
+barrier. Not here: windows, changelogs, the columnar sum (``operators/text``).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from engine.operators.after_columns import AfterColumns
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
-from engine.operators.keyed import Keys, last_row, open_mapping, see_keys
+from engine.operators.keyed import Keys, is_on_disk, last_row, open_keyed_state, open_mapping, see_keys
 from engine.operators.keys import NAN, FieldKey, canonical_key, field_of
+from engine.state.backend import KeyedStateBackend
+from engine.state.descriptors import ValueStateDescriptor
 from engine.state.heap_states import MISSING
 from engine.state.mapping_part import MappingPart
 
@@ -225,16 +228,24 @@ class _KeyedReduceOperator(Operator):
         #: False when another operator keeps the state, or hands it on before each barrier
         self.registers_state = True
         self._part: MappingPart | None = None
+        self._backend: KeyedStateBackend | None = None
+
+    @property
+    def is_in_backend(self) -> bool:
+        return self._backend is not None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self.keys.open(ctx)
-        ctx.runtime_context._without_state = (
-            "a reduce function has no state but the value so far, which the engine keeps: use "
-            "process(...) with a KeyedProcessFunction for more"
-        )
+        if self.registers_state and is_on_disk(ctx):
+            self._open_backend()
+        else:
+            ctx.runtime_context._open_keyed_state = self._open_backend  # when the user's function asks for state
         self._reducer.open(ctx)
-        if self.registers_state:
+        ctx.runtime_context._open_keyed_state = None
+        if self._backend is not None:
+            self._value = self._backend.value_state(ValueStateDescriptor(STATE_NAME))
+        elif self.registers_state:
             self._part = open_mapping(
                 ctx,
                 STATE_NAME,
@@ -250,8 +261,14 @@ class _KeyedReduceOperator(Operator):
         if not self._emit_final:
             self.out.emit(RowBatch(results, batch.timestamps_ms))
 
+    def _open_backend(self) -> KeyedStateBackend:
+        self._backend = open_keyed_state(self.ctx)
+        return self._backend
+
     def accumulate(self, rows: list[Any]) -> list[Any]:
         """Take up ``rows``; return the value of each one's key after it."""
+        if self._backend is not None:
+            return self._accumulate_in_backend(self._backend, rows)
         state = self.state
         reduce = self._reducer.call
         results: list[Any] = []
@@ -277,17 +294,47 @@ class _KeyedReduceOperator(Operator):
 
     def _first_or_nan(self, key: Any, row: Any) -> Any:
         key = canonical_key(key)
-        if key in self.state:
-            result = self._reducer.call(self.state[key], row)
-        else:
-            if isinstance(self._reducer, FieldAggregate):
-                self._reducer.check_first(row)
-            result = row
-        self.state[key] = result
+        self.state[key] = result = self._reducer.call(self.state[key], row) if key in self.state else self._first(row)
         return result
 
+    def _first(self, row: Any) -> Any:
+        if isinstance(self._reducer, FieldAggregate):
+            self._reducer.check_first(row)
+        return row
+
+    def _accumulate_in_backend(self, backend: KeyedStateBackend, rows: list[Any]) -> list[Any]:
+        reduce, state = self._reducer.call, self._value
+        results: list[Any] = []
+        row = key = None
+        keys = self.keys.of(rows)
+        try:
+            for key, row in zip(keys, rows, strict=True):
+                backend.set_current_key(key)
+                so_far = state.value()
+                result = self._first(row) if so_far is None else reduce(so_far, row)
+                state.update(result)
+                results.append(result)
+        except EngineError:
+            raise
+        except BaseException as error:
+            self.keys.check(key, row)
+            raise self._reducer.error(error, row) from error
+        finally:
+            backend.clear_current_key()
+        return results
+
+    def _values_in_backend(self, backend: KeyedStateBackend) -> Iterator[Any]:
+        for key in backend.keys(STATE_NAME):
+            backend.set_current_key(key)
+            yield self._value.value()
+
     def finish(self) -> None:
-        if self._emit_final:
+        if not self._emit_final:
+            return
+        if self._backend is not None:
+            _emit_in_chunks(self.out, self._values_in_backend(self._backend))
+            self._backend.clear_current_key()
+        else:
             _emit_in_chunks(self.out, self.state.values())
             self.state = {}
 
@@ -295,7 +342,11 @@ class _KeyedReduceOperator(Operator):
         try:
             self.keys.close()
         finally:
-            self._reducer.close()
+            try:
+                self._reducer.close()
+            finally:
+                if self._backend is not None:
+                    self._backend.close()
 
 
 @final
@@ -320,8 +371,9 @@ class _PairSumOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._general.registers_state = self.registers_state and is_on_disk(ctx)
         self._general.open(ctx, out)
-        if self.registers_state:
+        if self.registers_state and not self._general.is_in_backend:
             self._part = open_mapping(
                 ctx,
                 STATE_NAME,
@@ -349,6 +401,9 @@ class _PairSumOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)
+        if self._general.is_in_backend:
+            self._process_in_backend(batch)
+            return
         if self._part is not None and self._part.wants_keys:
             keys = self._general.keys
             see_keys(self._part, keys, keys.of(batch.rows), batch.rows)
@@ -360,6 +415,17 @@ class _PairSumOperator(Operator):
             self._accumulate(batch.rows)
         else:
             self.out.emit(RowBatch(self._accumulate_and_list(batch.rows), batch.timestamps_ms))
+
+    def _process_in_backend(self, batch: RowBatch) -> None:
+        results = self._general.accumulate(batch.rows)
+        if self._emit_final:
+            return
+        if self._by_first:  # as in the loop below: the key as the record has it, 1.0 or True where the first had 1
+            results = [
+                (row[0], result[1]) if type(row) is tuple and type(result) is tuple and len(result) == 2 else result
+                for row, result in zip(batch.rows, results, strict=True)
+            ]
+        self.out.emit(RowBatch(results, batch.timestamps_ms))
 
     def _results(self) -> Iterable[tuple[Any, Any]]:
         return self.sums.items() if self._by_first else zip(self._firsts.values(), self.sums.values(), strict=True)

@@ -93,11 +93,8 @@ class RuntimeContext(KeyedStateStore):
         self._broadcast_variables: dict[str, list[Any]] = {}
         #: set by operators whose input is keyed
         self._keyed_state: KeyedStateBackend | None = None
-        #: what is told of keyed state where there is none
-        self._without_state = (
-            "the records of this operator have no key: call key_by(...) before it (for a sink: keep the state in an "
-            "operator before it)"
-        )
+        #: set while a function is opened whose operator needs keyed state only if the function does
+        self._open_keyed_state: Callable[[], KeyedStateBackend] | None = None
 
     def get_task_name(self) -> str:
         return self._task_name
@@ -151,9 +148,14 @@ class RuntimeContext(KeyedStateStore):
         return self._cached_files[name]
 
     def _backend(self, descriptor: StateDescriptor) -> KeyedStateBackend:
+        if self._keyed_state is None and self._open_keyed_state is not None:
+            self._keyed_state = self._open_keyed_state()
         if self._keyed_state is None:
             name = getattr(descriptor, "name", descriptor)
-            raise ProgramError(f"Keyed state {name!r} was asked for, but {self._without_state}.")
+            raise ProgramError(
+                f"Keyed state {name!r} was asked for, but the records of this operator have no key: call key_by(...) "
+                "before it (for a sink: keep the state in an operator before it)."
+            )
         return self._keyed_state
 
     def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState:

@@ -39,6 +39,7 @@ __all__ = [
     "Keys",
     "NamespaceStateStore",
     "is_incremental",
+    "is_on_disk",
     "last_row",
     "open_keyed_state",
     "open_mapping",
@@ -60,8 +61,7 @@ TIMERS_PART: Final = "timers"
 def open_keyed_state(ctx: OperatorContext) -> KeyedStateBackend:
     """Return the keyed state of an operator, restored, in the backend that ``state.backend.type`` names; from now on
     its RuntimeContext gives it out to the user's function. Whoever opens it closes it."""
-    kind = Configuration(ctx.config).get(CheckpointingOptions.BACKEND)
-    backend = _open_rocksdb(ctx) if kind == "rocksdb" else _open_heap(ctx)
+    backend = _open_rocksdb(ctx) if is_on_disk(ctx) else _open_heap(ctx)
     try:
         ctx.state.add_keyed(KEYED_PART, backend)
     except BaseException:
@@ -156,6 +156,11 @@ def see_keys(part: MappingPart, keys: Keys, of_rows: list[Any], rows: list[Any])
 def owner_of(ctx: OperatorContext) -> str:
     """Return how messages about an operator's state name it."""
     return ctx.state.told_as or f"Operator {ctx.operator_name!r}"
+
+
+def is_on_disk(ctx: OperatorContext) -> bool:
+    """Return whether keyed state is to lie on the disk: ``state.backend.type: rocksdb``."""
+    return Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb"
 
 
 def is_incremental(ctx: OperatorContext) -> bool:

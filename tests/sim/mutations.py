@@ -344,8 +344,7 @@ DIRECTED: Final[dict[str, str]] = {
         f"{_JOBMANAGER}/test_leadership.py::test_a_suspended_leader_does_nothing_of_what_it_had_begun"
     ),
     f"{HA} TaskManagers stay with a leader that was replaced": (
-        f"{_TASKMANAGER}/test_leaders.py::"
-        "test_a_taskmanager_leaves_a_leader_that_was_replaced_though_it_still_answers"
+        f"{_TASKMANAGER}/test_leaders.py::test_a_taskmanager_leaves_a_leader_that_was_replaced_though_it_still_answers"
     ),
 }
 

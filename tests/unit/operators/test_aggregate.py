@@ -8,10 +8,12 @@ import pytest
 
 from engine.core.errors import UserCodeError
 from engine.core.records import BATCH_ROWS_MAX, Row
-from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.aggregate import AGGREGATE_KINDS, CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.functions import KeySelector, ReduceFunction
+from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import FieldKey
 from engine.state.descriptors import ValueStateDescriptor
+from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
 from tests.testing.operator_harness import OperatorHarness
 
 
@@ -228,14 +230,55 @@ def test_a_sum_by_a_computed_key_keeps_the_first_record_else(emit_final):
     )
 
 
-def test_state_in_a_reduce_function_is_refused_with_what_to_use_instead():
-    class Stateful(ReduceFunction):
-        def open(self, runtime_context):
-            runtime_context.get_state(ValueStateDescriptor("seen"))
+ROCKSDB = {"state.backend.type": "rocksdb"}
 
-        def reduce(self, value1, value2):
-            return value1
 
-    told = r"Keyed state 'seen' was asked for, but a reduce function has no state(.|\n)*use process"
-    with pytest.raises(UserCodeError, match=told), OperatorHarness(KeyedReduceSpec(FieldKey(0), Stateful())):
-        pass
+@pytest.mark.parametrize("emit_final", [False, True])
+@pytest.mark.parametrize("kind", [*AGGREGATE_KINDS, "reduce"])
+def test_the_backend_rocksdb_has_the_values_so_far_and_gives_the_same(kind, emit_final):
+    numbers = random.Random(f"{kind} {emit_final}")
+    rows = [(numbers.choice(["a", "b", 3, (1, "x"), None]), numbers.randrange(-9, 9)) for _ in range(300)]
+    if kind == "reduce":
+        spec = KeyedReduceSpec(FieldKey(0), lambda a, b: (a[0], a[1] * 3 + b[1]), emit_final)
+    else:
+        spec = KeyedAggregateSpec(FieldKey(0), kind, 1, emit_final)
+    with OperatorHarness(spec, config=ROCKSDB) as harness:
+        for start in range(0, 300, 70):
+            harness.process(rows[start : start + 70])
+        assert isinstance(harness.contexts[0].state.keyed[KEYED_PART], RocksDBKeyedStateBackend)
+        harness.end()
+        found = harness.output.rows
+    expected = run(spec, rows)
+    assert sorted(found, key=repr) == sorted(expected, key=repr) if emit_final else found == expected
+
+
+class CountsAndReduces(ReduceFunction):
+    def open(self, runtime_context):
+        self.seen = runtime_context.get_state(ValueStateDescriptor("seen"))
+
+    def reduce(self, value1, value2):
+        self.seen.update((self.seen.value() or 0) + 1)
+        return (value1[0], value1[1] + value2[1], self.seen.value())
+
+
+@pytest.mark.parametrize("config", [{}, ROCKSDB], ids=["hashmap", "rocksdb"])
+def test_a_reduce_function_has_keyed_state_of_its_own_if_it_asks_for_it(config):
+    spec = KeyedReduceSpec(FieldKey(0), CountsAndReduces())
+    with OperatorHarness(spec, config=config) as harness:
+        harness.process([("a", 1, 0), ("b", 5, 0), ("a", 2, 0)])
+        harness.process([("a", 3, 0), ("b", 1, 0)])
+        assert harness.output.rows == [("a", 1, 0), ("b", 5, 0), ("a", 3, 1), ("a", 6, 2), ("b", 6, 1)]
+        snapshot = harness.snapshot(1)
+    with OperatorHarness(spec, config=config, restored=[snapshot]) as harness:
+        harness.process([("a", 1, 0), ("b", 1, 0)])
+        assert harness.output.rows == [("a", 7, 3), ("b", 7, 2)]
+
+
+def test_what_a_reduce_kept_in_memory_is_restored_beside_state_of_its_function():
+    spec = KeyedReduceSpec(FieldKey(0), lambda a, b: (a[0], a[1] + b[1], 0))
+    with OperatorHarness(spec) as harness:
+        harness.process([("a", 1, 0), ("a", 2, 0)])
+        snapshot = harness.snapshot(1)
+    with OperatorHarness(KeyedReduceSpec(FieldKey(0), CountsAndReduces()), restored=[snapshot]) as harness:
+        harness.process([("a", 4, 0)])
+        assert harness.output.rows == [("a", 7, 1)]
