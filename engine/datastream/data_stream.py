@@ -10,6 +10,7 @@ import importlib
 import inspect
 import itertools
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -227,6 +228,12 @@ class DataStream(_Named):
             raise ProgramError(
                 f"assign_timestamps_and_watermarks({watermark_strategy!r:.80}): expected a WatermarkStrategy, such as "
                 "WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(…)."
+            )
+        if watermark_strategy.alignment is not None:
+            warnings.warn(
+                "assign_timestamps_and_watermarks: with_watermark_alignment(...) has no effect here, for only a source "
+                "can wait for others. Give the strategy to from_source(...).",
+                stacklevel=2,
             )
         return self._apply("Timestamps/Watermarks", TimestampsSpec(watermark_strategy), self._output_type)
 

@@ -39,7 +39,7 @@ from engine.operators.window_contents import AggregateFold, Fold, ReduceFold
 from engine.operators.window_functions import CoGroupedFunction, JoinedFunction, WindowCall, window_call
 from engine.time.assigners import MergingWindowAssigner, WindowAssigner
 from engine.time.evictors import Evictor
-from engine.time.triggers import Trigger
+from engine.time.triggers import Trigger, lacks_on_merge
 from engine.time.watermarks import Duration, Time
 from engine.time.windows import span_ms
 
@@ -76,6 +76,11 @@ class _Windows:
             raise ProgramError(
                 f"trigger({type(trigger).__name__}): it cannot be used with {self._assigner!r}, whose windows merge: "
                 "can_merge() is false."
+            )
+        if isinstance(self._assigner, MergingWindowAssigner) and lacks_on_merge(trigger):
+            raise ProgramError(
+                f"trigger({type(trigger).__name__}): windows of {self._assigner!r} merge and can_merge() is true, but "
+                "it has no on_merge(self, window, ctx). Implement it: register the timers of the merged window there."
             )
         self._trigger = trigger
         return self

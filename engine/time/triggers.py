@@ -28,6 +28,7 @@ __all__ = [
     "PurgingTrigger",
     "Trigger",
     "TriggerResult",
+    "lacks_on_merge",
 ]
 
 Span = Time | Duration | dt.timedelta
@@ -118,7 +119,8 @@ class Trigger(abc.ABC):
         return False
 
     def on_merge(self, window: Any, ctx: Trigger.OnMergeContext) -> None:
-        """Windows have been merged into ``window``: register its timers, merge what was kept."""
+        """Windows have been merged into ``window``: register its timers, merge what was kept. A trigger without it is
+        refused where windows merge."""
         raise ProgramError(f"{type(self).__name__}.can_merge() is true, but it has no on_merge().")
 
     @abc.abstractmethod
@@ -436,3 +438,9 @@ class PurgingTrigger(Trigger):
 
     def clear(self, window: Window, ctx: Trigger.TriggerContext) -> None:
         self.nested_trigger.clear(window, ctx)
+
+
+def lacks_on_merge(trigger: Trigger) -> bool:
+    """Return whether a trigger, or the one inside of it, could not be told of windows that were merged."""
+    nested = trigger.nested_trigger if isinstance(trigger, PurgingTrigger) else trigger
+    return type(nested).on_merge is Trigger.on_merge

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
-from engine.common import Configuration, Time, Types
+from engine.common import Configuration, Duration, Time, Types, WatermarkStrategy
 from engine.core.errors import ProgramError
 from engine.datastream import OutputTag, StreamExecutionEnvironment
 from engine.datastream.functions import AggregateFunction, AllWindowFunction, ReduceFunction, WindowFunction
@@ -13,6 +15,9 @@ from engine.datastream.window import (
     DeltaTrigger,
     EventTimeSessionWindows,
     GlobalWindows,
+    PurgingTrigger,
+    Trigger,
+    TriggerResult,
     TumblingEventTimeWindows,
 )
 
@@ -65,6 +70,23 @@ class Add(ReduceFunction):
         return value1
 
 
+class CannotBeTold(Trigger):
+    def on_element(self, element, timestamp, window, ctx):
+        return TriggerResult.FIRE
+
+    def on_processing_time(self, time, window, ctx):
+        return TriggerResult.CONTINUE
+
+    def on_event_time(self, time, window, ctx):
+        return TriggerResult.CONTINUE
+
+    def can_merge(self):
+        return True
+
+    def clear(self, window, ctx):
+        pass
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -79,6 +101,14 @@ class Add(ReduceFunction):
         (
             lambda s: s.key_by(0).window(EventTimeSessionWindows(5)).trigger(DeltaTrigger.of(1, max)),
             r"DeltaTrigger\): it cannot be used with EventTimeSessionWindows\(5\), whose windows merge",
+        ),
+        (
+            lambda s: s.key_by(0).window(EventTimeSessionWindows(5)).trigger(CannotBeTold()),
+            r"CannotBeTold\): windows of EventTimeSessionWindows\(5\) merge .* has no on_merge\(self, window, ctx\)",
+        ),
+        (
+            lambda s: s.key_by(0).window(EventTimeSessionWindows(5)).trigger(PurgingTrigger.of(CannotBeTold())),
+            "has no on_merge",
         ),
         (lambda s: s.key_by(0).window(TEN).reduce(Add), r"got a class; pass an object of it: Add\(\)"),
         (lambda s: s.key_by(0).window(TEN).reduce(5), "expected a ReduceFunction"),
@@ -106,6 +136,16 @@ class Add(ReduceFunction):
 def test_wrong_programs_are_refused_when_they_are_written(stream, program, message):
     with pytest.raises(ProgramError, match=message):
         program(stream)
+
+
+def test_alignment_that_has_no_effect_is_told(stream):
+    strategy = WatermarkStrategy.for_monotonous_timestamps()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream.assign_timestamps_and_watermarks(strategy)
+    aligned = strategy.with_watermark_alignment("together", Duration.of_seconds(1))
+    with pytest.warns(UserWarning, match="with_watermark_alignment.* no effect here.*from_source"):
+        stream.assign_timestamps_and_watermarks(aligned)
 
 
 @pytest.mark.parametrize("method", ["reduce", "sum", "min", "max", "min_by", "max_by"])
