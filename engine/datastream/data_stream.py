@@ -30,6 +30,7 @@ from engine.graph.transformation import ChainingStrategy, Edge, Partitioning, Sh
 from engine.operators.base import OperatorSpec
 from engine.operators.co_process import CoProcessSpec
 from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
+from engine.operators.map_batches import MapBatchesSpec, check_batch_format
 from engine.operators.output_tag import OutputTag
 from engine.operators.process import ProcessSpec, keeps_state
 from engine.operators.process_functions import (
@@ -43,7 +44,6 @@ from engine.operators.stateless import (
     CoMapSpec,
     FilterSpec,
     FlatMapSpec,
-    MapBatchesSpec,
     MapSpec,
     ProjectSpec,
 )
@@ -203,9 +203,14 @@ class DataStream(_Named):
     def map_batches(
         self, func: Callable[[Any], Any], output_type: TypeInformation, *, batch_format: str = "pyarrow"
     ) -> DataStream:
-        """Apply ``func`` to whole batches of columns (ours, not PyFlink's): a ``pyarrow.RecordBatch`` in and out, or
-        pandas/numpy by ``batch_format``."""
-        return self._apply("Map Batches", MapBatchesSpec(func, batch_format), output_type)
+        """Apply ``func`` to whole batches of columns (ours, not PyFlink's). It gets a ``pyarrow.RecordBatch``, or by
+        ``batch_format`` a ``"pandas"`` or ``"polars"`` DataFrame or, for ``"numpy"``, a dict of arrays, and returns any
+        of these, or None for nothing. Columns are cast to ``output_type``: rows with names take theirs by name, all
+        else in order. Batches have the size they happen to have; a result of as many records keeps their event times,
+        any other has none. Raises: ProgramError for an unknown format or one whose library is not installed."""
+        check_batch_format(batch_format)
+        spec = MapBatchesSpec(func, batch_format, self._output_type, output_type)
+        return self._apply("Map Batches", spec, output_type)
 
     def project(self, *field_indexes: int) -> DataStream:
         """Keep the fields of tuple or Row records that are named by their indexes, in that order."""

@@ -36,8 +36,9 @@ from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
-from engine.operators.stateless import FilterSpec, MapBatchesSpec, MapSpec, ProjectSpec
+from engine.operators.stateless import FilterSpec, MapSpec, ProjectSpec
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.window import WindowSpec
 

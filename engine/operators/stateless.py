@@ -13,7 +13,7 @@ from typing import Any, final
 
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import Operator, OperatorSpec
 from engine.operators.bound_function import BoundFunction
 from engine.operators.compile.tier import tier_of
 from engine.operators.failure import user_error
@@ -25,7 +25,6 @@ __all__ = [
     "CoMapSpec",
     "FilterSpec",
     "FlatMapSpec",
-    "MapBatchesSpec",
     "MapSpec",
     "ProjectSpec",
 ]
@@ -123,22 +122,6 @@ class ProjectSpec(OperatorSpec):
         return _VECTORISED
 
 
-@final
-@dataclass(frozen=True)
-class MapBatchesSpec(OperatorSpec):
-    """``function`` gets whole batches: a pyarrow RecordBatch, pandas DataFrame or dict of numpy arrays, by
-    ``batch_format`` ("pyarrow", "pandas", "numpy"); it returns any of the three. Columns of rows are named f0, f1…"""
-
-    function: Any
-    batch_format: str = "pyarrow"
-
-    def build(self) -> Operator:
-        return _MapBatchesOperator(BoundFunction(self.function, "map"), self.batch_format)
-
-    def describe(self) -> str:
-        return _VECTORISED
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -167,69 +150,3 @@ class _ProjectOperator(Operator):
             seen = TypeError(f"project({', '.join(map(str, self._indexes))}) does not fit the record: {error}")
             raise user_error(seen, operator_name=self.ctx.operator_name, record=row) from error
         self.out.emit(RowBatch(rows, batch.timestamps_ms))
-
-
-@final
-class _MapBatchesOperator(Operator):
-    def __init__(self, function: BoundFunction, batch_format: str) -> None:
-        self._function = function
-        self._format = batch_format
-
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._function.open(ctx)
-
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        try:
-            columns = _columns_of(batch)
-            given: Any = columns
-            if self._format == "pandas":
-                given = columns.to_pandas()
-            elif self._format == "numpy":
-                given = {
-                    name: column.to_numpy(zero_copy_only=False)
-                    for name, column in zip(columns.schema.names, columns.columns, strict=True)
-                }
-            results = _record_batches(self._function.call(given))
-        except BaseException as error:
-            raise self._function.error(error, f"a batch of {len(batch)} records") from error
-        stamps = batch.timestamps_ms if isinstance(batch, ColumnBatch) else None
-        for result in results:
-            kept = stamps if result.num_rows == len(batch) else None
-            if result.num_rows:
-                self.out.emit(ColumnBatch(result, kept))
-
-    def close(self) -> None:
-        self._function.close()
-
-
-def _columns_of(batch: Batch) -> Any:
-    import pyarrow as pa
-
-    if isinstance(batch, ColumnBatch):
-        return batch.columns
-    rows = batch.rows
-    if rows and isinstance(rows[0], (tuple, list)):
-        arrays = [pa.array(column) for column in zip(*rows, strict=True)]
-    else:
-        arrays = [pa.array(rows)]
-    return pa.RecordBatch.from_arrays(arrays, names=[f"f{i}" for i in range(len(arrays))])
-
-
-def _record_batches(result: Any) -> list[Any]:
-    import pyarrow as pa
-
-    if result is None:
-        return []
-    if isinstance(result, pa.RecordBatch):
-        return [result]
-    if isinstance(result, pa.Table):
-        return result.to_batches()
-    if isinstance(result, dict):
-        return [pa.RecordBatch.from_pydict({str(name): pa.array(column) for name, column in result.items()})]
-    if type(result).__name__ == "DataFrame":
-        return pa.Table.from_pandas(result, preserve_index=False).to_batches()
-    raise TypeError(
-        f"map_batches returned a {type(result).__name__}; expected a pyarrow RecordBatch or Table, "
-        "a pandas DataFrame, or a dict of columns."
-    )

@@ -11,7 +11,6 @@ from engine.operators.stateless import (
     CoMapSpec,
     FilterSpec,
     FlatMapSpec,
-    MapBatchesSpec,
     MapSpec,
     ProjectSpec,
 )
@@ -172,21 +171,3 @@ def test_co_map_and_co_flat_map_call_the_method_of_the_input():
         assert harness.output.rows == [1, 1]
         with pytest.raises(UserCodeError, match="'Co' on record: 2"):
             harness.process([2], input_index=1)
-
-
-@pytest.mark.parametrize("batch_format", ["pyarrow", "numpy"])
-def test_map_batches_gives_whole_columns(batch_format):
-    def function(columns):
-        if batch_format == "numpy":
-            return {"n": columns["f1"] * 10}
-        return pa.RecordBatch.from_pydict({"n": [n.as_py() * 10 for n in columns.column("f1")]})
-
-    with OperatorHarness(MapBatchesSpec(function, batch_format)) as harness:
-        harness.process([("a", 1), ("b", 2)])
-        assert harness.output.rows == [(10,), (20,)]
-
-
-def test_map_batches_that_returns_a_list_is_an_error():
-    error = pytest.raises(UserCodeError, match="map_batches returned a list")
-    with OperatorHarness(MapBatchesSpec(lambda columns: [1])) as harness, error:
-        harness.process([("a", 1)])
