@@ -23,7 +23,6 @@ appended to --json as one JSON object.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
 import sys
@@ -33,7 +32,7 @@ from typing import Any
 
 from tests.bench import latency, python_peers, recovery_race, scaling, smokes
 from tests.bench.charts import write_charts
-from tests.bench.environments import peer_python
+from tests.bench.environments import default_cache, peer_python
 from tests.bench.flink_peer import FlinkPeer
 from tests.bench.keyed import keyed
 from tests.bench.recovery import Load
@@ -148,8 +147,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", help="these contenders, curves (scaling) or parts (smoke) only")
     made.add_argument("--timeout", type=float, default=900)
     made.add_argument("--no-peers", dest="peers", action="store_false")
-    default_cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "engine-bench")
-    made.add_argument("--cache", default=default_cache)
+    made.add_argument("--cache", default=default_cache())
     made.add_argument("--json", help="append results to this file")
     return made
 

@@ -105,6 +105,12 @@ def charts_of(rows: Iterable[dict[str, Any]]) -> list[Chart]:
     for name, title in (("keyed-python", "Keyed sum"), ("window-python", "10 s windows")):
         series = _bars(of.get(name, []), {"events_per_cpu_s": "start-up included"}, 1e-3)
         charts.append(Chart(f"{title}, Python functions", "k events per CPU-second", series, logarithmic=True))
+    for name, title in (
+        ("keyed-lambdas", "Keyed running sum, 1 M keys"),
+        ("window-lambdas", "10 s windows, 100 k keys"),
+    ):
+        series = _bars(of.get(name, []), {"events_per_cpu_s": "M events per CPU-s"}, 1e-6)
+        charts.append(Chart(f"{title}, untyped lambdas", "M events per CPU-second", series))
     charts += _latency_charts(of.get("latency", []))
     phases = {"full_s": "full checkpoint", "incremental_s": "incremental, 1 %", "recovery_s": "kill -9 → record"}
     series = _bars(of.get("recovery-beside-flink", []), phases)

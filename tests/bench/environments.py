@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,11 @@ PEER_PACKAGES = {
     "pathway": ["pathway"],
     "pyspark": ["pyspark>=4"],
 }
+
+
+def default_cache() -> str:
+    """Return where environments and inputs stay between runs."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "engine-bench")
 
 
 def peer_python(cache: Path, peer: str) -> str:
