@@ -29,7 +29,7 @@ from engine.state.keyed_backend import KeyedBackend, check_kind
 from engine.state.rocksdb_cache import RowCache
 from engine.state.rocksdb_files import FrozenFiles, is_lasting
 from engine.state.rocksdb_keys import KeyCodec
-from engine.state.rocksdb_options import RocksSetup, ValuePlaces
+from engine.state.rocksdb_options import MergePlan, RocksSetup
 from engine.state.rocksdb_states import OTHERS, ROCKS_STATES, ROCKS_TTL_STATES, ListCell, RocksTable
 from engine.state.rocksdb_values import ValueCodec
 from engine.state.ttl import stamped, unexpired, unstamped
@@ -118,7 +118,9 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         # Checkpoints are what survives; a log of our own would only double the writes.
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]
         self._setup = RocksSetup(rocksdict, self._memory_bytes // 2)
-        self._value_places = ValuePlaces(self._setup.write_buffer_bytes)
+        self._value_places = self._setup.value_places()
+        self._merge_plan = MergePlan()
+        self._unseen_bytes = 0
         self._db = rocksdict.Rdict(self._folder, self._setup.options())
 
     def close(self) -> None:
@@ -149,12 +151,22 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _write_batch(self, batch: Any) -> None:
         size_bytes = batch.size_in_bytes()
         self._written_bytes += size_bytes
+        self._unseen_bytes += size_bytes
         if self._freezing is not None:
             self._bytes_left -= size_bytes + _NODE_BYTES * len(batch)
             if self._freezing.is_done or self._bytes_left < 0:
                 self._freezing.settle()
                 self._freezing = None
+        elif self._unseen_bytes >= self._setup.write_buffer_bytes:
+            self._plan_merges()
         self._db.write(batch, self._write_options)
+
+    def _plan_merges(self) -> None:
+        """Called now and then between checkpoints: it may wait for a sync, which a barrier shall not."""
+        self._unseen_bytes = 0
+        sizes = (self._db.property_int_value(f"rocksdb.live-blob-file-{kind}") for kind in ("size", "garbage-size"))
+        if changed := self._merge_plan.note(*(int(size or 0) for size in sizes)):
+            self._db.set_options(changed)
 
     def _scan(self, prefix: bytes, source: Any = None) -> Iterator[tuple[bytes, bytes]]:
         for key, value in (source or self._db).items(from_key=prefix):

@@ -10,9 +10,13 @@ import ctypes
 from types import ModuleType
 from typing import Any, Final, final
 
-__all__ = ["RocksSetup", "ValuePlaces"]
+__all__ = ["MergePlan", "RocksSetup", "ValuePlaces"]
 
-_WRITE_BUFFER_MAX: Final = 16 << 20
+#: A row that changes again and again is written once for each buffer that fills up. With 16 MB, what changed while a
+#: long full checkpoint was uploaded came six times over in the increment behind it.
+_WRITE_BUFFER_MAX: Final = 64 << 20
+#: Files are cut as if write buffers had at most that: smaller ones are merged and given up in smaller portions.
+_FILE_UNIT_MAX: Final = 16 << 20
 #: Smaller values stay beside their keys, where they are compressed together: a value in a file of its own takes its
 #: key and 32 bytes more.
 _BLOB_BYTES_MIN: Final = 256
@@ -24,8 +28,9 @@ _OLD_SHARE: Final = 0.08
 _GARBAGE_SHARE: Final = 0.9
 #: Smaller tables cost more than they are worth: RocksDB syncs each.
 _TABLE_BYTES_MIN: Final = 256 << 10
-#: So many flushes wait until they are merged. More of them make reads slower.
-_FLUSHES: Final = 6
+#: So many flushes wait until they are merged. More of them make reads slower, and files of values whose rows were all
+#: written again go when the tables that name them are merged. Less would merge the same tables more often.
+_FLUSHES: Final = 4
 #: How much larger each level is than the one above: a table is merged with as many of the level below.
 _LEVEL_FACTOR: Final = 5
 _LEVELS: Final = 7
@@ -45,6 +50,7 @@ class RocksSetup:
         self._rocksdict = rocksdict
         self._memory_bytes = memory_bytes
         self.write_buffer_bytes = min(max(1 << 20, memory_bytes // 4), _WRITE_BUFFER_MAX)
+        self._unit_bytes = min(self.write_buffer_bytes, _FILE_UNIT_MAX)
 
     def options(self) -> Any:
         """Return new options with a cache of their own."""
@@ -82,7 +88,7 @@ class RocksSetup:
         """Small tables in levels that are not much larger than each other: a merge takes a small part of all."""
         options.set_num_levels(_LEVELS)
         options.set_level_zero_file_num_compaction_trigger(_FLUSHES)
-        table_bytes = max(self.write_buffer_bytes // 32, _TABLE_BYTES_MIN)
+        table_bytes = max(self._unit_bytes // 32, _TABLE_BYTES_MIN)
         options.set_max_bytes_for_level_base(4 * table_bytes)
         options.set_max_bytes_for_level_multiplier(_LEVEL_FACTOR)
         options.set_target_file_size_base(table_bytes)
@@ -91,11 +97,37 @@ class RocksSetup:
     def _separate_values(self, options: Any) -> None:
         options.set_enable_blob_files(True)
         options.set_min_blob_size(_BLOB_BYTES_MIN)
-        options.set_blob_file_size(2 * self.write_buffer_bytes)
+        options.set_blob_file_size(2 * self._unit_bytes)
         options.set_blob_compression_type(self._rocksdict.DBCompressionType.lz4())
         options.set_enable_blob_gc(True)
-        options.set_blob_gc_age_cutoff(_OLD_SHARE)
+        options.set_blob_gc_age_cutoff(0.0)  # until ``MergePlan`` says so
         options.set_blob_gc_force_threshold(_GARBAGE_SHARE)
+
+    def value_places(self) -> ValuePlaces:
+        return ValuePlaces(self._unit_bytes)
+
+
+@final
+class MergePlan:
+    """Decides whether old files of values are given up: only where there is garbage. A state that has just been filled
+    has none, and moving its oldest values would only be more to write for the checkpoints behind.
+    """
+
+    #: Changing one's mind makes RocksDB write its options and sync them, while the task waits for 10 to 20 ms: seldom.
+    _GARBAGE_MUCH: Final = 0.1
+    _GARBAGE_LITTLE: Final = 0.03
+
+    def __init__(self) -> None:
+        self._gives_up = False
+
+    def note(self, values_bytes: int, garbage_bytes: int) -> dict[str, str]:
+        """So much is in files of values, so much of it is no longer needed. Return options to set now."""
+        limit = self._GARBAGE_LITTLE if self._gives_up else self._GARBAGE_MUCH
+        gives_up = garbage_bytes > limit * values_bytes
+        if gives_up == self._gives_up:
+            return {}
+        self._gives_up = gives_up
+        return {"blob_garbage_collection_age_cutoff": str(_OLD_SHARE if gives_up else 0.0)}
 
 
 @final
@@ -112,8 +144,8 @@ class ValuePlaces:
     _HYSTERESIS: Final = 4
     _LITTLE_IN_A_ROW: Final = 3
 
-    def __init__(self, write_buffer_bytes: int) -> None:
-        self._enough_bytes = write_buffer_bytes // 2
+    def __init__(self, unit_bytes: int) -> None:
+        self._enough_bytes = unit_bytes // 2
         self._level = 0
         self._times_little = 0
 
