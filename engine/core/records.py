@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["BATCH_ROWS_MAX", "Batch", "ColumnBatch", "Row", "RowBatch", "RowKind", "python_values", "rows_of"]
+__all__ = [
+    "BATCH_ROWS_MAX",
+    "Batch",
+    "ColumnBatch",
+    "Row",
+    "RowBatch",
+    "RowKind",
+    "kind_of",
+    "python_values",
+    "row_of_kind",
+    "rows_of",
+]
 
 #: Soft upper bound of records in one batch. Larger is no faster and costs latency and memory.
 BATCH_ROWS_MAX = 16_384
@@ -217,6 +228,28 @@ class Row:
             return "Row({})".format(", ".join(repr(value) for value in self._values))
         pairs = zip(self._fields, self._values, strict=True)
         return "Row({})".format(", ".join(f"{name}={value!r}" for name, value in pairs))
+
+
+def kind_of(record: Any) -> RowKind:
+    """Return what a record says about the table behind its stream; all but Rows are INSERTs."""
+    return record._kind if isinstance(record, Row) else RowKind.INSERT
+
+
+def row_of_kind(kind: RowKind, record: Any, names: tuple[str, ...] | None = None) -> Row:
+    """Return a new Row of that kind with the fields of a record; all but Rows, tuples and lists are a single field.
+
+    ``names``: of the fields, where the record has none of its own.
+    """
+    row = Row.__new__(Row)
+    if isinstance(record, Row):
+        row._fields = record._fields or names
+    else:
+        row._fields = names
+        if not isinstance(record, tuple | list):
+            record = (record,)
+    row._values = list(record)
+    row._kind = kind
+    return row
 
 
 def _values_of(column: pa.Array) -> list[Any]:

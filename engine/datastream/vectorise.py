@@ -27,6 +27,7 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
+from engine.operators.column_regular_join import ColumnRegularJoinSpec, column_regular_join
 from engine.operators.column_session import column_session
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
@@ -38,6 +39,7 @@ from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
+from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.stateless import FilterSpec, MapSpec, ProjectSpec
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.window import WindowSpec
@@ -175,6 +177,8 @@ def _joining(node: Transformation, given: Sequence[_Columns | None]) -> Operator
     match node.spec:
         case IntervalJoinSpec():
             return column_interval_join(node.spec, (left, right))
+        case RegularJoinSpec():
+            return column_regular_join(node.spec, (left, right))
         case WindowSpec():
             return column_window_join(node.spec, (left, right))
     return None
@@ -187,7 +191,7 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _of_function(spec, shape)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
-        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec():
+        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec() | ColumnRegularJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
         case ColumnAggregateSpec(kind="min_by" | "max_by") | ColumnWindowSpec(choice=RecordChoice()):
             return _Columns(shape)  # they are whole records
