@@ -11,14 +11,18 @@ from engine.core.errors import ProgramError
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation, Types
 from engine.datastream.key_selectors import as_key_selector
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
+from engine.operators.base import OperatorSpec
+from engine.operators.deduplicate import FIRST, DeduplicateSpec
 from engine.operators.keys import ComposedKey
 from engine.operators.regular_join import JOIN_KINDS, Beside, RegularJoinSpec
+from engine.operators.top_n import RANK, TopNSpec
 from engine.time.watermarks import span_ms
 
 if TYPE_CHECKING:
     from engine.datastream.data_stream import DataStream
+    from engine.datastream.keyed_stream import KeyedStream
 
-__all__ = ["regular_join"]
+__all__ = ["deduplicate", "regular_join", "top_n"]
 
 
 def regular_join(
@@ -46,7 +50,12 @@ def regular_join(
     if output is None:
         output, made_type = _beside(left, right, any(JOIN_KINDS[how]))
     spec = RegularJoinSpec(
-        selectors, how, output, condition, _ttl_ms("regular_join", state_ttl), None if output_type is None else made_type
+        selectors,
+        how,
+        output,
+        condition,
+        _ttl_ms("regular_join", state_ttl),
+        None if output_type is None else made_type,
     )
     edges = [
         Edge(member.node, Partitioning(ShipStrategy.HASH, key), index, member.side_tag)
@@ -55,6 +64,53 @@ def regular_join(
     ]
     node = Transformation(name="Regular Join", spec=spec, inputs=edges, output_type=made_type)
     return DataStream(left.get_execution_environment(), node)
+
+
+def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bool, state_ttl: Any) -> DataStream:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ProgramError(f"top_n({n!r:.80}): expected a whole number of at least 1.")
+    fields = list(by) if isinstance(by, tuple | list) else [by]
+    directions = list(ascending) if isinstance(ascending, tuple | list) else [ascending] * len(fields)
+    if not fields or len(fields) != len(directions) or not all(isinstance(each, bool) for each in directions):
+        raise ProgramError(
+            "top_n(by=…, ascending=…): expected one or more fields, and one truth value, or one for each."
+        )
+    order = []
+    for field, direction in zip(fields, directions, strict=True):
+        stream._check_field("top_n", field)
+        order.append((_place_of(field, stream._output_type), direction))
+    spec = TopNSpec(stream._key_selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
+    return _changelog(stream, "Top N", spec, with_rank)
+
+
+def deduplicate(stream: KeyedStream, keeps: str, state_ttl: Any) -> DataStream:
+    spec = DeduplicateSpec(stream._key_selector, keeps, _names_of(stream), _ttl_ms(f"{keeps}_row", state_ttl))
+    if keeps == FIRST:
+        return stream._keyed("First Row", spec)
+    return _changelog(stream, "Last Row", spec, False)
+
+
+def _changelog(stream: KeyedStream, name: str, spec: OperatorSpec, with_rank: bool) -> DataStream:
+    made = stream._keyed(name, spec)
+    own = stream._output_type
+    made._node.output_type = None
+    if isinstance(own, TupleTypeInfo):
+        types, names = list(own.get_field_types()), list(own.get_field_names())
+        if with_rank:
+            types, names = [*types, Types.LONG()], [*names, RANK]
+        made._node.output_type = Types.ROW_NAMED(names, types)
+    return made
+
+
+def _names_of(stream: DataStream) -> tuple[str, ...] | None:
+    """Return the names of the fields that a changelog of the stream's records has."""
+    own = stream._output_type
+    return tuple(own.get_field_names()) if isinstance(own, TupleTypeInfo) else None
+
+
+def _place_of(field: int | str, own: TypeInformation | None) -> int | str:
+    """Return a field by its place where the type says it: tuples that stand for Rows have no names."""
+    return own.get_field_names().index(field) if isinstance(own, TupleTypeInfo) and isinstance(field, str) else field
 
 
 def _key_of(stream: DataStream, key: Any, name: str) -> Any:

@@ -63,7 +63,7 @@ __all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSin
 
 T = TypeVar("T")
 #: What ``KeyedStream`` has and others have not.
-_OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by"))
+_OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by", "top_n", "first_row", "last_row"))
 #: What such an operator yields with a tag is a record like any other.
 _WITHOUT_SIDE_OUTPUTS = (MapSpec, FlatMapSpec, FilterSpec, ProjectSpec, CoMapSpec, CoFlatMapSpec, MapBatchesSpec)
 _DEFAULT_FORWARD = Partitioning(ShipStrategy.FORWARD, is_default=True)

@@ -163,7 +163,7 @@ class RegularJoinOperator(Operator):
             if self.backend is not None:
                 self.backend.close()
 
-    # --- what an operator on columns has left, or gives -----------------------------------------------------------------
+    # --- what an operator on columns has left, or gives ---------------------------------------------------------------
 
     def _take_left(self) -> None:
         left, self._left = self._left, None
@@ -195,14 +195,16 @@ class RegularJoinOperator(Operator):
                 self._give(*change)
         self._flush()
 
-    # --- records --------------------------------------------------------------------------------------------------------
+    # --- records ------------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         self._take_left()
         batch = rows_of(batch)
         stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         is_outer = self._is_outer[input_index]
-        for key, row, self._stamp in zip(self._keys[input_index].of(batch.rows), batch.rows, stamps, strict=True):
+        keys = self._keys[input_index].of(batch.rows)
+        for key, row, stamp in zip(keys, batch.rows, stamps, strict=True):
+            self._stamp = stamp
             kind = kind_of(row)
             if kind is not RowKind.INSERT:
                 row = row_of_kind(RowKind.INSERT, row)
@@ -277,7 +279,7 @@ class RegularJoinOperator(Operator):
                 raise self._condition.error(error, pair) from error
         return places
 
-    # --- results --------------------------------------------------------------------------------------------------------
+    # --- results ------------------------------------------------------------------------------------------------------
 
     def _pair(self, kind: RowKind, side: int, own: Any, partner: Any) -> None:
         if side == _LEFT:
@@ -314,4 +316,3 @@ class RegularJoinOperator(Operator):
 
     def finish(self) -> None:
         self._take_left()
-

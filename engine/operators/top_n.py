@@ -10,7 +10,7 @@ Results are Rows; ``emit_final`` (batch) gives one +I for each at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -77,7 +77,7 @@ def check_is_plain(row: Any, method: str) -> None:
         )
 
 
-def changes_of(kept: list[Any], place: int, row: Any, spec: TopNSpec) -> Iterator[tuple[RowKind, Any, int]]:
+def changes_of(kept: Sequence[Any], place: int, row: Any, spec: TopNSpec) -> Iterator[tuple[RowKind, Any, int]]:
     """Yield (kind, record, rank from 1) for a record that comes in at a place of those of its key."""
     is_full = len(kept) == spec.n
     if not spec.with_rank:
@@ -112,7 +112,7 @@ class TopNOperator(Operator):
         self._stamps: list[int] = []
         self.backend: Any = None
         #: key → its records, of batch jobs
-        self._final: dict[Any, list[Any]] = {}
+        self._final: dict[Any, Sequence[Any]] = {}
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
@@ -140,7 +140,7 @@ class TopNOperator(Operator):
             if self.backend is not None:
                 self.backend.close()
 
-    # --- what an operator on columns has left -----------------------------------------------------------------------------
+    # --- what an operator on columns has left -------------------------------------------------------------------------
 
     def _take_left(self) -> None:
         left, self._left = self._left, None
@@ -154,17 +154,17 @@ class TopNOperator(Operator):
         for key, row in zip(self._keys.of(rows), rows, strict=True):
             rows_of_key.setdefault(canonical_key(key), []).append(row)
         for key, some in rows_of_key.items():
-            self._put(key, some[: self._spec.n])
+            self._put(key, tuple(some[: self._spec.n]))
 
-    # --- records --------------------------------------------------------------------------------------------------------
+    # --- records ------------------------------------------------------------------------------------------------------
 
-    def _kept(self, key: Any) -> list[Any]:
+    def _kept(self, key: Any) -> Sequence[Any]:
         if self.backend is None:
-            return self._final.get(canonical_key(key), [])
+            return self._final.get(canonical_key(key), ())
         self.backend.set_current_key(key)
-        return self._state.value() or []
+        return self._state.value() or ()
 
-    def _put(self, key: Any, kept: list[Any]) -> None:
+    def _put(self, key: Any, kept: Sequence[Any]) -> None:
         if self.backend is None:
             self._final[canonical_key(key)] = kept
         else:
@@ -174,7 +174,7 @@ class TopNOperator(Operator):
     def process_batch(self, input_index: int, batch: Batch) -> None:
         self._take_left()
         batch = rows_of(batch)
-        stamps = batch.timestamps_ms or [None] * len(batch.rows)
+        stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         spec = self._spec
         for key, row, stamp in zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True):
             check_is_plain(row, "top_n()")
@@ -185,10 +185,10 @@ class TopNOperator(Operator):
             if not spec.emit_final:
                 for kind, changed, rank in changes_of(kept, place, row, spec):
                     self._give(kind, changed, rank, stamp)
-            self._put(key, [*kept[:place], row, *kept[place : spec.n - 1]])
+            self._put(key, (*kept[:place], row, *kept[place : spec.n - 1]))
         self._flush()
 
-    def _place(self, row: Any, kept: list[Any]) -> int:
+    def _place(self, row: Any, kept: Sequence[Any]) -> int:
         """Return where the record comes in: behind all that are not greater."""
         place = len(kept)
         try:

@@ -106,7 +106,8 @@ def applied(table, results):
 
 
 STEP = st.one_of(
-    st.lists(LEFT_ROW, max_size=5).map(lambda rows: (0, rows)), st.lists(RIGHT_ROW, max_size=5).map(lambda rows: (1, rows))
+    st.lists(LEFT_ROW, max_size=5).map(lambda rows: (0, rows)),
+    st.lists(RIGHT_ROW, max_size=5).map(lambda rows: (1, rows)),
 )
 
 
@@ -244,7 +245,9 @@ def test_results_without_partners_first_come_in_portions_as_well():
 
 def test_what_columns_cannot_do_is_said_in_the_plan():
     plain = join("left")
-    assert column_regular_join(plain, (None, None)).describe() == "vectorised, left, records by key, a changelog of rows"
+    assert (
+        column_regular_join(plain, (None, None)).describe() == "vectorised, left, records by key, a changelog of rows"
+    )
     for changed, why in (
         (replace(plain, condition=greater), "left, on rows: its condition is a function"),
         (replace(plain, ttl_ms=5), "left, on rows: its state has a time to live"),
@@ -328,8 +331,14 @@ def test_records_with_keys_of_other_types_come_together(how):
     rows = join(how)
     texts = [key for key in map(str, range(30)) if subtask_of(key, 2) == 1]
     numbers = [key for key in range(30) if subtask_of(key, 2) == 0]
-    first = [Rows([(key, 1, "a") for key in numbers], None, 0, LEFT), Rows([(key, 2, "b") for key in texts], None, 0, TEXT_KEYS)]
-    second = [Rows([(key, 3, "c") for key in numbers], None, 0, LEFT), Rows([(key, 0.5, 4) for key in numbers], None, 1, RIGHT)]
+    first = [
+        Rows([(key, 1, "a") for key in numbers], None, 0, LEFT),
+        Rows([(key, 2, "b") for key in texts], None, 0, TEXT_KEYS),
+    ]
+    second = [
+        Rows([(key, 3, "c") for key in numbers], None, 0, LEFT),
+        Rows([(key, 0.5, 4) for key in numbers], None, 1, RIGHT),
+    ]
     more = [Rows([(key, 0.5, 7) for key in numbers + texts], None, 1)]
     specs = (on_columns(rows), MapSpec(shown))
     run = Run(Case(specs, [], ROUTES), INCREMENTAL, None)
