@@ -33,7 +33,7 @@ def take_top(
     and number of places. ``places``: next better place or -1; int64 owner; lanes. ``owner``: ``base`` + row of the
     record at a place, or less when it is of an earlier batch. ``place_of_row``: int64, written: where the row went, or
     -1. ``out`` int64 (changes, 4): kind as of RowKind, record, rank, row; a record is a place if it was there before
-    this batch, else -1 - its row. Has room for 2 n + 2 changes at least. 60 M rows/s where few come in.
+    this batch, else -1 - its row. Has room for 2 n + 2 changes at least.
     """
     row, used = at
     n, with_rank = how
@@ -46,17 +46,10 @@ def take_top(
         if num + (2 * count + 2 if with_rank else 2) > out.shape[0]:
             break
         head = heads[slot] - 1
-        behind, place, walked = -1, head, 0
-        while place >= 0:
-            is_before = False
-            for lane in range(lanes.shape[1]):
-                if lanes[row, lane] != held[place, lane]:
-                    is_before = lanes[row, lane] < held[place, lane]
-                    break
-            if not is_before:
-                break
-            behind = place
-            place = nexts[place]
+        behind, better, walked = -1, head, 0
+        while better >= 0 and _is_before(lanes, row, held, better):
+            behind = better
+            better = nexts[better]
             walked += 1
         is_full = count == n
         if is_full and walked == 0:
@@ -64,43 +57,11 @@ def take_top(
             row += 1
             continue
         if with_rank:
-            end = num + 2 * walked + (0 if is_full else 1)
-            i = end
-            moved = head
-            former = moved if moved < 0 or owners[moved] < base else base - owners[moved] - 1
-            if not is_full:
-                i -= 1
-                out[i, 0] = 0
-                out[i, 1] = former if walked else -1 - row
-                out[i, 2] = count + 1
-                out[i, 3] = row
-            for step in range(walked):
-                moved = nexts[moved]
-                better = moved if moved < 0 or owners[moved] < base else base - owners[moved] - 1
-                i -= 1
-                out[i, 0] = 2
-                out[i, 1] = better if step + 1 < walked else -1 - row
-                out[i, 2] = count - step
-                out[i, 3] = row
-                i -= 1
-                out[i, 0] = 1
-                out[i, 1] = former
-                out[i, 2] = count - step
-                out[i, 3] = row
-                former = better
-            num = end
+            num = _tell_ranks((row, head, count), (walked, is_full), base, nexts, owners, num, out)
         else:
             if is_full:
-                out[num, 0] = 3
-                out[num, 1] = head if owners[head] < base else base - owners[head] - 1
-                out[num, 2] = 0
-                out[num, 3] = row
-                num += 1
-            out[num, 0] = 0
-            out[num, 1] = -1 - row
-            out[num, 2] = 0
-            out[num, 3] = row
-            num += 1
+                num = _tell(out, num, 3, _record(owners, head, base), 0, row)
+            num = _tell(out, num, 0, -1 - row, 0, row)
         if is_full:
             taken = head
             heads[slot] = nexts[taken] + 1
@@ -110,17 +71,67 @@ def take_top(
             taken = used
             used += 1
             counts[slot] = count + 1
-        nexts[taken] = place
+        nexts[taken] = better
         if behind < 0:
             heads[slot] = taken + 1
         else:
             nexts[behind] = taken
         owners[taken] = base + row
-        for lane in range(lanes.shape[1]):
-            held[taken, lane] = lanes[row, lane]
+        held[taken, :] = lanes[row, :]
         place_of_row[row] = taken
         row += 1
     return row, used, num
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_before(lanes: Any, row: int, held: Any, place: int) -> bool:
+    for lane in range(lanes.shape[1]):
+        if lanes[row, lane] != held[place, lane]:
+            return bool(lanes[row, lane] < held[place, lane])
+    return False
+
+
+@numba.njit(nogil=True, cache=True)
+def _record(owners: Any, place: int, base: int) -> int:
+    """Return how ``out`` names the record at a place."""
+    return place if owners[place] < base else base - owners[place] - 1  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def _tell(out: Any, num: int, kind: int, record: int, rank: int, row: int) -> int:
+    out[num, 0] = kind
+    out[num, 1] = record
+    out[num, 2] = rank
+    out[num, 3] = row
+    return num + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _tell_ranks(
+    of: tuple[int, int, int], how: tuple[int, bool], base: int, nexts: Any, owners: Any, num: int, out: Any
+) -> int:
+    """Write what a row's coming in changes, by rank, and return the number of changes after it.
+
+    ``of``: row, last place of its key or -1, number of places; ``how``: how many of them it is before, whether they
+    are n. The chain is walked from its end, so changes are written from theirs.
+    """
+    row, place, count = of
+    walked, is_full = how
+    end = i = num + 2 * walked + (0 if is_full else 1)
+    former = _record(owners, place, base) if walked else -1 - row
+    if not is_full:
+        i -= 1
+        _tell(out, i, 0, former, count + 1, row)
+    for step in range(walked):
+        before = -1 - row
+        if step + 1 < walked:
+            place = nexts[place]
+            before = _record(owners, place, base)
+        i -= 2
+        _tell(out, i, 1, former, count - step, row)
+        _tell(out, i + 1, 2, before, count - step, row)
+        former = before
+    return end
 
 
 @numba.njit(nogil=True, cache=True)
