@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation, Types
-from engine.datastream.key_selectors import as_key_selector
+from engine.datastream.key_selectors import as_key_selector, check_key_type
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
 from engine.operators.deduplicate import FIRST, DeduplicateSpec
-from engine.operators.keys import ComposedKey
+from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import JOIN_KINDS, Beside, RegularJoinSpec
 from engine.operators.top_n import RANK, TopNSpec
 from engine.time.watermarks import span_ms
@@ -79,12 +79,14 @@ def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bo
     for field, direction in zip(fields, directions, strict=True):
         stream._check_field("top_n", field)
         order.append((_place_of(field, stream._output_type), direction))
-    spec = TopNSpec(stream._key_selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
+    selector = _by_place(stream._key_selector, stream._output_type)
+    spec = TopNSpec(selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
     return _changelog(stream, "Top N", spec, with_rank)
 
 
 def deduplicate(stream: KeyedStream, keeps: str, state_ttl: Any) -> DataStream:
-    spec = DeduplicateSpec(stream._key_selector, keeps, _names_of(stream), _ttl_ms(f"{keeps}_row", state_ttl))
+    selector = _by_place(stream._key_selector, stream._output_type)
+    spec = DeduplicateSpec(selector, keeps, _names_of(stream), _ttl_ms(f"{keeps}_row", state_ttl))
     if keeps == FIRST:
         return stream._keyed("First Row", spec)
     return _changelog(stream, "Last Row", spec, False)
@@ -114,15 +116,26 @@ def _place_of(field: int | str, own: TypeInformation | None) -> int | str:
 
 
 def _key_of(stream: DataStream, key: Any, name: str) -> Any:
-    if isinstance(key, tuple | list) and key:
-        parts = [as_key_selector(part) for part in key]
-        return ComposedKey(tuple(part.field for part in parts))
-    if key is not None:
-        return as_key_selector(key)
-    selector = getattr(stream, "_key_selector", None)
-    if selector is None:
-        raise ProgramError(f"regular_join: give {name}=…, or key the stream by key_by(…) before.")
-    return selector
+    own = stream._output_type
+    if key is None:
+        selector = getattr(stream, "_key_selector", None)
+        if selector is None:
+            raise ProgramError(f"regular_join: give {name}=…, or key the stream by key_by(…) before.")
+        return _by_place(selector, own)
+    if not isinstance(key, tuple | list):
+        selector = as_key_selector(key)
+        check_key_type(selector, None, own)
+        return _by_place(selector, own)
+    parts = [as_key_selector(part) for part in key]
+    if not parts or not all(isinstance(part, FieldKey) for part in parts):
+        raise ProgramError(f"regular_join({name}={key!r:.80}): expected fields, by index or name, or one key selector.")
+    for part in parts:
+        check_key_type(part, None, own)
+    return ComposedKey(tuple(_place_of(part.field, own) for part in parts))
+
+
+def _by_place(selector: Any, own: TypeInformation | None) -> Any:
+    return FieldKey(_place_of(selector.field, own)) if isinstance(selector, FieldKey) else selector
 
 
 def _ttl_ms(method: str, span: Any) -> int | None:

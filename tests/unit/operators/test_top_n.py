@@ -267,21 +267,25 @@ def test_results_after_any_script_are_those_of_rows(name, config):
 def test_rows_go_on_where_columns_have_left_off(name, named):
     rows = STATEFUL[name]
     before = [Rows([(key % 6, key, 0.5, "a") for key in range(20)], schema=SCHEMA)]
-    after = [Rows([(key % 7, key, 0.5, "b") for key in range(15, 30)])]
+    later = [Rows([(key, key, 0.5, "a") for key in range(100, 120)], schema=SCHEMA)]
+    after = [
+        Rows([(key % 7, key, 0.5, "b") for key in range(15, 30)]),
+        Rows([(key, 5, 0.5, "c") for key in range(90, 125)]),
+    ]
     if named:
         names = Row(*SCHEMA.names)
-        before, after = (
-            [replace(step, rows=[names(*row) for row in step.rows]) for step in some] for some in (before, after)
-        )
+        for steps in (before, later, after):
+            steps[:] = [replace(step, rows=[names(*row) for row in step.rows]) for step in steps]
     run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
     run.start(1)
-    run.play([*before, MARK])
+    run.play([*before, MARK, *later, MARK])
+    assert run.num_deltas == 1 + (name == "first")  # that of what rows keep is empty
     run.case = Case((rows, MapSpec(shown)), [], (KEY,))
     run.start(2)
     run.play([MARK])  # what nobody has taken up yet stays in checkpoints
     run.start(1)
     run.play(after)
-    assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *after], (KEY,)))
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *later, *after], (KEY,)))
 
 
 @pytest.mark.parametrize("name", ["top", "first"])
