@@ -11,7 +11,7 @@ pyarrow is imported only when a ColumnBatch is touched: a program of plain rows 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,9 +27,11 @@ __all__ = [
     "RowBatch",
     "RowKind",
     "kind_of",
+    "python_lists",
     "python_values",
     "row_of_kind",
     "rows_of",
+    "rows_of_kinds",
 ]
 
 #: Soft upper bound of records in one batch. Larger is no faster and costs latency and memory.
@@ -91,7 +93,7 @@ class ColumnBatch:
     def to_rows(self) -> RowBatch:
         """Return the same records as Python objects: bare values if ``scalar``, Rows if ``named``, else tuples."""
         stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
-        lists = [_values_of(column) for column in self.columns.columns]
+        lists = python_lists(self.columns)
         if self.scalar:
             return RowBatch(lists[0], stamps)
         if self.named:
@@ -250,6 +252,21 @@ def row_of_kind(kind: RowKind, record: Any, names: tuple[str, ...] | None = None
     row._values = list(record)
     row._kind = kind
     return row
+
+
+def rows_of_kinds(kinds: Iterable[RowKind], lists: list[list[Any]], names: tuple[str, ...] | None) -> list[Row]:
+    """Return new Rows of these kinds. ``lists``: the values of each field, as of ``python_lists``."""
+    rows = []
+    for kind, values in zip(kinds, zip(*lists, strict=True), strict=True):
+        row = Row.__new__(Row)
+        row._fields, row._values, row._kind = names, list(values), kind
+        rows.append(row)
+    return rows
+
+
+def python_lists(columns: pa.RecordBatch) -> list[list[Any]]:
+    """Return the values of each column as they are in records: structs as Rows, maps as dicts."""
+    return [_values_of(column) for column in columns.columns]
 
 
 def _values_of(column: pa.Array) -> list[Any]:

@@ -17,7 +17,15 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, RowKind
+from engine.core.records import (
+    BATCH_ROWS_MAX,
+    Batch,
+    ColumnBatch,
+    RowBatch,
+    RowKind,
+    python_values,
+    rows_of_kinds,
+)
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_interval_join import IntervalState, Stored
 from engine.operators.column_join import ColumnJoinOperator
@@ -247,7 +255,8 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             stamps = None if times_ms is None else times_ms[own_rows]
             if any(is_outer):
                 stored = None if store is None else Stored(store, partners[partners >= 0])
-                self._emit_changes(side, (kinds, own_rows, partners), FromBatch(columns, own_rows), stored, stamps)
+                own = FromBatch(columns, own_rows[kinds == 0])
+                self._emit_changes(side, (kinds, partners), own, stored, stamps)
             else:
                 assert store is not None
                 pair: tuple[Picked, Picked] = FromBatch(columns, own_rows), Stored(store, partners)
@@ -282,20 +291,29 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             raise function.error(error, last_row(pairs, remaining)) from error
 
     def _emit_changes(
-        self, side: int, found: tuple[Array, Array, Array], own: Picked, stored: Picked | None, stamps: Array | None
+        self, side: int, found: tuple[Array, Array], own: Picked, stored: Picked | None, stamps: Array | None
     ) -> None:
-        kinds, _, partners = found
-        partner_rows = iter(() if stored is None else records_of(stored))
-
-        def changes() -> Iterator[tuple[RowKind, Any, Any]]:
-            has_partner = (partners >= 0).tolist()
-            for kind, row, paired in zip(kinds.tolist(), records_of(own), has_partner, strict=True):
-                partner = next(partner_rows) if paired else None
-                if kind:
-                    row = None
-                yield _KINDS[kind], *((row, partner) if side == _LEFT else (partner, row))
-
-        self._rows.take_changes(changes(), None if stamps is None else stamps.tolist())
+        """Hand on changes: of ``own`` there is a record for each that comes, of ``stored`` for each with a partner."""
+        kinds, partners = ([_KINDS[kind] for kind in found[0].tolist()], found[1])
+        present = [(found[0] == 0).tolist(), (partners >= 0).tolist()]
+        sides: list[Picked | None] = [own, stored]
+        if side != _LEFT:
+            present.reverse()
+            sides.reverse()
+        times = None if stamps is None else stamps.tolist()
+        output = self._spec.rows.output
+        if not isinstance(output, Beside):
+            lefts, rights = (
+                _spread([] if picked is None else records_of(picked), there)
+                for picked, there in zip(sides, present, strict=True)
+            )
+            self._rows.take_changes(zip(kinds, lefts, rights, strict=True), times)
+            return
+        lists: list[list[Any]] = []
+        for picked, there, size in zip(sides, present, output.sizes, strict=True):
+            fields = [[]] * size if picked is None else [python_values(picked.column(i)) for i in range(size)]
+            lists += [_spread(values, there) for values in fields]
+        self.out.emit(RowBatch(rows_of_kinds(kinds, lists, output.names), times))
 
     # --- time, the way to rows
 
@@ -332,3 +350,11 @@ def _first_of_slots(slots: Array, ends: Array) -> Array:
     _, first = np.unique(slots[fresh], return_index=True)
     is_first[fresh[first]] = 1
     return is_first
+
+
+def _spread(values: list[Any], present: list[bool]) -> list[Any]:
+    """Return a list with the values where there are some, in order, and None elsewhere."""
+    if len(values) == len(present):
+        return values
+    remaining = iter(values)
+    return [next(remaining) if there else None for there in present]

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, RowKind, row_of_kind
+from engine.core.records import (
+    BATCH_ROWS_MAX,
+    Batch,
+    ColumnBatch,
+    RowBatch,
+    RowKind,
+    python_lists,
+    rows_of_kinds,
+)
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.keyed import KEYED_PART
@@ -320,18 +328,14 @@ class _ColumnTopNOperator(Operator):
             self.out.emit(RowBatch(self._made(changed, kinds, changes[:, 2]), stamps))
 
     def _made(self, columns: pa.RecordBatch, kinds: list[RowKind], ranks: Array) -> list[Any]:
-        import pyarrow as pa
-
         names: tuple[str, ...] | None = self._spec.names
         if self._state.named:
             names = tuple(columns.schema.names)
-        arrays = list(columns.columns)
+        lists = python_lists(columns)
         if self._spec.with_rank:
-            arrays.append(pa.array(ranks))
+            lists.append(ranks.tolist())
             names = None if names is None else (*names, RANK)
-        numbered = pa.RecordBatch.from_arrays(arrays, names=[str(index) for index in range(len(arrays))])
-        rows = ColumnBatch(numbered).to_rows().rows
-        return [row_of_kind(kind, row, names) for kind, row in zip(kinds, rows, strict=True)]
+        return rows_of_kinds(kinds, lists, names)
 
     def _hand_over(self) -> None:
         self._is_on_rows = True

@@ -123,7 +123,7 @@ def test_after_each_batch_the_output_says_what_the_join_of_both_tables_is(kind, 
     condition = greater if kind == "condition" else None
     rows = join(how, keys=keys, condition=condition)
 
-    @settings(max_examples=10, deadline=None, phases=PHASES)
+    @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(st.lists(STEP, max_size=7))
     def check(steps):
         sides, table = ([], []), Counter()
@@ -160,7 +160,7 @@ def changelogs(draw):
 def test_what_an_input_takes_back_is_taken_back_in_the_output(condition, how):
     spec = join(how, condition=condition)
 
-    @settings(max_examples=30, deadline=None, phases=PHASES)
+    @settings(max_examples=15, deadline=None, phases=PHASES)
     @given(changelogs())
     def check(steps):
         sides, table = ([], []), Counter()
@@ -224,7 +224,7 @@ def test_joins_of_columns_give_what_those_of_rows_give_in_that_order(output, how
     rows = join(how, OUTPUTS[output])
     assert (on_columns(rows).shape is not None) is (how == "inner" and output != "called")
 
-    @settings(max_examples=8, deadline=None, phases=PHASES)
+    @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(st.lists(st.tuples(STEP, st.booleans()).map(lambda step: (*step[0], step[1])), max_size=7))
     def check(steps):
         assert play(on_columns(rows), steps) == play(rows, steps)
@@ -318,7 +318,7 @@ SCRIPTS = st.lists(st.one_of(batches(), batches(), BARRIER), max_size=14).map(
 def test_joins_after_any_script_are_those_of_rows(how, config):
     rows = join(how)
 
-    @settings(max_examples=7, deadline=None, phases=PHASES)
+    @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
         golden = undisturbed(Case((rows, MapSpec(shown)), script, ROUTES))

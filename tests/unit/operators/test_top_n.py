@@ -81,7 +81,7 @@ def first_ones(records, n, order, with_rank):
 def test_after_each_batch_the_output_says_which_records_come_first(order, n, with_rank):
     rows = top(n, order, with_rank=with_rank)
 
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.lists(st.lists(ROW, max_size=8), max_size=4))
     def check(batches):
         for spec in (rows, on_columns(rows)):
@@ -132,7 +132,7 @@ SPECS = {
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("name", SPECS)
 def test_columns_give_what_rows_give_in_that_order(name, named):
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.lists(st.tuples(st.lists(ROW, max_size=9), st.booleans()), max_size=5))
     def check(batches):
         ours, expected = play(on_columns(SPECS[name]), batches, named), play(SPECS[name], batches, named)
@@ -253,7 +253,7 @@ def test_results_after_any_script_are_those_of_rows(name, config):
     rows = STATEFUL[name]
     spec = rows if name == "last" else on_columns(rows)
 
-    @settings(max_examples=10, deadline=None, phases=PHASES)
+    @settings(max_examples=7, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
         golden = undisturbed(Case((rows, MapSpec(shown)), script, (KEY,)))
