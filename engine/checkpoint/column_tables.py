@@ -7,6 +7,7 @@ one Arrow stream, of joins one a side. Not here: tables of entries (``state_tabl
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,8 @@ def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
     """Yield what a chunk of a part for which ``is_column_part`` holds has.
 
     Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace.
-    Sessions: their window. Joins: the record's number and its side, with time and fields.
+    Sessions: their window. Joins: the record's number and its side, with time and fields. Top-N: the record's number
+    in its key group, with fields. Keys that were seen have the value True.
     """
     return _READERS[part](chunk)
 
@@ -101,8 +103,9 @@ def _accumulators(
 
 
 def _joined(chunk: bytes) -> Iterator[Entry]:
-    at = 0
-    for side in ("left", "right"):
+    at = number = 0
+    while at < len(chunk):
+        side, number = ("left", "right")[number % 2], number + 1
         (size,) = _LENGTH.unpack_from(chunk, at)
         at += _LENGTH.size
         if size:
@@ -113,9 +116,23 @@ def _joined(chunk: bytes) -> Iterator[Entry]:
         at += size
 
 
+def _top(chunk: bytes) -> Iterator[Entry]:
+    numbers = itertools.count()
+    for batch, _ in _batches(chunk):
+        for row in _rows(batch.columns):
+            yield next(numbers), None, dict(zip(batch.schema.names, row, strict=True))
+
+
+def _seen(chunk: bytes) -> Iterator[Entry]:
+    for key, namespace, _ in _slots(chunk):
+        yield key, namespace, True
+
+
 _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "slots": _slots,
     "window-slots": _windows,
     "session-slots": _sessions,
     "join-records": _joined,
+    "top-records": _top,
+    "seen-keys": _seen,
 }

@@ -11,7 +11,7 @@ pyarrow is imported only when a ColumnBatch is touched: a program of plain rows 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["BATCH_ROWS_MAX", "Batch", "ColumnBatch", "Row", "RowBatch", "RowKind", "python_values", "rows_of"]
+__all__ = [
+    "BATCH_ROWS_MAX",
+    "Batch",
+    "ColumnBatch",
+    "Row",
+    "RowBatch",
+    "RowKind",
+    "kind_of",
+    "python_lists",
+    "python_values",
+    "row_of_kind",
+    "rows_of",
+    "rows_of_kinds",
+]
 
 #: Soft upper bound of records in one batch. Larger is no faster and costs latency and memory.
 BATCH_ROWS_MAX = 16_384
@@ -80,7 +93,7 @@ class ColumnBatch:
     def to_rows(self) -> RowBatch:
         """Return the same records as Python objects: bare values if ``scalar``, Rows if ``named``, else tuples."""
         stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
-        lists = [_values_of(column) for column in self.columns.columns]
+        lists = python_lists(self.columns)
         if self.scalar:
             return RowBatch(lists[0], stamps)
         if self.named:
@@ -217,6 +230,43 @@ class Row:
             return "Row({})".format(", ".join(repr(value) for value in self._values))
         pairs = zip(self._fields, self._values, strict=True)
         return "Row({})".format(", ".join(f"{name}={value!r}" for name, value in pairs))
+
+
+def kind_of(record: Any) -> RowKind:
+    """Return what a record says about the table behind its stream; all but Rows are INSERTs."""
+    return record._kind if isinstance(record, Row) else RowKind.INSERT
+
+
+def row_of_kind(kind: RowKind, record: Any, names: tuple[str, ...] | None = None) -> Row:
+    """Return a new Row of that kind with the fields of a record; all but Rows, tuples and lists are a single field.
+
+    ``names``: of the fields, where the record has none of its own.
+    """
+    row = Row.__new__(Row)
+    if isinstance(record, Row):
+        row._fields = record._fields or names
+    else:
+        row._fields = names
+        if not isinstance(record, tuple | list):
+            record = (record,)
+    row._values = list(record)
+    row._kind = kind
+    return row
+
+
+def rows_of_kinds(kinds: Iterable[RowKind], lists: list[list[Any]], names: tuple[str, ...] | None) -> list[Row]:
+    """Return new Rows of these kinds. ``lists``: the values of each field, as of ``python_lists``."""
+    rows = []
+    for kind, values in zip(kinds, zip(*lists, strict=True), strict=True):
+        row = Row.__new__(Row)
+        row._fields, row._values, row._kind = names, list(values), kind
+        rows.append(row)
+    return rows
+
+
+def python_lists(columns: pa.RecordBatch) -> list[list[Any]]:
+    """Return the values of each column as they are in records: structs as Rows, maps as dicts."""
+    return [_values_of(column) for column in columns.columns]
 
 
 def _values_of(column: pa.Array) -> list[Any]:

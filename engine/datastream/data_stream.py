@@ -63,7 +63,7 @@ __all__ = ["CloseableIterator", "ConnectedStreams", "DataStream", "DataStreamSin
 
 T = TypeVar("T")
 #: What ``KeyedStream`` has and others have not.
-_OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by"))
+_OF_KEYED_STREAMS = frozenset(("reduce", "sum", "min", "max", "min_by", "max_by", "top_n", "first_row", "last_row"))
 #: What such an operator yields with a tag is a record like any other.
 _WITHOUT_SIDE_OUTPUTS = (MapSpec, FlatMapSpec, FilterSpec, ProjectSpec, CoMapSpec, CoFlatMapSpec, MapBatchesSpec)
 _DEFAULT_FORWARD = Partitioning(ShipStrategy.FORWARD, is_default=True)
@@ -285,6 +285,37 @@ class DataStream(_Named):
         from engine.datastream.windowed_stream import CoGroupedStreams
 
         return CoGroupedStreams(self, other)
+
+    def regular_join(
+        self,
+        other: DataStream,
+        left_key: Any = None,
+        right_key: Any = None,
+        how: str = "inner",
+        *,
+        output: Callable[[Any, Any], Any] | None = None,
+        condition: Callable[[Any, Any], bool] | None = None,
+        state_ttl: Any = None,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Join all records of one key, without a window (ours, not PyFlink's; SQL's JOIN).
+
+        Keys: as of ``key_by``, or a list of fields; not needed for keyed streams. A key that is null matches none.
+        ``how``: "inner", "left", "right" or "full"; outer joins give a changelog: Rows with a RowKind. ``output``:
+        (left, right) → result, by default the fields of both one after the other. ``condition``: (left, right) →
+        whether they match. State grows with both streams unless ``state_ttl`` (a Time or Duration) limits it.
+        """
+        from engine.datastream.changelogs import regular_join
+
+        return regular_join(
+            (self, other),
+            (left_key, right_key),
+            how,
+            output=output,
+            condition=condition,
+            state_ttl=state_ttl,
+            output_type=output_type,
+        )
 
     # --- several streams -----------------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import TupleTypeInfo, TypeInformation
+from engine.datastream.changelogs import deduplicate, top_n
 from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
 from engine.datastream.key_selectors import declared_key_kind
 from engine.datastream.windowed_stream import IntervalJoin, WindowedStream
 from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
+from engine.operators.deduplicate import FIRST, LAST
 from engine.operators.functions import Function
 from engine.operators.process import ProcessSpec, keeps_state
 from engine.operators.process_functions import KeyedProcessFunction, ProcessFunction
@@ -106,6 +108,26 @@ class KeyedStream(DataStream):
 
     def max_by(self, position_to_max_by: int | str = 0) -> DataStream:
         return self._aggregate("max_by", position_to_max_by)
+
+    def top_n(
+        self, n: int, by: Any, ascending: Any = False, *, with_rank: bool = False, state_ttl: Any = None
+    ) -> DataStream:
+        """Keep the first ``n`` records of each key by one or more fields (ours, not PyFlink's; SQL's ROW_NUMBER).
+
+        Gives a changelog: Rows with a RowKind, +I for what comes in and -D for what it pushes out; in batch what is
+        left at the end. ``ascending``: one for all fields, or one for each. ``with_rank``: a last field "rank", from
+        1, with -U and +U for each record that moves. ``state_ttl``: a Time or Duration after which a key is forgotten.
+        """
+        return top_n(self, n, by, ascending, with_rank=with_rank, state_ttl=state_ttl)
+
+    def first_row(self, *, state_ttl: Any = None) -> DataStream:
+        """Keep the first record of each key (ours, not PyFlink's). Others are dropped; what comes out is plain."""
+        return deduplicate(self, FIRST, state_ttl)
+
+    def last_row(self, *, state_ttl: Any = None) -> DataStream:
+        """Tell the last record of each key (ours, not PyFlink's): a changelog of Rows, +I, then -U and +U for each
+        record; in batch the last one at the end."""
+        return deduplicate(self, LAST, state_ttl)
 
     def window(self, window_assigner: WindowAssigner) -> WindowedStream:
         """Gather the records of each key in windows."""

@@ -2,7 +2,8 @@
 
 Rules, each a function that changes nodes in place:
 - endless input: file sinks show what they have written when the job is cancelled;
-- batch: keyed aggregations emit one final result per key, and ``sum/min/max`` are pre-aggregated before the exchange;
+- batch: keyed aggregations emit one final result per key, top-N and last rows what is left; ``sum/min/max`` are
+  pre-aggregated before the exchange;
 - batch: event time advances once, at the end of all input, so that nothing is late; processing time ends there too;
 - aggregations whose input is columns work on columns (``vectorise``);
 - a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
@@ -22,9 +23,11 @@ from engine.connectors.stamped_source import StampedSourceSpec
 from engine.datastream.vectorise import vectorise
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.stateless import FlatMapSpec
 from engine.operators.text import plan_word_count
 from engine.operators.timestamps import TimestampsSpec
+from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
 
 __all__ = ["is_bounded", "lower"]
@@ -94,7 +97,7 @@ def _end_time_with_input(node: Transformation) -> None:
 
 
 def _emit_final(node: Transformation) -> None:
-    if isinstance(node.spec, KeyedReduceSpec | KeyedAggregateSpec):
+    if isinstance(node.spec, KeyedReduceSpec | KeyedAggregateSpec | TopNSpec | DeduplicateSpec):
         node.spec = dataclasses.replace(node.spec, emit_final=True)
 
 

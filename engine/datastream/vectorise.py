@@ -26,20 +26,26 @@ from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
+from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
+from engine.operators.column_regular_join import ColumnRegularJoinSpec, column_regular_join
 from engine.operators.column_session import column_session
+from engine.operators.column_top_n import column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.translate import Fields, Shape, translate
+from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
+from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.stateless import FilterSpec, MapSpec, ProjectSpec
 from engine.operators.timestamps import TimestampsSpec
+from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
 
 __all__ = ["SEQUENCE_MIN", "vectorise"]
@@ -152,6 +158,10 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
             return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
         case WindowSpec():
             return column_window(spec, shape) or column_session(spec)
+        case TopNSpec():
+            return column_top_n(spec)
+        case DeduplicateSpec():
+            return column_deduplicate(spec)
         case FileSinkSpec() | TextFileSinkSpec() | CsvFileSinkSpec():
             return spec.on_columns()
     return None
@@ -175,6 +185,8 @@ def _joining(node: Transformation, given: Sequence[_Columns | None]) -> Operator
     match node.spec:
         case IntervalJoinSpec():
             return column_interval_join(node.spec, (left, right))
+        case RegularJoinSpec():
+            return column_regular_join(node.spec, (left, right))
         case WindowSpec():
             return column_window_join(node.spec, (left, right))
     return None
@@ -187,11 +199,11 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _of_function(spec, shape)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
-        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec():
+        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec() | ColumnRegularJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
         case ColumnAggregateSpec(kind="min_by" | "max_by") | ColumnWindowSpec(choice=RecordChoice()):
             return _Columns(shape)  # they are whole records
-        case TimestampsSpec() | ColumnReduceSpec() if spec.emits_columns:
+        case TimestampsSpec() | ColumnReduceSpec() | ColumnDeduplicateSpec() if spec.emits_columns:
             return _Columns(shape)
     return _Columns(None) if getattr(spec, "emits_columns", False) else None
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["ColumnIntervalJoinSpec", "column_interval_join"]
+__all__ = ["ColumnIntervalJoinSpec", "IntervalState", "Stored", "column_interval_join"]
 
 _LEFT: Final = 0
 #: Fewer rows of a side, or keys, than this are never worth a compaction.
@@ -233,8 +233,9 @@ class IntervalState:
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for group, chunk in chunks.items():
             found = list(records_in(chunk))
-            if not all(self.define(records.side, records.columns.schema) for records in found):
-                self.others[group] = chunk
+            is_known = group not in self.others
+            if not (is_known and all(self.define(records.side, records.columns.schema) for records in found)):
+                self.others[group] = self.others.get(group, b"") + chunk
                 continue
             for records in found:
                 self.append(
@@ -248,7 +249,7 @@ class IntervalState:
 
 
 @final
-class _Stored:
+class Stored:
     """Implements ``join_pairs.Picked``: rows of a store."""
 
     def __init__(self, store: RowStore, rows: Array) -> None:
@@ -333,12 +334,12 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
             if not num_pairs:
                 continue
             own_rows, other_rows = rows[:num_pairs], others[:num_pairs]
-            own, other = FromBatch(columns, own_rows), _Stored(store, other_rows)
+            own, other = FromBatch(columns, own_rows), Stored(store, other_rows)
             times = times_ms[own_rows], store.times_ms[other_rows]
             if side == _LEFT:
-                self._emit(Pairs(own, other, np.maximum(*times)), times)
+                self._emit(Pairs(own, other, np.maximum(*times), num_pairs), times)
             else:
-                self._emit(Pairs(other, own, np.maximum(*times)), times[::-1])
+                self._emit(Pairs(other, own, np.maximum(*times), num_pairs), times[::-1])
 
     def _emit(self, pairs: Pairs, times: tuple[Array, Array]) -> None:
         """Hand on the results of some pairs. ``times``: event times of the left and the right records."""
@@ -349,6 +350,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         if isinstance(self._spec.rows.function, ProcessJoinFunction):
             self._rows.join_pairs(pairs.rows(), zip(*(each.tolist() for each in times), strict=True))
             return
+        assert pairs.times_ms is not None
         results, stamps = self._called(list(pairs.rows())), pairs.times_ms.tolist()
         if any(type(result) is tuple and result and type(result[0]) is OutputTag for result in results):
             self._rows.take_results(results, stamps)

@@ -28,8 +28,10 @@ TIME_LIMIT_MS: Final = 1 << 62
 class JoinState(KeyedPart, Protocol):
     """The records of both sides."""
 
-    #: key group → chunk of records of other types, for rows
-    others: dict[int, bytes]
+    @property
+    def others(self) -> dict[int, bytes]:
+        """Key group → chunk of records of other types, for rows."""
+        ...
 
     def define(self, side: int, schema: pa.Schema) -> bool:
         """Return whether records of this schema can be kept beside those that are."""
@@ -51,7 +53,7 @@ class ColumnJoinOperator(Operator):
         self._state = state
         ctx.state.add_keyed(JOIN_PART, state)
         parts = ctx.state.keyed
-        self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
+        self._is_on_rows = any(name in parts and parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
         if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
             self._is_on_rows = True
 

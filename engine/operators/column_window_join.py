@@ -354,7 +354,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
             if num_pairs:
                 times_ms = np.full(num_pairs, window[1] - 1, np.int64)
                 picked = FromBatch(left[0], lefts[:num_pairs]), FromBatch(right[0], rights[:num_pairs])
-                self._emit(Pairs(*picked, times_ms), window)
+                self._emit(Pairs(*picked, times_ms, times_ms.size), window)
 
     def _grouped(self, slots: Array, arrival: Array | None, num_slots: int) -> tuple[Array, Array]:
         """Return where each slot's rows begin, and the rows by slot. ``arrival``: the order of those of one slot."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape"]
+__all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape", "records_of"]
 
 
 class Picked(Protocol):
@@ -45,10 +45,14 @@ class FromBatch:
 
 @final
 class Pairs(Sequence[Any]):
-    """The fields of the left records, then of the right ones, as columns that are made when they are asked for."""
+    """The fields of the left records, then of the right ones, as columns that are made when they are asked for.
 
-    def __init__(self, left: Picked, right: Picked, times_ms: Array) -> None:
+    ``times_ms``: of the results, None = they have none.
+    """
+
+    def __init__(self, left: Picked, right: Picked, times_ms: Array | None, num_pairs: int) -> None:
         self._sides = (left, right)
+        self._num_pairs = num_pairs
         self.times_ms = times_ms
 
     def __len__(self) -> int:
@@ -61,14 +65,15 @@ class Pairs(Sequence[Any]):
 
     def apply(self, function: PairFunction) -> ColumnBatch | None:
         left, right = self._sides
-        return function.apply((left.schema, right.schema), self, self.times_ms.size, self.times_ms)
+        return function.apply((left.schema, right.schema), self, self._num_pairs, self.times_ms)
 
     def rows(self) -> Iterator[tuple[Any, Any]]:
         """Return the pairs as Python objects."""
-        return zip(*(_rows_of(side) for side in self._sides), strict=True)
+        return zip(*(records_of(side) for side in self._sides), strict=True)
 
 
-def _rows_of(side: Picked) -> list[Any]:
+def records_of(side: Picked) -> list[Any]:
+    """Return the records as tuples."""
     import pyarrow as pa
 
     arrays = [side.column(index) for index in range(len(side.schema))]

@@ -1,7 +1,8 @@
 """What joins on columns keep: rows of a side by number, and what a checkpoint has of both sides.
 
 A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
-arrival and the records. It says nothing about keys, so rows can go on with it as well (``LeftRecords``).
+arrival and the records; perhaps several times, where increments stand behind each other. It says nothing about keys, so
+rows can go on with it as well (``LeftRecords``).
 """
 
 from __future__ import annotations
@@ -227,13 +228,14 @@ def _with_times(records: SideRecords) -> pa.RecordBatch:
 
 
 def records_in(chunk: bytes) -> Iterator[SideRecords]:
-    """Yield what a chunk has, left side first."""
+    """Yield what a chunk has: of each side in order of arrival."""
     import pyarrow as pa
 
     from engine.state.arrow_views import values_of
 
-    at = 0
-    for side in range(_SIDES):
+    at = number = 0
+    while at < len(chunk):
+        side, number = number % _SIDES, number + 1
         (size,) = _LENGTH.unpack_from(chunk, at)
         at += _LENGTH.size
         if size:
@@ -251,5 +253,10 @@ class LeftRecords(LeftChunks):
 
     def take(self) -> Iterator[SideRecords]:
         """Yield, and forget, the records."""
+        for pieces in self.take_groups():
+            yield from pieces
+
+    def take_groups(self) -> Iterator[Iterator[SideRecords]]:
+        """As ``take``, key group by key group."""
         for chunk in self.take_chunks():
-            yield from in_order(records_in(chunk))
+            yield in_order(records_in(chunk))

@@ -8,7 +8,8 @@ __all__ = ["LeftChunks"]
 
 
 class LeftChunks:
-    """Implements ``parts.KeyedPart``: holds the chunks until they are taken up."""
+    """Implements ``parts.KeyedPart``: holds the chunks until they are taken up. Increments stand behind what they
+    build on, in one chunk."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, bytes] = {}
@@ -21,7 +22,8 @@ class LeftChunks:
         return {group: chunk for group, chunk in self._chunks.items() if group in wanted}
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
-        self._chunks.update(chunks)
+        for group, chunk in chunks.items():
+            self._chunks[group] = self._chunks.get(group, b"") + chunk
 
     def take_chunks(self) -> Iterable[bytes]:
         """Return the chunks and forget them."""

@@ -21,15 +21,21 @@ from engine.datastream.aggregates import avg, count, count_distinct, first, last
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
+from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_interval_join import column_interval_join
+from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import column_session
+from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
 from engine.operators.column_window import column_window
 from engine.operators.column_window_join import column_window_join
+from engine.operators.deduplicate import FIRST, DeduplicateSpec
 from engine.operators.field_aggregates import RowAggregates, WindowRecord
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.regular_join import Beside, RegularJoinSpec
 from engine.operators.text import CHUNK_COLUMN, ColumnarSumSpec, TokenizeSpec, WordCountSpec, WordTokenizer
+from engine.operators.top_n import TopNSpec
 from engine.operators.warm_up.cached_code import TAKEN
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
@@ -99,9 +105,18 @@ def joins() -> Iterator[OperatorSpec]:
             for assigner in (TumblingEventTimeWindows(SPAN_MS, 0), SlidingEventTimeWindows(2 * SPAN_MS, SPAN_MS, 0)):
                 spec = WindowSpec((key, key), assigner, EventTimeTrigger(), joined)
                 yield column_window_join(spec, shapes)
+        for how in ("inner", "full"):
+            yield column_regular_join(RegularJoinSpec((key, key), how, Beside((4, 4))), shapes)
 
 
-KINDS = {"keyed": keyed, "windows": windows, "sessions": sessions, "joins": joins, "words": ()}
+def tops() -> Iterator[OperatorSpec]:
+    for key in KEYS:
+        for order in (((1, False),), ((2, True), (1, True))):
+            yield column_top_n(TopNSpec(key, 2, order, with_rank=len(order) > 1))
+        yield column_deduplicate(DeduplicateSpec(key, FIRST))
+
+
+KINDS = {"keyed": keyed, "windows": windows, "sessions": sessions, "joins": joins, "tops": tops, "words": ()}
 
 
 def batches(schema: pa.Schema) -> Iterator[ColumnBatch]:
@@ -133,7 +148,7 @@ def run(spec: OperatorSpec, schema: pa.Schema) -> None:
         harness.watermark(2 * SPAN_MS)
         taken = harness.snapshot(1)
         # Functions are compiled for 64 bits only; and one is called for each pair of a join.
-        if schema is SCHEMA and spec.num_inputs == 1:
+        if schema is SCHEMA and spec.num_inputs == 1 and not isinstance(spec, ColumnTopNSpec):
             assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches), spec
     with OperatorHarness(spec, restored=[taken]) as harness:
         for number, batch in enumerate(batches(schema)):

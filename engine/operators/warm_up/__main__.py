@@ -13,19 +13,25 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from engine.core.clock import SystemClock
-from engine.operators.warm_up import cached_code, joins, keyed, sessions, tables, windows, words
+from engine.operators.warm_up import cached_code, joins, keyed, sessions, tables, tops, windows, words
 
 __all__ = ["KINDS", "PARTS", "main"]
 
 #: Those that specs name.
-KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, words)
+KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, tops, words)
 #: Of about equal work, the longest first. No kernel is in two of them: numba's index of a kernel is one file, which
 #: two processes must not write at a time.
 PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
     (windows.warm_up_operators, sessions.warm_up_operators),
     (tables.texts,),
     (tables.pairs, tables.numbers),
-    (keyed.warm_up_operators, joins.warm_up_operators, words.warm_up_operators, tables.exchange),
+    (
+        keyed.warm_up_operators,
+        joins.warm_up_operators,
+        tops.warm_up_operators,
+        words.warm_up_operators,
+        tables.exchange,
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Interval joins and window joins: chains of records, groups of them, and the slices of windows."""
+"""Interval, regular and window joins: chains of records, groups of them, and the slices of windows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def warm_up_operators() -> None:
     kernels.link_rows(slots, 0, links, ends)
     out = np.empty(1, np.int64), np.empty(1, np.int64)
     kernels.pairs_of_chains(slots, times_ms, (0, -1), (0, 0), (0, 0), links, ends, *out)
+    found = np.empty(4, np.int8), np.empty(4, np.int64), np.empty(4, np.int64)
+    kernels.changes_of_chains(slots, np.zeros(2, np.uint8), (0, 0, -1), (True, True), links, ends, *found)
     group = np.zeros(2, np.int64), np.empty(2, np.int64)
     kernels.order_by_slot(slots, *group)
     kernels.pairs_of_groups(group, group, (0, -1, -1), *out)

@@ -6,11 +6,18 @@ Material of ``test_restore``; not a test module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from engine.core.records import kind_of
+from engine.operators.base import OperatorSpec
 from engine.operators.co_process import CoProcessSpec
+from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
 from engine.operators.functions import CoFlatMapFunction
 from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import KeyedProcessFunction
+from engine.operators.regular_join import Beside, RegularJoinSpec
+from engine.operators.stateless import MapSpec
+from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold
 from engine.operators.window_functions import CoGroupedFunction, window_call
@@ -144,7 +151,25 @@ def late_co_group() -> Case:
     return Case((spec,), two_inputs(), (first_of, first_of))
 
 
+def with_kind(row: Any) -> Any:
+    """What ``repr`` does not say of a Row."""
+    return str(kind_of(row)), row
+
+
+def of_one_input(spec: OperatorSpec) -> Case:
+    return Case((spec, MapSpec(with_kind)), events())
+
+
 VARIANTS: dict[str, Callable[[], Case]] = {
+    "full join": lambda: Case(
+        (RegularJoinSpec((KEY, KEY), "full", Beside((2, 2))), MapSpec(with_kind)), two_inputs(), (first_of, first_of)
+    ),
+    "inner join of records that expire": lambda: Case(
+        (RegularJoinSpec((KEY, KEY), "inner", Beside((2, 2)), ttl_ms=15),), two_inputs(), (first_of, first_of)
+    ),
+    "top 2": lambda: of_one_input(TopNSpec(KEY, 2, ((1, False),), with_rank=True)),
+    "first row": lambda: of_one_input(DeduplicateSpec(KEY, FIRST)),
+    "last row": lambda: of_one_input(DeduplicateSpec(KEY, LAST)),
     "folds that expire": lambda: Case((ProcessSpec(ExpiringFolds(), KEY),), [*events(), *events()]),
     "co-flat-map with state": lambda: Case(
         (CoProcessSpec(Counting(), (KEY, KEY), None, "flat_map"),), two_inputs(), (first_of, first_of)

@@ -1,0 +1,356 @@
+"""Top-N on columns: of each key a chain of places from the last record to the first; a kernel takes up a batch.
+
+Nearly all records of a long stream are compared with the last one of their key and left out. Those that come in give
+changes, which are Rows as of ``operators/top_n``; that takes over, with all that is kept, when something comes that
+columns cannot do: rows, an order by text or decimals, lists as values. With ``rocksdb`` it does so when managed memory
+ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.records import (
+    BATCH_ROWS_MAX,
+    Batch,
+    ColumnBatch,
+    RowBatch,
+    RowKind,
+    python_lists,
+    rows_of_kinds,
+)
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.keyed import KEYED_PART
+from engine.operators.keys import ComposedKey
+from engine.operators.memory_watch import MemoryWatch
+from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, is_named, rows_in
+from engine.operators.top_n import RANK, TopNOperator, TopNSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.state.slot_columns import StateColumn
+    from engine.state.slot_table import SlotTable
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["ColumnTopNSpec", "column_top_n"]
+
+#: Rows that are turned into columns at once while a snapshot is made.
+_ROWS_MAX: Final = 1 << 18
+#: Columns of texts are made anew when so many records, and twice those that are kept, have come in since.
+_COMPACT_MIN: Final = 1 << 16
+_KINDS: Final = {kind.value: kind for kind in RowKind}
+
+
+@final
+@dataclass(frozen=True)
+class ColumnTopNSpec(OperatorSpec):
+    rows: TopNSpec
+    preload = ("engine.operators.warm_up.tops",)
+
+    @property
+    def blocks(self) -> bool:  # type: ignore[override]
+        return self.rows.emit_final
+
+    def build(self) -> Operator:
+        return _ColumnTopNOperator(self)
+
+    def describe(self) -> str:
+        return "vectorised, order by text on rows, a changelog of rows"
+
+
+def column_top_n(rows: TopNSpec) -> OperatorSpec | None:
+    """Return the columnar form of a top-N; None if there is none."""
+    return None if rows.why_rows else ColumnTopNSpec(rows)
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@final
+class TopState:
+    """Implements ``parts.KeyedPart``. ``fields``: of the key."""
+
+    def __init__(self, spec: TopNSpec, max_parallelism: int) -> None:
+        self._spec = spec
+        self._max_parallelism = max_parallelism
+        key = spec.key_selector
+        self._is_tuple = isinstance(key, ComposedKey)
+        self._fields = key.fields if self._is_tuple else (key.field,)
+        self.named = False
+        self.clear()
+
+    def clear(self) -> None:
+        import numpy as np
+
+        from engine.state.paged_array import PagedArray
+
+        self.schema: pa.Schema | None = None
+        self.table: SlotTable | None = None
+        self.columns: list[StateColumn] = []
+        self.num_places = 0
+        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
+        self.others: dict[int, bytes] = {}
+        self._heads, self._counts = PagedArray(np.int64), PagedArray(np.int64)
+        self._nexts, self._owners = PagedArray(np.int64), PagedArray(np.int64)
+        self._held = PagedArray(np.int64, 2 * len(self._spec.order))
+        #: number of the next batch's first record: those of earlier ones need not be told that it begins
+        self._base = 1
+        self._num_put = 0
+
+    def define(self, schema: pa.Schema, *, named: bool) -> bool:
+        """Make everything for records of that schema; False when columns cannot do it."""
+        from engine.state.slot_columns import can_be_kept, state_column
+        from engine.state.slot_table import SlotTable, can_be_key
+
+        if self.schema is not None:
+            return bool(self.schema.types == schema.types and self.schema.names == schema.names and self.named == named)
+        self._keys = [column_index(schema, field) for field in self._fields]
+        self._order = [(column_index(schema, field), ascending) for field, ascending in self._spec.order]
+        if min(*self._keys, *(index for index, _ in self._order), 0) < 0:
+            return False
+        if not all(can_be_key(schema.types[key]) for key in self._keys) or not all(map(can_be_kept, schema.types)):
+            return False
+        if not all(_can_order(schema.types[index]) for index, _ in self._order):
+            return False
+        self.schema, self.named = schema.remove_metadata(), named
+        self.table = SlotTable([schema.types[key] for key in self._keys])
+        self.columns = [state_column(kind) for kind in schema.types]
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        arrays = self._heads, self._counts, self._nexts, self._owners, self._held
+        table = 0 if self.table is None else self.table.nbytes
+        return table + sum(array.nbytes for array in arrays) + sum(column.nbytes for column in self.columns)
+
+    def take(self, columns: pa.RecordBatch, *, tells: bool) -> Iterator[tuple[pa.RecordBatch, Array]]:
+        """Take up records; yield, if it ``tells``, what changes in portions: the records, and (kind, record, rank, row)
+        of each. All must be asked for."""
+        import numpy as np
+
+        from engine.operators.top_kernels import take_top
+
+        assert self.table is not None
+        num_rows = columns.num_rows
+        slots = self.table.slots_of([columns.column(key) for key in self._keys])
+        for by_slot in (self._heads, self._counts):
+            by_slot.reserve(self.table.num_slots)
+        places = self._nexts, self._owners, self._held
+        for by_place in places:
+            by_place.reserve(self.num_places + num_rows)
+        lanes = self._lanes(columns)
+        place_of_row = np.empty(num_rows, np.int64)
+        how = self._spec.n, self._spec.with_rank
+        out = np.empty((max(2 * BATCH_ROWS_MAX, 2 * self._spec.n + 2), 4), np.int64)
+        row, used = 0, self.num_places
+        while row < num_rows:
+            chains = self._heads.array, self._counts.array
+            arrays = self._nexts.array, self._owners.array, self._held.array
+            row, used, num = take_top(slots, lanes, (row, used), how, self._base, chains, arrays, place_of_row, out)
+            if num and tells:
+                yield self._changed(columns, out[:num, 1]), out[:num]
+        # A record may have been pushed out by a later one of the same batch.
+        rows = np.flatnonzero(place_of_row >= 0)
+        rows = rows[self._owners.array[place_of_row[rows]] == self._base + rows]
+        self.num_places = used
+        self._base += num_rows
+        self._put(place_of_row[rows], columns.take(rows))
+
+    def _put(self, places: Array, columns: pa.RecordBatch) -> None:
+        self._num_put += places.size
+        for own, column in zip(self.columns, columns.columns, strict=True):
+            own.reserve(self.num_places)
+            own.put(places, column)
+        if self._num_put > max(_COMPACT_MIN, 2 * self.num_places):
+            self._forget_texts()
+
+    def _forget_texts(self) -> None:
+        """Columns of texts keep each that they have ever seen, until they are made anew."""
+        import numpy as np
+
+        from engine.state.slot_columns import CodedColumn
+
+        self._num_put = 0
+        for column in self.columns:
+            if isinstance(column, CodedColumn):
+                column.compact(np.arange(self.num_places))
+
+    def _changed(self, columns: pa.RecordBatch, records: Array) -> pa.RecordBatch:
+        """Return records: of places as they were before this batch, or (-1 - row) of this batch."""
+        import numpy as np
+        import pyarrow as pa
+
+        is_new = records < 0
+        rows, places = pa.array(-1 - records[is_new]), records[~is_new]
+        order = np.empty(records.size, np.int64)
+        order[is_new] = np.arange(len(rows))
+        order[~is_new] = len(rows) + np.arange(places.size)
+        arrays = []
+        for own, column in zip(self.columns, columns.columns, strict=True):
+            new = column.take(rows)
+            arrays.append(pa.concat_arrays([new, own.get(places)]).take(pa.array(order)) if places.size else new)
+        return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
+
+    def _lanes(self, columns: pa.RecordBatch) -> Array:
+        """Return what the records are ordered by, two lanes a field: whether it is not null, and its value."""
+        import numpy as np
+
+        from engine.state.arrow_views import valid_mask
+
+        lanes = np.empty((columns.num_rows, 2 * len(self._order)), np.int64)
+        for lane, (index, ascending) in enumerate(self._order):
+            column = columns.column(index)
+            values = _in_order(column)
+            valid = np.ones(len(column), np.int64)
+            if column.null_count:
+                valid = valid_mask(column).astype(np.int64)
+                values = np.where(valid, values, 0)
+            lanes[:, 2 * lane], lanes[:, 2 * lane + 1] = (valid, values) if ascending else (~valid, ~values)
+        return lanes
+
+    def records(self) -> Iterator[tuple[pa.RecordBatch, Array]]:
+        """Yield all records with their ranks: those of a key in their order."""
+        import numpy as np
+        import pyarrow as pa
+
+        from engine.operators.top_kernels import order_of_chains
+
+        if self.table is None:
+            return
+        assert self.schema is not None
+        order, ranks = (np.empty(self.num_places, np.int64) for _ in range(2))
+        chains = self._heads.array, self._counts.array, self._nexts.array
+        order_of_chains(*chains, min(self.table.num_slots, self._heads.capacity), order, ranks)
+        for at in range(0, order.size, _ROWS_MAX):
+            places = order[at : at + _ROWS_MAX]
+            arrays = [column.get(places) for column in self.columns]
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema), ranks[at : at + _ROWS_MAX]
+
+    def rows(self) -> list[Any]:
+        """Return all records as Python objects, those of a key in their order."""
+        found: list[Any] = []
+        for columns, _ in self.records():
+            found += ColumnBatch(columns, named=self.named).to_rows().rows
+        for chunk in self.others.values():
+            found += rows_in(chunk)
+        return found
+
+    # --- KeyedPart
+
+    def num_entries(self) -> int:
+        return self.num_places + len(self.others)
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        wanted = set(key_groups)
+        chunks = chunks_of(self._with_groups(), wanted, named=self.named)
+        return chunks | {group: chunk for group, chunk in self.others.items() if group in wanted}
+
+    def _with_groups(self) -> Iterator[tuple[pa.RecordBatch, Array]]:
+        from engine.state.column_hash import groups_of_rows
+
+        for columns, _ in self.records():
+            keys = [columns.column(key) for key in self._keys]
+            yield columns, groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype("int64")
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for group, chunk in chunks.items():
+            for columns in columns_in(chunk):
+                if not self.define(columns.schema, named=is_named(columns.schema)):
+                    self.others[group] = chunk
+                    break
+                for _ in self.take(columns, tells=False):
+                    pass
+
+
+def _can_order(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    from engine.state.arrow_views import is_int64_like
+
+    return is_int64_like(kind) and kind not in (pa.uint64(), pa.float16())
+
+
+def _in_order(column: pa.Array) -> Array:
+    """Return 64 bits a value that are in the order of the values; NaN is the greatest."""
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.state.arrow_views import as_int64
+
+    bits = as_int64(column)
+    if pa.types.is_floating(column.type):  # of negative ones, all bits but the sign are in the opposite order
+        bits = np.where(bits < 0, bits ^ np.int64(0x7FFF_FFFF_FFFF_FFFF), bits)
+    return bits
+
+
+# --- the operator -----------------------------------------------------------------------------------------------------
+
+
+@final
+class _ColumnTopNOperator(Operator):
+    def __init__(self, spec: ColumnTopNSpec) -> None:
+        self._spec = spec.rows
+        self._rows = TopNOperator(spec.rows, is_inside=True)
+        self._is_on_rows = False
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        self._watch = MemoryWatch(ctx)
+        self._rows.open(ctx, out)
+        self._state = TopState(self._spec, ctx.runtime_context.get_max_number_of_parallel_subtasks())
+        ctx.state.add_keyed(TOP_PART, self._state)
+        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        state = self._state
+        is_here = not (self._is_on_rows or state.others or self._watch.must_leave(state.nbytes))
+        if is_here and isinstance(batch, ColumnBatch) and not batch.scalar:
+            columns = plain_columns(batch.columns)
+            if state.define(columns.schema, named=batch.named):
+                self._take(columns, batch.timestamps_ms)
+                return
+        self._hand_over()
+        self._rows.process_batch(input_index, batch)
+
+    def _take(self, columns: pa.RecordBatch, times_ms: Array | None) -> None:
+        for changed, changes in self._state.take(columns, tells=not self._spec.emit_final):
+            stamps = None if times_ms is None else times_ms[changes[:, 3]].tolist()
+            kinds = [_KINDS[kind] for kind in changes[:, 0].tolist()]
+            self.out.emit(RowBatch(self._made(changed, kinds, changes[:, 2]), stamps))
+
+    def _made(self, columns: pa.RecordBatch, kinds: list[RowKind], ranks: Array) -> list[Any]:
+        names: tuple[str, ...] | None = self._spec.names
+        if self._state.named:
+            names = tuple(columns.schema.names)
+        lists = python_lists(columns)
+        if self._spec.with_rank:
+            lists.append(ranks.tolist())
+            names = None if names is None else (*names, RANK)
+        return rows_of_kinds(kinds, lists, names)
+
+    def _hand_over(self) -> None:
+        self._is_on_rows = True
+        if self._state.num_entries():
+            self._rows.adopt(self._state.rows())
+            self._state.clear()
+
+    def finish(self) -> None:
+        if self._is_on_rows or self._state.others:
+            self._hand_over()
+        elif self._spec.emit_final:
+            for columns, ranks in self._state.records():
+                for at in range(0, columns.num_rows, BATCH_ROWS_MAX):
+                    part = columns.slice(at, BATCH_ROWS_MAX)
+                    kinds = [RowKind.INSERT] * part.num_rows
+                    self.out.emit(RowBatch(self._made(part, kinds, ranks[at : at + BATCH_ROWS_MAX])))
+            self._state.clear()
+        self._rows.finish()

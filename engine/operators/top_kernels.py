@@ -1,0 +1,149 @@
+"""numba kernels of top-N on columns: free functions on arrays; a slow obvious twin is ``operators/top_n``.
+
+Records that are kept have places in arrays; those of a key are a chain from the last to the first, so that one that
+comes in is compared with the last one first. One that is pushed out gives its place to the one that came in. Importing
+this imports numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+
+__all__ = ["order_of_chains", "take_top"]
+
+
+@numba.njit(nogil=True, cache=True)
+def take_top(
+    slots: Any,
+    lanes: Any,
+    at: tuple[int, int],
+    how: tuple[int, bool],
+    base: int,
+    chains: tuple[Any, Any],
+    places: tuple[Any, Any, Any],
+    place_of_row: Any,
+    out: Any,
+) -> tuple[int, int, int]:
+    """Take up rows and write what changes; return (row reached, places in use, changes written).
+
+    ``slots`` int32; ``lanes`` int64 (rows, lanes): what rows are ordered by, ascending; ``at``: row to begin with,
+    places in use; ``how``: n, whether changes have ranks. ``chains``: int64, by slot: the last one's place + 1 or 0,
+    and number of places. ``places``: next better place or -1; int64 owner; lanes. ``owner``: ``base`` + row of the
+    record at a place, or less when it is of an earlier batch. ``place_of_row``: int64, written: where the row went, or
+    -1. ``out`` int64 (changes, 4): kind as of RowKind, record, rank, row; a record is a place if it was there before
+    this batch, else -1 - its row. Has room for 2 n + 2 changes at least.
+    """
+    row, used = at
+    n, with_rank = how
+    heads, counts = chains
+    nexts, owners, held = places
+    num = 0
+    while row < slots.size:
+        slot = slots[row]
+        count = counts[slot]
+        if num + (2 * count + 2 if with_rank else 2) > out.shape[0]:
+            break
+        head = heads[slot] - 1
+        behind, better, walked = -1, head, 0
+        while better >= 0 and _is_before(lanes, row, held, better):
+            behind = better
+            better = nexts[better]
+            walked += 1
+        is_full = count == n
+        if is_full and walked == 0:
+            place_of_row[row] = -1
+            row += 1
+            continue
+        if with_rank:
+            num = _tell_ranks((row, head, count), (walked, is_full), base, nexts, owners, num, out)
+        else:
+            if is_full:
+                num = _tell(out, num, 3, _record(owners, head, base), 0, row)
+            num = _tell(out, num, 0, -1 - row, 0, row)
+        if is_full:
+            taken = head
+            heads[slot] = nexts[taken] + 1
+            if behind == taken:
+                behind = -1
+        else:
+            taken = used
+            used += 1
+            counts[slot] = count + 1
+        nexts[taken] = better
+        if behind < 0:
+            heads[slot] = taken + 1
+        else:
+            nexts[behind] = taken
+        owners[taken] = base + row
+        held[taken, :] = lanes[row, :]
+        place_of_row[row] = taken
+        row += 1
+    return row, used, num
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_before(lanes: Any, row: int, held: Any, place: int) -> bool:
+    for lane in range(lanes.shape[1]):
+        if lanes[row, lane] != held[place, lane]:
+            return bool(lanes[row, lane] < held[place, lane])
+    return False
+
+
+@numba.njit(nogil=True, cache=True)
+def _record(owners: Any, place: int, base: int) -> int:
+    """Return how ``out`` names the record at a place."""
+    return place if owners[place] < base else base - owners[place] - 1  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def _tell(out: Any, num: int, kind: int, record: int, rank: int, row: int) -> int:
+    out[num, 0] = kind
+    out[num, 1] = record
+    out[num, 2] = rank
+    out[num, 3] = row
+    return num + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _tell_ranks(
+    of: tuple[int, int, int], how: tuple[int, bool], base: int, nexts: Any, owners: Any, num: int, out: Any
+) -> int:
+    """Write what a row's coming in changes, by rank, and return the number of changes after it.
+
+    ``of``: row, last place of its key or -1, number of places; ``how``: how many of them it is before, whether they
+    are n. The chain is walked from its end, so changes are written from theirs.
+    """
+    row, place, count = of
+    walked, is_full = how
+    end = i = num + 2 * walked + (0 if is_full else 1)
+    former = _record(owners, place, base) if walked else -1 - row
+    if not is_full:
+        i -= 1
+        _tell(out, i, 0, former, count + 1, row)
+    for step in range(walked):
+        before = -1 - row
+        if step + 1 < walked:
+            place = nexts[place]
+            before = _record(owners, place, base)
+        i -= 2
+        _tell(out, i, 1, former, count - step, row)
+        _tell(out, i + 1, 2, before, count - step, row)
+        former = before
+    return end
+
+
+@numba.njit(nogil=True, cache=True)
+def order_of_chains(heads: Any, counts: Any, nexts: Any, num_slots: int, order: Any, ranks: Any) -> int:
+    """Write the places of all slots, those of a slot from the first to the last, and their ranks from 1; return their
+    number."""
+    num = 0
+    for slot in range(num_slots):
+        place = heads[slot] - 1
+        for rank in range(counts[slot], 0, -1):
+            order[num + rank - 1] = place
+            ranks[num + rank - 1] = rank
+            place = nexts[place]
+        num += counts[slot]
+    return num

@@ -1,0 +1,25 @@
+"""Top-N: chains of records by key."""
+
+from __future__ import annotations
+
+from engine.operators.warm_up import tables
+
+__all__ = ["warm_up", "warm_up_operators"]
+
+
+def warm_up() -> None:
+    tables.warm_up()
+    warm_up_operators()
+
+
+def warm_up_operators() -> None:
+    import numpy as np
+
+    from engine.operators.top_kernels import order_of_chains, take_top
+
+    slots, lanes = np.zeros(2, np.int32), np.zeros((2, 2), np.int64)
+    chains = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    places = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
+    out = np.empty((4, 4), np.int64)
+    take_top(slots, lanes, (0, 0), (1, False), 1, chains, places, np.empty(2, np.int64), out)
+    order_of_chains(*chains, places[0], 1, np.empty(1, np.int64), np.empty(1, np.int64))

@@ -1,0 +1,135 @@
+"""Regular joins, top-N and first rows: on columns, beside the same on rows.
+
+    python -m tests.bench.changelogs [--records 1000000] [--keys 100000]
+
+CPU-seconds of one operator alone (kernels loaded before), for records (key, time, amount, text) that come as columns:
+the row operator makes tuples of them first, as it does in a job. ``rows`` is the row operator with tuples made before.
+Joins have two records of each key on the left side at the most, so that the number of pairs stays near that of records.
+All must give the same number of results. The garbage collector is set as in a slot; what was made before is not its
+concern.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.operators.base import OperatorSpec
+from engine.operators.column_deduplicate import column_deduplicate
+from engine.operators.column_regular_join import column_regular_join
+from engine.operators.column_top_n import column_top_n
+from engine.operators.deduplicate import FIRST, DeduplicateSpec
+from engine.operators.keys import FieldKey
+from engine.operators.regular_join import Beside, RegularJoinSpec
+from engine.operators.top_n import TopNSpec
+from engine.runtime.taskmanager.slot_process import _GC_THRESHOLDS
+from tests.bench.column_aggregates import SCHEMA, batches
+from tests.testing.operator_harness import OperatorHarness
+
+KEY = FieldKey(0)
+#: Batches with the number of their input.
+Given = list[tuple[int, Batch]]
+
+
+def joined(how: str) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = RegularJoinSpec((KEY, KEY), how, Beside((len(SCHEMA), len(SCHEMA))))
+    return column_regular_join(rows, (None, None)), rows
+
+
+def top(n: int, with_rank: bool) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = TopNSpec(KEY, n, ((2, False),), with_rank)
+    return column_top_n(rows), rows
+
+
+def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
+    """Return (on columns, on rows) by name."""
+    first = DeduplicateSpec(KEY, FIRST)
+    return {
+        "regular join, inner": joined("inner"),
+        "regular join, left": joined("left"),
+        "top 1": top(1, False),
+        "top 3": top(3, False),
+        "top 3 with ranks": top(3, True),
+        "first row": (column_deduplicate(first), first),
+    }
+
+
+def one_input(num_records: int, num_keys: int) -> Given:
+    return [(0, batch) for batch in batches(num_records, num_keys)]
+
+
+def two_inputs(num_records: int, num_keys: int) -> Given:
+    """Return batches of both sides in turn: keys of the left one each come once or twice, those of the right at random
+    among them."""
+    rng = np.random.default_rng(2)
+    given: Given = []
+    for number, batch in enumerate(batches(num_records, num_keys)):
+        size = batch.columns.num_rows
+        begin = number // 2 * BATCH_ROWS_MAX
+        own = np.arange(begin, begin + size) % (num_records // 4 or 1)
+        keys = own if number % 2 == 0 else rng.integers(0, num_records // 4 or 1, size)
+        columns = batch.columns.set_column(0, SCHEMA.field(0), pa.array(keys))
+        given.append((number % 2, ColumnBatch(columns, batch.timestamps_ms)))
+    return given
+
+
+def run(spec: OperatorSpec, given: Given) -> tuple[float, int]:
+    """Return the CPU time of an operator for these batches, and the number of its results."""
+    used = results = 0
+    with OperatorHarness(spec) as harness:
+        for index, batch in given:
+            before = time.process_time_ns()
+            harness.process_batch(batch, input_index=index)
+            used += time.process_time_ns() - before
+            results += sum(map(len, harness.output.batches))
+            harness.output.batches.clear()
+    return used / 1e9, results
+
+
+def in_rows(given: Given) -> Given:
+    return [(index, batch.to_rows()) for index, batch in given if isinstance(batch, ColumnBatch)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="", help="workloads with this in their names")
+    options = parser.parse_args(arguments)
+    gc.set_threshold(*_GC_THRESHOLDS)
+    print(f"{options.records:,} records, {options.keys:,} keys; CPU-seconds a million records, best of {options.runs}")
+    print(f"{'':22} {'results':>10} {'columns':>8} {'on rows':>8} {'rows':>8} {'ratio':>6}")
+    for name, (columnar, rows) in workloads().items():
+        if options.only not in name:
+            continue
+        assert columnar is not None
+        make = two_inputs if "join" in name else one_input
+        given = make(options.records, options.keys)
+        plain = in_rows(given)
+        run(columnar, make(4 * BATCH_ROWS_MAX, 1000))
+        gc.collect()
+        gc.freeze()
+        found, counts = [], set()
+        for spec, of in ((columnar, given), (rows, given), (rows, plain)):
+            times = []
+            for _ in range(options.runs):
+                seconds, results = run(spec, of)
+                times.append(seconds)
+                counts.add(results)
+            found.append(min(times) / options.records * 1e6)
+        assert len(counts) == 1, counts
+        columns, on_rows, in_tuples = found
+        ratio = on_rows / columns
+        print(f"{name:22} {counts.pop():>10,} {columns:8.3f} {on_rows:8.3f} {in_tuples:8.3f} {ratio:6.1f}", flush=True)
+        gc.unfreeze()
+
+
+if __name__ == "__main__":
+    main()

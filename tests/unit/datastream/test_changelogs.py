@@ -1,0 +1,131 @@
+"""What a program says of regular joins, top-N, first and last rows, and what comes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from engine.common import Time, Types
+from engine.core.errors import ProgramError
+from engine.core.printing import format_typed
+from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from tests.unit.datastream.test_vectorise import TYPED, columns, tiers
+from tests.unit.operators.test_regular_join import applied
+
+PAIRS = Types.TUPLE([Types.LONG(), Types.STRING()])
+NAMED = Types.ROW_NAMED(["k", "name"], [Types.LONG(), Types.STRING()])
+
+
+@pytest.fixture
+def env():
+    return StreamExecutionEnvironment.create_local_environment(1)
+
+
+def shown(stream):
+    return [format_typed(record) for record in stream.execute_and_collect()]
+
+
+def test_the_plan_says_what_runs_on_columns_and_why_the_rest_does_not(env):
+    left, right = columns(env), columns(env, 50)
+    joined = left.regular_join(right, "k", "k")
+    assert tiers(joined)["Regular Join"] == "vectorised, inner, records by key, columns beside columns"
+    behind = tiers(joined.key_by(0).sum(1))
+    assert behind["Keyed Aggregation"] == "vectorised"
+    added = left.regular_join(right, 0, 0, output=lambda a, b: (a[0], a[1] + b[1]))
+    assert tiers(added)["Regular Join"] == "vectorised, inner, records by key, function compiled"
+    full = left.regular_join(right, ["k", "v"], [0, 1], "full")
+    assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of rows"
+    limited = left.regular_join(right, 0, 0, state_ttl=Time.hours(1))
+    assert tiers(limited)["Regular Join"] == "inner, on rows: its state has a time to live"
+    keyed = left.key_by("k")
+    assert tiers(keyed.top_n(3, "v"))["Top N"].startswith("vectorised")
+    assert tiers(keyed.first_row())["First Row"] == "vectorised"
+    assert tiers(keyed.first_row().key_by(1).sum(1))["Keyed Aggregation"] == "vectorised"
+    assert tiers(keyed.last_row())["Last Row"] == "on rows: its results are Rows, two for each record"
+    assert tiers(env.from_collection([(1, "a")], PAIRS).key_by(0).top_n(1, 1))["Top N"] == "on rows"
+
+
+def test_columns_and_rows_give_the_same_in_a_job(env):
+    generated = [(i % 3, i, i * 100) for i in range(100)]
+    found = []
+    for one in (env.from_collection(generated, TYPED), columns(env)):
+        few = one.filter(lambda row: row[1] < 9)
+        joined = one.regular_join(few, ["k", "v"], ["k", "v"], "left")
+        ranked = one.key_by("k").top_n(2, ["k", "v"], [True, False], with_rank=True)
+        results = [
+            applied(Counter(), joined.execute_and_collect()),  # which side comes first is not known
+            sorted(shown(one.regular_join(few, "k", "k").map(str))),
+            shown(ranked),
+            shown(one.key_by("k").first_row().map(lambda row: (row[0], row[1]))),
+            shown(one.key_by("k").last_row()),
+        ]
+        found.append(results)
+    assert found[0] == found[1]
+    assert [len(each) for each in found[0]] == [100, 300, len(found[0][2]), 3, 197]
+    assert found[0][3] == ["(0,0)", "(1,1)", "(2,2)"]
+
+
+def test_fields_of_both_sides_stand_side_by_side(env):
+    left = env.from_collection([(1, "a"), (2, "b")], NAMED)
+    right = env.from_collection([(1, "x")], NAMED)
+    joined = left.key_by("k").regular_join(right.key_by("k"), how="left")
+    assert joined.get_type() == Types.ROW_NAMED(["k", "name", "k0", "name0"], [*NAMED.get_field_types()] * 2)
+    rows = list(joined.execute_and_collect())
+    assert [row.name for row in rows] == ["a", "b", "a", "a"]
+    assert sorted(f"{row.get_row_kind()} {row.k} {row.name0}" for row in rows) == [
+        "+I 1 None",
+        "+I 1 x",
+        "+I 2 None",
+        "-D 1 None",
+    ]
+
+
+def test_a_function_makes_the_results_of_streams_without_a_type(env):
+    left, right = env.from_collection(["a1", "b2"]), env.from_collection(["a3", "c4"])
+    joined = left.regular_join(
+        right,
+        lambda text: text[0],
+        lambda text: text[0],
+        "right",
+        output=lambda a, b: f"{a}-{b}",
+        condition=lambda a, b: a < b,
+    )
+    kinds = [f"{row.get_row_kind()} {row[0]}" for row in joined.execute_and_collect()]
+    assert sorted(kinds) == ["+I None-c4", "+I a1-a3"]
+
+
+def test_in_batch_what_is_left_at_the_end_is_told(env):
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    rows = [(i % 2, i, i) for i in range(10)]
+    for stream in (env.from_collection(rows, TYPED), columns(env, 10)):
+        keyed = stream.key_by(0)
+        ranked = sorted(map(tuple, keyed.top_n(2, 1, with_rank=True).execute_and_collect()))
+        assert [row[3] for row in ranked] == [2, 1] * (len(ranked) // 2)
+        last = {row[0]: row[1] for row in keyed.last_row().execute_and_collect()}
+        assert len(last) == len(ranked) // 2
+        assert max(last.values()) == 9
+        assert len(list(keyed.first_row().execute_and_collect())) == len(last)
+
+
+@pytest.mark.parametrize(
+    ("of", "told"),
+    [
+        (lambda a, b: a.regular_join("b", 0, 0), "expected the other DataStream"),
+        (lambda a, b: a.regular_join(b, 0, 0, "outer"), "expected one of inner, left, right, full"),
+        (lambda a, b: a.regular_join(b, 0), "give right_key=…, or key the stream by key_by"),
+        (lambda a, b: a.regular_join(b, [len], [len]), "expected fields, by index or name, or one key selector"),
+        (lambda a, b: a.regular_join(b, 7, 0), "the stream has fields 0 to 1"),
+        (lambda a, b: a.regular_join(b, 0, 0, output=3), "expected a function"),
+        (lambda a, b: a.map(str).regular_join(b, 0, 0), "give what a pair becomes by output="),
+        (lambda a, b: a.regular_join(b, 0, 0, state_ttl=5), "expected a Time, Duration or timedelta"),
+        (lambda a, b: a.regular_join(b, 0, 0, state_ttl=Time.seconds(0)), "expected more than 0 ms"),
+        (lambda a, b: a.key_by(0).top_n(0, 1), "expected a whole number of at least 1"),
+        (lambda a, b: a.key_by(0).top_n(1, 5), "the stream has fields 0 to 1"),
+        (lambda a, b: a.key_by(0).top_n(1, [0, 1], [True]), "one truth value, or one for each"),
+        (lambda a, b: a.top_n(1, 1), "needs a key"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(env, of, told):
+    with pytest.raises((ProgramError, AttributeError), match=told):
+        of(env.from_collection([(1, "a")], PAIRS), env.from_collection([(1, "x")], PAIRS))
