@@ -102,6 +102,7 @@ def test_a_program_that_a_new_attempt_runs_again_finds_its_job(user, tmp_path):
         5,
         noticed=lambda: True,
     )
+    eventually("main is run again", lambda: job.num_mains() == 2)  # the job goes on sooner than a program starts
     job.survive(
         "application, kill -9 of the Java ApplicationMaster",
         lambda: kill_process(java_master(application_id)),
