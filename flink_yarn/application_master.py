@@ -1,7 +1,8 @@
 """What runs beside skein's Java ApplicationMaster: the JobManager with YARN's resource driver, and what it is for.
 
 A session serves until it is stopped. A per-job cluster runs the one job that was shipped with it, an application
-cluster runs the program's main here; both end as the job did, and say why. Started by the script of ``cluster_spec``.
+cluster runs the program's main here; both end as the job did, and say why. Started by the script of ``cluster_spec``
+or by ``master_supervisor``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from engine.graph.execution_graph import ExecutionGraph
 from engine.ha.contracts import LeadershipLostError
 from engine.protocol.lifecycle import JobStatus
 from flink_yarn.application_config import PORTS_FILE, effective_config
-from flink_yarn.application_end import MAIN_LOG, give_up, outcome_of, shut_down
+from flink_yarn.application_end import MAIN_LOG, outcome_of, shut_down
 from flink_yarn.archive import mark_used
 from flink_yarn.bad_nodes import tell_skein
-from flink_yarn.cluster_spec import ADDRESS_KEY, GAVE_UP, JOB_FOLDER, Mode, address_path
+from flink_yarn.cluster_spec import ADDRESS_KEY, JOB_FOLDER, Mode, address_path
 from flink_yarn.container_place import leader_place
 from flink_yarn.high_availability import (
     Outcome,
@@ -42,6 +43,7 @@ from flink_yarn.high_availability import (
     kept_bad_nodes,
     kept_outcome,
 )
+from flink_yarn.master_supervisor import RESTART_VARIABLE
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.skein_driver import DASHBOARD_ROUTE, skein_module
 from flink_yarn.yarn_client import leaving_nodes, node_health
@@ -59,7 +61,7 @@ PUBLISH_ATTEMPTS: Final = 10
 ARCHIVES_MARKED_S: Final = 6 * 3600.0
 MAIN_OUT: Final = "jobmanager.out"  # the name that is in the container's script
 ORPHANED: Final = "YARN's ApplicationMaster (Java) has ended, and with it this JobManager."
-#: The supervising script starts the JobManager again after this code, not after 0 and 1.
+#: The supervisor starts the JobManager again after this code, not after 0 and 1.
 EXIT_CRASH: Final = 70
 #: The same: this process alone was told to end, and another one goes on in its place.
 EXIT_TERMINATED: Final = 128 + signal.SIGTERM
@@ -450,10 +452,8 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
     logs = os.environ.get("FLINK_LOGS") or "."
     configure_logging(os.path.join(logs, MAIN_LOG))
     logging.getLogger("hdfs").setLevel(logging.WARNING)  # it tells each request
-    if sys.argv[1:2] == [GAVE_UP]:
-        return give_up(logs, sys.argv[2])
     mode = Mode(os.environ.get("FLINK_YARN_MODE", "session"))
-    again = os.environ.get("FLINK_RESTART", "0") != "0"
+    again = os.environ.get(RESTART_VARIABLE, "0") != "0"
     user = os.environ.get("HADOOP_USER_NAME", "")
     try:
         application = skein_module().ApplicationClient.from_current()
@@ -502,7 +502,7 @@ def main(run: Callable[[ApplicationMaster], Outcome] = lambda master: asyncio.ru
     if master.has_ended:
         return 0
     if master.was_killed:
-        # The script has heard the signal, too, when YARN ends the container, and begins nothing any more.
+        # The supervisor has heard the signal, too, when YARN ends the container, and begins nothing any more.
         return EXIT_TERMINATED if is_highly_available(config) and not master.is_orphaned else 1
     if is_highly_available(config):
         return EXIT_CRASH  # it could not tell YARN, or does not lead any more

@@ -24,7 +24,6 @@ __all__ = [
     "CONF_FOLDER",
     "EXIT_NO_PYTHON",
     "EXIT_PYTHON_MINOR",
-    "GAVE_UP",
     "JOB_FOLDER",
     "SERVICE",
     "ClusterPlan",
@@ -58,8 +57,6 @@ TASKMANAGER_MB_PER_SLOT: Final = 64
 #: Exit codes of a container's script before any of our Python runs. 100 + n: the node's Python is 3.n.
 EXIT_NO_PYTHON: Final = 99
 EXIT_PYTHON_MINOR: Final = 100
-#: The JobManager's main is told with this word that it has died too often.
-GAVE_UP: Final = "gave-up"
 
 
 #: Unpacks the engine beside the file that the NodeManager keeps for all containers of the user, once per node; that the
@@ -296,7 +293,7 @@ def session_config(plan: ClusterPlan) -> Configuration:
 # --- skein's form ---------------------------------------------------------------------------------------------------
 
 
-def _script(command: str, output: str, *, python: str, shipped: Sequence[str], restarts: bool) -> str:
+def _script(command: str, output: str, *, python: str, shipped: Sequence[str], watches_parent: bool = False) -> str:
     """Return the bash script of a container.
 
     Nothing of ours can run in another Python, so that is checked first; the exit code tells which one was found.
@@ -334,32 +331,9 @@ def _script(command: str, output: str, *, python: str, shipped: Sequence[str], r
         'mkdir -p "$TMPDIR"',
         "unset YARN_CONF_DIR",
     ]
-    if not restarts:
-        lines.append(f'exec "$python" -P -m {command}')
-        return "\n".join(lines) + "\n"
-    # A JobManager that dies is started again in place: no container notices more than a broken connection.
-    lines += [
-        "child= last= attempt=0",
-        "export FLINK_MASTER_PID=$PPID",
-        "trap 'kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM",
-        "while true; do",
-        "  started=$SECONDS",
-        f'  FLINK_RESTART=$attempt FLINK_LAST_EXIT=$last "$python" -P -m {command} &',
-        "  child=$!",
-        "  wait $child; code=$?; last=$code",
-        "  # 0: it has ended the application; 1: there is no use in trying again.",
-        "  [[ $code -le 1 ]] && exit $code",
-        "  if ((SECONDS - started > 30)); then attempt=0; fi",
-        "  attempt=$((attempt + 1))",
-        "  if ((attempt > 5)); then",
-        '    echo "The JobManager died too often (last exit code $code)."',
-        f'    "$python" -P -m {command} {GAVE_UP} $code',
-        "    exit $code",
-        "  fi",
-        '  echo "The JobManager died with exit code $code; starting it again."',
-        "  sleep 0.2",
-        "done",
-    ]
+    if watches_parent:
+        lines.append("export FLINK_MASTER_PID=$PPID")
+    lines.append(f'exec "$python" -P -m {command}')
     return "\n".join(lines) + "\n"
 
 
@@ -424,7 +398,6 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
             "taskmanager.out",
             python=python,
             shipped=on_path,
-            restarts=False,
         ),
         instances=plan.first_taskmanagers,
         files=common,
@@ -432,15 +405,17 @@ def application_spec(plan: ClusterPlan, files: LocalFiles, *, user: str, home: s
         max_restarts=0,  # the resource driver replaces what is lost
         allow_failures=True,
     )
+    # A JobManager that dies is started again in place: no container notices more than a broken connection. But without
+    # what is kept for the next JobManager, a job would silently begin anew.
+    restarts = plan.mode is Mode.SESSION or plan.config.get(HaOptions.TYPE) != "NONE"
     master = skein.Master(
         resources=skein.Resources(memory=f"{plan.master_mb} MiB", vcores=plan.master_vcores),
         script=_script(
-            "flink_yarn.application_master",
+            "flink_yarn.master_supervisor" if restarts else "flink_yarn.application_master",
             "jobmanager.out",
             python=python,
             shipped=on_path,
-            # Without what is kept for the next JobManager, a job would silently begin anew.
-            restarts=plan.mode is Mode.SESSION or plan.config.get(HaOptions.TYPE) != "NONE",
+            watches_parent=restarts,
         ),
         files=master_files,
         env={**environment, "JDK_JAVA_OPTIONS": java_opens, **prefixes["containerized.master.env."]},

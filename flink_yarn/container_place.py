@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from engine.jobmanager_process import LeaderPlace
+from flink_yarn.master_supervisor import LAST_EXIT_VARIABLE
 
-__all__ = ["LAST_EXIT_VARIABLE", "container_log_url", "leader_place"]
-
-#: The supervising script tells by it with which code the JobManager before this one ended.
-LAST_EXIT_VARIABLE: Final = "FLINK_LAST_EXIT"
+__all__ = ["container_log_url", "leader_place"]
 
 
 def container_log_url(environ: Mapping[str, str]) -> str:

@@ -211,9 +211,9 @@ class CheckpointCoordinator:
         self._attempt_number = attempt_number
         self._is_active = True
         self._running = set(self._all_tasks)
-        self._schedule.begin(self._now_ms)
         tasks = tuple(sorted(self._running))
         latest = self._store.latest()
+        self._schedule.resume(self._now_ms, None if latest is None else self._wall_ms - latest.timestamp_ms)
         if latest is not None:
             self._commands.append(msg.NotifyComplete(latest, tasks))
         newest = NO_CHECKPOINT if latest is None else latest.checkpoint_id

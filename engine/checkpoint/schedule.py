@@ -29,6 +29,13 @@ class CheckpointSchedule:
         self._last_end_ms = None
         self._next_ms = now_ms + self._interval_ms
 
+    def resume(self, now_ms: int, since_ms: int | None) -> None:
+        """An attempt goes on under another JobManager. ``since_ms``: how long ago the newest complete checkpoint began,
+        None = there is none. What is behind the time is taken at once: nobody took any meanwhile."""
+        self._last_end_ms = now_ms  # nobody knows when; a pause is kept in any case
+        since_ms = self._interval_ms if since_ms is None else max(0, since_ms)  # clocks of two hosts may differ
+        self._next_ms = now_ms + max(0, self._interval_ms - since_ms)
+
     def due_ms(self) -> int:
         if self._last_end_ms is None:
             return self._next_ms

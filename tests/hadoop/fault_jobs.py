@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from engine.client.rest_client import RestClient
@@ -21,11 +21,23 @@ from engine.datastream.functions import KeyedProcessFunction, MapFunction
 from engine.state.descriptors import ValueStateDescriptor
 from tests.process.cluster_jobs import until
 
-__all__ = ["FaultJob"]
+__all__ = ["FaultJob", "read_on"]
 
 NUM_KEYS = 37
 NUM_LINES = 60_000
 RESULT_S = 240.0
+
+
+def read_on(stream: BinaryIO) -> tuple[bytes, float, float]:
+    """Return what is left, the longest time without any of it in s, and when that was over (monotonic)."""
+    pieces, longest_s, over, before = [], 0.0, 0.0, time.monotonic()
+    while piece := stream.read(1 << 20):
+        pieces.append(piece)
+        now = time.monotonic()
+        if now - before > longest_s:
+            longest_s, over = now - before, now
+        before = now
+    return b"".join(pieces), longest_s, over
 
 
 class Slow(MapFunction):

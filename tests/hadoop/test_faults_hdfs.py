@@ -14,7 +14,7 @@ from engine.core.fs import FileSystem
 from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 from tests.hadoop.conftest import HadoopCluster, running_cluster
-from tests.hadoop.fault_jobs import FaultJob
+from tests.hadoop.fault_jobs import FaultJob, read_on
 from tests.process.cluster_jobs import StandaloneCluster, until
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
@@ -93,11 +93,19 @@ def test_a_name_node_that_is_away_or_in_safe_mode_restarts_no_job(start, hadoop)
     job.check_exact()
 
 
-def test_a_data_node_that_is_killed_restarts_no_job(start, hadoop):
+def test_a_data_node_that_is_killed_restarts_no_job(start, hadoop, hdfs):
     """Whichever it is: the input is read from one, checkpoints and part files go through one to both."""
     job = start(**{"state.storage.fs.memory-threshold": "0 b"})
+    data = bytes(range(256)) * (40 << 12)  # 40 MiB: more than any buffer on the way
+    with hdfs.open_write(f"{job.root}/large") as stream:
+        stream.write(data)
     for name in ("dn1", "dn2"):
-        hadoop.daemon("kill9", name)
+        with hdfs.open_read(f"{job.root}/large") as stream:
+            first = stream.read(1 << 20)
+            hadoop.daemon("kill9", name)
+            rest, longest_s, _ = read_on(stream)
+        tell(f"{name} killed while a file of 40 MiB is read: no bytes for {longest_s:.2f} s")
+        assert first + rest == data
         tell(f"{name} killed: four checkpoints after {job.until_checkpoints(4, f'without {name}'):.1f} s")
         hadoop.daemon("start", name)
     job.finish()

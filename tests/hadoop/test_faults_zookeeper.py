@@ -20,7 +20,7 @@ from tests.hadoop.test_zookeeper import mode_of
 from tests.process.cluster_jobs import until
 from tests.process.ha_cluster import HaCluster
 from tests.process.test_exactly_once_files import expected, hidden, written
-from tests.process.test_ha import Waiting, file_job, text  # noqa: F401 (a fixture)
+from tests.process.test_ha import Waiting, file_job, first_new_output_s, tell, text  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
@@ -135,9 +135,11 @@ def test_a_leader_that_sleeps_through_its_session_changes_nothing_when_it_wakes(
     waiting = Waiting(job)
     asleep = cluster.leader
     cluster.masters.remove(asleep)
+    seen = written(output)
     os.kill(asleep.pid, signal.SIGSTOP)
     stopped = time.monotonic()
     try:
+        tell(f"SIGSTOP of the leader, three servers, session timeout 4 s: {first_new_output_s(output, seen)}")
         successor = cluster.leader
         assert successor is not asleep
         waiting.result()
@@ -150,8 +152,10 @@ def test_a_leader_that_sleeps_through_its_session_changes_nothing_when_it_wakes(
         said = len(asleep.process.lines)
     finally:
         os.kill(asleep.pid, signal.SIGCONT)
+        woken_at = time.monotonic()
         cluster.masters.append(asleep)
     until(lambda: any("stands by" in line for line in asleep.process.lines[said:]), "it stands by")
+    tell(f"on waking it stood by after {time.monotonic() - woken_at:.2f} s")
     # It answers by asking who leads, so it has done whatever it was about to do.
     until(lambda: asleep.get(f"/jobs/{job.get_job_id()}")["state"] == "FINISHED", "it passes requests on")
     assert nodes_of(zookeepers, base) == nodes

@@ -9,6 +9,7 @@ import pytest
 
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import DIVISION, SMALL, YarnUser, eventually, processes_of, skein_drivers
+from tests.hadoop.yarn_ha import zookeeper_nodes
 
 pytestmark = pytest.mark.hadoop
 QUICK_S = 15.0
@@ -81,13 +82,21 @@ def test_an_application_that_nobody_knows(user):
             "/ha",
             r"ZooKeeper at 127\.0\.0\.1:1 \(high-availability\.zookeeper\.quorum\) did not answer within",
         ),
-        ("", "/a-file/ha", r"/a-file/ha\S* \(high-availability\.storageDir\) cannot be written"),
+        (
+            "",
+            "/ha-of-others",
+            r"Folder hdfs:///ha-of-others/kept \(high-availability\.storageDir\) cannot be written: .*"
+            r"Permission denied: user=alice, access=WRITE, inode=\"/ha-of-others/kept\"",
+        ),
     ],
     ids=["quorum", "storageDir"],
 )
 def test_high_availability_that_cannot_work_ends_the_application_with_the_reason(user, hadoop, quorum, storage, said):
-    """It is found in the ApplicationMaster; whoever waits for it is told the same, without trying for minutes."""
-    user.put("/a-file", "")
+    """It is found in the ApplicationMaster; whoever waits for it is told the same, without trying for minutes. What
+    another user has in the folder of that cluster stays, and nobody else takes the cluster's place in ZooKeeper."""
+    user.put("/ha-of-others/kept/graph", "of a job")
+    user.hdfs.makedirs("/user/alice")
+    user.hdfs.set_owner("/user/alice", owner="alice")
     settings = {
         "high-availability.type": "zookeeper",
         "high-availability.zookeeper.quorum": quorum or hadoop.zookeeper,
@@ -95,7 +104,8 @@ def test_high_availability_that_cannot_work_ends_the_application_with_the_reason
         "high-availability.zookeeper.client.connection-timeout": "2 s",
     }
     words = [word for key, value in settings.items() for word in ("-D", f"{key}={value}")]
-    done = user.session("-d", *SMALL, "-nm", f"bad {storage}", *words)
+    named = ("-z", "kept", "-nm", f"bad {storage}")
+    done = user.session("-d", *SMALL, *named, *words, HADOOP_USER_NAME="alice")
     assert done.returncode == 1, done.stdout
     report = user.application_named(f"bad {storage}")
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
@@ -103,8 +113,12 @@ def test_high_availability_that_cannot_work_ends_the_application_with_the_reason
         assert re.search(said, text), text
     assert "Traceback" not in done.stderr
     assert f"yarn logs -applicationId {report['id']}" in done.stderr
-    assert not (user.folder / f".yarn-properties-{hadoop.user}").exists()
+    assert not (user.folder / ".yarn-properties-alice").exists()
     eventually("no process is left", lambda: not processes_of(report["id"]), 15)
+    assert report["id"] not in user.hdfs.list("/user/alice/.skein")
+    assert zookeeper_nodes(hadoop, "/flink/kept") == []
+    assert user.lines("/ha-of-others/kept/graph") == ["of a job"]
+    assert user.hdfs.list("/ha-of-others/kept") == ["graph"]
 
 
 def test_the_resource_manager_is_down(user, hadoop):

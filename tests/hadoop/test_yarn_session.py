@@ -28,6 +28,7 @@ from tests.hadoop.yarn_commands import (
     processes_of,
     skein_drivers,
 )
+from tests.hadoop.yarn_ha import jobmanager_process
 
 pytestmark = pytest.mark.hadoop
 #: The aims for `-n 2 -s 2`, from pressing enter to four slots: with packing and upload, and with both cached.
@@ -225,8 +226,7 @@ def run_word_count(user: YarnUser, name: str) -> None:
 def test_a_killed_jobmanager_is_back_with_the_same_containers(session, user):
     application_id, dashboard, _ = session
     before = set(processes_of(application_id, "flink_yarn.taskmanager_container"))
-    (victim,) = [p for p, c in processes_of(application_id, "flink_yarn.application_master").items() if "python" in c]
-    kill_process(victim)
+    kill_process(jobmanager_process(application_id))
 
     def slots() -> bool:
         try:

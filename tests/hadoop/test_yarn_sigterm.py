@@ -7,16 +7,28 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from flink_yarn.master_log import MASTER_LOG
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import ROOT, SMALL, eventually, processes_of
-from tests.hadoop.yarn_ha import ha_user, java_master, jobmanager_process, rest, taskmanagers, zookeeper_nodes
+from tests.hadoop.yarn_ha import (
+    environment_of,
+    ha_user,
+    java_master,
+    jobmanager_process,
+    rest,
+    taskmanagers,
+    zookeeper_nodes,
+)
 
 pytestmark = pytest.mark.hadoop
 
 TERM_S = 10.0
+#: What a start alone writes into the log of YARN's Java process is more.
+LOG_BYTES = 1024
 
 
 def is_alive(pid: int) -> bool:
@@ -37,8 +49,9 @@ def terminate(name: str, pid: int) -> None:
 @pytest.mark.timeout(400)  # three attempts of an application, on a machine that has other things to do
 def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoop: HadoopCluster, tmp_path):
     user = ha_user(hadoop, tmp_path)
+    settings = ["-D", "yarn.application-attempts=4", "-D", f"env.log.max-size={LOG_BYTES}b", "-D", "env.log.max=2"]
     client = subprocess.Popen(
-        [str(ROOT / "scripts" / "yarn-session.sh"), "-n", "1", "-s", "1", *SMALL, "-D", "yarn.application-attempts=4"],
+        [str(ROOT / "scripts" / "yarn-session.sh"), "-n", "1", "-s", "1", *SMALL, *settings],
         env=user.env,
         cwd=user.folder,
         stdin=subprocess.PIPE,
@@ -66,6 +79,7 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
         (taskmanager,) = taskmanagers(application_id)
         terminate("a TaskManager's container", taskmanager)
         goes_on(lambda: taskmanager not in taskmanagers(application_id))
+        check_logs_of_java(Path(environment_of(java_master(application_id))["LOG_DIRS"].split(",")[0]))
 
         before = taskmanagers(application_id)
         base = f"/flink/{application_id}"
@@ -92,6 +106,14 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
         if client.poll() is None:
             client.kill()
             client.communicate()
+
+
+def check_logs_of_java(folder: Path) -> None:
+    """It has begun another file by now, and in none of them is more than fits and its last line."""
+    logs = {path.name: path.read_text() for path in folder.glob(f"{MASTER_LOG}*")}
+    assert {MASTER_LOG, f"{MASTER_LOG}.1"} <= logs.keys() <= {MASTER_LOG, f"{MASTER_LOG}.1", f"{MASTER_LOG}.2"}
+    assert all(len(text.rpartition("\n")[0].rpartition("\n")[0]) < LOG_BYTES for text in logs.values()), logs
+    assert "RUNNING: taskmanager_1 on" in logs[f"{MASTER_LOG}.1"] + logs[MASTER_LOG]
 
 
 def only_one(found: list[str]) -> list[str]:

@@ -184,12 +184,20 @@ def processes_of(application_id: str, word: str = "") -> dict[int, str]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    """Return 0 when the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
 def ancestors_of(pid: int) -> list[int]:
     """Return a process and those that it comes from, nearest first."""
     found = []
     while pid > 1:
         found.append(pid)
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        pid = parent_of(pid)
     return found
 
 

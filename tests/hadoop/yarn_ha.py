@@ -16,7 +16,7 @@ from typing import Any
 from hdfs.util import HdfsError
 
 from tests.hadoop.conftest import HadoopCluster
-from tests.hadoop.yarn_commands import YarnUser, eventually, get, processes_of
+from tests.hadoop.yarn_commands import YarnUser, eventually, get, parent_of, processes_of
 
 __all__ = [
     "ExactJob",
@@ -27,6 +27,7 @@ __all__ = [
     "job_id_in",
     "job_state",
     "jobmanager_process",
+    "jobmanager_processes",
     "node_host_of",
     "node_manager_of",
     "processes_on",
@@ -111,9 +112,16 @@ def ha_user(hadoop: HadoopCluster, folder: Path) -> YarnUser:
 
 
 def jobmanager_process(application_id: str) -> int:
-    found = processes_of(application_id, "-m flink_yarn.application_master")
-    (pid,) = [pid for pid, command in found.items() if "bash" not in command]
+    (pid,) = jobmanager_processes(application_id)
     return pid
+
+
+def jobmanager_processes(application_id: str) -> list[int]:
+    """Those that a supervisor, which has the same command line, has forked; more than one where two attempts live."""
+    found = processes_of(application_id, "-m flink_yarn.master_supervisor")
+    parents = {pid: parent_of(pid) for pid in found}
+    supervisors = {pid for pid, parent in parents.items() if parent not in parents}
+    return [pid for pid, parent in parents.items() if parent in supervisors]
 
 
 def java_master(application_id: str) -> int:

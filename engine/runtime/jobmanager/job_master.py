@@ -123,10 +123,10 @@ class JobMaster:
             prepared, effective, clock=clock, host=self, new_worker=new_worker, store=store
         )
         recovers = self.checkpoints.takes_checkpoints
-        restarts = restart_strategy(effective, takes_checkpoints=recovers)
+        self._restarts = restart_strategy(effective, takes_checkpoints=recovers)
         first_attempt = prepared.first_attempt
         self._scheduler = sched.Scheduler(
-            job_graph, clock.now_ms(), restarts, recovers=recovers, first_attempt=first_attempt
+            job_graph, clock.now_ms(), self._restarts, recovers=recovers, first_attempt=first_attempt
         )
         self._on_exception = on_exception
         self.graph.exceptions = deque(exceptions, maxlen=effective.get(RestOptions.EXCEPTIONS))
@@ -432,7 +432,11 @@ class JobMaster:
         self._coordinators.restart(vertices, attempt_number)
 
     def _restart_after(self, attempt_number: int, delay_ms: int) -> None:
-        logger.info("job=%s failed, attempt %d follows in %d ms", self.job_id, attempt_number, delay_ms)
+        exceptions = self.graph.exceptions
+        cause = self.graph.failure or (exceptions[-1].error if exceptions else None)  # of regions, the newest
+        why = cause.message.partition("\n")[0] if cause is not None else "unknown"
+        strategy = self._restarts.describe()
+        logger.info("job=%s attempt=%d follows in %d ms: %s %s", self.job_id, attempt_number, delay_ms, why, strategy)
         due = sched.RestartDue(attempt_number)
         self._restart_timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self.post, due)
 

@@ -125,7 +125,7 @@ def test_tasks_that_were_taken_over_hear_what_is_durable_and_what_will_never_be_
     former.complete(1)
     stored = StoredCheckpoint(former.coordinator.restore_point(), True)
     shell = Shell(restored=[stored], counter=3)  # 2 and 3 were begun
-    shell.attempt = 4
+    shell.attempt, shell.now_ms = 4, 1200
     tasks = tuple(sorted(shell.layout.tasks()))
     assert shell(msg.AttemptTakenOver(4)) == [
         msg.NotifyComplete(stored.checkpoint, tasks),
@@ -133,7 +133,8 @@ def test_tasks_that_were_taken_over_hear_what_is_durable_and_what_will_never_be_
         msg.NotifyAborted(3, tasks),
     ]
     assert shell.ack(tasks[0], 3, "late") == [], "nobody waits for it, and it is no file of the job's"
-    assert shell.at(1000) == [msg.PrepareCheckpoint(4)]
+    assert shell.at(1999) == []
+    assert shell.at(2000) == [msg.PrepareCheckpoint(4)], "an interval after the former leader's"
     assert only(msg.NotifyComplete, shell.complete(4)).checkpoint.checkpoint_id == 4
     assert shell(msg.AttemptBegun(5)) == []
     assert shell.coordinator.restore_point().checkpoint_id == 4
@@ -142,8 +143,30 @@ def test_tasks_that_were_taken_over_hear_what_is_durable_and_what_will_never_be_
 def test_tasks_without_any_checkpoint_can_be_taken_over():
     shell = Shell()
     shell.attempt = 0
-    assert shell(msg.AttemptTakenOver(0)) == []
-    assert shell.at(1000) == [msg.PrepareCheckpoint(1)]
+    assert shell(msg.AttemptTakenOver(0)) == [msg.PrepareCheckpoint(1)], "nobody knows for how long there was none"
+
+
+@pytest.mark.parametrize(
+    ("taken_over_ms", "min_pause_ms", "due_ms"),
+    [(1999, 0, 2000), (2000, 0, 2000), (60_000, 0, 60_000), (500, 0, 1500), (2000, 300, 2300), (1100, 300, 2000)],
+)
+def test_a_checkpoint_that_fell_due_while_nobody_led_is_taken_at_once_but_for_a_pause(
+    taken_over_ms, min_pause_ms, due_ms
+):
+    """One is taken each second; 500 ms are before the former leader's checkpoint by the clock of this host."""
+    former = running()
+    former.at(1000)
+    former.complete(1)
+    stored = StoredCheckpoint(former.coordinator.restore_point(), True)
+    settings = dataclasses.replace(SETTINGS, min_pause_ms=min_pause_ms)
+    shell = Shell(settings=settings, restored=[stored], counter=1)
+    shell.attempt, shell.now_ms = 4, taken_over_ms
+    begun = "PrepareCheckpoint" in kinds(shell(msg.AttemptTakenOver(4)))
+    assert begun == (due_ms == taken_over_ms)
+    if not begun:
+        assert shell.coordinator.next_timer_ms() == due_ms
+        assert shell.at(due_ms - 1) == []
+        assert shell.at(due_ms) == [msg.PrepareCheckpoint(2)]
 
 
 def test_no_checkpoint_begins_before_all_tasks_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -211,23 +212,19 @@ def test_other_ends_of_the_master_have_no_message_of_ours():
     assert exit_message("killed by user") == ""
 
 
-@pytest.mark.parametrize(("mode", "starts"), [(Mode.SESSION, 6), (Mode.PER_JOB, 1)])
-def test_only_a_sessions_jobmanager_is_started_again_and_not_for_ever(tmp_path, mode, starts):
-    # The made-up interpreter answers the version, "unpacks", and dies as a killed JobManager does.
-    python = f'case "$*" in *version_info*) echo 3.{MINOR};; *zipfile*) echo /x;; *gave-up*) echo gave up;;'
-    python += " *) echo started; exit 137;; esac"
-    plan = plan_cluster(config(**{"python.executable": str(tmp_path / "python")}), mode)
-    code, text = run_script(spec_of(plan).master.script, tmp_path, python)
+@pytest.mark.parametrize(
+    ("mode", "ha", "is_supervised"),
+    [(Mode.SESSION, "NONE", True), (Mode.PER_JOB, "NONE", False), (Mode.PER_JOB, "zookeeper", True)],
+)
+def test_only_a_jobmanager_whose_jobs_would_not_silently_begin_anew_is_supervised(tmp_path, mode, ha, is_supervised):
+    # The made-up interpreter answers the version, "unpacks", and says what it is to run and who its parent's parent is.
+    python = f'case "$*" in *version_info*) echo 3.{MINOR};; *zipfile*) echo /x;;'
+    python += " *) echo ran $* ${FLINK_MASTER_PID:-none}; exit 137;; esac"
+    settings = {"python.executable": str(tmp_path / "python"), "high-availability.type": ha}
+    code, text = run_script(spec_of(plan_cluster(config(**settings), mode)).master.script, tmp_path, python)
     assert code == 137
-    assert text.count("started\n") == starts
-    assert text.count("gave up\n") == (starts > 1)
-
-
-def test_a_jobmanager_that_ended_as_told_is_not_started_again(tmp_path):
-    python = f'case "$*" in *version_info*) echo 3.{MINOR};; *zipfile*) echo /x;; *) echo started; exit 0;; esac'
-    plan = plan_cluster(config(**{"python.executable": str(tmp_path / "python")}), Mode.SESSION)
-    code, text = run_script(spec_of(plan).master.script, tmp_path, python)
-    assert (code, text.count("started\n")) == (0, 1)
+    module = "flink_yarn.master_supervisor" if is_supervised else "flink_yarn.application_master"
+    assert text == f"ran -P -m {module} {os.getpid() if is_supervised else 'none'}\n"
 
 
 def test_the_java_application_master_logs_within_the_bounds_of_all_logs():

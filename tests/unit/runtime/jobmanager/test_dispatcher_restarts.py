@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
+import re
 
 import pytest
 
@@ -35,7 +37,9 @@ def fail(scripted, task):
     scripted.connection.send_nowait(report)
 
 
-def test_a_failed_job_is_deployed_anew_and_hears_nothing_of_its_former_attempt(tmp_path):
+def test_a_failed_job_is_deployed_anew_and_hears_nothing_of_its_former_attempt(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+
     async def scenario():
         async with jobmanager(tmp_path, RESTARTS, finish=False) as (dispatcher, scripted):
             graph = program(abs, collect=True)
@@ -68,6 +72,8 @@ def test_a_failed_job_is_deployed_anew_and_hears_nothing_of_its_former_attempt(t
             await until(lambda: dispatcher.overview().slots_available == 4)
 
     run(scenario())
+    why = "attempt=1 follows in [01] ms: wrong Restart with fixed delay \\(1 ms\\)"
+    assert re.search(why, caplog.text), caplog.text
 
 
 def test_what_coordinators_send_at_their_start_goes_to_the_attempt_that_is_not_deployed_yet(tmp_path, monkeypatch):
