@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint.column_tables import column_entries
 from engine.core.clock import ManualClock
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import ColumnBatch, Row, RowKind, kind_of, row_of_kind, rows_of
@@ -315,3 +316,14 @@ def test_columns_that_cannot_be_ordered_are_left_to_rows():
         harness.process_batch(columns([(1, 1, 0.0, "b"), (1, 1, 0.0, "a")]))
         assert [row[3] for row in map(tuple, rows_of(harness.output.batches[0]).rows)] == ["b", "b", "a"]
         assert harness.head._is_on_rows
+
+
+def test_a_listing_of_a_savepoint_shows_what_columns_keep():
+    found = {}
+    for name, part in (("top", "top-records"), ("first", "seen-keys")):
+        with OperatorHarness(on_columns(STATEFUL[name])) as harness:
+            harness.process_batch(columns([(1, 1, 0.0, "a"), (1, 3, 0.0, "b"), (1, 2, 0.0, "c")]))
+            (chunk,) = harness.contexts[0].state.keyed[part].snapshot(range(128)).values()
+            found[name] = list(column_entries(part, chunk))
+    assert [(number, row["v"]) for number, _, row in found["top"]] == [(0, 3), (1, 2)]
+    assert found["first"] == [(1, None, True)]
