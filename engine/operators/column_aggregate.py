@@ -8,11 +8,14 @@ to the row operator and goes on with that: the stream does not notice. Streaming
 
 Each key's state is in one of two parts, the slots or the row operator's own. A restored subtask may find both, as those
 it follows may have worked in different ways; what the row operator has, only rows can go on with.
+
+State that is more than its share of memory lies in files, partition by partition (``state/spilling_slots``). Then rows
+wait until there are many, and all of a partition are taken up together; their results come in the order of the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
@@ -20,10 +23,12 @@ from engine.operators.after_columns import SLOTS_PART, VALUE_COLUMN, SilencedOut
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
+from engine.state.key_groups import key_group_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from engine.operators.column_choice import ChosenRows
     from engine.operators.column_folds import FoldedValues
     from engine.state.slot_state import SlotState
+    from engine.state.spilling_slots import SpillingSlots
 
     Array = np.ndarray[Any, Any]
 
@@ -39,6 +45,12 @@ __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max", "min_by", "max_by")
 _NAMED: Final = {b"records": b"rows"}
+#: Of the share of memory: what rows that wait may have, who need three times as much while they are taken up, and
+#: partitions that stay in memory.
+_HELD_SHARE: Final = 1 / 8
+#: Rows wait for so long at least, and for so many times what the last ones took, unless there is no room for more.
+_WAIT_MIN_MS: Final = 20
+_WAIT_FACTOR: Final = 3
 
 
 @final
@@ -188,7 +200,7 @@ class _ColumnAggregateOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels as kernels
-        from engine.state.slot_state import SlotState
+        from engine.state.spilling_slots import NUM_PARTITIONS, SpillingSlots
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
@@ -202,9 +214,25 @@ class _ColumnAggregateOperator(Operator):
             ("max", False): kernels.running_max,
             ("max", True): kernels.running_max,
         }
-        max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
-        self._state: SlotState = SlotState(max_parallelism, is_tuple=isinstance(self._spec.key_selector, ComposedKey))
-        ctx.state.add_keyed(SLOTS_PART, self._state)
+        runtime = ctx.runtime_context
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        self._slots: SpillingSlots = SpillingSlots(
+            max_parallelism,
+            key_group_range(
+                runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks(), max_parallelism
+            ),
+            is_tuple=isinstance(self._spec.key_selector, ComposedKey),
+            folder=ctx.work_dir,
+            bytes_max=self._watch.limit_bytes,
+        )
+        self._part_bytes_max = int(self._watch.limit_bytes * _HELD_SHARE)
+        self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
+        #: when held rows are to be taken up, and how long they are to wait
+        self._due_ms: int | None = None
+        self._wait_ms = _WAIT_MIN_MS
+        ctx.state.add_keyed(SLOTS_PART, self._slots)
+        #: all slots, or those of the partition that is taken up
+        self._state: SlotState = self._slots.slots
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
             self._layout = self._layout_of_note(self._state.note)
@@ -212,23 +240,26 @@ class _ColumnAggregateOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes):
-            if self._state.num_slots:
-                self._hand_over()
-            self._rows.process_batch(input_index, batch)
-            return
         columns = None
-        if isinstance(batch, ColumnBatch) and not batch.scalar:
+        if not self._is_on_rows and not self._slots.has_others and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = self._known_columns(plain_columns(batch.columns), batch.named)
+            if columns is not None and self._slots.is_spilled:
+                columns = self._with_room(columns, batch.timestamps_ms)
         if columns is None:
             self._hand_over()
             self._rows.process_batch(input_index, batch)
             return
         assert isinstance(batch, ColumnBatch)
+        if self._slots.is_spilled:
+            self._hold(columns, batch.timestamps_ms)
+            return
         done = self._process_columns(columns, batch.timestamps_ms)
         if done < len(batch):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
+        elif self._watch.must_spill(self._state.nbytes):
+            self._slots.spill(self._part_bytes_max)
+            self._state, self._chosen = self._slots.slots, None
 
     def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
@@ -389,18 +420,100 @@ class _ColumnAggregateOperator(Operator):
         stamps = None if stamps is None else stamps[: slots.size]
         self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
 
+    # --- rows of state that is on the disk ---------------------------------------------------------------------------
+
+    def _with_room(self, columns: pa.RecordBatch, stamps: Array | None) -> pa.RecordBatch | None:
+        """Take up the rows beside which these cannot be held; return the columns, or None if rows are to go on."""
+        if not self._held_rows.fits(stamps):
+            self._take_up()
+        return None if self._is_on_rows else columns
+
+    def _hold(self, columns: pa.RecordBatch, stamps: Array | None) -> None:
+        import pyarrow as pa
+
+        layout = self._layout
+        assert layout is not None
+        if columns.schema.names != layout.schema.names or columns.schema.metadata:
+            columns = pa.RecordBatch.from_arrays(columns.columns, names=layout.schema.names)
+        if not self._held_rows and not self._spec.emit_final:
+            self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+        partitions = self._slots.partitions_of([columns.column(key) for key in layout.keys])
+        self._held_rows.add(columns, stamps, partitions)
+        if self._held_rows.is_full:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Process the rows that are held, and emit."""
+        self._due_ms = None
+        if not self._held_rows:
+            return
+        begin_ms = self.ctx.clock.monotonic_ms()
+        taken = self._held_rows.take()
+        results, out = Results(taken), self.out
+        parts = list(taken.parts())
+        for number, begin, end in parts:
+            self._state, self._chosen = self._slots.load(number), None
+            stamps = None if taken.stamps is None else taken.stamps[begin:end]
+            self.out = results
+            done = self._process_columns(taken.columns.slice(begin, end - begin), stamps)
+            self.out = out
+            if done < end - begin:
+                results.emit_in_order(out)
+                self._go_on_on_rows(taken, begin + done)
+                return
+            self._slots.put_back(number, self._part_bytes_max)
+        self._state, self._chosen = self._slots.slots, None
+        results.emit_in_order(out)
+        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * (self.ctx.clock.monotonic_ms() - begin_ms))
+
+    def _go_on_on_rows(self, taken: TakenRows, done: int) -> None:
+        """The next row is not for columns: all that are left, of any partition, are for rows, in their order."""
+        self._hand_over()
+        rest = taken.as_they_came(done)
+        assert self._layout is not None
+        for at in range(0, len(rest), BATCH_ROWS_MAX):
+            part = rest.slice(at, min(len(rest), at + BATCH_ROWS_MAX))
+            self._rows.process_batch(0, replace(part, named=self._layout.named))
+        for _, watermark_ms in taken.watermarks:
+            self.out.emit_watermark(watermark_ms)
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        if self._held_rows and not self._spec.emit_final:
+            self._held_rows.add_watermark(watermark_ms)
+        else:
+            self.out.emit_watermark(watermark_ms)
+
+    def process_idle(self, idle: bool) -> None:
+        self._take_up()
+        self.out.emit_idle(idle)
+
+    def end_superstep(self, superstep: int) -> None:
+        self._take_up()
+        self.out.emit_superstep_end(superstep)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._take_up()
+
+    def next_timer_ms(self) -> int | None:
+        return self._due_ms
+
+    def on_timer(self, now_ms: int) -> None:
+        self._take_up()
+
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if (self._is_on_rows and self._state.num_slots) or self._state.others:
+        self._take_up()
+        if self._is_on_rows or self._slots.has_others:
             self._hand_over()
-        if self._is_on_rows or not self._state.num_slots:
+        if self._is_on_rows or not self._slots.num_entries():
             self._rows.finish()
         elif self._spec.emit_final:
             assert self._layout is not None
-            for batch in self._batches(self._layout, self._state, None):
-                self.out.emit(batch)
-            self._state.clear()
+            for state in self._slots.states():
+                for batch in self._batches(self._layout, state, None):
+                    self.out.emit(batch)
+            self._slots.clear()
 
     def _batches(self, layout: _Layout, state: SlotState, kept: Array | None) -> Any:
         """Yield all slots, or ``kept``, as records: the first of each key, with the aggregate as its value."""
@@ -427,17 +540,19 @@ class _ColumnAggregateOperator(Operator):
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored: an increment on it
         would bring the slots back and know nothing of the rows.
         """
+        self._take_up()
         self._is_on_rows = True
-        if self._state.num_slots:
-            assert self._layout is not None
-            for batch in self._batches(self._layout, self._state, self._trimmed):
-                self._take_over(batch.to_rows())
-        for other in self._state.others:
-            layout = self._layout_of_note(other.note)
-            assert layout is not None
-            for batch in self._batches(layout, other, None):
-                self._take_over(batch.to_rows())
-        self._state.clear()
+        if not self._slots.num_entries():
+            return
+        for state in self._slots.states():
+            if state.num_slots:
+                layout = self._layout_of_note(state.note)
+                assert layout is not None
+                trimmed = self._trimmed if state is self._state else None
+                for batch in self._batches(layout, state, trimmed):
+                    self._take_over(batch.to_rows())
+        self._slots.clear()
+        self._state, self._trimmed = self._slots.slots, None
 
     def _layout_of_note(self, note: bytes) -> _Layout | None:
         import pyarrow as pa
@@ -452,6 +567,7 @@ class _ColumnAggregateOperator(Operator):
 
     def close(self) -> None:
         self._rows.close()
+        self._slots.close()
 
 
 def _held_kind(layout: _Layout, index: int) -> pa.DataType:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["SlotState"]
+__all__ = ["SlotState", "streams"]
 
 #: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
 _MARK_SHIFT: Final = 3
@@ -97,6 +97,13 @@ class SlotState:
             self._dirty = grown
         mark_blocks(slots, _MARK_SHIFT, self._dirty)
 
+    def trim(self) -> None:
+        """Give back what was reserved for slots to come: nothing can be added any more."""
+        if self.table is not None:
+            self.table.trim()
+        for column in self.columns.values():
+            column.trim(self.num_slots)
+
     def clear(self) -> None:
         """Forget everything, types too."""
         self.table, self.columns, self.note, self.others = None, {}, b"", []
@@ -115,26 +122,27 @@ class SlotState:
         return chunks
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        slots = self._changed_since(since_checkpoint_id)
+        slots = self.changed_since(since_checkpoint_id)
         return None if slots is None else self._chunks(slots, key_groups)
 
     def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
         """The rows are copied now; columns cost less than objects."""
-        slots = self._changed_since(since_checkpoint_id)
+        slots = self.changed_since(since_checkpoint_id)
         if slots is None or slots.size > entries_max * _ROWS_PER_ENTRY:
             return None
-        noted, metadata = list(self._pieces(slots, key_groups)), self._metadata()
-        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: _streams(noted, metadata))
+        noted, metadata = list(self.pieces(slots, key_groups)), self.metadata()
+        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: streams(noted, metadata))
 
-    def _changed_since(self, checkpoint_id: int) -> Array | None:
-        changed = self._changed_blocks(checkpoint_id)
+    def changed_since(self, checkpoint_id: int) -> Array | None:
+        """Return the slots that changed since that barrier; None = cannot tell."""
+        changed = self.changed_blocks(checkpoint_id)
         if changed is None:
             return None
         slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
         slots = slots.ravel()
         return slots[slots < self.num_slots]
 
-    def _changed_blocks(self, checkpoint_id: int) -> Array | None:
+    def changed_blocks(self, checkpoint_id: int) -> Array | None:
         if checkpoint_id not in self._epochs or self.others:
             return None
         marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > checkpoint_id)]
@@ -144,8 +152,18 @@ class SlotState:
             changed[:size] |= mark[:size]
         return changed
 
+    @property
+    def epochs(self) -> list[int]:
+        """Barriers since which it is known what changed."""
+        return list(self._epochs)
+
+    def changes_by_epoch(self) -> tuple[dict[int, int], int]:
+        """Return about how many slots changed before each barrier that is known, and how many since the last one."""
+        counts = {epoch: int(np.count_nonzero(mark)) << _MARK_SHIFT for epoch, mark in self._epochs.items()}
+        return counts, int(np.count_nonzero(self._dirty)) << _MARK_SHIFT
+
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
-        changed = self._changed_blocks(since_checkpoint_id)
+        changed = self.changed_blocks(since_checkpoint_id)
         num_slots = 0 if changed is None else int(np.count_nonzero(changed)) << _MARK_SHIFT
         return None if changed is None or num_slots > at_most else num_slots
 
@@ -196,13 +214,21 @@ class SlotState:
         state.define(key_kinds, columns)
         return state
 
-    def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
-        return _streams(self._pieces(slots, key_groups), self._metadata())
+    def has_types_of(self, other: SlotState) -> bool:
+        if self.table is None or other.table is None or self.others:
+            return False
+        held = [(name, column.kind) for name, column in self.columns.items()]
+        return self.table.kinds == other.table.kinds and held == [
+            (name, column.kind) for name, column in other.columns.items()
+        ]
 
-    def _metadata(self) -> dict[str, str | bytes]:
+    def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return streams(self.pieces(slots, key_groups), self.metadata())
+
+    def metadata(self) -> dict[str, str | bytes]:
         return {"keys": str(0 if self.table is None else len(self.table.kinds)), "note": self.note}
 
-    def _pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield copies of the slots' rows by key group; a group may come several times."""
         if self.table is None:
             return
@@ -211,20 +237,23 @@ class SlotState:
         for start in range(0, slots.size, _ROWS_MAX):
             yield from self._rows_by_group(slots[start : start + _ROWS_MAX], wanted)
 
-    def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def piece_of(self, slots: Array) -> pa.RecordBatch:
+        """Return a copy of the slots' rows, as they are in chunks."""
         import pyarrow as pa
 
         assert self.table is not None
         keys = self.table.keys_of(slots)
+        names = [*(f"k{i}" for i in range(len(keys))), *self.columns]
+        arrays = [*keys, *(column.get(slots) for column in self.columns.values())]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
+        assert self.table is not None
+        keys = self.table.keys_of(slots)
         groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
         order = np.argsort(groups, kind="stable")
-        slots, groups = slots[order], groups[order]
-        names = [f"k{i}" for i in range(len(keys))]
-        arrays = [key.take(pa.array(order)) for key in keys]
-        for name, column in self.columns.items():
-            names.append(name)
-            arrays.append(column.get(slots))
-        rows = pa.RecordBatch.from_arrays(arrays, names=names)
+        groups = groups[order]
+        rows = self.piece_of(slots[order])
         ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
         begin = 0
         for end in ends.tolist():
@@ -234,17 +263,18 @@ class SlotState:
             begin = end
 
 
-def _streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+def streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+    """Return the chunks by key group that have these rows."""
     import pyarrow as pa
 
-    streams: dict[int, tuple[Any, Any]] = {}
+    begun: dict[int, tuple[Any, Any]] = {}
     for group, rows in pieces:
-        if group not in streams:
+        if group not in begun:
             sink = pa.BufferOutputStream()
-            streams[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
-        streams[group][1].write_batch(rows)
+            begun[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
+        begun[group][1].write_batch(rows)
     chunks = {}
-    for group, (sink, writer) in streams.items():
+    for group, (sink, writer) in begun.items():
         writer.close()
         chunks[group] = sink.getvalue().to_pybytes()
     return chunks
