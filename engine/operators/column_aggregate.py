@@ -15,6 +15,7 @@ wait until there are many, and all of a partition are taken up together; their r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -51,6 +52,9 @@ _HELD_SHARE: Final = 1 / 8
 #: Rows wait for so long at least, and for so many times what the last ones took, unless there is no room for more.
 _WAIT_MIN_MS: Final = 20
 _WAIT_FACTOR: Final = 3
+#: So long rows are taken up when it is time to, before it is the turn of others.
+_TURN_MS: Final = 5
+_OVER: Final = object()
 
 
 @final
@@ -227,7 +231,10 @@ class _ColumnAggregateOperator(Operator):
         )
         self._part_bytes_max = int(self._watch.limit_bytes * _HELD_SHARE)
         self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
-        #: when held rows are to be taken up, and how long they are to wait
+        #: takes up rows that were held while others gather; steps of it, and the time that they took
+        self._run: Iterator[None] | None = None
+        self._steps_done = self._steps_max = self._run_ms = 0
+        #: when to begin with the rows that are held, or to go on, and how long they are to wait
         self._due_ms: int | None = None
         self._wait_ms = _WAIT_MIN_MS
         ctx.state.add_keyed(SLOTS_PART, self._slots)
@@ -258,7 +265,7 @@ class _ColumnAggregateOperator(Operator):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
         elif self._watch.must_spill(self._state.nbytes):
-            self._slots.spill(self._part_bytes_max)
+            self._slots.spill()
             self._state, self._chosen = self._slots.slots, None
 
     def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
@@ -425,85 +432,124 @@ class _ColumnAggregateOperator(Operator):
     def _with_room(self, columns: pa.RecordBatch, stamps: Array | None) -> pa.RecordBatch | None:
         """Take up the rows beside which these cannot be held; return the columns, or None if rows are to go on."""
         if not self._held_rows.fits(stamps):
-            self._take_up()
+            self._take_up_all()
         return None if self._is_on_rows else columns
 
     def _hold(self, columns: pa.RecordBatch, stamps: Array | None) -> None:
         import pyarrow as pa
 
-        layout = self._layout
+        layout, held = self._layout, self._held_rows
         assert layout is not None
         if columns.schema.names != layout.schema.names or columns.schema.metadata:
             columns = pa.RecordBatch.from_arrays(columns.columns, names=layout.schema.names)
-        if not self._held_rows and not self._spec.emit_final:
+        if self._due_ms is None and not self._spec.emit_final:
             self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
         partitions = self._slots.partitions_of([columns.column(key) for key in layout.keys])
-        self._held_rows.add(columns, stamps, partitions)
-        if self._held_rows.is_full:
-            self._take_up()
+        held.add(columns, stamps, partitions)
+        # The rows before are taken up while these gather, a bit with each batch: there is no pause.
+        while self._run is not None and self._steps_done < held.filled * self._steps_max:
+            self._step()
+        if self._run is None and held.filled >= 1 and not self._is_on_rows:
+            self._begin_run()
 
-    def _take_up(self) -> None:
-        """Process the rows that are held, and emit."""
-        self._due_ms = None
-        if not self._held_rows:
-            return
-        begin_ms = self.ctx.clock.monotonic_ms()
+    def _begin_run(self) -> None:
         taken = self._held_rows.take()
+        parts = taken.parts()
+        self._steps_done, self._steps_max = 0, len(parts) + taken.order.size // BATCH_ROWS_MAX + 1
+        self._run_ms, self._run = 0, self._take_up(taken, parts)
+
+    def _step(self) -> None:
+        """Go on with taking up rows."""
+        assert self._run is not None
+        begin_ms = self.ctx.clock.monotonic_ms()
+        is_over = next(self._run, _OVER) is _OVER
+        self._steps_done += 1
+        self._run_ms += self.ctx.clock.monotonic_ms() - begin_ms
+        if is_over:
+            self._run = self._due_ms = None
+            self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._run_ms)
+            if self._held_rows.num_rows:
+                self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+            else:
+                for watermark_ms in self._held_rows.take_watermarks():
+                    self.out.emit_watermark(watermark_ms)
+
+    def _take_up_all(self) -> None:
+        """Process the rows that are held, and emit."""
+        while self._run is not None or self._held_rows.num_rows:
+            if self._run is None:
+                self._begin_run()
+            self._step()
+
+    def _take_up(self, taken: TakenRows, parts: list[tuple[int, int, int]]) -> Iterator[None]:
         results, out = Results(taken), self.out
-        parts = list(taken.parts())
-        for number, begin, end in parts:
+        for at, (number, begin, end) in enumerate(parts):
+            for later, _, _ in parts[at + 1 : at + 2]:
+                self._slots.expect(later)
             self._state, self._chosen = self._slots.load(number), None
             stamps = None if taken.stamps is None else taken.stamps[begin:end]
             self.out = results
-            done = self._process_columns(taken.columns.slice(begin, end - begin), stamps)
-            self.out = out
+            try:
+                done = self._process_columns(taken.columns.slice(begin, end - begin), stamps)
+            finally:
+                self.out = out
             if done < end - begin:
-                results.emit_in_order(out)
+                for _ in results.emit_in_order(out):
+                    pass
                 self._go_on_on_rows(taken, begin + done)
                 return
             self._slots.put_back(number, self._part_bytes_max)
-        self._state, self._chosen = self._slots.slots, None
-        results.emit_in_order(out)
-        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * (self.ctx.clock.monotonic_ms() - begin_ms))
+            self._state, self._chosen = self._slots.slots, None
+            yield
+        yield from results.emit_in_order(out)
 
     def _go_on_on_rows(self, taken: TakenRows, done: int) -> None:
         """The next row is not for columns: all that are left, of any partition, are for rows, in their order."""
+        rest, later = taken.as_they_came(done), self._held_rows.take_batches()
+        watermarks = [*(watermark_ms for _, watermark_ms in taken.watermarks), *self._held_rows.take_watermarks()]
+        self._run = None
         self._hand_over()
-        rest = taken.as_they_came(done)
         assert self._layout is not None
-        for at in range(0, len(rest), BATCH_ROWS_MAX):
-            part = rest.slice(at, min(len(rest), at + BATCH_ROWS_MAX))
-            self._rows.process_batch(0, replace(part, named=self._layout.named))
-        for _, watermark_ms in taken.watermarks:
+        for batch in (rest, *later):
+            for at in range(0, len(batch), BATCH_ROWS_MAX):
+                part = batch.slice(at, min(len(batch), at + BATCH_ROWS_MAX))
+                self._rows.process_batch(0, replace(part, named=self._layout.named))
+        for watermark_ms in watermarks:
             self.out.emit_watermark(watermark_ms)
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._held_rows and not self._spec.emit_final:
+        if (self._held_rows.num_rows or self._run is not None) and not self._spec.emit_final:
             self._held_rows.add_watermark(watermark_ms)
         else:
             self.out.emit_watermark(watermark_ms)
 
     def process_idle(self, idle: bool) -> None:
-        self._take_up()
+        self._take_up_all()
         self.out.emit_idle(idle)
 
     def end_superstep(self, superstep: int) -> None:
-        self._take_up()
+        self._take_up_all()
         self.out.emit_superstep_end(superstep)
 
     def prepare_snapshot(self, checkpoint_id: int) -> None:
-        self._take_up()
+        self._take_up_all()
 
     def next_timer_ms(self) -> int | None:
         return self._due_ms
 
     def on_timer(self, now_ms: int) -> None:
-        self._take_up()
+        if self._run is None:
+            self._begin_run()
+        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
+        while self._run is not None and self.ctx.clock.monotonic_ms() <= end_ms:
+            self._step()
+        if self._run is not None:
+            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
 
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        self._take_up()
+        self._take_up_all()
         if self._is_on_rows or self._slots.has_others:
             self._hand_over()
         if self._is_on_rows or not self._slots.num_entries():
@@ -540,7 +586,7 @@ class _ColumnAggregateOperator(Operator):
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored: an increment on it
         would bring the slots back and know nothing of the rows.
         """
-        self._take_up()
+        self._take_up_all()
         self._is_on_rows = True
         if not self._slots.num_entries():
             return

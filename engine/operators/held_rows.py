@@ -35,13 +35,10 @@ class TakenRows:
     ends: Array
     watermarks: list[tuple[int, int]]
 
-    def parts(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (partition, begin, end) of those that have rows."""
-        begin = 0
-        for number, end in enumerate(self.ends.tolist()):
-            if end > begin:
-                yield number, begin, end
-            begin = end
+    def parts(self) -> list[tuple[int, int, int]]:
+        """Return (partition, begin, end) of those that have rows."""
+        ends = self.ends.tolist()
+        return [part for part in zip(range(len(ends)), [0, *ends], ends) if part[2] > part[1]]
 
     def as_they_came(self, begin: int) -> ColumnBatch:
         """Return the rows from ``begin`` on, in the order in which they came."""
@@ -65,12 +62,14 @@ class HeldRows:
         self._num_rows = 0
         self._nbytes = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._batches)
+    @property
+    def num_rows(self) -> int:
+        return self._num_rows
 
     @property
-    def is_full(self) -> bool:
-        return self._nbytes >= self._bytes_max
+    def filled(self) -> float:
+        """How full it is; 1 = rows have to be taken up before more come."""
+        return self._nbytes / self._bytes_max
 
     def fits(self, stamps: Array | None) -> bool:
         """Whether rows can be held beside those that are: with times or without, like these."""
@@ -87,8 +86,23 @@ class HeldRows:
     def add_watermark(self, watermark_ms: int) -> None:
         self._watermarks.append((self._num_rows, watermark_ms))
 
+    def take_watermarks(self) -> list[int]:
+        """Return the watermarks, before or after whose rows, and hold them no longer."""
+        watermarks, self._watermarks = self._watermarks, []
+        return [watermark_ms for _, watermark_ms in watermarks]
+
+    def take_batches(self) -> list[ColumnBatch]:
+        """Return the rows in their order and hold them no longer."""
+        batches = [ColumnBatch(*pair) for pair in zip(self._batches, self._stamps, strict=True)]
+        self._forget_rows()
+        return batches
+
+    def _forget_rows(self) -> None:
+        self._batches, self._stamps, self._partitions = [], [], []
+        self._num_rows = self._nbytes = 0
+
     def take(self) -> TakenRows:
-        """Return what is held and hold it no longer."""
+        """Return what is held, a row at least, and hold it no longer."""
         import pyarrow as pa
 
         from engine.state.hash_kernels import order_by_channel
@@ -98,9 +112,8 @@ class HeldRows:
         joined = pa.concat_batches(self._batches)
         given = [stamps for stamps in self._stamps if stamps is not None]
         stamps: Array | None = np.concatenate(given)[order] if given else None
-        watermarks = self._watermarks
-        self._batches, self._stamps, self._partitions, self._watermarks = [], [], [], []
-        self._num_rows = self._nbytes = 0
+        watermarks, self._watermarks = self._watermarks, []
+        self._forget_rows()
         return TakenRows(joined.take(pa.array(order)), stamps, order, ends, watermarks)
 
 
@@ -128,8 +141,8 @@ class Results:
     def emit_superstep_end(self, superstep: int) -> None:
         raise AssertionError("held rows are taken up before")
 
-    def emit_in_order(self, out: Output) -> None:
-        """Emit the results in the order of their rows, and the watermarks if that is all."""
+    def emit_in_order(self, out: Output) -> Iterator[None]:
+        """Emit the results in the order of their rows, and the watermarks if that is all; yield after each batch."""
         taken, num_rows = self._taken, sum(map(len, self._batches))
         rows = np.full(taken.order.size, -1, np.int64)
         rows[taken.order[:num_rows]] = np.arange(num_rows)
@@ -138,10 +151,10 @@ class Results:
         begin = 0
         columns = self._joined()
         for end, watermark_ms in taken.watermarks if is_all else ():
-            self._emit_rows(out, columns, rows[begin:end])
+            yield from _emit_rows(out, columns, rows[begin:end])
             out.emit_watermark(watermark_ms)
             begin = end
-        self._emit_rows(out, columns, rows[begin:])
+        yield from _emit_rows(out, columns, rows[begin:])
 
     def _joined(self) -> ColumnBatch | None:
         import pyarrow as pa
@@ -152,14 +165,15 @@ class Results:
         columns = pa.concat_batches([batch.columns for batch in batches])
         return ColumnBatch(columns, self._taken.stamps, named=batches[0].named)
 
-    @staticmethod
-    def _emit_rows(out: Output, all_of_them: ColumnBatch | None, rows: Array) -> None:
-        import pyarrow as pa
 
-        if all_of_them is None:
-            return
-        stamps = all_of_them.timestamps_ms
-        for at in range(0, rows.size, BATCH_ROWS_MAX):
-            part = rows[at : at + BATCH_ROWS_MAX]
-            columns = all_of_them.columns.take(pa.array(part))
-            out.emit(ColumnBatch(columns, None if stamps is None else stamps[part], named=all_of_them.named))
+def _emit_rows(out: Output, all_of_them: ColumnBatch | None, rows: Array) -> Iterator[None]:
+    import pyarrow as pa
+
+    if all_of_them is None:
+        return
+    stamps = all_of_them.timestamps_ms
+    for at in range(0, rows.size, BATCH_ROWS_MAX):
+        part = rows[at : at + BATCH_ROWS_MAX]
+        columns = all_of_them.columns.take(pa.array(part))
+        out.emit(ColumnBatch(columns, None if stamps is None else stamps[part], named=all_of_them.named))
+        yield

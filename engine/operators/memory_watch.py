@@ -19,6 +19,7 @@ __all__ = ["MemoryWatch"]
 _log = logging.getLogger(__name__)
 #: So much is left in memory in any case, however little a slot has: on rows it takes ten times the time.
 _BYTES_MIN: Final = 64 << 20
+_SPILL_SHARE: Final = 3 / 4
 
 
 @final
@@ -36,8 +37,9 @@ class MemoryWatch:
         return self._limit
 
     def must_spill(self, held_bytes: int) -> bool:
-        """Return whether the state has to go to files of the operator's own. Called for each batch."""
-        if held_bytes <= self._limit:
+        """Return whether the state has to go to files of the operator's own: while it does it needs more. Called for
+        each batch."""
+        if held_bytes <= self._limit * _SPILL_SHARE:
             return False
         self._tell(held_bytes, "What there is no room for goes to files in io.tmp.dirs, and records wait for others.")
         return True
@@ -61,7 +63,7 @@ class MemoryWatch:
             return
         self._has_told = True
         _log.warning(
-            "operator=%s subtask=%d holds %d MB of state on columns, more than its share of managed memory, %d MB. %s",
+            "operator=%s subtask=%d holds %d MB of state on columns; its share of managed memory is %d MB. %s",
             self._ctx.operator_name,
             self._ctx.runtime_context.get_index_of_this_subtask(),
             held_bytes >> 20,

@@ -60,6 +60,8 @@ class SpillingSlots:
         self._partitions: list[_Partition] = []
         #: of partitions in memory, without the one that is being changed
         self._resident_bytes = 0
+        #: partitions of which nothing was ever loaded, and the memory that all of them together still need
+        self._num_unmoved = self._unmoved_bytes = 0
         #: partitions of a key group, or 1 where a partition has several groups
         self._num_subs = max(1, NUM_PARTITIONS // max(1, len(key_groups)))
         #: restored from subtasks whose records were of other types, when the rest had been cut already
@@ -78,7 +80,7 @@ class SpillingSlots:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.slots.nbytes + self._resident_bytes
+        return self.slots.nbytes + self._resident_bytes + self._unmoved_bytes
 
     # --- partitions
 
@@ -101,14 +103,17 @@ class SpillingSlots:
         first = at * NUM_PARTITIONS // max(NUM_PARTITIONS, len(self._key_groups))
         return range(first, first + 1)
 
-    def spill(self, resident_max: int) -> None:
-        """Cut what is in memory into partitions, of which those that are more than ``resident_max`` bytes go to files.
-        Increments have nothing to build on afterwards."""
+    def spill(self) -> None:
+        """Cut what is in memory into partitions. Their slots are moved when each is loaded for the first time; what is
+        done now takes some 25 ns a key. Increments have nothing to build on afterwards."""
         source = self.slots
         self.slots = self._empty()
         self.slots.others, source.others = source.others, []
         self._partitions = [_Partition() for _ in range(NUM_PARTITIONS)]
-        self._distribute(source, resident_max)
+        for number, slots in self._slots_by_partition(source):
+            self._partitions[number].unmoved = source, slots
+            self._num_unmoved += 1
+        self._unmoved_bytes = source.nbytes
 
     def _empty(self) -> SlotState:
         assert self.slots.table is not None
@@ -117,8 +122,8 @@ class SpillingSlots:
         made.note = self.slots.note
         return made
 
-    def _distribute(self, source: SlotState, resident_max: int) -> None:
-        """Put the slots into their partitions; they take the place of what is there."""
+    def _slots_by_partition(self, source: SlotState) -> Iterator[tuple[int, Array]]:
+        """Yield the partitions that have any, with their slots, rising."""
         from engine.state.hash_kernels import order_by_channel
 
         assert source.table is not None
@@ -131,12 +136,7 @@ class SpillingSlots:
         begin = 0
         for number, end in enumerate(ends.tolist()):
             if end > begin:
-                slots = order[begin:end].astype(np.int64)
-                target = self.load(number)
-                placed, _ = target.find(source.table.keys_of(slots))
-                for name, column in source.columns.items():
-                    target.columns[name].put(placed, column.get(slots))
-                self.put_back(number, resident_max)
+                yield number, order[begin:end]
             begin = end
 
     def load(self, number: int) -> SlotState:
@@ -147,6 +147,10 @@ class SpillingSlots:
         if part.state is None:
             part.state = self._read(part)
             part.unmap()
+            if part.unmoved is not None:
+                part.unmoved = None
+                self._num_unmoved -= 1
+                self._unmoved_bytes = self._unmoved_bytes if self._num_unmoved else 0
         return part.state
 
     def put_back(self, number: int, resident_max: int) -> None:
@@ -183,6 +187,8 @@ class SpillingSlots:
         state = part.read()
         if state is None:
             state = self._empty()
+            if part.unmoved is not None:
+                _put(state, *part.unmoved)
         for epoch in part.missed:
             state.begin_epoch(epoch)
         state.forget_epochs(*self._forgotten)
@@ -199,6 +205,7 @@ class SpillingSlots:
         for part in self._partitions:
             part.unmap()
         self._partitions, self._resident_bytes = [], 0
+        self._num_unmoved = self._unmoved_bytes = 0
 
     # --- KeyedPart, LazyPart
 
@@ -261,12 +268,17 @@ class SpillingSlots:
             if not self._partitions:
                 self.slots.restore({group: chunk})
                 if self.slots.nbytes > self._bytes_max:
-                    self.spill(self._bytes_max // 2)
+                    self.spill()
+                    for number in range(NUM_PARTITIONS):
+                        self.load(number)
+                        self.put_back(number, self._bytes_max // 2)
                 continue
             restored = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
             restored.restore({group: chunk})
             if restored.has_types_of(self.slots):
-                self._distribute(restored, self._bytes_max // 2)
+                for number, slots in self._slots_by_partition(restored):
+                    _put(self.load(number), restored, slots)
+                    self.put_back(number, self._bytes_max // 2)
             elif restored.num_slots:
                 self._others.append(restored)
 
@@ -317,13 +329,24 @@ class SpillingSlots:
         self._forgotten = until_checkpoint_id, tuple(epoch for epoch in known if epoch in kept_ids)
 
 
+def _put(target: SlotState, source: SlotState, slots: Array) -> None:
+    """Put these slots into another state, where they take the place of what is there."""
+    assert source.table is not None
+    slots = slots.astype(np.int64)
+    placed, _ = target.find(source.table.keys_of(slots))
+    for name, column in source.columns.items():
+        target.columns[name].put(placed, column.get(slots))
+
+
 class _Partition:
-    """One partition: in memory, in a file, or empty."""
+    """One partition: in memory, in a file, not moved yet from where all of them were, or empty."""
 
     def __init__(self) -> None:
         self.state: SlotState | None = None
         #: of the state, when it was last put back
         self.held_bytes = 0
+        #: its slots in a state of all partitions
+        self.unmoved: tuple[SlotState, Array] | None = None
         #: of one that is not in memory: epochs that have begun since it went there, oldest first
         self.missed: list[int] = []
         self._pickled = b""
@@ -334,7 +357,9 @@ class _Partition:
 
     @property
     def num_slots(self) -> int:
-        return self._num_slots if self.state is None else self.state.num_slots
+        if self.state is not None:
+            return self.state.num_slots
+        return self._num_slots if self.unmoved is None else self.unmoved[1].size
 
     def write(self, folder: str) -> None:
         """Put the arrays into a new file and forget them."""

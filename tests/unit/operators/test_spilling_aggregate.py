@@ -51,7 +51,9 @@ def test_after_any_script_results_are_those_of_rows(key, kind, final, config, mo
 
 
 def batch_of(keys, values, *, texts: bool = False) -> ColumnBatch:
-    column = pa.array([None if key == 7 else f"key {key}" for key in keys]) if texts else pa.array(keys, pa.int64())
+    column = pa.array(keys, pa.int64())
+    if texts:
+        column = pa.array([None if key == 7 else f"key {key}" for key in keys], pa.string())
     columns = pa.record_batch([column, pa.array(values, pa.int64()), pa.array(map(str, values))], names=["k", "v", "s"])
     return ColumnBatch(columns, np.array(values, np.int64))
 
