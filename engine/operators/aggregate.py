@@ -44,11 +44,13 @@ _COMBINE_SHARE_MAX: Final = 0.8
 @final
 @dataclass(frozen=True)
 class KeyedReduceSpec(OperatorSpec):
-    """``function``: ReduceFunction or callable (value so far, next value) → value."""
+    """``function``: ReduceFunction or callable (value so far, next value) → value. ``ttl_ms``: keys without a record
+    for so long are forgotten, by the wall clock; 0 = never; not with ``emit_final``."""
 
     key_selector: Any
     function: Any
     emit_final: bool = False
+    ttl_ms: int = 0
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -60,6 +62,10 @@ class KeyedReduceSpec(OperatorSpec):
     def build_on_rows(self) -> Operator:
         """For operators that have this one inside."""
         function = BoundFunction(self.function, "reduce")
+        if self.ttl_ms:
+            from engine.operators.expiring_aggregate import ExpiringReduceOperator
+
+            return ExpiringReduceOperator(self.key_selector, function, self.ttl_ms)
         return _KeyedReduceOperator(self.key_selector, function, self.emit_final)
 
     def describe(self) -> str:
@@ -69,12 +75,14 @@ class KeyedReduceSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class KeyedAggregateSpec(OperatorSpec):
-    """``kind``: one of AGGREGATE_KINDS; ``field``: position or name; ignored when records are scalars."""
+    """``kind``: one of AGGREGATE_KINDS; ``field``: position or name; ignored when records are scalars.
+    ``ttl_ms``: as in KeyedReduceSpec."""
 
     key_selector: Any
     kind: str
     field: int | str
     emit_final: bool = False
+    ttl_ms: int = 0
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -86,6 +94,10 @@ class KeyedAggregateSpec(OperatorSpec):
     def build_on_rows(self) -> Operator:
         """For operators that have this one inside."""
         aggregate = FieldAggregate(self.kind, self.field)
+        if self.ttl_ms:
+            from engine.operators.expiring_aggregate import ExpiringReduceOperator
+
+            return ExpiringReduceOperator(self.key_selector, aggregate, self.ttl_ms)
         if self.kind == "sum" and self.field == 1:
             return _PairSumOperator(self.key_selector, aggregate, self.emit_final)
         return _KeyedReduceOperator(self.key_selector, aggregate, self.emit_final)

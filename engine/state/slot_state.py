@@ -17,6 +17,7 @@ from engine.state.column_hash import groups_of_rows
 from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
+from engine.state.slot_expiry import WRITTEN, Expiry
 from engine.state.slot_table import SlotTable
 
 if TYPE_CHECKING:
@@ -32,17 +33,24 @@ _MARK_SHIFT: Final = 3
 _ROWS_PER_ENTRY: Final = 8
 #: Rows that are turned into columns at once while a snapshot is made.
 _ROWS_MAX: Final = 1 << 18
+#: Fewer slots are not looked through for expired ones, but at the end of an epoch.
+_LOOK_MIN: Final = 1 << 16
 
 
 @final
 class SlotState:
     """State of one operator: made empty; ``define`` says its types when the first batch, or a restored chunk, comes.
 
-    ``is_tuple``: the key is a tuple of its columns even if it is a single one (``ComposedKey``).
+    ``is_tuple``: the key is a tuple of its columns even if it is a single one (``ComposedKey``). ``expiry``: slots that
+    are not written for a while are forgotten.
     """
 
-    def __init__(self, max_parallelism: int, *, is_tuple: bool) -> None:
+    def __init__(self, max_parallelism: int, *, is_tuple: bool, expiry: Expiry | None = None) -> None:
         self._max_parallelism = max_parallelism
+        self.expiry = expiry
+        #: when expired slots are looked for: at so many slots, or at this time when an epoch ends
+        self._look_at_slots = _LOOK_MIN
+        self._look_at_ms = 0
         self._is_tuple = is_tuple
         self.table: SlotTable | None = None
         self.columns: dict[str, StateColumn] = {}
@@ -56,6 +64,10 @@ class SlotState:
 
     def define(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> None:
         """Make the table and its columns. Raises: ProgramError when restored state has other types."""
+        if self.expiry is not None:
+            import pyarrow as pa
+
+            columns = {**columns, WRITTEN: pa.int64()}
         if self.table is None:
             self.table = SlotTable(key_kinds)
             self.columns = {name: state_column(kind) for name, kind in columns.items()}
@@ -96,6 +108,49 @@ class SlotState:
             grown[: self._dirty.size] = self._dirty
             self._dirty = grown
         mark_blocks(slots, _MARK_SHIFT, self._dirty)
+
+    # --- time to live
+
+    def _written(self) -> Array:
+        column: Any = self.columns[WRITTEN]
+        written: Array = column.values.array
+        return written
+
+    def touch(self, slots: Array, first: Array) -> Array:
+        """Slots were found and are written now: return the rows that begin a slot, which are ``first`` and, of each
+        slot whose value has expired, the first one."""
+        return first if self.expiry is None else self.expiry.begun(self._written(), slots, first)
+
+    def unexpired(self, slots: Array) -> Array:
+        """Return those of the slots whose value has not expired."""
+        if self.expiry is None or not slots.size:
+            return slots
+        return slots[~self.expiry.has_expired(self._written()[slots])]
+
+    def give_back_expired(self, *, is_epoch_over: bool = False) -> bool:
+        """Forget the expired slots if they are most; return whether slots have got other numbers. Cheap when there is
+        nothing to do; 50 ns for each slot that stays otherwise."""
+        if self.expiry is None or self.table is None:
+            return False
+        now_ms = self.expiry.now_ms()
+        if self.num_slots < self._look_at_slots and not (is_epoch_over and now_ms >= self._look_at_ms):
+            return False
+        kept = self.unexpired(np.arange(self.num_slots))
+        if moved := 2 * kept.size < self.num_slots:
+            self._compact(kept)
+        self._look_at_slots = max(_LOOK_MIN, 2 * self.num_slots)
+        self._look_at_ms = now_ms + self.expiry.ttl_ms
+        return moved
+
+    def _compact(self, kept: Array) -> None:
+        assert self.table is not None
+        self.table.compact(kept)
+        for column in self.columns.values():
+            column.compact(kept)
+        self._dirty = _moved_marks(self._dirty, kept)
+        self._epochs = {epoch: _moved_marks(mark, kept) for epoch, mark in self._epochs.items()}
+
+    # ---
 
     def trim(self) -> None:
         """Give back what was reserved for slots to come: nothing can be added any more."""
@@ -195,21 +250,25 @@ class SlotState:
                 num_keys = int(metadata[b"keys"])
                 kinds = reader.schema.types
                 names = reader.schema.names[num_keys:]
-                state = self._for_types(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                held = dict(zip(names, kinds[num_keys:], strict=True))
+                held.pop(WRITTEN, None)
+                state = self._for_types(kinds[:num_keys], held)
                 state.note = metadata[b"note"]
                 for batch in reader:
-                    slots, _ = state.find(batch.columns[:num_keys])
+                    slots, first = state.find(batch.columns[:num_keys])
+                    state.touch(slots, first)  # as of now, where the checkpoint does not know it
                     for name, column in zip(names, batch.columns[num_keys:], strict=True):
-                        state.columns[name].put(slots, column)
+                        if name in state.columns:
+                            state.columns[name].put(slots, column)
 
     def _for_types(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> SlotState:
         """Return what holds rows of these types: this or one of the others."""
         for state in (self, *self.others):
-            held = {name: column.kind for name, column in state.columns.items()}
+            held = {name: column.kind for name, column in state.columns.items() if name != WRITTEN}
             if state.table is None or (state.table.kinds == list(key_kinds) and held == columns):
                 break
         else:
-            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
+            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self.expiry)
             self.others.append(state)
         state.define(key_kinds, columns)
         return state
@@ -235,7 +294,7 @@ class SlotState:
         wanted = np.zeros(self._max_parallelism, np.bool_)
         wanted[list(key_groups)] = True
         for start in range(0, slots.size, _ROWS_MAX):
-            yield from self._rows_by_group(slots[start : start + _ROWS_MAX], wanted)
+            yield from self._rows_by_group(self.unexpired(slots[start : start + _ROWS_MAX]), wanted)
 
     def piece_of(self, slots: Array) -> pa.RecordBatch:
         """Return a copy of the slots' rows, as they are in chunks."""
@@ -261,6 +320,19 @@ class SlotState:
             if wanted[group]:
                 yield group, rows.slice(begin, end - begin)
             begin = end
+
+
+def _moved_marks(mark: Array, kept: Array) -> Array:
+    """Return the marks of slots ``kept[i]`` as those of slots i."""
+    from engine.state.slot_kernels import mark_blocks
+
+    moved = np.zeros((kept.size >> _MARK_SHIFT) + 1, np.uint8)
+    blocks = kept >> _MARK_SHIFT
+    is_marked = np.zeros(kept.size, np.bool_)
+    is_known = blocks < mark.size
+    is_marked[is_known] = mark[blocks[is_known]] != 0
+    mark_blocks(np.flatnonzero(is_marked).astype(np.int32), _MARK_SHIFT, moved)
+    return moved
 
 
 def streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:

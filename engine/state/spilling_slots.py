@@ -26,6 +26,7 @@ from engine.core.errors import ExternalError
 from engine.state.chunks import LazyChunks
 from engine.state.column_hash import mixed_hashes
 from engine.state.noted import NotedDelta
+from engine.state.slot_expiry import WRITTEN, Expiry
 from engine.state.slot_state import SlotState, streams
 
 if TYPE_CHECKING:
@@ -49,14 +50,24 @@ class SpillingSlots:
     """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``folder``: on a local disk; ``bytes_max``: restoring
     takes so much memory at most, but for a partition and a chunk."""
 
-    def __init__(self, max_parallelism: int, key_groups: range, *, is_tuple: bool, folder: str, bytes_max: int) -> None:
+    def __init__(
+        self,
+        max_parallelism: int,
+        key_groups: range,
+        *,
+        is_tuple: bool,
+        folder: str,
+        bytes_max: int,
+        expiry: Expiry | None = None,
+    ) -> None:
         self._max_parallelism = max_parallelism
         self._key_groups = key_groups
         self._is_tuple = is_tuple
         self._folder = folder
         self._bytes_max = bytes_max
+        self._expiry = expiry
         #: all there is; when it has been cut an empty one, with the types and the note
-        self.slots = SlotState(max_parallelism, is_tuple=is_tuple)
+        self.slots = SlotState(max_parallelism, is_tuple=is_tuple, expiry=expiry)
         self._partitions: list[_Partition] = []
         #: of partitions in memory, without the one that is being changed
         self._resident_bytes = 0
@@ -117,8 +128,11 @@ class SpillingSlots:
 
     def _empty(self) -> SlotState:
         assert self.slots.table is not None
-        made = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
-        made.define(self.slots.table.kinds, {name: column.kind for name, column in self.slots.columns.items()})
+        made = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
+        made.define(
+            self.slots.table.kinds,
+            {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN},
+        )
         made.note = self.slots.note
         return made
 
@@ -189,6 +203,7 @@ class SpillingSlots:
             state = self._empty()
             if part.unmoved is not None:
                 _put(state, *part.unmoved)
+        state.expiry = self._expiry
         for epoch in part.missed:
             state.begin_epoch(epoch)
         state.forget_epochs(*self._forgotten)
@@ -273,7 +288,7 @@ class SpillingSlots:
                         self.load(number)
                         self.put_back(number, self._bytes_max // 2)
                 continue
-            restored = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
+            restored = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
             restored.restore({group: chunk})
             if restored.has_types_of(self.slots):
                 for number, slots in self._slots_by_partition(restored):
@@ -368,6 +383,7 @@ class _Partition:
         assert self._mapping is None
         self._num_slots, self._changes = state.num_slots, state.changes_by_epoch()
         state.trim()
+        state.expiry = None  # has a clock
         pickled, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         _Pickler(pickled, 5, buffer_callback=buffers.append).dump(state)
         self._pickled, self._places = pickled.getvalue(), []
