@@ -17,6 +17,8 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.state import slot_state, spilling_slots
+from engine.state.slot_expiry import Expiry
+from engine.state.slot_state import SlotState
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import MARK, Case, Rows, Wait
 from tests.unit.operators.test_restore import FULL, INCREMENTAL, ROCKSDB
@@ -24,13 +26,15 @@ from tests.unit.operators.test_restore_columns import PHASES, disturbed, undistu
 
 TTL_MS = 30
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])
-ROWS = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 5)), st.integers(-3, 3)), min_size=1, max_size=6)
+#: Eight slots share a mark "changed", so more keys.
+KEYS = st.one_of(st.none(), st.integers(0, 4), st.integers(0, 40))
+ROWS = st.lists(st.tuples(KEYS, st.integers(-3, 3)), min_size=1, max_size=30)
 STEPS = st.one_of(
     ROWS.map(lambda rows: Rows(rows, schema=SCHEMA)),
     st.sampled_from([1, 10, TTL_MS - 1, TTL_MS, TTL_MS + 1]).map(Wait),
     st.one_of(st.none(), st.integers(1, 3)),  # a barrier, perhaps a crash
 )
-SCRIPTS = st.lists(STEPS, max_size=16)
+SCRIPTS = st.lists(STEPS, max_size=20)
 
 
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
@@ -39,7 +43,7 @@ SCRIPTS = st.lists(STEPS, max_size=16)
 def test_a_key_without_records_begins_anew_as_on_rows(key, kind, config, monkeypatch):
     monkeypatch.setattr(slot_state, "_LOOK_MIN", 2)  # look for what has expired all the time
 
-    @settings(max_examples=12, deadline=None, phases=PHASES)
+    @settings(max_examples=20, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
         ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, ttl_ms=TTL_MS),), script, (key,)), config)
@@ -88,6 +92,46 @@ def test_keys_on_disk_are_forgotten_too(config, monkeypatch):
         assert ours == modelled("sum", script)
 
     check()
+
+
+@pytest.mark.parametrize("kind", ["sum", "max_by"])
+def test_an_increment_has_a_record_that_changes_but_the_time(kind):
+    script = [
+        Rows([(1, 5)], schema=SCHEMA),
+        None,
+        Wait(20),
+        Rows([(1, 0)], schema=SCHEMA),
+        1,  # goes on from the increment
+        Wait(15),
+        Rows([(1, 0)], schema=SCHEMA),
+    ]
+    case = Case((ColumnAggregateSpec(FieldKey(0), kind, 1, ttl_ms=TTL_MS),), script)
+    assert disturbed(case, INCREMENTAL) == Counter({" (1, 5) at None": 3})
+
+
+def test_what_changed_is_known_of_slots_that_have_got_other_numbers():
+    clock = ManualClock(1000)
+    state = SlotState(128, is_tuple=False, expiry=Expiry(10, clock))
+    state.define([pa.int64()], {"value": pa.int64()})
+    for start, end in ((0, 100), (100, 190)):
+        clock.advance(10)
+        keys = pa.array(np.arange(start, end))
+        slots, first = state.find([keys])
+        state.touch(slots, first)
+        state.columns["value"].put(slots, keys)
+    state.begin_epoch(1)
+    clock.advance(5)
+    for epoch, key in ((2, 100), (3, 170)):
+        slots, first = state.find([pa.array([key])])
+        state.touch(slots, first)
+        state.mark(slots)
+        state.begin_epoch(epoch)
+    assert state.give_back_expired(is_epoch_over=True)
+    assert state.num_slots == 90
+    for since, keys in ((1, {100, 170}), (2, {170}), (3, set())):
+        changed = state.table.keys_of(state.changed_since(since))[0].to_pylist()
+        assert keys <= set(changed)
+        assert len(changed) <= 16 * len(keys)  # eight share a mark, then two times eight
 
 
 def test_a_reduce_of_users_forgets_too_on_rocksdb_as_in_memory():
