@@ -15,6 +15,7 @@ import importlib
 import io
 import mmap
 import pickle
+import resource
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -41,6 +42,8 @@ __all__ = ["NUM_PARTITIONS", "SpillingSlots"]
 NUM_PARTITIONS: Final = 128
 #: Arrays in a file begin at multiples of it.
 _ALIGNMENT: Final = 64
+#: Enough for a slot with hundreds of such operators.
+_OPEN_FILES: Final = 1 << 16
 #: Slots whose partition is found out at once.
 _ROWS_MAX: Final = 1 << 18
 
@@ -117,6 +120,7 @@ class SpillingSlots:
     def spill(self) -> None:
         """Cut what is in memory into partitions. Their slots are moved when each is loaded for the first time; what is
         done now takes some 25 ns a key. Increments have nothing to build on afterwards."""
+        _allow_open_files()
         source = self.slots
         self.slots = self._empty()
         self.slots.others, source.others = source.others, []
@@ -342,6 +346,16 @@ class SpillingSlots:
                 part.state.forget_epochs(until_checkpoint_id, kept_ids)
         known = {epoch for part in self._partitions for epoch in part.known()}
         self._forgotten = until_checkpoint_id, tuple(epoch for epoch in known if epoch in kept_ids)
+
+
+def _allow_open_files() -> None:
+    """A mapping holds its file open, so each operator needs ``NUM_PARTITIONS`` of them; many systems begin with 1024 a
+    process and allow more to those that ask."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and (soft < _OPEN_FILES or hard == resource.RLIM_INFINITY):
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        if wanted > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _put(target: SlotState, source: SlotState, slots: Array) -> None:

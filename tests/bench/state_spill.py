@@ -29,7 +29,7 @@ from tests.testing.operator_harness import OperatorHarness
 WAYS = {
     "columns": ColumnAggregateSpec(FieldKey(0), "sum", 1),
     "rows": KeyedAggregateSpec(FieldKey(0), "sum", 1),
-    "rocksdb": KeyedAggregateSpec(FieldKey(0), "sum", 1, ttl_ms=1 << 40),  # the one on rows that has it
+    "rocksdb": KeyedAggregateSpec(FieldKey(0), "sum", 1),
 }
 _ROCKSDB_PART = 100
 
