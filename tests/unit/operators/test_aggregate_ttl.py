@@ -43,7 +43,7 @@ SCRIPTS = st.lists(STEPS, max_size=20)
 def test_a_key_without_records_begins_anew_as_on_rows(key, kind, config, monkeypatch):
     monkeypatch.setattr(slot_state, "_LOOK_MIN", 2)  # look for what has expired all the time
 
-    @settings(max_examples=20, deadline=None, phases=PHASES)
+    @settings(max_examples=10, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
         ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, ttl_ms=TTL_MS),), script, (key,)), config)

@@ -41,7 +41,7 @@ def test_after_any_script_results_are_those_of_rows(key, kind, final, config, mo
     monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 800)
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
 
-    @settings(max_examples=10, deadline=None, phases=PHASES)
+    @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
     def check(script):
         ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, final),), script, (key,)), config)
