@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.state.slot_expiry import WRITTEN
 from engine.time.windows import TimeWindow
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _key(parts: tuple[Any, ...]) -> Any:
 def _slots(chunk: bytes) -> Iterator[Entry]:
     for batch, metadata in _batches(chunk):
         num_keys = int(metadata[b"keys"])
+        if WRITTEN in batch.schema.names:
+            batch = batch.drop_columns([WRITTEN])
         names = batch.schema.names[num_keys:]
         for row in _rows(batch.columns):
             values = row[num_keys:]

@@ -26,7 +26,7 @@ from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, is_on_disk, last_row, open_keyed_state, open_mapping, see_keys
 from engine.operators.keys import NAN, FieldKey, canonical_key, field_of
 from engine.state.backend import KeyedStateBackend
-from engine.state.descriptors import ValueStateDescriptor
+from engine.state.descriptors import StateTtlConfig, ValueStateDescriptor
 from engine.state.heap_states import MISSING
 from engine.state.mapping_part import MappingPart
 
@@ -44,11 +44,13 @@ _COMBINE_SHARE_MAX: Final = 0.8
 @final
 @dataclass(frozen=True)
 class KeyedReduceSpec(OperatorSpec):
-    """``function``: ReduceFunction or callable (value so far, next value) → value."""
+    """``function``: ReduceFunction or callable (value so far, next value) → value. ``ttl_ms``: keys without a record
+    for so long are forgotten, by the wall clock; 0 = never; not with ``emit_final``."""
 
     key_selector: Any
     function: Any
     emit_final: bool = False
+    ttl_ms: int = 0
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -60,7 +62,7 @@ class KeyedReduceSpec(OperatorSpec):
     def build_on_rows(self) -> Operator:
         """For operators that have this one inside."""
         function = BoundFunction(self.function, "reduce")
-        return _KeyedReduceOperator(self.key_selector, function, self.emit_final)
+        return _KeyedReduceOperator(self.key_selector, function, self.emit_final, self.ttl_ms)
 
     def describe(self) -> str:
         return "interpreted"
@@ -69,12 +71,14 @@ class KeyedReduceSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class KeyedAggregateSpec(OperatorSpec):
-    """``kind``: one of AGGREGATE_KINDS; ``field``: position or name; ignored when records are scalars."""
+    """``kind``: one of AGGREGATE_KINDS; ``field``: position or name; ignored when records are scalars.
+    ``ttl_ms``: as in KeyedReduceSpec."""
 
     key_selector: Any
     kind: str
     field: int | str
     emit_final: bool = False
+    ttl_ms: int = 0
 
     @property
     def blocks(self) -> bool:  # type: ignore[override]
@@ -86,9 +90,9 @@ class KeyedAggregateSpec(OperatorSpec):
     def build_on_rows(self) -> Operator:
         """For operators that have this one inside."""
         aggregate = FieldAggregate(self.kind, self.field)
-        if self.kind == "sum" and self.field == 1:
+        if self.kind == "sum" and self.field == 1 and not self.ttl_ms:
             return _PairSumOperator(self.key_selector, aggregate, self.emit_final)
-        return _KeyedReduceOperator(self.key_selector, aggregate, self.emit_final)
+        return _KeyedReduceOperator(self.key_selector, aggregate, self.emit_final, self.ttl_ms)
 
     def describe(self) -> str:
         return "built-in on rows"
@@ -219,10 +223,13 @@ def _replaced(row: Any, field: Any, value: Any) -> Any:
 
 @final
 class _KeyedReduceOperator(Operator):
-    def __init__(self, key_selector: Any, reducer: BoundFunction | FieldAggregate, emit_final: bool) -> None:
+    def __init__(
+        self, key_selector: Any, reducer: BoundFunction | FieldAggregate, emit_final: bool, ttl_ms: int = 0
+    ) -> None:
         self.keys = Keys(key_selector)
         self._reducer = reducer
         self._emit_final = emit_final
+        self._ttl_ms = ttl_ms
         #: key → value so far; keys are canonical (``canonical_key``)
         self.state: dict[Any, Any] = {}
         #: False when another operator keeps the state, or hands it on before each barrier
@@ -237,14 +244,17 @@ class _KeyedReduceOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
         self.keys.open(ctx)
-        if self.registers_state and is_on_disk(ctx):
+        if self._ttl_ms or (self.registers_state and is_on_disk(ctx)):
             self._open_backend()
         else:
             ctx.runtime_context._open_keyed_state = self._open_backend  # when the user's function asks for state
         self._reducer.open(ctx)
         ctx.runtime_context._open_keyed_state = None
         if self._backend is not None:
-            self._value = self._backend.value_state(ValueStateDescriptor(STATE_NAME))
+            descriptor = ValueStateDescriptor(STATE_NAME)
+            if self._ttl_ms:
+                descriptor.enable_time_to_live(StateTtlConfig(self._ttl_ms))
+            self._value = self._backend.value_state(descriptor)
         elif self.registers_state:
             self._part = open_mapping(
                 ctx,

@@ -8,48 +8,75 @@ to the row operator and goes on with that: the stream does not notice. Streaming
 
 Each key's state is in one of two parts, the slots or the row operator's own. A restored subtask may find both, as those
 it follows may have worked in different ways; what the row operator has, only rows can go on with.
+
+State that is more than its share of memory lies in files, partition by partition (``state/spilling_slots``). Then rows
+wait until there are many, and all of a partition are taken up together; their results come in the order of the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
-from engine.operators.after_columns import SLOTS_PART, VALUE_COLUMN, SilencedOutput
+from engine.operators.after_columns import SLOTS_PART, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import plain_columns
+from engine.operators.column_layout import (
+    NAMED,
+    Layout,
+    batch_of,
+    folded_of,
+    held_kind,
+    layout_of,
+    numbers_of,
+    result,
+    rows_before_null,
+)
+from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
+from engine.state.key_groups import key_group_range
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
     from engine.operators.column_choice import ChosenRows
-    from engine.operators.column_folds import FoldedValues
     from engine.state.slot_state import SlotState
+    from engine.state.spilling_slots import SpillingSlots
 
     Array = np.ndarray[Any, Any]
 
 __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max", "min_by", "max_by")
-_NAMED: Final = {b"records": b"rows"}
+#: Of the share of memory: what rows that wait may have, who need three times as much while they are taken up, and
+#: partitions that stay in memory.
+_HELD_SHARE: Final = 1 / 8
+#: Rows wait for so long at least, and for so many times what the last ones took, unless there is no room for more.
+_WAIT_MIN_MS: Final = 20
+_WAIT_FACTOR: Final = 3
+#: So long rows are taken up when it is time to, before it is the turn of others.
+_TURN_MS: Final = 5
+_OVER: Final = object()
 
 
 @final
 @dataclass(frozen=True)
 class ColumnAggregateSpec(OperatorSpec):
-    """``key_selector``: FieldKey or ComposedKey; ``kind``: one of COLUMN_KINDS; ``field``: position or name."""
+    """``key_selector``: FieldKey or ComposedKey; ``kind``: one of COLUMN_KINDS; ``field``: position or name;
+    ``ttl_ms``: as in KeyedAggregateSpec."""
 
     key_selector: FieldKey | ComposedKey
     kind: str
     field: int | str
     emit_final: bool = False
+    ttl_ms: int = 0
     #: what comes out are columns, if what goes in is
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
@@ -73,6 +100,7 @@ class ColumnReduceSpec(OperatorSpec):
     key_selector: FieldKey
     function: Any
     emit_final: bool = False
+    ttl_ms: int = 0
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
 
@@ -87,108 +115,29 @@ class ColumnReduceSpec(OperatorSpec):
         return "compiled on columns, else interpreted"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where in a batch's columns the keys, the values and the rest are."""
-
-    schema: pa.Schema
-    keys: tuple[int, ...]
-    #: column → sum, min, max, last, or compared: then records are chosen by it
-    folded: dict[int, str]
-    #: columns of which the first record's value is kept, or that of the record which was chosen
-    kept: tuple[int, ...]
-    #: there is one built-in aggregate
-    is_built_in: bool
-    #: what the folds of a function take of a record
-    values: FoldedValues | None = None
-    choice: RecordChoice | None = None
-
-    @property
-    def named(self) -> bool:
-        """Whether records are Rows: said in the schema, so that it is in the state's note."""
-        return _NAMED.items() <= (self.schema.metadata or {}).items()
-
-    def name_of(self, index: int) -> str:
-        # With one aggregate its column is "value", as it was before there were several.
-        return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
-
-
-def _layout_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> _Layout | None:
-    """Return where things are, or None when columns of this schema cannot be aggregated here."""
-    import pyarrow as pa
-
-    from engine.state.slot_columns import can_be_kept
-    from engine.state.slot_table import can_be_key
-
-    selector = spec.key_selector
-    fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
-    keys = tuple(column_index(schema, field) for field in fields)
-    if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
-        return None
-    values: FoldedValues | None = None
-    choice = _choice_of(schema, spec)
-    if choice is not None:
-        folded = {column_index(schema, choice.field): "compared"}
-    elif isinstance(spec, ColumnAggregateSpec):
-        folded = {column_index(schema, spec.field): spec.kind}
-    else:
-        from engine.operators.column_folds import folded_values
-
-        values = folded_values(spec.function, schema)
-        if values is None or not values.leaves_as_it_is(keys):
-            return None
-        folded = {index: kind for index, kind in values.kinds.items() if index not in keys}
-    if min(folded, default=0) < 0:
-        return None
-    for index, how in folded.items():
-        kind = schema.types[index]
-        is_number = (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind not in (
-            pa.uint64(),
-            pa.float16(),
-        )
-        if not (is_number or (how == "last" and can_be_kept(kind))):
-            return None
-    # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
-    kept = tuple(
-        index
-        for index, own in enumerate(schema.types)
-        if index not in folded and (index not in keys or pa.types.is_floating(own))
-    )
-    if not all(can_be_kept(schema.types[index]) for index in kept):
-        return None
-    return _Layout(schema, keys, folded, kept, isinstance(spec, ColumnAggregateSpec), values, choice)
-
-
-def _choice_of(schema: pa.Schema, spec: ColumnAggregateSpec | ColumnReduceSpec) -> RecordChoice | None:
-    """Return by what records are chosen, or None when they are folded."""
-    if isinstance(spec, ColumnAggregateSpec):
-        return RecordChoice.of_kind(spec.kind, spec.field) if spec.kind in ("min_by", "max_by") else None
-    from engine.operators.column_folds import choice_of
-
-    return choice_of(spec.function, schema)
-
-
 def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpec | KeyedReduceSpec:
     if isinstance(spec, ColumnReduceSpec):
-        return KeyedReduceSpec(spec.key_selector, spec.function, spec.emit_final)
-    return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final)
+        return KeyedReduceSpec(spec.key_selector, spec.function, spec.emit_final, spec.ttl_ms)
+    return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final, spec.ttl_ms)
 
 
 @final
 class _ColumnAggregateOperator(Operator):
     def __init__(self, spec: ColumnAggregateSpec | ColumnReduceSpec) -> None:
         self._spec = spec
-        self._rows: Any = _row_spec(spec).build_on_rows()
+        self._row_spec = _row_spec(spec)
+        self._rows: Any = self._row_spec.build_on_rows()
         #: the row operator has taken over
         self._is_on_rows = False
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
         self._chosen: ChosenRows | None = None
         #: slots to hand over when the last batch was left half way; None = all
         self._trimmed: Array | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels as kernels
-        from engine.state.slot_state import SlotState
+        from engine.state.slot_expiry import Expiry
+        from engine.state.spilling_slots import NUM_PARTITIONS, SpillingSlots
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
@@ -202,9 +151,29 @@ class _ColumnAggregateOperator(Operator):
             ("max", False): kernels.running_max,
             ("max", True): kernels.running_max,
         }
-        max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
-        self._state: SlotState = SlotState(max_parallelism, is_tuple=isinstance(self._spec.key_selector, ComposedKey))
-        ctx.state.add_keyed(SLOTS_PART, self._state)
+        runtime = ctx.runtime_context
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        self._slots: SpillingSlots = SpillingSlots(
+            max_parallelism,
+            key_group_range(
+                runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks(), max_parallelism
+            ),
+            is_tuple=isinstance(self._spec.key_selector, ComposedKey),
+            folder=ctx.work_dir,
+            bytes_max=self._watch.limit_bytes,
+            expiry=Expiry(self._spec.ttl_ms, ctx.clock) if self._spec.ttl_ms else None,
+        )
+        self._part_bytes_max = int(self._watch.limit_bytes * _HELD_SHARE)
+        self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
+        #: takes up rows that were held while others gather; steps of it, and the time that they took
+        self._run: Iterator[None] | None = None
+        self._steps_done = self._steps_max = self._run_ms = 0
+        #: when to begin with the rows that are held, or to go on, and how long they are to wait
+        self._due_ms: int | None = None
+        self._wait_ms = _WAIT_MIN_MS
+        ctx.state.add_keyed(SLOTS_PART, self._slots)
+        #: all slots, or those of the partition that is taken up
+        self._state: SlotState = self._slots.slots
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
             self._layout = self._layout_of_note(self._state.note)
@@ -212,23 +181,29 @@ class _ColumnAggregateOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes):
-            if self._state.num_slots:
-                self._hand_over()
-            self._rows.process_batch(input_index, batch)
-            return
         columns = None
-        if isinstance(batch, ColumnBatch) and not batch.scalar:
+        if not self._is_on_rows and not self._slots.has_others and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = self._known_columns(plain_columns(batch.columns), batch.named)
+            if columns is not None and self._slots.is_spilled:
+                columns = self._with_room(columns, batch.timestamps_ms)
         if columns is None:
             self._hand_over()
             self._rows.process_batch(input_index, batch)
             return
         assert isinstance(batch, ColumnBatch)
+        if self._slots.is_spilled:
+            self._hold(columns, batch.timestamps_ms)
+            return
         done = self._process_columns(columns, batch.timestamps_ms)
         if done < len(batch):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
+            return
+        if self._state.give_back_expired():
+            self._chosen = None  # slots have got other numbers
+        if self._watch.must_spill(self._state.nbytes):
+            self._slots.spill()
+            self._state, self._chosen = self._slots.slots, None
 
     def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
@@ -241,49 +216,53 @@ class _ColumnAggregateOperator(Operator):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
-        schema = columns.schema.with_metadata(_NAMED if named else None)
-        layout = self._layout = _layout_of(schema, self._spec)
+        schema = columns.schema.with_metadata(NAMED if named else None)
+        layout = self._layout = layout_of(schema, self._row_spec)
         if layout is None:
             return None
         self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
-            {layout.name_of(i): _held_kind(layout, i) for i in (*layout.folded, *layout.kept)},
+            {layout.name_of(i): held_kind(layout, i) for i in (*layout.folded, *layout.kept)},
         )
         return columns
 
     def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None) -> int:
         """Take up the rows and emit; return how many, fewer than all if the next one is not for columns."""
+        import numpy as np
+
         from engine.state.arrow_views import values_of
 
         layout = self._layout
         assert layout is not None
-        num_valid = _rows_before_null(layout, columns)
+        num_valid = rows_before_null(layout, columns)
         if num_valid < columns.num_rows:
             columns = columns.slice(0, num_valid)
             stamps = None if stamps is None else stamps[:num_valid]
-        given = _values_of(layout, columns) if num_valid else None
+        given = folded_of(layout, columns) if num_valid else None
         if given is None:
             return 0
         state = self._state
         before = state.num_slots
         slots, first = state.find([columns.column(key) for key in layout.keys])
+        begun = state.touch(slots, first)  # the first rows of new slots, and of those whose values have expired
         for index, values in given.items():
-            if layout.values is not None and first.size and layout.values.is_computed(index):
-                values[first] = values_of(columns.column(index))[first]  # the first record is the result
-        self._begin_slots(layout, before, columns, first, given)
+            if layout.values is not None and begun.size and layout.values.is_computed(index):
+                values[begun] = values_of(columns.column(index))[begun]  # the first record is the result
+        new = slice(before, before + first.size) if begun.size == first.size else slots[begun]
+        self._begin_slots(layout, new, columns, begun, given)
         if layout.choice is not None:
-            self._choose(layout, layout.choice, columns, (slots, first), stamps)
+            self._choose(layout, layout.choice, columns, (slots, begun), stamps)
             return num_valid
         after, done = self._fold(layout, slots, given)
         state.mark(slots)
-        if done < slots.size:
-            self._trim(before, first, done)
+        if done < slots.size:  # forget the slots that rows behind have begun
+            self._trimmed = np.setdiff1d(np.arange(state.num_slots), slots[begun[begun >= done]])
         if not self._spec.emit_final:
             self._emit(layout, columns.slice(0, done), slots[:done], after, stamps)
         return done
 
-    def _fold(self, layout: _Layout, slots: Array, given: dict[int, Any]) -> tuple[dict[int, Any], int]:
+    def _fold(self, layout: Layout, slots: Array, given: dict[int, Any]) -> tuple[dict[int, Any], int]:
         """Take up the values of all rows, or of those before a sum that does not fit into 64 bits; return what each row
         gives, by column, and how many rows these are."""
         import numpy as np
@@ -304,7 +283,7 @@ class _ColumnAggregateOperator(Operator):
         for index, kind in layout.folded.items():
             if kind == "last":
                 after[index] = given[index][:done]
-                column = _result(kind, after[index], layout.schema.types[index])
+                column = result(kind, after[index], layout.schema.types[index])
                 self._state.columns[layout.name_of(index)].put(slots, column)
             elif index not in after:
                 held = self._held(index)
@@ -314,7 +293,7 @@ class _ColumnAggregateOperator(Operator):
 
     def _choose(
         self,
-        layout: _Layout,
+        layout: Layout,
         choice: RecordChoice,
         columns: pa.RecordBatch,
         found: tuple[Array, Array],
@@ -329,34 +308,36 @@ class _ColumnAggregateOperator(Operator):
         (compared,) = layout.folded
         if self._chosen is None:
             self._chosen = ChosenRows(choice)
-        after, chosen = self._chosen.choose(slots, first, _numbers_of(columns.column(compared)), self._held(compared))
+        after, chosen = self._chosen.choose(slots, first, numbers_of(columns.column(compared)), self._held(compared))
         held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
         if not self._spec.emit_final:
             arrays = list(columns.columns)
-            arrays[compared] = _result("compared", after, layout.schema.types[compared])
+            arrays[compared] = result("compared", after, layout.schema.types[compared])
             for index, column in held.items():
                 arrays[index] = mixed_column(columns.column(index), column, slots, chosen)
         taken = np.flatnonzero(chosen == np.arange(chosen.size))
         for index, column in held.items():
             column.put(slots[taken], columns.column(index).take(taken))
-        self._state.mark(slots[taken])
+        self._state.mark(slots if self._spec.ttl_ms else slots[taken])
         if not self._spec.emit_final:
-            self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+            self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))
 
     def _begin_slots(
-        self, layout: _Layout, before: int, columns: pa.RecordBatch, first: Array, given: dict[int, Any]
+        self, layout: Layout, new: Array | slice, columns: pa.RecordBatch, first: Array, given: dict[int, Any]
     ) -> None:
-        """Give new slots what the aggregation begins with, and the rest of their first record."""
+        """Give slots what the aggregation begins with, and the rest of their first record. ``new``: the slots; of a
+        slice they were never used, and are zero."""
         import pyarrow as pa
 
         if not first.size:
             return
-        new = slice(before, before + first.size)
         for index, kind in layout.folded.items():
             if kind in ("min", "max", "compared"):
                 self._held(index)[new] = given[index][first]
             elif kind == "sum" and self._held(index).dtype.kind == "f":
                 self._held(index)[new] = -0.0  # the only float that leaves every other one as it is when it is added
+            elif kind == "sum" and not isinstance(new, slice):
+                self._held(index)[new] = 0
         if layout.choice is None:
             rows = pa.array(first)
             for index in layout.kept:
@@ -369,15 +350,8 @@ class _ColumnAggregateOperator(Operator):
         held: Array = column.values.array
         return held
 
-    def _trim(self, before: int, first: Array, done: int) -> None:
-        """Forget the slots that rows behind ``done`` made."""
-        import numpy as np
-
-        made = np.arange(before, before + first.size)[first < done]
-        self._trimmed = np.concatenate([np.arange(before), made])
-
     def _emit(
-        self, layout: _Layout, columns: pa.RecordBatch, slots: Array, after: dict[int, Any], stamps: Array | None
+        self, layout: Layout, columns: pa.RecordBatch, slots: Array, after: dict[int, Any], stamps: Array | None
     ) -> None:
         if not len(slots):
             return
@@ -385,29 +359,153 @@ class _ColumnAggregateOperator(Operator):
         for index in layout.kept:
             arrays[index] = self._state.columns[layout.name_of(index)].get(slots)
         for index, kind in layout.folded.items():
-            arrays[index] = _result(kind, after[index], layout.schema.types[index])
+            arrays[index] = result(kind, after[index], layout.schema.types[index])
         stamps = None if stamps is None else stamps[: slots.size]
-        self.out.emit(ColumnBatch(_batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+        self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+
+    # --- rows of state that is on the disk ---------------------------------------------------------------------------
+
+    def _with_room(self, columns: pa.RecordBatch, stamps: Array | None) -> pa.RecordBatch | None:
+        """Take up the rows beside which these cannot be held; return the columns, or None if rows are to go on."""
+        if not self._held_rows.fits(stamps):
+            self._take_up_all()
+        return None if self._is_on_rows else columns
+
+    def _hold(self, columns: pa.RecordBatch, stamps: Array | None) -> None:
+        import pyarrow as pa
+
+        layout, held = self._layout, self._held_rows
+        assert layout is not None
+        if columns.schema.names != layout.schema.names or columns.schema.metadata:
+            columns = pa.RecordBatch.from_arrays(columns.columns, names=layout.schema.names)
+        if self._due_ms is None and not self._spec.emit_final:
+            self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+        partitions = self._slots.partitions_of([columns.column(key) for key in layout.keys])
+        held.add(columns, stamps, partitions)
+        # The rows before are taken up while these gather, a bit with each batch: there is no pause.
+        while self._run is not None and self._steps_done < held.filled * self._steps_max:
+            self._step()
+        if self._run is None and held.filled >= 1 and not self._is_on_rows:
+            self._begin_run()
+
+    def _begin_run(self) -> None:
+        taken = self._held_rows.take()
+        parts = taken.parts()
+        self._steps_done, self._steps_max = 0, len(parts) + taken.order.size // BATCH_ROWS_MAX + 1
+        self._run_ms, self._run = 0, self._take_up(taken, parts)
+
+    def _step(self) -> None:
+        """Go on with taking up rows."""
+        assert self._run is not None
+        begin_ms = self.ctx.clock.monotonic_ms()
+        is_over = next(self._run, _OVER) is _OVER
+        self._steps_done += 1
+        self._run_ms += self.ctx.clock.monotonic_ms() - begin_ms
+        if is_over:
+            self._run = self._due_ms = None
+            self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._run_ms)
+            if self._held_rows.num_rows:
+                self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+            else:
+                for watermark_ms in self._held_rows.take_watermarks():
+                    self.out.emit_watermark(watermark_ms)
+
+    def _take_up_all(self) -> None:
+        """Process the rows that are held, and emit."""
+        while self._run is not None or self._held_rows.num_rows:
+            if self._run is None:
+                self._begin_run()
+            self._step()
+
+    def _take_up(self, taken: TakenRows, parts: list[tuple[int, int, int]]) -> Iterator[None]:
+        results, out = Results(taken), self.out
+        for at, (number, begin, end) in enumerate(parts):
+            for later, _, _ in parts[at + 1 : at + 2]:
+                self._slots.expect(later)
+            self._state, self._chosen = self._slots.load(number), None
+            self._state.give_back_expired()
+            stamps = None if taken.stamps is None else taken.stamps[begin:end]
+            self.out = results
+            try:
+                done = self._process_columns(taken.columns.slice(begin, end - begin), stamps)
+            finally:
+                self.out = out
+            if done < end - begin:
+                for _ in results.emit_in_order(out):
+                    pass
+                self._go_on_on_rows(taken, begin + done)
+                return
+            self._slots.put_back(number, self._part_bytes_max)
+            self._state, self._chosen = self._slots.slots, None
+            yield
+        yield from results.emit_in_order(out)
+
+    def _go_on_on_rows(self, taken: TakenRows, done: int) -> None:
+        """The next row is not for columns: all that are left, of any partition, are for rows, in their order."""
+        rest, later = taken.as_they_came(done), self._held_rows.take_batches()
+        watermarks = [*(watermark_ms for _, watermark_ms in taken.watermarks), *self._held_rows.take_watermarks()]
+        self._run = None
+        self._hand_over()
+        assert self._layout is not None
+        for batch in (rest, *later):
+            for at in range(0, len(batch), BATCH_ROWS_MAX):
+                part = batch.slice(at, min(len(batch), at + BATCH_ROWS_MAX))
+                self._rows.process_batch(0, replace(part, named=self._layout.named))
+        for watermark_ms in watermarks:
+            self.out.emit_watermark(watermark_ms)
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        if (self._held_rows.num_rows or self._run is not None) and not self._spec.emit_final:
+            self._held_rows.add_watermark(watermark_ms)
+        else:
+            self.out.emit_watermark(watermark_ms)
+
+    def process_idle(self, idle: bool) -> None:
+        self._take_up_all()
+        self.out.emit_idle(idle)
+
+    def end_superstep(self, superstep: int) -> None:
+        self._take_up_all()
+        self.out.emit_superstep_end(superstep)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._take_up_all()
+        if self._state.give_back_expired(is_epoch_over=True):
+            self._chosen = None
+
+    def next_timer_ms(self) -> int | None:
+        return self._due_ms
+
+    def on_timer(self, now_ms: int) -> None:
+        if self._run is None:
+            self._begin_run()
+        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
+        while self._run is not None and self.ctx.clock.monotonic_ms() <= end_ms:
+            self._step()
+        if self._run is not None:
+            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
 
     # --- the end, and the way to rows --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if (self._is_on_rows and self._state.num_slots) or self._state.others:
+        self._take_up_all()
+        if self._is_on_rows or self._slots.has_others:
             self._hand_over()
-        if self._is_on_rows or not self._state.num_slots:
+        if self._is_on_rows or not self._slots.num_entries():
             self._rows.finish()
         elif self._spec.emit_final:
             assert self._layout is not None
-            for batch in self._batches(self._layout, self._state, None):
-                self.out.emit(batch)
-            self._state.clear()
+            for state in self._slots.states():
+                for batch in self._batches(self._layout, state, None):
+                    self.out.emit(batch)
+            self._slots.clear()
 
-    def _batches(self, layout: _Layout, state: SlotState, kept: Array | None) -> Any:
+    def _batches(self, layout: Layout, state: SlotState, kept: Array | None) -> Any:
         """Yield all slots, or ``kept``, as records: the first of each key, with the aggregate as its value."""
         import numpy as np
 
         assert state.table is not None
-        every = np.arange(state.num_slots) if kept is None else kept
+        every = state.unexpired(np.arange(state.num_slots) if kept is None else kept)
         for start in range(0, every.size, BATCH_ROWS_MAX):
             slots = every[start : start + BATCH_ROWS_MAX]
             arrays: list[Any] = [None] * len(layout.schema)
@@ -418,8 +516,8 @@ class _ColumnAggregateOperator(Operator):
             for index, kind in layout.folded.items():
                 held: Any = state.columns[layout.name_of(index)]
                 values = held.get(slots) if kind == "last" else held.values.array[slots]
-                arrays[index] = _result(kind, values, layout.schema.types[index])
-            yield ColumnBatch(_batch_of(arrays, layout.schema.names), named=layout.named)
+                arrays[index] = result(kind, values, layout.schema.types[index])
+            yield ColumnBatch(batch_of(arrays, layout.schema.names), named=layout.named)
 
     def _hand_over(self) -> None:
         """Give all state to the row operator; it takes every record from now on.
@@ -427,22 +525,24 @@ class _ColumnAggregateOperator(Operator):
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored: an increment on it
         would bring the slots back and know nothing of the rows.
         """
+        self._take_up_all()
         self._is_on_rows = True
-        if self._state.num_slots:
-            assert self._layout is not None
-            for batch in self._batches(self._layout, self._state, self._trimmed):
-                self._take_over(batch.to_rows())
-        for other in self._state.others:
-            layout = self._layout_of_note(other.note)
-            assert layout is not None
-            for batch in self._batches(layout, other, None):
-                self._take_over(batch.to_rows())
-        self._state.clear()
+        if not self._slots.num_entries():
+            return
+        for state in self._slots.states():
+            if state.num_slots:
+                layout = self._layout_of_note(state.note)
+                assert layout is not None
+                trimmed = self._trimmed if state is self._state else None
+                for batch in self._batches(layout, state, trimmed):
+                    self._take_over(batch.to_rows())
+        self._slots.clear()
+        self._state, self._trimmed = self._slots.slots, None
 
-    def _layout_of_note(self, note: bytes) -> _Layout | None:
+    def _layout_of_note(self, note: bytes) -> Layout | None:
         import pyarrow as pa
 
-        return _layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._spec)
+        return layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._row_spec)
 
     def _take_over(self, rows: RowBatch) -> None:
         """The first record of a key is its state in the row operator: each of these is."""
@@ -452,59 +552,4 @@ class _ColumnAggregateOperator(Operator):
 
     def close(self) -> None:
         self._rows.close()
-
-
-def _held_kind(layout: _Layout, index: int) -> pa.DataType:
-    import pyarrow as pa
-
-    own = layout.schema.types[index]
-    if layout.folded.get(index, "last") == "last":
-        return own
-    return pa.float64() if pa.types.is_floating(own) else pa.int64()
-
-
-def _rows_before_null(layout: _Layout, columns: pa.RecordBatch) -> int:
-    """Return how many rows come before the first null that is to be added or compared."""
-    import numpy as np
-
-    from engine.state.arrow_views import valid_mask
-
-    num_rows: int = columns.num_rows
-    if layout.values is None:
-        for index in layout.folded:
-            column = columns.column(index)
-            if column.null_count:
-                num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
-    return num_rows
-
-
-def _values_of(layout: _Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
-    """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
-    if layout.values is None:
-        return {index: _numbers_of(columns.column(index)) for index in layout.folded}
-    return layout.values.of(columns, layout.folded)
-
-
-def _numbers_of(column: pa.Array) -> Array:
-    """Return values as they are held, so that kernels are compiled for no other types."""
-    import numpy as np
-
-    from engine.state.arrow_views import values_of
-
-    values = values_of(column)
-    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
-
-
-def _result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
-    import pyarrow as pa
-
-    if isinstance(values, pa.Array):
-        return values
-    # A minimum fits its own type; a sum may not.
-    return pa.array(values) if kind == "sum" else pa.array(values).cast(own)
-
-
-def _batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return pa.RecordBatch.from_arrays(arrays, names=names)
+        self._slots.close()

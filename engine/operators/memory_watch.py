@@ -1,8 +1,8 @@
 """What an operator on columns does when its state is more than its share of managed memory.
 
-Slot tables are in memory whatever the backend. With ``rocksdb`` the operator hands everything to the one on rows, which
-keeps it on the disk, and goes on there. With ``hashmap`` there is no other place: the log says so, once, before the
-process is killed for it.
+Keyed aggregations put it into files, whatever the backend (``state/spilling_slots``). Windows and sessions keep theirs
+in memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the disk, and goes on
+there; with ``hashmap`` there is no other place. The log says so, once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["MemoryWatch"]
 _log = logging.getLogger(__name__)
 #: So much is left in memory in any case, however little a slot has: on rows it takes ten times the time.
 _BYTES_MIN: Final = 64 << 20
+_SPILL_SHARE: Final = 3 / 4
 
 
 @final
@@ -31,16 +32,22 @@ class MemoryWatch:
         self._has_told = False
         self._has_disk = Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb"
 
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit
+
+    def must_spill(self, held_bytes: int) -> bool:
+        """Return whether the state has to go to files of the operator's own: while it does it needs more. Called for
+        each batch."""
+        if held_bytes <= self._limit * _SPILL_SHARE:
+            return False
+        self._tell(held_bytes, "What there is no room for goes to files in io.tmp.dirs, and records wait for others.")
+        return True
+
     def must_leave(self, held_bytes: int) -> bool:
         """Return whether the state has to go to the disk. Called for each batch."""
         if held_bytes <= self._limit:
             return False
-        if not self._has_told:
-            self._has_told = True
-            self._tell(held_bytes)
-        return self._has_disk
-
-    def _tell(self, held_bytes: int) -> None:
         if self._has_disk:
             next_step = "It goes on with RocksDB, on rows: slower, and no longer bound by memory."
         else:
@@ -48,8 +55,15 @@ class MemoryWatch:
                 "It goes on in memory; when that ends the slot is killed. Raise taskmanager.memory.process.size or the "
                 "parallelism, or set state.backend.type: rocksdb."
             )
+        self._tell(held_bytes, next_step)
+        return self._has_disk
+
+    def _tell(self, held_bytes: int, next_step: str) -> None:
+        if self._has_told:
+            return
+        self._has_told = True
         _log.warning(
-            "operator=%s subtask=%d holds %d MB of state on columns, more than its share of managed memory, %d MB. %s",
+            "operator=%s subtask=%d holds %d MB of state on columns; its share of managed memory is %d MB. %s",
             self._ctx.operator_name,
             self._ctx.runtime_context.get_index_of_this_subtask(),
             held_bytes >> 20,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["groups_of_rows", "hash_of_column", "warm_up"]
+__all__ = ["groups_of_rows", "hash_of_column", "mixed_hashes", "warm_up"]
 
 _MASK32: Final = 0xFFFFFFFF
 #: Rows below which the scalar law beats loading and calling kernels.
@@ -29,14 +29,21 @@ def groups_of_rows(columns: list[pa.Array], max_parallelism: int, *, is_tuple: b
     one."""
     import numpy as np
 
+    group: Array = mixed_hashes(columns, is_tuple=is_tuple) % np.uint64(max_parallelism)
+    return group
+
+
+def mixed_hashes(columns: list[pa.Array], *, is_tuple: bool) -> Array:
+    """Return the hash of each row's key, of which the key group is the rest; uint64 with 32 bits used."""
+    import numpy as np
+
     if is_tuple:
         h = np.full(len(columns[0]), 0x9E3779B9 ^ len(columns), dtype=np.uint64)
         for column in columns:
             h = (_mix32(h) * np.uint64(31) + hash_of_column(column)) & np.uint64(_MASK32)
     else:
         h = hash_of_column(columns[0])
-    group: Array = _mix32(h) % np.uint64(max_parallelism)
-    return group
+    return _mix32(h)
 
 
 def _mix32(h: Array) -> Array:

@@ -95,6 +95,18 @@ class PagedArray:
         self._copy_into(np.frombuffer(mapping, self._dtype, num_bytes // entry * self._width))
         self._mapping = mapping
 
+    def trim(self, size: int) -> None:
+        """Keep but the first entries."""
+        self.array = self.array[:size]
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._dtype, self._is_flat, self._width, self.array
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """The array is that of the pickle's buffer: an ordinary one until it grows."""
+        self._dtype, self._is_flat, self._width, self.array = state
+        self._mapping = None
+
     def _view(self, mapping: mmap.mmap, entries: int) -> np.ndarray[Any, Any]:
         return self._shaped(np.frombuffer(mapping, self._dtype, entries * self._width))
 

@@ -36,6 +36,10 @@ class StateColumn(Protocol):
 
     def compact(self, kept: Array) -> None: ...
 
+    def trim(self, num_slots: int) -> None:
+        """Give back what was reserved for slots to come."""
+        ...
+
     @property
     def nbytes(self) -> int: ...
 
@@ -99,6 +103,11 @@ class FixedColumn:
                 array.array[:] = 0
                 array.array[: kept.size] = moved
 
+    def trim(self, num_slots: int) -> None:
+        self.values.trim(num_slots)
+        if self._nulls is not None:
+            self._nulls.trim(num_slots)
+
     @property
     def nbytes(self) -> int:
         return self.values.nbytes + (0 if self._nulls is None else self._nulls.nbytes)
@@ -124,6 +133,10 @@ class CodedColumn:
         column = self.get(kept)
         self._distinct = SlotTable([self.kind])
         self.put(slice(0, kept.size), column)
+
+    def trim(self, num_slots: int) -> None:
+        self._codes.trim(num_slots)
+        self._distinct.trim()
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from engine.state.column_hash import groups_of_rows
 from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
 from engine.state.slot_columns import StateColumn, state_column
+from engine.state.slot_expiry import WRITTEN, Expiry
 from engine.state.slot_table import SlotTable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["SlotState"]
+__all__ = ["SlotState", "streams"]
 
 #: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
 _MARK_SHIFT: Final = 3
@@ -32,17 +33,24 @@ _MARK_SHIFT: Final = 3
 _ROWS_PER_ENTRY: Final = 8
 #: Rows that are turned into columns at once while a snapshot is made.
 _ROWS_MAX: Final = 1 << 18
+#: Fewer slots are not looked through for expired ones, but at the end of an epoch.
+_LOOK_MIN: Final = 1 << 16
 
 
 @final
 class SlotState:
     """State of one operator: made empty; ``define`` says its types when the first batch, or a restored chunk, comes.
 
-    ``is_tuple``: the key is a tuple of its columns even if it is a single one (``ComposedKey``).
+    ``is_tuple``: the key is a tuple of its columns even if it is a single one (``ComposedKey``). ``expiry``: slots that
+    are not written for a while are forgotten.
     """
 
-    def __init__(self, max_parallelism: int, *, is_tuple: bool) -> None:
+    def __init__(self, max_parallelism: int, *, is_tuple: bool, expiry: Expiry | None = None) -> None:
         self._max_parallelism = max_parallelism
+        self.expiry = expiry
+        #: when expired slots are looked for: at so many slots, or at this time when an epoch ends
+        self._look_at_slots = _LOOK_MIN
+        self._look_at_ms = 0
         self._is_tuple = is_tuple
         self.table: SlotTable | None = None
         self.columns: dict[str, StateColumn] = {}
@@ -56,6 +64,10 @@ class SlotState:
 
     def define(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> None:
         """Make the table and its columns. Raises: ProgramError when restored state has other types."""
+        if self.expiry is not None:
+            import pyarrow as pa
+
+            columns = {**columns, WRITTEN: pa.int64()}
         if self.table is None:
             self.table = SlotTable(key_kinds)
             self.columns = {name: state_column(kind) for name, kind in columns.items()}
@@ -97,6 +109,56 @@ class SlotState:
             self._dirty = grown
         mark_blocks(slots, _MARK_SHIFT, self._dirty)
 
+    # --- time to live
+
+    def _written(self) -> Array:
+        column: Any = self.columns[WRITTEN]
+        written: Array = column.values.array
+        return written
+
+    def touch(self, slots: Array, first: Array) -> Array:
+        """Slots were found and are written now: return the rows that begin a slot, which are ``first`` and, of each
+        slot whose value has expired, the first one."""
+        return first if self.expiry is None else self.expiry.begun(self._written(), slots, first)
+
+    def unexpired(self, slots: Array) -> Array:
+        """Return those of the slots whose value has not expired."""
+        if self.expiry is None or not slots.size:
+            return slots
+        return slots[~self.expiry.has_expired(self._written()[slots])]
+
+    def give_back_expired(self, *, is_epoch_over: bool = False) -> bool:
+        """Forget the expired slots if they are most; return whether slots have got other numbers. Cheap when there is
+        nothing to do; 50 ns for each slot that stays otherwise."""
+        if self.expiry is None or self.table is None:
+            return False
+        now_ms = self.expiry.now_ms()
+        if self.num_slots < self._look_at_slots and not (is_epoch_over and now_ms >= self._look_at_ms):
+            return False
+        kept = self.unexpired(np.arange(self.num_slots))
+        if moved := 2 * kept.size < self.num_slots:
+            self._compact(kept)
+        self._look_at_slots = max(_LOOK_MIN, 2 * self.num_slots)
+        self._look_at_ms = now_ms + self.expiry.ttl_ms
+        return moved
+
+    def _compact(self, kept: Array) -> None:
+        assert self.table is not None
+        self.table.compact(kept)
+        for column in self.columns.values():
+            column.compact(kept)
+        self._dirty = _moved_marks(self._dirty, kept)
+        self._epochs = {epoch: _moved_marks(mark, kept) for epoch, mark in self._epochs.items()}
+
+    # ---
+
+    def trim(self) -> None:
+        """Give back what was reserved for slots to come: nothing can be added any more."""
+        if self.table is not None:
+            self.table.trim()
+        for column in self.columns.values():
+            column.trim(self.num_slots)
+
     def clear(self) -> None:
         """Forget everything, types too."""
         self.table, self.columns, self.note, self.others = None, {}, b"", []
@@ -115,26 +177,27 @@ class SlotState:
         return chunks
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        slots = self._changed_since(since_checkpoint_id)
+        slots = self.changed_since(since_checkpoint_id)
         return None if slots is None else self._chunks(slots, key_groups)
 
     def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
         """The rows are copied now; columns cost less than objects."""
-        slots = self._changed_since(since_checkpoint_id)
+        slots = self.changed_since(since_checkpoint_id)
         if slots is None or slots.size > entries_max * _ROWS_PER_ENTRY:
             return None
-        noted, metadata = list(self._pieces(slots, key_groups)), self._metadata()
-        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: _streams(noted, metadata))
+        noted, metadata = list(self.pieces(slots, key_groups)), self.metadata()
+        return NotedDelta(slots.size // _ROWS_PER_ENTRY, lambda: streams(noted, metadata))
 
-    def _changed_since(self, checkpoint_id: int) -> Array | None:
-        changed = self._changed_blocks(checkpoint_id)
+    def changed_since(self, checkpoint_id: int) -> Array | None:
+        """Return the slots that changed since that barrier; None = cannot tell."""
+        changed = self.changed_blocks(checkpoint_id)
         if changed is None:
             return None
         slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
         slots = slots.ravel()
         return slots[slots < self.num_slots]
 
-    def _changed_blocks(self, checkpoint_id: int) -> Array | None:
+    def changed_blocks(self, checkpoint_id: int) -> Array | None:
         if checkpoint_id not in self._epochs or self.others:
             return None
         marks = [self._dirty, *(mark for epoch, mark in self._epochs.items() if epoch > checkpoint_id)]
@@ -144,8 +207,18 @@ class SlotState:
             changed[:size] |= mark[:size]
         return changed
 
+    @property
+    def epochs(self) -> list[int]:
+        """Barriers since which it is known what changed."""
+        return list(self._epochs)
+
+    def changes_by_epoch(self) -> tuple[dict[int, int], int]:
+        """Return about how many slots changed before each barrier that is known, and how many since the last one."""
+        counts = {epoch: int(np.count_nonzero(mark)) << _MARK_SHIFT for epoch, mark in self._epochs.items()}
+        return counts, int(np.count_nonzero(self._dirty)) << _MARK_SHIFT
+
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
-        changed = self._changed_blocks(since_checkpoint_id)
+        changed = self.changed_blocks(since_checkpoint_id)
         num_slots = 0 if changed is None else int(np.count_nonzero(changed)) << _MARK_SHIFT
         return None if changed is None or num_slots > at_most else num_slots
 
@@ -177,54 +250,69 @@ class SlotState:
                 num_keys = int(metadata[b"keys"])
                 kinds = reader.schema.types
                 names = reader.schema.names[num_keys:]
-                state = self._for_types(kinds[:num_keys], dict(zip(names, kinds[num_keys:], strict=True)))
+                held = dict(zip(names, kinds[num_keys:], strict=True))
+                held.pop(WRITTEN, None)
+                state = self._for_types(kinds[:num_keys], held)
                 state.note = metadata[b"note"]
                 for batch in reader:
-                    slots, _ = state.find(batch.columns[:num_keys])
+                    slots, first = state.find(batch.columns[:num_keys])
+                    state.touch(slots, first)  # as of now, where the checkpoint does not know it
                     for name, column in zip(names, batch.columns[num_keys:], strict=True):
-                        state.columns[name].put(slots, column)
+                        if name in state.columns:
+                            state.columns[name].put(slots, column)
 
     def _for_types(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> SlotState:
         """Return what holds rows of these types: this or one of the others."""
         for state in (self, *self.others):
-            held = {name: column.kind for name, column in state.columns.items()}
+            held = {name: column.kind for name, column in state.columns.items() if name != WRITTEN}
             if state.table is None or (state.table.kinds == list(key_kinds) and held == columns):
                 break
         else:
-            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple)
+            state = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self.expiry)
             self.others.append(state)
         state.define(key_kinds, columns)
         return state
 
-    def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
-        return _streams(self._pieces(slots, key_groups), self._metadata())
+    def has_types_of(self, other: SlotState) -> bool:
+        if self.table is None or other.table is None or self.others:
+            return False
+        held = [(name, column.kind) for name, column in self.columns.items()]
+        return self.table.kinds == other.table.kinds and held == [
+            (name, column.kind) for name, column in other.columns.items()
+        ]
 
-    def _metadata(self) -> dict[str, str | bytes]:
+    def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return streams(self.pieces(slots, key_groups), self.metadata())
+
+    def metadata(self) -> dict[str, str | bytes]:
         return {"keys": str(0 if self.table is None else len(self.table.kinds)), "note": self.note}
 
-    def _pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def pieces(self, slots: Array, key_groups: Iterable[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield copies of the slots' rows by key group; a group may come several times."""
         if self.table is None:
             return
         wanted = np.zeros(self._max_parallelism, np.bool_)
         wanted[list(key_groups)] = True
         for start in range(0, slots.size, _ROWS_MAX):
-            yield from self._rows_by_group(slots[start : start + _ROWS_MAX], wanted)
+            yield from self._rows_by_group(self.unexpired(slots[start : start + _ROWS_MAX]), wanted)
 
-    def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def piece_of(self, slots: Array) -> pa.RecordBatch:
+        """Return a copy of the slots' rows, as they are in chunks."""
         import pyarrow as pa
 
         assert self.table is not None
         keys = self.table.keys_of(slots)
+        names = [*(f"k{i}" for i in range(len(keys))), *self.columns]
+        arrays = [*keys, *(column.get(slots) for column in self.columns.values())]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _rows_by_group(self, slots: Array, wanted: Array) -> Iterator[tuple[int, pa.RecordBatch]]:
+        assert self.table is not None
+        keys = self.table.keys_of(slots)
         groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
         order = np.argsort(groups, kind="stable")
-        slots, groups = slots[order], groups[order]
-        names = [f"k{i}" for i in range(len(keys))]
-        arrays = [key.take(pa.array(order)) for key in keys]
-        for name, column in self.columns.items():
-            names.append(name)
-            arrays.append(column.get(slots))
-        rows = pa.RecordBatch.from_arrays(arrays, names=names)
+        groups = groups[order]
+        rows = self.piece_of(slots[order])
         ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
         begin = 0
         for end in ends.tolist():
@@ -234,17 +322,31 @@ class SlotState:
             begin = end
 
 
-def _streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+def _moved_marks(mark: Array, kept: Array) -> Array:
+    """Return the marks of slots ``kept[i]`` as those of slots i."""
+    from engine.state.slot_kernels import mark_blocks
+
+    moved = np.zeros((kept.size >> _MARK_SHIFT) + 1, np.uint8)
+    blocks = kept >> _MARK_SHIFT
+    is_marked = np.zeros(kept.size, np.bool_)
+    is_known = blocks < mark.size
+    is_marked[is_known] = mark[blocks[is_known]] != 0
+    mark_blocks(np.flatnonzero(is_marked).astype(np.int32), _MARK_SHIFT, moved)
+    return moved
+
+
+def streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
+    """Return the chunks by key group that have these rows."""
     import pyarrow as pa
 
-    streams: dict[int, tuple[Any, Any]] = {}
+    begun: dict[int, tuple[Any, Any]] = {}
     for group, rows in pieces:
-        if group not in streams:
+        if group not in begun:
             sink = pa.BufferOutputStream()
-            streams[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
-        streams[group][1].write_batch(rows)
+            begun[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
+        begun[group][1].write_batch(rows)
     chunks = {}
-    for group, (sink, writer) in streams.items():
+    for group, (sink, writer) in begun.items():
         writer.close()
         chunks[group] = sink.getvalue().to_pybytes()
     return chunks

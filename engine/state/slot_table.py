@@ -69,6 +69,10 @@ class _Keys(Protocol):
 
     def columns_of(self, slots: Array) -> list[pa.Array]: ...
 
+    def trim(self, num_slots: int) -> None:
+        """Give back what was reserved for slots to come."""
+        ...
+
     @property
     def capacity(self) -> int: ...
 
@@ -103,6 +107,9 @@ class _IntKeys:
 
     def columns_of(self, slots: Array) -> list[pa.Array]:
         return [from_int64(self._keys.array[slots], self._kind, None)]
+
+    def trim(self, num_slots: int) -> None:
+        self._keys.trim(num_slots)
 
     @property
     def capacity(self) -> int:
@@ -154,6 +161,11 @@ class _TextKeys:
         content = np.empty(int(offsets[-1]), np.uint8)
         self._kernels.gather_texts(self._arena.array, begins, slots, offsets, content)
         return [of_texts(offsets, content, self._kind)]
+
+    def trim(self, num_slots: int) -> None:
+        self._arena.trim(int(self._begins.array[num_slots]) if num_slots else 0)
+        self._begins.trim(num_slots + 1)
+        self._hashes.trim(num_slots)
 
     @property
     def capacity(self) -> int:
@@ -214,6 +226,12 @@ class _LaneKeys:
             else:
                 columns.append(from_int64(values, kind, (lanes[:, -1] >> lane) & 1 == 0))
         return columns
+
+    def trim(self, num_slots: int) -> None:
+        self._keys.trim(num_slots)
+        for codes in self._codes:
+            if codes is not None:
+                codes.trim()
 
     @property
     def capacity(self) -> int:
@@ -329,6 +347,10 @@ class SlotTable:
             if is_null.any():
                 columns = [pc.if_else(pa.array(is_null), pa.scalar(None, columns[0].type), columns[0])]
         return columns
+
+    def trim(self) -> None:
+        """Give back what was reserved for slots to come."""
+        self._keys.trim(self.num_slots)
 
     def compact(self, kept: Array) -> None:
         """Forget all slots but ``kept`` (rising slot numbers); slot ``kept[i]`` becomes slot i."""

@@ -9,6 +9,7 @@ from tests.bench.python_peers import race
 from tests.bench.recovery import Load
 from tests.bench.recovery_race import recovery_race
 from tests.bench.scaling import scaling
+from tests.bench.state_spill import measure
 
 __all__ = ["PARTS"]
 
@@ -40,6 +41,11 @@ def _recovery() -> int:
     return 0 if row["recovery_s"][1] > 0 else 1
 
 
+def _spill() -> int:
+    found = measure("columns", num_keys=40_000, num_updates=20_000, memory_mb=64)
+    return 0 if found["updates, M a CPU-s"] > 0 else 1
+
+
 #: name → what returns 0 when it counts right; exceptions say what does not
 PARTS = {
     "keyed": keyed.smoke,
@@ -47,4 +53,5 @@ PARTS = {
     "channels": _channels,
     "lambdas": _lambdas,
     "recovery": _recovery,
+    "spill": _spill,
 }

@@ -1,0 +1,172 @@
+"""Where keyed aggregations on columns find keys and values in a batch, and what they hold of them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.operators.after_columns import VALUE_COLUMN
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.column_fields import column_index
+from engine.operators.keys import ComposedKey
+from engine.operators.record_choice import RecordChoice
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.operators.column_folds import FoldedValues
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = [
+    "NAMED",
+    "Layout",
+    "batch_of",
+    "folded_of",
+    "held_kind",
+    "layout_of",
+    "numbers_of",
+    "result",
+    "rows_before_null",
+]
+
+#: In the schema's metadata: records are Rows.
+NAMED: Final = {b"records": b"rows"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a batch's columns the keys, the values and the rest are."""
+
+    schema: pa.Schema
+    keys: tuple[int, ...]
+    #: column → sum, min, max, last, or compared: then records are chosen by it
+    folded: dict[int, str]
+    #: columns of which the first record's value is kept, or that of the record which was chosen
+    kept: tuple[int, ...]
+    #: there is one built-in aggregate
+    is_built_in: bool
+    #: what the folds of a function take of a record
+    values: FoldedValues | None = None
+    choice: RecordChoice | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether records are Rows: said in the schema, so that it is in the state's note."""
+        return NAMED.items() <= (self.schema.metadata or {}).items()
+
+    def name_of(self, index: int) -> str:
+        # With one aggregate its column is "value", as it was before there were several.
+        return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
+
+
+def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> Layout | None:
+    """Return where things are, or None when columns of this schema cannot be aggregated here."""
+    import pyarrow as pa
+
+    from engine.state.slot_columns import can_be_kept
+    from engine.state.slot_table import can_be_key
+
+    selector = spec.key_selector
+    fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+    keys = tuple(column_index(schema, field) for field in fields)
+    if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+        return None
+    values: FoldedValues | None = None
+    choice = _choice_of(schema, spec)
+    if choice is not None:
+        folded = {column_index(schema, choice.field): "compared"}
+    elif isinstance(spec, KeyedAggregateSpec):
+        folded = {column_index(schema, spec.field): spec.kind}
+    else:
+        from engine.operators.column_folds import folded_values
+
+        values = folded_values(spec.function, schema)
+        if values is None or not values.leaves_as_it_is(keys):
+            return None
+        folded = {index: kind for index, kind in values.kinds.items() if index not in keys}
+    if min(folded, default=0) < 0:
+        return None
+    for index, how in folded.items():
+        kind = schema.types[index]
+        is_number = (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind not in (
+            pa.uint64(),
+            pa.float16(),
+        )
+        if not (is_number or (how == "last" and can_be_kept(kind))):
+            return None
+    # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
+    kept = tuple(
+        index
+        for index, own in enumerate(schema.types)
+        if index not in folded and (index not in keys or pa.types.is_floating(own))
+    )
+    if not all(can_be_kept(schema.types[index]) for index in kept):
+        return None
+    return Layout(schema, keys, folded, kept, isinstance(spec, KeyedAggregateSpec), values, choice)
+
+
+def _choice_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> RecordChoice | None:
+    """Return by what records are chosen, or None when they are folded."""
+    if isinstance(spec, KeyedAggregateSpec):
+        return RecordChoice.of_kind(spec.kind, spec.field) if spec.kind in ("min_by", "max_by") else None
+    from engine.operators.column_folds import choice_of
+
+    return choice_of(spec.function, schema)
+
+
+def held_kind(layout: Layout, index: int) -> pa.DataType:
+    import pyarrow as pa
+
+    own = layout.schema.types[index]
+    if layout.folded.get(index, "last") == "last":
+        return own
+    return pa.float64() if pa.types.is_floating(own) else pa.int64()
+
+
+def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
+    """Return how many rows come before the first null that is to be added or compared."""
+    import numpy as np
+
+    from engine.state.arrow_views import valid_mask
+
+    num_rows: int = columns.num_rows
+    if layout.values is None:
+        for index in layout.folded:
+            column = columns.column(index)
+            if column.null_count:
+                num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
+    return num_rows
+
+
+def folded_of(layout: Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
+    """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
+    if layout.values is None:
+        return {index: numbers_of(columns.column(index)) for index in layout.folded}
+    return layout.values.of(columns, layout.folded)
+
+
+def numbers_of(column: pa.Array) -> Array:
+    """Return values as they are held, so that kernels are compiled for no other types."""
+    import numpy as np
+
+    from engine.state.arrow_views import values_of
+
+    values = values_of(column)
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
+
+
+def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array):
+        return values
+    # A minimum fits its own type; a sum may not.
+    return pa.array(values) if kind == "sum" else pa.array(values).cast(own)
+
+
+def batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays(arrays, names=names)

@@ -1,0 +1,471 @@
+"""Columnar keyed state that goes to files of the local disk when it is more than its share of memory.
+
+It begins as one ``SlotState``. When told to it is cut by hash into partitions, each a ``SlotState`` of its own: of
+some the arrays stay in memory, of the others they lie in files, index included, so that one comes back as fast as it
+can be read. Nothing in it is slower for keys on disk than for a sequential read and write of their partition, so the
+operator takes up many rows of a partition at once (``operators/held_rows``).
+
+The files are unlinked and mapped: they go with the process, and a forked child reads them as they were at the fork,
+whatever the task does meanwhile. A mapped file is resident only while it is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import mmap
+import pickle
+import resource
+import tempfile
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+
+from engine.core.errors import ExternalError
+from engine.state.chunks import LazyChunks
+from engine.state.column_hash import mixed_hashes
+from engine.state.noted import NotedDelta
+from engine.state.slot_expiry import WRITTEN, Expiry
+from engine.state.slot_state import SlotState, streams
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["NUM_PARTITIONS", "SpillingSlots"]
+
+#: A partition has to fit into memory, and each costs a third of a millisecond whenever it is taken up, and an open
+#: file.
+NUM_PARTITIONS: Final = 128
+#: Arrays in a file begin at multiples of it.
+_ALIGNMENT: Final = 64
+#: Enough for a slot with hundreds of such operators.
+_OPEN_FILES: Final = 1 << 16
+#: Slots whose partition is found out at once.
+_ROWS_MAX: Final = 1 << 18
+
+
+@final
+class SpillingSlots:
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``folder``: on a local disk; ``bytes_max``: restoring
+    takes so much memory at most, but for a partition and a chunk."""
+
+    def __init__(
+        self,
+        max_parallelism: int,
+        key_groups: range,
+        *,
+        is_tuple: bool,
+        folder: str,
+        bytes_max: int,
+        expiry: Expiry | None = None,
+    ) -> None:
+        self._max_parallelism = max_parallelism
+        self._key_groups = key_groups
+        self._is_tuple = is_tuple
+        self._folder = folder
+        self._bytes_max = bytes_max
+        self._expiry = expiry
+        #: all there is; when it has been cut an empty one, with the types and the note
+        self.slots = SlotState(max_parallelism, is_tuple=is_tuple, expiry=expiry)
+        self._partitions: list[_Partition] = []
+        #: of partitions in memory, without the one that is being changed
+        self._resident_bytes = 0
+        #: partitions of which nothing was ever loaded, and the memory that all of them together still need
+        self._num_unmoved = self._unmoved_bytes = 0
+        #: partitions of a key group, or 1 where a partition has several groups
+        self._num_subs = max(1, NUM_PARTITIONS // max(1, len(key_groups)))
+        #: restored from subtasks whose records were of other types, when the rest had been cut already
+        self._others: list[SlotState] = []
+        self._forgotten: tuple[int, tuple[int, ...]] = 0, ()
+
+    @property
+    def is_spilled(self) -> bool:
+        return bool(self._partitions)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are keys of other types, with which only rows can go on."""
+        return bool(self._others or self.slots.others)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.slots.nbytes + self._resident_bytes + self._unmoved_bytes
+
+    # --- partitions
+
+    def partitions_of(self, keys: Sequence[pa.Array]) -> Array:
+        """Return the number of each row's partition, uint16."""
+        hashes = mixed_hashes(list(keys), is_tuple=self._is_tuple)
+        groups = hashes % np.uint64(self._max_parallelism) - np.uint64(self._key_groups.start)
+        if self._num_subs > 1:
+            sub = hashes // np.uint64(self._max_parallelism) % np.uint64(self._num_subs)
+            numbers = groups * np.uint64(self._num_subs) + sub
+        else:
+            numbers = groups * np.uint64(NUM_PARTITIONS) // np.uint64(max(NUM_PARTITIONS, len(self._key_groups)))
+        # The rest, for a key of another subtask's range: it is in no checkpoint, but neither may it break anything.
+        return (numbers % np.uint64(NUM_PARTITIONS)).astype(np.uint16)
+
+    def _partitions_of_group(self, group: int) -> range:
+        at = group - self._key_groups.start
+        if self._num_subs > 1:
+            return range(at * self._num_subs, (at + 1) * self._num_subs)
+        first = at * NUM_PARTITIONS // max(NUM_PARTITIONS, len(self._key_groups))
+        return range(first, first + 1)
+
+    def spill(self) -> None:
+        """Cut what is in memory into partitions. Their slots are moved when each is loaded for the first time; what is
+        done now takes some 25 ns a key. Increments have nothing to build on afterwards."""
+        _allow_open_files()
+        source = self.slots
+        self.slots = self._empty()
+        self.slots.others, source.others = source.others, []
+        self._partitions = [_Partition() for _ in range(NUM_PARTITIONS)]
+        for number, slots in self._slots_by_partition(source):
+            self._partitions[number].unmoved = source, slots
+            self._num_unmoved += 1
+        self._unmoved_bytes = source.nbytes
+
+    def _empty(self) -> SlotState:
+        assert self.slots.table is not None
+        made = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
+        made.define(
+            self.slots.table.kinds,
+            {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN},
+        )
+        made.note = self.slots.note
+        return made
+
+    def _slots_by_partition(self, source: SlotState) -> Iterator[tuple[int, Array]]:
+        """Yield the partitions that have any, with their slots, rising."""
+        from engine.state.hash_kernels import order_by_channel
+
+        assert source.table is not None
+        numbers = np.empty(source.num_slots, np.uint16)
+        for start in range(0, numbers.size, _ROWS_MAX):
+            part = np.arange(start, min(numbers.size, start + _ROWS_MAX))
+            numbers[part] = self.partitions_of(source.table.keys_of(part))
+        ends, order = np.zeros(NUM_PARTITIONS, np.int64), np.empty(numbers.size, np.int32)
+        order_by_channel(numbers, ends, order)
+        begin = 0
+        for number, end in enumerate(ends.tolist()):
+            if end > begin:
+                yield number, order[begin:end]
+            begin = end
+
+    def load(self, number: int) -> SlotState:
+        """Return a partition to be changed; ``put_back`` follows."""
+        part = self._partitions[number]
+        self._resident_bytes -= part.held_bytes
+        part.held_bytes = 0
+        if part.state is None:
+            part.state = self._read(part)
+            part.unmap()
+            if part.unmoved is not None:
+                part.unmoved = None
+                self._num_unmoved -= 1
+                self._unmoved_bytes = self._unmoved_bytes if self._num_unmoved else 0
+        return part.state
+
+    def put_back(self, number: int, resident_max: int) -> None:
+        """The partition was changed: it stays in memory if there is room for it."""
+        part = self._partitions[number]
+        assert part.state is not None
+        part.held_bytes = part.state.nbytes
+        self._resident_bytes += part.held_bytes
+        # The one that has just been used goes first: all are used in turn, and the longest unused one comes next.
+        for other in (part, *self._partitions):
+            if self._resident_bytes <= resident_max:
+                break
+            if other.state is not None:
+                self._resident_bytes -= other.held_bytes
+                other.write(self._folder)
+
+    def expect(self, number: int) -> None:
+        """The partition will be loaded soon."""
+        self._partitions[number].expect()
+
+    def states(self) -> Iterator[SlotState]:
+        """Yield all there is, to be read, in as many pieces as there are; each may be gone when the next one comes."""
+        yield self.slots
+        for part in self._partitions:
+            if part.num_slots:
+                yield self._peek(part)
+        yield from (*self.slots.others, *self._others)
+
+    def _peek(self, part: _Partition) -> SlotState:
+        return self._read(part) if part.state is None else part.state
+
+    def _read(self, part: _Partition) -> SlotState:
+        """Return a new copy of what lies in the file, with the epochs that have begun since."""
+        state = part.read()
+        if state is None:
+            state = self._empty()
+            if part.unmoved is not None:
+                _put(state, *part.unmoved)
+        state.expiry = self._expiry
+        for epoch in part.missed:
+            state.begin_epoch(epoch)
+        state.forget_epochs(*self._forgotten)
+        return state
+
+    def clear(self) -> None:
+        """Forget everything, types too."""
+        self.slots.clear()
+        self.close()
+        self._others = []
+
+    def close(self) -> None:
+        """Give the files back."""
+        for part in self._partitions:
+            part.unmap()
+        self._partitions, self._resident_bytes = [], 0
+        self._num_unmoved = self._unmoved_bytes = 0
+
+    # --- KeyedPart, LazyPart
+
+    def num_entries(self) -> int:
+        return (
+            self.slots.num_entries()
+            + sum(part.num_slots for part in self._partitions)
+            + sum(other.num_slots for other in self._others)
+        )
+
+    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        return dict(self.lazy_snapshot(key_groups))
+
+    def lazy_snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
+        key_groups = list(key_groups)
+        if not self._partitions:
+            return self.slots.snapshot(key_groups)
+        others: dict[int, bytes] = {}
+        for other in (*self.slots.others, *self._others):
+            others |= other.snapshot(key_groups)  # a key group comes from one subtask
+        made: dict[int, bytes] = {}
+
+        def chunk_of(group: int) -> bytes:
+            if group in others:
+                return others[group]
+            if group not in made:
+                made.clear()
+                numbers = self._partitions_of_group(group)
+                in_reach = [other for other in key_groups if self._partitions_of_group(other) == numbers]
+                pieces = (
+                    piece
+                    for number in numbers
+                    for piece in self._pieces(self._partitions[number], in_reach, since=None)
+                )
+                made.update(streams(pieces, self.slots.metadata()))
+            return made.get(group) or self._no_rows()
+
+        wanted = [
+            group
+            for group in key_groups
+            if group in others or any(self._partitions[number].num_slots for number in self._partitions_of_group(group))
+        ]
+        return LazyChunks({group: group for group in wanted}, chunk_of)
+
+    def _no_rows(self) -> bytes:
+        """Return the chunk of a key group without any, of a partition that has those of several."""
+        piece = self.slots.piece_of(np.zeros(0, np.int64))
+        (chunk,) = streams([(0, piece)], self.slots.metadata()).values()
+        return chunk
+
+    def _pieces(self, part: _Partition, key_groups: list[int], since: int | None) -> Iterator[tuple[int, Any]]:
+        if part.num_slots and (since is None or part.num_changed(since)):
+            state = self._peek(part)
+            slots = np.arange(state.num_slots) if since is None else state.changed_since(since)
+            assert slots is not None  # the partition knows the epoch
+            yield from state.pieces(slots, key_groups)
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        for group, chunk in chunks.items():
+            if not self._partitions:
+                self.slots.restore({group: chunk})
+                if self.slots.nbytes > self._bytes_max:
+                    self.spill()
+                    for number in range(NUM_PARTITIONS):
+                        self.load(number)
+                        self.put_back(number, self._bytes_max // 2)
+                continue
+            restored = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
+            restored.restore({group: chunk})
+            if restored.has_types_of(self.slots):
+                for number, slots in self._slots_by_partition(restored):
+                    _put(self.load(number), restored, slots)
+                    self.put_back(number, self._bytes_max // 2)
+            elif restored.num_slots:
+                self._others.append(restored)
+
+    # --- NotingPart
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        if not self._partitions:
+            return self.slots.snapshot_delta(key_groups, since_checkpoint_id)
+        if not self._knows(since_checkpoint_id):
+            return None
+        key_groups = list(key_groups)
+        pieces = (piece for part in self._partitions for piece in self._pieces(part, key_groups, since_checkpoint_id))
+        return streams(pieces, self.slots.metadata())
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        if self._partitions:
+            return None  # what is on the disk is read by a child
+        return self.slots.note_delta(key_groups, since_checkpoint_id, entries_max)
+
+    def _knows(self, checkpoint_id: int) -> bool:
+        return not self.has_others and all(part.knows(checkpoint_id) for part in self._partitions)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        if not self._partitions:
+            return self.slots.num_changed(since_checkpoint_id, at_most)
+        if not self._knows(since_checkpoint_id):
+            return None
+        changed = sum(part.num_changed(since_checkpoint_id) for part in self._partitions)
+        return changed if changed <= at_most else None
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        self.slots.begin_epoch(checkpoint_id)
+        for part in self._partitions:
+            if part.state is None:
+                part.missed.append(checkpoint_id)
+            else:
+                part.state.begin_epoch(checkpoint_id)
+
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self.slots.forget_epochs(until_checkpoint_id, kept_ids)
+        for part in self._partitions:
+            if part.state is None:
+                # What changed before a barrier that is forgotten counts for the next one: as ``SlotState`` does it.
+                part.missed = [epoch for epoch in part.missed if epoch >= until_checkpoint_id or epoch in kept_ids]
+            else:
+                part.state.forget_epochs(until_checkpoint_id, kept_ids)
+        known = {epoch for part in self._partitions for epoch in part.known()}
+        self._forgotten = until_checkpoint_id, tuple(epoch for epoch in known if epoch in kept_ids)
+
+
+def _allow_open_files() -> None:
+    """A mapping holds its file open, so each operator needs ``NUM_PARTITIONS`` of them; many systems begin with 1024 a
+    process and allow more to those that ask."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and (soft < _OPEN_FILES or hard == resource.RLIM_INFINITY):
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        if wanted > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _put(target: SlotState, source: SlotState, slots: Array) -> None:
+    """Put these slots into another state, where they take the place of what is there."""
+    assert source.table is not None
+    slots = slots.astype(np.int64)
+    placed, _ = target.find(source.table.keys_of(slots))
+    for name, column in source.columns.items():
+        target.columns[name].put(placed, column.get(slots))
+
+
+class _Partition:
+    """One partition: in memory, in a file, not moved yet from where all of them were, or empty."""
+
+    def __init__(self) -> None:
+        self.state: SlotState | None = None
+        #: of the state, when it was last put back
+        self.held_bytes = 0
+        #: its slots in a state of all partitions
+        self.unmoved: tuple[SlotState, Array] | None = None
+        #: of one that is not in memory: epochs that have begun since it went there, oldest first
+        self.missed: list[int] = []
+        self._pickled = b""
+        self._places: list[tuple[int, int]] = []
+        self._mapping: mmap.mmap | None = None
+        self._num_slots = 0
+        self._changes: tuple[dict[int, int], int] = {}, 0
+
+    @property
+    def num_slots(self) -> int:
+        if self.state is not None:
+            return self.state.num_slots
+        return self._num_slots if self.unmoved is None else self.unmoved[1].size
+
+    def write(self, folder: str) -> None:
+        """Put the arrays into a new file and forget them."""
+        state = self.state
+        assert state is not None
+        assert self._mapping is None
+        self._num_slots, self._changes = state.num_slots, state.changes_by_epoch()
+        state.trim()
+        state.expiry = None  # has a clock
+        pickled, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+        _Pickler(pickled, 5, buffer_callback=buffers.append).dump(state)
+        self._pickled, self._places = pickled.getvalue(), []
+        try:
+            with tempfile.TemporaryFile(dir=folder, prefix="slots-") as file:
+                at = 0
+                for buffer in buffers:
+                    content = buffer.raw()
+                    at += file.write(bytes(-at % _ALIGNMENT))
+                    self._places.append((at, content.nbytes))
+                    at += file.write(content)
+                file.flush()
+                if at:
+                    self._mapping = mmap.mmap(file.fileno(), at, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise ExternalError(
+                f"Cannot put state into a file in {folder}: {error.strerror}. State on columns that is more than its "
+                "share of managed memory is kept there; leave room in io.tmp.dirs, or raise "
+                "taskmanager.memory.managed.size."
+            ) from error
+        self.state, self.held_bytes = None, 0
+
+    def read(self) -> SlotState | None:
+        """Return a new copy of what lies in the file; None = nothing was ever here."""
+        if not self._pickled:
+            return None
+        buffers = []
+        for at, size in self._places:
+            content = np.empty(size, np.uint8)
+            if size:
+                content[:] = np.frombuffer(self._mapping, np.uint8, size, at)  # type: ignore[arg-type]
+            buffers.append(content)
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)  # the file's pages are the kernel's again
+        state: SlotState = pickle.loads(self._pickled, buffers=buffers)
+        return state
+
+    def unmap(self) -> None:
+        """Nobody needs the file any more: what was in it has been read, or is forgotten."""
+        if self._mapping is not None:
+            self._mapping.close()
+        self._mapping, self._pickled, self._places, self.missed = None, b"", [], []
+
+    def expect(self) -> None:
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_WILLNEED)
+
+    # --- what changed, without reading it
+
+    def known(self) -> Iterable[int]:
+        return [*self._changes[0], *self.missed] if self.state is None else self.state.epochs
+
+    def knows(self, epoch: int) -> bool:
+        return epoch in self.known()
+
+    def num_changed(self, since: int) -> int:
+        """Return about how many slots changed since that barrier: too many rather than too few."""
+        counts, newest = self._changes if self.state is None else self.state.changes_by_epoch()
+        changed = sum(count for epoch, count in counts.items() if epoch > since)
+        if self.state is not None or not self.missed or self.missed[0] > since:
+            changed += newest
+        return min(changed, self.num_slots)
+
+
+class _Pickler(pickle.Pickler):
+    """Kernels are modules, which pickles know by name only when they are told."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ModuleType):
+            return importlib.import_module, (obj.__name__,)
+        return NotImplemented

@@ -1,0 +1,172 @@
+"""Keyed aggregations whose state is more than their share of memory: partitions in files, and nobody notices."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.core.clock import ManualClock
+from engine.core.records import ColumnBatch
+from engine.operators import memory_watch
+from engine.operators.aggregate import KeyedAggregateSpec
+from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.state import spilling_slots
+from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.restore_cases import Case
+from tests.unit.operators.test_restore import FULL, INCREMENTAL
+from tests.unit.operators.test_restore_columns import PHASES, TIMED_SCRIPTS, disturbed, undisturbed
+
+pytestmark = pytest.mark.usefixtures("few_partitions")
+SUM = ColumnAggregateSpec(FieldKey(0), "sum", 1)
+
+
+@pytest.fixture
+def few_partitions(monkeypatch):
+    """So that there are many keys in each, and tests are quick."""
+    monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 6)
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize(("kind", "final"), [("sum", False), ("sum", True), ("min", False), ("max_by", False)])
+@pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0,))])
+def test_after_any_script_results_are_those_of_rows(key, kind, final, config, monkeypatch):
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 800)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
+
+    @settings(max_examples=6, deadline=None, phases=PHASES)
+    @given(TIMED_SCRIPTS)
+    def check(script):
+        ours = disturbed(Case((ColumnAggregateSpec(key, kind, 1, final),), script, (key,)), config)
+        assert ours == undisturbed(Case((KeyedAggregateSpec(key, kind, 1, final),), script, (key,)))
+
+    check()
+
+
+def batch_of(keys, values, *, texts: bool = False) -> ColumnBatch:
+    column = pa.array(keys, pa.int64())
+    if texts:
+        column = pa.array([None if key == 7 else f"key {key}" for key in keys], pa.string())
+    columns = pa.record_batch([column, pa.array(values, pa.int64()), pa.array(map(str, values))], names=["k", "v", "s"])
+    return ColumnBatch(columns, np.array(values, np.int64))
+
+
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("parallelism", [1, 128])
+def test_results_and_watermarks_come_in_the_order_of_the_records(texts, parallelism, monkeypatch):
+    """Also where a subtask has but one key group, or is sent keys of others."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=20), max_size=8), st.integers(1, 4))
+    def check(keys_by_batch, every):
+        harnesses = [
+            OperatorHarness(SUM, memory_bytes=memory_bytes, clock=ManualClock(), parallelism=parallelism)
+            for memory_bytes in (6000, 1 << 30)
+        ]
+        for harness in harnesses:
+            with harness:
+                value = 0
+                for number, keys in enumerate(keys_by_batch):
+                    harness.process_batch(batch_of(keys, list(range(value, value + len(keys))), texts=texts))
+                    value += len(keys)
+                    if number % every == 0:
+                        harness.watermark(value)
+                harness.end()
+        stories = [
+            [step if isinstance(step, int) else row for step in h.output.story for row in _rows_of(step)]
+            for h in harnesses
+        ]
+        assert stories[0] == stories[1]
+        assert harnesses[0].output.timestamps_ms == harnesses[1].output.timestamps_ms
+
+    check()
+
+
+def _rows_of(step):
+    return [step] if isinstance(step, int) else step.to_rows().rows
+
+
+def test_rows_wait_for_others_but_not_for_long(monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 200_000)
+    clock = ManualClock()
+    with OperatorHarness(SUM, memory_bytes=1, clock=clock) as harness:
+        assert harness.head.next_timer_ms() is None
+        for start in range(0, 12_000, 2000):
+            harness.process_batch(batch_of(range(start, start + 2000), range(2000)))
+        assert harness.head._slots.is_spilled
+        harness.head.prepare_snapshot(1)
+        told = len(harness.output.rows)
+        harness.process_batch(batch_of([5], [1]))
+        harness.watermark(3)
+        assert len(harness.output.rows) == told
+        assert not harness.output.watermarks_ms
+        clock.advance(50)
+        assert harness.head.next_timer_ms() <= clock.now_ms()
+        harness.head.on_timer(clock.now_ms())
+        assert len(harness.output.rows) == told + 1
+        assert harness.output.watermarks_ms == [3]
+        assert harness.head.next_timer_ms() is None
+        harness.watermark(4)
+        assert harness.output.watermarks_ms == [3, 4]
+
+
+def test_an_increment_of_state_on_disk_has_what_changed_and_a_child_reads_it_as_it_was(monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 200_000)
+    with OperatorHarness(SUM, memory_bytes=1) as harness:
+        for start in range(0, 20_000, 2000):
+            harness.process_batch(batch_of(range(start, start + 2000), [1] * 2000))
+        full = harness.snapshot(1)
+        slots = harness.head._slots
+        assert slots.is_spilled
+        assert slots.num_changed(1, 10) == 0
+        harness.process_batch(batch_of(range(5), [10] * 5))
+        second = harness.snapshot(2, since=full)
+        (part,) = second.layers[0].values() if len(second.layers[0]) == 1 else [second.layers[0]["slots"]]
+        assert len(part) == 2
+        assert sum(map(len, part[1].values())) < sum(map(len, part[0].values())) / 20
+        before = dict(slots.lazy_snapshot(range(128)))
+        as_it_was = slots.lazy_snapshot(range(128))
+        incoming, outgoing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(incoming, 1)  # until the parent has rewritten everything
+            os._exit(0 if dict(as_it_was) == before else 1)
+        for start in range(0, 20_000, 2000):
+            harness.process_batch(batch_of(range(start, start + 2000), [1] * 2000))
+        harness.head.prepare_snapshot(3)
+        assert dict(slots.lazy_snapshot(range(128))) != before
+        os.write(outgoing, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.close(incoming)
+        os.close(outgoing)
+    with OperatorHarness(SUM, restored=[second], memory_bytes=1) as restored:
+        assert restored.head._slots.is_spilled  # it never was in memory as a whole
+        restored.process_batch(batch_of([*range(10)], [0] * 10))
+        restored.head.prepare_snapshot(3)
+        assert [value for _, value, _ in restored.output.rows] == [11] * 5 + [1] * 5
+
+
+def test_memory_and_files_stay_bounded(monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1 << 20)
+    with OperatorHarness(SUM, memory_bytes=1) as harness:
+        for start in range(0, 100_000, 10_000):
+            harness.process_batch(batch_of(range(start, start + 10_000), range(10_000)))
+        slots = harness.head._slots
+        assert slots.num_entries() > 50_000
+        assert slots.nbytes < 1 << 18
+        assert not os.listdir(harness.contexts[0].work_dir)  # nothing is left behind, whatever becomes of the process
+        assert 0 < _mapped() <= spilling_slots.NUM_PARTITIONS
+    gc.collect()
+    assert _mapped() == 0
+
+
+def _mapped() -> int:
+    return sum("slots-" in line or "/#" in line for line in Path("/proc/self/maps").read_text().splitlines())
