@@ -29,6 +29,7 @@ __all__ = [
     "WordCountSpec",
     "WordTable",
     "WordTokenizer",
+    "byte_tables",
     "plan_word_count",
 ]
 
@@ -105,6 +106,7 @@ class TokenizeSpec(OperatorSpec):
     """Lines → words, one record a word: columns (word[, 1]) as the tokenizer says."""
 
     tokenizer: WordTokenizer
+    preload = ("engine.operators.warm_up.words",)
 
     def build(self) -> Operator:
         return _TokenizeOperator(self.tokenizer)
@@ -120,6 +122,7 @@ class WordCountSpec(OperatorSpec):
     full."""
 
     tokenizer: WordTokenizer
+    preload = ("engine.operators.warm_up.words",)
 
     def build(self) -> Operator:
         return _WordCountOperator(self.tokenizer)
@@ -135,6 +138,7 @@ class ColumnarSumSpec(OperatorSpec):
 
     not_checkpointed = BATCH_ONLY
     blocks = True
+    preload = ("engine.operators.warm_up.words",)
 
     def build(self) -> Operator:
         return _ColumnarSumOperator()
@@ -156,7 +160,7 @@ class WordTable:
         from engine.operators import kernels
 
         self._kernels = kernels
-        self._tables = _byte_tables(tokenizer or WordTokenizer())
+        self._tables = byte_tables(tokenizer or WordTokenizer())
         self._same = np.arange(256, dtype=np.uint8)
         self._table = np.zeros((1 << 12, 4), dtype=np.uint64)
         self._arena = np.empty(1 << 15, dtype=np.uint8)
@@ -230,7 +234,7 @@ class WordTable:
             yield ColumnBatch(columns.slice(start, BATCH_ROWS_MAX))
 
 
-def _byte_tables(tokenizer: WordTokenizer) -> tuple[Any, Any]:
+def byte_tables(tokenizer: WordTokenizer) -> tuple[Any, Any]:
     """Return ``class_of_byte`` and ``plain_of_byte`` of the kernels."""
     import numpy as np
 
@@ -253,16 +257,18 @@ def _texts_of(batch: Batch) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the text of a batch of lines or chunks as UTF-8 bytes (uint8); lines are parted by newlines."""
     import numpy as np
 
+    from engine.state.arrow_views import kernel_view
+
     if isinstance(batch, ColumnBatch) and batch.columns.schema.names == [CHUNK_COLUMN]:
         column = batch.columns.column(0)
         _, offsets_buffer, values_buffer = column.buffers()
         offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-        values = np.frombuffer(values_buffer, dtype=np.uint8)
+        values = kernel_view(np.frombuffer(values_buffer, dtype=np.uint8))
         for start, end in itertools.pairwise(offsets):
             yield values[start:end]
         return
     text = "\n".join(rows_of(batch).rows)
-    yield np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    yield kernel_view(np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8))
 
 
 def _checked_texts(batch: Batch, operator_name: str) -> list[np.ndarray[Any, Any]]:
@@ -284,7 +290,7 @@ class _TokenizeOperator(Operator):
         from engine.operators import kernels
 
         self._split = kernels.split_words
-        self._tables = _byte_tables(self._tokenizer)
+        self._tables = byte_tables(self._tokenizer)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         import numpy as np
@@ -363,6 +369,8 @@ class _ColumnarSumOperator(Operator):
         import numpy as np
         import pyarrow as pa
 
+        from engine.state.arrow_views import kernel_view
+
         words, addends = self._columns_of(batch)
         if words.null_count:
             is_null = words.is_null()
@@ -373,10 +381,10 @@ class _ColumnarSumOperator(Operator):
         wide = pa.types.is_large_string(words.type)
         _, offsets_buffer, values_buffer = words.buffers()
         offsets = np.frombuffer(offsets_buffer, dtype=np.int64 if wide else np.int32)
-        begins = offsets[words.offset : words.offset + len(words) + 1]
-        values = np.frombuffer(values_buffer or b"", dtype=np.uint8)
+        begins = kernel_view(offsets)[words.offset : words.offset + len(words) + 1]
+        values = kernel_view(np.frombuffer(values_buffer or b"", dtype=np.uint8))
         if len(words):
-            self._words.add(values, begins, addends)
+            self._words.add(values, begins, kernel_view(addends))
 
     def _columns_of(self, batch: Batch) -> tuple[Any, Any]:
         import numpy as np

@@ -1,7 +1,8 @@
 """Runs columnar operators, each kind in a new process: ``python -m tests.process.kernel_runs``.
 
 The modules that their specs name are loaded first, as a zygote does; from then on no kernel may be compiled, or loaded
-from the cache, whichever way batches come. Prints those that were, and of each kind how many had been loaded.
+from the cache, whichever way batches come. Prints those that were, and of each kind how many had been loaded, and how
+many of these numba's cache did not have.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, RowBatch
 from engine.datastream.aggregates import avg, count, count_distinct, first, last, max_, min_, sum_
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import OperatorSpec
@@ -28,6 +29,8 @@ from engine.operators.column_window_join import column_window_join
 from engine.operators.field_aggregates import RowAggregates, WindowRecord
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.text import CHUNK_COLUMN, ColumnarSumSpec, TokenizeSpec, WordCountSpec, WordTokenizer
+from engine.operators.warm_up.cached_code import TAKEN
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import JoinedFunction, window_call
@@ -98,7 +101,7 @@ def joins() -> Iterator[OperatorSpec]:
                 yield column_window_join(spec, shapes)
 
 
-KINDS = {"keyed": keyed, "windows": windows, "sessions": sessions, "joins": joins}
+KINDS = {"keyed": keyed, "windows": windows, "sessions": sessions, "joins": joins, "words": ()}
 
 
 def batches(schema: pa.Schema) -> Iterator[ColumnBatch]:
@@ -148,19 +151,46 @@ def kernels() -> set[str]:
     return {f"{each.py_func.__name__}{signature}" for each in own for signature in each.signatures}
 
 
+def run_words() -> None:
+    """Count lines that come as rows, as columns and as chunks of a file, and add up counts that come in each way."""
+    lines = [f"one two\xa0three {number} a-word-of-many-bytes" for number in range(NUM_ROWS)]
+    ways: list[Any] = [RowBatch(lines)]
+    for name, texts in (("f0", lines), (CHUNK_COLUMN, ["\n".join(lines)])):
+        ways.append(ColumnBatch(pa.RecordBatch.from_pydict({name: pa.array(texts)}), scalar=True))
+    counts: list[Any] = [RowBatch([("a", 1), ("b", 2)])]
+    for spec in (TokenizeSpec(WordTokenizer()), WordCountSpec(WordTokenizer())):
+        with OperatorHarness(spec) as harness:
+            for way in ways:
+                harness.process_batch(way)
+            harness.end()
+            counts += harness.output.batches
+    encoder, decoder = Encoder(), Decoder()
+    for form in (bytes, bytearray):
+        for frame in encoder.encode(Records(counts[1])):
+            element = decoder.decode(frame.kind, form(b"".join(frame.buffers)))
+        counts.append(element.batch)
+    with OperatorHarness(ColumnarSumSpec()) as harness:
+        for batch in counts:
+            harness.process_batch(batch)
+        harness.end()
+
+
 def check(kind: str) -> None:
-    specs = list(KINDS[kind]())
+    specs = list(KINDS[kind]()) if KINDS[kind] else [TokenizeSpec(WordTokenizer())]
     assert None not in specs
     for name in {module for spec in specs for module in spec.preload}:
         importlib.import_module(name).warm_up()
     loaded = kernels()
-    for spec in specs:
-        run(spec, SCHEMA)
-    if kind != "joins":
+    if kind == "words":
+        run_words()
+    else:
+        for spec in specs:
+            run(spec, SCHEMA)
+    if kind not in ("joins", "words"):
         run(specs[0], NARROW)
     for kernel in sorted(kernels() - loaded):
         print(f"{kind}: not loaded ahead: {kernel}", flush=True)
-    print(f"{kind}: {len(loaded)}", flush=True)
+    print(f"{kind}: {len(loaded)} loaded, {TAKEN.compiled} compiled", flush=True)
 
 
 def main() -> None:

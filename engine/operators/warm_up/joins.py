@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from engine.operators.warm_up import tables
 
-__all__ = ["warm_up"]
+__all__ = ["warm_up", "warm_up_operators"]
 
 
 def warm_up() -> None:
+    tables.warm_up()
+    warm_up_operators()
+
+
+def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import join_kernels as kernels
     from engine.operators.column_kernels import panes_of_times
 
-    tables.warm_up()
     slots, times_ms = np.zeros(2, np.int32), np.zeros(2, np.int64)
     links, ends = np.zeros((2, 2), np.int64), np.zeros((1, 2), np.int64)
     kernels.link_rows(slots, 0, links, ends)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from engine.operators.warm_up import tables
 
-__all__ = ["warm_up"]
+__all__ = ["warm_up", "warm_up_operators"]
 
 
 def warm_up() -> None:
+    tables.warm_up()
+    warm_up_operators()
+
+
+def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import column_kernels as kernels
     from engine.operators.column_choice import ChosenRows
     from engine.operators.record_choice import RecordChoice
 
-    tables.warm_up()
     slots, first = np.zeros(2, np.int32), np.zeros(1, np.int32)
     for values in (np.zeros(2, np.int64), np.zeros(2, np.float64)):
         is_float = values.dtype == np.float64

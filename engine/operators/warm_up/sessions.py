@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from engine.operators.warm_up import windows
+from engine.operators.warm_up import tables, windows
 
-__all__ = ["warm_up"]
+__all__ = ["warm_up", "warm_up_operators"]
 
 
 def warm_up() -> None:
+    tables.warm_up()
+    warm_up_operators()
+
+
+def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import session_kernels as kernels

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
-__all__ = ["warm_up"]
+from engine.operators.warm_up import cached_code
+
+__all__ = ["exchange", "numbers", "pairs", "texts", "warm_up"]
 
 #: More than a new table has room for, so that it grows.
 _NUM_KEYS = 4096
@@ -13,25 +16,58 @@ _NUM_KEYS = 4096
 @cache
 def warm_up() -> None:
     """Find numbers, texts, and pairs of both."""
+    cached_code.quicken()
+    exchange()
+    numbers()
+    texts()
+    pairs()
+
+
+def exchange() -> None:
     import numpy as np
-    import pyarrow as pa
 
     from engine.state import column_hash
     from engine.state.hash_kernels import channels_of_ints, order_by_channel
     from engine.state.slot_kernels import mark_blocks
-    from engine.state.slot_table import SlotTable
 
     keys = np.arange(_NUM_KEYS)
     channels = np.empty(keys.size, np.uint16)
     channels_of_ints(keys, 128, 2, channels)
     order_by_channel(channels, np.zeros(2, np.int64), np.empty(keys.size, np.int32))
     column_hash.warm_up()
-    numbers = pa.array(keys)
-    texts = numbers.cast(pa.string())
-    for columns in ([numbers], [texts], [texts.cast(pa.large_string())], [numbers, numbers]):
-        table = SlotTable([column.type for column in columns])
-        for _ in range(2):  # new ones, then known ones
-            slots = table.slots_of(columns)
-        for some in (slots[:2], slots[:2].astype(np.int64)):
-            table.keys_of(some)
-    mark_blocks(slots, 3, np.zeros(_NUM_KEYS, np.uint8))
+    mark_blocks(np.zeros(2, np.int32), 3, np.zeros(1, np.uint8))
+
+
+def numbers() -> None:
+    _find([_keys()])
+
+
+def texts() -> None:
+    import pyarrow as pa
+
+    keys = _keys().cast(pa.string())
+    _find([keys])
+    _find([keys.cast(pa.large_string())])
+
+
+def pairs() -> None:
+    _find([_keys(), _keys()])
+
+
+def _keys() -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.array(np.arange(_NUM_KEYS))
+
+
+def _find(columns: list[Any]) -> None:
+    import numpy as np
+
+    from engine.state.slot_table import SlotTable
+
+    table = SlotTable([column.type for column in columns])
+    for _ in range(2):  # new ones, then known ones
+        slots = table.slots_of(columns)
+    for some in (slots[:2], slots[:2].astype(np.int64)):
+        table.keys_of(some)

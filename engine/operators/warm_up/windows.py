@@ -7,10 +7,15 @@ from functools import cache
 
 from engine.operators.warm_up import tables
 
-__all__ = ["warm_up", "warm_up_accumulators"]
+__all__ = ["warm_up", "warm_up_accumulators", "warm_up_operators"]
 
 
 def warm_up() -> None:
+    tables.warm_up()
+    warm_up_operators()
+
+
+def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import column_kernels as kernels
@@ -28,7 +33,6 @@ def warm_up_accumulators(slot_type: str) -> None:
     from engine.operators import column_kernels as kernels
     from engine.operators.window_panes import Pane
 
-    tables.warm_up()
     rows, slots = np.zeros(2, np.int32), np.zeros(2, slot_type)
     out = np.empty(2, np.int32), np.empty(2, np.int32)
     pane = Pane(2)

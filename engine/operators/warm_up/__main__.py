@@ -1,0 +1,67 @@
+"""Compiles the kernels that operators of the usual types need: ``python -m engine.operators.warm_up``, at set-up.
+
+What the cache has is only loaded (0.5 s), what it lacks compiled, on all cores; the command says how many kernels that
+were. Without it each kernel is compiled by the first job on this machine that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from engine.core.clock import SystemClock
+from engine.operators.warm_up import cached_code, joins, keyed, sessions, tables, windows, words
+
+__all__ = ["KINDS", "PARTS", "main"]
+
+#: Those that specs name.
+KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, words)
+#: Of about equal work, the longest first. No kernel is in two of them: numba's index of a kernel is one file, which
+#: two processes must not write at a time.
+PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
+    (windows.warm_up_operators, sessions.warm_up_operators),
+    (tables.texts,),
+    (tables.pairs, tables.numbers),
+    (keyed.warm_up_operators, joins.warm_up_operators, words.warm_up_operators, tables.exchange),
+)
+
+
+def main() -> int:
+    clock = SystemClock()
+    started_ms = clock.monotonic_ms()
+    import numba  # noqa: F401 - once for all processes
+
+    cached_code.quicken()
+    at_a_time = len(os.sched_getaffinity(0))
+    waiting, running, compiled = list(PARTS), set[int](), 0
+    while waiting or running:
+        while waiting and len(running) < at_a_time:
+            running.add(_in_a_process(waiting.pop(0)))
+        pid, status = os.wait()
+        running.discard(pid)
+        compiled += max(os.waitstatus_to_exitcode(status), 0)
+    # Once more here: what went wrong in another process is done now, or told.
+    for kind in KINDS:
+        kind.warm_up()
+    compiled += cached_code.TAKEN.compiled
+    took = f"in {(clock.monotonic_ms() - started_ms) / 1000:.1f} s"
+    print(f"{compiled} kernels compiled, {cached_code.TAKEN.loaded} are in the cache, {took}.")
+    return 0
+
+
+def _in_a_process(part: Iterable[Callable[[], None]]) -> int:
+    """Start it and return its id; its exit code is the number of kernels that it has compiled."""
+    pid = os.fork()
+    if pid:
+        return pid
+    with contextlib.suppress(Exception):
+        for warm_up in part:
+            warm_up()
+    os._exit(min(cached_code.TAKEN.compiled, 255))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
