@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 #: Changes whenever the same inputs would give another archive.
-_FORMAT: Final = "4"
+_FORMAT: Final = "5"
 #: What runs on a node needs none of these.
 _LEFT_OUT: Final = re.compile(
     r"(^|/)(tests?|__pycache__|include|examples?)/"
@@ -58,6 +58,8 @@ _KEPT: Final = re.compile(r"^(numpy/(testing|_core/tests/_natype)|numba/(testing
 
 #: PEP 552: never compared with the source, whose times change when a NodeManager unpacks it.
 _UNCHECKED_HASH: Final = 0b01
+#: numba's cache: an index of each kernel, and machine code by types.
+_KERNEL_FILES: Final = (".nbi", ".nbc")
 #: What only clients need: skein makes its driver's certificates with it.
 _CLIENT_ONLY: Final = frozenset({"cryptography", "cffi", "pycparser"})
 #: Packages of extras that are shipped when they are there.
@@ -81,7 +83,7 @@ class ArchiveEntry:
 
     name: str
     path: Path
-    #: changes when the content does: a hash of the file, or what its distribution says of it
+    #: changes when the content does: a hash of the file, or what its distribution says of it; "" if it may be anything
     stamp: str
 
 
@@ -144,15 +146,31 @@ def _own_requirements() -> list[str]:
 
 
 def engine_entries() -> list[ArchiveEntry]:
-    """Return the files of ``engine`` and ``flink_yarn``, sorted by name."""
+    """Return the files of ``engine`` and ``flink_yarn``, sorted by name, with the kernels that have been compiled.
+
+    These are not in the archive's name: jobs here may add some at any time, and what is missing on a node, or is for
+    another processor, is compiled there.
+    """
     home = _engine_home()
     entries = []
     for package in ("engine", "flink_yarn"):
         for path in (home / package).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                entries.append(ArchiveEntry(path.relative_to(home).as_posix(), path, digest))
+            name = path.relative_to(home).as_posix()
+            if path.suffix in _KERNEL_FILES:
+                if _is_current_kernel(path):
+                    entries.append(ArchiveEntry(name, path, ""))
+            elif path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                entries.append(ArchiveEntry(name, path, hashlib.sha256(path.read_bytes()).hexdigest()))
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_current_kernel(path: Path) -> bool:
+    """Whether this Python has written it, and after the source was: ``MODULE.FUNCTION-LINE.pyXY.nbi`` or ``.N.nbc``."""
+    source = path.parent.parent / f"{path.name.partition('.')[0]}.py"
+    with contextlib.suppress(OSError):
+        is_ours = f".py{sys.version_info[0]}{sys.version_info[1]}" in path.name
+        return is_ours and path.stat().st_mtime >= source.stat().st_mtime
+    return False
 
 
 def package_entries() -> list[ArchiveEntry]:
@@ -189,8 +207,14 @@ def _distribution_entries(distribution: importlib.metadata.Distribution) -> Iter
 def content_hash(entries: Iterable[ArchiveEntry]) -> str:
     """Return the name that the archive of these entries gets: equal content, equal Python, equal name."""
     digest = hashlib.sha256(f"{_FORMAT} {sys.implementation.cache_tag} {sys.platform}\n".encode())
+    unstamped = False
     for entry in entries:
-        digest.update(f"{entry.name} {entry.stamp}\n".encode())
+        if entry.stamp:
+            digest.update(f"{entry.name} {entry.stamp}\n".encode())
+        else:
+            unstamped = True
+    if unstamped:
+        digest.update(b"and compiled kernels\n")
     return digest.hexdigest()[:32]
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import tests.process.kernel_runs  # noqa: F401 - all operators on columns
 from engine.operators.base import OperatorSpec
 from engine.operators.warm_up.__main__ import KINDS
+from flink_yarn.archive import engine_entries, pack
 
 ROOT = Path(__file__).parents[2]
 KERNELS = "engine.operators.warm_up."
 
 
-def _output_of(module: str) -> list[str]:
-    command = [sys.executable, "-m", module]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=True)
+def _output_of(module: str, folder: Path = ROOT, **settings: str) -> list[str]:
+    command, env = [sys.executable, "-m", module], {**os.environ, **settings}
+    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=170, check=True)
     return ran.stdout.splitlines()
 
 
@@ -30,6 +33,17 @@ def test_operators_on_columns_need_no_kernel_that_was_not_compiled_at_set_up_and
     numbers = {line[1]: int(line[2]) for line in found}
     assert list(numbers) == ["keyed", "windows", "sessions", "joins", "words"]
     assert all(number > (4 if kind == "words" else 15) for kind, number in numbers.items()), numbers
+
+
+def test_kernels_that_were_compiled_at_set_up_are_found_on_a_node_of_yarn(tmp_path):
+    _output_of("engine.operators.warm_up")
+    with open(tmp_path / "engine.zip", "wb") as stream:
+        pack(engine_entries(), stream)
+    with zipfile.ZipFile(tmp_path / "engine.zip") as archive:
+        archive.extractall(tmp_path / "site-packages")  # as a container does, which sets another cache folder
+    (told,) = _output_of("engine.operators.warm_up", tmp_path / "site-packages", NUMBA_CACHE_DIR=str(tmp_path / "own"))
+    assert told.startswith("0 kernels compiled"), told
+    assert not list((tmp_path / "own").rglob("*.nb*"))
 
 
 def test_every_kind_of_operator_that_names_kernels_has_them_compiled_at_set_up():

@@ -44,7 +44,7 @@ def test_the_engine_travels_without_byte_code_of_this_host():
     assert "engine/__init__.py" in names
     assert "flink_yarn/application_master.py" in names
     assert "engine/rest/web/index.html" in names
-    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
+    assert not [name for name in names if name.endswith(".pyc") or name.startswith("tests")]
 
 
 def test_packages_travel_without_what_only_developers_need():
@@ -237,3 +237,24 @@ def test_the_use_of_an_archive_is_marked_once_a_day_and_leaves_it_as_it_is(tmp_p
     mark_used(LocalFileSystem(), str(archive), now_ms)
     assert marker.stat().st_mtime > time.time() - 60
     assert archive.stat().st_mtime_ns == before
+
+
+def test_compiled_kernels_go_along_but_jobs_that_add_some_change_no_name(tmp_path, monkeypatch):
+    cache = tmp_path / "engine" / "__pycache__"
+    cache.mkdir(parents=True)
+    (tmp_path / "flink_yarn").mkdir()
+    source = tmp_path / "engine" / "kernels.py"
+    source.write_text("")
+    monkeypatch.setattr("flink_yarn.archive._engine_home", lambda: tmp_path)
+    without = content_hash(engine_entries())
+    version = f"py{sys.version_info[0]}{sys.version_info[1]}"
+    index, code = (cache / f"kernels.add-7.{version}.{end}" for end in ("nbi", "1.nbc"))
+    index.touch()
+    code.touch()
+    (cache / "kernels.add-7.py27.nbi").touch()  # another Python's
+    (cache / f"kernels.add-3.{version}.nbi").touch()  # from before the last change of the source
+    os.utime(cache / f"kernels.add-3.{version}.nbi", (0, 0))
+    entries = engine_entries()
+    assert {entry.path for entry in entries} == {source, index, code}
+    (cache / f"kernels.add-7.{version}.2.nbc").touch()
+    assert content_hash(engine_entries()) == content_hash(entries) != without
