@@ -86,16 +86,20 @@ _OF_JOBS: Final = ("execution.checkpointing.", "execution.buffer-timeout", "rest
 ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
 #: Of a TaskManager, which lives long and starts many jobs, vectorised ones too.
 TASKMANAGER_PRELOAD: Final = (*ZYGOTE_PRELOAD, "numba")
+#: The same, when it is idle: kernels (some 20 MB), so that the first vectorised job need not wait for them.
+TASKMANAGER_LATER: Final = tuple(f"engine.operators.warm_up.{kind}" for kind in ("keyed", "windows"))
 
 
 # --- TaskManager ----------------------------------------------------------------------------------------------------
 
 
-async def _start_zygote(python: str, preload: Sequence[str] = TASKMANAGER_PRELOAD) -> Zygote:
+async def _start_zygote(
+    python: str, preload: Sequence[str] = TASKMANAGER_PRELOAD, later: Sequence[str] = TASKMANAGER_LATER
+) -> Zygote:
     from engine.runtime.taskmanager.zygote import Zygote
 
     # Without a path of its own, what slots print goes where this process's output goes: .out file or terminal.
-    return await Zygote.start(python, _child_environment(), None, preload)
+    return await Zygote.start(python, _child_environment(), None, preload, later)
 
 
 def _child_environment() -> dict[str, str]:
@@ -382,7 +386,7 @@ class LocalCluster:
     def _zygote(self, python: str) -> asyncio.Task[Zygote]:
         known = self._zygotes.get(python)
         if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
-            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python, ZYGOTE_PRELOAD))
+            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python, ZYGOTE_PRELOAD, ()))
             self._loop.create_task(self._forget_when_ended(python, known))
         return known
 

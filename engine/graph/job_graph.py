@@ -8,8 +8,9 @@ blobs of engine classes.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from engine.core.ids import IntermediateDatasetID, JobID, JobVertexID, OperatorID
 from engine.graph.transformation import Partitioning, ShipStrategy
@@ -83,6 +84,10 @@ class JobEdge:
     is_feedback: bool = False
 
 
+#: How a pickle has a class of the engine: its module's name after its length, the class's name alike, "get it".
+_CLASS: Final = re.compile(rb"\x8c(.)(engine(?:\.[a-z0-9_]+)+)\x94\x8c.[\w.]+\x94\x93", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class OperatorInfo:
     """What plans and REST show of an operator."""
@@ -135,8 +140,15 @@ class JobGraph:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        """Modules that its operators' tasks need and that take long to load."""
-        return tuple(sorted({name for vertex in self.vertices for info in vertex.operators for name in info.preload}))
+        """Modules of the engine that its operators' tasks need: those of their classes, and then what takes long."""
+        of_classes = {
+            name.decode()
+            for vertex in self.vertices
+            for length, name in _CLASS.findall(vertex.chain)
+            if ord(length) == len(name)
+        }
+        named = {name for vertex in self.vertices for info in vertex.operators for name in info.preload}
+        return (*sorted(of_classes - named), *sorted(named))
 
     def vertex(self, vertex_id: JobVertexID) -> JobVertex:
         return next(vertex for vertex in self.vertices if vertex.vertex_id == vertex_id)

@@ -450,3 +450,28 @@ def test_a_fork_that_was_given_up_is_not_taken_for_the_next_one():
         assert await asyncio.wait_for(slot.receive(), 5) is None
 
     in_slots((), body)
+
+
+def test_an_idle_zygote_imports_what_may_come_later_and_compiles_nothing(tmp_path: Any):
+    (tmp_path / "first.py").write_text("raise ImportError\n")
+    (tmp_path / "second.py").write_text(
+        f"""
+from pathlib import Path
+from engine.operators.warm_up import cached_code
+
+def warm_up():
+    (Path({str(tmp_path)!r}) / "seen").write_text(str(cached_code._forbidden))
+"""
+    )
+
+    async def run() -> None:
+        env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        zygote = await Zygote.start(sys.executable, env, str(tmp_path / "out"), [], ["first", "second"])
+        assert not (tmp_path / "seen").exists()
+        async with asyncio.timeout(60):
+            while not (tmp_path / "seen").exists():
+                await asyncio.sleep(0.05)
+        await zygote.close()
+
+    asyncio.run(run())
+    assert (tmp_path / "seen").read_text() == "True"

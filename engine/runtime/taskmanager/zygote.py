@@ -18,7 +18,7 @@ from engine.core.errors import ExternalError
 from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
 from engine.runtime.taskmanager.huge_pages import MALLOC_HUGE, with_huge_malloc
 from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
-from engine.runtime.taskmanager.zygote_process import kill_slot
+from engine.runtime.taskmanager.zygote_process import LATER, NAMES_MAX, kill_slot
 
 __all__ = ["SlotHandle", "Zygote"]
 
@@ -95,11 +95,19 @@ class Zygote:
         return self._process.pid
 
     @classmethod
-    async def start(cls, python: str, env: dict[str, str], stdout_path: str | None, preload: Sequence[str]) -> Zygote:
+    async def start(
+        cls,
+        python: str,
+        env: dict[str, str],
+        stdout_path: str | None,
+        preload: Sequence[str],
+        later: Sequence[str] = (),
+    ) -> Zygote:
         """Start the process.
 
         ``env``: its whole environment. ``stdout_path``: file that gets what it and its slots print, None = inherit.
-        ``preload``: modules to import before forking; ``warm_up()`` of those that have one is called.
+        ``preload``: modules to import before forking; ``warm_up()`` of those that have one is called. ``later``: the
+        same once nobody wants anything; kernels that would have to be compiled are left out.
 
         Raises: ExternalError when the interpreter cannot be started or a preloaded module cannot be imported.
         """
@@ -112,6 +120,8 @@ class Zygote:
                 ZYGOTE_MODULE,
                 str(theirs.fileno()),
                 *preload,
+                LATER,
+                *later,
                 env={**env, **_SINGLE_THREADED, MALLOC_HUGE: with_huge_malloc(env.get(MALLOC_HUGE, ""))},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -209,8 +219,8 @@ class Zygote:
             return
         self._loaded.update(wanted)
         with contextlib.suppress(OSError):  # that it is gone is told to whoever wants a slot
-            for module in wanted:
-                self._socket.send(module.encode())
+            for start in range(0, len(wanted), NAMES_MAX):
+                self._socket.send(" ".join(wanted[start : start + NAMES_MAX]).encode())
 
     async def wait(self) -> int:
         """Return the zygote's exit code when it has ended."""

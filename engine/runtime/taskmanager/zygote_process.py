@@ -1,8 +1,9 @@
 """The zygote: a small, warm, single-threaded process that forks slots.
 
-``python -m engine.runtime.taskmanager.zygote_process FD MODULE…`` imports what every slot needs once, then forks at
-request: a slot is ready in milliseconds and shares the imported pages. It stays single-threaded: a fork copies but
-one thread. When its TaskManager dies it kills its slots; when it dies the kernel kills them: no orphan is left.
+``python -m engine.runtime.taskmanager.zygote_process FD MODULE… [--later MODULE…]`` imports what every slot needs once,
+then forks at request: a slot is ready in milliseconds and shares the imported pages. What comes later it imports when
+nobody has wanted anything for a while. It stays single-threaded: a fork copies but one thread. When its TaskManager
+dies it kills its slots; when it dies the kernel kills them: no orphan is left.
 
 Not here: the TaskManager's side (``zygote``), what a slot does (``slot_process``).
 """
@@ -17,23 +18,31 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
-__all__ = ["die_with", "kill_slot", "main"]
+__all__ = ["LATER", "NAMES_MAX", "die_with", "kill_slot", "main"]
 
-_MESSAGE_SIZE: Final = 256
+LATER: Final = "--later"
+
+#: Room for NAMES_MAX names of modules.
+_MESSAGE_SIZE: Final = 4096
+NAMES_MAX: Final = 15
 _PR_SET_PDEATHSIG: Final = 1
-#: A module that is loaded while a job waits for its slots gets this long. Kernels that numba's cache lacks take 20 s.
+#: What is loaded while a job waits for its slots gets this long. Kernels that numba's cache lacks take 20 s.
 LOAD_S_MAX: Final = 60.0
+#: Whoever wants a slot may have to wait for a module that is being imported (0.3 s): not soon after the start, when
+#: slots of the first job are wanted, nor between two slots of a job.
+IDLE_S: Final = 2.0
 
 
 @final
 class _Nursery:
     """The zygote's loop: fork when asked, report who ended, end with the TaskManager."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, later: Sequence[str]) -> None:
         self._control = control
+        self._later = list(later)
         self._children: set[int] = set()
         self._signal_in, self._signal_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -48,7 +57,9 @@ class _Nursery:
         selector.register(self._signal_in, selectors.EVENT_READ)
         self._control.send(b"ready")
         while True:
-            selector.select()
+            if not selector.select(IDLE_S if self._later else None):
+                _load_in_idle_time(self._later.pop(0))
+                continue
             with contextlib.suppress(BlockingIOError):
                 os.read(self._signal_in, 4096)
             self._reap()
@@ -138,25 +149,59 @@ def die_with(parent: int) -> None:
 
 
 def _load(names: Sequence[str]) -> None:
-    for name in names:
-        module = importlib.import_module(name)
-        if hasattr(module, "warm_up"):
-            module.warm_up()  # loads compiled kernels, once for all slots
-    gc.collect()
-    gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
+    with _collected_later():
+        for name in names:
+            _load_one(name)
 
 
 def _load_ahead(names: Sequence[str]) -> None:
     """Import for the slots to come; what goes wrong here will go wrong, and be told, in them."""
-    gc.unfreeze()
     former = signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, LOAD_S_MAX)
     try:
-        with contextlib.suppress(Exception):
-            _load(names)
+        with contextlib.suppress(TimeoutError), _collected_later():
+            for name in names:
+                try:
+                    _load_one(name)
+                except TimeoutError:
+                    raise
+                except Exception:
+                    continue
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+
+
+def _load_in_idle_time(name: str) -> None:
+    """As above, but kernels that are in no cache are left to the job that needs them: they take too long."""
+    from engine.operators.warm_up.cached_code import forbid_compiling
+
+    forbid_compiling(True)
+    try:
+        _load_ahead([name])
+    finally:
+        forbid_compiling(False)
+
+
+def _load_one(name: str) -> None:
+    module = importlib.import_module(name)
+    if name == "numba":
+        from engine.operators.warm_up.cached_code import quicken
+
+        quicken()
+    if hasattr(module, "warm_up"):
+        module.warm_up()  # loads compiled kernels, once for all slots
+
+
+@contextlib.contextmanager
+def _collected_later() -> Iterator[None]:
+    gc.disable()  # there is little garbage, and looking for it takes a tenth of the time
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.freeze()  # the collector must not touch, and so copy, pages that all slots share
+        gc.enable()
 
 
 def _on_alarm(number: int, frame: object) -> None:
@@ -167,8 +212,11 @@ def main(arguments: Sequence[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     control.setblocking(False)
     control.set_inheritable(False)
-    _load(("ctypes", "cloudpickle", "engine.runtime.taskmanager.slot_process", *arguments[1:]))
-    return _Nursery(control).run()()
+    at = arguments.index(LATER) if LATER in arguments else len(arguments)
+    now, later = arguments[1:at], arguments[at + 1 :]
+    # encodings.idna: the first connection of each slot asks for it.
+    _load(("ctypes", "cloudpickle", "encodings.idna", "engine.runtime.taskmanager.slot_process", *now))
+    return _Nursery(control, later).run()()
 
 
 if __name__ == "__main__":

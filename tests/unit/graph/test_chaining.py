@@ -11,6 +11,8 @@ from engine.core.errors import ProgramError
 from engine.core.user_code import loads
 from engine.graph.job_graph import ChainSpec, JobGraph
 from engine.graph.transformation import ChainingStrategy, Edge, ShipStrategy, Transformation
+from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.keys import FieldKey
 from tests.unit.graph.programs import (
     DEFAULT,
     HASH,
@@ -194,3 +196,11 @@ def test_coordinators_are_collected_by_operator() -> None:
     graph = build(op("b", Transformation("s", spec, kind="Source")))
     assert graph.vertices[0].coordinators.keys() == {graph.vertices[0].operators[0].operator_id}
     assert pickle.loads(next(iter(graph.vertices[0].coordinators.values()))) == pickle.loads(simple)
+
+
+def test_slots_find_the_modules_of_the_job_s_classes_imported_and_then_what_specs_name() -> None:
+    total = ColumnAggregateSpec(FieldKey(0), "sum", 1)
+    preload = build(sink("out", op("sum", (source("in"), HASH), spec=total))).preload
+    assert preload[-1] == "engine.operators.warm_up.keyed"
+    assert {"engine.operators.column_aggregate", "engine.operators.keys"} <= set(preload)
+    assert all(name.startswith("engine.") for name in preload)
