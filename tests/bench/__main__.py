@@ -2,7 +2,7 @@
 
     python -m tests.bench word-count --size 500MB --runs 3       vectorised, beside Flink SQL, Polars and DuckDB
     python -m tests.bench word-count-lambdas --size 20MB         plain Python lambdas, beside PyFlink
-    python -m tests.bench start-up                               examples/word_count.py, beside a PyFlink hello world
+    python -m tests.bench start-up                               three small programs, beside a PyFlink hello world
     python -m tests.bench keyed-sum --runs 3                     1 M keys, one result an event, beside Flink Java
     python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with state on disk
     python -m tests.bench window --runs 3                        10 s windows, 100 k keys, beside Flink Java and SQL

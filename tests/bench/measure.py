@@ -46,9 +46,15 @@ def _pss_mb(processes: Iterable[psutil.Process]) -> float:
 
 
 def run(
-    command: list[str], *, timeout_s: float, env: dict[str, str] | None = None, cwd: str | None = None
+    command: list[str],
+    *,
+    timeout_s: float,
+    env: dict[str, str] | None = None,
+    cwd: str | None = None,
+    result_start: str = "",
 ) -> Measurement:
-    """Run ``command`` to its end; it is killed with its whole session after ``timeout_s``."""
+    """Run ``command`` to its end; it is killed with its whole session after ``timeout_s``. ``result_start``: how the
+    first line begins that counts for ``first_line_s``."""
     adopt_orphans()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
@@ -73,7 +79,7 @@ def run(
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if first_line_s is None:
+            if first_line_s is None and line.startswith(result_start):
                 first_line_s = time.monotonic() - started
             lines.append(line)
         exit_code = process.wait()
