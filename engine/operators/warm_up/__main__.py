@@ -1,7 +1,7 @@
 """Compiles the kernels that operators of the usual types need: ``python -m engine.operators.warm_up``, at set-up.
 
-What the cache has is only loaded (a second), what it lacks compiled, on all cores; the command says how many kernels that
-were. Without it each kernel is compiled by the first job on this machine that needs it.
+What the cache has is only loaded (a second), what it lacks compiled, on all cores; the command says how many kernels
+that were. Without it each kernel is compiled by the first job on this machine that needs it.
 """
 
 from __future__ import annotations
