@@ -24,7 +24,7 @@ import pytest
 CLUSTER_PY = Path(__file__).resolve().parents[2] / "hadoop-docker" / "cluster.py"
 LIBHDFS_PY = CLUSTER_PY.parent / "libhdfs.py"
 TOOL_MISSING = 3  # cluster.py's exit code for "no Java or no Maven"
-END_SECONDS = 300.0  # an hour of faults leaves some 100,000 files, which are removed one by one
+END_SECONDS = 300.0  # an hour of faults leaves a large folder, and it is removed
 
 
 def run_cluster(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
