@@ -119,7 +119,7 @@ class FilePart(Protocol):
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yield the canonical chunks one by one (they need not fit in memory together); runs in an I/O thread on the
-        state as of the last ``freeze`` or ``freeze_rows``."""
+        state as of ``freeze_rows``, or as of now when that was not called since the last time."""
         ...
 
     def freeze(self, folder: str) -> LyingDown:

@@ -34,7 +34,7 @@ from engine.state.rocksdb_states import OTHERS, ROCKS_STATES, ROCKS_TTL_STATES, 
 from engine.state.rocksdb_values import ValueCodec
 from engine.state.ttl import stamped, unexpired, unstamped
 
-__all__ = ["RocksDBKeyedStateBackend"]
+__all__ = ["RocksDBKeyedStateBackend", "walk"]
 
 _GROUP: Final = struct.Struct(">H")
 _SEQUENCE: Final = struct.Struct(">Q")
@@ -91,6 +91,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._sequence = 0
         #: file of RocksDB → its name in checkpoints, of files that a former attempt wrote
         self._inherited: dict[str, str] = {}
+        #: an iterator, which sees what it saw when it was made: iterators of rocksdict's own snapshots do not
         self._frozen: tuple[Any, dict[str, RocksTable]] | None = None
         #: files that are being laid down, and how many bytes of rows may be written until they are
         self._freezing: FrozenFiles | None = None
@@ -224,7 +225,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         """The program now says whether a restored state expires: write it again in that form."""
         now_ms = self._clock.now_ms()
         for group in range(self._max_parallelism):
-            chunk = self._chunks_of(group, self._db, {table.name: table}).get(table.name)
+            chunk = self._chunks_of(group, self._db.iter(), {table.name: table}).get(table.name)
             if chunk is None:
                 continue
             prefix = _GROUP.pack(group) + table.name_bytes
@@ -392,12 +393,13 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def num_entries(self) -> int:
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0) + len(self._cache)
 
-    def _chunks_of(self, group: int, source: Any, tables: Mapping[str, RocksTable]) -> dict[str, StateChunk]:
-        """Return what is stored of a key group, as cells of ``heap_backend``; all that is changed must be written."""
+    def _chunks_of(self, group: int, rows: Any, tables: Mapping[str, RocksTable]) -> dict[str, StateChunk]:
+        """Return what is stored of a key group, as cells of ``heap_backend``; all that is changed must be written.
+        ``rows``: an iterator of RocksDB's."""
         #: state → namespace → key → cell
         states: dict[str, dict[Any, dict[Any, Any]]] = {}
         prefix = _GROUP.pack(group)
-        for row, data in self._scan(prefix, source):
+        for row, data in walk(rows, prefix):
             start = 3 + row[2]
             name = row[3:start].decode()
             table = tables.get(name)
@@ -425,13 +427,14 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         }
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield chunks of the state as of the last ``freeze``, or as of now when there was none."""
+        """Yield chunks of the state as of ``freeze_rows``, or as of now when it was not called since the last time."""
         if self._frozen is None:
-            self._freeze_rows()
+            self.freeze_rows()
         assert self._frozen is not None
-        source, tables = self._frozen
+        # It must not be kept: nothing that it sees can be given up by RocksDB.
+        (rows, tables), self._frozen = self._frozen, None
         for group in key_groups:
-            states = self._chunks_of(group, source, tables)
+            states = self._chunks_of(group, rows, tables)
             for name, chunk in list(states.items()):
                 self._leave_out_expired(tables[name], chunk)
                 if not chunk.entries:
@@ -498,11 +501,11 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._cache.write_out()
         kinds = {name: (table.kind, table.has_ttl) for name, table in self._tables.items()}
         self._put_all([(_META_ROW, pickle.dumps((kinds, self._sequence), 5))])
-        self._frozen = (self._db.snapshot(), dict(self._tables))
 
     def freeze(self, folder: str) -> FrozenFiles:
         if self._freezing is not None:
             self._freezing.settle()
+        self._frozen = None  # of a savepoint that was given up
         self._freeze_rows()
         if changed := self._value_places.note(self._written_bytes, self._stored_bytes()):
             self._db.set_options(changed)
@@ -521,6 +524,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         if self._freezing is not None:
             self._freezing.settle()
         self._freeze_rows()
+        self._frozen = (self._db.iter(), dict(self._tables))
 
     def _lasting_name(self, name: str) -> str:
         """Return a file's name in checkpoints: RocksDB numbers its files anew in each attempt."""
@@ -580,6 +584,18 @@ class RocksDBKeyedStateBackend(KeyedBackend):
             row = next((row for row, _ in self._scan(_GROUP.pack(group))), None)
             if row is not None:
                 self._key_types.note([self._keys.decode(row, 3 + row[2])[0]])
+
+
+def walk(rows: Any, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    """Yield the rows whose keys begin with a prefix, from ``start`` on. ``rows``: an iterator of RocksDB's."""
+    rows.seek(start or prefix)
+    while rows.valid():
+        key = rows.key()
+        if not key.startswith(prefix):
+            return
+        yield key, rows.value()
+        rows.next()
+    rows.status()  # raises when it was an error that ended it
 
 
 def _name_bytes(name: str) -> bytes:
