@@ -27,6 +27,7 @@ from engine.core.errors import InputError
 from engine.protocol.checkpoint import KeyedStateHandle, ListStateHandle, OperatorRestore, OperatorStateHandles
 from engine.state.chunks import load_chunk, load_keyed, read_headers
 from engine.state.operator_state import OperatorStateSnapshot, Redistribution
+from engine.state.parts import FilePart, HostedPart
 from engine.state.timers import read_timers
 
 __all__ = ["OperatorSummary", "SavepointReader", "StateSummary"]
@@ -170,8 +171,8 @@ class SavepointReader:
 
         for handles in self._handles(vertex, layout):
             for handle in handles.keyed:
-                for is_delta, chunk in _chunks(handle, vertex.max_parallelism):
-                    for summary in _summaries(handle.part, chunk, is_delta):
+                for part, is_delta, chunk in _chunks(handle, vertex.max_parallelism):
+                    for summary in _summaries(part, chunk, is_delta):
                         add(summary)
         for snapshot in self._lists(vertex, layout):
             for name, (mode, chunks) in snapshot.states.items():
@@ -219,9 +220,11 @@ class SavepointReader:
                         timers.pop(place, None)
 
         for handles in self._handles(vertex, layout):
+            # One without chunks says that the timers are in the files of the keyed state.
+            are_in_files = any(handle.part == TIMERS and not handle.layers for handle in handles.keyed)
             for handle in handles.keyed:
-                if handle.part == TIMERS:
-                    yield from _merged(handle, vertex.max_parallelism, take)
+                if handle.part == TIMERS or (handle.files and are_in_files):
+                    yield from _merged(handle, vertex.max_parallelism, take, TIMERS)
 
 
 _KEYED_KINDS: Final = ("value", "list", "map", "reducing", "aggregating", "table")
@@ -262,37 +265,40 @@ def _summaries(part: str, chunk: bytes, is_delta: bool) -> Iterator[StateSummary
         yield StateSummary(name, header.kind, header.num_entries, header.size_bytes, header.has_ttl, is_delta)
 
 
-def _chunks(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[bool, bytes]]:
-    """Yield all chunks of a part of one subtask, and whether they are increments."""
+def _chunks(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[str, bool, bytes]]:
+    """Yield all chunks behind a handle with the name of their part, and whether they are increments."""
     with _layers(handle, max_parallelism) as (groups, read):
-        for is_delta, chunks in read(groups):
-            for chunk in chunks.values():
-                yield is_delta, chunk
+        for part in (handle.part, TIMERS) if handle.files else (handle.part,):
+            for is_delta, chunks in read(groups, part):
+                for chunk in chunks.values():
+                    yield part, is_delta, chunk
 
 
 def _merged(
-    handle: KeyedStateHandle, max_parallelism: int, take: Callable[[bytes, dict[Any, Any]], None]
+    handle: KeyedStateHandle, max_parallelism: int, take: Callable[[bytes, dict[Any, Any]], None], part: str = ""
 ) -> Iterator[Any]:
-    """Yield what ``take`` leaves of the layers of each key group; not more than some groups are in memory."""
+    """Yield what ``take`` leaves of the layers of each key group; not more than some groups are in memory. ``part``:
+    which one of those in the handle's files; by default its own."""
     with _layers(handle, max_parallelism) as (groups, read):
         for start in range(groups.start, groups.stop, _GROUPS_AT_ONCE):
             entries: dict[int, dict[Any, Any]] = {}
-            for _, chunks in read(range(start, min(groups.stop, start + _GROUPS_AT_ONCE))):
+            for _, chunks in read(range(start, min(groups.stop, start + _GROUPS_AT_ONCE)), part or handle.part):
                 for group, chunk in chunks.items():
                     take(chunk, entries.setdefault(group, {}))
             for group in sorted(entries):
                 yield from entries[group].values()
 
 
-_Read = Callable[[range], Iterator[tuple[bool, dict[int, bytes]]]]
+_Read = Callable[[range, str], Iterator[tuple[bool, dict[int, bytes]]]]
 
 
 @contextmanager
 def _layers(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[range, _Read]]:
-    """Give the key groups of a part of one subtask, and what reads the chunks of some of them, layer by layer."""
+    """Give the key groups of a part of one subtask, and what reads the chunks of some of them, layer by layer. It is
+    told the part's name, as files hold timers besides."""
     groups = range(handle.key_group_start, handle.key_group_end)
 
-    def read(wanted: range) -> Iterator[tuple[bool, dict[int, bytes]]]:
+    def read(wanted: range, part: str) -> Iterator[tuple[bool, dict[int, bytes]]]:
         for layer in handle.layers:
             for chunks in read_chunks(layer, wanted):
                 yield layer.is_delta, chunks
@@ -302,6 +308,7 @@ def _layers(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[ra
         return
     # Files of RocksDB: open a copy.
     from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+    from engine.state.rocksdb_timers import RocksTimers
 
     with tempfile.TemporaryDirectory(prefix="flink-state-") as folder:
         backend = RocksDBKeyedStateBackend(
@@ -318,6 +325,7 @@ def _layers(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[ra
         try:
             for files, key_groups in restored.keyed_folders(handle.part, handle.format):
                 backend.restore_files(files, key_groups)
-            yield groups, lambda wanted: iter([(False, dict(backend.snapshot(wanted)))])
+            parts: dict[str, FilePart | HostedPart] = {handle.part: backend, TIMERS: RocksTimers(backend)}
+            yield groups, lambda wanted, part: ((False, {g: chunk}) for g, chunk in parts[part].snapshot(wanted))
         finally:
             backend.close()

@@ -24,6 +24,7 @@ _RETENTION, _ONE_OF_RETENTIONS = _choice(
     "RETAIN_ON_CANCELLATION", "DELETE_ON_CANCELLATION", "NO_EXTERNALIZED_CHECKPOINTS"
 )
 _CLAIM, _ONE_OF_CLAIMS = _choice("NO_CLAIM", "CLAIM")
+_TIMERS, _ONE_OF_TIMERS = _choice("ROCKSDB", "HEAP")
 _FROM_10_MS = (lambda value: value == 0 or value >= 10, "a duration of at least 10 ms, or 0 for no checkpoints")
 _BACKENDS: Final = {
     **dict.fromkeys(("hashmap", "jobmanager", "filesystem"), "hashmap"),
@@ -193,6 +194,14 @@ class CheckpointingOptions:
         string,
         "",
         "Folder on a fast local disk for the files of the rocksdb backend; default: where operators spill.",
+    )
+    ROCKSDB_TIMERS: Final = ConfigOption(
+        "state.backend.rocksdb.timer-service.factory",
+        _TIMERS,
+        "ROCKSDB",
+        "Where timers live with the rocksdb backend: ROCKSDB (on the disk, with the keyed state) or HEAP (in memory, "
+        "some 300 bytes each besides the key).",
+        check=_ONE_OF_TIMERS,
     )
     RESTORE_PATH: Final = ConfigOption(
         "execution.state-recovery.path",

@@ -37,7 +37,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     security.ssl.rest.authentication-enabled security.ssl.rest.enabled security.ssl.rest.keystore
     security.ssl.rest.truststore slotmanager.redundant-taskmanager-num sql-client.execution.result-mode
     state.backend.rocksdb.memory.managed state.backend.rocksdb.predefined-options
-    state.backend.rocksdb.timer-service.factory state.changelog.enabled table.dml-sync
+    state.changelog.enabled table.dml-sync
     table.exec.mini-batch.allow-latency table.exec.mini-batch.enabled table.exec.mini-batch.size
     table.exec.sink.not-null-enforcer table.exec.sink.upsert-materialize table.exec.source.idle-timeout
     table.exec.state.ttl table.local-time-zone table.optimizer.agg-phase-strategy

@@ -28,10 +28,11 @@ from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.key_groups import stable_hash
 from engine.state.mapping_part import MappingPart
 from engine.state.states import AggregatingState, ListState, MapState, ReducingState, ValueState
-from engine.state.timers import TimerService
+from engine.state.timers import Timers, TimerService
 
 if TYPE_CHECKING:
     from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+    from engine.state.rocksdb_timers import RocksTimers
 
 __all__ = [
     "KEYED_PART",
@@ -107,15 +108,30 @@ def _open_rocksdb(ctx: OperatorContext) -> RocksDBKeyedStateBackend:
     )
 
 
-def open_timers(ctx: OperatorContext) -> TimerService:
-    """Return the timers of an operator, restored. They are in memory whatever the backend of keyed state is."""
+def open_timers(ctx: OperatorContext) -> Timers:
+    """Return the timers of an operator, restored. They are in the RocksDB of its keyed state, if that is opened before,
+    unless ``state.backend.rocksdb.timer-service.factory`` says otherwise."""
+    on_disk = _open_timers_on_disk(ctx) if is_on_disk(ctx) else None
+    if on_disk is not None and Configuration(ctx.config).get(CheckpointingOptions.ROCKSDB_TIMERS) == "ROCKSDB":
+        ctx.state.add_keyed(TIMERS_PART, on_disk)
+        return on_disk
     timers = TimerService(
         ctx.runtime_context.get_max_number_of_parallel_subtasks(),
         owner=owner_of(ctx),
         incremental=is_incremental(ctx),
     )
     ctx.state.add_keyed(TIMERS_PART, timers)
+    if on_disk is not None:
+        on_disk.move_to(timers)
     return timers
+
+
+def _open_timers_on_disk(ctx: OperatorContext) -> RocksTimers | None:
+    from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
+    from engine.state.rocksdb_timers import RocksTimers
+
+    host = ctx.state.keyed.get(KEYED_PART)
+    return RocksTimers(host, owner=owner_of(ctx)) if isinstance(host, RocksDBKeyedStateBackend) else None
 
 
 def open_mapping(

@@ -64,7 +64,7 @@ class ProcessSpec(OperatorSpec):
 class OperatorTimerService(TimerService):
     """Registers timers for the current key. ``backend`` None: the input has no keys, so only the time can be asked."""
 
-    def __init__(self, timers: state_timers.TimerService, backend: KeyedStateBackend | None, clock: Clock) -> None:
+    def __init__(self, timers: state_timers.Timers, backend: KeyedStateBackend | None, clock: Clock) -> None:
         self._timers = timers
         self._backend = backend
         self._clock = clock

@@ -31,6 +31,7 @@ from engine.operators.window_functions import FoldedFunction, JoinedFunction, Wi
 from engine.operators.window_merging import MergingWindows
 from engine.operators.window_slices import slices_of
 from engine.state.descriptors import ValueStateDescriptor
+from engine.state.timers import TimerService
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
 from engine.time.evictors import Evictor, TimestampedValue
 from engine.time.triggers import EventTimeTrigger, ProcessingTimeTrigger, Trigger, TriggerResult
@@ -175,9 +176,10 @@ class WindowOperator(Operator):
         if contents.table is None:
             return None
         cells = WindowCells(contents.table, self.backend, assigner, spec.fold, self._refuse)
-        if not self.timers.take_event_timers(cells.implies):
+        timers = self.timers
+        if not isinstance(timers, TimerService) or not timers.take_event_timers(cells.implies):
             return None
-        self.timers.implied = cells
+        timers.implied = cells
         return cells
 
     def _refuse(self, row: Any, stamp: int) -> None:
@@ -457,8 +459,7 @@ class WindowOperator(Operator):
 
     def finish(self) -> None:
         if self._spec.batch:
-            # What is registered meanwhile does not fire: a continuous trigger would go on for ever.
-            for time_ms, key, window in list(self.timers.due_processing(TIME_MAX_MS)):
+            for time_ms, key, window in self.timers.last_processing():
                 self._on_timer(False, time_ms, key, window)
         self._flush()
 

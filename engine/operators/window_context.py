@@ -12,7 +12,7 @@ from engine.operators.keyed import NamespaceStateStore
 from engine.operators.process_functions import ProcessAllWindowFunction, ProcessWindowFunction
 from engine.state.backend import KeyedStateBackend, Merging
 from engine.state.descriptors import StateDescriptor, ValueStateDescriptor
-from engine.state.timers import TimerService
+from engine.state.timers import Timers
 from engine.time.assigners import WindowAssigner
 from engine.time.evictors import Evictor
 from engine.time.triggers import Trigger
@@ -31,7 +31,7 @@ def _state_of(backend: KeyedStateBackend, descriptor: StateDescriptor) -> Any:
 class TriggerContext(Trigger.OnMergeContext):
     """``window``: the current one; ``merged_windows``: those that went into it, during ``on_merge``."""
 
-    def __init__(self, backend: KeyedStateBackend, timers: TimerService, clock: Clock, runtime: RuntimeContext) -> None:
+    def __init__(self, backend: KeyedStateBackend, timers: Timers, clock: Clock, runtime: RuntimeContext) -> None:
         self._backend = backend
         self._timers = timers
         self._clock = clock
@@ -123,7 +123,7 @@ class AssignerContext(WindowAssigner.WindowAssignerContext):
 
 @final
 class EvictorContext(Evictor.EvictorContext):
-    def __init__(self, timers: TimerService, clock: Clock) -> None:
+    def __init__(self, timers: Timers, clock: Clock) -> None:
         self._timers = timers
         self._clock = clock
 
@@ -141,7 +141,7 @@ class FunctionContext(ProcessWindowFunction.Context[Any], ProcessAllWindowFuncti
     def __init__(
         self,
         backend: KeyedStateBackend,
-        timers: TimerService,
+        timers: Timers,
         clock: Clock,
         runtime: RuntimeContext,
         *,

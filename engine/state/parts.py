@@ -25,6 +25,7 @@ __all__ = [
     "ChunkSource",
     "DeltaPart",
     "FilePart",
+    "HostedPart",
     "KeyedPart",
     "LatePart",
     "LazyPart",
@@ -119,7 +120,7 @@ class FilePart(Protocol):
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yield the canonical chunks one by one (they need not fit in memory together); runs in an I/O thread on the
-        state as of the last ``freeze`` or ``freeze_rows``."""
+        state as of ``freeze_rows``, or as of now when that was not called since the last time."""
         ...
 
     def freeze(self, folder: str) -> LyingDown:
@@ -140,6 +141,27 @@ class FilePart(Protocol):
     def restore_files(self, folder: str, key_groups: range) -> None:
         """Take up these key groups from a folder with the files of one former subtask; the folder is the part's now."""
         ...
+
+
+@runtime_checkable
+class HostedPart(Protocol):
+    """A keyed part whose rows lie in the files of another one, which the operator registers before: a checkpoint of
+    files has them, and they are back when the host is. In savepoints it gives chunks of its own."""
+
+    @property
+    def host(self) -> FilePart: ...
+
+    def num_entries(self) -> int: ...
+
+    def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """As of a ``FilePart``."""
+        ...
+
+    def freeze_rows(self) -> None:
+        """As of a ``FilePart``."""
+        ...
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None: ...
 
 
 class ChunkSource(Protocol):
@@ -213,7 +235,7 @@ class OperatorStateRegistry:
     def __init__(self, restored: RestoredState | None = None) -> None:
         self._restored = restored
         self.restored_from = 0  #: the checkpoint that the task starts from, also if it knows nothing of the operator
-        self.keyed: dict[str, KeyedPart | FilePart] = {}
+        self.keyed: dict[str, KeyedPart | FilePart | HostedPart] = {}
         #: parts of which something may not have been taken up yet
         self.late: list[LatePart] = []
         self.lists: OperatorStateStore | None = None
@@ -236,7 +258,7 @@ class OperatorStateRegistry:
         """Return who watches the keys of a part, as far as they are to be watched."""
         return KeyTypes("" if self._restored is None else self._restored.watched_as)
 
-    def add_keyed(self, name: str, part: KeyedPart | FilePart) -> None:
+    def add_keyed(self, name: str, part: KeyedPart | FilePart | HostedPart) -> None:
         """Register a part and restore it. ``name``: stable across versions of the program, e.g. "keyed", "timers"."""
         if name in self.keyed:
             raise ProgramError(f"An operator has two parts of keyed state named {name!r}.")

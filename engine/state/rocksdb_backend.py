@@ -2,7 +2,8 @@
 ``rocksdb_states``; hot rows: ``rocksdb_cache``; why it is laid out so: docs/decisions/0011-rocksdb.md.
 
 A row's key: key group (2 bytes) | length and name of the state | key | namespace [| number of a run | key of a map].
-Key group 0xFFFF has what belongs to no key: the list of states, values of rare key types, classes.
+Rows with a name of length 0 are timers (``rocksdb_timers``). Key group 0xFFFF has what belongs to no key: the list of
+states, values of rare key types, classes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
 from engine.core.clock import Clock
@@ -34,7 +35,7 @@ from engine.state.rocksdb_states import OTHERS, ROCKS_STATES, ROCKS_TTL_STATES, 
 from engine.state.rocksdb_values import ValueCodec
 from engine.state.ttl import stamped, unexpired, unstamped
 
-__all__ = ["RocksDBKeyedStateBackend"]
+__all__ = ["RocksDBKeyedStateBackend", "walk"]
 
 _GROUP: Final = struct.Struct(">H")
 _SEQUENCE: Final = struct.Struct(">Q")
@@ -43,6 +44,8 @@ _META_ROW: Final = _NO_GROUP + b"m"
 _RARE_ROWS: Final = _NO_GROUP + b"k"
 _CLASS_ROWS: Final = _NO_GROUP + b"c"
 _OTHERS_SUFFIX: Final = b"\xff"
+#: Behind the key group: what comes before belongs to no state.
+_FIRST_STATE: Final = b"\x01"
 #: RocksDB does not work well with less.
 _MEMORY_MIN: Final = 8 << 20
 _BATCH_ROWS: Final = 1000
@@ -79,18 +82,19 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._folder = folder
-        self._memory_bytes = max(_MEMORY_MIN, memory_bytes)
+        self._memory_bytes = self.memory_bytes = max(_MEMORY_MIN, memory_bytes)
         self._session = session
         self._tables: dict[str, RocksTable] = {}
         self._cache = RowCache(self._memory_bytes // 4, self._load, self._write, self._is_in_use)
-        self._keys = KeyCodec(self._store_rare, self._load_rare)
-        self._values = ValueCodec(self._store_class, self._load_class, owner)
+        self._keys = self.key_codec = KeyCodec(self._store_rare, self._load_rare)
+        self._values = self.value_codec = ValueCodec(self._store_class, self._load_class, owner)
         #: key → (key group, bytes)
         self._encoded: dict[Any, tuple[int, bytes]] = {}
         self._encoded_bytes = 0
         self._sequence = 0
         #: file of RocksDB → its name in checkpoints, of files that a former attempt wrote
         self._inherited: dict[str, str] = {}
+        #: an iterator, which sees what it saw when it was made: iterators of rocksdict's own snapshots do not
         self._frozen: tuple[Any, dict[str, RocksTable]] | None = None
         #: files that are being laid down, and how many bytes of rows may be written until they are
         self._freezing: FrozenFiles | None = None
@@ -99,6 +103,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         self._written_bytes = 0
         self._db: Any = None
         self._restored_groups: set[int] = set()
+        #: of those that keep rows of their own here: write what waits, before the rows are frozen
+        self.before_freeze: list[Callable[[], None]] = []
         os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         self._open()
@@ -126,6 +132,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def close(self) -> None:
         self.clear_current_key()
         self._frozen = None
+        self.before_freeze.clear()
         if self._freezing is not None:
             self._freezing.abandon()
             self._freezing = None
@@ -187,6 +194,27 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         data: bytes = self._db.get(_CLASS_ROWS + name.encode())
         return data
 
+    # --- rows of others --------------------------------------------------------------------------------------------
+
+    def frozen_rows(self) -> Any:
+        """Return an iterator over the rows as of now, for ``walk`` in any one thread."""
+        return self._db.iter()
+
+    def rows_between(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows from ``start`` on that come before ``end``: deleted rows behind it are not looked at."""
+        options = self._rocksdict.ReadOptions()
+        options.set_iterate_upper_bound(end)
+        # The iterator does not keep the options alive, and looks at the end that lies in them.
+        yield from self._db.items(from_key=start, read_opt=options)
+
+    def write_rows(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Write rows whose name has length 0; None deletes."""
+        self._put_all(rows)
+
+    def delete_rows(self, start: bytes, end: bytes) -> None:
+        """Delete the rows from ``start`` on that come before ``end``. Each such call makes later reads slower."""
+        self._db.delete_range(start, end, self._write_options)
+
     # --- states ----------------------------------------------------------------------------------------------------
 
     def _make(self, descriptor: StateDescriptor) -> Any:
@@ -236,7 +264,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         """The program now says whether a restored state expires: write it again in that form."""
         now_ms = self._clock.now_ms()
         for group in range(self._max_parallelism):
-            chunk = self._chunks_of(group, self._db, {table.name: table}).get(table.name)
+            chunk = self._chunks_of(group, self._db.iter(), {table.name: table}).get(table.name)
             if chunk is None:
                 continue
             prefix = _GROUP.pack(group) + table.name_bytes
@@ -266,7 +294,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def _prefix(self, table: RocksTable, namespace: Any, key: Any) -> bytes:
+    def encoded(self, key: Any) -> tuple[int, bytes]:
+        """Return the key group and the bytes of a key."""
         known = self._encoded.get(key)
         if known is None:
             known = key_group_of(key, self._max_parallelism), self._keys.encode(key)
@@ -275,7 +304,10 @@ class RocksDBKeyedStateBackend(KeyedBackend):
                 self._encoded.clear()
                 self._encoded_bytes = 0
             self._encoded[key] = known
-        group, encoded = known
+        return known
+
+    def _prefix(self, table: RocksTable, namespace: Any, key: Any) -> bytes:
+        group, encoded = self.encoded(key)
         void_or_window = b"n" if namespace is VOID else self._keys.encode(namespace)
         return b"".join((_GROUP.pack(group), table.name_bytes, encoded, void_or_window))
 
@@ -404,12 +436,13 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def num_entries(self) -> int:
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0) + len(self._cache)
 
-    def _chunks_of(self, group: int, source: Any, tables: Mapping[str, RocksTable]) -> dict[str, StateChunk]:
-        """Return what is stored of a key group, as cells of ``heap_backend``; all that is changed must be written."""
+    def _chunks_of(self, group: int, rows: Any, tables: Mapping[str, RocksTable]) -> dict[str, StateChunk]:
+        """Return what is stored of a key group, as cells of ``heap_backend``; all that is changed must be written.
+        ``rows``: an iterator of RocksDB's."""
         #: state → namespace → key → cell
         states: dict[str, dict[Any, dict[Any, Any]]] = {}
         prefix = _GROUP.pack(group)
-        for row, data in self._scan(prefix, source):
+        for row, data in walk(rows, prefix, prefix + _FIRST_STATE):
             start = 3 + row[2]
             name = row[3:start].decode()
             table = tables.get(name)
@@ -437,13 +470,14 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         }
 
     def snapshot(self, key_groups: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield chunks of the state as of the last ``freeze``, or as of now when there was none."""
+        """Yield chunks of the state as of ``freeze_rows``, or as of now when it was not called since the last time."""
         if self._frozen is None:
-            self._freeze_rows()
+            self.freeze_rows()
         assert self._frozen is not None
-        source, tables = self._frozen
+        # It must not be kept: nothing that it sees can be given up by RocksDB.
+        (rows, tables), self._frozen = self._frozen, None
         for group in key_groups:
-            states = self._chunks_of(group, source, tables)
+            states = self._chunks_of(group, rows, tables)
             for name, chunk in list(states.items()):
                 self._leave_out_expired(tables[name], chunk)
                 if not chunk.entries:
@@ -507,14 +541,16 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     # --- files -----------------------------------------------------------------------------------------------------
 
     def _freeze_rows(self) -> None:
+        for write_out in self.before_freeze:
+            write_out()
         self._cache.write_out()
         kinds = {name: (table.kind, table.has_ttl) for name, table in self._tables.items()}
         self._put_all([(_META_ROW, pickle.dumps((kinds, self._sequence), 5))])
-        self._frozen = (self._db.snapshot(), dict(self._tables))
 
     def freeze(self, folder: str) -> FrozenFiles:
         if self._freezing is not None:
             self._freezing.settle()
+        self._frozen = None  # of a savepoint that was given up
         self._freeze_rows()
         if changed := self._value_places.note(self._written_bytes, self._stored_bytes()):
             self._db.set_options(changed)
@@ -533,6 +569,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         if self._freezing is not None:
             self._freezing.settle()
         self._freeze_rows()
+        self._frozen = (self._db.iter(), dict(self._tables))
 
     def _lasting_name(self, name: str) -> str:
         """Return a file's name in checkpoints: RocksDB numbers its files anew in each attempt."""
@@ -545,7 +582,7 @@ class RocksDBKeyedStateBackend(KeyedBackend):
         names = {name.rpartition("-")[2]: name for name in os.listdir(folder) if is_lasting(name)}
         for short, name in names.items():
             os.rename(os.path.join(folder, name), os.path.join(folder, short))
-        if self._sequence == 0 and not self._tables:
+        if self._sequence == 0 and not self._tables and not self._restored_groups:
             self._take_over(folder, names, key_groups)
         else:
             self._copy_from(folder, key_groups)
@@ -589,9 +626,22 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     def _note_key_types(self, key_groups: range) -> None:
         """Look at one key of each group: enough to notice that keys are of another type now."""
         for group in key_groups:
-            row = next((row for row, _ in self._scan(_GROUP.pack(group))), None)
+            prefix = _GROUP.pack(group)
+            row = next((row for row, _ in walk(self._db.iter(), prefix, prefix + _FIRST_STATE)), None)
             if row is not None:
                 self._key_types.note([self._keys.decode(row, 3 + row[2])[0]])
+
+
+def walk(rows: Any, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    """Yield the rows whose keys begin with a prefix, from ``start`` on. ``rows``: an iterator of RocksDB's."""
+    rows.seek(start or prefix)
+    while rows.valid():
+        key = rows.key()
+        if not key.startswith(prefix):
+            return
+        yield key, rows.value()
+        rows.next()
+    rows.status()  # raises when it was an error that ended it
 
 
 def _name_bytes(name: str) -> bytes:

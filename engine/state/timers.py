@@ -1,6 +1,7 @@
 """Timers of one operator in one subtask: event and processing time, by key and namespace. Pure: time is an argument.
 
-Not here: the TimerService that user functions see (``operators/functions``), which registers for the current key.
+Here: the contract, and timers in memory. Timers on the disk: ``rocksdb_timers``. Not here: the TimerService that user
+functions see (``operators/functions``), which registers for the current key.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.chunks import dump_chunk, load_chunk
 from engine.state.key_groups import canonical_key, key_group_of
 from engine.state.noted import NotedDelta
+from engine.time.windows import TIME_MAX_MS
 
-__all__ = ["ImpliedTimers", "Timer", "TimerService", "read_timers"]
+__all__ = ["NO_WATERMARK_MS", "ImpliedTimers", "Timer", "TimerService", "Timers", "dump_timers", "read_timers"]
 
 #: (time in ms, key, namespace)
 Timer: TypeAlias = tuple[int, Any, Any]
@@ -100,10 +102,49 @@ class ImpliedTimers(Protocol):
     def num_timers(self) -> int: ...
 
 
+class Timers(Protocol):
+    """What operators ask of whatever keeps their timers. Registering a timer that exists changes nothing; deleting one
+    that does not, neither. The watermark is not part of state, it comes again.
+
+    Timers fire in order of time. Those of one time: in memory in the order of their registration, in RocksDB by key.
+    """
+
+    current_watermark: int
+
+    def register_event_time(self, key: Any, namespace: Any, time_ms: int) -> None:
+        """A time that the watermark has passed fires at the watermark's next advance."""
+        ...
+
+    def delete_event_time(self, key: Any, namespace: Any, time_ms: int) -> None: ...
+
+    def register_processing_time(self, key: Any, namespace: Any, time_ms: int) -> None: ...
+
+    def delete_processing_time(self, key: Any, namespace: Any, time_ms: int) -> None: ...
+
+    def advance_watermark(self, watermark_ms: int) -> Iterator[Timer]:
+        """Set the watermark at once; the iterator takes out the event timers due by it, in order of time. What is
+        registered meanwhile and due comes too."""
+        ...
+
+    def due_processing(self, now_ms: int) -> Iterator[Timer]:
+        """Take out the processing timers due by ``now_ms``, in order of time."""
+        ...
+
+    def last_processing(self) -> Iterator[Timer]:
+        """Take out all processing timers, in order of time. What is registered meanwhile never fires: a timer that
+        registers the next one would go on for ever."""
+        ...
+
+    def next_processing_ms(self) -> int | None:
+        """Return the earliest processing timer's time, or None: when to call ``due_processing``."""
+        ...
+
+    def next_event_ms(self) -> int | None: ...
+
+
 @final
 class TimerService:
-    """Registering a timer that exists changes nothing; deleting one that does not, neither. As a part of state it is a
-    ``NotingPart``; the watermark is not part of it, it comes again."""
+    """Timers in memory; implements ``Timers``. As a part of state it is a ``NotingPart``."""
 
     def __init__(self, max_parallelism: int, *, owner: str = "Timers", incremental: bool = False) -> None:
         self._max_parallelism = max_parallelism
@@ -118,7 +159,6 @@ class TimerService:
         self.current_watermark = NO_WATERMARK_MS
 
     def register_event_time(self, key: Any, namespace: Any, time_ms: int) -> None:
-        """A time that the watermark has passed fires at the watermark's next advance."""
         self._event_time.register((time_ms, key, namespace))
 
     def delete_event_time(self, key: Any, namespace: Any, time_ms: int) -> None:
@@ -131,17 +171,16 @@ class TimerService:
         self._processing_time.delete((time_ms, key, namespace))
 
     def advance_watermark(self, watermark_ms: int) -> Iterator[Timer]:
-        """Set the watermark at once; the iterator takes out the event timers due by it, in order of time. What is
-        registered meanwhile and due comes too."""
         self.current_watermark = max(self.current_watermark, watermark_ms)
         return self._event_time.pop_due(watermark_ms)
 
     def due_processing(self, now_ms: int) -> Iterator[Timer]:
-        """Take out the processing timers due by ``now_ms``, in order of time."""
         return self._processing_time.pop_due(now_ms)
 
+    def last_processing(self) -> Iterator[Timer]:
+        return iter(list(self._processing_time.pop_due(TIME_MAX_MS)))
+
     def next_processing_ms(self) -> int | None:
-        """Return the earliest processing timer's time, or None: when to call ``due_processing``."""
         return self._processing_time.next_ms()
 
     def next_event_ms(self) -> int | None:
@@ -182,7 +221,7 @@ class TimerService:
             if group in wanted:
                 lists = groups.setdefault(group, ([], [], [], []))
                 lists[position if is_live else 2 + position].append(timer)
-        return {group: _PREFIX + dump_chunk(lists, f"{self._owner}: timers") for group, lists in groups.items()}
+        return {group: dump_timers(lists, self._owner) for group, lists in groups.items()}
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         """Take up chunks of ``snapshot``, then of ``snapshot_delta``."""
@@ -248,6 +287,11 @@ def _add_notes(notes: _Notes, more: _Notes) -> None:
 
 def _num_notes(notes: _Notes) -> int:
     return sum(len(came) + len(gone) for came, gone in notes)
+
+
+def dump_timers(timers: Sequence[list[Timer]], owner: str) -> bytes:
+    """Return the chunk of a key group. ``timers``: four lists, as ``read_timers`` gives them."""
+    return _PREFIX + dump_chunk(tuple(timers), f"{owner}: timers")
 
 
 def read_timers(data: bytes | memoryview, owner: str = "Timers", *, tolerant: bool = False) -> tuple[list[Timer], ...]:

@@ -29,7 +29,7 @@ from engine.operators.base import (
 from engine.operators.functions import RuntimeContext
 from engine.state.key_groups import key_group_range
 from engine.state.operator_state import OperatorStateSnapshot, redistribute
-from engine.state.parts import DeltaPart, FilePart, OperatorStateRegistry
+from engine.state.parts import DeltaPart, FilePart, HostedPart, OperatorStateRegistry
 
 
 class CollectedOutput:
@@ -281,6 +281,9 @@ class OperatorHarness:
                         taken.folders[index, name] = (part.format, where)
                         continue
                     layers[name] = [dict(part.snapshot(self._key_groups()))]
+                    continue
+                if isinstance(part, HostedPart) and folder is not None:
+                    layers[name] = []
                     continue
                 delta = None
                 if since is not None and isinstance(part, DeltaPart):

@@ -36,7 +36,15 @@ from engine.protocol.checkpoint import (
 )
 from engine.runtime.taskmanager.snapshot_workers import Job, OnDone, SnapshotWorkers
 from engine.state.operator_state import OperatorStateStore, Redistribution
-from engine.state.parts import DeltaPart, FilePart, KeyedPart, LazyPart, NotingPart, OperatorStateRegistry
+from engine.state.parts import (
+    DeltaPart,
+    FilePart,
+    HostedPart,
+    KeyedPart,
+    LazyPart,
+    NotingPart,
+    OperatorStateRegistry,
+)
 
 __all__ = ["Consumer", "StateCapture", "TaskSnapshot"]
 
@@ -173,10 +181,13 @@ class StateCapture:
         self._work_dir = work_dir
         self._memory: list[tuple[PartKey, KeyedPart]] = []
         self._files: list[tuple[PartKey, FilePart]] = []
+        self._hosted: list[tuple[PartKey, HostedPart]] = []
         for operator_id, registry in registries:
             for part_name, part in registry.keyed.items():
                 if isinstance(part, FilePart):
                     self._files.append(((operator_id, part_name), part))
+                elif isinstance(part, HostedPart):
+                    self._hosted.append(((operator_id, part_name), part))
                 else:
                     self._memory.append(((operator_id, part_name), part))
         is_large = sum(part.num_entries() for _, part in self._memory) > workers.fork_entries_min
@@ -188,7 +199,7 @@ class StateCapture:
             (operator_id, registry.lists) for operator_id, registry in registries if registry.lists is not None
         ]
         self._acknowledged: dict[int, _Acknowledged] = {}
-        #: FileParts whose savepoint is being written: they must keep the frozen state.
+        #: FileParts and what they host whose savepoint is being written: they must keep the frozen state.
         self._frozen: set[PartKey] = set()
 
     def adopt(self, restore: TaskRestore) -> None:
@@ -396,18 +407,28 @@ class StateCapture:
     # --- parts on disk -----------------------------------------------------------------------------------------------
 
     def _freeze_files(self, snapshot: TaskSnapshot, base: dict[PartKey, KeyedStateHandle]) -> None:
-        for key, part in self._files:
+        for key, _ in (*self._files, *self._hosted):
             if key in self._frozen:
                 raise ProgramError(f"State {key[1]!r} is still being written for a savepoint.")
-            if snapshot.options.kind is CheckpointKind.SAVEPOINT:
+        is_savepoint = snapshot.options.kind is CheckpointKind.SAVEPOINT
+        for key, part in self._files:
+            if is_savepoint:
                 part.freeze_rows()
-                self._frozen.add(key)
                 work, done = self._savepoint_of(snapshot, key, part)
             else:
                 work, done = self._upload_of(snapshot, key, part, base.get(key))
             snapshot.start(self._workers.run, work, done)
+        for key, hosted in self._hosted:
+            if is_savepoint:
+                hosted.freeze_rows()
+                snapshot.start(self._workers.run, *self._savepoint_of(snapshot, key, hosted))
+            else:  # says that the operator has such a part
+                snapshot.keyed[key] = KeyedStateHandle(key[1], self._key_groups.start, self._key_groups.stop)
 
-    def _savepoint_of(self, snapshot: TaskSnapshot, key: PartKey, part: FilePart) -> tuple[Callable[[], Any], OnDone]:
+    def _savepoint_of(
+        self, snapshot: TaskSnapshot, key: PartKey, part: FilePart | HostedPart
+    ) -> tuple[Callable[[], Any], OnDone]:
+        self._frozen.add(key)
         groups = self._key_groups
         path = self._path(snapshot, shared=False)
         limits = _Limits.of(snapshot.options, {})

@@ -124,6 +124,7 @@ def test_chunks_are_of_the_state_as_of_the_last_freeze(make, tmp_path):
     backend.freeze_rows()
     chunks = backend.snapshot(range(128))
     fill(backend, range(20), "later")
+    backend._cache.write_out()
     restored = make()
     restored.restore(dict(chunks))
     assert contents(restored) == expected
