@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch, RowKind, kind_of, row_of_kind, rows_of
+from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
 from engine.operators.regular_join import time_to_live
+from engine.operators.results import Gathered
 from engine.operators.seen_keys import SEEN_PART, LeftKeys
 from engine.operators.top_n import check_is_plain
 from engine.state.descriptors import ValueStateDescriptor
@@ -71,8 +72,6 @@ class DeduplicateOperator(Operator):
         self._spec = spec
         self._is_inside = is_inside
         self._keys = Keys(spec.key_selector)
-        self._rows: list[Any] = []
-        self._stamps: list[int] = []
         self._left: LeftKeys | None = None
         self.backend: Any = None
         #: key → its last record, of batch jobs
@@ -80,6 +79,7 @@ class DeduplicateOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._results = Gathered(out)
         self._keys.open(ctx)
         name = _STATE_NAMES[self._spec.keeps]
         if self._spec.blocks:
@@ -126,7 +126,7 @@ class DeduplicateOperator(Operator):
                 self.backend.set_current_key(key)
                 if self._state.value() is None:
                     self._state.update(True)
-                    self._give(row, stamp)
+                    self._results.give(row, stamp)
         elif self.backend is None:
             for key, row, _ in records:
                 if kind_of(row) in (RowKind.INSERT, RowKind.UPDATE_AFTER):
@@ -136,7 +136,7 @@ class DeduplicateOperator(Operator):
         else:
             for key, row, stamp in records:
                 self._replace(key, row, stamp)
-        self._flush()
+        self._results.flush()
 
     def _replace(self, key: Any, row: Any, stamp: int | None) -> None:
         self.backend.set_current_key(key)
@@ -145,27 +145,14 @@ class DeduplicateOperator(Operator):
         if kind_of(row) in (RowKind.UPDATE_BEFORE, RowKind.DELETE):
             if former is not None:
                 self._state.clear()
-                self._give(row_of_kind(RowKind.DELETE, former, names), stamp)
+                self._results.give(row_of_kind(RowKind.DELETE, former, names), stamp)
             return
         if former is None:
-            self._give(row_of_kind(RowKind.INSERT, row, names), stamp)
+            self._results.give(row_of_kind(RowKind.INSERT, row, names), stamp)
         else:
-            self._give(row_of_kind(RowKind.UPDATE_BEFORE, former, names), stamp)
-            self._give(row_of_kind(RowKind.UPDATE_AFTER, row, names), stamp)
+            self._results.give(row_of_kind(RowKind.UPDATE_BEFORE, former, names), stamp)
+            self._results.give(row_of_kind(RowKind.UPDATE_AFTER, row, names), stamp)
         self._state.update(row)
-
-    def _give(self, row: Any, stamp: int | None) -> None:
-        self._rows.append(row)
-        if stamp is not None:
-            self._stamps.append(stamp)
-        if len(self._rows) >= BATCH_ROWS_MAX:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            rows, stamps = self._rows, self._stamps
-            self._rows, self._stamps = [], []
-            self.out.emit(RowBatch(rows, stamps or None))
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._take_left()
@@ -174,6 +161,6 @@ class DeduplicateOperator(Operator):
     def finish(self) -> None:
         self._take_left()
         for row in self._final.values():
-            self._give(row_of_kind(RowKind.INSERT, row, self._spec.names), None)
+            self._results.give(row_of_kind(RowKind.INSERT, row, self._spec.names), None)
         self._final = {}
-        self._flush()
+        self._results.flush()

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, RowKind, kind_of, row_of_kind, rows_of
+from engine.core.records import Batch, Row, RowKind, kind_of, row_of_kind, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.join_state import JOIN_PART, LeftRecords, SideRecords
 from engine.operators.keyed import Keys, open_keyed_state
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.results import Gathered
 from engine.operators.row_output import maker_of
 from engine.state.descriptors import ListStateDescriptor, StateTtlConfig
 from engine.time.watermarks import Duration
@@ -130,13 +131,12 @@ class RegularJoinOperator(Operator):
         self.function = BoundFunction(spec.output, "join")
         self._condition = None if spec.condition is None else BoundFunction(spec.condition, "filter")
         self._make = maker_of(spec.output_type)
-        self._rows: list[Any] = []
-        self._stamps: list[int] = []
         self._stamp: int | None = None
         self.backend: Any = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._results = Gathered(out)
         self.backend = open_keyed_state(ctx)
         #: by side
         self._held = [
@@ -193,7 +193,7 @@ class RegularJoinOperator(Operator):
         else:
             for change, self._stamp in zip(changes, stamps, strict=True):
                 self._give(*change)
-        self._flush()
+        self._results.flush()
 
     # --- records ------------------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class RegularJoinOperator(Operator):
                     self._retract(input_index, row, kind)
             elif is_outer:
                 self._pair(RowKind.INSERT if kind in _ADDING else RowKind.DELETE, input_index, row, None)
-        self._flush()
+        self._results.flush()
 
     def _add(self, side: int, row: Any, kind: RowKind) -> None:
         partners = self._held[1 - side].get()
@@ -298,17 +298,7 @@ class RegularJoinOperator(Operator):
             result = row_of_kind(kind, result)
         if self._make is not None:
             result = self._make(result)
-        self._rows.append(result)
-        if self._stamp is not None:
-            self._stamps.append(self._stamp)
-        if len(self._rows) >= BATCH_ROWS_MAX:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            rows, stamps = self._rows, self._stamps
-            self._rows, self._stamps = [], []
-            self.out.emit(RowBatch(rows, stamps or None))
+        self._results.give(result, self._stamp)
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._take_left()

@@ -16,7 +16,7 @@ from engine.operators.base import Output
 from engine.operators.output_tag import OutputTag
 from engine.operators.row_output import maker_of
 
-__all__ = ["Results", "iterator_of"]
+__all__ = ["Gathered", "Results", "iterator_of"]
 
 
 #: Surely iterable; asking an abstract class costs ten times as much.
@@ -105,3 +105,27 @@ class Results:
             self._num_side = 0
             for tag_id, (side_rows, side_stamps, _) in sides.items():
                 self._out.emit_side(tag_id, RowBatch(side_rows, side_stamps if self._stamped else None))
+
+
+@final
+class Gathered:
+    """Records that an operator makes one by one, each with the event time of the one that it comes from, in batches."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._rows: list[Any] = []
+        self._stamps: list[int] = []
+
+    def give(self, row: Any, stamp_ms: int | None) -> None:
+        self._rows.append(row)
+        if stamp_ms is not None:
+            self._stamps.append(stamp_ms)
+        if len(self._rows) >= BATCH_ROWS_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on everything given."""
+        if self._rows:
+            rows, stamps = self._rows, self._stamps
+            self._rows, self._stamps = [], []
+            self._out.emit(RowBatch(rows, stamps or None))

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.errors import ProgramError
-from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch, RowKind, kind_of, row_of_kind, rows_of
+from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key, field_of
 from engine.operators.left_chunks import LeftChunks
 from engine.operators.regular_join import time_to_live
+from engine.operators.results import Gathered
 from engine.operators.top_chunks import TOP_PART, rows_in
 from engine.state.descriptors import ValueStateDescriptor
 from engine.state.heap_states import MISSING
@@ -108,14 +109,13 @@ class TopNOperator(Operator):
         self._is_inside = is_inside
         self._left: LeftChunks | None = None
         self._keys = Keys(spec.key_selector)
-        self._rows: list[Any] = []
-        self._stamps: list[int] = []
         self.backend: Any = None
         #: key → its records, of batch jobs
         self._final: dict[Any, Sequence[Any]] = {}
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
+        self._results = Gathered(out)
         self._keys.open(ctx)
         if self._spec.emit_final:
             open_mapping(
@@ -186,7 +186,7 @@ class TopNOperator(Operator):
                 for kind, changed, rank in changes_of(kept, place, row, spec):
                     self._give(kind, changed, rank, stamp)
             self._put(key, (*kept[:place], row, *kept[place : spec.n - 1]))
-        self._flush()
+        self._results.flush()
 
     def _place(self, row: Any, kept: Sequence[Any]) -> int:
         """Return where the record comes in: behind all that are not greater."""
@@ -212,17 +212,7 @@ class TopNOperator(Operator):
         made = row_of_kind(kind, row, self._spec.names)
         if self._spec.with_rank:
             made = _ranked(made, rank)
-        self._rows.append(made)
-        if stamp is not None:
-            self._stamps.append(stamp)
-        if len(self._rows) >= BATCH_ROWS_MAX:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            rows, stamps = self._rows, self._stamps
-            self._rows, self._stamps = [], []
-            self.out.emit(RowBatch(rows, stamps or None))
+        self._results.give(made, stamp)
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._take_left()
@@ -234,7 +224,7 @@ class TopNOperator(Operator):
             for rank, row in enumerate(kept, 1):
                 self._give(RowKind.INSERT, row, rank, None)
         self._final = {}
-        self._flush()
+        self._results.flush()
 
 
 def _ranked(row: Any, rank: int) -> Any:
