@@ -16,7 +16,7 @@ from engine.datastream.functions import FlatMapFunction
 from tests.process.cluster_jobs import engine_processes
 
 #: What buffers, a batch under way on either side and pages touched for the first time may take, of both slots.
-GROWTH_MAX_MB = 75  # of all processes together; pages of 2 MB round each of them up
+GROWTH_MAX_MB = 40  # pages of 2 MB round each of them up; two million integers are 80
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,12 +60,18 @@ def summed(stream):
         return max(result[1:] for result in results)
 
 
-def test_a_record_that_becomes_millions_takes_little_memory_across_an_exchange(env):
-    count = 2_000_000
+def multiples_of_100_000(env, count):
+    """Return those up to ``count``, found among as many records that are made of one."""
     stream = env.from_collection([1]).flat_map(lambda _: (n for n in range(count))).rebalance().map(lambda n: n + 1)
-    peak = MemoryPeak()
     with stream.filter(lambda n: n % 100_000 == 0).execute_and_collect() as results:
-        assert sorted(results) == list(range(100_000, count + 1, 100_000))
+        return sorted(results)
+
+
+def test_a_record_that_becomes_millions_takes_little_memory_across_an_exchange(env):
+    for _ in range(2):  # what a first job imports, and the pages that its slots then share, are not what is measured
+        assert multiples_of_100_000(env, 200_000) == [100_000, 200_000]
+    peak = MemoryPeak()
+    assert multiples_of_100_000(env, 2_000_000) == list(range(100_000, 2_000_001, 100_000))
     assert peak.growth_mb() < GROWTH_MAX_MB
 
 

@@ -160,4 +160,9 @@ def test_a_task_manager_cut_off_from_the_job_manager_ends_its_tasks_and_the_job_
     wait_until(lambda: job.state() == "FINISHED", f"the end\n{cluster.logs()}", 120)
     assert written(tmp_path / "out") == job.expected
     assert hidden(tmp_path / "out") == []
-    assert json.dumps(cluster.ask(f"/jobs/{job.job_id}/exceptions")).count('"exceptionName"') == 1
+    # What is cut off ends by its own clock: its peer may say so, and the job be restarted, just before the JobManager
+    # misses the heartbeat. Nothing else may have failed.
+    entries = cluster.ask(f"/jobs/{job.job_id}/exceptions")["exceptionHistory"]["entries"]
+    address = cluster.network.address_by_name[lost]
+    assert 1 <= len(entries) <= 2, entries
+    assert all(address in json.dumps(entry) for entry in entries), entries
