@@ -15,7 +15,7 @@ from engine.core.ids import JobID, JobVertexID, ResourceID
 from engine.graph.execution_graph import ExceptionEntry
 from engine.ha.history import LeaderRecord
 from engine.protocol.control import ErrorInfo
-from engine.protocol.lifecycle import JobStatus
+from engine.protocol.lifecycle import ExecutionState, JobStatus
 from tests.browser.conftest import ERROR, Site
 from tests.browser.webdriver import Browser
 from tests.testing.fake_gateway import count, end, word_count_job
@@ -240,6 +240,25 @@ def test_what_is_switched_off_is_not_offered(browser: Browser, site: Site):
     go(browser, site.address, f"/job/{JOB}")
     assert "Submit program" not in browser.text("#top")
     assert browser.script("return document.querySelector('#cancel')") is None
+
+
+def test_a_job_that_waits_for_slots_says_how_many_there_are(browser: Browser, site: Site, tmp_path: Path):
+    graph = site.call(lambda: site.gateway.add_job(word_count_job("patient", parallelism=8)))
+    path = f"/job/{graph.job_graph.job_id}"
+    go(browser, site.address, path)
+    assert "Waiting for slots" not in browser.page_text(), "nothing has been scheduled yet"
+
+    def schedule() -> None:
+        for owner in graph.all_subtasks():
+            owner.current.transition(ExecutionState.SCHEDULED, graph.start_ms + 20)
+
+    site.call(schedule)
+    browser.wait_text("Waiting for slots", "#waiting")
+    assert "17 tasks wait; the cluster has 4 slots" in browser.text("#waiting")
+    assert "a parallelism of 8 needs at least 8" in browser.text("#waiting")
+    browser.screenshot(str(tmp_path / "waiting.png"))
+    go(browser, site.address, f"/job/{JOB}")
+    assert "Waiting for slots" not in browser.page_text()
 
 
 def test_a_job_that_is_not_known_is_an_answer_and_not_a_blank_page(browser: Browser, site: Site):

@@ -77,12 +77,15 @@ export function graph(plan, { vertices = null, link = null, selected = "" } = {}
     plan.nodes.map((node) => drawn(node, places.get(node.id), nodeHeight, vertices && vertices.get(node.id), link, selected))));
 }
 
+/** Browsers break lines between the two characters of an arrow. */
+const withWholeArrows = (text) => text.split(/(->)/).map((part) => (part === "->" ? h("span", { class: "unbroken" }, part) : part));
+
 function drawn(node, place, height, vertex, link, selected) {
   const title = plainText(vertex ? vertex.name : node.description || node.operator || node.id);
   const style = { left: `${place.x}px`, top: `${place.y}px`, width: `${WIDTH}px`, height: `${height}px` };
   const state = vertex ? vertex.status.toLowerCase() : "none";
   const content = [
-    h("strong", { title }, title),
+    h("strong", { title }, withWholeArrows(title)),
     h("div", { class: "line" }, vertex ? h("span", { class: `state-text state-${state}` }, vertex.status) : null, h("span", { class: "dim" }, `Parallelism ${node.parallelism}`)),
   ];
   if (vertex) {

@@ -45,6 +45,7 @@ export const page = {
     const data = { job };
     const ask = (path) => getJson(`jobs/${jid}/${path}`, signal);
     const waits = [ask("exceptions?maxExceptions=16").then((answer) => { data.exceptions = answer.exceptionHistory; })];
+    if (job.vertices.some((vertex) => vertex.tasks.SCHEDULED)) waits.push(getJson("overview", signal).then((answer) => { data.cluster = answer; }));
     if (tab === "vertex" && job.vertices.some((vertex) => vertex.id === detail)) {
       waits.push(ask(`vertices/${detail}`).then((answer) => { data.vertex = answer; }));
       waits.push(ask(`vertices/${detail}/accumulators`).then((answer) => { data.accumulators = answer["user-accumulators"]; }));
@@ -73,6 +74,7 @@ export const page = {
     const failure = failing && tab !== "exceptions" ? exceptions.entries[0] : null;
     return h("div", { class: "stack" },
       header(job, context),
+      data.cluster ? slotsMissing(job, data.cluster) : null,
       failure ? h("section", { class: "card failure", "data-key": "failure" }, h("h2", null, `${failure.exceptionName}${failure.taskName ? ` in ${failure.taskName}` : ""}`), h("pre", null, firstLines(failure.stacktrace, 8)), h("a", { href: `${base}/exceptions` }, "All of it")) : null,
       h("section", { class: "card", "data-key": "graph" }, job.plan.nodes.length
         ? graph(job.plan, { vertices, link: (id) => (detail === id ? base : `${base}/vertex/${id}`), selected: detail }) : empty("The plan is empty")),
@@ -96,6 +98,16 @@ function header(job, context) {
     h("div", { class: "title" }, h("h1", null, job.name), badge(job.state), h("span", { class: "grow" }),
       live && context.config.features["web-cancel"] ? h("button", { type: "button", class: "danger", id: "cancel", disabled: job.state === "CANCELLING", onclick: cancel }, job.state === "CANCELLING" ? "Cancelling…" : "Cancel job") : null),
     facts([["Id", h("code", null, job.jid)], ["Type", job["job-type"].toLowerCase()], ["Started", time(job["start-time"])], ["Ended", job["end-time"] > 0 ? time(job["end-time"]) : null], ["Duration", duration(job.duration)], ["Tasks", taskCounts(totals(job.vertices))]]));
+}
+
+/** Why scheduled tasks do not start, where it is for want of slots. */
+function slotsMissing(job, cluster) {
+  const total = cluster["slots-total"];
+  const wanted = Math.max(...job.vertices.map((vertex) => vertex.parallelism));
+  if (cluster["slots-available"] > 0 && total >= wanted) return null;
+  const have = total === 1 ? "1 slot" : `${count(total)} slots`;
+  return h("section", { class: "card", id: "waiting", "data-key": "waiting" }, h("h2", null, "Waiting for slots"),
+    h("p", null, `${count(totals(job.vertices).SCHEDULED)} tasks wait; the cluster has ${have}, ${count(cluster["slots-available"])} free, and a parallelism of ${count(wanted)} needs at least ${count(wanted)}. More TaskManagers, fewer other jobs or a lower parallelism let it start.`));
 }
 
 function totals(vertices) {
