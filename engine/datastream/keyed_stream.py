@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from engine.core.errors import ProgramError
-from engine.core.type_info import TupleTypeInfo, TypeInformation
+from engine.core.type_info import TypeInformation
 from engine.datastream.changelogs import deduplicate, top_n
 from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
+from engine.datastream.field_checks import check_field
 from engine.datastream.key_selectors import declared_key_kind
 from engine.datastream.windowed_stream import IntervalJoin, WindowedStream
 from engine.graph.transformation import Partitioning, ShipStrategy, Transformation
@@ -79,20 +80,8 @@ class KeyedStream(DataStream):
         return self._keyed("Keyed Reduce", KeyedReduceSpec(self._key_selector, func, False))
 
     def _aggregate(self, kind: str, field: int | str) -> DataStream:
-        self._check_field(kind, field)
+        check_field(kind, field, self._output_type)
         return self._keyed("Keyed Aggregation", KeyedAggregateSpec(self._key_selector, kind, field, False))
-
-    def _check_field(self, kind: str, field: int | str) -> None:
-        if isinstance(field, bool) or not isinstance(field, int | str):
-            raise ProgramError(f"{kind}({field!r}): expected a field's index or name.")
-        own = self._output_type
-        if not isinstance(own, TupleTypeInfo):
-            return
-        names = own.get_field_names()
-        if isinstance(field, str) and field not in names:
-            raise ProgramError(f"{kind}({field!r}): the stream's fields are {names}.")
-        if isinstance(field, int) and not 0 <= field < len(names):
-            raise ProgramError(f"{kind}({field}): the stream has fields 0 to {len(names) - 1}.")
 
     def sum(self, position_to_sum: int | str = 0) -> DataStream:
         return self._aggregate("sum", position_to_sum)

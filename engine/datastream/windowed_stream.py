@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import TypeInformation
+from engine.datastream.field_checks import check_field
 from engine.datastream.key_selectors import as_key_selector
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import FieldAggregate
@@ -209,6 +210,8 @@ class _OneStream(_Windows):
     def _built_in(self, aggregates: list[Any]) -> DataStream:
         for aggregate in aggregates:
             _check_kind("aggregate", aggregate, FieldAggregateOf)
+            if aggregate.field is not None:
+                check_field(aggregate.kind, aggregate.field, self._stream._node.output_type)
         if self._key_selector is None:
             raise ProgramError("aggregate(count(), …) is for keyed windows: call key_by(…) before window(…).")
         selector = self._key_selector
@@ -231,8 +234,7 @@ class _OneStream(_Windows):
         return self._result(_name(process_window_function), process_window_function, None, output_type)
 
     def _aggregate_field(self, kind: str, field: int | str) -> DataStream:
-        if isinstance(field, bool) or not isinstance(field, int | str):
-            raise ProgramError(f"{kind}({field!r}): expected a field's index or name.")
+        check_field(kind, field, self._stream._node.output_type)
         return self._result(kind, None, ReduceFold(FieldAggregate(kind, field)), self._stream._node.output_type)
 
     def sum(self, position_to_sum: int | str = 0) -> DataStream:

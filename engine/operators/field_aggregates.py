@@ -8,6 +8,7 @@ AggregateFunction here does. A null (None) takes no part, as in SQL: of a window
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -31,6 +32,7 @@ __all__ = [
     "sum_",
 ]
 
+_ADDED: Final = ("sum", "avg")
 _KINDS: Final = ("count", "sum", "min", "max", "avg", "first", "last", "count_distinct")
 
 
@@ -130,6 +132,10 @@ class RowAggregates(AggregateFunction):
                 continue
             item = field_of(value, aggregate.field)
             if item is not None:
+                if aggregate.kind in _ADDED and not isinstance(item, numbers.Number):
+                    raise TypeError(
+                        f"{aggregate.kind} on field {aggregate.field!r}: value {item!r:.80} is not a number"
+                    )
                 result[i] = _taken_up(aggregate.kind, result[i], item)
         return result
 

@@ -9,6 +9,7 @@ import pytest
 from engine.common import Configuration, Duration, Time, Types, WatermarkStrategy
 from engine.core.errors import ProgramError
 from engine.datastream import OutputTag, StreamExecutionEnvironment
+from engine.datastream.aggregates import avg, count, max_
 from engine.datastream.functions import AggregateFunction, AllWindowFunction, ReduceFunction, WindowFunction
 from engine.datastream.window import (
     CountTrigger,
@@ -118,6 +119,10 @@ class CannotBeTold(Trigger):
         (lambda s: s.key_by(0).window(TEN).apply(ApplyAll()), "expected a WindowFunction"),
         (lambda s: s.window_all(GlobalWindows.create()).process(Apply()), "expected a ProcessAllWindowFunction"),
         (lambda s: s.key_by(0).window(TEN).sum(None), "expected a field's index or name"),
+        (lambda s: s.key_by(0).window(TEN).sum(0), r"sum\(0\): the field is of type String, which cannot be added up"),
+        (lambda s: s.key_by(0).sum("f0"), r"sum\('f0'\): the field is of type String"),
+        (lambda s: s.key_by(0).window(TEN).aggregate(avg(0)), r"avg\(0\): the field is of type String"),
+        (lambda s: s.key_by(0).window(TEN).aggregate(count(), max_(2)), r"max\(2\): the stream has fields 0 to 1"),
         (lambda s: s.key_by(0).count_window(0), "at least 1"),
         (lambda s: s.join(s).where(0).window(TEN), r"by equal_to"),
         (lambda s: s.join(5), r"join\(5\): expected the other DataStream"),

@@ -9,6 +9,7 @@ import pytest
 from engine.core.errors import UserCodeError
 from engine.core.records import BATCH_ROWS_MAX, Row
 from engine.operators.aggregate import AGGREGATE_KINDS, CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.field_aggregates import RowAggregates, avg, sum_
 from engine.operators.functions import KeySelector, ReduceFunction
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import FieldKey
@@ -100,6 +101,14 @@ def test_a_sum_of_what_is_no_number_is_one_clear_error(selector, emit_final, bad
         message = str(caught.value)
         assert f"sum on field 1: value {bad!r} is not a number" in message
         assert f"'Agg' on record: ('a', {bad!r})" in message
+
+
+@pytest.mark.parametrize("aggregate", [sum_(1), avg(1)], ids=lambda aggregate: aggregate.kind)
+def test_a_window_does_not_add_up_texts(aggregate):
+    """They would be joined: an answer, but of another question."""
+    rows = RowAggregates([aggregate])
+    with pytest.raises(TypeError, match=f"{aggregate.kind} on field 1: value 'x' is not a number"):
+        rows.add(("a", "x"), rows.create_accumulator())
 
 
 def test_a_missing_field_is_one_clear_error():
