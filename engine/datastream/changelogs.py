@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation, Types
+from engine.datastream.field_checks import check_field
 from engine.datastream.key_selectors import as_key_selector, check_key_type
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
@@ -77,7 +78,7 @@ def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bo
         )
     order = []
     for field, direction in zip(fields, directions, strict=True):
-        stream._check_field("top_n", field)
+        check_field("top_n", field, stream._output_type)
         order.append((_place_of(field, stream._output_type), direction))
     selector = _by_place(stream._key_selector, stream._output_type)
     spec = TopNSpec(selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
