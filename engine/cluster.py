@@ -50,6 +50,7 @@ from engine.rpc.endpoint import InMemoryServer, JobManagerConnection, connect
 from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.gateway import TakenCheckpoint
 from engine.runtime.jobmanager.resource_manager import WorkerEvents
+from engine.runtime.jobmanager.restart_notices import RESTARTS_LOGGER, TerminalHandler
 from engine.runtime.taskmanager.leader_connector import LeaderConnector
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.slots import SlotHandle, SlotHost
@@ -311,6 +312,9 @@ class LocalCluster:
         self._started: concurrent.futures.Future[Dispatcher] = concurrent.futures.Future()
         # From here on errors come as exceptions: Python must not print our log to the user's terminal as well.
         logging.getLogger("engine").addHandler(logging.NullHandler())
+        restarts = logging.getLogger(RESTARTS_LOGGER)
+        if not restarts.handlers:
+            restarts.addHandler(TerminalHandler())
         self._thread = threading.Thread(target=self._run, name="local-cluster", daemon=True)
         self._thread.start()
         atexit.register(self.close)

@@ -336,7 +336,7 @@ def run(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp")}
     command = [sys.executable, str(tmp_path / "program.py")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, cwd=tmp_path)
 
 
 def test_a_failed_program_shows_its_lines_and_the_message_and_little_else(tmp_path):
@@ -354,6 +354,25 @@ def test_a_failed_program_shows_its_lines_and_the_message_and_little_else(tmp_pa
     assert "ZeroDivisionError: integer division or modulo by zero\n  in operator 'Map' on record: 0" in done.stderr
     assert len(done.stderr.splitlines()) < 15
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_program_whose_job_is_restarted_says_so_and_why(tmp_path):
+    done = run(
+        tmp_path,
+        """
+        from engine.common import RestartStrategies
+        from engine.datastream import StreamExecutionEnvironment
+        env = StreamExecutionEnvironment.get_execution_environment()
+        env.set_restart_strategy(RestartStrategies.fixed_delay_restart(3, 10))
+        env.from_collection([2, 0]).map(lambda n: 10 // n).add_sink(lambda n: None)
+        env.execute("tens")
+        """,
+    )
+    assert done.returncode == 1
+    notices = re.findall(r"Job 'tens' has failed and is restarted in 10 ms, attempt (\d): (.*)", done.stderr)
+    cause = "ZeroDivisionError: integer division or modulo by zero"
+    assert notices == [("1", cause), ("2", f"{cause} (2 times)")]
+    assert done.stderr.count("in operator 'Map' on record: 0") == 2, "of the first failure and of the job's end"
 
 
 def test_many_jobs_in_one_process_leave_nothing_behind(env):

@@ -46,6 +46,7 @@ from engine.runtime.jobmanager.io_thread import WorkerFactory, WorkerThread
 from engine.runtime.jobmanager.job_preparation import PreparedJob
 from engine.runtime.jobmanager.recovery import result_of
 from engine.runtime.jobmanager.restart import restart_strategy
+from engine.runtime.jobmanager.restart_notices import RestartNotices
 from engine.runtime.jobmanager.takeover import ReportedSlot, TakeOver
 from engine.runtime.jobmanager.taking_over import TakingOver
 
@@ -124,6 +125,7 @@ class JobMaster:
         )
         recovers = self.checkpoints.takes_checkpoints
         self._restarts = restart_strategy(effective, takes_checkpoints=recovers)
+        self._restart_notices = RestartNotices(job_graph.name)
         first_attempt = prepared.first_attempt
         self._scheduler = sched.Scheduler(
             job_graph, clock.now_ms(), self._restarts, recovers=recovers, first_attempt=first_attempt
@@ -437,6 +439,7 @@ class JobMaster:
         why = cause.message.partition("\n")[0] if cause is not None else "unknown"
         strategy = self._restarts.describe()
         logger.info("job=%s attempt=%d follows in %d ms: %s %s", self.job_id, attempt_number, delay_ms, why, strategy)
+        self._restart_notices.tell(attempt_number, delay_ms, cause)
         due = sched.RestartDue(attempt_number)
         self._restart_timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self.post, due)
 
