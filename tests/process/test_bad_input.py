@@ -369,7 +369,7 @@ def test_a_program_whose_job_is_restarted_says_so_and_why(tmp_path):
         """,
     )
     assert done.returncode == 1
-    notices = re.findall(r"Job 'tens' has failed and is restarted in 10 ms, attempt (\d): (.*)", done.stderr)
+    notices = re.findall(r"Job 'tens' has failed and is restarted in \d+ ms, attempt (\d): (.*)", done.stderr)
     cause = "ZeroDivisionError: integer division or modulo by zero"
     assert notices == [("1", cause), ("2", f"{cause} (2 times)")]
     assert done.stderr.count("in operator 'Map' on record: 0") == 2, "of the first failure and of the job's end"
