@@ -29,7 +29,7 @@ from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec,
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
 from engine.operators.column_regular_join import ColumnRegularJoinSpec, column_regular_join
-from engine.operators.column_session import column_session
+from engine.operators.column_session import ColumnSessionSpec, column_session
 from engine.operators.column_top_n import column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
@@ -157,7 +157,7 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
             known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
             return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
         case WindowSpec():
-            return column_window(spec, shape) or column_session(spec)
+            return column_window(spec, shape) or column_session(spec, shape)
         case TopNSpec():
             return column_top_n(spec)
         case DeduplicateSpec():
@@ -201,7 +201,11 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
         case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec() | ColumnRegularJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
-        case ColumnAggregateSpec(kind="min_by" | "max_by") | ColumnWindowSpec(choice=RecordChoice()):
+        case (
+            ColumnAggregateSpec(kind="min_by" | "max_by")
+            | ColumnWindowSpec(choice=RecordChoice())
+            | ColumnSessionSpec(choice=RecordChoice())
+        ):
             return _Columns(shape)  # they are whole records
         case TimestampsSpec() | ColumnReduceSpec() | ColumnDeduplicateSpec() if spec.emits_columns:
             return _Columns(shape)

@@ -13,33 +13,41 @@ __all__ = ["assign_sessions", "link_pairs", "link_sessions", "list_pairs", "unli
 def assign_sessions(
     slots: Any,
     times_ms: Any,
-    law: tuple[int, int],
+    law: tuple[int, int, int],
     heads: Any,
     sessions: Any,
     fresh: Any,
-    session_of_row: Any,
-    merged: Any,
-) -> tuple[int, int]:
-    """Take up each row, in order, in the session of its key; return (new sessions, sessions that joined others).
+    of_row: Any,
+    merges: Any,
+) -> tuple[int, int, int]:
+    """Take up each row, in order, in the session of its key; return (new sessions, merges, levels).
 
-    ``law``: (gap, watermark); ``heads`` int64: first session of each slot's chain plus 1, 0 = none; ``sessions`` int64
-    (sessions, 4): start, end, next of the chain plus 1, what it is part of plus 1. ``fresh``: numbers for new sessions,
-    one a row. Out: ``session_of_row`` int64, -1 = too late; ``merged`` int64: the sessions that are part of others now,
-    whose last column says of which in the end. Sessions of a key never overlap or touch.
+    ``law``: (gap, watermark, number of row 0); ``heads`` int64: first session of each slot's chain plus 1, 0 = none;
+    ``sessions`` int64 (sessions, 5): start, end, next of the chain plus 1, the row that last changed it, its level,
+    which is 0 between two calls. ``fresh``: numbers for new sessions, one a row. Sessions of a key never overlap or
+    touch.
+
+    Out: ``of_row`` int64 (rows, 2): the session at that time, -1 = too late, and its level. ``merges`` int64 (rows, 4):
+    a session that became part of another one, that one, the level of both together, and whether what the former holds
+    goes first: the session that was changed last goes second, as on rows. A level's merges come before its rows, and no
+    session is named by two merges of one level.
     """
-    gap, watermark_ms = law
+    gap, watermark_ms, base = law
     num_fresh = 0
-    num_merged = 0
+    num_merges = 0
+    num_levels = 1
     for row in range(slots.size):
         start = times_ms[row]
         end = start + gap
         low, high = start, end
         mine = -1
         before = -1
+        is_same = False
         at = heads[slots[row]] - 1
         while at >= 0:
             following = sessions[at, 2]
             if sessions[at, 0] <= end and sessions[at, 1] >= start:
+                is_same = sessions[at, 0] == start and sessions[at, 1] == end
                 low = min(low, sessions[at, 0])
                 high = max(high, sessions[at, 1])
                 if mine < 0:
@@ -47,45 +55,48 @@ def assign_sessions(
                     before = at
                 else:
                     sessions[before, 2] = following
-                    sessions[at, 3] = mine + 1
-                    merged[num_merged] = at
-                    num_merged += 1
+                    sessions[mine, 4] = max(sessions[mine, 4], sessions[at, 4]) + 1
+                    num_levels = max(num_levels, sessions[mine, 4] + 1)
+                    merges[num_merges, 0] = at
+                    merges[num_merges, 1] = mine
+                    merges[num_merges, 2] = sessions[mine, 4]
+                    merges[num_merges, 3] = sessions[at, 3] < sessions[mine, 3]
+                    num_merges += 1
             else:
                 before = at
             at = following - 1
         if mine < 0:
             if end - 1 <= watermark_ms:
-                session_of_row[row] = -1
+                of_row[row, 0] = -1
+                of_row[row, 1] = -1
                 continue
             mine = fresh[num_fresh]
             num_fresh += 1
             sessions[mine, 2] = heads[slots[row]]
-            sessions[mine, 3] = 0
+            sessions[mine, 4] = 0
             heads[slots[row]] = mine + 1
         sessions[mine, 0] = low
         sessions[mine, 1] = high
-        session_of_row[row] = mine
-    for i in range(num_merged):
-        root = sessions[merged[i], 3] - 1
-        while sessions[root, 3] != 0:
-            root = sessions[root, 3] - 1
-        sessions[merged[i], 3] = root + 1
-    for row in range(slots.size):
-        mine = session_of_row[row]
-        if mine >= 0 and sessions[mine, 3] != 0:
-            session_of_row[row] = sessions[mine, 3] - 1
-    return num_fresh, num_merged
+        if not is_same:
+            sessions[mine, 3] = base + row
+        of_row[row, 0] = mine
+        of_row[row, 1] = sessions[mine, 4]
+    for i in range(num_merges):
+        sessions[merges[i, 1], 4] = 0
+    return num_fresh, num_merges, num_levels
 
 
 @numba.njit(nogil=True, cache=True)
-def link_sessions(slots: Any, starts: Any, ends: Any, made: Any, heads: Any, sessions: Any) -> int:
-    """Put sessions, whose numbers are ``made``, into the chains of their keys' slots; return their number."""
+def link_sessions(slots: Any, starts: Any, ends: Any, made: Any, base: int, heads: Any, sessions: Any) -> int:
+    """Put sessions, whose numbers are ``made``, into the chains of their keys' slots, as if the rows ``base``,
+    ``base + 1``… had changed them; return their number."""
     for i in range(made.size):
         session = made[i]
         sessions[session, 0] = starts[i]
         sessions[session, 1] = ends[i]
         sessions[session, 2] = heads[slots[i]]
-        sessions[session, 3] = 0
+        sessions[session, 3] = base + i
+        sessions[session, 4] = 0
         heads[slots[i]] = session + 1
     return made.size
 

@@ -330,4 +330,25 @@ def test_the_plan_says_which_sessions_are_vectorised(env):
     assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
     assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
     assert tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
-    assert not tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    named = "EventTimeSessionWindows"
+    for reduced in (sessions.max_by("v"), sessions.sum("v")):
+        assert tiers(reduced)[named].startswith("vectorised")
+    by_index = columns(env).key_by(0).window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    for function in (lambda a, b: b if b[1] > a[1] else a, lambda a, b: b):
+        assert tiers(by_index.reduce(function))[named].startswith("compiled on columns")
+    assert "columns" not in tiers(by_index.reduce(lambda a, b: (*a[:1], 7, *b[2:])))[named]
+
+
+def test_records_that_sessions_choose_are_those_of_rows(env):
+    gap = EventTimeSessionWindows.with_gap(Time.milliseconds(1))
+    times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_millis(40)).with_timestamp_field("ts")
+    source = DataGeneratorSource.of_columns(generated, 100, TYPED)
+    expected = list(zip(*(column.tolist() for column in generated(np.arange(100))), strict=True))
+    found = []
+    for stream in (env.from_source(source, times, "gen"), env.from_collection(expected, TYPED)):
+        sessions = stream.assign_timestamps_and_watermarks(times).key_by(0).window(gap)
+        found.append(sorted(map(tuple, sessions.min_by(1).execute_and_collect())))
+        found.append(sorted(map(tuple, sessions.reduce(lambda a, b: b if b[1] >= a[1] else a).execute_and_collect())))
+    assert found[:2] == found[2:]
+    assert len(found[0]) > 5
