@@ -18,10 +18,11 @@ from typing import Any
 
 from engine.connectors.file_sink import FileSinkSpec
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
+from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
-from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
+from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
@@ -110,7 +111,7 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
-                columns = _Columns(_declared(node.output_type))
+                columns = _Columns(_declared(node.output_type, tuples=_gives_tuples(node.spec)))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))
         elif taken and len(taken) == len(given):
@@ -133,7 +134,13 @@ def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
     return wanted
 
 
-def _declared(type_info: TypeInformation | None) -> Shape | None:
+def _gives_tuples(spec: OperatorSpec) -> bool:
+    """Whether a source of columns gives tuples, whatever the type that is declared."""
+    source = spec.source if isinstance(spec, SourceSpec | StampedSourceSpec) else None
+    return isinstance(source, ParquetSource) if not isinstance(source, OperatorSpec) else _gives_tuples(source)
+
+
+def _declared(type_info: TypeInformation | None, *, tuples: bool = False) -> Shape | None:
     """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with."""
     if not isinstance(type_info, TupleTypeInfo):
         return None
@@ -142,7 +149,8 @@ def _declared(type_info: TypeInformation | None) -> Shape | None:
         tuple(
             kinds.get(field.basic_type, Kind.OPAQUE) if isinstance(field, BasicTypeInfo) else Kind.OPAQUE
             for field in type_info.get_field_types()
-        )
+        ),
+        names=tuple(type_info.get_field_names()) if isinstance(type_info, RowTypeInfo) and not tuples else None,
     )
 
 

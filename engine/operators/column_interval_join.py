@@ -16,10 +16,10 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, RowBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index
-from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator
+from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
+from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.interval_join import (
     LATE_RECORDS_DROPPED,
@@ -138,7 +138,7 @@ class IntervalState:
 
         known = self.sides[side]
         if known is not None:
-            return bool(known.store.schema.types == schema.types and known.store.schema.names == schema.names)
+            return are_alike(known.store.schema, schema)
         fields = [column_index(schema, field) for field in self._fields[side]]
         kinds = key_kinds(schema, fields)
         if kinds is None or not all(map(can_be_kept, schema.types)):
@@ -147,7 +147,7 @@ class IntervalState:
             self.table = SlotTable(kinds)
         elif self.table.kinds != kinds:
             return False
-        self.sides[side] = _Side(schema.remove_metadata(), fields)
+        self.sides[side] = _Side(named_schema(schema, is_named(schema)), fields)
         return True
 
     def slots_of(self, side: int, columns: pa.RecordBatch) -> Array:
@@ -315,7 +315,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         if tag is None:
             self._late_dropped.inc(int(late.size))
         else:
-            self.out.emit_side(tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+            self.out.emit_side(tag, records_at(columns, late, times_ms))
         rest = (~is_late).nonzero()[0]
         return columns.take(pa.array(rest)), times_ms[rest]
 

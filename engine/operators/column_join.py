@@ -11,7 +11,7 @@ from engine.core.config import Configuration
 from engine.core.options import CheckpointingOptions
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext
-from engine.operators.column_fields import plain_columns
+from engine.operators.column_fields import is_named, named_schema, plain_columns
 from engine.operators.join_state import JOIN_PART
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.state.parts import KeyedPart
@@ -19,10 +19,18 @@ from engine.state.parts import KeyedPart
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "JoinState"]
+__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "JoinState", "records_at"]
 
 #: Times and bounds beyond are left to rows: sums of two, and the ends of windows, stay within 64 bits.
 TIME_LIMIT_MS: Final = 1 << 62
+
+
+def records_at(columns: pa.RecordBatch, rows: Any, times_ms: Any) -> ColumnBatch:
+    """Return these rows of what has come, whose schema says whether they are Rows."""
+    import pyarrow as pa
+
+    taken = columns.take(pa.array(rows)).replace_schema_metadata(None)
+    return ColumnBatch(taken, times_ms[rows], named=is_named(columns.schema))
 
 
 class JoinState(KeyedPart, Protocol):
@@ -34,7 +42,7 @@ class JoinState(KeyedPart, Protocol):
         ...
 
     def define(self, side: int, schema: pa.Schema) -> bool:
-        """Return whether records of this schema can be kept beside those that are."""
+        """Return whether records of this schema, which says whether they are Rows, can be kept beside others."""
         ...
 
 
@@ -66,6 +74,7 @@ class ColumnJoinOperator(Operator):
         if not (self._is_on_rows or self._state.others) and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
+            columns = columns.replace_schema_metadata(named_schema(columns.schema, batch.named).metadata)
             if self._state.define(input_index, columns.schema):
                 self._process_columns(input_index, columns, batch.timestamps_ms)
                 return

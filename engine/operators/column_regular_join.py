@@ -91,7 +91,7 @@ def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape
             (Kind.OPAQUE,) * size if own is None else own.kinds
             for own, size in zip(shapes, rows.output.sizes, strict=True)
         ]
-        shape = Shape(kinds[0] + kinds[1])
+        shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
     elif maker_of(rows.output_type) is None:
         shape = pair_shape(rows.output, *shapes)
     return ColumnRegularJoinSpec(rows, shape)
@@ -212,9 +212,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         self._found = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.int64)
 
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
-        if not isinstance(batch, ColumnBatch) or batch.scalar:
-            return False
-        return not batch.named or isinstance(self._spec.rows.output, Beside)  # to which tuples are what Rows are
+        return isinstance(batch, ColumnBatch) and not batch.scalar
 
     # --- records
 

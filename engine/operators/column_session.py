@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index, named_schema, plain_columns
 from engine.operators.column_window import folds_of, users_choice
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -124,13 +124,11 @@ class _ColumnSessionOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators.session_state import SESSIONS_PART, SessionState
-        from engine.operators.window_state import NAMED
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
-        self._records_are_rows = NAMED
         self._max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._state: SessionState = SessionState(
@@ -177,8 +175,8 @@ class _ColumnSessionOperator(Operator):
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
             return False
-        if batch.named and self._spec.is_users:
-            return False  # what a function makes of Rows is not said by columns
+        if batch.named and self._spec.is_users and self._spec.choice is None:
+            return False  # what a function makes of Rows is not said by columns, but for one that picks one of both
         times_ms = batch.timestamps_ms
         return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
 
@@ -199,7 +197,7 @@ class _ColumnSessionOperator(Operator):
 
     def _defines(self, schema: pa.Schema, named: bool) -> bool:
         if named and self._spec.keeps_record:
-            schema = schema.with_metadata(self._records_are_rows)
+            schema = named_schema(schema, True)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users and not self._state.is_defined:

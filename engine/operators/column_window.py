@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index, named_schema, plain_columns
 from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -232,8 +232,8 @@ class _ColumnWindowOperator(Operator):
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
-        if batch.named and self._spec.is_users:
-            return None  # what a function makes of Rows is not said by columns
+        if batch.named and self._spec.is_users and self._spec.choice is None:
+            return None  # what a function makes of Rows is not said by columns, but for one that picks one of both
         return columns if self._spec.seeds is None else self._folded(columns)
 
     def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -255,9 +255,7 @@ class _ColumnWindowOperator(Operator):
         if self._state.layout is not None:
             return bool(self._state.layout.schema.types == schema.types) and self._state.named == named
         if named:
-            from engine.operators.window_state import NAMED
-
-            schema = schema.with_metadata(NAMED)
+            schema = named_schema(schema, True)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users:

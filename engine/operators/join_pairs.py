@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import is_named
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.translate import Shape
 
@@ -21,7 +22,7 @@ __all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape", "recor
 
 
 class Picked(Protocol):
-    """Records of one side, one for each pair."""
+    """Records of one side, one for each pair. ``schema``: says whether they are Rows (``column_fields.is_named``)."""
 
     schema: pa.Schema
 
@@ -73,11 +74,12 @@ class Pairs(Sequence[Any]):
 
 
 def records_of(side: Picked) -> list[Any]:
-    """Return the records as tuples."""
+    """Return the records as Python objects."""
     import pyarrow as pa
 
     arrays = [side.column(index) for index in range(len(side.schema))]
-    return ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=side.schema.names)).to_rows().rows
+    columns = pa.RecordBatch.from_arrays(arrays, names=side.schema.names)
+    return ColumnBatch(columns, named=is_named(side.schema)).to_rows().rows
 
 
 def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape | None:

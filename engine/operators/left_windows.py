@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
-from engine.core.records import python_values
+from engine.core.records import RowKind, python_values, row_of_kind
+from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
 from engine.state.key_groups import canonical_key
 
@@ -71,9 +72,12 @@ def _held_in(chunks: Iterable[bytes], operator_name: str) -> Iterator[tuple[pa.R
                     f"Operator {operator_name!r}: its windows were kept by columns, for built-in aggregates; "
                     "with another function they cannot go on. Give the operator another uid to begin afresh."
                 )
+            schema = pa.ipc.read_schema(pa.py_buffer((reader.schema.metadata or {})[b"schema"]))
+            names = tuple(schema.names) if is_named(schema) else None
             fields = held.decode().split(",")
             for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                yield batch, of_pane, list(zip(*(_values(batch, field) for field in fields), strict=True))
+                made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))
+                yield batch, of_pane, made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
 
 
 def _values(batch: pa.RecordBatch, field: str) -> list[Any]:

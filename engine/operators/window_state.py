@@ -17,7 +17,7 @@ import pyarrow as pa
 from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
-from engine.operators.column_fields import column_index
+from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
@@ -31,10 +31,8 @@ from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["FIELDS", "NAMED", "WindowState", "other_fields"]
+__all__ = ["FIELDS", "WindowState", "other_fields"]
 
-#: In the metadata of a schema: records are Rows, not tuples.
-NAMED: Final = {b"records": b"rows"}
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
@@ -49,7 +47,7 @@ class _Layout:
 
     @property
     def named(self) -> bool:
-        return NAMED.items() <= (self.schema.metadata or {}).items()
+        return is_named(self.schema)
 
 
 @final
@@ -157,7 +155,7 @@ class WindowState:
 
     def is_named(self, schema: pa.Schema) -> bool:
         """Whether windows of such records would hold Rows."""
-        return self._keeps_record and NAMED.items() <= (schema.metadata or {}).items()
+        return self._keeps_record and is_named(schema)
 
     # --- records -----------------------------------------------------------------------------------------------------
 
