@@ -208,6 +208,11 @@ class IntervalState:
         for chunk in self.others.values():
             yield from records_in(chunk)
 
+    @property
+    def nbytes(self) -> int:
+        table = 0 if self.table is None else self.table.nbytes
+        return table + sum(side.store.nbytes for side in self.sides if side is not None)
+
     # --- KeyedPart
 
     def num_entries(self) -> int:

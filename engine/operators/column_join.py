@@ -14,6 +14,7 @@ from engine.operators.base import Operator, OperatorContext
 from engine.operators.column_fields import is_named, named_schema, plain_columns
 from engine.operators.join_state import JOIN_PART
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.operators.memory_watch import MemoryWatch
 from engine.state.parts import KeyedPart
 
 if TYPE_CHECKING:
@@ -56,13 +57,15 @@ class ColumnJoinOperator(Operator):
         #: the row operator has taken over
         self._is_on_rows = False
 
-    def _register(self, ctx: OperatorContext, state: JoinState) -> None:
-        """The end of ``open``, when the row operator is open."""
+    def _register(self, ctx: OperatorContext, state: JoinState, *, has_disk: bool = False) -> None:
+        """The end of ``open``, when the row operator is open. ``has_disk``: with the backend ``rocksdb`` rows take over
+        when state outgrows its share of memory, else from the beginning; the state tells ``nbytes`` then."""
         self._state = state
+        self._watch = MemoryWatch(ctx) if has_disk else None
         ctx.state.add_keyed(JOIN_PART, state)
         parts = ctx.state.keyed
         self._is_on_rows = any(name in parts and parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
-        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
+        if not has_disk and Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
             self._is_on_rows = True
 
     def close(self) -> None:
@@ -71,7 +74,8 @@ class ColumnJoinOperator(Operator):
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if not (self._is_on_rows or self._state.others) and self._takes(batch):
+        must_leave = self._watch is not None and self._watch.must_leave(self._state.nbytes)
+        if not (self._is_on_rows or self._state.others or must_leave) and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
             columns = columns.replace_schema_metadata(named_schema(columns.schema, batch.named).metadata)

@@ -5,8 +5,9 @@ As all records of a key are partners of each other, no number of them is kept: a
 long as the other side has none of its key.
 
 ``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, and so
-retractions, keys of different types on both sides, lists as values. State is in memory: with the backend ``rocksdb``
-rows do everything. Increments have the records that came since.
+retractions, keys of different types on both sides, lists as values; with the backend ``rocksdb`` also when state is
+more than its share of managed memory. A condition of an inner join that compiles says which pairs are none. Increments
+have the records that came since.
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ from engine.operators.column_interval_join import IntervalState, Stored
 from engine.operators.column_join import ColumnJoinOperator
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
-from engine.operators.join_pairs import FromBatch, Pairs, Picked, pair_function, pair_shape, records_of
-from engine.operators.join_state import SideRecords, chunks_of
+from engine.operators.join_pairs import (
+    FromBatch,
+    Pairs,
+    Picked,
+    is_compiled_condition,
+    pair_function,
+    pair_shape,
+    records_of,
+)
+from engine.operators.join_state import RowStore, SideRecords, chunks_of
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey
 from engine.operators.regular_join import Beside, RegularJoinOperator, RegularJoinSpec
@@ -76,12 +85,13 @@ class ColumnRegularJoinSpec(OperatorSpec):
             how = "columns beside columns"
         else:
             how = "function called for each pair" if self.shape is None else "function compiled"
-        return f"vectorised, {self.rows.how}, records by key, {how}"
+        condition = "" if self.rows.condition is None else ", condition compiled"
+        return f"vectorised, {self.rows.how}, records by key{condition}, {how}"
 
 
 def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
     """Return the columnar form of a regular join; None if there is none. ``shapes``: of both sides' records."""
-    if rows.why_rows:
+    if rows.why_rows or not (rows.condition is None or is_compiled_condition(rows.condition, *shapes)):
         return None
     shape = None
     if any(rows.is_outer):
@@ -117,6 +127,10 @@ class RegularState:
 
     def define(self, side: int, schema: pa.Schema) -> bool:
         return self.kept.define(side, schema)
+
+    @property
+    def nbytes(self) -> int:
+        return self.kept.nbytes
 
     def clear(self) -> None:
         self.kept.clear()
@@ -191,6 +205,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         is_compiled = spec.shape is not None and not isinstance(rows.output, Beside)
         self._compiled = pair_function(rows.output) if is_compiled else None
         self._make = maker_of(rows.output_type)
+        self._condition = None if rows.condition is None else pair_function(rows.condition, is_condition=True)
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         import numpy as np
@@ -206,7 +221,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
         )
-        self._register(ctx, state)
+        self._register(ctx, state, has_disk=True)
         size = BATCH_ROWS_MAX
         #: kinds, rows, partners that the kernel writes
         self._found = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.int64)
@@ -257,8 +272,28 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
                 self._emit_changes(side, (kinds, partners), own, stored, stamps)
             else:
                 assert store is not None
-                pair: tuple[Picked, Picked] = FromBatch(columns, own_rows), Stored(store, partners)
-                self._emit(Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, num))
+                self._emit_pairs(side, (columns, own_rows), (store, partners), stamps)
+
+    def _emit_pairs(
+        self, side: int, own: tuple[pa.RecordBatch, Array], other: tuple[RowStore, Array], stamps: Array | None
+    ) -> None:
+        """Hand on the pairs of rows of a batch and of those that are kept, as far as the condition holds."""
+        import numpy as np
+
+        pair: tuple[Picked, Picked] = FromBatch(*own), Stored(*other)
+        pairs = Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, own[1].size)
+        if self._condition is not None:
+            holds = pairs.holds(self._condition)
+            if holds is None:
+                holds = np.array(self._rows.matches(pairs.rows()), np.bool_)
+            kept = np.flatnonzero(holds)
+            if not kept.size:
+                return
+            if kept.size < own[1].size:
+                pair = FromBatch(own[0], own[1][kept]), Stored(other[0], other[1][kept])
+                stamps = None if stamps is None else stamps[kept]
+                pairs = Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, kept.size)
+        self._emit(pairs)
 
     def _emit(self, pairs: Pairs) -> None:
         import pyarrow as pa

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape", "records_of"]
+__all__ = ["FromBatch", "Pairs", "Picked", "is_compiled_condition", "pair_function", "pair_shape", "records_of"]
 
 
 class Picked(Protocol):
@@ -68,6 +68,11 @@ class Pairs(Sequence[Any]):
         left, right = self._sides
         return function.apply((left.schema, right.schema), self, self._num_pairs, self.times_ms)
 
+    def holds(self, condition: PairFunction) -> Any:
+        """Return for which pairs a condition holds, bool; None = ask the interpreter."""
+        left, right = self._sides
+        return condition.holds((left.schema, right.schema), self, self._num_pairs)
+
     def rows(self) -> Iterator[tuple[Any, Any]]:
         """Return the pairs as Python objects."""
         return zip(*(records_of(side) for side in self._sides), strict=True)
@@ -94,7 +99,20 @@ def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape 
         return None
 
 
-def pair_function(function: Any) -> PairFunction:
+def pair_function(function: Any, *, is_condition: bool = False) -> PairFunction:
     from engine.operators.compile.pairs import PairFunction
 
-    return PairFunction(function)
+    return PairFunction(function, is_condition=is_condition)
+
+
+def is_compiled_condition(function: Any, left: Shape | None, right: Shape | None) -> bool:
+    """Whether a condition of pairs of such records can be compiled."""
+    if left is None or right is None:
+        return False
+    from engine.operators.compile.pairs import translate_pair
+
+    try:
+        translate_pair(function, left, right, as_condition=True)
+    except NotCompilable:
+        return False
+    return True

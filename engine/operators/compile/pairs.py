@@ -11,7 +11,7 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, final
 
 import numpy as np
@@ -31,8 +31,9 @@ __all__ = ["PairFunction", "result_shape", "translate_pair"]
 _PAIR: Final = "(pair)"
 
 
-def translate_pair(function: Any, left: Shape, right: Shape) -> Translation:
-    """Return a plain function of two tuples or Rows as expressions over the fields of both. Raises: NotCompilable."""
+def translate_pair(function: Any, left: Shape, right: Shape, *, as_condition: bool = False) -> Translation:
+    """Return a plain function of two tuples or Rows as expressions over the fields of both; ``as_condition``: as one,
+    true or false, as ``if`` takes what the function returns. Raises: NotCompilable."""
     if not isinstance(function, types.FunctionType):
         _refuse(f"a {type(function).__name__}, not a plain function")
     if left.is_scalar or right.is_scalar:
@@ -51,9 +52,10 @@ def translate_pair(function: Any, left: Shape, right: Shape) -> Translation:
     translator = _Translator(function, Shape(left.kinds + right.kinds), _PAIR)
     try:
         if isinstance(tree, ast.Lambda):
-            result = translator.record(joined.visit(copy.deepcopy(tree.body)), {})
+            body = joined.visit(copy.deepcopy(tree.body))
+            result = translator.condition(body, {}) if as_condition else translator.record(body, {})
         else:
-            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, False)
+            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
     return Translation(result, tuple(translator.outside.values()))
@@ -156,10 +158,12 @@ class _Joiner(ast.NodeTransformer):
 
 @final
 class PairFunction:
-    """A join's function on columns; one object per operator. ``reason``: why pairs were left to the interpreter."""
+    """A join's function, or its condition, on columns; one object per operator. ``reason``: why pairs were left to the
+    interpreter."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, *, is_condition: bool = False) -> None:
         self._function = function
+        self._is_condition = is_condition
         self._schemas: tuple[pa.Schema, pa.Schema] | None = None
         self._translation: Translation | None = None
         self._doubts_in_row = 0
@@ -172,22 +176,39 @@ class PairFunction:
 
         ``columns``: the fields of the left records, then of the right ones; only those that are needed are asked for.
         """
-        translation = self._translation_for(schemas)
-        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
+        result = self._result(schemas)
+        if result is None:
             return None
-        frame = Frame(columns, num_pairs)  # type: ignore[arg-type]
-        result = translation.result
         items = result.items if isinstance(result, Fields) else (result,)
+        arrays = self._evaluated(lambda frame: [_array(item, frame) for item in items], columns, num_pairs)
+        if arrays is None:
+            return None
+        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
+        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+
+    def holds(self, schemas: tuple[pa.Schema, pa.Schema], columns: Sequence[pa.Array], num_pairs: int) -> Any:
+        """Return for which pairs the condition holds, bool, or None; as ``apply``."""
+        result = self._result(schemas)
+        if result is None:
+            return None
+        return self._evaluated(
+            lambda frame: np.broadcast_to(result.evaluate(frame, None).values, num_pairs), columns, num_pairs
+        )
+
+    def _result(self, schemas: tuple[pa.Schema, pa.Schema]) -> Any:
+        translation = self._translation_for(schemas)
+        return None if translation is None or self._doubts_in_row >= DOUBTS_MAX else translation.result
+
+    def _evaluated(self, evaluate: Callable[[Frame], Any], columns: Sequence[pa.Array], num_pairs: int) -> Any:
         try:
             with np.errstate(all="ignore"):
-                arrays = [_array(item, frame) for item in items]  # type: ignore[arg-type]
+                made = evaluate(Frame(columns, num_pairs))  # type: ignore[arg-type]
         except (Doubt, pa.ArrowException):
             self._doubts_in_row += 1
             self.reason = "a value on which columns and interpreter may differ, or an error"
             return None
         self._doubts_in_row = 0
-        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
-        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+        return made
 
     def _translation_for(self, schemas: tuple[pa.Schema, pa.Schema]) -> Translation | None:
         known = self._schemas
@@ -208,6 +229,6 @@ class PairFunction:
             for schema in schemas
         )
         try:
-            self._translation = translate_pair(self._function, left, right)
+            self._translation = translate_pair(self._function, left, right, as_condition=self._is_condition)
         except NotCompilable as error:
             self.reason = str(error)
