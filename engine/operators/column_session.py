@@ -158,6 +158,10 @@ class _ColumnSessionOperator(Operator):
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        for at in range(0, max(1, len(batch)), BATCH_ROWS_MAX):
+            self._process(input_index, batch if len(batch) <= BATCH_ROWS_MAX else batch.slice(at, at + BATCH_ROWS_MAX))
+
+    def _process(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
         on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
         if not on_rows and self._takes(batch):

@@ -36,7 +36,7 @@ __all__ = ["SESSIONS_PART", "Assigned", "OpenSession", "SessionState"]
 _PANE: Final = 0
 #: Fewer keys than this are never worth a compaction.
 _COMPACT_MIN: Final = 1 << 16
-_START, _END, _NEXT, _CHANGED, _LEVEL = range(5)
+_START, _END, _NEXT, _CHANGED = range(4)
 #: Columns of merges.
 _SOURCE, _TARGET, _AT_LEVEL, _GOES_FIRST = range(4)
 
@@ -57,22 +57,19 @@ class OpenSession:
 class Assigned:
     """Which session each row of a batch is in, and which become one meanwhile: as ``assign_sessions`` tells it."""
 
-    of_row: Array
+    #: by row, -1 = too late
+    sessions: Array
+    levels: Array
     merges: Array
     num_levels: int
     #: what has been done: two steps a level, its merges and then its rows
     step: int = field(default=0)
 
-    @property
-    def sessions(self) -> Array:
-        """The session of each row when it came, -1 = too late."""
-        return np.ascontiguousarray(self.of_row[:, 0])
-
     def merges_of(self, level: int) -> Array:
         return self.merges[self.merges[:, _AT_LEVEL] == level]
 
     def rows_of(self, level: int) -> Array:
-        return np.flatnonzero(self.of_row[:, 1] == level).astype(np.int32)
+        return np.flatnonzero(self.levels == level).astype(np.int32)
 
     def steps_left(self) -> Iterator[tuple[Array, Array]]:
         """Yield (rows to be taken up, merges to be done before), level by level, from ``step`` on."""
@@ -122,7 +119,7 @@ class SessionState:
         self._keys: _SessionKeys | None = None
         self._distinct: list[SessionDistinct] = []
         self._heads = PagedArray(np.int64)
-        self._sessions = PagedArray(np.int64, 5)
+        self._sessions = PagedArray(np.int64, 4)
         #: rows taken up so far: the number of the next one, by which sessions know when they were changed
         self._num_rows = 0
         #: numbers of sessions that are over, to be given again
@@ -171,14 +168,15 @@ class SessionState:
         return self._windows.begin_batch(columns)
 
     def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> Assigned:
-        """Find or make the session of each row; ``take_up`` has to follow."""
+        """Find or make the session of each row, BATCH_ROWS_MAX at most; ``take_up`` has to follow."""
         assert self._keys is not None
         assert self._windows.layout is not None
         slots = self._keys.table.slots_of([columns.column(key) for key in self._windows.layout.keys])
         self._heads.reserve(self.num_keys)
         fresh = self._fresh(slots.size)
         # Each row merges one other session at most: two that lie a gap apart have room for no third between.
-        of_row, merges = np.empty((slots.size, 2), np.int64), np.empty((slots.size, 4), np.int64)
+        of_row = np.empty(slots.size, np.int64), np.empty(slots.size, np.int16)
+        merges = np.empty((slots.size, 4), np.int64)
         num_fresh, num_merges, num_levels = kernels.assign_sessions(
             slots,
             times_ms,
@@ -194,11 +192,12 @@ class SessionState:
         made = fresh[:num_fresh]
         for distinct in self._distinct:
             distinct.begin(made, self._keys.num_slots)
-        taken = of_row[:, 0] >= 0
-        self._keys.key_slots.array[of_row[taken, 0]] = slots[taken]
+        sessions, levels = of_row
+        taken = sessions >= 0
+        self._keys.key_slots.array[sessions[taken]] = slots[taken]
         if num_fresh:
             self.first_end_ms = min(self.first_end_ms, int(self._sessions.array[made, _END].min()))
-        return Assigned(of_row, merges[:num_merges], num_levels)
+        return Assigned(sessions, levels, merges[:num_merges], num_levels)
 
     def _fresh(self, count: int) -> Array:
         """Take so many numbers for new sessions."""

@@ -57,7 +57,7 @@ AGGREGATES += [first(1), first(2), first(3), last(1), last(2), last(3), min_(2)]
     st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(-30, 30)), max_size=8), max_size=4), st.integers(-20, 20)
 )
 def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermark_ms):
-    heads, sessions = np.zeros(3, np.int64), np.zeros((40, 5), np.int64)
+    heads, sessions = np.zeros(3, np.int64), np.zeros((40, 4), np.int64)
     key_of = np.zeros(40, np.int32)
     open_sessions: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
     contents: dict[int, list[tuple[int, int, int]]] = {}
@@ -66,9 +66,12 @@ def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermar
     for rows in batches:
         slots, times = np.array([slot for slot, _ in rows], np.int32), np.array([time for _, time in rows], np.int64)
         fresh = np.arange(used, used + len(rows))
-        of_row, merges = np.empty((len(rows), 2), np.int64), np.empty((len(rows), 4), np.int64)
+        of_row, levels = np.empty(len(rows), np.int64), np.empty(len(rows), np.int16)
+        merges = np.empty((len(rows), 4), np.int64)
         law = GAP_MS, watermark_ms, used
-        _, num_merges, num_levels = kernels.assign_sessions(slots, times, law, heads, sessions, fresh, of_row, merges)
+        _, num_merges, num_levels = kernels.assign_sessions(
+            slots, times, law, heads, sessions, fresh, (of_row, levels), merges
+        )
         used += len(rows)
         late = []
         for row, (slot, time) in enumerate(rows):
@@ -82,20 +85,20 @@ def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermar
             expected[slot, *window] = [*held, (used, row, time)]
             if near != [(time, time + GAP_MS)]:
                 open_sessions[slot] = [own for own in open_sessions[slot] if own not in near] + [window]
-        assert (of_row[:, 0] < 0).tolist() == late
+        assert (of_row < 0).tolist() == late
         for level in range(num_levels):
             of_level = merges[:num_merges][merges[:num_merges, 2] == level]
             assert len(set(of_level[:, :2].ravel().tolist())) == 2 * len(of_level)
             for source, target, _, goes_first in of_level.tolist():
                 both = contents.pop(target), contents.pop(source)
                 contents[target] = both[1] + both[0] if goes_first else both[0] + both[1]
-            for row in np.flatnonzero(of_row[:, 1] == level).tolist():
-                contents.setdefault(int(of_row[row, 0]), []).append((used, row, rows[row][1]))
-                key_of[of_row[row, 0]] = rows[row][0]
+            for row in np.flatnonzero(levels == level).tolist():
+                contents.setdefault(int(of_row[row]), []).append((used, row, rows[row][1]))
+                key_of[of_row[row]] = rows[row][0]
         for slot in range(3):
             assert sorted(chain(slot, heads, sessions)) == sorted(open_sessions[slot])
         assert {(key_of[at], *sessions[at, :2].tolist()): held for at, held in contents.items()} == expected
-        assert not sessions[:, 4].any()
+        assert not (sessions[:, 3] % (1 << kernels.LEVEL_BITS)).any()
     live = [at for slot in range(3) for at in numbers(slot, heads, sessions)]
     kernels.unlink_sessions(np.array(live[::2], np.int64), key_of, heads, sessions)
     assert sorted(at for slot in range(3) for at in numbers(slot, heads, sessions)) == sorted(live[1::2])
@@ -190,7 +193,7 @@ def test_records_of_sessions_are_those_of_rows(name, nulls):
     spec = column_session(rows, shape_of_schema(SCHEMA))
     assert spec is not None
 
-    @settings(max_examples=40, deadline=None, phases=PHASES)
+    @settings(max_examples=20, deadline=None, phases=PHASES)
     @given(st.lists(STEP if nulls else PLAIN_STEP, max_size=6))
     @example([[((1, 1, 1.0, "a"), 12), ((1, 1, 2.0, "b"), 0)], [((1, 1, 3.0, "c"), 6)]])
     @example([[((1, 1, 1.0, "a"), 12), ((1, 1, 2.0, "b"), 0), ((1, 1, 3.0, "c"), 12)], [((1, 1, 4.0, "d"), 6)]])
@@ -236,6 +239,13 @@ def test_a_function_of_named_rows_is_called():
         assert harness.output.rows == [Row(k=1, v=4)]
 
 
+def test_a_batch_of_more_rows_than_there_are_levels_is_cut(monkeypatch):
+    monkeypatch.setattr("engine.operators.column_session.BATCH_ROWS_MAX", 2)
+    rows = reduced(lambda a, b: b if b[1] >= a[1] else a)
+    steps = [[((1, 1, float(at), "a"), time) for at, time in enumerate((12, 0, 24, 18, 6, 13))], 8]
+    assert play(column_session(rows, shape_of_schema(SCHEMA)), steps) == play(rows, steps)
+
+
 def test_chosen_records_stay_columns_on_their_way():
     spec = column_session(reduced(FieldAggregate("max_by", 1)))
     with OperatorHarness(spec) as harness:
@@ -272,7 +282,7 @@ def test_sessions_after_any_script_are_those_of_rows(key, config):
     rows = built_in(SESSIONS, [sum_(1), count(), max_(1), avg(1), count_distinct(1), first(1), last(1)], key)
     spec = column_session(rows)
 
-    @settings(max_examples=40, deadline=None, phases=PHASES)
+    @settings(max_examples=25, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
     def check(script):
         assert disturbed(Case((spec,), script, (key,)), config) == undisturbed(Case((rows,), script, (key,)))
@@ -287,7 +297,7 @@ def test_records_of_sessions_after_any_script_are_those_of_rows(name, config):
     spec = column_session(rows, shape_of_schema(pa.schema([("k", pa.int64()), ("v", pa.int64())])))
     assert spec is not None
 
-    @settings(max_examples=40, deadline=None, phases=PHASES)
+    @settings(max_examples=25, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
     def check(script):
         assert disturbed(Case((spec,), script, (FieldKey(0),)), config) == undisturbed(
