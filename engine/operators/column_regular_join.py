@@ -280,8 +280,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         """Hand on the pairs of rows of a batch and of those that are kept, as far as the condition holds."""
         import numpy as np
 
-        pair: tuple[Picked, Picked] = FromBatch(*own), Stored(*other)
-        pairs = Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, own[1].size)
+        pairs = _pairs_of(side, FromBatch(*own), Stored(*other), stamps, own[1].size)
         if self._condition is not None:
             holds = pairs.holds(self._condition)
             if holds is None:
@@ -290,9 +289,9 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             if not kept.size:
                 return
             if kept.size < own[1].size:
-                pair = FromBatch(own[0], own[1][kept]), Stored(other[0], other[1][kept])
                 stamps = None if stamps is None else stamps[kept]
-                pairs = Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, kept.size)
+                picked = FromBatch(own[0], own[1][kept]), Stored(other[0], other[1][kept])
+                pairs = _pairs_of(side, *picked, stamps, kept.size)
         self._emit(pairs)
 
     def _emit(self, pairs: Pairs) -> None:
@@ -358,6 +357,10 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         if self._state.num_entries():
             self._rows.adopt(self._state.kept.records())
             self._state.clear()
+
+
+def _pairs_of(side: int, own: Picked, other: Picked, stamps: Array | None, num: int) -> Pairs:
+    return Pairs(own, other, stamps, num) if side == _LEFT else Pairs(other, own, stamps, num)
 
 
 _KINDS: Final = {kind.value: kind for kind in RowKind}
