@@ -28,12 +28,13 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
-from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
-from engine.operators.column_regular_join import ColumnRegularJoinSpec, column_regular_join
+from engine.operators.column_interval_join import column_interval_join
+from engine.operators.column_join import ColumnJoinSpec
+from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import ColumnSessionSpec, column_session
 from engine.operators.column_top_n import column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
-from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
+from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.folds import translate_choice, translate_reduce
@@ -207,7 +208,7 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _of_function(spec, shape)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
-        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec() | ColumnRegularJoinSpec():
+        case ColumnJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
         case (
             ColumnAggregateSpec(kind="min_by" | "max_by")

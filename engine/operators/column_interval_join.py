@@ -19,7 +19,7 @@ from engine.core.errors import EngineError
 from engine.core.records import BATCH_ROWS_MAX, RowBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, records_at
+from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.interval_join import (
     LATE_RECORDS_DROPPED,
@@ -60,17 +60,10 @@ _COMPACT_MIN: Final = 1 << 16
 
 @final
 @dataclass(frozen=True)
-class ColumnIntervalJoinSpec(OperatorSpec):
+class ColumnIntervalJoinSpec(ColumnJoinSpec):
     """``shape``: of the results when the function is compiled; None = it is called for each pair."""
 
     rows: IntervalJoinSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnIntervalJoinOperator(self)

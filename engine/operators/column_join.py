@@ -5,13 +5,15 @@ they no longer can. How records are kept and matched: ``column_interval_join``, 
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine.core.config import Configuration
 from engine.core.options import CheckpointingOptions
 from engine.core.records import Batch, ColumnBatch
-from engine.operators.base import Operator, OperatorContext
+from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, named_schema, plain_columns
+from engine.operators.compile.translate import Shape
 from engine.operators.join_state import JOIN_PART
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.memory_watch import MemoryWatch
@@ -20,7 +22,7 @@ from engine.state.parts import KeyedPart
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "JoinState", "records_at"]
+__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "ColumnJoinSpec", "JoinState", "records_at"]
 
 #: Times and bounds beyond are left to rows: sums of two, and the ends of windows, stay within 64 bits.
 TIME_LIMIT_MS: Final = 1 << 62
@@ -45,6 +47,20 @@ class JoinState(KeyedPart, Protocol):
     def define(self, side: int, schema: pa.Schema) -> bool:
         """Return whether records of this schema, which says whether they are Rows, can be kept beside others."""
         ...
+
+
+@dataclass(frozen=True)
+class ColumnJoinSpec(OperatorSpec):
+    """``rows``: the same join on rows; ``shape``: of the results when these are columns, None = they are rows."""
+
+    rows: Any
+    shape: Shape | None = None
+    num_inputs: int = 2
+    preload = ("engine.operators.warm_up.joins",)
+
+    @property
+    def emits_columns(self) -> bool:
+        return self.shape is not None
 
 
 class ColumnJoinOperator(Operator):

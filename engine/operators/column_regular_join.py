@@ -29,7 +29,7 @@ from engine.core.records import (
 )
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_interval_join import IntervalState, Stored
-from engine.operators.column_join import ColumnJoinOperator
+from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import (
@@ -63,17 +63,10 @@ _ROWS_MAX: Final = 1 << 18
 
 @final
 @dataclass(frozen=True)
-class ColumnRegularJoinSpec(OperatorSpec):
+class ColumnRegularJoinSpec(ColumnJoinSpec):
     """``shape``: of the results, when these are columns; None = they are rows."""
 
     rows: RegularJoinSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnRegularJoinOperator(self)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.column_join import ColumnJoinOperator, records_at
+from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
 from engine.operators.join_state import SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
@@ -47,17 +47,10 @@ _MERGED_ROWS_MAX: Final = 1 << 16
 
 @final
 @dataclass(frozen=True)
-class ColumnWindowJoinSpec(OperatorSpec):
+class ColumnWindowJoinSpec(ColumnJoinSpec):
     """``shape``: of the results when the function is compiled; None = it is called for each pair."""
 
     rows: WindowSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnWindowJoinOperator(self)
