@@ -19,7 +19,7 @@ from engine.connectors.source import (
     without_assigned,
 )
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
-from engine.core.type_info import TypeInformation
+from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.base import OperatorContext
 from engine.operators.bound_function import BoundFunction
 
@@ -48,7 +48,8 @@ class GeneratorSplit:
 @dataclass(frozen=True)
 class ColumnGeneratorSource(Source):
     """``function(indexes)``: int64 array 0, 1, 2 … → a RecordBatch, a dict of columns or a sequence of them, one entry
-    an index. ``count``: None = without end. ``type_info``: of the records; gives the columns their names and types."""
+    an index. ``count``: None = without end. ``type_info``: of the records; gives the columns their names and types, and
+    says whether the records are Rows."""
 
     function: Any
     count: int | None = None
@@ -105,6 +106,7 @@ class _Reader(SourceReader):
         self._function = BoundFunction(source.function, "map")
         self._type_info = source.type_info
         self._fields: list[pa.Field] | None = None
+        self._is_named = isinstance(source.type_info, RowTypeInfo)
         #: what is being read first
         self._splits: list[GeneratorSplit] = []
 
@@ -141,7 +143,7 @@ class _Reader(SourceReader):
                 raise ValueError(f"the generator returned {columns.num_rows} records for {end - start} indexes")
         except BaseException as error:
             raise self._function.error(error, f"indexes {start} to {end - 1}") from error
-        return ColumnBatch(columns)
+        return ColumnBatch(columns, named=self._is_named)
 
     def split_of_batch(self) -> str:
         return self._split_id

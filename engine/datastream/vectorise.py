@@ -18,21 +18,23 @@ from typing import Any
 
 from engine.connectors.file_sink import FileSinkSpec
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
+from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
-from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
+from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
-from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
-from engine.operators.column_regular_join import ColumnRegularJoinSpec, column_regular_join
-from engine.operators.column_session import column_session
+from engine.operators.column_interval_join import column_interval_join
+from engine.operators.column_join import ColumnJoinSpec
+from engine.operators.column_regular_join import column_regular_join
+from engine.operators.column_session import ColumnSessionSpec, column_session
 from engine.operators.column_top_n import column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
-from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
+from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.folds import translate_choice, translate_reduce
@@ -110,7 +112,7 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
-                columns = _Columns(_declared(node.output_type))
+                columns = _Columns(_declared(node.output_type, tuples=_gives_tuples(node.spec)))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))
         elif taken and len(taken) == len(given):
@@ -133,7 +135,13 @@ def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
     return wanted
 
 
-def _declared(type_info: TypeInformation | None) -> Shape | None:
+def _gives_tuples(spec: OperatorSpec) -> bool:
+    """Whether a source of columns gives tuples, whatever the type that is declared."""
+    source = spec.source if isinstance(spec, SourceSpec | StampedSourceSpec) else None
+    return isinstance(source, ParquetSource) if not isinstance(source, OperatorSpec) else _gives_tuples(source)
+
+
+def _declared(type_info: TypeInformation | None, *, tuples: bool = False) -> Shape | None:
     """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with."""
     if not isinstance(type_info, TupleTypeInfo):
         return None
@@ -142,7 +150,8 @@ def _declared(type_info: TypeInformation | None) -> Shape | None:
         tuple(
             kinds.get(field.basic_type, Kind.OPAQUE) if isinstance(field, BasicTypeInfo) else Kind.OPAQUE
             for field in type_info.get_field_types()
-        )
+        ),
+        names=tuple(type_info.get_field_names()) if isinstance(type_info, RowTypeInfo) and not tuples else None,
     )
 
 
@@ -157,7 +166,7 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
             known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
             return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
         case WindowSpec():
-            return column_window(spec, shape) or column_session(spec)
+            return column_window(spec, shape) or column_session(spec, shape)
         case TopNSpec():
             return column_top_n(spec)
         case DeduplicateSpec():
@@ -199,9 +208,13 @@ def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
             return _of_function(spec, shape)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
-        case ColumnIntervalJoinSpec() | ColumnWindowJoinSpec() | ColumnRegularJoinSpec():
+        case ColumnJoinSpec():
             return None if spec.shape is None else _Columns(spec.shape)
-        case ColumnAggregateSpec(kind="min_by" | "max_by") | ColumnWindowSpec(choice=RecordChoice()):
+        case (
+            ColumnAggregateSpec(kind="min_by" | "max_by")
+            | ColumnWindowSpec(choice=RecordChoice())
+            | ColumnSessionSpec(choice=RecordChoice())
+        ):
             return _Columns(shape)  # they are whole records
         case TimestampsSpec() | ColumnReduceSpec() | ColumnDeduplicateSpec() if spec.emits_columns:
             return _Columns(shape)

@@ -102,7 +102,7 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
     import numpy as np
     import pyarrow as pa
 
-    from engine.operators.column_fields import column_index
+    from engine.operators.column_fields import column_index, is_named
 
     if slots.table is None:
         return
@@ -131,4 +131,5 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
             name = VALUE_COLUMN if index in values else f"c{index}"
             if name in slots.columns:
                 arrays[index] = slots.columns[name].get(part)
-        yield ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=schema.names)).to_rows()
+        columns = pa.RecordBatch.from_arrays(arrays, names=schema.names)
+        yield ColumnBatch(columns, named=is_named(schema)).to_rows()

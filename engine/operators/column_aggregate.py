@@ -23,9 +23,8 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.after_columns import SLOTS_PART, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import plain_columns
+from engine.operators.column_fields import named_schema, plain_columns
 from engine.operators.column_layout import (
-    NAMED,
     Layout,
     batch_of,
     folded_of,
@@ -210,13 +209,11 @@ class _ColumnAggregateOperator(Operator):
         layout = self._layout
         if layout is not None and layout.named != named:
             return None
-        if named and isinstance(self._spec, ColumnReduceSpec):
-            return None  # what a function makes of Rows is not said by columns
         if layout is not None and layout.schema.equals(columns.schema):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
-        schema = columns.schema.with_metadata(NAMED if named else None)
+        schema = named_schema(columns.schema, named)
         layout = self._layout = layout_of(schema, self._row_spec)
         if layout is None:
             return None

@@ -1,16 +1,31 @@
-"""Small things that columnar operators share: fields of a schema or of a function, batches without dictionaries."""
+"""Small things that columnar operators share: fields of a schema or of a function, batches without dictionaries, and
+whether records are Rows, which state and its checkpoints say in the metadata of schemas.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["column_index", "picked_timestamp_field", "plain_columns"]
+__all__ = ["are_alike", "column_index", "is_named", "named_schema", "picked_timestamp_field", "plain_columns"]
+
+#: In the metadata of a schema: records are Rows, not tuples.
+_NAMED: Final = {b"records": b"rows"}
+
+
+def named_schema(schema: pa.Schema, named: bool) -> pa.Schema:
+    """Return the schema with nothing in its metadata but whether the records are Rows."""
+    return schema.with_metadata(_NAMED if named else None)
+
+
+def is_named(schema: pa.Schema) -> bool:
+    """Whether records of such a schema are Rows."""
+    return _NAMED.items() <= (schema.metadata or {}).items()
 
 
 def column_index(schema: pa.Schema, field: int | str) -> int:
@@ -31,6 +46,11 @@ def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
         column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns.columns
     ]
     return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
+
+
+def are_alike(schema: pa.Schema, other: pa.Schema) -> bool:
+    """Whether records of both are of the same types and names, and Rows or tuples."""
+    return bool(schema.types == other.types and schema.names == other.names) and is_named(schema) == is_named(other)
 
 
 def picked_timestamp_field(assigner: Any) -> int | str | None:

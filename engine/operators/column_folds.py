@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from engine.core.records import ColumnBatch
 from engine.operators.aggregate import FieldAggregate
+from engine.operators.column_fields import is_named
 from engine.operators.compile.column_steps import shape_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Field, Frame, Kind
@@ -146,7 +147,7 @@ def window_folds(fold: Any, shape: Shape, key: int) -> WindowFolds | None:
         folds = WindowFolds(translate_reduce(fold.given, shape), key)
     except NotCompilable:
         return None
-    if not set(shape.kinds) <= _HELD:
+    if not set(shape.kinds) <= _HELD or shape.names is not None:
         return None
     # The first record of a window is what it begins with: it would have to be known which one that is.
     return None if any(map(folds._values.is_computed, folds._values.kinds)) else folds
@@ -165,7 +166,7 @@ def _is_field(fold: FieldFold, index: int) -> bool:
 
 
 def folded_values(function: Any, schema: pa.Schema) -> FoldedValues | None:
-    """Return how a reduce function folds tuples of these types, or None when that is not known for sure."""
+    """Return how a reduce function folds records of these types, or None when that is not known for sure."""
     shape = shape_of_schema(schema)
     try:
         return None if shape is None else FoldedValues(translate_reduce(function, shape))
@@ -174,7 +175,7 @@ def folded_values(function: Any, schema: pa.Schema) -> FoldedValues | None:
 
 
 def choice_of(function: Any, schema: pa.Schema) -> RecordChoice | None:
-    """Return how a reduce function picks one of two tuples of these types, or None when that is not known for sure."""
+    """Return how a reduce function picks one of two such records, or None when that is not known for sure."""
     shape = shape_of_schema(schema)
     try:
         return None if shape is None else translate_choice(function, shape)
@@ -186,7 +187,8 @@ def shape_of_schema(schema: pa.Schema) -> Shape | None:
     """Return the shape of records in columns of these types; OPAQUE what is not kept as the interpreter computes."""
     arrays = [pa.nulls(1, kind) for kind in schema.types]
     try:
-        shape = shape_of(ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=schema.names)))
+        records = pa.RecordBatch.from_arrays(arrays, names=schema.names)
+        shape = shape_of(ColumnBatch(records, named=is_named(schema)))
     except (NotCompilable, pa.ArrowException):
         return None
     # Only what is kept in 64 bits is folded to what the interpreter has: a float32 that is summed is another one.

@@ -16,10 +16,10 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, RowBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index
-from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator
+from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
+from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.interval_join import (
     LATE_RECORDS_DROPPED,
@@ -60,17 +60,10 @@ _COMPACT_MIN: Final = 1 << 16
 
 @final
 @dataclass(frozen=True)
-class ColumnIntervalJoinSpec(OperatorSpec):
+class ColumnIntervalJoinSpec(ColumnJoinSpec):
     """``shape``: of the results when the function is compiled; None = it is called for each pair."""
 
     rows: IntervalJoinSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnIntervalJoinOperator(self)
@@ -138,7 +131,7 @@ class IntervalState:
 
         known = self.sides[side]
         if known is not None:
-            return bool(known.store.schema.types == schema.types and known.store.schema.names == schema.names)
+            return are_alike(known.store.schema, schema)
         fields = [column_index(schema, field) for field in self._fields[side]]
         kinds = key_kinds(schema, fields)
         if kinds is None or not all(map(can_be_kept, schema.types)):
@@ -147,7 +140,7 @@ class IntervalState:
             self.table = SlotTable(kinds)
         elif self.table.kinds != kinds:
             return False
-        self.sides[side] = _Side(schema.remove_metadata(), fields)
+        self.sides[side] = _Side(named_schema(schema, is_named(schema)), fields)
         return True
 
     def slots_of(self, side: int, columns: pa.RecordBatch) -> Array:
@@ -207,6 +200,11 @@ class IntervalState:
                     yield SideRecords(index, store.records(part), store.times_ms[part], part, self.watermark_ms)
         for chunk in self.others.values():
             yield from records_in(chunk)
+
+    @property
+    def nbytes(self) -> int:
+        table = 0 if self.table is None else self.table.nbytes
+        return table + sum(side.store.nbytes for side in self.sides if side is not None)
 
     # --- KeyedPart
 
@@ -315,7 +313,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         if tag is None:
             self._late_dropped.inc(int(late.size))
         else:
-            self.out.emit_side(tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+            self.out.emit_side(tag, records_at(columns, late, times_ms))
         rest = (~is_late).nonzero()[0]
         return columns.take(pa.array(rest)), times_ms[rest]
 

@@ -5,24 +5,35 @@ they no longer can. How records are kept and matched: ``column_interval_join``, 
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine.core.config import Configuration
 from engine.core.options import CheckpointingOptions
 from engine.core.records import Batch, ColumnBatch
-from engine.operators.base import Operator, OperatorContext
-from engine.operators.column_fields import plain_columns
+from engine.operators.base import Operator, OperatorContext, OperatorSpec
+from engine.operators.column_fields import is_named, named_schema, plain_columns
+from engine.operators.compile.translate import Shape
 from engine.operators.join_state import JOIN_PART
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.operators.memory_watch import MemoryWatch
 from engine.state.parts import KeyedPart
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "JoinState"]
+__all__ = ["TIME_LIMIT_MS", "ColumnJoinOperator", "ColumnJoinSpec", "JoinState", "records_at"]
 
 #: Times and bounds beyond are left to rows: sums of two, and the ends of windows, stay within 64 bits.
 TIME_LIMIT_MS: Final = 1 << 62
+
+
+def records_at(columns: pa.RecordBatch, rows: Any, times_ms: Any) -> ColumnBatch:
+    """Return these rows of what has come, whose schema says whether they are Rows."""
+    import pyarrow as pa
+
+    taken = columns.take(pa.array(rows)).replace_schema_metadata(None)
+    return ColumnBatch(taken, times_ms[rows], named=is_named(columns.schema))
 
 
 class JoinState(KeyedPart, Protocol):
@@ -34,8 +45,22 @@ class JoinState(KeyedPart, Protocol):
         ...
 
     def define(self, side: int, schema: pa.Schema) -> bool:
-        """Return whether records of this schema can be kept beside those that are."""
+        """Return whether records of this schema, which says whether they are Rows, can be kept beside others."""
         ...
+
+
+@dataclass(frozen=True)
+class ColumnJoinSpec(OperatorSpec):
+    """``rows``: the same join on rows; ``shape``: of the results when these are columns, None = they are rows."""
+
+    rows: Any
+    shape: Shape | None = None
+    num_inputs: int = 2
+    preload = ("engine.operators.warm_up.joins",)
+
+    @property
+    def emits_columns(self) -> bool:
+        return self.shape is not None
 
 
 class ColumnJoinOperator(Operator):
@@ -48,13 +73,15 @@ class ColumnJoinOperator(Operator):
         #: the row operator has taken over
         self._is_on_rows = False
 
-    def _register(self, ctx: OperatorContext, state: JoinState) -> None:
-        """The end of ``open``, when the row operator is open."""
+    def _register(self, ctx: OperatorContext, state: JoinState, *, has_disk: bool = False) -> None:
+        """The end of ``open``, when the row operator is open. ``has_disk``: with the backend ``rocksdb`` rows take over
+        when state outgrows its share of memory, else from the beginning; the state tells ``nbytes`` then."""
         self._state = state
+        self._watch = MemoryWatch(ctx) if has_disk else None
         ctx.state.add_keyed(JOIN_PART, state)
         parts = ctx.state.keyed
         self._is_on_rows = any(name in parts and parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
-        if Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
+        if not has_disk and Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
             self._is_on_rows = True
 
     def close(self) -> None:
@@ -63,9 +90,11 @@ class ColumnJoinOperator(Operator):
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if not (self._is_on_rows or self._state.others) and self._takes(batch):
+        must_leave = self._watch is not None and self._watch.must_leave(self._state.nbytes)
+        if not (self._is_on_rows or self._state.others or must_leave) and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
+            columns = columns.replace_schema_metadata(named_schema(columns.schema, batch.named).metadata)
             if self._state.define(input_index, columns.schema):
                 self._process_columns(input_index, columns, batch.timestamps_ms)
                 return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from engine.operators.after_columns import VALUE_COLUMN
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
-from engine.operators.column_fields import column_index
+from engine.operators.column_fields import column_index, is_named
 from engine.operators.keys import ComposedKey
 from engine.operators.record_choice import RecordChoice
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 __all__ = [
-    "NAMED",
     "Layout",
     "batch_of",
     "folded_of",
@@ -32,7 +31,6 @@ __all__ = [
 ]
 
 #: In the schema's metadata: records are Rows.
-NAMED: Final = {b"records": b"rows"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Layout:
     @property
     def named(self) -> bool:
         """Whether records are Rows: said in the schema, so that it is in the state's note."""
-        return NAMED.items() <= (self.schema.metadata or {}).items()
+        return is_named(self.schema)
 
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.

@@ -5,8 +5,9 @@ As all records of a key are partners of each other, no number of them is kept: a
 long as the other side has none of its key.
 
 ``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, and so
-retractions, keys of different types on both sides, lists as values. State is in memory: with the backend ``rocksdb``
-rows do everything. Increments have the records that came since.
+retractions, keys of different types on both sides, lists as values; with the backend ``rocksdb`` also when state is
+more than its share of managed memory. A condition of an inner join that compiles says which pairs are none. Increments
+have the records that came since.
 """
 
 from __future__ import annotations
@@ -28,11 +29,19 @@ from engine.core.records import (
 )
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_interval_join import IntervalState, Stored
-from engine.operators.column_join import ColumnJoinOperator
+from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
-from engine.operators.join_pairs import FromBatch, Pairs, Picked, pair_function, pair_shape, records_of
-from engine.operators.join_state import SideRecords, chunks_of
+from engine.operators.join_pairs import (
+    FromBatch,
+    Pairs,
+    Picked,
+    is_compiled_condition,
+    pair_function,
+    pair_shape,
+    records_of,
+)
+from engine.operators.join_state import RowStore, SideRecords, chunks_of
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey
 from engine.operators.regular_join import Beside, RegularJoinOperator, RegularJoinSpec
@@ -54,17 +63,10 @@ _ROWS_MAX: Final = 1 << 18
 
 @final
 @dataclass(frozen=True)
-class ColumnRegularJoinSpec(OperatorSpec):
+class ColumnRegularJoinSpec(ColumnJoinSpec):
     """``shape``: of the results, when these are columns; None = they are rows."""
 
     rows: RegularJoinSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnRegularJoinOperator(self)
@@ -76,12 +78,13 @@ class ColumnRegularJoinSpec(OperatorSpec):
             how = "columns beside columns"
         else:
             how = "function called for each pair" if self.shape is None else "function compiled"
-        return f"vectorised, {self.rows.how}, records by key, {how}"
+        condition = "" if self.rows.condition is None else ", condition compiled"
+        return f"vectorised, {self.rows.how}, records by key{condition}, {how}"
 
 
 def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
     """Return the columnar form of a regular join; None if there is none. ``shapes``: of both sides' records."""
-    if rows.why_rows:
+    if rows.why_rows or not (rows.condition is None or is_compiled_condition(rows.condition, *shapes)):
         return None
     shape = None
     if any(rows.is_outer):
@@ -91,7 +94,7 @@ def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape
             (Kind.OPAQUE,) * size if own is None else own.kinds
             for own, size in zip(shapes, rows.output.sizes, strict=True)
         ]
-        shape = Shape(kinds[0] + kinds[1])
+        shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
     elif maker_of(rows.output_type) is None:
         shape = pair_shape(rows.output, *shapes)
     return ColumnRegularJoinSpec(rows, shape)
@@ -117,6 +120,10 @@ class RegularState:
 
     def define(self, side: int, schema: pa.Schema) -> bool:
         return self.kept.define(side, schema)
+
+    @property
+    def nbytes(self) -> int:
+        return self.kept.nbytes
 
     def clear(self) -> None:
         self.kept.clear()
@@ -191,6 +198,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         is_compiled = spec.shape is not None and not isinstance(rows.output, Beside)
         self._compiled = pair_function(rows.output) if is_compiled else None
         self._make = maker_of(rows.output_type)
+        self._condition = None if rows.condition is None else pair_function(rows.condition, is_condition=True)
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         import numpy as np
@@ -206,15 +214,13 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
         )
-        self._register(ctx, state)
+        self._register(ctx, state, has_disk=True)
         size = BATCH_ROWS_MAX
         #: kinds, rows, partners that the kernel writes
         self._found = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.int64)
 
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
-        if not isinstance(batch, ColumnBatch) or batch.scalar:
-            return False
-        return not batch.named or isinstance(self._spec.rows.output, Beside)  # to which tuples are what Rows are
+        return isinstance(batch, ColumnBatch) and not batch.scalar
 
     # --- records
 
@@ -259,8 +265,27 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
                 self._emit_changes(side, (kinds, partners), own, stored, stamps)
             else:
                 assert store is not None
-                pair: tuple[Picked, Picked] = FromBatch(columns, own_rows), Stored(store, partners)
-                self._emit(Pairs(*(pair if side == _LEFT else pair[::-1]), stamps, num))
+                self._emit_pairs(side, (columns, own_rows), (store, partners), stamps)
+
+    def _emit_pairs(
+        self, side: int, own: tuple[pa.RecordBatch, Array], other: tuple[RowStore, Array], stamps: Array | None
+    ) -> None:
+        """Hand on the pairs of rows of a batch and of those that are kept, as far as the condition holds."""
+        import numpy as np
+
+        pairs = _pairs_of(side, FromBatch(*own), Stored(*other), stamps, own[1].size)
+        if self._condition is not None:
+            holds = pairs.holds(self._condition)
+            if holds is None:
+                holds = np.array(self._rows.matches(pairs.rows()), np.bool_)
+            kept = np.flatnonzero(holds)
+            if not kept.size:
+                return
+            if kept.size < own[1].size:
+                stamps = None if stamps is None else stamps[kept]
+                picked = FromBatch(own[0], own[1][kept]), Stored(other[0], other[1][kept])
+                pairs = _pairs_of(side, *picked, stamps, kept.size)
+        self._emit(pairs)
 
     def _emit(self, pairs: Pairs) -> None:
         import pyarrow as pa
@@ -325,6 +350,10 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         if self._state.num_entries():
             self._rows.adopt(self._state.kept.records())
             self._state.clear()
+
+
+def _pairs_of(side: int, own: Picked, other: Picked, stamps: Array | None, num: int) -> Pairs:
+    return Pairs(own, other, stamps, num) if side == _LEFT else Pairs(other, own, stamps, num)
 
 
 _KINDS: Final = {kind.value: kind for kind in RowKind}

@@ -1,10 +1,9 @@
-"""Session windows of event time over columns, with built-in aggregates and without lateness.
+"""Session windows of event time over columns, with built-in aggregates or records that are chosen, without lateness.
 
-A batch is taken up in one go: a kernel finds or makes the session of each row, in order, and says which sessions have
-become one. Semantics are those of ``operators/window``, which takes over, with all that is held, when something comes
-that columns cannot do (rows, other types, a sum beyond 64 bits). Sums of floats of merged sessions are added session by
-session, so the last digits may differ from those on rows. First and last values, and records that are chosen, are left
-to rows: merged sessions do not know what came first.
+A kernel finds or makes the session of each row, in order, and says which sessions have become one, and when. Semantics
+are those of ``operators/window``, which takes over, with all that is held, when something comes that columns cannot do
+(rows, other types, a sum beyond 64 bits). What came first, of two sessions that become one, is what it is on rows: the
+session that was changed last goes second (``session_state``).
 """
 
 from __future__ import annotations
@@ -12,15 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index, named_schema, plain_columns
+from engine.operators.column_window import folds_of, users_choice
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
+from engine.operators.record_choice import RecordChoice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
-from engine.operators.window_contents import AggregateFold
+from engine.operators.window_contents import AggregateFold, ReduceFold
+from engine.operators.window_functions import PassThrough
 from engine.state.key_groups import canonical_key
 from engine.time.assigners import EventTimeSessionWindows
 from engine.time.triggers import EventTimeTrigger
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from engine.operators.session_state import SessionState
+    from engine.operators.column_folds import WindowFolds
+    from engine.operators.compile.translate import Shape
+    from engine.operators.session_state import Assigned, SessionState
+    from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
 
@@ -38,30 +44,44 @@ __all__ = ["ColumnSessionSpec", "column_session"]
 
 #: Times and gaps beyond are left to rows: sums of two stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
-_KINDS: Final = frozenset(("count", "sum", "min", "max", "avg", "count_distinct"))
 
 
 @final
 @dataclass(frozen=True)
 class ColumnSessionSpec(OperatorSpec):
-    """Results are (key…, start, end, aggregates…). ``rows``: the same on rows, for what columns cannot do."""
+    """Results are (key…, start, end, aggregates…), or records. ``rows``: the same on rows, for what columns cannot do.
+    ``keeps_record``: results are the first record of the session with the one aggregate in place of its field; with a
+    ``choice``, the record that is chosen so."""
 
     key_selector: FieldKey | ComposedKey
     aggregates: tuple[FieldAggregateOf, ...]
     gap_ms: int
     rows: WindowSpec
-    emits_columns = True
+    keeps_record: bool = False
+    choice: RecordChoice | None = None
+    #: what a user's fold begins with: the first record's own values; its results are rows
+    seeds: tuple[None, ...] | None = None
     preload = ("engine.operators.warm_up.sessions",)
+
+    @property
+    def emits_columns(self) -> bool:
+        return self.seeds is None
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it folds or chooses by a function of the user's."""
+        return isinstance(self.rows.fold, ReduceFold) and not isinstance(self.rows.fold.given, FieldAggregate)
 
     def build(self) -> Operator:
         return _ColumnSessionOperator(self)
 
     def describe(self) -> str:
-        return f"vectorised, {self.rows.assigner!r}, accumulators by session"
+        tier = "compiled on columns, else interpreted" if self.is_users else "vectorised"
+        return f"{tier}, {self.rows.assigner!r}, accumulators by session"
 
 
-def column_session(rows: WindowSpec) -> ColumnSessionSpec | None:
-    """Return the columnar form of session windows; None if there is none."""
+def column_session(rows: WindowSpec, shape: Shape | None = None) -> ColumnSessionSpec | None:
+    """Return the columnar form of session windows; None if there is none. ``shape``: of the records, if known."""
     selectors, fold, assigner = rows.key_selectors, rows.fold, rows.assigner
     if len(selectors) != 1 or not isinstance(selectors[0], FieldKey | ComposedKey):
         return None
@@ -69,11 +89,25 @@ def column_session(rows: WindowSpec) -> ColumnSessionSpec | None:
         return None
     if type(rows.trigger) is not EventTimeTrigger or rows.evictor is not None or rows.allowed_lateness_ms:
         return None
-    if not isinstance(fold, AggregateFold) or not isinstance(fold.given, RowAggregates):
+    if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
+        return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows)
+    if not isinstance(fold, ReduceFold) or not isinstance(rows.function, PassThrough):
         return None
-    if not {aggregate.kind for aggregate in fold.given.aggregates} <= _KINDS:
-        return None
-    return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows)
+    if isinstance(fold.given, FieldAggregate) and fold.given.kind not in ("min_by", "max_by"):
+        one = FieldAggregateOf(fold.given.kind, fold.given.field)
+        return ColumnSessionSpec(selectors[0], (one,), assigner._gap, rows, keeps_record=True)
+    if isinstance(fold.given, FieldAggregate):
+        choice: RecordChoice | None = RecordChoice.of_kind(fold.given.kind, fold.given.field)
+    else:
+        choice = None if shape is None else users_choice(rows, shape)
+    if choice is None:
+        # What a reduce function makes of two sessions is what it makes of their fields, as it is of two records.
+        folds = None if shape is None else folds_of(rows, shape)
+        if folds is None or set(folds.seeds) != {None}:
+            return None
+        return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=(None,) * len(folds.seeds))
+    compared = FieldAggregateOf("min", choice.field)
+    return ColumnSessionSpec(selectors[0], (compared,), assigner._gap, rows, keeps_record=True, choice=choice)
 
 
 @final
@@ -84,6 +118,9 @@ class _ColumnSessionOperator(Operator):
         #: the row operator has taken over
         self._is_on_rows = False
         self._watermark_ms = TIME_MIN_MS
+        #: of a user's fold, by the types of the records that came last; None = they cannot be folded here
+        self._folds: WindowFolds | None = None
+        self._folded_schema: pa.Schema | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators.session_state import SESSIONS_PART, SessionState
@@ -92,15 +129,28 @@ class _ColumnSessionOperator(Operator):
         self._watch = MemoryWatch(ctx)
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
+        self._is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._state: SessionState = SessionState(
-            ctx.runtime_context.get_max_number_of_parallel_subtasks(),
-            self._spec.aggregates,
-            self._spec.gap_ms,
-            is_tuple=isinstance(self._spec.key_selector, ComposedKey),
+            self._empty_windows, self._spec.gap_ms, self._max_parallelism, is_tuple=self._is_tuple
         )
         ctx.state.add_keyed(SESSIONS_PART, self._state)
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
+
+    def _empty_windows(self) -> WindowState:
+        from engine.operators.window_state import WindowState
+
+        spec = self._spec
+        return WindowState(
+            self._max_parallelism,
+            spec.aggregates,
+            spec.keeps_record,
+            self._is_tuple,
+            seeds=spec.seeds,
+            choice=spec.choice,
+            is_users=spec.is_users,
+        )
 
     def close(self) -> None:
         self._rows.close()
@@ -108,44 +158,98 @@ class _ColumnSessionOperator(Operator):
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        for at in range(0, max(1, len(batch)), BATCH_ROWS_MAX):
+            self._process(input_index, batch if len(batch) <= BATCH_ROWS_MAX else batch.slice(at, at + BATCH_ROWS_MAX))
+
+    def _process(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
         on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
         if not on_rows and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
-            if self._defines(columns.schema) and self._state.begin_batch(columns):
-                rest = self._process_columns(columns, batch.timestamps_ms)
+            aggregated = columns if self._spec.seeds is None else self._folded(columns)
+            if aggregated is not None and self._begins(aggregated, batch.named):
+                assert batch.timestamps_ms is not None
+                self._process_columns(columns, aggregated, batch.timestamps_ms)
+                rest = None
         if rest is not None:
             self._hand_over()
             self._rows.process_batch(input_index, rest)
 
-    @staticmethod
-    def _takes(batch: Batch) -> bool:
+    def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
             return False
+        if batch.named and self._spec.is_users and self._spec.choice is None:
+            return False  # what a function makes of Rows is not said by columns, but for one that picks one of both
         times_ms = batch.timestamps_ms
         return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
 
-    def _defines(self, schema: pa.Schema) -> bool:
+    def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+        """Return key and values of a user's fold, or None when rows have to take the batch."""
+        if self._folded_schema is None or not self._folded_schema.equals(columns.schema):
+            from engine.operators.column_folds import shape_of_schema
+
+            self._folded_schema = columns.schema
+            shape = shape_of_schema(columns.schema)
+            folds = None if shape is None else folds_of(self._spec.rows, shape)
+            as_planned = folds is not None and (folds.aggregates, folds.seeds) == (
+                self._spec.aggregates,
+                self._spec.seeds,
+            )
+            self._folds = folds if as_planned else None
+        return None if self._folds is None else self._folds.derived(columns)
+
+    def _defines(self, schema: pa.Schema, named: bool) -> bool:
+        if named and self._spec.keeps_record:
+            schema = named_schema(schema, True)
+        if self._spec.seeds is not None:
+            return self._state.define(schema, [0])
+        if self._spec.is_users and not self._state.is_defined:
+            from engine.operators.column_folds import shape_of_schema
+
+            shape = shape_of_schema(schema)
+            if shape is None or users_choice(self._spec.rows, shape) != self._spec.choice:
+                return False
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
-    def _process_columns(self, columns: pa.RecordBatch, times_ms: Any) -> ColumnBatch | None:
-        """Take up the rows; return those that are left to the row operator, if any."""
+    def _process_columns(self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array) -> None:
+        """``aggregated``: keys and values."""
         import numpy as np
         import pyarrow as pa
 
-        session_of_row, merged = self._state.assign(columns, times_ms, self._watermark_ms)
-        late = np.flatnonzero(session_of_row < 0)
+        assigned = self._state.assign(aggregated, times_ms, self._watermark_ms)
+        late = np.flatnonzero(assigned.sessions < 0)
         if self._spec.rows.late_tag is None:
             self._late_dropped.inc(int(late.size))
         elif late.size:
-            self.out.emit_side(self._spec.rows.late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
-        rows = np.flatnonzero(session_of_row >= 0).astype(np.int32)
-        if not rows.size or (self._state.merge(merged) and self._state.take_up(rows, session_of_row)):
-            return None
-        return ColumnBatch(columns.take(pa.array(rows)), times_ms[rows])
+            aside = ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._state.named)
+            self.out.emit_side(self._spec.rows.late_tag, aside)
+        if not self._state.take_up(assigned):
+            self._hand_over(self._taken_up_on_rows(assigned, columns))
+
+    def _begins(self, aggregated: pa.RecordBatch, named: bool) -> bool:
+        return self._defines(aggregated.schema, named) and self._state.begin_batch(aggregated)
+
+    def _taken_up_on_rows(self, assigned: Assigned, columns: pa.RecordBatch) -> dict[int, Any]:
+        """Do the rest of a batch in which a sum does not fit into 64 bits; return the accumulators of sessions."""
+        fold = self._spec.rows.fold
+        assert fold is not None
+        held = self._state.parts()
+        records = ColumnBatch(columns, named=self._state.named).to_rows().rows
+        sessions = assigned.sessions
+        for rows, merges in assigned.steps_left():
+            for source, target, _, goes_first in merges.tolist():
+                pair = held.pop(source), held[target]
+                held[target] = fold.merge(*pair) if goes_first else fold.merge(*reversed(pair))
+            for row in rows.tolist():
+                session = int(sessions[row])
+                if session in held:
+                    held[session] = fold.add(held[session], records[row])
+                else:
+                    held[session] = fold.first(records[row])
+        return held
 
     # --- time
 
@@ -158,15 +262,20 @@ class _ColumnSessionOperator(Operator):
         if self._state.first_end_ms - 1 <= watermark_ms:
             due = self._state.due(watermark_ms)
             for at in range(0, due.size, BATCH_ROWS_MAX):
-                self.out.emit(ColumnBatch(*self._state.results(due[at : at + BATCH_ROWS_MAX])))
+                part = due[at : at + BATCH_ROWS_MAX]
+                if self._spec.seeds is not None:
+                    self.out.emit(RowBatch(*self._state.folded(part)))
+                else:
+                    self.out.emit(ColumnBatch(*self._state.results(part), named=self._state.named))
             if due.size:
                 self._state.drop(due)
         self.out.emit_watermark(watermark_ms)
 
     # --- the way to rows, and the end
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, parts: dict[int, Any] | None = None) -> None:
         """Give all sessions to the row operator, if that has not been done; it takes every record from now on.
+        ``parts``: what sessions hold, where that is no longer in the state.
 
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
         """
@@ -175,9 +284,8 @@ class _ColumnSessionOperator(Operator):
         self._is_on_rows = True
         if not self._state.num_entries():
             return
-        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
-        for session in self._state.open_sessions():
-            key = canonical_key(session.fields if is_tuple else session.fields[0])
+        for session in self._state.open_sessions(parts):
+            key = canonical_key(session.fields if self._is_tuple else session.fields[0])
             self._rows.adopt_session(key, TimeWindow(session.start, session.end), session.accumulator)
         self._state.clear()
 

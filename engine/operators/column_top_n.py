@@ -2,8 +2,7 @@
 
 Nearly all records of a long stream are compared with the last one of their key and left out. Those that come in give
 changes, which are Rows as of ``operators/top_n``; that takes over, with all that is kept, when something comes that
-columns cannot do: rows, an order by text or decimals, lists as values. With ``rocksdb`` it does so when managed memory
-ends.
+columns cannot do: rows, an order by long texts, lists as values. With ``rocksdb`` it does so when managed memory ends.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from engine.core.records import (
     rows_of_kinds,
 )
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index, is_named, plain_columns
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey
 from engine.operators.memory_watch import MemoryWatch
-from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, is_named, rows_in
+from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, rows_in
 from engine.operators.top_n import RANK, TopNOperator, TopNSpec
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class ColumnTopNSpec(OperatorSpec):
         return _ColumnTopNOperator(self)
 
     def describe(self) -> str:
-        return "vectorised, order by text on rows, a changelog of rows"
+        return "vectorised, order by long texts on rows, a changelog of rows"
 
 
 def column_top_n(rows: TopNSpec) -> OperatorSpec | None:
@@ -98,13 +97,16 @@ class TopState:
         self.others: dict[int, bytes] = {}
         self._heads, self._counts = PagedArray(np.int64), PagedArray(np.int64)
         self._nexts, self._owners = PagedArray(np.int64), PagedArray(np.int64)
+        #: what the records are ordered by; of each field, how many lanes (``order_lanes``)
         self._held = PagedArray(np.int64, 2 * len(self._spec.order))
+        self._num_lanes = [2] * len(self._spec.order)
         #: number of the next batch's first record: those of earlier ones need not be told that it begins
         self._base = 1
         self._num_put = 0
 
     def define(self, schema: pa.Schema, *, named: bool) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
+        from engine.operators.order_lanes import can_order
         from engine.state.slot_columns import can_be_kept, state_column
         from engine.state.slot_table import SlotTable, can_be_key
 
@@ -116,12 +118,40 @@ class TopState:
             return False
         if not all(can_be_key(schema.types[key]) for key in self._keys) or not all(map(can_be_kept, schema.types)):
             return False
-        if not all(_can_order(schema.types[index]) for index, _ in self._order):
+        if not all(can_order(schema.types[index]) for index, _ in self._order):
             return False
         self.schema, self.named = schema.remove_metadata(), named
         self.table = SlotTable([schema.types[key] for key in self._keys])
         self.columns = [state_column(kind) for kind in schema.types]
         return True
+
+    def has_lanes_for(self, columns: pa.RecordBatch) -> bool:
+        """Make room for what these records are ordered by; False when a text is too long."""
+        from engine.operators.order_lanes import lanes_needed
+
+        needed = [lanes_needed(columns.column(index)) for index, _ in self._order]
+        if None in needed:
+            return False
+        wanted = [max(have, need or 0) for have, need in zip(self._num_lanes, needed, strict=True)]
+        if wanted != self._num_lanes:
+            self._widen(wanted)
+        return True
+
+    def _widen(self, wanted: list[int]) -> None:
+        import numpy as np
+
+        from engine.operators.order_lanes import widened
+        from engine.state.paged_array import PagedArray
+
+        held = self._held.array[: self.num_places]
+        parts, begin = [], 0
+        for (_, ascending), have, want in zip(self._order, self._num_lanes, wanted, strict=True):
+            own = held[:, begin : begin + have]
+            parts.append(own if have == want else widened(own, want, ascending=ascending))
+            begin += have
+        self._held, self._num_lanes = PagedArray(np.int64, sum(wanted)), wanted
+        self._held.reserve(self.num_places)
+        self._held.array[: self.num_places] = np.concatenate(parts, axis=1)
 
     @property
     def nbytes(self) -> int:
@@ -198,21 +228,16 @@ class TopState:
         return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
 
     def _lanes(self, columns: pa.RecordBatch) -> Array:
-        """Return what the records are ordered by, two lanes a field: whether it is not null, and its value."""
+        """Return what the records are ordered by."""
         import numpy as np
 
-        from engine.state.arrow_views import valid_mask
+        from engine.operators.order_lanes import order_lanes
 
-        lanes = np.empty((columns.num_rows, 2 * len(self._order)), np.int64)
-        for lane, (index, ascending) in enumerate(self._order):
-            column = columns.column(index)
-            values = _in_order(column)
-            valid = np.ones(len(column), np.int64)
-            if column.null_count:
-                valid = valid_mask(column).astype(np.int64)
-                values = np.where(valid, values, 0)
-            lanes[:, 2 * lane], lanes[:, 2 * lane + 1] = (valid, values) if ascending else (~valid, ~values)
-        return lanes
+        fields = [
+            order_lanes(columns.column(index), num_lanes, ascending=ascending)
+            for (index, ascending), num_lanes in zip(self._order, self._num_lanes, strict=True)
+        ]
+        return fields[0] if len(fields) == 1 else np.concatenate(fields, axis=1)
 
     def records(self) -> Iterator[tuple[pa.RecordBatch, Array]]:
         """Yield all records with their ranks: those of a key in their order."""
@@ -261,32 +286,12 @@ class TopState:
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for group, chunk in chunks.items():
             for columns in columns_in(chunk):
-                if not self.define(columns.schema, named=is_named(columns.schema)):
+                defined = self.define(columns.schema, named=is_named(columns.schema))
+                if not (defined and self.has_lanes_for(columns)):
                     self.others[group] = chunk
                     break
                 for _ in self.take(columns, tells=False):
                     pass
-
-
-def _can_order(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    from engine.state.arrow_views import is_int64_like
-
-    return is_int64_like(kind) and kind not in (pa.uint64(), pa.float16())
-
-
-def _in_order(column: pa.Array) -> Array:
-    """Return 64 bits a value that are in the order of the values; NaN is the greatest."""
-    import numpy as np
-    import pyarrow as pa
-
-    from engine.state.arrow_views import as_int64
-
-    bits = as_int64(column)
-    if pa.types.is_floating(column.type):  # of negative ones, all bits but the sign are in the opposite order
-        bits = np.where(bits < 0, bits ^ np.int64(0x7FFF_FFFF_FFFF_FFFF), bits)
-    return bits
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -315,7 +320,7 @@ class _ColumnTopNOperator(Operator):
         is_here = not (self._is_on_rows or state.others or self._watch.must_leave(state.nbytes))
         if is_here and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
-            if state.define(columns.schema, named=batch.named):
+            if state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns):
                 self._take(columns, batch.timestamps_ms)
                 return
         self._hand_over()

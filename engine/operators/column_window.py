@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index, named_schema, plain_columns
 from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["ColumnWindowSpec", "column_window"]
+__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
@@ -120,10 +120,10 @@ def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowS
     # Floats are added in the order of their records: a window is one slice.
     if fold is None or shape is None or not is_one_slice or rows.function.clears:
         return None
-    choice = _users_choice(rows, shape)
+    choice = users_choice(rows, shape)
     if choice is not None:
         return _choosing(rows, choice)
-    folds = _folds_of(rows, shape)
+    folds = folds_of(rows, shape)
     return None if folds is None else ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds)
 
 
@@ -137,7 +137,7 @@ def _choosing(rows: WindowSpec, choice: RecordChoice) -> ColumnWindowSpec:
     return ColumnWindowSpec(selector, (FieldAggregateOf("min", choice.field),), rows, keeps_record=True, choice=choice)
 
 
-def _users_choice(rows: WindowSpec, shape: Shape) -> RecordChoice | None:
+def users_choice(rows: WindowSpec, shape: Shape) -> RecordChoice | None:
     """Return how a user's reduce function picks records, or None."""
     if not isinstance(rows.fold, ReduceFold):
         return None
@@ -155,7 +155,7 @@ def _key_of(rows: WindowSpec, shape: Shape) -> int | None:
     return key if 0 <= key < len(shape.kinds) and shape.kinds[key] in (Kind.INT, Kind.STR) else None
 
 
-def _folds_of(rows: WindowSpec, shape: Shape) -> WindowFolds | None:
+def folds_of(rows: WindowSpec, shape: Shape) -> WindowFolds | None:
     from engine.operators.column_folds import window_folds
 
     key = _key_of(rows, shape)
@@ -232,8 +232,8 @@ class _ColumnWindowOperator(Operator):
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
-        if batch.named and self._spec.is_users:
-            return None  # what a function makes of Rows is not said by columns
+        if batch.named and self._spec.is_users and self._spec.choice is None:
+            return None  # what a function makes of Rows is not said by columns, but for one that picks one of both
         return columns if self._spec.seeds is None else self._folded(columns)
 
     def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
@@ -243,7 +243,7 @@ class _ColumnWindowOperator(Operator):
 
             self._folded_schema = columns.schema
             shape = shape_of_schema(columns.schema)
-            folds = None if shape is None else _folds_of(self._spec.rows, shape)
+            folds = None if shape is None else folds_of(self._spec.rows, shape)
             as_planned = folds is not None and repr((folds.aggregates, folds.seeds)) == repr(
                 (self._spec.aggregates, self._spec.seeds)
             )
@@ -255,16 +255,14 @@ class _ColumnWindowOperator(Operator):
         if self._state.layout is not None:
             return bool(self._state.layout.schema.types == schema.types) and self._state.named == named
         if named:
-            from engine.operators.window_state import NAMED
-
-            schema = schema.with_metadata(NAMED)
+            schema = named_schema(schema, True)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users:
             from engine.operators.column_folds import shape_of_schema
 
             shape = shape_of_schema(schema)
-            if shape is None or _users_choice(self._spec.rows, shape) != self._spec.choice:
+            if shape is None or users_choice(self._spec.rows, shape) != self._spec.choice:
                 return False
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index
-from engine.operators.column_join import ColumnJoinOperator
+from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
+from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
 from engine.operators.join_state import SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
@@ -47,17 +47,10 @@ _MERGED_ROWS_MAX: Final = 1 << 16
 
 @final
 @dataclass(frozen=True)
-class ColumnWindowJoinSpec(OperatorSpec):
+class ColumnWindowJoinSpec(ColumnJoinSpec):
     """``shape``: of the results when the function is compiled; None = it is called for each pair."""
 
     rows: WindowSpec
-    shape: Shape | None = None
-    num_inputs: int = 2
-    preload = ("engine.operators.warm_up.joins",)
-
-    @property
-    def emits_columns(self) -> bool:
-        return self.shape is not None
 
     def build(self) -> Operator:
         return _ColumnWindowJoinOperator(self)
@@ -150,12 +143,12 @@ class WindowJoinState:
         """Note the types of a side; False when columns cannot do it."""
         known = self.schemas[side]
         if known is not None:
-            return bool(known.types == schema.types and known.names == schema.names)
+            return are_alike(known, schema)
         fields = [column_index(schema, field) for field in self._fields[side]]
         kinds = key_kinds(schema, fields)
         if kinds is None or self.kinds not in (None, kinds):
             return False
-        self.schemas[side], self.keys[side], self.kinds = schema.remove_metadata(), fields, kinds
+        self.schemas[side], self.keys[side], self.kinds = named_schema(schema, is_named(schema)), fields, kinds
         return True
 
     def append(
@@ -300,7 +293,6 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
 
     def _is_too_late(self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, rows: Array) -> bool:
         """Whether no window of the slice is alive; then its rows are dropped, or sent aside."""
-        import pyarrow as pa
 
         last_end = self._slices.last_end(start)
         if last_end is not None and last_end - 1 > self._watermark_ms:
@@ -310,7 +302,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         if tag is None:
             self._late_dropped.inc(int(late.size))
         elif late.size:
-            self.out.emit_side(tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late]))
+            self.out.emit_side(tag, records_at(columns, late, times_ms))
         return True
 
     def _expect(self, start: int, watermark_ms: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import is_named
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.translate import Shape
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FromBatch", "Pairs", "Picked", "pair_function", "pair_shape", "records_of"]
+__all__ = ["FromBatch", "Pairs", "Picked", "is_compiled_condition", "pair_function", "pair_shape", "records_of"]
 
 
 class Picked(Protocol):
-    """Records of one side, one for each pair."""
+    """Records of one side, one for each pair. ``schema``: says whether they are Rows (``column_fields.is_named``)."""
 
     schema: pa.Schema
 
@@ -67,17 +68,23 @@ class Pairs(Sequence[Any]):
         left, right = self._sides
         return function.apply((left.schema, right.schema), self, self._num_pairs, self.times_ms)
 
+    def holds(self, condition: PairFunction) -> Any:
+        """Return for which pairs a condition holds, bool; None = ask the interpreter."""
+        left, right = self._sides
+        return condition.holds((left.schema, right.schema), self, self._num_pairs)
+
     def rows(self) -> Iterator[tuple[Any, Any]]:
         """Return the pairs as Python objects."""
         return zip(*(records_of(side) for side in self._sides), strict=True)
 
 
 def records_of(side: Picked) -> list[Any]:
-    """Return the records as tuples."""
+    """Return the records as Python objects."""
     import pyarrow as pa
 
     arrays = [side.column(index) for index in range(len(side.schema))]
-    return ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=side.schema.names)).to_rows().rows
+    columns = pa.RecordBatch.from_arrays(arrays, names=side.schema.names)
+    return ColumnBatch(columns, named=is_named(side.schema)).to_rows().rows
 
 
 def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape | None:
@@ -92,7 +99,20 @@ def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape 
         return None
 
 
-def pair_function(function: Any) -> PairFunction:
+def pair_function(function: Any, *, is_condition: bool = False) -> PairFunction:
     from engine.operators.compile.pairs import PairFunction
 
-    return PairFunction(function)
+    return PairFunction(function, is_condition=is_condition)
+
+
+def is_compiled_condition(function: Any, left: Shape | None, right: Shape | None) -> bool:
+    """Whether a condition of pairs of such records can be compiled."""
+    if left is None or right is None:
+        return False
+    from engine.operators.compile.pairs import translate_pair
+
+    try:
+        translate_pair(function, left, right, as_condition=True)
+    except NotCompilable:
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
 arrival and the records; perhaps several times, where increments stand behind each other. It says nothing about keys, so
-rows can go on with it as well (``LeftRecords``).
+rows can go on with it as well (``LeftRecords``). Schemas say whether records are Rows (``column_fields.is_named``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class SideRecords:
         self.watermark_ms = watermark_ms
 
     def rows(self) -> tuple[list[Any], list[int]]:
-        batch = ColumnBatch(self.columns, self.times_ms).to_rows()
+        batch = ColumnBatch(self.columns, self.times_ms, named=is_named(self.columns.schema)).to_rows()
         assert batch.timestamps_ms is not None
         return batch.rows, batch.timestamps_ms
 
@@ -224,7 +225,8 @@ def _with_times(records: SideRecords) -> pa.RecordBatch:
     import pyarrow as pa
 
     arrays = [pa.array(records.times_ms), pa.array(records.arrivals), *records.columns.columns]
-    return pa.RecordBatch.from_arrays(arrays, names=[_TIME, _ARRIVAL, *records.columns.schema.names])
+    rows = pa.RecordBatch.from_arrays(arrays, names=[_TIME, _ARRIVAL, *records.columns.schema.names])
+    return rows.replace_schema_metadata(records.columns.schema.metadata)
 
 
 def records_in(chunk: bytes) -> Iterator[SideRecords]:
@@ -242,6 +244,7 @@ def records_in(chunk: bytes) -> Iterator[SideRecords]:
             with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
                 for batch, metadata in reader.iter_batches_with_custom_metadata():
                     columns = pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:])
+                    columns = columns.replace_schema_metadata(batch.schema.metadata)
                     times_ms, arrivals = (values_of(batch.column(index)).copy() for index in range(2))
                     yield SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK]))
         at += size

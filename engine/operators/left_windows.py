@@ -6,21 +6,24 @@ the folds of users are taken over: for built-in aggregates the program says by i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
-from engine.core.records import python_values
+from engine.core.records import RowKind, python_values, row_of_kind
+from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
 from engine.state.key_groups import canonical_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["HELD", "WINDOW_SLOTS_PART", "LeftWindows"]
+__all__ = ["HELD", "SESSIONS_PART", "WINDOW_SLOTS_PART", "LeftSessions", "LeftWindows"]
 
 #: The columnar operator's part of state.
 WINDOW_SLOTS_PART: Final = "window-slots"
+#: That of the one for sessions. Both are names in checkpoints, for good.
+SESSIONS_PART: Final = "session-slots"
 #: In the metadata of a chunk: the column of each field that a fold's accumulator has; f = as the bits of a float.
 HELD: Final = b"held"
 
@@ -36,21 +39,45 @@ class LeftWindows(LeftChunks):
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
-        import pyarrow as pa
+        for batch, of_pane, made in _held_in(self.take_chunks(), self._operator_name):
+            keys = list(map(canonical_key, python_values(batch.column(0))))
+            yield batch.column(1)[0].as_py(), keys, made, int(of_pane[b"watermark"])
 
-        for chunk in self.take_chunks():
-            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-                held = (reader.schema.metadata or {}).get(HELD)
-                if held is None:
-                    raise ProgramError(
-                        f"Operator {self._operator_name!r}: its windows were kept by columns, for built-in aggregates; "
-                        "with another function they cannot go on. Give the operator another uid to begin afresh."
-                    )
-                fields = held.decode().split(",")
-                for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                    keys = list(map(canonical_key, python_values(batch.column(0))))
-                    made = zip(*(_values(batch, field) for field in fields), strict=True)
-                    yield batch.column(1)[0].as_py(), keys, list(made), int(of_pane[b"watermark"])
+
+@final
+class LeftSessions(LeftChunks):
+    def __init__(self, operator_name: str) -> None:
+        super().__init__()
+        self._operator_name = operator_name
+
+    def take(self) -> Iterator[tuple[Any, int, int, Any]]:
+        """Yield, and forget, what open sessions hold: (key, start, end, accumulator), in the order of their changes.
+
+        Raises: ProgramError when it is not known what an accumulator is.
+        """
+        for batch, _, made in _held_in(self.take_chunks(), self._operator_name):
+            starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
+            yield from zip(map(canonical_key, keys), starts, ends, made, strict=True)
+
+
+def _held_in(chunks: Iterable[bytes], operator_name: str) -> Iterator[tuple[pa.RecordBatch, Any, list[Any]]]:
+    """Yield each batch of the chunks with its metadata and the accumulators in it."""
+    import pyarrow as pa
+
+    for chunk in chunks:
+        with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+            held = (reader.schema.metadata or {}).get(HELD)
+            if held is None:
+                raise ProgramError(
+                    f"Operator {operator_name!r}: its windows were kept by columns, for built-in aggregates; "
+                    "with another function they cannot go on. Give the operator another uid to begin afresh."
+                )
+            schema = pa.ipc.read_schema(pa.py_buffer((reader.schema.metadata or {})[b"schema"]))
+            names = tuple(schema.names) if is_named(schema) else None
+            fields = held.decode().split(",")
+            for batch, of_pane in reader.iter_batches_with_custom_metadata():
+                made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))
+                yield batch, of_pane, made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
 
 
 def _values(batch: pa.RecordBatch, field: str) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 __all__ = ["SIGNS", "RecordChoice"]
 
@@ -24,6 +25,11 @@ class RecordChoice:
     def of_kind(cls, kind: str, field: int | str) -> RecordChoice:
         """Return the law of min_by or max_by: of equal records the first one stays."""
         return cls(field, {"min_by": "<", "max_by": ">"}[kind])
+
+    def takes_over(self, following: Any, held: Any) -> Any:
+        """Say of each pair of values, in two arrays, whether the next record takes the place of the one so far."""
+        holds = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}[self.sign](following, held)
+        return ~holds if self.negated else holds
 
     @property
     def law(self) -> tuple[int, bool]:

@@ -83,15 +83,15 @@ class RegularJoinSpec(OperatorSpec):
         first, second = self.key_selectors
         if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second):
             return "its keys are not fields"
-        if self.condition is not None:
-            return "its condition is a function"
+        if self.condition is not None and self.how != "inner":
+            return "its condition is a function, of an outer join"
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:
         return RegularJoinOperator(self)
 
     def describe(self) -> str:
-        why = self.why_rows
+        why = self.why_rows or ("its condition is a function" if self.condition is not None else "")
         return f"{self.how}, on rows" + (f": {why}" if why else "")
 
 
@@ -183,6 +183,20 @@ class RegularJoinOperator(Operator):
             for side, rows in enumerate(sides):
                 num_partners = len(sides[1 - side])
                 self._held[side].add_all([(row, num_partners) for row in rows] if self._is_outer[side] else rows)
+
+    def matches(self, pairs: Iterable[tuple[Any, Any]]) -> list[bool]:
+        """Return for which pairs that an operator on columns has found the condition holds."""
+        condition = self._condition
+        assert condition is not None
+        found = []
+        for pair in pairs:
+            try:
+                found.append(bool(condition.call(*pair)))
+            except EngineError:
+                raise
+            except Exception as error:
+                raise condition.error(error, pair) from error
+        return found
 
     def take_changes(self, changes: Iterable[tuple[RowKind, Any, Any]], stamps: Sequence[int] | None) -> None:
         """Hand on what an operator on columns has found. ``changes``: kind, left, right, of which one may be None."""

@@ -2,90 +2,107 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numba
 
-__all__ = ["assign_sessions", "link_pairs", "link_sessions", "list_pairs", "unlink_sessions"]
+__all__ = ["LEVEL_BITS", "assign_sessions", "link_pairs", "link_sessions", "list_pairs", "unlink_sessions"]
+
+
+#: Bits behind the number of the row that last changed a session, for its level: below the rows of a batch.
+LEVEL_BITS: Final = 15
 
 
 @numba.njit(nogil=True, cache=True)
 def assign_sessions(
     slots: Any,
     times_ms: Any,
-    law: tuple[int, int],
+    law: tuple[int, int, int],
     heads: Any,
     sessions: Any,
     fresh: Any,
-    session_of_row: Any,
-    merged: Any,
-) -> tuple[int, int]:
-    """Take up each row, in order, in the session of its key; return (new sessions, sessions that joined others).
+    of_row: tuple[Any, Any],
+    merges: Any,
+) -> tuple[int, int, int]:
+    """Take up each row, in order, in the session of its key; return (new sessions, merges, levels).
 
-    ``law``: (gap, watermark); ``heads`` int64: first session of each slot's chain plus 1, 0 = none; ``sessions`` int64
-    (sessions, 4): start, end, next of the chain plus 1, what it is part of plus 1. ``fresh``: numbers for new sessions,
-    one a row. Out: ``session_of_row`` int64, -1 = too late; ``merged`` int64: the sessions that are part of others now,
-    whose last column says of which in the end. Sessions of a key never overlap or touch.
+    ``law``: (gap, watermark, number of row 0); ``heads`` int64: first session of each slot's chain plus 1, 0 = none;
+    ``sessions`` int64 (sessions, 4): start, end, next of the chain plus 1, and the row that last changed it with, in
+    the last LEVEL_BITS bits, its level, which is 0 between two calls. ``fresh``: numbers for new sessions, one a row.
+    Sessions of a key never overlap or touch. There are less than 2 ** LEVEL_BITS rows.
+
+    Out: ``of_row``, by row: the session at that time, int64, -1 = too late, and its level, int16. ``merges`` int64
+    (rows, 4): a session that became part of another one, that one, the level of both together, and whether what the
+    former holds goes first: the session that was changed last goes second, as on rows. A level's merges come before its
+    rows, and no session is named by two merges of one level.
     """
-    gap, watermark_ms = law
+    gap, watermark_ms, base = law
+    session_of_row, level_of_row = of_row
+    level_mask = (1 << LEVEL_BITS) - 1
     num_fresh = 0
-    num_merged = 0
+    num_merges = 0
+    num_levels = 1
     for row in range(slots.size):
         start = times_ms[row]
         end = start + gap
         low, high = start, end
         mine = -1
         before = -1
+        is_same = False
+        level = 0
         at = heads[slots[row]] - 1
         while at >= 0:
             following = sessions[at, 2]
             if sessions[at, 0] <= end and sessions[at, 1] >= start:
+                is_same = sessions[at, 0] == start and sessions[at, 1] == end
                 low = min(low, sessions[at, 0])
                 high = max(high, sessions[at, 1])
                 if mine < 0:
                     mine = at
                     before = at
+                    level = sessions[at, 3] & level_mask
                 else:
                     sessions[before, 2] = following
-                    sessions[at, 3] = mine + 1
-                    merged[num_merged] = at
-                    num_merged += 1
+                    level = max(level, sessions[at, 3] & level_mask) + 1
+                    num_levels = max(num_levels, level + 1)
+                    merges[num_merges, 0] = at
+                    merges[num_merges, 1] = mine
+                    merges[num_merges, 2] = level
+                    merges[num_merges, 3] = sessions[at, 3] < sessions[mine, 3]
+                    num_merges += 1
             else:
                 before = at
             at = following - 1
         if mine < 0:
             if end - 1 <= watermark_ms:
                 session_of_row[row] = -1
+                level_of_row[row] = -1
                 continue
             mine = fresh[num_fresh]
             num_fresh += 1
             sessions[mine, 2] = heads[slots[row]]
-            sessions[mine, 3] = 0
             heads[slots[row]] = mine + 1
         sessions[mine, 0] = low
         sessions[mine, 1] = high
+        if not is_same:
+            sessions[mine, 3] = ((base + row) << LEVEL_BITS) | level
         session_of_row[row] = mine
-    for i in range(num_merged):
-        root = sessions[merged[i], 3] - 1
-        while sessions[root, 3] != 0:
-            root = sessions[root, 3] - 1
-        sessions[merged[i], 3] = root + 1
-    for row in range(slots.size):
-        mine = session_of_row[row]
-        if mine >= 0 and sessions[mine, 3] != 0:
-            session_of_row[row] = sessions[mine, 3] - 1
-    return num_fresh, num_merged
+        level_of_row[row] = level
+    for i in range(num_merges):
+        sessions[merges[i, 1], 3] &= ~level_mask
+    return num_fresh, num_merges, num_levels
 
 
 @numba.njit(nogil=True, cache=True)
-def link_sessions(slots: Any, starts: Any, ends: Any, made: Any, heads: Any, sessions: Any) -> int:
-    """Put sessions, whose numbers are ``made``, into the chains of their keys' slots; return their number."""
+def link_sessions(slots: Any, starts: Any, ends: Any, made: Any, base: int, heads: Any, sessions: Any) -> int:
+    """Put sessions, whose numbers are ``made``, into the chains of their keys' slots, as if the rows ``base``,
+    ``base + 1``… had changed them; return their number."""
     for i in range(made.size):
         session = made[i]
         sessions[session, 0] = starts[i]
         sessions[session, 1] = ends[i]
         sessions[session, 2] = heads[slots[i]]
-        sessions[session, 3] = 0
+        sessions[session, 3] = (base + i) << LEVEL_BITS
         heads[slots[i]] = session + 1
     return made.size
 

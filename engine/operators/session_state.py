@@ -1,20 +1,25 @@
 """State of session windows over columns: a number for each open session, in a chain by key; accumulators by number.
 
 The accumulators are those of ``window_state`` with sessions in place of keys: one pane, in which a slot is a session.
-A chunk is an Arrow IPC stream of rows (start, end, then the columns of a pane) of one key group.
+What sessions hold when they become one depends on their order, first and last values and chosen records do: on rows
+the session goes second that was changed last. So does it here; a batch in which sessions become one is taken up in
+levels, each of which has merges and then rows that no longer depend on each other.
+
+A chunk is an Arrow IPC stream of rows (start, end, then the columns of a pane) of one key group, in the order in which
+the sessions were changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
 
 from engine.operators import session_kernels as kernels
-from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.left_windows import HELD, SESSIONS_PART
 from engine.operators.session_distinct import SessionDistinct
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
@@ -26,14 +31,14 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SESSIONS_PART", "OpenSession", "SessionState"]
+__all__ = ["SESSIONS_PART", "Assigned", "OpenSession", "SessionState"]
 
-#: Name of the part of state in checkpoints, for good.
-SESSIONS_PART: Final = "session-slots"
 _PANE: Final = 0
 #: Fewer keys than this are never worth a compaction.
 _COMPACT_MIN: Final = 1 << 16
-_START, _END, _NEXT, _PART_OF = range(4)
+_START, _END, _NEXT, _CHANGED = range(4)
+#: Columns of merges.
+_SOURCE, _TARGET, _AT_LEVEL, _GOES_FIRST = range(4)
 
 
 @final
@@ -45,6 +50,32 @@ class OpenSession:
     start: int
     end: int
     accumulator: Any
+
+
+@final
+@dataclass(slots=True)
+class Assigned:
+    """Which session each row of a batch is in, and which become one meanwhile: as ``assign_sessions`` tells it."""
+
+    #: by row, -1 = too late
+    sessions: Array
+    levels: Array
+    merges: Array
+    num_levels: int
+    #: what has been done: two steps a level, its merges and then its rows
+    step: int = field(default=0)
+
+    def merges_of(self, level: int) -> Array:
+        return self.merges[self.merges[:, _AT_LEVEL] == level]
+
+    def rows_of(self, level: int) -> Array:
+        return np.flatnonzero(self.levels == level).astype(np.int32)
+
+    def steps_left(self) -> Iterator[tuple[Array, Array]]:
+        """Yield (rows to be taken up, merges to be done before), level by level, from ``step`` on."""
+        for level in range(self.step // 2, self.num_levels):
+            merges = self.merges_of(level)
+            yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges
 
 
 @final
@@ -72,23 +103,25 @@ class _SessionKeys:
 
 @final
 class SessionState:
-    """Implements ``parts.KeyedPart``. No first and last values: merged sessions do not know what came first."""
+    """Implements ``parts.KeyedPart``. ``windows``: makes an empty state of accumulators."""
 
     def __init__(
-        self, max_parallelism: int, aggregates: Sequence[FieldAggregateOf], gap_ms: int, *, is_tuple: bool
+        self, windows: Callable[[], WindowState], gap_ms: int, max_parallelism: int, *, is_tuple: bool
     ) -> None:
+        self._empty_windows = windows
         self._max_parallelism = max_parallelism
-        self._aggregates = aggregates
         self._gap_ms = gap_ms
         self._is_tuple = is_tuple
         self.clear()
 
     def clear(self) -> None:
-        self._windows = WindowState(self._max_parallelism, self._aggregates, False, self._is_tuple)
+        self._windows = self._empty_windows()
         self._keys: _SessionKeys | None = None
         self._distinct: list[SessionDistinct] = []
         self._heads = PagedArray(np.int64)
         self._sessions = PagedArray(np.int64, 4)
+        #: rows taken up so far: the number of the next one, by which sessions know when they were changed
+        self._num_rows = 0
         #: numbers of sessions that are over, to be given again
         self._free: Array = np.zeros(0, np.int64)
         #: no session ends before
@@ -101,7 +134,8 @@ class SessionState:
         """Make everything for records of that schema; False when columns cannot do it."""
         layout = self._windows.layout
         if layout is not None:
-            return bool(layout.schema.types == schema.types and layout.keys == tuple(keys))
+            same = layout.schema.types == schema.types and layout.keys == tuple(keys)
+            return bool(same) and self._windows.is_named(schema) == self.named
         if not self._windows.define(schema, keys):
             return False
         self._keys = _SessionKeys(self._windows._table)
@@ -110,6 +144,11 @@ class SessionState:
         self._distinct = [SessionDistinct(own.index, own._kinds[1], own.column) for own in self._windows._distinct]
         self._windows._distinct = self._distinct  # type: ignore[assignment]
         return True
+
+    @property
+    def named(self) -> bool:
+        """Whether the records that sessions hold are Rows."""
+        return self._windows.named
 
     @property
     def is_defined(self) -> bool:
@@ -128,37 +167,37 @@ class SessionState:
     def begin_batch(self, columns: pa.RecordBatch) -> bool:
         return self._windows.begin_batch(columns)
 
-    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> tuple[Array, Array]:
-        """Return the session of each row, -1 = too late, and the sessions that have become part of others, for
-        ``merge``."""
+    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> Assigned:
+        """Find or make the session of each row, BATCH_ROWS_MAX at most; ``take_up`` has to follow."""
         assert self._keys is not None
         assert self._windows.layout is not None
         slots = self._keys.table.slots_of([columns.column(key) for key in self._windows.layout.keys])
         self._heads.reserve(self.num_keys)
         fresh = self._fresh(slots.size)
-        session_of_row, merged = np.empty(slots.size, np.int64), np.empty(slots.size + 1, np.int64)
         # Each row merges one other session at most: two that lie a gap apart have room for no third between.
-        num_fresh, num_merged = kernels.assign_sessions(
+        of_row = np.empty(slots.size, np.int64), np.empty(slots.size, np.int16)
+        merges = np.empty((slots.size, 4), np.int64)
+        num_fresh, num_merges, num_levels = kernels.assign_sessions(
             slots,
             times_ms,
-            (self._gap_ms, watermark_ms),
+            (self._gap_ms, watermark_ms, self._num_rows),
             self._heads.array,
             self._sessions.array,
             fresh,
-            session_of_row,
-            merged,
+            of_row,
+            merges,
         )
+        self._num_rows += slots.size
         self._free = np.concatenate([fresh[num_fresh:], self._free])
         made = fresh[:num_fresh]
         for distinct in self._distinct:
             distinct.begin(made, self._keys.num_slots)
-        taken = session_of_row >= 0
-        self._keys.key_slots.array[session_of_row[taken]] = slots[taken]
-        merged = merged[:num_merged]
-        self._keys.key_slots.array[merged] = self._keys.key_slots.array[self._sessions.array[merged, _PART_OF] - 1]
+        sessions, levels = of_row
+        taken = sessions >= 0
+        self._keys.key_slots.array[sessions[taken]] = slots[taken]
         if num_fresh:
             self.first_end_ms = min(self.first_end_ms, int(self._sessions.array[made, _END].min()))
-        return session_of_row, merged
+        return Assigned(sessions, levels, merges[:num_merges], num_levels)
 
     def _fresh(self, count: int) -> Array:
         """Take so many numbers for new sessions."""
@@ -173,31 +212,39 @@ class SessionState:
         self._windows.panes[_PANE].reserve(self._keys.num_slots)
         return taken
 
-    def merge(self, merged: Array) -> bool:
-        """Add what these sessions hold to those they are part of; False when a sum would not fit into 64 bits: then
-        some hold their own still, as ``open_sessions`` knows."""
-        values = self._windows.panes[_PANE].values
-        rest = merged[values[merged, 0] > 0]
-        while rest.size:
-            targets, at = np.unique(self._sessions.array[rest, _PART_OF] - 1, return_index=True)
-            sources = rest[at]
-            into = values[targets]
-            try:
-                self._windows._merge(into, values[sources], np.arange(sources.size))
-            except OverflowError:
+    def take_up(self, assigned: Assigned) -> bool:
+        """Take up the rows of the batch and make one of sessions that touch. False when a sum would not fit into 64
+        bits: then ``assigned`` knows what is left to be done, and ``parts`` what has been."""
+        sessions = assigned.sessions
+        for rows, merges in assigned.steps_left():
+            if merges.size and not self._merge(merges):
                 return False
-            values[targets] = into
-            for distinct in self._distinct:
-                distinct.merge(self._windows.panes[_PANE], sources, targets)
-            values[sources] = 0
-            rest = np.delete(rest, at)
-        self._free = np.concatenate([merged, self._free])
+            assigned.step += 1
+            if rows.size and not self._windows.take_up(_PANE, rows, sessions):
+                return False
+            assigned.step += 1
+        merged = assigned.merges[:, _SOURCE]
         self._sessions.array[merged] = 0
+        self._free = np.concatenate([merged, self._free])
         return True
 
-    def take_up(self, rows: Array, session_of_row: Array) -> bool:
-        """Return False when a sum would not fit into 64 bits: then no row has been taken up."""
-        return self._windows.take_up(_PANE, rows, session_of_row)
+    def _merge(self, merges: Array) -> bool:
+        """Give what sessions hold to those that they are part of; False, and nothing is done, as ``take_up`` says."""
+        values = self._windows.panes[_PANE].values
+        sources, targets = merges[:, _SOURCE], merges[:, _TARGET]
+        goes_first = merges[:, _GOES_FIRST] > 0
+        into = values[np.where(goes_first, sources, targets)]
+        try:
+            self._windows.merge(into, values[np.where(goes_first, targets, sources)], np.arange(sources.size))
+        except OverflowError:
+            return False
+        for distinct in self._distinct:
+            into[:, distinct.column] = values[targets, distinct.column]  # its values have no order, and come now
+        values[targets] = into
+        for distinct in self._distinct:
+            distinct.merge(self._windows.panes[_PANE], sources, targets)
+        values[sources] = 0
+        return True
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -217,6 +264,11 @@ class SessionState:
         values = self._windows.panes[_PANE].values
         starts, ends = (self._sessions.array[sessions, column] for column in (_START, _END))
         return self._windows.results((starts, ends), sessions, values), ends - 1  # type: ignore[arg-type]
+
+    def folded(self, sessions: Array) -> tuple[list[Any], list[int]]:
+        """Return what a user's fold has made of these sessions, and its event times."""
+        made = self._windows.held(sessions, self._windows.panes[_PANE].values)[1]
+        return made, (self._sessions.array[sessions, _END] - 1).tolist()
 
     def drop(self, sessions: Array) -> None:
         """Forget sessions; keys that have none too, once they are most."""
@@ -246,18 +298,24 @@ class SessionState:
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
-    def open_sessions(self) -> Iterator[OpenSession]:
-        """Yield all that is held; of one session perhaps in several parts, after ``merge`` has failed."""
-        if self.is_defined:
-            live = self._live()
-            fields, accumulators = self._windows.accumulators(_PANE, None)
-            part_of = self._sessions.array[live, _PART_OF]
-            roots = np.where(part_of > 0, part_of - 1, live)
-            edges = self._sessions.array[roots, :_NEXT].tolist()
-            for key, (start, end), accumulator in zip(fields, edges, accumulators, strict=True):
-                yield OpenSession(key, start, end, accumulator)
+    def parts(self) -> dict[int, Any]:
+        """Return the row operator's accumulator of each session that holds something, by its number."""
+        if not self.is_defined:
+            return {}
+        return dict(zip(self._live().tolist(), self._windows.accumulators(_PANE, None)[1], strict=True))
+
+    def open_sessions(self, parts: Mapping[int, Any] | None = None) -> Iterator[OpenSession]:
+        """Yield all that is held, in the order in which it was changed. ``parts``: what sessions hold."""
+        if self._keys is not None:
+            parts = self.parts() if parts is None else parts
+            numbers = np.fromiter(parts, np.int64, len(parts))
+            numbers = numbers[np.argsort(self._sessions.array[numbers, _CHANGED], kind="stable")]
+            keys = zip(*(column.to_pylist() for column in self._keys.keys_of(numbers)), strict=True)
+            edges = self._sessions.array[numbers, :_NEXT].tolist()
+            for number, key, (start, end) in zip(numbers.tolist(), keys, edges, strict=True):
+                yield OpenSession(key, start, end, parts[number])
         for group, chunk in self.others.items():
-            other = SessionState(self._max_parallelism, self._aggregates, self._gap_ms, is_tuple=self._is_tuple)
+            other = SessionState(self._empty_windows, self._gap_ms, self._max_parallelism, is_tuple=self._is_tuple)
             other.restore({group: chunk})
             yield from other.open_sessions()
 
@@ -278,7 +336,10 @@ class SessionState:
             FIELDS: self._windows.fields_held(),
             "shown": self._windows.shown_columns(),
         }
+        if self._windows.is_users:
+            metadata[HELD] = self._windows.held_columns(first=2)
         live = self._live()
+        live = live[np.argsort(self._sessions.array[live, _CHANGED], kind="stable")]
         keys = self._keys.keys_of(live)
         held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], live, keys)
         edges = [pa.array(np.ascontiguousarray(self._sessions.array[live, column])) for column in (_START, _END)]
@@ -316,7 +377,8 @@ class SessionState:
         for distinct in self._distinct:
             distinct.begin(made, self._keys.num_slots)
         starts, ends = values_of(batch.column(0)), values_of(batch.column(1))
-        kernels.link_sessions(slots, starts, ends, made, self._heads.array, self._sessions.array)
+        kernels.link_sessions(slots, starts, ends, made, self._num_rows, self._heads.array, self._sessions.array)
+        self._num_rows += made.size
         self._keys.key_slots.array[made] = slots
         self.first_end_ms = min(self.first_end_ms, int(ends.min(initial=TIME_MAX_MS)))
         self._keys.restored = made

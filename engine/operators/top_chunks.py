@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import is_named, named_schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["TOP_PART", "chunks_of", "columns_in", "is_named", "rows_in"]
+__all__ = ["TOP_PART", "chunks_of", "columns_in", "rows_in"]
 
 #: Name of the part of state in checkpoints, for good.
 TOP_PART: Final = "top-records"
-_NAMED: Final = {b"records": b"rows"}
 
 
 def chunks_of(
@@ -42,7 +42,7 @@ def chunks_of(
             if group in wanted:
                 if group not in streams:
                     sink = pa.BufferOutputStream()
-                    schema = rows.schema.with_metadata(_NAMED if named else None)
+                    schema = named_schema(rows.schema, named)
                     streams[group] = sink, pa.ipc.new_stream(sink, schema)
                 streams[group][1].write_batch(rows.slice(begin, end - begin))
             begin = end
@@ -51,11 +51,6 @@ def chunks_of(
         writer.close()
         chunks[group] = sink.getvalue().to_pybytes()
     return chunks
-
-
-def is_named(schema: pa.Schema) -> bool:
-    """Whether the records of a chunk are Rows."""
-    return _NAMED.items() <= (schema.metadata or {}).items()
 
 
 def columns_in(chunk: bytes) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.failure import user_error
 from engine.operators.join_state import JOIN_PART, LeftRecords
 from engine.operators.keyed import Keys, last_row, open_keyed_state, open_timers
-from engine.operators.left_windows import WINDOW_SLOTS_PART, LeftWindows
+from engine.operators.left_windows import SESSIONS_PART, WINDOW_SLOTS_PART, LeftSessions, LeftWindows
 from engine.operators.process import keeps_state
 from engine.operators.results import Results, iterator_of
 from engine.operators.window_cells import WindowCells
@@ -96,6 +96,7 @@ class WindowOperator(Operator):
         #: what an operator on columns has left in the checkpoint, until the first record or watermark
         self._left: LeftWindows | None = None
         self._left_records: LeftRecords | None = None
+        self._left_sessions: LeftSessions | None = None
         self._keys = [_NoKeys() if selector is None else Keys(selector) for selector in spec.key_selectors]
         self._function = spec.function
         self._contents: Contents
@@ -146,6 +147,9 @@ class WindowOperator(Operator):
         if not self._is_inside and ctx.state.has_left(WINDOW_SLOTS_PART):
             self._left = LeftWindows(ctx.operator_name)
             ctx.state.add_keyed(WINDOW_SLOTS_PART, self._left)
+        if not self._is_inside and ctx.state.has_left(SESSIONS_PART):
+            self._left_sessions = LeftSessions(ctx.operator_name)
+            ctx.state.add_keyed(SESSIONS_PART, self._left_sessions)
         if not self._is_inside and ctx.state.has_left(JOIN_PART):
             self._left_records = LeftRecords()
             ctx.state.add_keyed(JOIN_PART, self._left_records)
@@ -154,17 +158,25 @@ class WindowOperator(Operator):
         joined, self._left_records = self._left_records, None
         for records in () if joined is None else joined.take():
             self.adopt_records(records.side, *records.rows(), records.watermark_ms)
+        sessions, self._left_sessions = self._left_sessions, None
+        for key, start, end, accumulator in () if sessions is None else sessions.take():
+            if self._merging is None or self._spec.fold is None or self._spec.evictor is not None:
+                raise self._other_windows("sessions")
+            self.adopt_session(key, TimeWindow(start, end), accumulator)
         left, self._left = self._left, None
         if left is None:
             return
         for start, keys, accumulators, watermark_ms in left.take():
             if self._regular is None or self._spec.fold is None or self._spec.evictor is not None:
-                raise ProgramError(
-                    f"Operator {self.ctx.operator_name!r}: its windows were tumbling, with one accumulator a key; they "
-                    "cannot go on as others. Give the operator another uid to begin afresh."
-                )
+                raise self._other_windows("tumbling")
             window = TimeWindow(start, start + self._regular._size)
             self.adopt(window, keys, accumulators, has_fired=window.max_timestamp() <= watermark_ms)
+
+    def _other_windows(self, kind: str) -> ProgramError:
+        return ProgramError(
+            f"Operator {self.ctx.operator_name!r}: its windows were {kind}, with one accumulator a key; they "
+            "cannot go on as others. Give the operator another uid to begin afresh."
+        )
 
     def _open_cells(self) -> WindowCells | None:
         """Return the quick way, if it does the same as the long one: also with what was restored."""
@@ -202,7 +214,7 @@ class WindowOperator(Operator):
     # --- elements ----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        if self._left is not None or self._left_records is not None:
+        if self._left or self._left_records or self._left_sessions:
             self._take_left()
         batch = rows_of(batch)
         rows = batch.rows
@@ -437,7 +449,7 @@ class WindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        if self._left is not None or self._left_records is not None:
+        if self._left or self._left_records or self._left_sessions:
             self._take_left()
         for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
             self._on_timer(True, time_ms, key, window)

@@ -32,9 +32,9 @@ class Accumulator:
     is_float: bool
     seed: int | float | None = None
 
-    def merge(self, target: Array, source: Array, slots: Array, fresh: Array) -> None:
-        """Take up ``source`` in ``target``, both (slots, columns); ``slots``: those that source has a value of;
-        ``fresh``: of these, whether target has none."""
+    def merge(self, target: Array, source: Array, slots: Array, fresh: Array, *, plainly: bool = False) -> None:
+        """Take up ``source``, which comes after ``target``, both (slots, columns); ``slots``: those that source has a
+        value of; ``fresh``: of these, whether target has none. ``plainly``: a NaN wins only where it came first."""
         into, of = _typed(target, self)[slots], _typed(source, self)[slots]
         match self.kind:
             case "sum":
@@ -42,11 +42,15 @@ class Accumulator:
                 if not self.is_float and (((into ^ merged) & (of ^ merged)) < 0).any():
                     raise OverflowError("a sum of a window does not fit into 64 bits")
             case "min":
-                merged = np.minimum(into, of)
+                merged = np.where((of < into) | ((of != of) & (not plainly)), of, into)
             case "max":
-                merged = np.maximum(into, of)
+                merged = np.where((of > into) | ((of != of) & (not plainly)), of, into)
+            case "first":
+                merged = into
+            case "last":
+                merged = of
             case _:
-                raise AssertionError(f"{self.kind} depends on the order of records, which slices do not have")
+                raise AssertionError(f"{self.kind} is no accumulator of one value")
         _typed(target, self)[slots] = np.where(fresh, of, merged)
 
 

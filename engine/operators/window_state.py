@@ -17,7 +17,7 @@ import pyarrow as pa
 from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
-from engine.operators.column_fields import column_index
+from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
@@ -31,10 +31,8 @@ from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["FIELDS", "NAMED", "WindowState", "other_fields"]
+__all__ = ["FIELDS", "WindowState", "other_fields"]
 
-#: In the metadata of a schema: records are Rows, not tuples.
-NAMED: Final = {b"records": b"rows"}
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
@@ -49,7 +47,7 @@ class _Layout:
 
     @property
     def named(self) -> bool:
-        return NAMED.items() <= (self.schema.metadata or {}).items()
+        return is_named(self.schema)
 
 
 @final
@@ -74,7 +72,7 @@ class WindowState:
         self._keeps_record = keeps_record
         self._seeds = seeds
         self._choice = choice
-        self._is_users = is_users or seeds is not None
+        self.is_users = is_users or seeds is not None
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
         self._is_tuple = is_tuple
@@ -154,6 +152,10 @@ class WindowState:
     def named(self) -> bool:
         """Whether the records that windows hold are Rows."""
         return self._keeps_record and self.layout is not None and self.layout.named
+
+    def is_named(self, schema: pa.Schema) -> bool:
+        """Whether windows of such records would hold Rows."""
+        return self._keeps_record and is_named(schema)
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -299,17 +301,31 @@ class WindowState:
             slots = pane.slots()
             if only is not None:
                 slots = np.intersect1d(slots, only)
-            self._merge(merged, pane.values, slots)
+            self.merge(merged, pane.values, slots)
         for distinct in self._distinct:
             distinct.count_together(starts, merged)
         return np.flatnonzero(merged[:, 0]), merged
 
-    def _merge(self, target: Array, source: Array, slots: Array) -> None:
+    def merge(self, target: Array, source: Array, slots: Array) -> None:
+        """Take up what comes after ``target``: arrays (slots, columns). Raises: OverflowError."""
+        if self._choice is not None:
+            self._merge_chosen(self._choice, target, source, slots)
+            return
         for accumulator, field in self._accumulators:
             having = slots[source[slots, field.present] > 0]
-            accumulator.merge(target, source, having, target[having, field.present] == 0)
+            fresh = target[having, field.present] == 0
+            accumulator.merge(target, source, having, fresh, plainly=self._compares_plainly)
         for column in {0, *(field.present for field in self._fields)}:
             target[slots, column] += source[slots, column]
+
+    def _merge_chosen(self, choice: RecordChoice, target: Array, source: Array, slots: Array) -> None:
+        """As ``merge``, of records of which one stays; both sides have one."""
+        compared = next(accumulator for accumulator, _ in self._accumulators if accumulator.kind == "min")
+        held, following = _typed(target, compared)[slots], _typed(source, compared)[slots]
+        taken = slots[choice.takes_over(following, held)]
+        for accumulator, _ in self._accumulators:
+            target[taken, accumulator.column] = source[taken, accumulator.column]
+        target[slots, 0] += source[slots, 0]
 
     def results(self, window: tuple[int, int], slots: Array, values: Array) -> pa.RecordBatch:
         layout = self.layout
@@ -489,8 +505,8 @@ class WindowState:
             FIELDS: self.fields_held(),
             "shown": self.shown_columns(),
         }
-        if self._is_users:
-            metadata[HELD] = ",".join(self._held_columns())
+        if self.is_users:
+            metadata[HELD] = self.held_columns()
         streams: dict[int, tuple[Any, Any]] = {}
         for start, pane in self.panes.items():
             slots = pane.slots()
@@ -511,10 +527,14 @@ class WindowState:
             chunks |= other.snapshot(wanted)  # a key group comes from one subtask
         return chunks
 
-    def _held_columns(self) -> Iterator[str]:
-        """Yield the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float."""
+    def held_columns(self, first: int = 0) -> str:
+        """Return the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float.
+        ``first``: columns that stand before those."""
+        return ",".join(self._held_columns(first))
+
+    def _held_columns(self, first: int) -> Iterator[str]:
         assert self.layout is not None
-        num_keys = len(self.layout.keys)
+        num_keys = first + len(self.layout.keys)
         columns = [accumulator for accumulator, _ in self._accumulators]
         if self._seeds is None:  # a record that was chosen
             of_fields = sorted((field.index, at) for at, (_, field) in enumerate(self._accumulators))
@@ -572,7 +592,7 @@ class WindowState:
                 self._is_tuple,
                 seeds=self._seeds,
                 choice=self._choice,
-                is_users=self._is_users,
+                is_users=self.is_users,
             )
             self.others.append(state)
         if not state.define(schema, keys):

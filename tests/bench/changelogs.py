@@ -15,6 +15,7 @@ import argparse
 import gc
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ import pyarrow as pa
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.operators.base import OperatorSpec
 from engine.operators.column_deduplicate import column_deduplicate
+from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_top_n import column_top_n
 from engine.operators.deduplicate import FIRST, DeduplicateSpec
@@ -37,13 +39,20 @@ KEY = FieldKey(0)
 Given = list[tuple[int, Batch]]
 
 
-def joined(how: str) -> tuple[OperatorSpec | None, OperatorSpec]:
-    rows = RegularJoinSpec((KEY, KEY), how, Beside((len(SCHEMA), len(SCHEMA))))
-    return column_regular_join(rows, (None, None)), rows
+SHAPE = shape_of_schema(SCHEMA)
 
 
-def top(n: int, with_rank: bool) -> tuple[OperatorSpec | None, OperatorSpec]:
-    rows = TopNSpec(KEY, n, ((2, False),), with_rank)
+def greater(left: Any, right: Any) -> Any:
+    return left[2] > right[2]
+
+
+def joined(how: str, condition: Any = None) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = RegularJoinSpec((KEY, KEY), how, Beside((len(SCHEMA), len(SCHEMA))), condition)
+    return column_regular_join(rows, (SHAPE, SHAPE)), rows
+
+
+def top(n: int, with_rank: bool, field: int = 2) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = TopNSpec(KEY, n, ((field, False),), with_rank)
     return column_top_n(rows), rows
 
 
@@ -52,10 +61,12 @@ def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
     first = DeduplicateSpec(KEY, FIRST)
     return {
         "regular join, inner": joined("inner"),
+        "regular join, condition": joined("inner", greater),
         "regular join, left": joined("left"),
         "top 1": top(1, False),
         "top 3": top(3, False),
         "top 3 with ranks": top(3, True),
+        "top 3 by text": top(3, False, 3),
         "first row": (column_deduplicate(first), first),
     }
 

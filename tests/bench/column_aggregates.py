@@ -25,7 +25,7 @@ from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceS
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
-from engine.operators.field_aggregates import RowAggregates, WindowRecord, count_distinct
+from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates, WindowRecord, count_distinct
 from engine.operators.keys import FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
@@ -70,10 +70,19 @@ def in_columns(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
     return spec, rows
 
 
+def in_sessions(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
+    spec = column_session(rows, shape_of_schema(SCHEMA))
+    assert spec is not None
+    return spec, rows
+
+
 def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
     """Return (on columns, on rows) by name."""
     distinct = AggregateFold(RowAggregates([count_distinct(2)]))
-    sessions = windows(distinct, EventTimeSessionWindows(500))
+    gap = EventTimeSessionWindows(500)
+    sessions = windows(distinct, gap)
+    edges = windows(AggregateFold(RowAggregates([FieldAggregateOf("first", 2), FieldAggregateOf("last", 2)])), gap)
+    chosen, picked = windows(ReduceFold(FieldAggregate("max_by", 2)), gap), windows(ReduceFold(newest), gap)
     return {
         "max_by": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
         "reduce: first": (ColumnReduceSpec(KEY, first), KeyedReduceSpec(KEY, first)),
@@ -85,7 +94,10 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
         "10 s windows each 5 s, count_distinct": in_columns(
             windows(distinct, SlidingEventTimeWindows(10_000, 5000, 0))
         ),
-        "sessions, gap 0.5 s, count_distinct": (column_session(sessions), sessions),
+        "sessions, gap 0.5 s, count_distinct": in_sessions(sessions),
+        "sessions, gap 0.5 s, first and last": in_sessions(edges),
+        "sessions, gap 0.5 s, max_by": in_sessions(chosen),
+        "sessions, gap 0.5 s, reduce: greatest": in_sessions(picked),
     }
 
 

@@ -56,10 +56,15 @@ class FoldTranslation:
 
 
 def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
-    """Return what ``function(so far, next)`` does with each field. Raises: NotCompilable with the reason."""
-    if shape.is_scalar or shape.names is not None:
+    """Return what ``function(so far, next)`` does with each field; of Rows it has to return one as a whole.
+
+    Raises: NotCompilable with the reason.
+    """
+    if shape.is_scalar:
         _refuse("its records are no tuples")
     parser = _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds))
+    if shape.names is not None and not parser.returns_whole():
+        _refuse("it makes tuples of Rows")
     folds = []
     for index, node in enumerate(parser.results()):
         fold = parser.fold(index, node, shape.kinds[index])
@@ -72,11 +77,11 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
 
 
 def translate_choice(function: Any, shape: Shape) -> RecordChoice:
-    """Return by which comparison ``function(so far, next)`` picks one of both.
+    """Return by which comparison ``function(so far, next)`` picks one of both; of Rows by a field's number.
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar or shape.names is not None:
+    if shape.is_scalar:
         _refuse("its records are no tuples")
     return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()
 
@@ -208,6 +213,11 @@ class _Parser:
         if not isinstance(result, ast.Tuple) or len(result.elts) != self._held_size:
             _refuse(f"it does not return a tuple of {self._held_size} fields")
         return result.elts
+
+    def returns_whole(self) -> bool:
+        """Whether it returns one of its arguments as it is."""
+        result = self._result()
+        return isinstance(result, ast.Name) and result.id in (self._held, self._record)
 
     def _result(self) -> ast.expr:
         if isinstance(self._tree, ast.Lambda):

@@ -1,7 +1,8 @@
 """A function of two records (a join's) on columns: what it does with a pair, as expressions over the fields of both.
 
 ``(left, right) -> …`` is taken for a function of one record that has the fields of the left one, then those of the
-right one; ``left + right`` and ``(*left, x)`` are spelled out. Everything else is ``translate``'s.
+right one; ``left + right``, of tuples, and ``(*left, x)`` are spelled out; fields of Rows have names, too. Everything
+else is ``translate``'s.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, final
 
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, Row
+from engine.operators.column_fields import is_named
 from engine.operators.compile.column_steps import DOUBTS_MAX, _array, _kind_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Frame
@@ -29,12 +31,13 @@ __all__ = ["PairFunction", "result_shape", "translate_pair"]
 _PAIR: Final = "(pair)"
 
 
-def translate_pair(function: Any, left: Shape, right: Shape) -> Translation:
-    """Return a plain function of two tuples as expressions over the fields of both. Raises: NotCompilable."""
+def translate_pair(function: Any, left: Shape, right: Shape, *, as_condition: bool = False) -> Translation:
+    """Return a plain function of two tuples or Rows as expressions over the fields of both; ``as_condition``: as one,
+    true or false, as ``if`` takes what the function returns. Raises: NotCompilable."""
     if not isinstance(function, types.FunctionType):
         _refuse(f"a {type(function).__name__}, not a plain function")
-    if any(shape.is_scalar or shape.names is not None for shape in (left, right)):
-        _refuse("its records are no tuples")
+    if left.is_scalar or right.is_scalar:
+        _refuse("its records are bare values")
     tree = tree_of(function)
     arguments = tree.args
     names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
@@ -45,13 +48,14 @@ def translate_pair(function: Any, left: Shape, right: Shape) -> Translation:
     if isinstance(tree, ast.FunctionDef) and tree.decorator_list:
         _refuse("it is decorated")
     places = {names[0]: range(len(left.kinds)), names[1]: range(len(left.kinds), len(left.kinds + right.kinds))}
-    joined = _Joiner(places)
+    joined = _Joiner(places, {name: shape.names for name, shape in zip(names, (left, right), strict=True)})
     translator = _Translator(function, Shape(left.kinds + right.kinds), _PAIR)
     try:
         if isinstance(tree, ast.Lambda):
-            result = translator.record(joined.visit(copy.deepcopy(tree.body)), {})
+            body = joined.visit(copy.deepcopy(tree.body))
+            result = translator.condition(body, {}) if as_condition else translator.record(body, {})
         else:
-            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, False)
+            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
     return Translation(result, tuple(translator.outside.values()))
@@ -72,10 +76,12 @@ def _refuse(what: str) -> NoReturn:
 
 @final
 class _Joiner(ast.NodeTransformer):
-    """Makes fields of the pair of those of the two arguments. ``places``: argument → the pair's fields that it has."""
+    """Makes fields of the pair of those of the two arguments. ``places``: argument → the pair's fields that it has;
+    ``names``: argument → the names of its fields, of a tuple None."""
 
-    def __init__(self, places: dict[str, range]) -> None:
+    def __init__(self, places: dict[str, range], names: dict[str, tuple[str, ...] | None]) -> None:
         self._places = places
+        self._names = names
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         match node:
@@ -85,6 +91,16 @@ class _Joiner(ast.NodeTransformer):
                 name in self._places and type(at) is int
             ):
                 return self._field(name, -at)
+            case ast.Subscript(ast.Name(name), ast.Constant(str() as field)) if name in self._places:
+                return self._named_field(name, field)
+        return self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        match node:
+            case ast.Attribute(ast.Name(name), field) if name in self._places:
+                if hasattr(Row, field):
+                    _refuse(f"its records have no field .{field}")
+                return self._named_field(name, field)
         return self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
@@ -118,6 +134,8 @@ class _Joiner(ast.NodeTransformer):
 
     def _operand(self, node: ast.expr) -> ast.expr:
         if isinstance(node, ast.Name) and node.id in self._places:
+            if self._names[node.id] is not None:
+                _refuse("it adds a Row")
             return self._whole(node.id)
         visited: ast.expr = self.visit(node)
         return visited
@@ -128,16 +146,24 @@ class _Joiner(ast.NodeTransformer):
             _refuse(f"there is no field {at}")
         return ast.Subscript(ast.Name(_PAIR, ast.Load()), ast.Constant(place[at]), ast.Load())
 
+    def _named_field(self, name: str, field: str) -> ast.expr:
+        names = self._names[name]
+        if names is None or field not in names:
+            _refuse(f"there is no field {field!r}")
+        return self._field(name, names.index(field))
+
     def _whole(self, name: str) -> ast.Tuple:
         return ast.Tuple([self._field(name, at) for at in range(len(self._places[name]))], ast.Load())
 
 
 @final
 class PairFunction:
-    """A join's function on columns; one object per operator. ``reason``: why pairs were left to the interpreter."""
+    """A join's function, or its condition, on columns; one object per operator. ``reason``: why pairs were left to the
+    interpreter."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, *, is_condition: bool = False) -> None:
         self._function = function
+        self._is_condition = is_condition
         self._schemas: tuple[pa.Schema, pa.Schema] | None = None
         self._translation: Translation | None = None
         self._doubts_in_row = 0
@@ -150,26 +176,45 @@ class PairFunction:
 
         ``columns``: the fields of the left records, then of the right ones; only those that are needed are asked for.
         """
-        translation = self._translation_for(schemas)
-        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
+        result = self._result(schemas)
+        if result is None:
             return None
-        frame = Frame(columns, num_pairs)  # type: ignore[arg-type]
-        result = translation.result
         items = result.items if isinstance(result, Fields) else (result,)
+        arrays = self._evaluated(lambda frame: [_array(item, frame) for item in items], columns, num_pairs)
+        if arrays is None:
+            return None
+        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
+        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+
+    def holds(self, schemas: tuple[pa.Schema, pa.Schema], columns: Sequence[pa.Array], num_pairs: int) -> Any:
+        """Return for which pairs the condition holds, bool, or None; as ``apply``."""
+        result = self._result(schemas)
+        if result is None:
+            return None
+        return self._evaluated(
+            lambda frame: np.broadcast_to(result.evaluate(frame, None).values, num_pairs), columns, num_pairs
+        )
+
+    def _result(self, schemas: tuple[pa.Schema, pa.Schema]) -> Any:
+        translation = self._translation_for(schemas)
+        return None if translation is None or self._doubts_in_row >= DOUBTS_MAX else translation.result
+
+    def _evaluated(self, evaluate: Callable[[Frame], Any], columns: Sequence[pa.Array], num_pairs: int) -> Any:
         try:
             with np.errstate(all="ignore"):
-                arrays = [_array(item, frame) for item in items]  # type: ignore[arg-type]
+                made = evaluate(Frame(columns, num_pairs))  # type: ignore[arg-type]
         except (Doubt, pa.ArrowException):
             self._doubts_in_row += 1
             self.reason = "a value on which columns and interpreter may differ, or an error"
             return None
         self._doubts_in_row = 0
-        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
-        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+        return made
 
     def _translation_for(self, schemas: tuple[pa.Schema, pa.Schema]) -> Translation | None:
         known = self._schemas
-        if known is None or any(a is not b and not a.equals(b) for a, b in zip(schemas, known, strict=True)):
+        if known is None or any(
+            a is not b and not a.equals(b, check_metadata=True) for a, b in zip(schemas, known, strict=True)
+        ):
             self._schemas = schemas
             self._compile(schemas)
         translation = self._translation
@@ -179,8 +224,11 @@ class PairFunction:
 
     def _compile(self, schemas: tuple[pa.Schema, pa.Schema]) -> None:
         self._translation = None
-        left, right = (Shape(tuple(map(_kind_of, schema.types))) for schema in schemas)
+        left, right = (
+            Shape(tuple(map(_kind_of, schema.types)), names=tuple(schema.names) if is_named(schema) else None)
+            for schema in schemas
+        )
         try:
-            self._translation = translate_pair(self._function, left, right)
+            self._translation = translate_pair(self._function, left, right, as_condition=self._is_condition)
         except NotCompilable as error:
             self.reason = str(error)

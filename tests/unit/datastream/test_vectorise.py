@@ -7,6 +7,7 @@ from engine.common import Duration, Time, Types, WatermarkStrategy
 from engine.connectors.source import SourceSpec
 from engine.core.errors import ProgramError
 from engine.core.printing import format_typed
+from engine.core.records import Row
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
 from engine.datastream.aggregates import count, count_distinct, first, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
@@ -147,7 +148,9 @@ def test_running_sums_of_columns_arrive_as_those_of_rows(env):
         first = totals.setdefault(i % 3, [0, i * 100])
         first[0] += i
         expected.append((i % 3, *first))
-    assert list(sums) == expected
+    found = list(sums)
+    assert list(map(tuple, found)) == expected
+    assert {type(record) for record in found} == {Row}
 
 
 def test_built_in_aggregates_need_a_key_and_a_field(env):
@@ -305,6 +308,40 @@ def test_the_plan_says_which_joins_are_vectorised(env):
     assert tiers(near(first, second, listed).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
 
 
+def by_name(left, right):
+    return [left["k"], left.v, right["v"], type(right).__name__]
+
+
+@pytest.mark.parametrize("join", ["interval", "window", "regular"])
+def test_functions_that_do_not_compile_get_rows_where_records_are_rows(env, join):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field("ts")
+    source = DataGeneratorSource.of_columns(generated, 60, TYPED)
+    records = list(zip(*(column.tolist() for column in generated(np.arange(60))), strict=True))
+    found = []
+    for stream in (env.from_source(source, times, "gen"), env.from_collection(records, TYPED)):
+        stamped = stream.assign_timestamps_and_watermarks(times)
+        left, right = stamped.key_by("k"), stamped.filter(lambda row: row[1] % 2 == 0).key_by("k")
+        if join == "interval":
+            pairs = left.interval_join(right).between(Time.seconds(-1), Time.seconds(1)).process(by_name)
+        elif join == "window":
+            pairs = stamped.join(stamped).where("k").equal_to("k").window(TUMBLING).apply(by_name)
+        else:
+            pairs = stamped.regular_join(stamped, "v", "v", output=by_name)
+        found.append(sorted(map(list, pairs.execute_and_collect())))
+    assert found[0] == found[1]
+    assert {record[3] for record in found[0]} == {"Row"}
+
+
+def test_records_of_a_generator_of_named_rows_are_rows_for_every_function(env):
+    stream = columns(env, 30)
+    named = stream.map(lambda row: (row.k, row["v"], type(row).__name__, [1]))
+    assert set(map(repr, named.execute_and_collect())) == {repr((i % 3, i, "Row", [1])) for i in range(30)}
+    longest = stream.key_by(lambda row: row["k"] + 1).reduce(lambda a, b: b if b.v > a.v else a)
+    assert {type(record).__name__ for record in longest.execute_and_collect()} == {"Row"}
+    pairs = stream.key_by("k").reduce(lambda a, b: a if len(str(a["v"])) > 5 else b)
+    assert sorted(record.v for record in pairs.execute_and_collect()) == list(range(30))
+
+
 def test_results_of_joins_of_columns_are_those_of_rows(env):
     def pairs(stream):
         other = stream.filter(lambda row: row[1] % 2 == 0)
@@ -330,4 +367,24 @@ def test_the_plan_says_which_sessions_are_vectorised(env):
     assert tiers(stream)["EventTimeSessionWindows"].startswith("vectorised")
     assert tiers(stream.key_by(0).sum(3))["Keyed Aggregation"] == "vectorised"
     assert tiers(sessions.aggregate(count_distinct("v")))["EventTimeSessionWindows"].startswith("vectorised")
-    assert not tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(sessions.aggregate(first("v")))["EventTimeSessionWindows"].startswith("vectorised")
+    named = "EventTimeSessionWindows"
+    for reduced in (sessions.max_by("v"), sessions.sum("v")):
+        assert tiers(reduced)[named].startswith("vectorised")
+    by_index = columns(env).key_by(0).window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    assert tiers(by_index.reduce(lambda a, b: b if b[1] > a[1] else a))[named].startswith("compiled on columns")
+    assert "columns" not in tiers(by_index.reduce(lambda a, b: (*a[:1], 7, *b[2:])))[named]
+
+
+def test_records_that_sessions_choose_are_those_of_rows(env):
+    gap = EventTimeSessionWindows.with_gap(Time.milliseconds(1))
+    times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_millis(40)).with_timestamp_field("ts")
+    source = DataGeneratorSource.of_columns(generated, 100, TYPED)
+    expected = list(zip(*(column.tolist() for column in generated(np.arange(100))), strict=True))
+    found = []
+    for stream in (env.from_source(source, times, "gen"), env.from_collection(expected, TYPED)):
+        sessions = stream.assign_timestamps_and_watermarks(times).key_by(0).window(gap)
+        found.append(sorted(map(tuple, sessions.min_by(1).execute_and_collect())))
+        found.append(sorted(map(tuple, sessions.reduce(lambda a, b: b if b[1] >= a[1] else a).execute_and_collect())))
+    assert found[:2] == found[2:]
+    assert len(found[0]) > 5

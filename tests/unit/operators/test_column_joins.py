@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.core.errors import UserCodeError
-from engine.core.records import ColumnBatch, rows_of
+from engine.core.records import ColumnBatch, Row, RowKind, row_of_kind, rows_of
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.expressions import Kind
@@ -298,6 +298,70 @@ def test_window_joins_after_any_script_are_those_of_rows(kind, function, config)
         assert disturbed(Case((spec,), script, ROUTES), config) == undisturbed(Case((rows,), script, ROUTES))
 
     check()
+
+
+def named(left, right):
+    return [left["v"], right.x, type(left).__name__]
+
+
+def some_named(script, every):
+    """Return the script with Rows instead of tuples in every ``every``-th step, where they are columns."""
+    return [
+        replace(step, rows=[row_of_kind(RowKind.INSERT, row, tuple(step.schema.names)) for row in step.rows])
+        if isinstance(step, Rows) and step.schema is not None and index % every == 0
+        else step
+        for index, step in enumerate(script)
+    ]
+
+
+def only_columns(script):
+    schemas = LEFT, RIGHT
+    return [replace(s, schema=schemas[s.input_index]) if isinstance(s, Rows) else s for s in script if not _texts(s)]
+
+
+def _texts(step):
+    return isinstance(step, Rows) and step.schema is TEXT_KEYS
+
+
+@pytest.mark.parametrize("name", ["interval", "tumbling"])
+@pytest.mark.parametrize("kind", ["named", "called", "mixed"])
+def test_joins_of_named_rows_give_functions_rows(name, kind):
+    function = named if kind == "named" else called
+    rows = interval((-5, 5), function) if name == "interval" else windowed(name, function)
+    spec = column_interval_join(rows, SHAPES) if name == "interval" else column_window_join(rows, SHAPES)
+
+    @settings(max_examples=25, deadline=None, phases=PHASES)
+    @given(SCRIPTS.map(only_columns).map(lambda script: some_named(script, 2 if kind == "mixed" else 1)))
+    def check(script):
+        assert disturbed(Case((spec,), script, ROUTES), INCREMENTAL) == undisturbed(Case((rows,), script, ROUTES))
+
+    check()
+
+
+def test_named_rows_that_columns_have_left_are_rows_for_what_follows():
+    for rows, spec in (
+        (both := interval((-15, 15), named), column_interval_join(both, SHAPES)),
+        (both := windowed("tumbling", named), column_window_join(both, SHAPES)),
+    ):
+        with OperatorHarness(spec) as harness:
+            harness.process_batch(replace(columns([(1, 2, "a")], [4], LEFT), named=True), input_index=0)
+            taken = harness.snapshot(1)
+        with OperatorHarness(rows, restored=[taken]) as harness:
+            harness.process_batch(replace(columns([(1, 0.5, 3)], [5], RIGHT), named=True), input_index=1)
+            harness.watermark(TIME_MAX_MS)
+            assert harness.output.rows == [[2, 0.5, "Row"]]
+
+
+def test_late_rows_stay_rows():
+    for spec in (
+        column_interval_join(interval((-15, 15), called), SHAPES),
+        column_window_join(windowed("tumbling", called), SHAPES),
+    ):
+        with OperatorHarness(spec) as harness:
+            harness.watermark(100)
+            harness.process_batch(replace(columns([(1, 2, "a")], [4], LEFT), named=True), input_index=0)
+            (late,) = harness.output.side["late"]
+            assert late.to_rows().rows == [Row(k=1, v=2, name="a")]
 
 
 @pytest.mark.parametrize("name", ["interval", "window"])

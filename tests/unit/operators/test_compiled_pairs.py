@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import named_schema
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.pairs import PairFunction, translate_pair
@@ -46,6 +47,40 @@ def test_functions_that_are_taken_give_what_the_interpreter_gives(name):
     assert made is not None
     assert made.to_rows().rows == list(map(function, left, right))
     assert made.to_rows().timestamps_ms == [0, 1, 2]
+
+
+OF_ROWS = {
+    "by name": lambda a, b: (a["k"], b.name, a.v + b["k"]),
+    "fields": TAKEN["fields"],
+    "starred": TAKEN["starred"],
+    "unpacked": unpacked,
+}
+
+
+@pytest.mark.parametrize("sides", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_functions_of_rows_that_are_taken_give_what_the_interpreter_gives(name, sides):
+    function = OF_ROWS[name]
+    batches = [
+        batch.replace_schema_metadata(named_schema(batch.schema, is_row).metadata)
+        for batch, is_row in zip((LEFT, RIGHT), sides, strict=True)
+    ]
+    given = [ColumnBatch(batch, named=is_row).to_rows().rows for batch, is_row in zip(batches, sides, strict=True)]
+    made = PairFunction(function).apply(tuple(b.schema for b in batches), [*LEFT.columns, *RIGHT.columns], 3, None)
+    if name == "by name" and not all(sides):
+        assert made is None
+        return
+    assert made is not None
+    assert made.to_rows().rows == list(map(function, *given))
+
+
+@pytest.mark.parametrize("function", [lambda a, b: a + b, lambda a, b: (a.other, b[0]), lambda a, b: (a["no"], b[0])])
+def test_functions_that_rows_do_not_bear_are_refused(function):
+    kinds = (Kind.INT, Kind.INT), (Kind.INT, Kind.FLOAT, Kind.STR)
+    with pytest.raises(NotCompilable):
+        translate_pair(function, Shape(kinds[0], names=("k", "items")), Shape(kinds[1]))
+    with pytest.raises(NotCompilable):
+        translate_pair(lambda a, b: (a.as_dict, b[0]), Shape(kinds[0], names=("k", "as_dict")), Shape(kinds[1]))
 
 
 def reassigned(a, b):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
@@ -19,6 +20,7 @@ from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_de
 from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.order_lanes import TEXT_BYTES_MAX
 from engine.operators.stateless import MapSpec
 from engine.operators.top_n import TopNSpec
 from tests.testing.operator_harness import OperatorHarness
@@ -36,9 +38,15 @@ ROW = st.tuples(
     st.one_of(st.none(), st.integers(0, 2)),
     st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([2**63 - 1, -(2**63)])),
     st.one_of(st.none(), st.sampled_from([0.0, -0.0, NAN, 1.5, -1.5, float("inf"), -float("inf")])),
-    st.sampled_from(["", "a", "ä"]),
+    st.one_of(st.none(), st.sampled_from(["", "a", "ä", "a\0", "abcdefgh", "abcdefghi" * 3, "\U0001f600"])),
 )
-ORDERS = {"v down": ((1, False),), "x up, v down": ((2, True), (1, False)), "x down": ((2, False),)}
+ORDERS = {
+    "name up": ((3, True),),
+    "name down, v up": ((3, False), (1, True)),
+    "v down": ((1, False),),
+    "x up, v down": ((2, True), (1, False)),
+    "x down": ((2, False),),
+}
 
 
 def top(n=2, order="v down", key=KEY, **settings):
@@ -122,6 +130,8 @@ SPECS = {
     "top, named": top(3, names=tuple("abcd")),
     "top, ranks": top(3, "x up, v down", with_rank=True),
     "top, ranks and names": top(3, with_rank=True, names=tuple("abcd")),
+    "top, by text": top(2, "name up"),
+    "top, ranks by text": top(3, "name down, v up", with_rank=True),
     "top, tuple": top(1, key=ComposedKey((0, 3))),
     "top, final": top(3, with_rank=True, emit_final=True),
     "first": DeduplicateSpec(KEY, FIRST),
@@ -163,6 +173,20 @@ def test_texts_of_records_that_were_pushed_out_are_forgotten(monkeypatch):
         assert state.num_places == 10
         assert state.columns[3]._distinct.num_slots < 300
         assert sorted(row[1] for row in state.rows()) == list(range(1990, 2000))
+
+
+@pytest.mark.parametrize("ascending", [False, True])
+def test_texts_that_are_too_long_go_to_rows_with_all_that_is_kept(ascending):
+    rows = TopNSpec(KEY, 2, ((3, ascending), (1, True)))
+    texts = [["b", "a" * 40, None], ["a" * 100, "c"], ["d" * (TEXT_BYTES_MAX + 1), "a" * 41], ["", "e"]]
+    batches = [([(1, at, 0.0, text) for at, text in enumerate(some)], False) for some in texts]
+    assert play(on_columns(rows), batches, False) == play(rows, batches, False)
+    with OperatorHarness(on_columns(rows)) as harness:
+        for some, _ in batches[:2]:
+            harness.process_batch(columns(some))
+            assert not harness.head._is_on_rows
+        harness.process_batch(columns(batches[2][0]))
+        assert harness.head._is_on_rows
 
 
 def test_what_columns_cannot_do_is_said_in_the_plan():
@@ -243,6 +267,7 @@ SCRIPTS = st.lists(st.one_of(batches(), batches(), BARRIER), max_size=12)
 STATEFUL = {
     "top": top(),
     "top, ranks": top(3, "x up, v down", with_rank=True),
+    "top, by text": top(3, "name down, v up", with_rank=True),
     "first": DeduplicateSpec(KEY, FIRST),
     "last": DeduplicateSpec(KEY, LAST),
 }
@@ -311,11 +336,17 @@ def test_records_with_keys_of_other_types_come_together(name):
 
 
 def test_columns_that_cannot_be_ordered_are_left_to_rows():
-    rows = TopNSpec(KEY, 1, ((3, True),))
-    with OperatorHarness(on_columns(rows)) as harness:
-        harness.process_batch(columns([(1, 1, 0.0, "b"), (1, 1, 0.0, "a")]))
-        assert [row[3] for row in map(tuple, rows_of(harness.output.batches[0]).rows)] == ["b", "b", "a"]
-        assert harness.head._is_on_rows
+    rows = TopNSpec(KEY, 1, ((1, True),))
+    for kind, values, is_left in (
+        (pa.list_(pa.int64()), [[2], [1, 5]], True),
+        (pa.decimal128(38, 2), [Decimal("1.10"), Decimal("-99999999999999999999.05")], False),
+    ):
+        with OperatorHarness(on_columns(rows)) as harness:
+            batch = pa.RecordBatch.from_arrays([pa.array([1, 1]), pa.array(values, kind)], names=["k", "v"])
+            harness.process_batch(ColumnBatch(batch))
+            found = [row[1] for row in map(tuple, rows_of(harness.output.batches[0]).rows)]
+            assert found == [values[0], values[0], values[1]]
+            assert harness.head._is_on_rows is is_left
 
 
 def test_a_listing_of_a_savepoint_shows_what_columns_keep():
