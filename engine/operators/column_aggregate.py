@@ -16,9 +16,11 @@ wait until there are many, and all of a partition are taken up together; their r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.arrow_arrays import arrow_of
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.after_columns import SLOTS_PART, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
@@ -327,8 +329,6 @@ class _ColumnAggregateOperator(Operator):
     ) -> None:
         """Give slots what the aggregation begins with, and the rest of their first record. ``new``: the slots; of a
         slice they were never used, and are zero."""
-        import pyarrow as pa
-
         if not first.size:
             return
         for index, kind in layout.folded.items():
@@ -339,7 +339,7 @@ class _ColumnAggregateOperator(Operator):
             elif kind == "sum" and not isinstance(new, slice):
                 self._held(index)[new] = 0
         if layout.choice is None:
-            rows = pa.array(first)
+            rows = arrow_of(first)
             for index in layout.kept:
                 self._state.columns[layout.name_of(index)].put(new, columns.column(index).take(rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators.warm_up import cached_code
 
 __all__ = ["exchange", "numbers", "pairs", "texts", "warm_up"]
@@ -56,9 +57,8 @@ def pairs() -> None:
 
 def _keys() -> Any:
     import numpy as np
-    import pyarrow as pa
 
-    return pa.array(np.arange(_NUM_KEYS))
+    return arrow_of(np.arange(_NUM_KEYS))
 
 
 def _find(columns: list[Any]) -> None:
