@@ -2,23 +2,36 @@
 
 The standard library's decorator writes and compiles the text of up to seven methods for each class, 0.6 ms; a local
 program imports four hundred such classes and uses a quarter of them. Here a class has its fields at once, and its
-``__init__``, ``__repr__``, ``__eq__`` and ``__hash__`` when one of them is wanted: they are the standard library's own.
-Until then ``inspect.signature`` of such a class knows no parameters, so what users construct is not declared with this.
+``__init__``, ``__eq__`` and ``__hash__`` when one of them is wanted, with one text for all; they do what those of the
+standard library do. Until then ``inspect.signature`` of such a class knows no parameters, so what users construct is
+not declared with this.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 __all__ = ["dataclass"]
 
-#: A class that has one of these of its own, or fields of a base, is left to the standard library.
+#: A class that has one of these of its own, fields of a base, or one that is named as what methods use, is left to the
+#: standard library.
 _NOT_LATE: Final = frozenset(
     ("__init__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
 )
+#: How names begin that methods use.
+_TAKEN: Final = ("self", "_set", "_missing", "_default_", "_made_")
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<factory>"  # as signatures show it
+
+
+_MISSING: Final = _Missing()
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -38,7 +51,7 @@ def _declared(cls: type, eq: bool, frozen: bool, slots: bool) -> type:
     if (
         not _NOT_LATE.isdisjoint(cls.__dict__)
         or any(hasattr(base, "__dataclass_fields__") for base in cls.__mro__[1:])
-        or any("InitVar" in str(kind) for kind in annotations.values())
+        or any(name.startswith(_TAKEN) or "InitVar" in str(kind) for name, kind in annotations.items())
     ):
         return dataclasses.dataclass(eq=eq, frozen=frozen, slots=slots)(cls)
     if cls.__doc__ is None:  # else the standard library looks for the signature of a constructor
@@ -47,10 +60,10 @@ def _declared(cls: type, eq: bool, frozen: bool, slots: bool) -> type:
     params = made.__dataclass_params__
     params.init = params.repr = True
     params.eq, params.frozen = eq, frozen
-    names = ["__init__", *(() if "__repr__" in cls.__dict__ else ("__repr__",)), *(("__eq__",) if eq else ())]
-    if eq and frozen:
-        names.append("__hash__")
-    elif eq:
+    if "__repr__" not in cls.__dict__:
+        made.__repr__ = reprlib.recursive_repr()(_repr)
+    names = ["__init__", *(["__eq__"] if eq else []), *(["__hash__"] if eq and frozen else [])]
+    if eq and not frozen:
         made.__hash__ = None
     for name in names:
         setattr(made, name, _late(made, name, names))
@@ -69,18 +82,60 @@ def _late(cls: Any, name: str, names: list[str]) -> Callable[..., Any]:
 
 
 def _write(cls: Any, names: list[str]) -> None:
-    """Give ``cls`` the methods ``names`` of a class that has the same fields. Two threads may do it at a time."""
+    """Give ``cls`` its methods ``names``. Two threads may do it at a time."""
     fields = dataclasses.fields(cls)
-    namespace: dict[str, Any] = {field.name: field for field in fields}
-    namespace["__annotations__"] = {field.name: field.type for field in fields}
-    namespace["__module__"], namespace["__qualname__"] = cls.__module__, cls.__qualname__
-    namespace["__doc__"] = cls.__doc__
-    if hasattr(cls, "__post_init__"):
-        namespace["__post_init__"] = cls.__post_init__
-    params, slots = cls.__dataclass_params__, "__slots__" in cls.__dict__
-    twin = dataclasses.dataclass(eq=params.eq, frozen=params.frozen, slots=slots)(type(cls.__name__, (), namespace))
+    given: dict[str, Any] = {"_set": object.__setattr__, "_missing": _MISSING}
+    text = [*_init_lines(cls, fields, given)]
+    compared = [field.name for field in fields if field.compare]
+    mine, others = (_tuple(name, compared) for name in ("self", "other"))
+    text += ["def __eq__(self, other):", " if other.__class__ is self.__class__:", f"  return {mine} == {others}"]
+    text += [" return NotImplemented"]
+    hashed = [field.name for field in fields if (field.compare if field.hash is None else field.hash)]
+    text += ["def __hash__(self):", f" return hash({_tuple('self', hashed)})"]
+    # Compiled first: executing a text makes Python forget that it is to end as one that was interrupted (exit code).
+    exec(compile("\n".join(text), f"<methods of {cls.__qualname__}>", "exec"), given)
+    given["__init__"].__annotations__ = {**{field.name: field.type for field in fields if field.init}, "return": None}
     for name in names:
-        setattr(cls, name, twin.__dict__[name])
+        method = given[name]
+        method.__qualname__, method.__module__ = f"{cls.__qualname__}.{name}", cls.__module__
+        setattr(cls, name, method)
+
+
+def _tuple(of: str, names: list[str]) -> str:
+    return f"({''.join(f'{of}.{name},' for name in names)})"
+
+
+def _init_lines(cls: Any, fields: tuple[dataclasses.Field[Any], ...], given: dict[str, Any]) -> Iterator[str]:
+    """Yield the text of ``__init__``; put the objects that it names into ``given``."""
+    positional, keywords, body = ["self"], list[str](), list[str]()
+    is_frozen, has_slots = cls.__dataclass_params__.frozen, "__slots__" in cls.__dict__
+    for field in fields:
+        name, value, default = field.name, field.name, ""
+        if field.default is not dataclasses.MISSING:
+            given[f"_default_{name}"] = field.default
+            default = f"=_default_{name}"
+            if not field.init:  # otherwise the class has it
+                value = f"_default_{name}" if has_slots else ""
+        elif field.default_factory is not dataclasses.MISSING:
+            given[f"_made_{name}"] = field.default_factory
+            default = "=_missing"
+            value = f"_made_{name}() if {name} is _missing else {name}" if field.init else f"_made_{name}()"
+        elif not field.init:
+            value = ""
+        if field.init:
+            (keywords if field.kw_only else positional).append(name + default)
+        if value:
+            body.append(f" _set(self, {name!r}, {value})" if is_frozen else f" self.{name} = {value}")
+    if hasattr(cls, "__post_init__"):
+        body.append(" self.__post_init__()")
+    parameters = [*positional, *(["*", *keywords] if keywords else [])]
+    yield f"def __init__({', '.join(parameters)}):"
+    yield from body or [" pass"]
+
+
+def _repr(self: Any) -> str:
+    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr)
+    return f"{self.__class__.__qualname__}({', '.join(shown)})"
 
 
 def _freeze(cls: Any, slots: bool) -> None:

@@ -319,7 +319,7 @@ class _ColumnAggregateOperator(Operator):
                 arrays[index] = mixed_column(columns.column(index), column, slots, chosen)
         taken = np.flatnonzero(chosen == np.arange(chosen.size))
         for index, column in held.items():
-            column.put(slots[taken], columns.column(index).take(taken))
+            column.put(slots[taken], columns.column(index).take(arrow_of(taken)))
         self._state.mark(slots if self._spec.ttl_ms else slots[taken])
         if not self._spec.emit_final:
             self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))

@@ -113,13 +113,11 @@ def _hash_text(column: pa.Array, offset_type: Any) -> Array:
     return hashes
 
 
-def warm_up() -> None:
-    """Load the kernel for texts of both widths. Called in the zygote when this module is preloaded."""
+def warm_up(kind: pa.DataType) -> None:
+    """Load the kernel for texts of this type. Called in the zygote, once for all slots."""
     import numpy as np
-    import pyarrow as pa
 
-    for kind in (pa.string(), pa.large_string()):
-        hash_of_column(arrow_of(np.arange(_KERNEL_ROWS_MIN)).cast(kind))
+    hash_of_column(arrow_of(np.arange(_KERNEL_ROWS_MIN)).cast(kind))
 
 
 @cache

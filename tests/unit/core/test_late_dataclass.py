@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -35,6 +37,8 @@ def made(decorator: Any, *, bases: tuple[type, ...] = (), **parameters: Any) -> 
         y: int = 2
         tags: list[int] = dataclasses.field(default_factory=list, compare=False)
         hidden: str = dataclasses.field(default="h", repr=False, kw_only=True)
+        fixed: int = dataclasses.field(default=4, init=False)
+        filled: list[int] = dataclasses.field(default_factory=list, init=False, hash=False)
 
         def __post_init__(self) -> None:
             if self.x < 0:
@@ -67,6 +71,8 @@ USES = {
     "delete": lambda p: (delattr(p, "x"), hasattr(p, "x"))[1],
     "match": lambda p: type(p).__match_args__,
     "slots": lambda p: (getattr(type(p), "__slots__", None), hasattr(p, "__dict__")),
+    "init": lambda p: (str(inspect.signature(type(p))), type(p).__init__.__qualname__),
+    "itself": lambda p: (p.tags.append(p), repr(p))[1],
     "doc": lambda p: type(p).__doc__,
 }
 
@@ -105,7 +111,7 @@ def test_a_dataclass_may_be_derived_from_it(parameters):
         )
         plain = type("Plain", (base,), {})
         changed = outcome(lambda: setattr(plain(1), "x", 5))
-        return repr(derived(1, z=3)), repr(plain(1)), plain(1) == base(1), changed
+        return outcome(lambda: repr(derived(1, z=3))), repr(plain(1)), plain(1) == base(1), changed
 
     assert use(dataclasses.dataclass) == use(late)
 
@@ -201,3 +207,18 @@ def test_most_classes_that_a_local_program_imports_have_no_methods_written_yet()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert int(done.stdout) < 150  # of four hundred
+
+
+def test_writing_methods_at_exit_leaves_the_exit_code_of_an_interrupted_program():
+    """Executing any text does not: Python then forgets that nobody has caught the KeyboardInterrupt."""
+    program = """
+import atexit
+from engine.core.late_dataclass import dataclass
+@dataclass(frozen=True)
+class Point:
+    x: int
+atexit.register(lambda: print(Point(1)))
+raise KeyboardInterrupt
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("Point(x=1)\n", -signal.SIGINT), done.stderr
