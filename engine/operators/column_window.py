@@ -468,7 +468,7 @@ class _ColumnWindowOperator(Operator):
 
 def _left(columns: pa.RecordBatch, times_ms: Array, taken: Array) -> ColumnBatch:
     rows = (~taken).nonzero()[0]
-    return ColumnBatch(columns.take(rows), times_ms[rows])
+    return ColumnBatch(columns.take(arrow_of(rows)), times_ms[rows])
 
 
 @final
