@@ -59,6 +59,7 @@ from engine.runtime.taskmanager.task_executor import (
     TaskExecutorSettings,
     unique_resource_id,
 )
+from engine.runtime.taskmanager.zygote_start import LOCAL_PRELOAD, PREPARED, child_environment
 
 if TYPE_CHECKING:
     from engine.runtime.taskmanager.zygote import Zygote
@@ -83,10 +84,8 @@ LOCAL_CLOSE_S: Final = 5.0
 LOCAL_START_S: Final = 30.0
 #: Settings of jobs, by prefix: the program that makes a local cluster has them in the same configuration.
 _OF_JOBS: Final = ("execution.checkpointing.", "execution.buffer-timeout", "restart-strategy")
-#: Imported once by the zygote, so that no slot has to.
-ZYGOTE_PRELOAD: Final = ("numpy", "pyarrow")
 #: Of a TaskManager, which lives long and starts many jobs, vectorised ones too.
-TASKMANAGER_PRELOAD: Final = (*ZYGOTE_PRELOAD, "numba")
+TASKMANAGER_PRELOAD: Final = (*LOCAL_PRELOAD, "numba")
 #: The same, when it is idle: kernels (some 20 MB), so that the first vectorised job need not wait for them.
 TASKMANAGER_LATER: Final = tuple(f"engine.operators.warm_up.{kind}" for kind in ("keyed", "windows"))
 
@@ -100,19 +99,14 @@ async def _start_zygote(
     from engine.runtime.taskmanager.zygote import Zygote
 
     # Without a path of its own, what slots print goes where this process's output goes: .out file or terminal.
-    return await Zygote.start(python, _child_environment(), None, preload, later)
+    return await Zygote.start(python, child_environment(), None, preload, later)
 
 
-def _child_environment() -> dict[str, str]:
-    """Return this process's environment, in which child interpreters find the engine too."""
-    import engine
+async def _local_zygote(python: str) -> Zygote:
+    from engine.runtime.taskmanager.zygote import Zygote
 
-    home = os.path.dirname(os.path.dirname(os.path.abspath(engine.__file__)))
-    environment = dict(os.environ)
-    # An installed engine is found by itself, and site-packages in front of the standard library would shadow it.
-    if os.path.basename(home) not in ("site-packages", "dist-packages"):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
-    return environment
+    started = PREPARED.take(python)
+    return await (_start_zygote(python, LOCAL_PRELOAD, ()) if started is None else Zygote.adopt(started, python))
 
 
 async def run_taskmanager(config: Configuration, *, log_dir: str = "", main_log: str = "", log_url: str = "") -> None:
@@ -291,10 +285,16 @@ class LocalCluster:
         """Return this process's cluster, started with ``config`` by the first caller (``told``: see check_config)."""
         with cls._shared_lock:
             # A forked child has no thread of its parent's cluster.
-            if cls._shared is None or cls._shared._closed or cls._shared._pid != os.getpid():
+            if cls._shared is None or not cls.is_there():
                 cls._shared = cls(config, told)
                 _end_on_signals()
             return cls._shared
+
+    @classmethod
+    def is_there(cls) -> bool:
+        """Whether ``shared`` would return one that was started before."""
+        shared = cls._shared
+        return shared is not None and not shared._closed and shared._pid == os.getpid()
 
     def __init__(self, config: Configuration, told: Collection[str] = ()) -> None:
         check_config(config, told)  # warnings come to the terminal, as long as the program configures no logging
@@ -390,7 +390,7 @@ class LocalCluster:
     def _zygote(self, python: str) -> asyncio.Task[Zygote]:
         known = self._zygotes.get(python)
         if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
-            known = self._zygotes[python] = self._loop.create_task(_start_zygote(python, ZYGOTE_PRELOAD, ()))
+            known = self._zygotes[python] = self._loop.create_task(_local_zygote(python))
             self._loop.create_task(self._forget_when_ended(python, known))
         return known
 

@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.clock import SystemClock
@@ -22,6 +21,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, EngineError, ExternalError
 from engine.core.fs import configure_file_systems
 from engine.core.ids import FencingToken
+from engine.core.late_dataclass import dataclass
 from engine.core.options import ClusterOptions, HaOptions, RestOptions
 from engine.ha.contracts import (
     Contender,

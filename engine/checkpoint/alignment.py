@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias, final
 
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import CheckpointFailureReason
 from engine.protocol.stream import CheckpointBarrier
 

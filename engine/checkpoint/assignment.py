@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from engine.checkpoint.model import (
     CompletedCheckpoint,
@@ -20,6 +20,7 @@ from engine.checkpoint.model import (
 )
 from engine.core.errors import ProgramError
 from engine.core.ids import JobVertexID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import (
     InFlightHandle,
     KeyedStateHandle,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from engine.checkpoint.model import CompletedCheckpoint, JobLayout, Task
 from engine.checkpoint.store import Garbage
 from engine.core.ids import ExecutionAttemptID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     CheckpointFailureReason,

@@ -7,10 +7,11 @@ another parallelism, finds its state again (``assignment``). As a file: ``metada
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from engine.core.ids import ExecutionAttemptID, JobID, JobVertexID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import CheckpointKind, FileHandle, InFlightHandle, OperatorStateHandles
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from engine.checkpoint.model import (
     CheckpointFolders,
@@ -17,6 +17,7 @@ from engine.checkpoint.model import (
 )
 from engine.checkpoint.settings import CheckpointSettings
 from engine.core.ids import JobVertexID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import (
     NO_CHECKPOINT,
     AcknowledgeCheckpoint,

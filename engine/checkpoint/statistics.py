@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import final
 
 from engine.checkpoint.model import Task
 from engine.core.ids import JobVertexID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import CheckpointKind, CheckpointMetrics
 
 __all__ = ["CheckpointRecord", "CheckpointStatistics", "CheckpointStatus", "RestoreRecord", "SubtaskRecord"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import final
 
 from engine.checkpoint.model import CompletedCheckpoint
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import CheckpointKind
 
 __all__ = ["CompletedCheckpointStore", "Garbage", "StoredCheckpoint"]

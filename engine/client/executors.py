@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import importlib
 import secrets
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -21,13 +22,14 @@ from engine.core.options import JobOptions
 from engine.graph.job_graph import JobGraph
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.lifecycle import JobStatus
+from engine.runtime.taskmanager.zygote_start import PREPARED
 
 if TYPE_CHECKING:
     from engine.client.rest_client import RestClient
     from engine.cluster import LocalCluster
     from engine.runtime.jobmanager.gateway import TakenCheckpoint
 
-__all__ = ["execute_async", "submit_to_session", "warm_up"]
+__all__ = ["execute_async", "prepare", "submit_to_session", "warm_up"]
 
 _YARN_TARGETS: Final = ("yarn-session", "yarn-per-job", "yarn-application")
 
@@ -58,6 +60,17 @@ def execute_async(job_graph: JobGraph, files: Mapping[str, str], config: Configu
         client.on_interrupt()
         raise
     return client
+
+
+def prepare(config: Configuration) -> None:
+    """Begin to start the process that a local cluster forks its slots from, if ``config`` says local; returns at once.
+
+    Before it is known how that cluster will be configured: no setting reaches this process.
+    """
+    if config.get(JobOptions.TARGET) in ("", "local") and ClientContext.current().mode != "plan":
+        cluster = sys.modules.get("engine.cluster")
+        if cluster is None or not cluster.LocalCluster.is_there():
+            PREPARED.start()
 
 
 def warm_up(config: Configuration) -> None:

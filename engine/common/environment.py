@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from engine.client.context import ClientContext
+from engine.client.executors import prepare
 from engine.common.execution_config import ExecutionConfig
 from engine.common.restart_strategy import RestartStrategyConfiguration
 from engine.core.config import Configuration
@@ -33,7 +34,9 @@ class Environment:
     @classmethod
     def get_execution_environment(cls, configuration: Configuration | None = None) -> Self:
         """Return an environment for where the program runs: the cluster of ``flink run``, else this process."""
-        return cls(configuration)
+        env = cls(configuration)
+        prepare(env._config)
+        return env
 
     @classmethod
     def create_local_environment(
@@ -42,6 +45,7 @@ class Environment:
         """Return an environment that runs in this process, whatever the context says."""
         env = cls(configuration)
         env._config.set(JobOptions.TARGET, "local")
+        prepare(env._config)
         return env if parallelism is None else env.set_parallelism(parallelism)
 
     @classmethod

@@ -15,12 +15,13 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, final
 
 from engine.connectors.sink import takes_checkpoints
 from engine.core import user_code
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.core.records import Batch, rows_of
 from engine.operators.base import (

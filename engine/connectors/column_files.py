@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 from engine.connectors.file_chunks import Chunk, ChunkReader, opened_split, reaching, without_first
@@ -16,6 +16,7 @@ from engine.connectors.file_splits import FileEnumerator, FileSplit
 from engine.connectors.files import absolute_path
 from engine.connectors.source import Boundedness, Source, SourceReader, Split, SplitEnumerator, SplitOrder
 from engine.core.errors import InputError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, ColumnBatch
 from engine.core.type_info import RowTypeInfo
 from engine.formats.column_values import ColumnFormat, MalformedRecord

@@ -6,7 +6,7 @@ Not here: the generator that calls a function for each index (``simple``).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.connectors.source import (
@@ -18,6 +18,8 @@ from engine.connectors.source import (
     SplitOrder,
     without_assigned,
 )
+from engine.core.arrow_arrays import arrow_of
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.base import OperatorContext
@@ -187,5 +189,6 @@ def _array(values: Any, kind: pa.DataType | None) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if not isinstance(values, pa.Array):
-        values = pa.array(values)
+        is_numpy = type(values).__module__ == "numpy" and hasattr(values, "dtype")
+        values = arrow_of(values) if is_numpy else pa.array(values)
     return values if kind is None or values.type == kind else values.cast(kind)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Final, final
 
 from engine.connectors.kept_files import KeptFiles, file_name, is_unfinished_list, remove_outdated_lists
@@ -23,6 +22,7 @@ from engine.connectors.sink import retains_checkpoints, takes_checkpoints
 from engine.core.errors import ExternalError, InputError
 from engine.core.fs import FileSystem, file_system_of, without_waiting
 from engine.core.ids import JobID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
 

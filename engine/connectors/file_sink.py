@@ -12,7 +12,7 @@ renames (``file_commits``), ``write_as_text`` (``file_sinks``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, final
 
 from engine.connectors.file_commits import (
@@ -38,6 +38,7 @@ from engine.connectors.part_writers import FileFormat, PartWriter
 from engine.connectors.sink import takes_checkpoints
 from engine.core.errors import EngineError, ProgramError
 from engine.core.fs import file_system_of, without_waiting
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output

@@ -9,10 +9,11 @@ import abc
 import datetime as dt
 import re
 import zoneinfo
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, final
 
 from engine.core.errors import ConfigError
+from engine.core.late_dataclass import dataclass
 
 __all__ = ["BucketAssigner", "BucketContext", "OutputFileConfig", "RollingPolicy", "TimeBucketAssigner", "millis_of"]
 

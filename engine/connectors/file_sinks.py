@@ -12,7 +12,7 @@ Not here: rolling part files, which are visible while the job runs (``file_sink`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, final
 
 from engine.connectors.files import absolute_path
@@ -20,6 +20,7 @@ from engine.connectors.part_writers import LineWriter
 from engine.connectors.sink import takes_checkpoints
 from engine.connectors.staged_files import FileWritten, Segment, StagedFilesSpec, WriteMode, segment_path
 from engine.core.fs import file_system_of, without_waiting
+from engine.core.late_dataclass import dataclass
 from engine.core.printing import record_formatter
 from engine.core.records import Batch
 from engine.core.type_info import TypeInformation

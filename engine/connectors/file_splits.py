@@ -10,12 +10,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final, final
 
 from engine.connectors.source import Split, SplitEnumerator, without_assigned
 from engine.core.errors import EngineError, InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
+from engine.core.late_dataclass import dataclass
 from engine.formats.compression import compression_of
 
 __all__ = ["FileEnumerator", "FileSplit", "FilesToRead", "NothingYet", "split_size_of"]

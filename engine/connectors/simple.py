@@ -12,7 +12,6 @@ import pickle
 import sys
 from collections import deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any, final
 
 from engine.connectors.source import (
@@ -25,6 +24,7 @@ from engine.connectors.source import (
     without_assigned,
 )
 from engine.core.errors import ExternalError
+from engine.core.late_dataclass import dataclass
 from engine.core.printing import record_formatter
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation

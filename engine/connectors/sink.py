@@ -16,12 +16,12 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.checkpoint.settings import checkpoint_settings
 from engine.core.config import Configuration, duration_ms
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import JobOutcome, Operator, OperatorContext, OperatorSpec, Output

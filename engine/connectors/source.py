@@ -11,11 +11,11 @@ import abc
 import enum
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, final, runtime_checkable
 
 from engine.connectors.sink import takes_checkpoints
 from engine.core.errors import ExternalError
+from engine.core.late_dataclass import dataclass
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.core.records import Batch
 from engine.operators.base import (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, final
 
 from engine.connectors.kept_files import KeptFiles, file_name
@@ -19,6 +18,7 @@ from engine.connectors.sink import retains_checkpoints, takes_checkpoints
 from engine.core.errors import ExternalError, InputError, OutputExistsError
 from engine.core.fs import FileSystem, file_system_of
 from engine.core.ids import JobID
+from engine.core.late_dataclass import dataclass
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.operators.base import CoordinatorContext, CoordinatorSpec, JobOutcome, OperatorCoordinator
 

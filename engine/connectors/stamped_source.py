@@ -8,12 +8,13 @@ splits goes to ``operators/event_time``. Here too: sources wait for each other, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, final
 
 from engine.connectors.source import SplitOrder, SplitOutput, SplitReadingOperator
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.options import JobOptions
 from engine.core.records import BATCH_ROWS_MAX, Batch
 from engine.operators.base import (

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from engine.core.arrow_arrays import numbers_of
+from engine.core.late_dataclass import dataclass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +114,7 @@ def python_values(column: pa.Array) -> list[Any]:
 
     kind = column.type
     if not column.null_count and (pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)):
-        values: list[Any] = column.to_numpy().tolist()
+        values: list[Any] = numbers_of(column).tolist()
         return values
     listed: list[Any] = column.to_pylist()
     return listed

@@ -8,9 +8,10 @@ goes by rows, which define what is right and name the record. Pure. Not here: th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.printing import format_typed, record_formatter
 from engine.core.records import ColumnBatch
 from engine.core.type_info import PickledBytesTypeInfo, TupleTypeInfo, TypeInformation

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from engine.core.errors import IllegalTransition
@@ -18,6 +18,7 @@ from engine.core.ids import (
     ResourceID,
     ResultPartitionID,
 )
+from engine.core.late_dataclass import dataclass
 from engine.graph.job_graph import JobEdge, JobGraph, JobVertex
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskMetrics
 from engine.protocol.lifecycle import EXECUTION_LEGAL, JOB_LEGAL, ExecutionState, JobStatus

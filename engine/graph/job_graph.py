@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from engine.core.ids import IntermediateDatasetID, JobID, JobVertexID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
 from engine.protocol.control import UserFile
@@ -87,6 +88,37 @@ class JobEdge:
 #: How a pickle has a class of the engine: its module's name after its length, the class's name alike, "get it".
 _CLASS: Final = re.compile(rb"\x8c(.)(engine(?:\.[a-z0-9_]+)+)\x94\x8c.[\w.]+\x94\x93", re.DOTALL)
 
+#: Where a columnar job's classes are all from here, its slots get on without pandas, which is long to load (a test sees
+#: that they do). Of others that is not known; it is loaded once for all slots.
+_WITHOUT_PANDAS: Final = frozenset(
+    f"engine.{name}"
+    for name in (
+        "connectors.collect",
+        "connectors.column_generator",
+        "connectors.simple",
+        "connectors.source",
+        "connectors.stamped_source",
+        "core.ids",
+        "core.type_info",
+        "core.user_code",
+        "graph.job_graph",
+        "graph.transformation",
+        "operators.bound_function",
+        "operators.column_aggregate",
+        "operators.column_window",
+        "operators.field_aggregates",
+        "operators.keys",
+        "operators.process_functions",
+        "operators.record_choice",
+        "operators.window",
+        "operators.window_contents",
+        "operators.window_functions",
+        "time.triggers",
+        "time.watermarks",
+    )
+)
+_CONVERSIONS: Final = "engine.operators.warm_up.conversions"
+
 
 @dataclass(frozen=True)
 class OperatorInfo:
@@ -148,6 +180,8 @@ class JobGraph:
             if ord(length) == len(name)
         }
         named = {name for vertex in self.vertices for info in vertex.operators for name in info.preload}
+        if named and not of_classes <= _WITHOUT_PANDAS:
+            named.add(_CONVERSIONS)
         return (*sorted(of_classes - named), *sorted(named))
 
     def vertex(self, vertex_id: JobVertexID) -> JobVertex:

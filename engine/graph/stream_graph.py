@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.ids import JobID
+from engine.core.late_dataclass import dataclass
 from engine.core.options import CheckpointingOptions, JobOptions
 from engine.graph.job_graph import JobGraph, JobType
 from engine.graph.transformation import (

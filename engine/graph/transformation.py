@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.type_info import TypeInformation
 from engine.operators.base import OperatorSpec
 

@@ -15,11 +15,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from engine.core.errors import CorruptStateError, EngineError
 from engine.core.ids import FencingToken
+from engine.core.late_dataclass import dataclass
 
 __all__ = [
     "VALUE_BYTES_MAX",

@@ -26,7 +26,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import IO, Any, Final, Protocol, final
 
 from engine.checkpoint.model import CompletedCheckpoint
@@ -42,6 +42,7 @@ from engine.core.errors import (
 )
 from engine.core.fs import file_system_of
 from engine.core.ids import FencingToken, JobID
+from engine.core.late_dataclass import dataclass
 from engine.core.plain_pickle import dump_plain, load_plain
 from engine.graph.job_graph import JobGraph
 from engine.ha.contracts import MetadataStore

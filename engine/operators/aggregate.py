@@ -14,10 +14,10 @@ import itertools
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.errors import EngineError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, Row, RowBatch, rows_of
 from engine.operators.after_columns import AfterColumns
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output

@@ -15,11 +15,12 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol
 
 from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch
 from engine.operators.functions import RuntimeContext
 from engine.state.parts import OperatorStateRegistry

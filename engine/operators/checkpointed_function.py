@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.operators.functions import KeyedStateStore
 from engine.state.operator_state import OperatorStateStore
 

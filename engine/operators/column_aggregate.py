@@ -16,9 +16,11 @@ wait until there are many, and all of a partition are taken up together; their r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.arrow_arrays import arrow_of
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.after_columns import SLOTS_PART, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
@@ -314,7 +316,7 @@ class _ColumnAggregateOperator(Operator):
                 arrays[index] = mixed_column(columns.column(index), column, slots, chosen)
         taken = np.flatnonzero(chosen == np.arange(chosen.size))
         for index, column in held.items():
-            column.put(slots[taken], columns.column(index).take(taken))
+            column.put(slots[taken], columns.column(index).take(arrow_of(taken)))
         self._state.mark(slots if self._spec.ttl_ms else slots[taken])
         if not self._spec.emit_final:
             self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))
@@ -324,8 +326,6 @@ class _ColumnAggregateOperator(Operator):
     ) -> None:
         """Give slots what the aggregation begins with, and the rest of their first record. ``new``: the slots; of a
         slice they were never used, and are zero."""
-        import pyarrow as pa
-
         if not first.size:
             return
         for index, kind in layout.folded.items():
@@ -336,7 +336,7 @@ class _ColumnAggregateOperator(Operator):
             elif kind == "sum" and not isinstance(new, slice):
                 self._held(index)[new] = 0
         if layout.choice is None:
-            rows = pa.array(first)
+            rows = arrow_of(first)
             for index in layout.kept:
                 self._state.columns[layout.name_of(index)].put(new, columns.column(index).take(rows))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators import column_kernels as kernels
 from engine.operators.record_choice import RecordChoice
 from engine.state.paged_array import PagedArray
@@ -52,9 +53,9 @@ def mixed_column(column: pa.Array, held: StateColumn, slots: Array, chosen: Arra
     """Return for each row the value of the row ``chosen``, or what its slot holds where that is -1."""
     earlier = np.flatnonzero(chosen < 0)
     if not earlier.size:
-        return column.take(pa.array(chosen))
+        return column.take(arrow_of(chosen))
     if earlier.size == chosen.size:
         return held.get(slots)
     places = chosen.copy()
     places[earlier] = len(column) + np.arange(earlier.size)
-    return pa.concat_arrays([column, held.get(slots[earlier])]).take(pa.array(places))
+    return pa.concat_arrays([column, held.get(slots[earlier])]).take(arrow_of(places))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
@@ -94,7 +95,6 @@ class _ColumnDeduplicateOperator(Operator):
 
     def _take(self, keys: list[pa.Array], batch: ColumnBatch) -> None:
         import numpy as np
-        import pyarrow as pa
 
         slots, first = self._state.find(keys)
         if not first.size:
@@ -103,7 +103,7 @@ class _ColumnDeduplicateOperator(Operator):
         self._state.mark(slots[rows])
         stamps = batch.timestamps_ms
         self.out.emit(
-            ColumnBatch(batch.columns.take(pa.array(rows)), None if stamps is None else stamps[rows], named=batch.named)
+            ColumnBatch(batch.columns.take(arrow_of(rows)), None if stamps is None else stamps[rows], named=batch.named)
         )
 
     def _hand_over(self) -> None:

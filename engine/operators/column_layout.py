@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators.after_columns import VALUE_COLUMN
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_fields import column_index, is_named
@@ -161,7 +162,7 @@ def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     # A minimum fits its own type; a sum may not.
-    return pa.array(values) if kind == "sum" else pa.array(values).cast(own)
+    return arrow_of(values) if kind == "sum" else arrow_of(values).cast(own)
 
 
 def batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:

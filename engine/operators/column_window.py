@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
@@ -327,10 +328,8 @@ class _ColumnWindowOperator(Operator):
         if self._late_tag is None:
             self._late_dropped.inc(int(late.size))
         elif late.size:
-            import pyarrow as pa
-
             self.out.emit_side(
-                self._late_tag, ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._named)
+                self._late_tag, ColumnBatch(columns.take(arrow_of(late)), times_ms[late], named=self._named)
             )
         return True
 
@@ -467,7 +466,7 @@ class _ColumnWindowOperator(Operator):
 
 def _left(columns: pa.RecordBatch, times_ms: Array, taken: Array) -> ColumnBatch:
     rows = (~taken).nonzero()[0]
-    return ColumnBatch(columns.take(rows), times_ms[rows])
+    return ColumnBatch(columns.take(arrow_of(rows)), times_ms[rows])
 
 
 @final

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema

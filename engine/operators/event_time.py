@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
+from engine.core.arrow_arrays import numbers_of
 from engine.core.config import Configuration
 from engine.core.errors import ProgramError
 from engine.core.options import JobOptions
@@ -184,7 +185,7 @@ class EventTime:
         column = batch.columns.column(index)
         if column.null_count or not pa.types.is_signed_integer(column.type):
             return None
-        stamps: np.ndarray[Any, Any] = column.to_numpy().astype("int64", copy=False)
+        stamps: np.ndarray[Any, Any] = numbers_of(column).astype("int64", copy=False)
         return None if int(stamps.min()) == TIME_MIN_MS else stamps
 
     def _stamp(self, batch: RowBatch) -> list[int] | None:

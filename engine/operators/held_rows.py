@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
+from engine.core.arrow_arrays import arrow_of
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.operators.base import Output
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     Array = np.ndarray[Any, Any]
@@ -42,10 +42,10 @@ class TakenRows:
 
     def as_they_came(self, begin: int) -> ColumnBatch:
         """Return the rows from ``begin`` on, in the order in which they came."""
-        import pyarrow as pa
+        import numpy as np
 
         rows = begin + np.argsort(self.order[begin:])
-        return ColumnBatch(self.columns.take(pa.array(rows)), None if self.stamps is None else self.stamps[rows])
+        return ColumnBatch(self.columns.take(arrow_of(rows)), None if self.stamps is None else self.stamps[rows])
 
 
 @final
@@ -103,6 +103,7 @@ class HeldRows:
 
     def take(self) -> TakenRows:
         """Return what is held, a row at least, and hold it no longer."""
+        import numpy as np
         import pyarrow as pa
 
         from engine.state.hash_kernels import order_by_channel
@@ -114,7 +115,7 @@ class HeldRows:
         stamps: Array | None = np.concatenate(given)[order] if given else None
         watermarks, self._watermarks = self._watermarks, []
         self._forget_rows()
-        return TakenRows(joined.take(pa.array(order)), stamps, order, ends, watermarks)
+        return TakenRows(joined.take(arrow_of(order)), stamps, order, ends, watermarks)
 
 
 @final
@@ -143,6 +144,8 @@ class Results:
 
     def emit_in_order(self, out: Output) -> Iterator[None]:
         """Emit the results in the order of their rows, and the watermarks if that is all; yield after each batch."""
+        import numpy as np
+
         taken, num_rows = self._taken, sum(map(len, self._batches))
         rows = np.full(taken.order.size, -1, np.int64)
         rows[taken.order[:num_rows]] = np.arange(num_rows)
@@ -167,13 +170,12 @@ class Results:
 
 
 def _emit_rows(out: Output, all_of_them: ColumnBatch | None, rows: Array) -> Iterator[None]:
-    import pyarrow as pa
 
     if all_of_them is None:
         return
     stamps = all_of_them.timestamps_ms
     for at in range(0, rows.size, BATCH_ROWS_MAX):
         part = rows[at : at + BATCH_ROWS_MAX]
-        columns = all_of_them.columns.take(pa.array(part))
+        columns = all_of_them.columns.take(arrow_of(part))
         out.emit(ColumnBatch(columns, None if stamps is None else stamps[part], named=all_of_them.named))
         yield

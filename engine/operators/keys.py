@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Row
 from engine.operators.functions import callable_of
 from engine.state.key_groups import NAN, canonical_key

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, final
 
 from engine.core.clock import Clock
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.core.user_code import describe_record

@@ -11,10 +11,10 @@ forgotten that long after it was last written, and nothing is taken back for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.errors import EngineError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, Row, RowKind, kind_of, row_of_kind, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output

@@ -12,9 +12,9 @@ import functools
 import itertools
 import linecache
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.bound_function import BoundFunction
 from engine.operators.results import iterator_of

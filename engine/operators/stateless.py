@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.operators.base import Operator, OperatorSpec

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error

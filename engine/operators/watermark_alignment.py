@@ -8,10 +8,11 @@ further does not read on. Idle and ended subtasks do not hold the others up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, final
 
 from engine.core.ids import JobID
+from engine.core.late_dataclass import dataclass
 from engine.operators.base import (
     CoordinatorContext,
     CoordinatorSpec,

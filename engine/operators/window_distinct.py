@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.records import python_values
 from engine.operators.window_panes import Pane
 from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, values_of
@@ -43,7 +44,7 @@ class ValuesOfBatch:
         """Return those of the rows that have a value, and their values."""
         if self._valid is not None:
             rows = rows[self._valid[rows]]
-        return rows, self._column if rows.size == len(self._column) else self._column.take(pa.array(rows))
+        return rows, self._column if rows.size == len(self._column) else self._column.take(arrow_of(rows))
 
 
 @final
@@ -71,7 +72,7 @@ class DistinctValues:
     def _add(self, start: int, pane: Pane, slots: Array, values: pa.Array) -> None:
         if start not in self._pairs:
             self._pairs[start] = SlotTable(self._kinds)
-        _, first = self._pairs[start].find([pa.array(slots.astype(np.int64)), values])
+        _, first = self._pairs[start].find([arrow_of(slots.astype(np.int64)), values])
         np.add.at(pane.column(self.column), slots[first], 1)
 
     def count_together(self, starts: Iterable[int], target: Array) -> None:
@@ -106,7 +107,7 @@ class DistinctValues:
             slots, values = _pairs_of(table)
             moved = np.searchsorted(kept, values_of(slots)).astype(np.int64)
             self._pairs[start] = SlotTable(self._kinds)
-            self._pairs[start].find([pa.array(moved), values])
+            self._pairs[start].find([arrow_of(moved), values])
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -116,10 +117,10 @@ class DistinctValues:
         offsets = np.zeros(slots.size + 1, np.int64)
         np.cumsum(numbers, out=offsets[1:])
         if start not in self._pairs:
-            return pa.LargeListArray.from_arrays(pa.array(offsets), pa.nulls(0, self._kinds[1]))
+            return pa.LargeListArray.from_arrays(arrow_of(offsets), pa.nulls(0, self._kinds[1]))
         own, values = _pairs_of(self._pairs[start])
         order = np.argsort(values_of(own), kind="stable")
-        return pa.LargeListArray.from_arrays(pa.array(offsets), values.take(pa.array(order)))
+        return pa.LargeListArray.from_arrays(arrow_of(offsets), values.take(arrow_of(order)))
 
     def restore(self, start: int, pane: Pane, slots: Array, lists: pa.Array) -> None:
         """Take up what ``lists_of`` gave. ``slots``: those that these keys have now."""

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
@@ -337,7 +338,7 @@ class WindowState:
             return pa.RecordBatch.from_arrays(made, names=layout.schema.names)
         arrays = self._table.keys_of(slots)
         names = [layout.schema.names[key] for key in layout.keys]
-        arrays += [pa.array(np.full(slots.size, edge, np.int64)) for edge in window]
+        arrays += [arrow_of(np.full(slots.size, edge, np.int64)) for edge in window]
         rows = values[slots]
         for aggregate in self._aggregates:
             arrays.append(self._result(aggregate, rows))
@@ -405,12 +406,12 @@ class WindowState:
 
     def _result(self, aggregate: FieldAggregateOf, rows: Array) -> pa.Array:
         if aggregate.field is None:
-            return pa.array(rows[:, 0])
+            return arrow_of(rows[:, 0])
         if aggregate.kind == "count_distinct":
-            return pa.array(rows[:, self._distinct_of(aggregate).column])
+            return arrow_of(rows[:, self._distinct_of(aggregate).column])
         field = self._field(self._index_of(aggregate), coded=False)
         if aggregate.kind == "count":
-            return pa.array(rows[:, field.present])
+            return arrow_of(rows[:, field.present])
         accumulator = self._find("sum" if aggregate.kind == "avg" else aggregate.kind, field)
         assert accumulator is not None
         if aggregate.kind != "avg":
@@ -421,7 +422,7 @@ class WindowState:
         if not accumulator.is_float:
             for large in np.flatnonzero(np.abs(sums) > 1 << 53).tolist():
                 averages[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
-        return pa.array(averages, mask=None if present.all() else ~present)
+        return arrow_of(averages, mask=None if present.all() else ~present)
 
     def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
         values = _typed(rows, accumulator)
@@ -431,9 +432,9 @@ class WindowState:
             column = field.decoded(values.astype(np.int64))
             return column if mask is None else _masked(column, mask)
         if accumulator.kind == "sum":
-            return pa.array(values, mask=mask)
+            return arrow_of(values, mask=mask)
         if accumulator.is_float:
-            return pa.array(values, mask=mask).cast(field.kind)
+            return arrow_of(values, mask=mask).cast(field.kind)
         return from_int64(np.ascontiguousarray(values), field.kind, present)
 
     # --- forgetting --------------------------------------------------------------------------------------------------
@@ -514,7 +515,7 @@ class WindowState:
             groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
             rows = self._rows_of(start, pane, slots, keys)
             for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-                part = rows.filter(pa.array(groups == group))
+                part = rows.filter(arrow_of(groups == group))
                 if group not in streams:
                     sink = pa.BufferOutputStream()
                     streams[group] = sink, pa.ipc.new_stream(sink, part.schema.with_metadata(metadata))
@@ -551,12 +552,12 @@ class WindowState:
     def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
         """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
         values = pane.values[slots]
-        arrays = [*keys, pa.array(np.full(slots.size, start, np.int64)), pa.array(values[:, 0])]
+        arrays = [*keys, arrow_of(np.full(slots.size, start, np.int64)), arrow_of(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]
-            arrays.append(pa.array(held) if field.codes is None else field.decoded(held))
+            arrays.append(arrow_of(held) if field.codes is None else field.decoded(held))
         for field in self._fields:
-            arrays.append(pa.array(values[:, field.present]))
+            arrays.append(arrow_of(values[:, field.present]))
         for distinct in self._distinct:
             arrays.append(distinct.lists_of(start, slots, values[:, distinct.column]))
         return pa.RecordBatch.from_arrays(arrays, names=[f"c{i}" for i in range(len(arrays))])
@@ -656,4 +657,4 @@ def _typed(rows: Array, accumulator: Accumulator) -> Array:
 def _masked(column: pa.Array, mask: Array) -> pa.Array:
     import pyarrow.compute as pc
 
-    return pc.if_else(pa.array(mask), pa.scalar(None, column.type), column)
+    return pc.if_else(arrow_of(mask), pa.scalar(None, column.type), column)

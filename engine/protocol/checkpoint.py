@@ -11,10 +11,11 @@ Nothing here does any work; the files behind the handles are written and read by
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, OperatorID
+from engine.core.late_dataclass import dataclass
 
 __all__ = [
     "NO_CHECKPOINT",

@@ -7,7 +7,7 @@ phrase, event = past participle. Nothing here does any work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 from engine.core.ids import (
@@ -22,6 +22,7 @@ from engine.core.ids import (
     ResultPartitionID,
     SlotID,
 )
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import (
     AcknowledgeCheckpoint,
     AwaitsCheckpoint,

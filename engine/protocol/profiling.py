@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from engine.core.ids import AllocationID, ExecutionAttemptID
+from engine.core.late_dataclass import dataclass
 
 __all__ = ["OperatorMetrics", "SampleStacks", "Stack", "StacksSampled"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, TypeAlias
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch
 from engine.protocol.checkpoint import CheckpointOptions
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.core.arrow_arrays import arrow_of, bools_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -67,8 +69,7 @@ def fixed_width(kind: pa.DataType) -> int:
 
 def valid_mask(column: pa.Array) -> Array:
     """Return which values are not null, bool."""
-    mask: Array = column.is_valid().to_numpy(zero_copy_only=False)
-    return mask
+    return bools_of(column.is_valid())
 
 
 class _Open:
@@ -117,8 +118,8 @@ def as_int64(column: pa.Array) -> Array:
 
     kind = column.type
     if pa.types.is_boolean(kind):
-        booleans: Array = column.fill_null(False).to_numpy(zero_copy_only=False)
-        return booleans.astype(np.int64)
+        booleans = bools_of(column)
+        return (booleans & valid_mask(column) if column.null_count else booleans).astype(np.int64)
     values = values_of(column)
     if pa.types.is_floating(kind):
         floats = values.astype(np.float64) + 0.0  # -0.0 + 0.0 is 0.0
@@ -138,20 +139,20 @@ def from_int64(values: Array, kind: pa.DataType, valid: Array | None) -> pa.Arra
 
     mask = None if valid is None or valid.all() else ~valid
     if pa.types.is_boolean(kind):
-        return pa.array(values != 0, kind, mask=mask)
+        return arrow_of(values != 0, kind, mask=mask)
     if pa.types.is_floating(kind):
-        return pa.array(values.view(np.float64).astype(_dtype_of(kind)), kind, mask=mask)
+        return arrow_of(values.view(np.float64).astype(_dtype_of(kind)), kind, mask=mask)
     native = values.view(np.uint64) if kind == pa.uint64() else values.astype(_dtype_of(kind), copy=False)
     if pa.types.is_temporal(kind):
         width = pa.int32() if kind.bit_width == 32 else pa.int64()
-        return pa.array(native, width, mask=mask).cast(kind) if width.bit_width == 32 else _retyped(native, kind, mask)
-    return pa.array(native, kind, mask=mask)
+        return arrow_of(native, width, mask=mask).cast(kind) if width.bit_width == 32 else _retyped(native, kind, mask)
+    return arrow_of(native, kind, mask=mask)
 
 
 def _retyped(values: Array, kind: pa.DataType, mask: Array | None) -> pa.Array:
     import pyarrow as pa
 
-    return pa.array(values, pa.int64(), mask=mask).view(kind)
+    return arrow_of(values, pa.int64(), mask=mask).view(kind)
 
 
 def text_views(column: pa.Array) -> tuple[Array, Array]:

@@ -13,11 +13,12 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, final
 
 from engine.core import user_code
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 
 __all__ = [
     "LazyChunks",

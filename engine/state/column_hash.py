@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.arrow_arrays import arrow_of, bools_of, numbers_of
 from engine.state.key_groups import stable_hash
 
 if TYPE_CHECKING:
@@ -71,13 +72,12 @@ def hash_of_column(column: pa.Array) -> Array:
     if (is_text or is_large) and len(column) >= _KERNEL_ROWS_MIN:
         hashes = _hash_text(column, np.int64 if is_large else np.int32)
     elif pa.types.is_integer(kind) and kind != pa.uint64():
-        filled = column.fill_null(0) if column.null_count else column
-        values = filled.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+        values = numbers_of(column).astype(np.int64, copy=False)
         hashes = ((values ^ (values >> np.int64(32))) & np.int64(_MASK32)).astype(np.uint64)
     else:
         return _by_distinct(column)
     if column.null_count:
-        hashes[column.is_null().to_numpy(zero_copy_only=False)] = stable_hash(None)
+        hashes[bools_of(column.is_null())] = stable_hash(None)
     return hashes
 
 
@@ -93,7 +93,9 @@ def _by_distinct(column: pa.Array) -> Array:
             return np.array([stable_hash(value) for value in column.to_pylist()], dtype=np.uint64)
     # One more entry for nulls at the end.
     of_code = np.array([*(stable_hash(value) for value in column.dictionary.to_pylist()), stable_hash(None)], np.uint64)
-    codes = column.indices.cast(pa.int64()).fill_null(len(of_code) - 1).to_numpy(zero_copy_only=False)
+    codes = numbers_of(column.indices)
+    if column.null_count:
+        codes = np.where(bools_of(column.indices.is_valid()), codes, len(of_code) - 1)
     return of_code[codes]
 
 
@@ -111,12 +113,11 @@ def _hash_text(column: pa.Array, offset_type: Any) -> Array:
     return hashes
 
 
-def warm_up() -> None:
-    """Load the kernel for texts of both widths. Called in the zygote when this module is preloaded."""
-    import pyarrow as pa
+def warm_up(kind: pa.DataType) -> None:
+    """Load the kernel for texts of this type. Called in the zygote, once for all slots."""
+    import numpy as np
 
-    for kind in (pa.string(), pa.large_string()):
-        hash_of_column(pa.array(["text"] * _KERNEL_ROWS_MIN, kind))
+    hash_of_column(arrow_of(np.arange(_KERNEL_ROWS_MIN)).cast(kind))
 
 
 @cache

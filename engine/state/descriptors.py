@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ClassVar, TypeVar
 
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 from engine.core.type_info import ListTypeInfo, MapTypeInfo, TypeInformation
 from engine.time.watermarks import Duration, Time, span_ms
 

@@ -7,9 +7,10 @@ A cell is the value (value, reducing), the accumulator (aggregating), a list or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol
 
+from engine.core.late_dataclass import dataclass
 from engine.state.backend import (
     VOID,
     NamespacedAggregatingState,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 
+from engine.core.arrow_arrays import arrow_of, bools_of
 from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, values_of
 from engine.state.paged_array import PagedArray
 from engine.state.slot_table import SlotTable
@@ -62,7 +63,7 @@ class FixedColumn:
 
         self.kind = kind
         self._is_bool = pa.types.is_boolean(kind)
-        self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.array([], kind)).dtype)
+        self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype)
         #: 1 where null; made when the first null comes
         self._nulls: PagedArray | None = None
 
@@ -74,7 +75,8 @@ class FixedColumn:
     def put(self, slots: Slots, column: pa.Array) -> None:
         values = self.values.array
         if self._is_bool:
-            values[slots] = column.fill_null(False).to_numpy(zero_copy_only=False)
+            bools = bools_of(column)
+            values[slots] = bools & valid_mask(column) if column.null_count else bools
         else:
             values[slots] = values_of(column)
         if column.null_count and self._nulls is None:
@@ -91,10 +93,10 @@ class FixedColumn:
             values = values.copy()  # state goes on changing, batches do not
         mask = None if self._nulls is None else self._nulls.array[slots] != 0
         if self._is_bool:
-            return pa.array(values != 0, self.kind, mask=mask)
+            return arrow_of(values != 0, self.kind, mask=mask)
         if not pa.types.is_temporal(self.kind):
-            return pa.array(values, self.kind, mask=mask)
-        return pa.array(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
+            return arrow_of(values, self.kind, mask=mask)
+        return arrow_of(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
 
     def compact(self, kept: Array) -> None:
         for array in (self.values, self._nulls):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import numpy as np
 
+from engine.core.arrow_arrays import arrow_of
 from engine.state.arrow_views import (
     as_int64,
     fixed_width,
@@ -345,7 +346,7 @@ class SlotTable:
 
             is_null = slots == self._null_slot
             if is_null.any():
-                columns = [pc.if_else(pa.array(is_null), pa.scalar(None, columns[0].type), columns[0])]
+                columns = [pc.if_else(arrow_of(is_null), pa.scalar(None, columns[0].type), columns[0])]
         return columns
 
     def trim(self) -> None:

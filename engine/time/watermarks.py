@@ -9,10 +9,11 @@ import abc
 import datetime as dt
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine.core.errors import ProgramError
+from engine.core.late_dataclass import dataclass
 
 __all__ = [
     "Duration",

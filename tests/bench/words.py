@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench.environments import peer_python
 from tests.bench.measure import Measurement, run
+from tests.bench.session_start import session_rows
 from tests.bench.stats import append_json, stamped
 from tests.bench.text import write_text
 
@@ -126,7 +127,8 @@ def word_count(name: str, contenders: list[str], arguments: argparse.Namespace) 
 
 
 def start_up(arguments: argparse.Namespace) -> int:
-    """Seconds from the start of a process to its first line of a result, ``(…)``, and CPU-seconds in all."""
+    """Seconds from the start of a process to its first line of a result, ``(…)``, and CPU-seconds in all; from
+    ``execute`` to there for jobs in a session cluster."""
     cache = Path(arguments.cache)
     first_sum = str(HERE / "programs" / "first_sum.py")
     contenders = {
@@ -154,5 +156,9 @@ def start_up(arguments: argparse.Namespace) -> int:
         print(f"{name:25} seconds from start to first result {spread}, CPU-seconds in all {used} (min, median, max)")
         row = {"contender": name, "first_result_s": spread, "cpu_s": used, "runs": len(values)}
         rows.append({"workload": "start-up", **row})
+    for row in session_rows(arguments):
+        told = f"seconds from execute to first result {row['first_result_s']}, CPU-seconds in all {row['cpu_s']}"
+        print(f"{row['contender']:25} {told}")
+        rows.append(row)
     append_json(arguments.json, [stamped(row) for row in rows])
     return 0

@@ -110,11 +110,11 @@ def test_a_job_that_fails_while_its_slot_is_made_leaves_nothing(tmp_path):
         import asyncio
         import engine.cluster as cluster
 
-        start_zygote = cluster._start_zygote
+        start_zygote = cluster._local_zygote
         async def start_slowly(*arguments):
             await asyncio.sleep(3)
             return await start_zygote(*arguments)
-        cluster._start_zygote = start_slowly
+        cluster._local_zygote = start_slowly
 
         from engine.datastream import StreamExecutionEnvironment
         env = StreamExecutionEnvironment.get_execution_environment()

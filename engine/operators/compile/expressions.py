@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.late_dataclass import dataclass
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.lazy import LazyModule
 

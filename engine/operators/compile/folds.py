@@ -13,9 +13,9 @@ import copy
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
 
+from engine.core.late_dataclass import dataclass
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Constant, Expression, Field, Kind, Negative, ToFloat
 from engine.operators.compile.source import tree_of

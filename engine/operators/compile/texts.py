@@ -6,9 +6,9 @@ Arrow counts code points and compares bytes of UTF-8, which orders as Python doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.late_dataclass import dataclass
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import (
     Expression,

@@ -11,9 +11,9 @@ import builtins
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Row
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import (

@@ -23,7 +23,7 @@ KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, tops, words)
 #: two processes must not write at a time.
 PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
     (windows.warm_up_operators, sessions.warm_up_operators),
-    (tables.texts,),
+    (tables.texts, tables.large_texts),
     (tables.pairs, tables.numbers),
     (
         keyed.warm_up_operators,
@@ -45,8 +45,7 @@ def main() -> int:
     if not _all_are_cached():
         compiled = _compile_in_processes()
         # Once more here: what went wrong in another process is done now, or told.
-        for kind in KINDS:
-            kind.warm_up()
+        _warm_up()
     compiled += cached_code.TAKEN.compiled
     took = f"in {(clock.monotonic_ms() - started_ms) / 1000:.1f} s"
     print(f"{compiled} kernels compiled, {cached_code.TAKEN.loaded} are in the cache, {took}.")
@@ -56,13 +55,18 @@ def main() -> int:
 def _all_are_cached() -> bool:
     cached_code.forbid_compiling(True)
     try:
-        for kind in KINDS:
-            kind.warm_up()
+        _warm_up()
     except cached_code.KernelMissing:
         return False
     finally:
         cached_code.forbid_compiling(False)
     return True
+
+
+def _warm_up() -> None:
+    for kind in KINDS:
+        kind.warm_up()
+    tables.large_texts()
 
 
 def _compile_in_processes() -> int:

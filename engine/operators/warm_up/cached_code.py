@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,11 +41,13 @@ def quicken() -> None:
     numbas_own: Any = kind.load_overload
     if not hasattr(kind, "_load_overload") or hasattr(numbas_own, "is_quick"):
         return  # a numba with another cache: its own way is right, if slower
+    _import_less()
 
     def load_overload(cache: Any, signature: Any, target: Any) -> Any:
         if not cache._py_func.__module__.startswith("engine."):
             return numbas_own(cache, signature, target)
         rtsys.initialize(target)
+        _fix_target(target.codegen())
         found = cache._load_overload(signature, target)
         if found is None:
             found = _beside_source(cache, signature, target)
@@ -58,6 +61,35 @@ def quicken() -> None:
 
     load_overload.is_quick = True  # type: ignore[attr-defined]
     kind.load_overload = load_overload
+
+
+def _import_less() -> None:
+    """Have code that numba's own modules have given to a kernel loaded without them: ``numba.np.arrayobj`` and what it
+    needs take 20 ms. Only what is not compiled looks into a module's names."""
+    from numba.core import environment
+
+    kind: Any = environment.Environment
+    numbas_own: Any = getattr(environment, "_rebuild_env", None)
+    if numbas_own is None or not hasattr(kind, "_memo"):
+        return
+
+    def rebuild_env(module: str, consts: Any, name: Any) -> Any:
+        if module in sys.modules or not module.startswith("numba.") or name in kind._memo:
+            return numbas_own(module, consts, name)
+        made = kind({"__name__": module})  # a code that has no name cannot be kept in a cache
+        made.consts[:] = consts
+        made.env_name = name
+        kind._memo[name] = made
+        return made
+
+    environment._rebuild_env = rebuild_env
+
+
+def _fix_target(codegen: Any) -> None:
+    """Ask for the processor once, not for each kernel."""
+    if "magic_tuple" not in vars(codegen):
+        known = codegen.magic_tuple()
+        codegen.magic_tuple = lambda: known
 
 
 def forbid_compiling(forbidden: bool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators.warm_up import cached_code
 
-__all__ = ["exchange", "numbers", "pairs", "texts", "warm_up"]
+__all__ = ["exchange", "large_texts", "numbers", "pairs", "texts", "warm_up"]
 
 #: More than a new table has room for, so that it grows.
 _NUM_KEYS = 4096
@@ -15,7 +16,7 @@ _NUM_KEYS = 4096
 
 @cache
 def warm_up() -> None:
-    """Find numbers, texts, and pairs of both."""
+    """Find numbers, texts, and pairs."""
     cached_code.quicken()
     exchange()
     numbers()
@@ -26,7 +27,6 @@ def warm_up() -> None:
 def exchange() -> None:
     import numpy as np
 
-    from engine.state import column_hash
     from engine.state.hash_kernels import channels_of_ints, order_by_channel
     from engine.state.slot_kernels import mark_blocks
 
@@ -34,7 +34,6 @@ def exchange() -> None:
     channels = np.empty(keys.size, np.uint16)
     channels_of_ints(keys, 128, 2, channels)
     order_by_channel(channels, np.zeros(2, np.int64), np.empty(keys.size, np.int32))
-    column_hash.warm_up()
     mark_blocks(np.zeros(2, np.int32), 3, np.zeros(1, np.uint8))
 
 
@@ -45,9 +44,20 @@ def numbers() -> None:
 def texts() -> None:
     import pyarrow as pa
 
-    keys = _keys().cast(pa.string())
-    _find([keys])
-    _find([keys.cast(pa.large_string())])
+    from engine.state import column_hash
+
+    column_hash.warm_up(pa.string())
+    _find([_keys().cast(pa.string())])
+
+
+def large_texts() -> None:
+    """Of columns with offsets of 64 bits, which are rare: a fifth of all kernels, so slots load them if need be."""
+    import pyarrow as pa
+
+    from engine.state import column_hash
+
+    column_hash.warm_up(pa.large_string())
+    _find([_keys().cast(pa.large_string())])
 
 
 def pairs() -> None:
@@ -56,9 +66,8 @@ def pairs() -> None:
 
 def _keys() -> Any:
     import numpy as np
-    import pyarrow as pa
 
-    return pa.array(np.arange(_NUM_KEYS))
+    return arrow_of(np.arange(_NUM_KEYS))
 
 
 def _find(columns: list[Any]) -> None:

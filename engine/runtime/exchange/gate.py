@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from engine.checkpoint.alignment import (
@@ -27,6 +26,7 @@ from engine.checkpoint.alignment import (
     UnblockChannels,
 )
 from engine.core.errors import EngineError
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch
 from engine.protocol.stream import (
     CancelBarrier,

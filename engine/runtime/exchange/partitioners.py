@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
@@ -160,10 +161,10 @@ def _taken(columns: pa.RecordBatch, order: np.ndarray[Any, Any]) -> pa.RecordBat
     for column in columns.columns:
         kind = column.type
         if not column.null_count and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            arrays.append(pa.array(values_of(column).take(order), kind))
+            arrays.append(arrow_of(values_of(column).take(order), kind))
             continue
         if indexes is None:
-            indexes = pa.array(order)
+            indexes = arrow_of(order)
         arrays.append(column.take(indexes))
     return pa.RecordBatch.from_arrays(arrays, schema=columns.schema)
 

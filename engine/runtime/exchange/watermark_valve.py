@@ -9,9 +9,9 @@ Source: Flink's StatusWatermarkValve (channels) and IndexedCombinedWatermarkStat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
+from engine.core.late_dataclass import dataclass
 from engine.protocol.stream import WATERMARK_MAX_MS
 
 __all__ = ["NEVER_MS", "CombinedWatermark", "IdleChanged", "StatusWatermarkValve", "ValveOutput", "WatermarkAdvanced"]

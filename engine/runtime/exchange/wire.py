@@ -14,11 +14,11 @@ import enum
 import pickle
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from engine.core.errors import InternalError, UserCodeError
 from engine.core.ids import JobID
+from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.protocol.stream import Element, Records
 from engine.runtime.exchange.row_pickle import RowPickler

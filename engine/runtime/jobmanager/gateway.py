@@ -6,13 +6,13 @@ All methods run on the JobManager's event loop. Read-only objects that are retur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.checkpoint.settings import CheckpointSettings
 from engine.checkpoint.statistics import CheckpointStatistics
 from engine.core.config import Configuration
 from engine.core.ids import AllocationID, JobID, JobVertexID, ResourceID
+from engine.core.late_dataclass import dataclass
 from engine.graph.execution_graph import ExecutionGraph
 from engine.graph.job_graph import JobGraph
 from engine.ha.history import LeaderRecord

@@ -12,13 +12,13 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
 from engine.core.clock import Clock
 from engine.core.config import Configuration
 from engine.core.errors import ExternalError
 from engine.core.ids import AllocationID, JobID, ResourceID
+from engine.core.late_dataclass import dataclass
 from engine.core.options import ClusterOptions
 from engine.graph.execution_graph import SlotGrant
 from engine.protocol.checkpoint import AcknowledgeCheckpoint, AwaitsCheckpoint, CheckpointAnswer, DeclineCheckpoint

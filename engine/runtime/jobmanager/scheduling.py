@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobVertexID
+from engine.core.late_dataclass import dataclass
 from engine.graph.execution_graph import SlotGrant
 from engine.graph.job_graph import JobGraph
 from engine.operators.base import JobOutcome

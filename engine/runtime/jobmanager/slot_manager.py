@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, TypeAlias
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, NoResourceAvailableError
 from engine.core.ids import AllocationID, JobID, ResourceID, SlotID
+from engine.core.late_dataclass import dataclass
 from engine.core.options import ClusterOptions
 from engine.graph.execution_graph import SlotGrant
 from engine.protocol.control import (

@@ -9,10 +9,10 @@ waiting (``taking_over``), what running tasks need of their new JobMaster (``sch
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from engine.core.ids import ExecutionAttemptID, JobVertexID, OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.graph.execution_graph import ExecutionGraph, ExecutionVertex, SlotGrant
 from engine.graph.job_graph import JobGraph
 from engine.protocol.control import HeldSlot, RunningTask

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol, final
 
 from engine.core.ids import AllocationID, ExecutionAttemptID, JobID, SlotID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.control import (
     DeployTask,
     HeldSlot,

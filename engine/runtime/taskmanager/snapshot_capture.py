@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, TypeAlias, final
 
 from engine.checkpoint.layers import LayerStack, base_of_delta
@@ -22,6 +22,7 @@ from engine.checkpoint.state_files import Chunks, ChunkWriter, StateTooLargeErro
 from engine.core.errors import EngineError, ExternalError, ProgramError
 from engine.core.fs import file_system_of
 from engine.core.ids import OperatorID
+from engine.core.late_dataclass import dataclass
 from engine.protocol.checkpoint import (
     NO_CHECKPOINT,
     CheckpointKind,

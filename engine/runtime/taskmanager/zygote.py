@@ -11,26 +11,19 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import threading
 from collections.abc import Sequence
 from typing import Any, Final, final
 
 from engine.core.errors import ExternalError
 from engine.protocol.control import ErrorInfo, InitializeSlot, SlotAddress, SlotReady
-from engine.runtime.taskmanager.huge_pages import MALLOC_HUGE, with_huge_malloc
 from engine.runtime.taskmanager.slot_control import LENGTH, pack_message
-from engine.runtime.taskmanager.zygote_process import LATER, NAMES_MAX, kill_slot
+from engine.runtime.taskmanager.zygote_process import NAMES_MAX, kill_slot
+from engine.runtime.taskmanager.zygote_start import ZYGOTE_MODULE, StartedZygote, start_zygote
 
 __all__ = ["SlotHandle", "Zygote"]
 
-ZYGOTE_MODULE: Final = "engine.runtime.taskmanager.zygote_process"
-#: Numeric libraries must not start threads before the fork.
-_SINGLE_THREADED: Final = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMEXPR_NUM_THREADS": "1",
-    "ARROW_IO_THREADS": "1",
-}
 #: How long a slot may take from fork to SlotReady; extracting large archives is the longest part.
 _READY_TIMEOUT: Final = 120.0
 _START_TIMEOUT: Final = 60.0
@@ -79,16 +72,17 @@ class SlotHandle:
 class Zygote:
     """A running zygote process. Made by ``start``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
-        self._process = process
-        self._socket = sock
+    def __init__(self, started: StartedZygote) -> None:
+        self._process = started.process
+        self._socket = started.socket
         self._forked: asyncio.Queue[int] = asyncio.Queue()
         self._fork_lock = asyncio.Lock()
         self._exited: dict[int, asyncio.Future[int]] = {}
         self._is_closed = False
         self._loaded: set[str] = set()
         self._ready = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(sock, self._on_message)
+        asyncio.get_running_loop().add_reader(self._socket, self._on_message)
+        self._ended = _end_of(self._process)
 
     @property
     def pid(self) -> int:
@@ -111,41 +105,25 @@ class Zygote:
 
         Raises: ExternalError when the interpreter cannot be started or a preloaded module cannot be imported.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        output = None if stdout_path is None else os.open(stdout_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            process = await asyncio.create_subprocess_exec(
-                python,
-                "-m",
-                ZYGOTE_MODULE,
-                str(theirs.fileno()),
-                *preload,
-                LATER,
-                *later,
-                env={**env, **_SINGLE_THREADED, MALLOC_HUGE: with_huge_malloc(env.get(MALLOC_HUGE, ""))},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(),),
-            )
+            started = start_zygote(python, env, stdout_path, preload, later)
         except OSError as error:
-            ours.close()
             raise ExternalError(
                 f"Cannot start {python} for slots: {error.strerror}. Set python.executable to an interpreter here."
             ) from error
-        finally:
-            theirs.close()
-            if output is not None:
-                os.close(output)
-        ours.setblocking(False)
-        zygote = cls(process, ours)
+        return await cls.adopt(started, python, stdout_path)
+
+    @classmethod
+    async def adopt(cls, started: StartedZygote, python: str, stdout_path: str | None = None) -> Zygote:
+        """Wait until a process that was started is ready. Raises: ExternalError if it does not get there."""
+        zygote = cls(started)
         try:
             await asyncio.wait_for(asyncio.shield(zygote._ready), _START_TIMEOUT)
         except (TimeoutError, ExternalError):
             await zygote.close()
             raise ExternalError(
                 f"The process that forks slots ({python} -m {ZYGOTE_MODULE}) did not come up; "
-                f"exit code {process.returncode}. Its output says why: {stdout_path or 'see standard error'}."
+                f"exit code {zygote._process.returncode}. Its output says why: {stdout_path or 'see standard error'}."
             ) from None
         return zygote
 
@@ -224,16 +202,16 @@ class Zygote:
 
     async def wait(self) -> int:
         """Return the zygote's exit code when it has ended."""
-        return await self._process.wait()
+        return await asyncio.shield(self._ended)
 
     async def close(self) -> None:
         """End the zygote and all its slots; returns when they are gone."""
         self._lose()
         try:
-            await asyncio.wait_for(self._process.wait(), 5)
+            await asyncio.wait_for(self.wait(), 5)
         except TimeoutError:
             self._process.kill()
-            await self._process.wait()
+            await self.wait()
 
     def _on_message(self) -> None:
         try:
@@ -272,3 +250,21 @@ class Zygote:
             if not exited.done():
                 exited.set_result(-signal.SIGKILL)
         self._exited.clear()
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+    """Return the exit code to come. A thread waits for it: the loop may be in any thread, and be closed before."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def set_code(code: int) -> None:
+        if not ended.done():
+            ended.set_result(code)
+
+    def wait() -> None:
+        code = process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(set_code, code)
+
+    threading.Thread(target=wait, name="zygote-wait", daemon=True).start()
+    return ended
