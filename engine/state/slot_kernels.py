@@ -17,10 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numba.extending
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils
+
+from engine.state.intrinsics import prefetch
 
 __all__ = [
     "carry_over_hashed",
@@ -59,25 +58,6 @@ def _mix(key: Any) -> Any:
     return h ^ (h >> _U33)
 
 
-def _make_prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Begin to fetch the cache line of ``array[index]``; nothing waits for it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        address = builder.bitcast(builder.gep(view.data, [arguments[1]]), byte)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        # To be read, kept in all caches, data.
-        builder.call(function, [address, word(0), word(3), word(1)])
-        return context.get_dummy_value()
-
-    return numba.types.void(array, index), generate
-
-
-_prefetch: Any = numba.extending.intrinsic(_make_prefetch)
-
-
 @numba.njit(nogil=True, cache=True, inline="always")
 def _likely_slot(fresh: Any, mask: Any, bucket: Any, tag: Any) -> Any:
     """Return the slot of the first of four buckets with this tag, that of the last, or -1, if none has it. Without a
@@ -104,12 +84,12 @@ def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: An
     mask = np.uint64(fresh.size - 1)
     tag_mask = mask ^ _LOW32
     for row in range(start, end):
-        _prefetch(fresh, np.int64(_mix(keys[row]) & mask))
+        prefetch(fresh, np.int64(_mix(keys[row]) & mask))
     for row in range(start, end):
         h = _mix(keys[row])
         slot = _likely_slot(fresh, mask, h & mask, (h >> _U32) & tag_mask)
         slot_of_row[row] = slot
-        _prefetch(key_of_slot, np.int64(max(slot, np.int32(0))))
+        prefetch(key_of_slot, np.int64(max(slot, np.int32(0))))
     for row in range(start, end):
         slot = slot_of_row[row]
         same = key_of_slot[max(slot, 0)] == keys[row]
@@ -202,14 +182,14 @@ def guess_lane_slots(
     for row in range(start, end):
         h = _hash_lanes(keys, row)
         hashes[row - start] = h
-        _prefetch(fresh, np.int64(h & mask))
+        prefetch(fresh, np.int64(h & mask))
     num_lanes = keys.shape[1]
     flat = key_of_slot.reshape(key_of_slot.size)
     for row in range(start, end):
         h = hashes[row - start]
         slot = _likely_slot(fresh, mask, h & mask, (h >> _U32) & tag_mask)
         slot_of_row[row] = slot
-        _prefetch(flat, np.int64(max(slot, np.int32(0))) * num_lanes)
+        prefetch(flat, np.int64(max(slot, np.int32(0))) * num_lanes)
     for row in range(start, end):
         slot = slot_of_row[row]
         if slot >= 0 and not _same_lanes(key_of_slot, slot, keys, row):
@@ -317,16 +297,16 @@ def guess_text_slots(
     for row in range(start, end):
         h = np.uint64(_hash_text(content, np.int64(offsets[row]), np.int64(offsets[row + 1])))
         hashes[row - start] = h
-        _prefetch(fresh, np.int64(h & mask))
+        prefetch(fresh, np.int64(h & mask))
     for row in range(start, end):
         h = hashes[row - start]
         slot = _likely_slot(fresh, mask, h & mask, h & tag_mask)
         slot_of_row[row] = slot
-        _prefetch(begin_of_slot, np.int64(max(slot, np.int32(0))))
+        prefetch(begin_of_slot, np.int64(max(slot, np.int32(0))))
     for row in range(start, end):
         slot = slot_of_row[row]
         if slot >= 0:
-            _prefetch(arena, np.int64(begin_of_slot[slot]))
+            prefetch(arena, np.int64(begin_of_slot[slot]))
     for row in range(start, end):
         slot = slot_of_row[row]
         if slot >= 0:
