@@ -93,6 +93,20 @@ def _separators(data: Any, base: int, firsts: Any, overhang: Any) -> tuple[Any, 
     return bits, over
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _take_words(bits: Any, base: int, begin: Any, words: tuple[Any, Any], num_words: Any) -> tuple[Any, Any]:
+    """Write the words that end within 64 bytes; return (begin of the next one, number of words)."""
+    begins, lengths = words
+    while bits != _U0:
+        end = base + lowest_bit(bits)
+        bits &= bits - _U1
+        begins[num_words] = begin
+        lengths[num_words] = end - begin
+        num_words += np.uint64(end > begin)
+        begin = end + 1
+    return begin, num_words
+
+
 @numba.njit(nogil=True, cache=True)
 def _find_block(data: Any, place: tuple[int, int, Any], ranges: tuple[Any, Any], words: tuple[Any, Any]) -> Any:
     """Find words until a block has hardly room left or the text has ended; return (their number, place behind them).
@@ -103,40 +117,35 @@ def _find_block(data: Any, place: tuple[int, int, Any], ranges: tuple[Any, Any],
     """
     base, begin, overhang = place
     part, may_part = ranges
-    begins, lengths = words
-    num_words = 0
-    while base <= data.size and num_words + _STEP < begins.size:
-        if base + _STEP <= data.size:
-            bits = marks_of_64(data, base, part)
-            firsts = marks_of_64(data, base, may_part)
-        else:
-            last = np.zeros(_STEP, np.uint8)
-            left = data.size - base
-            last[:left] = data[base:]
-            within = (_U1 << np.uint64(left)) - _U1
-            # The end of the text is the end of a word.
-            bits = marks_of_64(last, 0, part) & within | (_U1 << np.uint64(left))
-            firsts = marks_of_64(last, 0, may_part) & within
+    num_words = _U0
+    room = np.uint64(words[0].size - _STEP)
+    while base + _STEP <= data.size and num_words < room:
+        bits = marks_of_64(data, base, part)
+        firsts = marks_of_64(data, base, may_part)
         if firsts | overhang:
             wide, overhang = _separators(data, base, firsts, overhang)
             bits |= wide
-        while bits != _U0:
-            end = base + lowest_bit(bits)
-            bits &= bits - _U1
-            begins[num_words] = begin
-            lengths[num_words] = end - begin
-            num_words += end > begin
-            begin = end + 1
+        begin, num_words = _take_words(bits, base, begin, words, num_words)
         base += _STEP
-    return num_words, (base, begin, overhang)
+    left = data.size - base
+    if 0 <= left < _STEP and num_words < room:
+        last = np.zeros(_STEP, np.uint8)
+        last[:left] = data[base:]
+        end = _U1 << np.uint64(left)
+        wide, overhang = _separators(data, base, marks_of_64(last, 0, may_part) & (end - _U1), overhang)
+        # The end of the text is the end of a word.
+        bits = marks_of_64(last, 0, part) & (end - _U1) | wide | end
+        begin, num_words = _take_words(bits, base, begin, words, num_words)
+        base += _STEP
+    return np.int64(num_words), (base, begin, overhang)
 
 
 @numba.njit(nogil=True, cache=True)
 def lower_letters(data: Any, out: Any) -> None:
     """Copy a text (uint8) with its ASCII letters made small."""
     for i in range(data.size):
-        byte = data[i]
-        out[i] = byte + np.uint8(32) if np.uint8(byte - np.uint8(65)) < np.uint8(26) else byte
+        is_large = np.uint8(data[i] - np.uint8(ord("A"))) < np.uint8(26)
+        out[i] = data[i] | np.uint8(is_large) << np.uint8(5)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -188,14 +197,16 @@ def _head_bytewise(text: Any, begin: Any, length: Any) -> tuple[Any, Any]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _hash_rest(text: Any, begin: Any, length: Any, h: Any) -> Any:
-    """Return the hash of a word of more than 16 bytes; ``h`` is what they give."""
+def _hash_rest(text: Any, begin: Any, length: Any) -> Any:
+    """Return a hash of what a word of more than 16 bytes has behind them."""
+    h = _U0
     for k in range(_HEAD, length - 8, 8):
         h = (h ^ word_at(text, begin + k)) * _MIX_A
         h ^= h >> _U32
     # The last eight, some of which may have been there.
-    h = (h ^ word_at(text, begin + length - 8)) * _MIX_A
-    return h ^ (h >> _U32)
+    h = (h ^ word_at(text, begin + length - 8)) * _MIX_B
+    h = (h ^ (h >> _U32)) * _MIX_C
+    return h
 
 
 @numba.njit(nogil=True, cache=True)
@@ -216,22 +227,29 @@ def _guess_block(text: Any, words: tuple[Any, Any], num_words: int, table: Any, 
     index, rows, _, _ = table
     shift = _shift_of(index)
     flat = rows.reshape(rows.size)
+    longest = np.int64(0)
+    # Loops of their own, as two of these are done eight words at a time.
+    if num_words > 0 and begins[num_words - 1] + _HEAD <= text.size:
+        for k in range(num_words):
+            begin, length = begins[k], lengths[k]
+            longest = max(longest, length)
+            short = np.uint64(min(length, _HEAD))
+            firsts[k] = word_at(text, begin) & _FIRST[short]
+            nexts[k] = word_at(text, begin + 8) & _NEXT[short]
+    else:
+        for k in range(num_words):
+            longest = max(longest, lengths[k])
+            firsts[k], nexts[k] = _head_bytewise(text, begins[k], lengths[k])
     for k in range(num_words):
-        begin, length = begins[k], lengths[k]
-        short = min(length, _HEAD)
-        if begin + _HEAD <= text.size:
-            first = word_at(text, begin) & _FIRST[short]
-            following = word_at(text, begin + 8) & _NEXT[short]
-        else:
-            first, following = _head_bytewise(text, begin, length)
-        h = (first * _MIX_A) ^ (following * _MIX_B)
-        h ^= h >> _U32
-        if length > _HEAD:
-            h = _hash_rest(text, begin, length, h)
-        h = (h * _MIX_C) >> _U32
-        firsts[k], nexts[k] = first, following
-        marks[k] = np.uint64(length + 1) << _U32 | h
-        prefetch(index, np.int64(h >> shift))
+        h = (firsts[k] * _MIX_A) ^ (nexts[k] * _MIX_B)
+        h = (h ^ (h >> _U32)) * _MIX_C
+        marks[k] = np.uint64(lengths[k] + 1) << _U32 | h >> _U32
+    if longest > _HEAD:
+        for k in range(num_words):
+            if lengths[k] > _HEAD:
+                marks[k] ^= _hash_rest(text, begins[k], lengths[k]) >> _U32
+    for k in range(num_words):
+        prefetch(index, np.int64((marks[k] & _LOW32) >> shift))
     for k in range(num_words):
         entry = index[(marks[k] & _LOW32) >> shift]
         guesses[k] = entry
