@@ -108,12 +108,12 @@ def _take_words(bits: Any, base: int, begin: Any, words: tuple[Any, Any], num_wo
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_block(data: Any, place: tuple[int, int, Any], ranges: tuple[Any, Any], words: tuple[Any, Any]) -> Any:
+def _find_block(data: Any, place: tuple[Any, Any, Any], ranges: tuple[Any, Any], words: tuple[Any, Any]) -> Any:
     """Find words until a block has hardly room left or the text has ended; return (their number, place behind them).
 
     ``place``: (byte up to which has been looked, begin of the word at hand, overhang of ``_separators``); the first is
-    beyond the text once that has ended. ``ranges``: as ``marks_of_64`` takes them, of bytes that part words and of those
-    that may begin what does. ``words``: (begins, lengths), int64, out.
+    beyond the text once that has ended. ``ranges``: as ``marks_of_64`` takes them, of the bytes that part words and of
+    those that may begin what does. ``words``: (begins, lengths), int64, out.
     """
     base, begin, overhang = place
     part, may_part = ranges
