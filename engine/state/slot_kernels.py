@@ -19,12 +19,12 @@ from typing import Any
 import numba
 import numpy as np
 
-from engine.state.intrinsics import prefetch
+from engine.state.intrinsics import prefetch, word_at
 
 __all__ = [
-    "carry_over_hashed",
     "carry_over_ints",
     "carry_over_lanes",
+    "carry_over_texts",
     "find_int_slots",
     "find_lane_slots",
     "find_slots_slow",
@@ -262,10 +262,7 @@ def _hash_text(content: Any, begin: Any, end: Any) -> Any:
     h = _SEED
     at = begin
     while at + 8 <= end:
-        word = np.uint64(0)
-        for k in range(8):
-            word |= np.uint64(content[at + k]) << np.uint64(8 * k)
-        h = (h ^ word) * _PRIME
+        h = (h ^ word_at(content, at)) * _PRIME
         h ^= h >> _U33
         at += 8
     word = np.uint64(end - begin)
@@ -279,19 +276,25 @@ def _hash_text(content: Any, begin: Any, end: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True, inline="always")
 def _same_text(arena: Any, start: Any, content: Any, begin: Any, length: Any) -> bool:
-    for k in range(length):  # noqa: SIM110 - a kernel
+    k = 0
+    while k + 8 <= length:
+        if word_at(arena, start + k) != word_at(content, begin + k):
+            return False
+        k += 8
+    while k < length:
         if arena[start + k] != content[begin + k]:
             return False
+        k += 1
     return True
 
 
 @numba.njit(nogil=True, cache=True)
 def guess_text_slots(
-    texts: tuple[Any, Any], start: int, end: int, fresh: Any, keys: tuple[Any, Any, Any], hashes: Any, slot_of_row: Any
+    texts: tuple[Any, Any], start: int, end: int, fresh: Any, keys: tuple[Any, Any], hashes: Any, slot_of_row: Any
 ) -> None:
     """As ``guess_int_slots`` for texts; writes the hash of row ``start + i`` to ``hashes[i]`` (uint64) as well."""
     offsets, content = texts
-    arena, begin_of_slot, _ = keys
+    arena, begin_of_slot = keys
     mask = np.uint64(fresh.size - 1)
     tag_mask = mask ^ _LOW32
     for row in range(start, end):
@@ -321,19 +324,19 @@ def find_text_slots(
     texts: tuple[Any, Any],
     row: int,
     buckets: tuple[Any, Any],
-    keys: tuple[Any, Any, Any],
+    keys: tuple[Any, Any],
     counts: tuple[int, int],
     slot_of_row: Any,
     first: Any,
 ) -> tuple[int, int]:
     """As ``find_int_slots`` for texts and bytes. 9-10 M keys/s of a million different ones
-    of ten bytes, 30 M of ten thousand.
+    of ten bytes, 30 M of ten thousand, before they were hashed and compared eight bytes at a time (1.7 times as quick).
 
-    ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot int64 (slots + 1,),
-    hash_of_slot uint32): the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
+    ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot int64 (slots + 1,)):
+    the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
     """
     offsets, content = texts
-    arena, begin_of_slot, hash_of_slot = keys
+    arena, begin_of_slot = keys
     fresh, old = buckets
     num_slots, slots_max = counts
     base = num_slots
@@ -384,7 +387,6 @@ def find_text_slots(
             fresh[bucket] = tag | np.uint64(slot + 1)
             for k in range(length):
                 arena[used + k] = content[begin + k]
-            hash_of_slot[slot] = np.uint32(h)
             begin_of_slot[slot + 1] = used + length
             first[slot - base] = row
             num_slots += 1
@@ -428,15 +430,29 @@ def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: An
 
 
 @numba.njit(nogil=True, cache=True)
-def carry_over_hashed(old: Any, start: int, end: int, hash_of_slot: Any, fresh: Any) -> None:
-    """As ``carry_over_ints`` where the hash of each slot is kept: texts."""
+def carry_over_texts(old: Any, start: int, end: int, keys: tuple[Any, Any], fresh: Any) -> None:
+    """As ``carry_over_ints`` for texts, ``keys`` as in ``find_text_slots``. Their hashes are not kept, which would take
+    4 bytes each: texts are read again, fetched ahead."""
+    arena, begin_of_slot = keys
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
-    for place in range(start, end):
-        if old[place] == 0:
-            continue
-        slot = np.int64(np.uint64(old[place]) & old_mask) - 1
-        h = np.uint64(hash_of_slot[slot])
-        _enter(fresh, mask, h, h & ~mask, slot)
+    slots = np.empty(_BLOCK, np.int64)
+    place = start
+    while place < end:
+        num_slots = 0
+        until = min(place + _BLOCK, end)
+        for taken in range(place, until):
+            if old[taken] != 0:
+                slot = np.int64(np.uint64(old[taken]) & old_mask) - 1
+                slots[num_slots] = slot
+                num_slots += 1
+                prefetch(begin_of_slot, slot)
+        for k in range(num_slots):
+            prefetch(arena, np.int64(begin_of_slot[slots[k]]))
+        for k in range(num_slots):
+            slot = slots[k]
+            h = np.uint64(_hash_text(arena, begin_of_slot[slot], begin_of_slot[slot + 1]))
+            _enter(fresh, mask, h, h & ~mask, slot)
+        place = until
 
 
 @numba.njit(nogil=True, cache=True)
