@@ -48,7 +48,7 @@ def lines_of_range(chunks: Iterable[bytes], start: int, end: int) -> Iterator[tu
     position = max(start - 1, 0)  # of the current chunk's first byte
     # A line begins at ``start`` only if the byte before it is a newline: skip to behind the first one.
     skipping = start > 0
-    pieces: list[bytes] = []  # of a line that no chunk has ended yet
+    pieces: list[bytes | memoryview] = []  # of a line that no chunk has ended yet
     pieces_offset = position
     for chunk in chunks:
         if not chunk:
@@ -70,12 +70,12 @@ def lines_of_range(chunks: Iterable[bytes], start: int, end: int) -> Iterator[tu
         # The last line is the one that holds byte end - 1, or ends with it.
         stop = chunk.find(b"\n", max(begin, end - 1 - position)) if position + len(chunk) >= end else -1
         if stop >= 0:
-            pieces.append(chunk[begin : stop + 1])
+            pieces.append(memoryview(chunk)[begin : stop + 1])
             yield pieces_offset, b"".join(pieces)
             return
         cut = chunk.rfind(b"\n", begin) + 1
         if cut > begin:
-            pieces.append(chunk[begin:cut])
+            pieces.append(memoryview(chunk)[begin:cut])  # copied once, by the join
             yield pieces_offset, b"".join(pieces)
             pieces = []
             pieces_offset = position + cut

@@ -29,13 +29,17 @@ __all__ = [
     "WordCountSpec",
     "WordTable",
     "WordTokenizer",
-    "byte_tables",
     "plan_word_count",
+    "separator_ranges",
+    "text_of_words",
 ]
 
 #: Name of the column of whole-line chunks that ``connectors/files`` emits with ``raw_chunks``.
 CHUNK_COLUMN: Final = "chunk"
 _TABLE_BYTES_MIN: Final = 8 << 20
+#: Words for which a new table has room; entries of its index for each.
+_WORDS_MIN: Final = 1 << 11
+_INDEX_PER_WORD: Final = 4
 
 
 @final
@@ -160,11 +164,12 @@ class WordTable:
         from engine.operators import kernels
 
         self._kernels = kernels
-        self._tables = byte_tables(tokenizer or WordTokenizer())
-        self._same = np.arange(256, dtype=np.uint8)
-        self._table = np.zeros((1 << 12, 4), dtype=np.uint64)
+        self._tokenizer = tokenizer or WordTokenizer()
+        self._ranges = separator_ranges(self._tokenizer)
+        self._index = np.zeros(_INDEX_PER_WORD * _WORDS_MIN, dtype=np.uint32)
+        self._rows = np.zeros((_WORDS_MIN + 1, 4), dtype=np.uint64)
         self._arena = np.empty(1 << 15, dtype=np.uint8)
-        self._offsets = np.zeros((1 << 11) + 1, dtype=np.int32)
+        self._offsets = np.zeros(_WORDS_MIN + 1, dtype=np.int32)
         self._num_words = 0
 
     def __len__(self) -> int:
@@ -172,14 +177,19 @@ class WordTable:
 
     @property
     def num_bytes(self) -> int:
-        return self._table.nbytes + self._arena.nbytes + self._offsets.nbytes
+        return self._index.nbytes + self._rows.nbytes + self._arena.nbytes + self._offsets.nbytes
+
+    @property
+    def _table(self) -> tuple[Any, ...]:
+        return self._index, self._rows, self._arena, self._offsets
 
     def count(self, data: np.ndarray[Any, Any]) -> None:
         """Count the words of a UTF-8 text (uint8)."""
+        text = text_of_words(data, self._tokenizer)
         position = 0
         while True:
             position, self._num_words = self._kernels.count_words(
-                data, position, self._tables, self._table, self._arena, self._offsets, self._num_words
+                data, text, position, self._ranges, self._table, self._num_words
             )
             if position >= data.size:
                 return
@@ -190,25 +200,26 @@ class WordTable:
         """Add to the words of a string column; see ``kernels.add_words``."""
         row = 0
         while True:
-            row, self._num_words = self._kernels.add_words(
-                (values, begins, addends), row, self._same, self._table, self._arena, self._offsets, self._num_words
-            )
+            row, self._num_words = self._kernels.add_words((values, begins, addends), row, self._table, self._num_words)
             if row >= addends.size:
                 return
             self._grow(int(begins[row + 1] - begins[row]))
 
     def _grow(self, next_bytes: int) -> None:
-        """Make room for a word: whichever of table and arena is full. ``next_bytes``: its length or an upper bound."""
+        """Make room for a word: whichever of rows and arena is full. ``next_bytes``: its length or an upper bound."""
         import numpy as np
 
-        if self._num_words >= self._offsets.size - 1:
-            offsets = np.zeros(2 * (self._offsets.size - 1) + 1, dtype=np.int32)
-            offsets[: self._offsets.size] = self._offsets
-            table = np.zeros((2 * self._table.shape[0], 4), dtype=np.uint64)
-            self._kernels.rehash(self._table, self._arena, self._offsets, table)
-            self._offsets, self._table = offsets, table
+        words_max = self._rows.shape[0] - 1
+        if self._num_words >= words_max:
+            offsets = np.zeros(2 * words_max + 1, dtype=np.int32)
+            offsets[: words_max + 1] = self._offsets
+            rows = np.zeros((2 * words_max + 1, 4), dtype=np.uint64)
+            rows[: words_max + 1] = self._rows
+            self._rows, self._offsets = rows, offsets
+            self._index = np.zeros(2 * self._index.size, dtype=np.uint32)
+            self._kernels.enter_rows(rows, self._num_words, self._index)
             return
-        size = max(2 * self._arena.size, 0)
+        size = 2 * self._arena.size
         used = int(self._offsets[self._num_words])
         if size - used < min(next_bytes, 1 << 20):
             size = used + next_bytes
@@ -220,13 +231,11 @@ class WordTable:
 
     def batches(self) -> Iterator[ColumnBatch]:
         """Yield all words with their sums as columns f0, f1, in order of first sight."""
-        import numpy as np
         import pyarrow as pa
 
         if not self._num_words:
             return
-        sums = np.empty(self._num_words, dtype=np.int64)
-        self._kernels.sums_of_words(self._table, sums)
+        sums = self._rows[1 : self._num_words + 1, 3].astype("int64")
         buffers = [None, pa.py_buffer(self._offsets), pa.py_buffer(self._arena)]
         words = pa.Array.from_buffers(pa.string(), self._num_words, buffers)
         columns = pa.RecordBatch.from_arrays([words, pa.array(sums)], names=["f0", "f1"])
@@ -234,23 +243,29 @@ class WordTable:
             yield ColumnBatch(columns.slice(start, BATCH_ROWS_MAX))
 
 
-def byte_tables(tokenizer: WordTokenizer) -> tuple[Any, Any]:
-    """Return ``class_of_byte`` and ``plain_of_byte`` of the kernels."""
+def separator_ranges(tokenizer: WordTokenizer) -> tuple[Any, Any]:
+    """Return which bytes part words and which may begin what does, as kernels take it: two ranges of bytes each, twice
+    (first, number of others)."""
     import numpy as np
 
-    class_of_byte = np.zeros(256, dtype=np.uint8)
-    class_of_byte[0x0A] = 1
     if tokenizer.separator is None:
-        class_of_byte[[*range(0x09, 0x0E), *range(0x1C, 0x21)]] = 1
-        class_of_byte[[0xC2, 0xE1, 0xE2, 0xE3]] = 2
+        part, may_part = (0x09, 4, 0x1C, 4), (0xC2, 0, 0xE1, 2)
     else:
-        class_of_byte[0x0D] = 2
-        class_of_byte[ord(tokenizer.separator)] = 1
-    plain_of_byte = np.arange(256, dtype=np.uint8)
-    if tokenizer.lower:
-        plain_of_byte[ord("A") : ord("Z") + 1] += 32
-    plain_of_byte[class_of_byte != 0] = 0
-    return class_of_byte, plain_of_byte
+        part, may_part = (0x0A, 0, ord(tokenizer.separator), 0), (0x0D, 0, 0x0D, 0)
+    return tuple(map(np.uint8, part)), tuple(map(np.uint8, may_part))
+
+
+def text_of_words(data: np.ndarray[Any, Any], tokenizer: WordTokenizer) -> np.ndarray[Any, Any]:
+    """Return the text with each byte as a word has it: words are cut out of the one where the other says."""
+    import numpy as np
+
+    from engine.operators import kernels
+
+    if not tokenizer.lower:
+        return data
+    text = np.empty_like(data)
+    kernels.lower_letters(data, text)
+    return text
 
 
 def _texts_of(batch: Batch) -> Iterator[np.ndarray[Any, Any]]:
@@ -290,7 +305,7 @@ class _TokenizeOperator(Operator):
         from engine.operators import kernels
 
         self._split = kernels.split_words
-        self._tables = byte_tables(self._tokenizer)
+        self._ranges = separator_ranges(self._tokenizer)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         import numpy as np
@@ -301,9 +316,10 @@ class _TokenizeOperator(Operator):
             self._process_stamped(rows_of(batch))
             return
         for data in _checked_texts(batch, self.ctx.operator_name):
-            values = np.empty(data.size, dtype=np.uint8)
+            values = np.empty(data.size + 16, dtype=np.uint8)
             offsets = np.empty(data.size // 2 + 2, dtype=np.int32)
-            num_words = self._split(data, *self._tables, values, offsets)
+            text = text_of_words(data, self._tokenizer)
+            num_words = self._split(data, text, self._ranges, values, offsets)
             buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
             words = pa.Array.from_buffers(pa.string(), num_words, buffers)
             arrays, names = [words], ["f0"]

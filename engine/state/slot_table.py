@@ -4,7 +4,7 @@ Slots are numbered in order of first sight and stay as they are until ``compact`
 of any Arrow type that is a number, a time, text, bytes or a decimal; null is a key like any other, all NaN are one key,
 and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
 
-Memory a key: 8 bytes for a number, or its bytes + 12 for a text; 5 to 10 bytes of index, 15 at most just after it has
+Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
 """
 
@@ -130,7 +130,6 @@ class _TextKeys:
         self._kind = kind
         self._arena = PagedArray(np.uint8)
         self._begins = PagedArray(np.int64)
-        self._hashes = PagedArray(np.uint32)
 
     def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
         return text_views(columns[0]), len(columns[0])
@@ -140,7 +139,6 @@ class _TextKeys:
         used = int(self._begins.array[num_slots]) if self._begins.capacity else 0
         self._arena.reserve(used + int(offsets[row + 1] - offsets[row]))
         self._begins.reserve(num_slots + 2)
-        self._hashes.reserve(num_slots + 1)
 
     def add_blank(self, slot: int) -> None:
         width = fixed_width(self._kind)
@@ -148,11 +146,11 @@ class _TextKeys:
         self._begins.array[slot + 1] = self._begins.array[slot] + width
 
     def find(self, keys: Any, row: int, buckets: Any, counts: Any, slot_of_row: Array, first: Array) -> Any:
-        own = self._arena.array, self._begins.array, self._hashes.array
+        own = self._arena.array, self._begins.array
         return self._kernels.find_text_slots(keys, row, buckets, own, counts, slot_of_row, first)
 
     def carry_over(self, old: Array, start: int, end: int, fresh: Array) -> None:
-        self._kernels.carry_over_hashed(old, start, end, self._hashes.array, fresh)
+        self._kernels.carry_over_texts(old, start, end, (self._arena.array, self._begins.array), fresh)
 
     def columns_of(self, slots: Array) -> list[pa.Array]:
         begins = self._begins.array
@@ -166,15 +164,14 @@ class _TextKeys:
     def trim(self, num_slots: int) -> None:
         self._arena.trim(int(self._begins.array[num_slots]) if num_slots else 0)
         self._begins.trim(num_slots + 1)
-        self._hashes.trim(num_slots)
 
     @property
     def capacity(self) -> int:
-        return min(self._hashes.capacity, self._begins.capacity - 1)
+        return self._begins.capacity - 1
 
     @property
     def nbytes(self) -> int:
-        return self._arena.nbytes + self._begins.nbytes + self._hashes.nbytes
+        return self._arena.nbytes + self._begins.nbytes
 
 
 @final

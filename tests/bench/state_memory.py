@@ -42,7 +42,7 @@ def batch_of(start: int, num_rows: int, kind: str) -> ColumnBatch:
 def measure(num_keys: int, kind: str) -> dict[str, float]:
     """Return bytes a key at the end and at the worst moment, the peak in MB, and the rate of new keys."""
     spec = ColumnAggregateSpec(FieldKey(0), "sum", 1, emit_final=True)
-    with OperatorHarness(spec) as harness:
+    with OperatorHarness(spec, memory_bytes=1 << 40) as harness:  # nothing goes to files
         harness.process_batch(batch_of(0, BATCH_ROWS_MAX, kind))
         harness.snapshot(1)
         base = resident()

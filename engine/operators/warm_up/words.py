@@ -19,7 +19,7 @@ def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import kernels
-    from engine.operators.text import WordTable, WordTokenizer, byte_tables
+    from engine.operators.text import WordTable, WordTokenizer, separator_ranges, text_of_words
 
     text = np.frombuffer(bytearray(b" ".join(b"%d" % number for number in range(_NUM_WORDS))), np.uint8)
     table = WordTable()
@@ -28,5 +28,6 @@ def warm_up_operators() -> None:
         table.add(text, np.zeros(2, offsets), np.zeros(1, np.int64))
     for _ in table.batches():
         break
-    words, ends = np.empty(1, np.uint8), np.empty(2, np.int32)
-    kernels.split_words(text[:1], *byte_tables(WordTokenizer()), words, ends)
+    words, ends = np.empty(17, np.uint8), np.empty(2, np.int32)
+    tokenizer = WordTokenizer(lower=True)
+    kernels.split_words(text[:1], text_of_words(text[:1], tokenizer), separator_ranges(tokenizer), words, ends)

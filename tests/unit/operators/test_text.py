@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -15,13 +16,14 @@ from engine.connectors.files import TextFileSource
 from engine.connectors.simple import CollectionSpec
 from engine.connectors.source import SourceSpec
 from engine.core.errors import UserCodeError
-from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, rows_of
 from engine.operators.keys import FieldKey
 from engine.operators.stateless import FlatMapSpec
 from engine.operators.text import (
     ColumnarSumSpec,
     TokenizeSpec,
     WordCountSpec,
+    WordTable,
     WordTokenizer,
     plan_word_count,
 )
@@ -77,13 +79,43 @@ def test_every_space_of_unicode_separates_as_in_str_split():
         assert count([f"a{space}b{space}"]) == {"a": 1, "b": 1}, unicodedata.name(space, repr(space))
 
 
-@pytest.mark.parametrize("place", range(8, 20))
-def test_words_longer_than_eight_bytes_differ_in_any_byte(place):
+@pytest.mark.parametrize("separator", [" ", "\n", "\u0085", "\u2003", "\u3000", "\r\n"])
+def test_words_are_cut_wherever_they_stand_within_the_bytes_looked_at_together(separator):
+    for before in range(140):
+        for after in (0, 1, 5, 64):
+            text = "x" * before + separator * 2 + "é" + separator + "y" * after
+            assert count([text]) == dict(collections.Counter(text.split())), (before, after)
+
+
+@pytest.mark.parametrize("separator", [None, ";"])
+def test_words_of_any_length_at_the_end_of_a_text_are_cut_and_counted(separator):
+    tokenizer = WordTokenizer(separator, lower=True)
+    for length in range(1, 80):
+        words = ["B" * length, "a" * length, "\x00" * length, "Ab\x00" * length]
+        text = (separator or " ").join(words)
+        assert count([text], tokenizer) == {word.lower(): 1 for word in words}
+        with OperatorHarness(TokenizeSpec(tokenizer)) as harness:
+            harness.process([text])
+        assert harness.output.rows == [(word.lower(), 1) for word in words]
+
+
+@pytest.mark.parametrize("place", range(8, 40, 3))
+def test_long_words_differ_in_any_byte(place):
     # Enough words that differ in one byte only for some to meet in the table.
     letters = [chr(code) for code in range(128) if not chr(code).isspace()]
-    words = [f"{tail:x<20}"[:place] + letter + f"{tail:x<20}"[place:] for tail in range(16) for letter in letters]
+    words = [f"{tail:x<40}"[:place] + letter + f"{tail:x<40}"[place:] for tail in range(16) for letter in letters]
     words = ["commonpr" + word for word in words] + words
     assert count([" ".join(words)] * 2) == {word: 2 * n for word, n in collections.Counter(words).items()}
+
+
+def test_a_table_that_grows_within_a_text_counts_nothing_twice():
+    words = [f"w{i % 3000}" for i in range(9000)] + [f"{'long' * 10}{i % 3000}" for i in range(9000)]
+    table = WordTable()
+    text = np.frombuffer(bytearray(" ".join(words).encode()), np.uint8)
+    table.count(text)
+    table.count(text)
+    rows = [row for batch in table.batches() for row in rows_of(batch).rows]
+    assert rows == [(word, 6) for word in dict.fromkeys(words)]
 
 
 def test_a_word_of_megabytes_is_counted():
