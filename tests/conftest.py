@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.testing.memory_folder import temporary_files_in_memory
 
@@ -37,6 +38,11 @@ def _turn(nodeid: str) -> int:
     if scope == "hadoop":
         return 0
     return 1 if scope == nodeid else 2 + list(_OWN_CLUSTER.values()).index(scope)
+
+
+# How long an example takes says more of the machine than of what is tested.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -179,7 +179,7 @@ def smoke() -> int:
     )
     for program, options, expected in checks:
         command = [sys.executable, str(HERE / "programs" / f"{program}.py"), "40000", "1000", "2", *options]
-        result = run(command, timeout_s=120, env=env)
+        result = run(command, timeout_s=300, env=env)
         print(program, result.output.strip().splitlines()[-1:])
         if result.exit_code != 0 or re.search(expected, result.output) is None:
             print(result.output[-3000:])

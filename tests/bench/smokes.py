@@ -15,13 +15,13 @@ __all__ = ["PARTS"]
 
 
 def _channels() -> int:
-    rows = scaling(["channels"], events=40_000, runs=1, timeout_s=120, channels=(2, 6))
+    rows = scaling(["channels"], events=40_000, runs=1, timeout_s=300, channels=(2, 6))
     return 0 if len(rows) == 2 else 1
 
 
 def _lambdas() -> int:
     for workload in ("keyed-python", "window-python"):
-        race(workload, python_of=str, runs=1, parallelism=2, timeout_s=120, scale=0.005, only=["engine"])
+        race(workload, python_of=str, runs=1, parallelism=2, timeout_s=300, scale=0.005, only=["engine"])
     return 0
 
 

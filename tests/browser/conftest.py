@@ -41,7 +41,7 @@ class Site:
         async def on_loop() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(on_loop(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(on_loop(), self.loop).result(120)
 
 
 def filled_gateway(folder: Path) -> FakeGateway:
@@ -82,11 +82,11 @@ def served(gateway: FakeGateway, folder: Path) -> Iterator[Site]:
         app = create_app(gateway, upload_dir=str(folder / "upload"))
         return await serve(app, bind_address="127.0.0.1", port_range="0")
 
-    handle = asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
+    handle = asyncio.run_coroutine_threadsafe(begin(), loop).result(120)
     try:
         yield Site(gateway, handle.address, loop)
     finally:
-        asyncio.run_coroutine_threadsafe(handle.close(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(handle.close(), loop).result(120)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

@@ -104,7 +104,7 @@ class Browser:
         raise WebDriverError("chromedriver ended before it listened")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=180)
         try:
             text = json.dumps(body if body is not None else {}) if method == "POST" else None
             connection.request(method, path, text, {"Content-Type": "application/json"})
@@ -149,17 +149,25 @@ class Browser:
         self.wait(look, f"element {css}")
         return found[0]
 
+    def _of_element(self, css: str, method: str, what: str, body: dict[str, Any] | None = None) -> Any:
+        while True:
+            try:
+                return self._call(method, f"{self._session}/element/{self.element(css)[_ELEMENT]}/{what}", body)
+            except WebDriverError as error:  # the page has put another one in its place since it was found
+                if not str(error).startswith("stale element reference"):
+                    raise
+
     def click(self, css: str) -> None:
         """Click as a user does: scrolled into view, at the element's middle, and only if nothing covers it."""
-        self._call("POST", f"{self._session}/element/{self.element(css)[_ELEMENT]}/click")
+        self._of_element(css, "POST", "click")
 
     def type(self, css: str, text: str) -> None:
-        self._call("POST", f"{self._session}/element/{self.element(css)[_ELEMENT]}/value", {"text": text})
+        self._of_element(css, "POST", "value", {"text": text})
 
     def text(self, css: str = "body") -> str:
-        return str(self._call("GET", f"{self._session}/element/{self.element(css)[_ELEMENT]}/text"))
+        return str(self._of_element(css, "GET", "text"))
 
-    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:

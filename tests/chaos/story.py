@@ -12,13 +12,13 @@ from tests.chaos.faults import Hands
 from tests.chaos.plan import timeline
 from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import SMALL, YarnUser, application_id_in, eventually, get, processes_of
-from tests.hadoop.yarn_ha import ExactJob, allowance, ha_user, job_id_in, job_state, rest, zookeeper_nodes
+from tests.hadoop.yarn_ha import ExactJob, ha_user, job_id_in, job_state, rest, zookeeper_nodes
 
 __all__ = ["SHAPE", "run_chaos"]
 
 #: Words for ``cluster.py up``.
 SHAPE: Final = ("--datanodes", "2", "--replication", "2", "--nodemanagers", "2", "--zookeeper", "3")
-LINES_BY_S: Final = 700  #: as fast as the slow job is at most
+LINES_BY_S: Final = 350  #: as fast as the slow job is at most
 #: After a fault, with nothing else broken, there is new output within this time, times the load.
 GOES_ON_S: Final = 90.0
 CALM_S: Final = 60.0  #: So often everything is mended, and the job has to be seen to go on.
@@ -50,7 +50,7 @@ def run_chaos(hadoop: HadoopCluster, folder: Path, *, seconds: float, seed: int,
         eventually(
             "the job has finished",
             lambda: job_state(user, application_id, job_id) == "FINISHED",
-            300 * allowance(),
+            300,
         )
         say(f"finished {time.monotonic() - began:.1f} s after the last fault was mended")
         job.check_exact()
@@ -94,7 +94,7 @@ def _strike(hands: Hands, job: ExactJob, seconds: float, seed: int, say: Callabl
 def _goes_on(job: ExactJob, seen: set[str], say: Callable[[str], None]) -> set[str]:
     began = time.monotonic()
     before = job.files()
-    eventually("the job goes on", lambda: job.files() - before, GOES_ON_S * allowance())
+    eventually("the job goes on", lambda: job.files() - before, GOES_ON_S)
     now = job.files()
     say(f"           all is mended: output after {time.monotonic() - began:.1f} s; {len(now - seen)} new files in all")
     return now

@@ -19,7 +19,7 @@ from engine.protocol.control import (
 )
 from engine.rpc.endpoint import GrpcServer, InMemoryServer, connect
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 TOKEN = FencingToken.from_text("leader")
 HELLO = TaskManagerUnregistered(ResourceID("tm"), "hello")
 ACCEPT = AcceptRegistration("jm", 100, 1000)

@@ -47,7 +47,7 @@ class MemoryBackend:
 
 
 class FileBackend:
-    session_timeout_s = 2.0
+    session_timeout_s = 3.0
 
     def __init__(self, folder: Path) -> None:
         self.config = {

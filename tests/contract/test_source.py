@@ -50,7 +50,7 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 from tests.testing.checkpointed_job import CheckpointedJob, TakenCheckpoint
 from tests.testing.operator_harness import CollectedOutput, OperatorHarness
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 
 
 @dataclass

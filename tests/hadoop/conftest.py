@@ -30,7 +30,7 @@ END_SECONDS = 300.0  # an hour of faults leaves a large folder, and it is remove
 def run_cluster(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run ``cluster.py`` with these words; a failure shows what it said."""
     command = [sys.executable, str(CLUSTER_PY), *words]
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     if check and done.returncode != 0:
         raise AssertionError(f"cluster.py {' '.join(words)} ended with {done.returncode}:\n{done.stdout}")
     return done
@@ -83,7 +83,7 @@ class HadoopCluster:
             return 0
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for number, url in enumerate(self.rm_urls):
-            with contextlib.suppress(OSError, ValueError), opener.open(f"{url}/ws/v1/cluster/info", timeout=5) as said:
+            with contextlib.suppress(OSError, ValueError), opener.open(f"{url}/ws/v1/cluster/info", timeout=30) as said:
                 if json.load(said)["clusterInfo"]["haState"] == "ACTIVE":
                     return number
         raise ConnectionError(f"none of {', '.join(self.rm_urls)} is active now")
@@ -113,7 +113,7 @@ def hadoop_jars() -> None:
 def libhdfs_folder(hadoop_jars: None) -> Path:
     """A folder with libhdfs.so. A distribution of Hadoop has one; Maven has none, so it is compiled here, once."""
     words = [sys.executable, str(LIBHDFS_PY)]
-    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     if done.returncode == TOOL_MISSING and os.environ.get("CI", "").lower() not in ("true", "1"):
         pytest.skip(done.stdout.strip())
     if done.returncode != 0:

@@ -41,7 +41,7 @@ def read_on(stream: BinaryIO) -> tuple[bytes, float, float]:
 
 
 class Slow(MapFunction):
-    """So that there is time for faults, until the file ``hurry`` is there."""
+    """So that there is time for faults, six minutes at most, until the file ``hurry`` is there."""
 
     def __init__(self, hurry: Path) -> None:
         self.hurry = str(hurry)
@@ -49,7 +49,7 @@ class Slow(MapFunction):
 
     def map(self, value):
         if self.is_slow:
-            time.sleep(0.003)
+            time.sleep(0.012)
             self.is_slow = not os.path.exists(self.hurry)
         return value.split()[0]
 

@@ -16,6 +16,7 @@ from flink_yarn.hdfs import HdfsFileSystem
 from tests.hadoop.conftest import HadoopCluster, running_cluster
 from tests.hadoop.fault_jobs import FaultJob, read_on
 from tests.process.cluster_jobs import StandaloneCluster, until
+from tests.testing.patience import limit_once
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
@@ -63,7 +64,7 @@ def start(cluster, hdfs, tmp_path):
 
 
 def admin(hadoop: HadoopCluster, *words: str) -> None:
-    done = subprocess.run(["hdfs", "dfsadmin", *words], env=hadoop.env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["hdfs", "dfsadmin", *words], env=hadoop.env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -149,8 +150,9 @@ def test_a_job_is_cancelled_while_there_is_no_name_node(start, hadoop):
         begin = time.monotonic()
         job.client.cancel(job.job_id)
         until(lambda: job.state() == "CANCELED", "cancelled")
-        tell(f"cancelled without a NameNode after {time.monotonic() - begin:.1f} s")
-        assert time.monotonic() - begin < CANCEL_S
+        took = time.monotonic() - begin
+        tell(f"cancelled without a NameNode after {took:.1f} s")
+        assert took < limit_once(CANCEL_S)
     finally:
         hadoop.daemon("start", "nn")
     assert max(job.visible().values()) == 1

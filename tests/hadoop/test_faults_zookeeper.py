@@ -19,7 +19,7 @@ from tests.hadoop.fault_jobs import FaultJob
 from tests.hadoop.test_zookeeper import mode_of
 from tests.process.cluster_jobs import until
 from tests.process.ha_cluster import HaCluster
-from tests.process.test_exactly_once_files import expected, hidden, written
+from tests.process.test_exactly_once_files import expected, hidden, hurry, written
 from tests.process.test_ha import Waiting, file_job, first_new_output_s, tell, text  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
@@ -50,7 +50,7 @@ def cluster_with(zookeepers: HadoopCluster, tmp_path: Path) -> Iterator[Callable
             "high-availability.zookeeper.quorum": zookeepers.zookeeper,
             "high-availability.cluster-id": f"/test-{FencingToken.generate()[:8]}",
         }
-        timeouts = {"heartbeat_interval": "500", "heartbeat_timeout": "5000"}
+        timeouts = {"heartbeat_interval": "500", "heartbeat_timeout": "15000"}
         clusters.append(HaCluster(tmp_path, session_timeout=session_timeout, settings=settings, **timeouts))
         return clusters[-1]
 
@@ -102,7 +102,7 @@ def test_a_running_job_is_not_concerned_by_servers_that_go_away(zookeepers, clus
 def nodes_of(zookeepers: HadoopCluster, base: str) -> dict[str, tuple[bytes, int]]:
     """Return content and transaction of the last change of all nodes but the contenders' own."""
     client = KazooClient(zookeepers.zookeeper)
-    client.start(timeout=20)
+    client.start(timeout=60)
     found: dict[str, tuple[bytes, int]] = {}
     try:
         waiting = [base]
@@ -142,9 +142,10 @@ def test_a_leader_that_sleeps_through_its_session_changes_nothing_when_it_wakes(
         tell(f"SIGSTOP of the leader, three servers, session timeout 4 s: {first_new_output_s(output, seen)}")
         successor = cluster.leader
         assert successor is not asleep
+        hurry(tmp_path / "pids")
         waiting.result()
         assert written(output) == expected()
-        until(lambda: time.monotonic() >= stopped + 10, "ten seconds", 15)
+        until(lambda: time.monotonic() >= stopped + 10, "ten seconds")
         base = f"/flink{cluster.config['high-availability.cluster-id']}"
         folders = (tmp_path / "ha", tmp_path / "checkpoints", output)
         nodes, files = nodes_of(zookeepers, base), files_of(*folders)

@@ -54,18 +54,18 @@ def test_the_hdfs_command_sees_what_webhdfs_wrote(hadoop: HadoopCluster) -> None
     name = uuid.uuid4().hex
     InsecureClient(hadoop.webhdfs_url, user=hadoop.user).write(f"/tmp/{name}", b"hello")
     command = ["hdfs", "dfs", "-cat", f"{hadoop.namenode_uri}/tmp/{name}"]
-    assert subprocess.run(command, env=hadoop.env, capture_output=True, timeout=60).stdout == b"hello"
+    assert subprocess.run(command, env=hadoop.env, capture_output=True, timeout=120).stdout == b"hello"
 
 
 def test_the_resourcemanager_reports_two_running_nodes(hadoop: HadoopCluster) -> None:
-    with urlopen(f"{hadoop.rm_url}/ws/v1/cluster/nodes", timeout=10) as answer:
+    with urlopen(f"{hadoop.rm_url}/ws/v1/cluster/nodes", timeout=60) as answer:
         nodes = json.load(answer)["nodes"]["node"]
     assert [node["state"] for node in nodes] == ["RUNNING", "RUNNING"]
 
 
 def test_yarn_classpath_names_the_conf_folder_and_every_jar_without_java(hadoop: HadoopCluster) -> None:
     env = {**hadoop.env, "JAVA_HOME": "/nonexistent"}
-    done = subprocess.run(["yarn", "classpath", "--glob"], env=env, text=True, capture_output=True, timeout=30)
+    done = subprocess.run(["yarn", "classpath", "--glob"], env=env, text=True, capture_output=True, timeout=120)
     conf, *jars = done.stdout.strip().split(":")
     assert conf == str(hadoop.conf_dir)
     assert len(jars) > 100
@@ -76,7 +76,7 @@ def test_zookeeper_gives_back_what_was_created(hadoop: HadoopCluster) -> None:
     from kazoo.client import KazooClient
 
     client = KazooClient(hosts=hadoop.zookeeper)
-    client.start(timeout=10)
+    client.start(timeout=60)
     try:
         path = f"/{uuid.uuid4().hex}"
         client.create(path, b"value")
@@ -141,7 +141,7 @@ def test_down_ends_a_container_whose_nodemanager_is_gone(hadoop: HadoopCluster, 
         assert stays.stdout is not None
         stays.stdout.readline()  # now it ignores SIGTERM
         run_cluster("down", "--dir", str(folder))
-        assert (stays.wait(10), moved.wait(10)) == (-signal.SIGKILL, -signal.SIGTERM)
+        assert (stays.wait(120), moved.wait(120)) == (-signal.SIGKILL, -signal.SIGTERM)
         assert innocent.poll() is None
         stays.stdout.close()
     finally:
@@ -170,7 +170,7 @@ def test_a_cluster_ends_when_the_program_that_holds_it_is_killed(folder: Path) -
     assert keeper.stdout is not None
     assert any(line.startswith("ready after") for line in keeper.stdout)
     keeper.stdin.close()  # what the system does for a killed program
-    assert keeper.wait(60) == 0
+    assert keeper.wait(120) == 0
     keeper.stdout.close()
     assert processes_under(folder) == []
 
@@ -178,7 +178,7 @@ def test_a_cluster_ends_when_the_program_that_holds_it_is_killed(folder: Path) -
 def test_missing_java_and_maven_are_one_clear_message(tmp_path: Path) -> None:
     env = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
     command = [sys.executable, str(CLUSTER_PY), "install"]
-    done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=30)
+    done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=120)
     assert done.returncode == 3
     assert "no Java" in done.stderr
     assert "apt-get install" in done.stderr

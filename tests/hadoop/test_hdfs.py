@@ -22,6 +22,7 @@ from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.fault_jobs import read_on
 from tests.testing.checkpointed_job import CheckpointedJob
 from tests.testing.memory_fs import Crash, CrashPoints
+from tests.testing.patience import until
 from tests.unit.connectors.test_sink_crashes import EXPECTED, Place, World, count_records, play, text_spec, tuple_lines
 
 pytestmark = pytest.mark.hadoop
@@ -193,10 +194,8 @@ def test_what_a_killed_writer_left_open_is_replaced_and_removed_at_once(hdfs, ha
         assert process.stdout.readline() == b"written\n"
         process.kill()
     for name in ("replaced", "removed"):
-        deadline = time.monotonic() + 30
-        while hdfs.status(f"{folder}/{name}") is None:  # its DataNode may be about to create it
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        # Its DataNode may be about to create it.
+        until(lambda name=name: hdfs.status(f"{folder}/{name}"), "it is there")
     with hdfs.open_write(f"{folder}/replaced", overwrite=True) as stream:
         stream.write(b"whole")
     with hdfs.open_read(f"{folder}/replaced") as stream:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from collections import Counter
@@ -21,6 +20,7 @@ from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 from tests.contract.test_file_system import *  # noqa: F403 (its tests run here too)
 from tests.hadoop.conftest import HadoopCluster, running_cluster
+from tests.testing.patience import until
 
 pytestmark = pytest.mark.hadoop
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def state_of(pair: HadoopCluster, name: str) -> str:
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5) as answer:
+        with opener.open(url, timeout=30) as answer:
             return str(json.load(answer)["beans"][0]["State"])
     except (OSError, LookupError):
         return "down"
@@ -88,10 +88,8 @@ def failover(pair: HadoopCluster) -> Iterator[list[str]]:
     yield killed
     for name in killed:
         pair.daemon("start", name)
-    deadline = time.monotonic() + 120
-    while sorted(state_of(pair, name) for name in ("nn1", "nn2")) != ["active", "standby"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    both = ["active", "standby"]
+    until(lambda: sorted(state_of(pair, name) for name in ("nn1", "nn2")) == both, "active and standby", 120)
 
 
 @ALL_CLIENTS
@@ -187,12 +185,9 @@ env.execute("count")
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not marker.exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: marker.exists() or process.poll() is not None, "the job reads", pause_s=0.01)
         failover.append(kill_active(pair))
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait()

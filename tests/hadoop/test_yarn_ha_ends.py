@@ -31,6 +31,7 @@ from tests.hadoop.yarn_ha import (
     taskmanagers,
     zookeeper_nodes,
 )
+from tests.testing.patience import patience
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 
@@ -46,7 +47,7 @@ def ended(user: YarnUser, application_id: str) -> dict | None:
 
 
 def nothing_is_left(user: YarnUser, application_id: str, cluster_id: str = "") -> None:
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
     assert zookeeper_nodes(user.hadoop, f"/flink/{cluster_id or application_id}") == []
     assert (cluster_id or application_id) not in user.hdfs.list("/ha")
     assert application_id not in user.hdfs.list(f"/user/{user.hadoop.user}/.skein")
@@ -126,7 +127,7 @@ def test_a_jobmanager_that_dies_again_and_again_ends_its_attempts_and_the_applic
     application_id = application_id_in(done.stdout)
     began, killed = time.monotonic(), 0
     while not ended(user, application_id):
-        assert time.monotonic() - began < 120
+        assert time.monotonic() - began < 120 * patience()
         for pid in jobmanager_processes(application_id):
             with contextlib.suppress(ProcessLookupError):  # it ended with its attempt
                 kill_process(pid)
@@ -136,7 +137,7 @@ def test_a_jobmanager_that_dies_again_and_again_ends_its_attempts_and_the_applic
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "FAILED")
     assert report["diagnostics"].startswith("The JobManager died too often, the last time by signal 9.")
     assert killed >= 12  # six times in each of two attempts
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
 
 
 def test_two_clusters_with_one_id_and_containers_that_fail_too_often_are_clear_errors(user):

@@ -58,7 +58,7 @@ def test_a_job_that_finishes_makes_its_application_succeed(user):
         "Apache Flink",
     )
     assert report["diagnostics"] == "Job 'word count' finished."
-    eventually("no process is left", lambda: not processes_of(report["id"]), 15)
+    eventually("no process is left", lambda: not processes_of(report["id"]))
     assert skein_drivers(str(user.folder)) == []
 
 
@@ -130,7 +130,7 @@ def test_a_cancelled_job_makes_its_application_killed(user):
     report = eventually("it has ended", lambda: _ended(user, application_id))
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "KILLED")
     assert report["diagnostics"] == "Job 'endless' was cancelled."
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
 
 
 def _ended(user: YarnUser, application_id: str) -> dict | None:
@@ -163,11 +163,11 @@ def test_an_interrupted_client_cancels_its_job_when_asked_to(user):
         if line.startswith("Job has been submitted"):
             break
     client.send_signal(signal.SIGINT)
-    rest, _ = client.communicate(timeout=60)
+    rest, _ = client.communicate(timeout=120)
     assert client.returncode == 130, rest
     assert "Cancelled job" in rest
     application_id = user.application_named("interrupted")["id"]
-    report = eventually("it has ended", lambda: _ended(user, application_id), 15)
+    report = eventually("it has ended", lambda: _ended(user, application_id))
     assert report["finalStatus"] == "KILLED"
 
 
@@ -220,19 +220,19 @@ def test_a_client_interrupted_while_it_deploys_leaves_no_application(user):
             break
     assert application_id
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=60)
+    client.communicate(timeout=120)
     assert client.returncode != 0
     assert eventually("it is killed", lambda: _ended(user, application_id))["finalStatus"] == "KILLED"
     assert skein_drivers(str(user.folder)) == []
     assert list(user.temporary.iterdir()) == []
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
 
 
 def test_containers_come_and_go_with_the_slots_that_jobs_ask_for(user):
     (user.folder / "ship").mkdir()
     (user.folder / "ship" / "shipped_words.py").write_text("WORDS = ['shipped']\n")
     done = user.session(
-        "-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=2 s",
+        "-s", "2", *SMALL, "-nm", "on demand", "-d", "-Dresourcemanager.taskmanager-timeout=10 s",
         "-t", str(user.folder / "ship"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -72,13 +72,13 @@ def test_a_job_whose_container_is_killed_restarts_by_itself_in_a_new_one(user, t
     containers = processes_of(application_id, "flink_yarn.taskmanager_container")
     victim = next(pid for pid in ancestors_of(int(marker.read_text())) if pid in containers)
     kill_process(victim)
-    eventually("it restarts", lambda: get(url)["timestamps"]["RESTARTING"] > 0, 20)
+    eventually("it restarts", lambda: get(url)["timestamps"]["RESTARTING"] > 0)
     eventually("the application has succeeded", lambda: _ended(user, application_id))
     assert user.application(application_id)["finalStatus"] == "SUCCEEDED"
     assert Counter(user.lines("/restart/out")) == Counter(LINES)
     assert sorted(user.hdfs.list("/restart")) == ["in", "out"]
     assert sorted(user.hdfs.list("/restart/out")) == ["1", "2"]
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
 
 
 def _ended(user: YarnUser, application_id: str) -> bool:

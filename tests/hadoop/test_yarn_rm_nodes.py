@@ -24,7 +24,6 @@ from tests.hadoop.yarn_commands import (
 )
 from tests.hadoop.yarn_ha import (
     ExactJob,
-    allowance,
     ha_user,
     java_master,
     job_id_in,
@@ -34,6 +33,7 @@ from tests.hadoop.yarn_ha import (
     rest,
     taskmanagers,
 )
+from tests.testing.patience import limit_once
 
 pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(500)]
 DISK_MB = 1024
@@ -162,7 +162,7 @@ class Running:
         was = self.restarts()
         for pid in taskmanagers(self.application_id):
             kill_process(pid)
-        eventually("the job restarts", lambda: self.restarts() != was, 30)
+        eventually("the job restarts", lambda: self.restarts() != was)
         eventually("the job runs", lambda: self.is_running() and len(taskmanagers(self.application_id)) == 2, 60)
 
     def use_the_node(self) -> None:
@@ -248,7 +248,7 @@ def test_a_job_leaves_nodes_that_are_full_decommissioned_or_dead_and_is_exact(se
         noticed=lambda: running.restarts() != was,
     )
     print(f"\nthe orphans had ended {taken_s:.1f} s after YARN had given their node up")
-    assert taken_s < HEARTBEAT_TIMEOUT_S * allowance()
+    assert taken_s < limit_once(HEARTBEAT_TIMEOUT_S)
     node.restart()
     running.finish()
 

@@ -8,7 +8,7 @@ from tests.hadoop.conftest import HadoopCluster
 from tests.hadoop.yarn_commands import YarnUser, application_id_in, eventually
 from tests.hadoop.yarn_ha import ExactJob, ha_user, job_id_in, rest, taskmanagers
 
-pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.hadoop, pytest.mark.timeout(600)]
 #: Two of them and an ApplicationMaster are more than half of two nodes of 8192 MB, and leave no room for a third one.
 LARGE = ("-s", "1", "-jm", "768", "-tm", "5000")
 
@@ -37,7 +37,7 @@ def test_a_preempted_taskmanager_is_no_failure_and_is_asked_for_again(user, tmp_
     eventually("the poor queue has its share", lambda: rest(user, poor, "/overview")["slots-total"] == 1, 60)
     eventually("the other one has lost it", lambda: len(taskmanagers(greedy)) == 1, 60)
     said = "ended (preempted): YARN says: Container preempted by scheduler"
-    eventually("it is said why", lambda: said in str(rest(user, greedy, "/jobmanager/log")), 30)
+    eventually("it is said why", lambda: said in str(rest(user, greedy, "/jobmanager/log")))
     assert user.application(greedy)["state"] == "RUNNING"
 
     job.survive(

@@ -29,16 +29,11 @@ from tests.hadoop.yarn_commands import (
     skein_drivers,
 )
 from tests.hadoop.yarn_ha import jobmanager_process
+from tests.testing.patience import limit_once
 
 pytestmark = pytest.mark.hadoop
 #: The aims for `-n 2 -s 2`, from pressing enter to four slots: with packing and upload, and with both cached.
 FIRST_S, CACHED_S = 60.0, 15.0
-
-
-def allowance() -> float:
-    """What the aims are multiplied by on a machine that has more to do than it has cores for; our own share of the load
-    during a start is about one core each."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 TEXT = "\n".join(f"to be or not to be that is question {i % 7}" for i in range(3000)) + "\n"
@@ -69,7 +64,7 @@ def session(user: YarnUser) -> Iterator[tuple[str, str, str]]:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Packing the engine's Python packages" in done.stdout
     print(f"four slots after {seconds:.1f} s with packing and upload, load {os.getloadavg()[0]:.1f}")
-    assert seconds < FIRST_S * allowance()
+    assert seconds < limit_once(FIRST_S)
     application_id = application_id_in(done.stdout)
     yield application_id, dashboard_in(done.stdout), done.stdout
     if application_id in user.running_applications():
@@ -174,7 +169,7 @@ def test_flink_lists_and_cancels_jobs_of_the_session(session, user):
     cancelled = user.flink("cancel", job_id[1])
     assert cancelled.returncode == 0, cancelled.stderr
     assert f"Cancelled job {job_id[1]}." in cancelled.stdout
-    eventually("it is cancelled", lambda: get(f"{dashboard}/jobs/{job_id[1]}")["state"] == "CANCELED", 10)
+    eventually("it is cancelled", lambda: get(f"{dashboard}/jobs/{job_id[1]}")["state"] == "CANCELED")
 
 
 def test_containers_see_neither_the_checkout_nor_its_virtual_environment(session, user):
@@ -208,7 +203,7 @@ def test_a_killed_container_is_replaced_and_the_next_job_runs(session, user):
     before = {row["id"] for row in get(f"{dashboard}/taskmanagers")["taskmanagers"]}
     victim = next(iter(processes_of(application_id, "flink_yarn.taskmanager_container")))
     kill_process(victim)
-    eventually("one is gone", lambda: get(f"{dashboard}/overview")["taskmanagers"] < 2, 20)
+    eventually("one is gone", lambda: get(f"{dashboard}/overview")["taskmanagers"] < 2)
     eventually("four slots again", lambda: get(f"{dashboard}/overview")["slots-total"] == 4)
     after = {row["id"] for row in get(f"{dashboard}/taskmanagers")["taskmanagers"]}
     assert len(after - before) == 1
@@ -250,7 +245,7 @@ def test_a_terminal_helps_and_stops_the_session_and_nothing_is_left(session, use
     report = user.application(application_id)
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "SUCCEEDED")
     assert not properties.exists()
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
     assert application_id not in user.hdfs.list(f"/user/{user.hadoop.user}/.skein")
     gone = user.flink("list", "-yid", application_id)
     assert gone.returncode == 1
@@ -265,12 +260,12 @@ def test_a_cached_archive_makes_the_second_session_quick_and_kill_leaves_nothing
     application_id = application_id_in(done.stdout)
     print(f"four slots after {seconds:.1f} s with the cached archives, load {os.getloadavg()[0]:.1f}")
     assert "Packing" not in done.stdout
-    assert seconds < CACHED_S * allowance()
+    assert seconds < limit_once(CACHED_S)
     user.flink("run", "-d", user.write("endless.py", ENDLESS))
     eventually("slot processes", lambda: len(processes_of(application_id)) > 6)
     killed = user.run_yarn("application", "-kill", application_id)
     assert killed.returncode == 0, killed.stderr
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
     assert user.application(application_id)["finalStatus"] == "KILLED"
 
 
@@ -291,7 +286,7 @@ def test_a_session_ends_with_the_terminal_that_it_is_attached_to(user):
     report = user.application(application_id)
     assert (report["state"], report["finalStatus"]) == ("FINISHED", "SUCCEEDED")
     assert not (user.folder / f".yarn-properties-{user.hadoop.user}").exists()
-    eventually("no process is left", lambda: not processes_of(application_id), 15)
+    eventually("no process is left", lambda: not processes_of(application_id))
 
 
 def test_the_folder_of_temporary_files_is_as_before(user):

@@ -23,6 +23,7 @@ from tests.hadoop.yarn_ha import (
     taskmanagers,
     zookeeper_nodes,
 )
+from tests.testing.patience import limit_once
 
 pytestmark = pytest.mark.hadoop
 
@@ -42,11 +43,13 @@ def is_alive(pid: int) -> bool:
 def terminate(name: str, pid: int) -> None:
     begin = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    eventually(f"{name} ends", lambda: not is_alive(pid), TERM_S)
-    print(f"\nSIGTERM of {name}: ended after {time.monotonic() - begin:.2f} s", flush=True)
+    eventually(f"{name} ends", lambda: not is_alive(pid))
+    took = time.monotonic() - begin
+    print(f"\nSIGTERM of {name}: ended after {took:.2f} s", flush=True)
+    assert took < limit_once(TERM_S)
 
 
-@pytest.mark.timeout(400)  # three attempts of an application, on a machine that has other things to do
+@pytest.mark.timeout(600)  # three attempts of an application, on a machine that has other things to do
 def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoop: HadoopCluster, tmp_path):
     user = ha_user(hadoop, tmp_path)
     settings = ["-D", "yarn.application-attempts=4", "-D", f"env.log.max-size={LOG_BYTES}b", "-D", "env.log.max=2"]
@@ -87,19 +90,21 @@ def test_each_process_of_a_session_ends_at_sigterm_and_the_session_goes_on(hadoo
             pid = process(application_id)
             # One that was replaced may stand there a moment longer than what is asked above needs.
             (place,) = eventually("one stands for election", lambda: only_one(contenders(hadoop, base)))
+            begin = time.monotonic()
             terminate(name, pid)
             # Its place in the election goes with it: nobody waits for the end of its session, which is 60 s.
-            eventually("its place is given back", lambda old=place: old not in contenders(hadoop, base), TERM_S)
+            eventually("its place is given back", lambda old=place: old not in contenders(hadoop, base))
+            assert time.monotonic() - begin < 55
             goes_on(lambda old=pid: old not in processes_of(application_id))
             # The JobManager's process is started again in its container; no other one notices.
             assert (taskmanagers(application_id) == before) == (process is jobmanager_process)
 
         begin = time.monotonic()
         client.send_signal(signal.SIGTERM)
-        said, _ = client.communicate(timeout=30)
+        said, _ = client.communicate(timeout=120)
         print(f"\nSIGTERM of the attached client: the session has ended after {time.monotonic() - begin:.2f} s")
         assert "Interrupted: the session is stopped." in said, said
-        eventually("all processes end", lambda: not processes_of(application_id), TERM_S)
+        eventually("all processes end", lambda: not processes_of(application_id))
         assert user.application(application_id)["finalStatus"] == "SUCCEEDED"
         assert zookeeper_nodes(hadoop, f"/flink/{application_id}") == []
     finally:

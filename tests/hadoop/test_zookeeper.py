@@ -28,6 +28,7 @@ from flink_yarn.hadoop_conf import HadoopConf
 from flink_yarn.hdfs import HdfsFileSystem
 from tests.hadoop.conftest import HadoopCluster, running_cluster
 from tests.testing.ha_contract import (
+    TIMEOUT_S,
     Contender,
     HaContract,
     HaProcessContract,
@@ -35,13 +36,14 @@ from tests.testing.ha_contract import (
     cluster_of,
     run,
 )
+from tests.testing.patience import best_of, limit_once, patience
 from tests.testing.zookeeper_proxy import CREATE, MULTI, ZooKeeperProxy
 from tests.unit.checkpoint.jobs import JOB_ID
 from tests.unit.checkpoint.test_storage import checkpoint_in
 
 pytestmark = pytest.mark.hadoop
 
-SESSION_TIMEOUT_S = 2.0
+SESSION_TIMEOUT_S = 4.0  # a session must not end because the machine stands still for a moment
 
 
 class ZooKeeperBackend:
@@ -78,7 +80,7 @@ class ZooKeeperBackend:
 def end_session(quorum: str, session: tuple[int, bytes]) -> None:
     for _ in range(20):  # the owner may be quicker to take its session back
         other = KazooClient(quorum, client_id=session)
-        other.start(timeout=10)
+        other.start(timeout=60)
         had_it = other.client_id is not None and other.client_id[0] == session[0]
         other.stop()
         other.close()
@@ -89,7 +91,7 @@ def end_session(quorum: str, session: tuple[int, bytes]) -> None:
 @contextlib.contextmanager
 def client_of(quorum: str) -> Iterator[KazooClient]:
     client = KazooClient(quorum)
-    client.start(timeout=10)
+    client.start(timeout=60)
     try:
         yield client
     finally:
@@ -124,7 +126,7 @@ async def leader_of(services: HighAvailabilityServices) -> tuple[Contender, Fenc
     return contender, await contender.granted()
 
 
-async def until(holds: Callable[[], object], timeout_s: float = 20) -> None:
+async def until(holds: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.02)
@@ -171,8 +173,8 @@ def test_a_leader_that_is_cut_off_steps_down_when_its_session_is_over(backend: Z
             await other.granted()
             await contender.until(lambda: contender.story == ["granted", "revoked"])
             # It notices the silence after two thirds of the session, and has to wait for a whole one.
-            assert time.monotonic() - began_s < 2 * SESSION_TIMEOUT_S + 4
-            assert "2 s" in contender.reason
+            assert time.monotonic() - began_s < limit_once(2 * SESSION_TIMEOUT_S + 4)
+            assert f"{SESSION_TIMEOUT_S:g} s" in contender.reason
             proxy.unmute()
             with pytest.raises(LeadershipLostError):
                 await asyncio.to_thread(services.metadata().put, token, "x", b"late")
@@ -185,7 +187,8 @@ def test_a_leader_that_is_cut_off_steps_down_when_its_session_is_over(backend: Z
 def test_closing_takes_less_than_two_seconds_when_nobody_answers(backend: ZooKeeperBackend) -> None:
     backend.config["high-availability.zookeeper.client.session-timeout"] = "30 s"  # kazoo waits a part of it
 
-    async def play() -> None:
+    async def play() -> float:
+        backend.config["high-availability.cluster-id"] = f"/test-{FencingToken.generate()[:8]}"
         async with behind_proxy(backend) as (proxy, services):
             contender, token = await leader_of(services)
             retrieval = services.retrieval()
@@ -200,10 +203,11 @@ def test_closing_takes_less_than_two_seconds_when_nobody_answers(backend: ZooKee
                 await writing
             with pytest.raises(ExternalError):
                 await waiting
-            assert time.monotonic() - began_s < 2.5
+            took_s = time.monotonic() - began_s
             assert contender.story == ["granted", "revoked"]
+            return took_s
 
-    run(play())
+    best_of(lambda: run(play()), 2.5, "seconds until all is closed")
 
 
 def test_a_write_that_was_on_its_way_when_another_was_elected_is_refused(backend: ZooKeeperBackend) -> None:
@@ -299,15 +303,15 @@ def test_a_retrieval_sees_the_next_leader_through_lost_connections(backend: ZooK
             first, token = await cluster.leader()
             await cluster.election(first).publish(address(token))
             retrieval = services.retrieval()
-            assert (await retrieval.leader(10)).token == token
+            assert (await retrieval.leader(TIMEOUT_S)).token == token
             waiting = asyncio.create_task(retrieval.replaced(token))
             await asyncio.sleep(0.1)
             proxy.cut()
             await cluster.election(first).close()
             second, second_token = await cluster.leader()
             await cluster.election(second).publish(address(second_token))
-            await asyncio.wait_for(waiting, 10)
-            assert (await retrieval.leader(10, other_than=token)).token == second_token
+            await asyncio.wait_for(waiting, TIMEOUT_S)
+            assert (await retrieval.leader(TIMEOUT_S, other_than=token)).token == second_token
 
     run(play())
 
@@ -327,7 +331,7 @@ def test_a_server_that_is_killed_and_comes_back_does_not_cost_the_leadership(
             await asyncio.to_thread(zookeeper.daemon, "kill9", "zk1")
             writing = asyncio.create_task(cluster.put(contender, "x", b"while it was away", token))
             retrieval = cluster.services().retrieval()
-            waiting = asyncio.create_task(retrieval.leader(30))
+            waiting = asyncio.create_task(retrieval.leader(TIMEOUT_S))
             await asyncio.sleep(0.5)
             await asyncio.to_thread(zookeeper.daemon, "start", "zk1")
             await writing
@@ -358,7 +362,7 @@ def test_without_any_server_the_leader_steps_down_ends_quickly_and_another_goes_
                 await asyncio.sleep(0.1)
                 began_s = time.monotonic()
                 await cluster.services_of(leader).close()
-                assert time.monotonic() - began_s < 2
+                assert time.monotonic() - began_s < limit_once(2)
             finally:
                 await asyncio.to_thread(zookeeper.daemon, "start", "zk1")
             assert await late == b"kept"
@@ -390,7 +394,7 @@ def test_a_quorum_survives_the_loss_of_its_leader(tmp_path: Path, hadoop_jars: N
 
 def mode_of(zookeepers: HadoopCluster, name: str) -> str:
     client = KazooClient(f"127.0.0.1:{zookeepers.daemons()[name]['ports']['client']}")
-    client.start(timeout=10)
+    client.start(timeout=60)
     try:
         answer = client.command(b"srvr")
         return next(line.partition(": ")[2].strip() for line in answer.splitlines() if line.startswith("Mode: "))
@@ -424,7 +428,7 @@ def test_a_quorum_that_does_not_answer_is_named(backend: ZooKeeperBackend) -> No
             await services.retrieval().leader(0.2)
         began_s = time.monotonic()
         await services.close()
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s < limit_once(2)
 
     run(play())
 
@@ -487,7 +491,7 @@ def test_only_who_has_the_credentials_gets_at_the_nodes_of_a_creator(backend: Zo
             contender, token = await cluster.leader()
             await cluster.put(contender, "x", b"secret", token)
             await cluster.election(contender).publish(address(token))
-            assert (await cluster.services().retrieval().leader(10)).token == token
+            assert (await cluster.services().retrieval().leader(TIMEOUT_S)).token == token
             for election in (True, False):
                 stranger = backend.services(**wrong)
                 with pytest.raises(ConfigError, match="refuses access"):
@@ -498,7 +502,7 @@ def test_only_who_has_the_credentials_gets_at_the_nodes_of_a_creator(backend: Zo
                 await stranger.close()
             stranger = backend.services(**wrong)
             with pytest.raises(ConfigError, match="refuses access"):
-                await stranger.retrieval().leader(10)
+                await stranger.retrieval().leader(TIMEOUT_S)
             await stranger.close()
 
     run(play())
@@ -511,12 +515,12 @@ def test_credentials_of_a_kind_that_the_server_does_not_know_are_refused_at_once
         began_s = time.monotonic()
         with pytest.raises(ConfigError, match="refuses access"):
             await started(backend.services())
-        assert time.monotonic() - began_s < 10
+        assert time.monotonic() - began_s < limit_once(10)
         services = backend.services()
         with pytest.raises(ConfigError, match="refuses access"):
             await asyncio.to_thread(services.metadata().get, "x")
         with pytest.raises(ConfigError, match="refuses access"):
-            await services.retrieval().leader(10)
+            await services.retrieval().leader(TIMEOUT_S)
         await services.close()
 
     run(play())
@@ -620,6 +624,6 @@ def test_a_fenced_write_takes_milliseconds(backend: ZooKeeperBackend) -> None:
             await asyncio.to_thread(write)
             times.sort()
             print(f"\nfenced write: median {times[150] * 1000:.2f} ms, 99 % {times[297] * 1000:.2f} ms")
-            assert times[150] < 0.1
+            assert times[150] < 0.1 * patience()
 
     run(play())

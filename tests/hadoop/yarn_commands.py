@@ -18,6 +18,7 @@ from typing import Any
 from hdfs.util import HdfsError
 
 from tests.hadoop.conftest import HadoopCluster
+from tests.testing.patience import DEADLINE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 HEARTBEAT_TIMEOUT_S = 8.0  #: of all that a ``YarnUser`` starts
@@ -27,20 +28,14 @@ SMALL_JOB = ("-yjm", "768", "-ytm", "768")
 
 def get(url: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=10) as answer:
+    with opener.open(url, timeout=60) as answer:
         text = answer.read().decode()
     return json.loads(text) if text.startswith(("{", "[")) else text
 
 
-def eventually(what: str, holds: Callable[[], Any], timeout_s: float = 40.0) -> Any:
+def eventually(what: str, holds: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
     """Return the first true value of ``holds``; fail when there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = holds()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.1)
+    return until(holds, what, timeout_s, pause_s=0.1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class YarnUser:
         }
 
     def run(
-        self, script: str, *words: str, stdin: str = "", timeout_s: float = 120, **env: str
+        self, script: str, *words: str, stdin: str = "", timeout_s: float = 240, **env: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(ROOT / "scripts" / script), *words],
@@ -102,7 +97,7 @@ class YarnUser:
 
     def run_yarn(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Hadoop's own command."""
-        return subprocess.run(["yarn", *words], env=self.env, text=True, capture_output=True, timeout=60)
+        return subprocess.run(["yarn", *words], env=self.env, text=True, capture_output=True, timeout=240)
 
     def write(self, name: str, source: str) -> str:
         path = self.folder / name

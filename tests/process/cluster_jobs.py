@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from engine.graph.job_graph import JobGraph
 from engine.graph.stream_graph import build_job_graph
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.stateless import MapSpec
+from tests.testing.patience import until as until  # also for those who import it from here
 
 ROOT = str(Path(__file__).resolve().parents[2])
-DEADLINE_S = 30.0
 
 
 def forward(source: Transformation) -> list[Edge]:
@@ -46,15 +45,6 @@ def program(function: Any, rows: Any = (1, 2, 3), *, parallelism: int = 1, colle
 
 def operator_id(graph: JobGraph, uid: str = "collect") -> str:
     return next(op.operator_id for vertex in graph.vertices for op in vertex.operators if op.uid == uid)
-
-
-def until(condition: Any, what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Return the first true value of ``condition()``; fail after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Process:
@@ -94,7 +84,7 @@ class Process:
 
         return until(look, pattern)
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Send a signal and wait; returns the exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)

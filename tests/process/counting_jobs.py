@@ -23,6 +23,9 @@ from engine.datastream.connectors import DataGeneratorSource, FileSink
 from engine.datastream.state import ValueStateDescriptor
 from tests.process.cluster_jobs import StandaloneCluster, until
 
+#: How often a job is restored whose slot was killed: a neighbour may tell of its broken connection, and the job be
+#: restarted in vain, before the slot is missed.
+RESTORED_ONCE = (1, 2)
 COMMON = {
     "execution.runtime-mode": "STREAMING",
     "restart-strategy.type": "fixed-delay",

@@ -17,7 +17,7 @@ from tests.process.cluster_jobs import Process, until
 
 __all__ = ["HaCluster", "Master"]
 
-KNOWS_LEADER_S = 30.0
+KNOWS_LEADER_S = 120.0
 
 
 class Master:
@@ -49,7 +49,7 @@ class Master:
         deadline = time.monotonic() + KNOWS_LEADER_S
         while True:
             try:
-                with urllib.request.urlopen(self.rest_url + path, timeout=10) as answer:
+                with urllib.request.urlopen(self.rest_url + path, timeout=60) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 if error.code != 503 or time.monotonic() > deadline:

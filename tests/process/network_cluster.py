@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.script_cluster import SCRIPTS, end_group, wait_until
+from tests.testing.patience import GIVE_UP_S
 
 __all__ = ["Network", "NetworkCluster", "running_network_cluster"]
 
@@ -24,7 +25,7 @@ NOBODY = "02:00:00:00:00:99"
 
 
 def command(*words: object) -> str:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=GIVE_UP_S)
     assert done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
 
@@ -147,14 +148,16 @@ class NetworkCluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=GIVE_UP_S,
             stdin=subprocess.DEVNULL,
         )
 
     def ask(self, path: str) -> dict:
         """Return the JSON of the JobManager's REST, asked from its namespace."""
         address = self.network.address_by_name["jm"]
-        code = f"import urllib.request as r; print(r.urlopen('http://{address}:8081{path}', timeout=5).read().decode())"
+        code = (
+            f"import urllib.request as r; print(r.urlopen('http://{address}:8081{path}', timeout=60).read().decode())"
+        )
         space = self.network.namespace("jm")
         return json.loads(command("ip", "netns", "exec", space, sys.executable, "-c", code))
 

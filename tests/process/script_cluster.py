@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,26 +16,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.testing.patience import DEADLINE_S, GIVE_UP_S, until
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Return ports that nobody listens at. None of them is one that the kernel may give to a connection before they are
+    taken: other tests make many."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as stream:
+        first_given = int(stream.read().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, min(first_given, 21_000)) if first_given > 11_000 else 0
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            if one.getsockname()[1] not in found:
+                found.append(one.getsockname()[1])
+    return found
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_S) -> None:
+    until(condition, what, seconds, pause_s=0.05)
 
 
 class ScriptCluster:
@@ -76,7 +81,7 @@ class ScriptCluster:
                 end_group(pid)
 
     def run(
-        self, script: str, *arguments: object, timeout: float = 60.0, **environment: str
+        self, script: str, *arguments: object, timeout: float = GIVE_UP_S, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end; stdout and stderr are kept apart."""
         return subprocess.run(
@@ -104,10 +109,10 @@ class ScriptCluster:
 
     def get(self, path: str) -> Any:
         """Return the JSON that the JobManager's REST endpoint answers."""
-        with urllib.request.urlopen(f"http://localhost:{self.rest_port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://localhost:{self.rest_port}{path}", timeout=GIVE_UP_S) as answer:
             return json.load(answer)
 
-    def flink(self, *arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def flink(self, *arguments: object, timeout: float = GIVE_UP_S) -> subprocess.CompletedProcess[str]:
         return self.run("flink", *arguments, timeout=timeout)
 
     def popen(self, script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -146,7 +151,7 @@ def end_group(pid: int) -> None:
             os.killpg(pid, number)
         except ProcessLookupError:
             return
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while alive(pid) and time.monotonic() < deadline:
             time.sleep(0.02)
 

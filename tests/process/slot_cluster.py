@@ -57,6 +57,7 @@ from engine.protocol.control import (
 )
 from engine.protocol.lifecycle import ExecutionState
 from engine.runtime.taskmanager.zygote import SlotHandle, Zygote
+from tests.testing.patience import DEADLINE_S, GIVE_UP_S, patience
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -154,7 +155,7 @@ class SlotCluster:
     async def __aexit__(self, *exc: object) -> None:
         for slot in self.slots:
             slot.send(FreeSlot(AllocationID.generate(), "test is over"))
-        await asyncio.wait_for(asyncio.gather(*(slot.wait() for slot in self.slots)), 20)
+        await asyncio.wait_for(asyncio.gather(*(slot.wait() for slot in self.slots)), GIVE_UP_S)
         await self.zygote.close()
         await asyncio.gather(*self._listeners)
         self._folder.cleanup()
@@ -177,12 +178,13 @@ class SlotCluster:
                     self.story.declined[message.attempt_id, message.checkpoint_id] = message
             self._changed.set()
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 30) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = DEADLINE_S) -> None:
         async def wait() -> None:
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
+        timeout = max(timeout, DEADLINE_S) * patience()
         try:
             await asyncio.wait_for(wait(), timeout)
         except TimeoutError:

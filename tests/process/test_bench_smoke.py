@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_vectorised_and_lambda_word_counts_agree():
     command = [sys.executable, "-m", "tests.bench", "smoke", "--only", "words", "--size", "1MB"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine / engine-lambdas" in done.stdout
 
@@ -30,20 +30,20 @@ def test_vectorised_and_lambda_word_counts_agree():
 )
 def test_a_benchmark_runs_and_loses_nothing(part, expected):
     command = [sys.executable, "-m", "tests.bench", "smoke", "--only", part]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     assert expected in done.stdout
 
 
 def test_the_engine_adds_less_to_a_call_than_it_may():
     command = [sys.executable, "-m", "tests.bench.row_steps", "--rounds", "20"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("limit 300") == 4
 
 
 def test_keyed_and_windowed_lambdas_lose_no_event():
     command = [sys.executable, "-m", "tests.bench.lambdas", "smoke"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("events 600000") == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
+from engine.client.job_client import JobClient
 from engine.cluster import LocalCluster
 from engine.common import Configuration, WatermarkStrategy
 from engine.core.errors import JobCancelledError
@@ -21,6 +24,7 @@ from engine.datastream.functions import MapFunction, SourceFunction
 from engine.protocol.lifecycle import JobStatus
 from tests.process.cluster_jobs import ROOT, children_of, engine_processes, is_alive, until
 from tests.process.script_cluster import ScriptCluster
+from tests.testing.patience import best_of
 
 SECONDS = 2.0
 NO_WATERMARKS = WatermarkStrategy.no_watermarks()
@@ -47,10 +51,15 @@ def cancel(client) -> float:
     begun = time.monotonic()
     client.cancel().result()
     with pytest.raises(JobCancelledError):
-        client.get_job_execution_result().result(10)
+        client.get_job_execution_result().result(120)
     took = time.monotonic() - begun
-    until(lambda: len(slots()) == 0, "slot processes ended", 3)
+    until(lambda: len(slots()) == 0, "slot processes ended")
     return took
+
+
+def cancel_in_time(begin: Callable[[], JobClient]) -> None:
+    """Begin a job and cancel it, again if this was a moment in which the machine stood still."""
+    best_of(lambda: cancel(begin()), SECONDS, "seconds until a cancelled job has ended")
 
 
 def slots() -> list[int]:
@@ -124,10 +133,16 @@ def test_a_function_that_never_returns_is_ended(env, tmp_path, function):
         (tmp_path / "begun").touch()
         return function(value)
 
-    env.from_collection([1]).map(begin).print()
+    cancel_in_time(lambda: begun(env, tmp_path, env.from_collection([1]).map(begin)))
+
+
+def begun(env, folder, stream):
+    """Print the stream; return the job's client when the file "begun" is in the folder."""
+    (folder / "begun").unlink(missing_ok=True)
+    stream.print()
     client = env.execute_async()
-    until((tmp_path / "begun").exists, "the function runs")
-    assert cancel(client) < SECONDS
+    until((folder / "begun").exists, "the function runs")
+    return client
 
 
 class Closing(MapFunction):
@@ -145,19 +160,23 @@ class Closing(MapFunction):
 
 
 def test_functions_are_closed_on_cancel(env, tmp_path):
-    numbers(env).map(Closing(tmp_path)).filter(lambda _: False).print()
-    client = env.execute_async()
-    until((tmp_path / "begun").exists, "the function runs")
-    assert cancel(client) < SECONDS
+    env.configure(Configuration({"task.cancellation.timeout": "1 min"}))  # else a busy machine may have no time for it
+    cancel_in_time(lambda: begun(env, tmp_path, numbers(env).map(Closing(tmp_path)).filter(lambda _: False)))
     assert (tmp_path / "closed").exists()
 
 
 def test_a_close_that_never_returns_is_ended(env, tmp_path):
-    numbers(env).map(Closing(tmp_path, close_function=sleep)).filter(lambda _: False).print()
-    client = env.execute_async()
-    until((tmp_path / "begun").exists, "the function runs")
-    assert cancel(client) < SECONDS
-    assert (tmp_path / "closed").exists()
+    def begin():
+        closing = Closing(tmp_path, close_function=sleep)
+        return begun(env, tmp_path, numbers(env).map(closing).filter(lambda _: False))
+
+    def close_late() -> float:
+        """Return how long the cancel took; too long where the slot was killed before it came to the close."""
+        (tmp_path / "closed").unlink(missing_ok=True)
+        took = cancel(begin())
+        return took if (tmp_path / "closed").exists() else float("inf")
+
+    best_of(close_late, SECONDS, "seconds until a job that does not close has ended")
 
 
 # --- what the runtime may be doing ------------------------------------------------------------------------------------
@@ -171,29 +190,42 @@ def running(client):
 @pytest.mark.parametrize("timeout", [0, 100, -1])
 def test_an_endless_stream_is_ended(env, timeout):
     env.set_buffer_timeout(timeout)
-    numbers(env).key_by(lambda n: n % 10).reduce(lambda a, b: a + b).filter(lambda _: False).print()
-    assert cancel(running(env.execute_async())) < SECONDS
+
+    def begin():
+        numbers(env).key_by(lambda n: n % 10).reduce(lambda a, b: a + b).filter(lambda _: False).print()
+        return running(env.execute_async())
+
+    cancel_in_time(begin)
 
 
 def test_a_batch_exchange_that_still_spills_is_ended(env):
     env.set_buffer_timeout(BufferTimeout.INFINITE)
-    env.from_sequence(1, 10**9).rebalance().map(lambda n: n).filter(lambda _: False).print()
-    assert cancel(running(env.execute_async())) < SECONDS
+
+    def begin():
+        env.from_sequence(1, 10**9).rebalance().map(lambda n: n).filter(lambda _: False).print()
+        return running(env.execute_async())
+
+    cancel_in_time(begin)
 
 
 def test_a_socket_that_says_nothing_is_ended(env):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        env.socket_text_stream("127.0.0.1", server.getsockname()[1]).print()
-        client = env.execute_async()
-        connection, _ = server.accept()
-        with connection:
-            assert cancel(client) < SECONDS
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as connections:
+
+        def begin():
+            env.socket_text_stream("127.0.0.1", server.getsockname()[1]).print()
+            client = env.execute_async()
+            connections.enter_context(server.accept()[0])
+            return client
+
+        cancel_in_time(begin)
 
 
 def test_a_socket_that_is_tried_again_for_ever_is_ended(env):
-    env.socket_text_stream("127.0.0.1", 1, max_retry=-1).print()
-    client = running(env.execute_async())
-    assert cancel(client) < SECONDS
+    def begin():
+        env.socket_text_stream("127.0.0.1", 1, max_retry=-1).print()
+        return running(env.execute_async())
+
+    cancel_in_time(begin)
 
 
 class Stuck(SourceFunction):
@@ -207,36 +239,42 @@ class Stuck(SourceFunction):
 
 
 def test_a_source_function_that_sleeps_is_ended(env, tmp_path):
-    env.add_source(Stuck(tmp_path / "begun"), "Stuck").print()
-    client = env.execute_async()
-    until((tmp_path / "begun").exists, "the source runs")
-    assert cancel(client) < SECONDS
+    cancel_in_time(lambda: begun(env, tmp_path, env.add_source(Stuck(tmp_path / "begun"), "Stuck")))
 
 
 def test_a_backpressured_job_is_ended(env, tmp_path):
-    numbers(env).rebalance().map(Closing(tmp_path, sleep)).print()
-    client = env.execute_async()
-    until((tmp_path / "begun").exists, "the function runs")
-    time.sleep(0.3)  # let the buffers fill
-    assert cancel(client) < SECONDS
+    def begin():
+        client = begun(env, tmp_path, numbers(env).rebalance().map(Closing(tmp_path, sleep)))
+        time.sleep(0.3)  # let the buffers fill
+        return client
+
+    cancel_in_time(begin)
 
 
 def test_a_job_that_nobody_collects_from_is_ended(env):
-    results = numbers(env).execute_and_collect()
-    next(results)
-    begun = time.monotonic()
-    results.close()
-    assert time.monotonic() - begun < SECONDS
-    until(lambda: len(slots()) == 0, "slot processes ended", 3)
+    def leave() -> float:
+        results = numbers(env).execute_and_collect()
+        next(results)
+        begun = time.monotonic()
+        results.close()
+        took = time.monotonic() - begun
+        until(lambda: len(slots()) == 0, "slot processes ended")
+        return took
+
+    best_of(leave, SECONDS, "seconds until results are closed")
 
 
 def test_a_wide_job_is_ended(env):
     env.set_parallelism(8)
-    stream = numbers(env)
-    for _ in range(5):
-        stream = stream.rebalance().map(lambda n: n)
-    stream.filter(lambda _: False).print()
-    assert cancel(running(env.execute_async())) < SECONDS
+
+    def begin():
+        stream = numbers(env)
+        for _ in range(5):
+            stream = stream.rebalance().map(lambda n: n)
+        stream.filter(lambda _: False).print()
+        return running(env.execute_async())
+
+    cancel_in_time(begin)
 
 
 def test_other_jobs_go_on_when_one_is_cancelled(env, tmp_path):
@@ -247,7 +285,7 @@ def test_other_jobs_go_on_when_one_is_cancelled(env, tmp_path):
     until((tmp_path / "begun").exists, "the function runs")
     client.cancel().result()
     with pytest.raises(JobCancelledError):
-        client.get_job_execution_result().result(10)
+        client.get_job_execution_result().result(120)
     assert len(list(slow)) == 199
 
 
@@ -279,9 +317,9 @@ def test_a_local_program_that_is_told_to_end_leaves_nothing(tmp_path, number):
     until(lambda: any(path.suffix == ".inprogress" for path in tmp_path.iterdir()), "the sink writes")
     family = children_of(program.pid)
     os.killpg(program.pid, number)
-    program.communicate(timeout=5)
+    program.communicate(timeout=120)
     assert program.returncode == -number
-    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 3)
+    until(lambda: not any(is_alive(pid) for pid in family), "children ended")
     assert not any(path.suffix == ".inprogress" for path in tmp_path.iterdir())
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -298,7 +336,7 @@ def start(cluster, tmp_path, *options: str):
     (tmp_path / "job.py").write_text(PROGRAM)
     process = cluster.popen("flink", "run", *options, tmp_path / "job.py")
     line = process.stdout.readline()
-    assert "JobID" in line, process.communicate(timeout=10)
+    assert "JobID" in line, process.communicate(timeout=120)
     job_id = line.split()[-1]
     until(lambda: cluster.client().job(job_id)["state"] == "RUNNING", "RUNNING")
     return process, job_id
@@ -307,17 +345,17 @@ def start(cluster, tmp_path, *options: str):
 def test_with_sae_the_job_of_a_killed_client_is_cancelled(cluster, tmp_path):
     process, job_id = start(cluster, tmp_path, "-sae")
     process.kill()
-    process.communicate(timeout=10)
-    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
+    process.communicate(timeout=120)
+    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_with_sae_the_job_ends_with_its_client(cluster, tmp_path, number):
     process, job_id = start(cluster, tmp_path, "-sae")
     os.killpg(process.pid, number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED", 10)
+    until(lambda: cluster.client().job(job_id)["state"] == "CANCELED", "CANCELED")
 
 
 def test_a_killed_slot_process_is_told_and_the_next_job_runs(cluster, tmp_path):
@@ -326,13 +364,13 @@ def test_a_killed_slot_process_is_told_and_the_next_job_runs(cluster, tmp_path):
     process, _ = start(cluster, tmp_path)
     for pid in set(children_of(taskmanager)) - before:
         os.kill(pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "ended by SIGKILL" in error
-    until(lambda: set(children_of(taskmanager)) == before, "slot processes ended", 5)
+    until(lambda: set(children_of(taskmanager)) == before, "slot processes ended")
     process, job_id = start(cluster, tmp_path)
     assert cluster.flink("cancel", job_id).returncode == 0
-    assert process.wait(10) == 1
+    assert process.wait(120) == 1
     process.communicate()
 
 
@@ -343,19 +381,19 @@ def test_a_killed_taskmanager_and_a_killed_jobmanager_are_told(cluster, tmp_path
     process, _ = start(cluster, tmp_path)
     family = children_of(taskmanager)
     os.kill(taskmanager, signal.SIGKILL)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert re.search(r"TaskManager \S+ on host \S+ was lost", error)
-    until(lambda: not any(is_alive(pid) for pid in family), "slots and zygote ended", 5)
+    until(lambda: not any(is_alive(pid) for pid in family), "slots and zygote ended")
 
     assert cluster.run("taskmanager.sh", "start").returncode == 0
     until(lambda: cluster.client().overview()["taskmanagers"] == 1, "the new TaskManager")
     process, _ = start(cluster, tmp_path)
     slot_pids = children_of(cluster.pids("taskexecutor")[-1])
     os.kill(jobmanager, signal.SIGKILL)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "No cluster answers at" in error
     # The zygote and who writes the .out file stay with their TaskManager, which looks for a JobManager; tasks do not
     # outlive theirs.
-    until(lambda: sum(map(is_alive, slot_pids)) <= 2, "slot processes ended", 10)
+    until(lambda: sum(map(is_alive, slot_pids)) <= 2, "slot processes ended")

@@ -53,7 +53,7 @@ class CountInText(Count):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), heartbeat_interval="500", heartbeat_timeout="3000")
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), heartbeat_interval="500", heartbeat_timeout="10000")
     yield cluster
     cluster.close()
 
@@ -125,10 +125,13 @@ def test_a_killed_slot_process_costs_nothing_that_was_checkpointed(cluster, clie
     before = set(counts(out))
     victim = psutil.Process(int(next(iter(before))))
     victim.send_signal(signal.SIGKILL)
-    until(lambda: len({name for name, seen in counts(out).items() if seen} - before) == 2, "new processes that count")
+    until(lambda: len({name for name, seen in counts(out).items() if seen} - before) >= 2, "new processes that count")
     after = counts(out)
     highest = {key: max(totals) for name in before for key, totals in after[name].items()}
-    lowest = {key: totals[0] for name in set(after) - before for key, totals in after[name].items()}
+    lowest: dict[str, int] = {}
+    for name in set(after) - before:
+        for key, totals in after[name].items():
+            lowest[key] = min(totals[0], lowest.get(key, totals[0]))
     assert lowest
     for key, total in lowest.items():
         assert 1 < total <= highest[key] + 1, "it goes on from a checkpoint: not from the beginning, and without a gap"
@@ -157,7 +160,7 @@ def test_finished_files_hold_each_record_once_whatever_is_killed_when(cluster, c
     job_id = job.get_job_id()
     for _ in range(3):
         kill_one_that_counts(client, job_id, out)
-    job.get_job_execution_result().result(60)
+    job.get_job_execution_result().result(120)
     found = [
         line for path in (tmp_path / "files").rglob("*") if path.is_file() for line in path.read_text().split("\n")
     ]
@@ -204,13 +207,13 @@ def test_a_stop_of_a_local_job_has_the_savepoint_as_its_result(tmp_path, out):
     numbers.key_by(lambda number: number).process(Count(str(out)), Types.LONG()).print()
     job = env.execute_async("local")
     until(lambda: counts(out), "counts")
-    first = job.trigger_savepoint().result(20)
-    last = job.stop_with_savepoint(False).result(20)
+    first = job.trigger_savepoint().result(120)
+    last = job.stop_with_savepoint(False).result(120)
     assert first != last
     assert all(os.path.exists(path.removeprefix("file://") + "/_metadata") for path in (first, last))
-    job.get_job_execution_result().result(20)
+    job.get_job_execution_result().result(120)
     with pytest.raises(Exception, match="the job is not running"):
-        job.trigger_savepoint().result(20)
+        job.trigger_savepoint().result(120)
 
 
 def test_a_job_whose_checkpoints_cannot_be_written_fails_and_says_so(cluster, client, out, tmp_path):
@@ -223,4 +226,4 @@ def test_a_job_whose_checkpoints_cannot_be_written_fails_and_says_so(cluster, cl
         path.rename(tmp_path / "gone")
         path.write_text("no folder any more")
     with pytest.raises(JobExecutionError, match="Exceeded checkpoint tolerable failure threshold"):
-        job.get_job_execution_result().result(30)
+        job.get_job_execution_result().result(120)

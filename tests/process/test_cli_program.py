@@ -14,6 +14,7 @@ import zipfile
 import pytest
 
 from tests.process.script_cluster import ROOT, alive, wait_until
+from tests.testing.patience import best_of
 
 SUBMIT = 'import json, os\nopen(json.load(open(os.environ["_FLINK_CLIENT_CONTEXT"]))["result_file"], "a").write({!r})\n'
 JOB = SUBMIT.format('{"job_id": "' + "0" * 32 + '"}\n')
@@ -34,7 +35,7 @@ def flink(tmp_path):
     def run(*words: object, **more_environment):
         command = [sys.executable, "-m", "flink_yarn.cli", *map(str, words)]
         return subprocess.run(
-            command, env=environment | more_environment, capture_output=True, text=True, cwd=tmp_path, timeout=30
+            command, env=environment | more_environment, capture_output=True, text=True, cwd=tmp_path, timeout=120
         )
 
     run.environment = environment
@@ -234,14 +235,14 @@ def test_info_prints_the_plan_and_nothing_else(flink, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_an_interrupted_run_ends_its_program(flink, tmp_path, number):
-    path = script(tmp_path, JOB + "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    path = script(tmp_path, JOB + "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(250)\n")
     command = [sys.executable, "-m", "flink_yarn.cli", "run", "-t", "local", str(path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=flink.environment, text=True, **pipes) as process:
         pid = int(process.stdout.readline())
         assert process.stdout.readline().strip() == SUBMITTED
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (128 + number, "Interrupted.\n")
     assert not alive(pid)
 
@@ -253,13 +254,13 @@ def test_a_run_under_nohup_outlives_its_terminal(flink, tmp_path):
     with subprocess.Popen(command, env=flink.environment, text=True, start_new_session=True, **pipes) as process:
         next(line for line in process.stdout if line == "begun\n")
         os.killpg(process.pid, signal.SIGHUP)
-        output, _ = process.communicate("go on\n", timeout=20)
+        output, _ = process.communicate("go on\n", timeout=120)
     assert process.returncode == 0
     assert "ended well" in output.splitlines()
 
 
 def test_a_program_does_not_outlive_a_killed_client(flink, tmp_path):
-    path = script(tmp_path, "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    path = script(tmp_path, "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(250)\n")
     command = [sys.executable, "-m", "flink_yarn.cli", "run", "-t", "local", str(path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {**flink.environment, "TMPDIR": str(tmp_path)}
@@ -307,12 +308,15 @@ def test_wrong_command_lines_are_told_on_stdout(flink, words, code, said):
     ],
 )
 def test_errors_are_framed_on_stderr(flink, words, said):
-    started = time.monotonic()
-    ended = flink(*words)
-    assert ended.returncode == 1
-    assert f"{FRAME}{said}" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert time.monotonic() - started < 10
+    def run() -> float:
+        started = time.monotonic()
+        ended = flink(*words)
+        assert ended.returncode == 1
+        assert f"{FRAME}{said}" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        return time.monotonic() - started
+
+    best_of(run, 10, "seconds until the error is told")
 
 
 def test_an_unreachable_cluster_is_told_before_the_program_runs(flink, tmp_path):

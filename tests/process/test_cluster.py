@@ -20,13 +20,14 @@ from engine.operators.functions import MapFunction
 from engine.protocol.control import UserFile
 from engine.protocol.lifecycle import JobStatus
 from tests.process.cluster_jobs import Process, StandaloneCluster, children_of, is_alive, operator_id, program, until
+from tests.testing.patience import best_of
 
-RESULT_S = 30.0
+RESULT_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), slot_request_timeout="5 s")
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.close()
 
@@ -119,13 +120,16 @@ def test_two_jobs_run_at_once(client):
 
 @pytest.mark.parametrize("function", [Sleeper(), Spinner()], ids=["sleeps", "spins"])
 def test_cancel_takes_less_than_two_seconds_whatever_the_function_does(client, function):
-    job = submit(client, program(function, 100, parallelism=2))
-    running(client, job)
-    start = time.monotonic()
-    job.cancel()
-    with pytest.raises(JobCancelledError, match=job.get_job_id()):
-        job.get_job_execution_result().result(RESULT_S)
-    assert time.monotonic() - start < 2.0
+    def cancel() -> float:
+        job = submit(client, program(function, 100, parallelism=2))
+        running(client, job)
+        start = time.monotonic()
+        job.cancel()
+        with pytest.raises(JobCancelledError, match=job.get_job_id()):
+            job.get_job_execution_result().result(RESULT_S)
+        return time.monotonic() - start
+
+    best_of(cancel, 2.0, "seconds until a cancelled job has ended")
 
 
 def test_accumulators_of_all_subtasks_are_merged(client):
@@ -156,7 +160,9 @@ def test_a_slot_that_dies_fails_its_job_with_the_reason_and_a_later_job_runs(cli
 
 
 def test_too_few_slots_fail_the_job_in_time_with_what_to_change_and_a_later_job_runs(client):
-    job = submit(client, program(lambda n: n, 10, parallelism=5))
+    graph = program(lambda n: n, 10, parallelism=5)
+    graph.config["slot.request.timeout"] = "5 s"
+    job = submit(client, graph)
     assert job.get_job_status().result() in (JobStatus.CREATED, JobStatus.INITIALIZING, JobStatus.RUNNING)
     with pytest.raises(JobExecutionError) as caught:
         job.get_job_execution_result().result(RESULT_S)
@@ -174,13 +180,13 @@ def test_a_waiting_job_can_be_cancelled(client):
 
 
 def test_a_session_starts_a_job_quickly(client):
-    times = [float("inf")]
-    while min(times) >= 0.3 and len(times) < 30:  # somebody else may be busy
+    def start_one() -> float:
         graph = program(lambda n: n, collect=True)
         start = time.monotonic()
         next(iter(submit(client, graph).collect_batches(operator_id(graph))))
-        times.append(time.monotonic() - start)
-    assert min(times) < 0.3, times
+        return time.monotonic() - start
+
+    best_of(start_one, 0.3, "seconds until the first result", times=60)
 
 
 def test_files_are_fetched_by_taskmanagers_and_found_by_functions(client, tmp_path):
@@ -244,9 +250,9 @@ def test_a_signal_leaves_no_process_and_no_file(tmp_path, number):
         client.close()
         family = [pid for p in (*cluster.taskmanagers, cluster.jobmanager) for pid in children_of(p.popen.pid)]
         assert len(family) >= 3
-        assert cluster.taskmanagers[0].end(number, timeout_s=5) == 0, cluster.taskmanagers[0].output
-        assert cluster.jobmanager.end(number, timeout_s=8) == 0, cluster.jobmanager.output
-        until(lambda: not any(is_alive(pid) for pid in family), "all children ended", 3)
+        assert cluster.taskmanagers[0].end(number) == 0, cluster.taskmanagers[0].output
+        assert cluster.jobmanager.end(number) == 0, cluster.jobmanager.output
+        until(lambda: not any(is_alive(pid) for pid in family), "all children ended")
         assert list(cluster.temp.iterdir()) == []
     finally:
         cluster.close()
@@ -263,7 +269,7 @@ def test_a_killed_taskmanager_fails_its_jobs_and_the_cluster_goes_on(tmp_path):
         victim.end(signal.SIGKILL)
         with pytest.raises(JobExecutionError, match=r"TaskManager .* was lost"):
             job.get_job_execution_result().result(RESULT_S)
-        until(lambda: not any(is_alive(pid) for pid in family), "orphans of the killed TaskManager ended", 5)
+        until(lambda: not any(is_alive(pid) for pid in family), "orphans of the killed TaskManager ended")
         graph = program(lambda n: n, 10, parallelism=2, collect=True)
         assert rows_of(submit(client, graph), graph) == list(range(1, 11))
         # A new TaskManager takes the lost one's place.
@@ -285,15 +291,15 @@ def test_a_taskmanager_survives_its_jobmanager_only_for_its_registration_timeout
         taskmanager = cluster.taskmanagers[0]
         slots = [pid for pid in children_of(taskmanager.popen.pid) if psutil.Process(pid).children() == []]
         cluster.jobmanager.end(signal.SIGKILL)
-        until(lambda: not any(is_alive(pid) for pid in slots), "slots killed", 5)
-        assert taskmanager.popen.wait(15) == 1
+        until(lambda: not any(is_alive(pid) for pid in slots), "slots killed")
+        assert taskmanager.popen.wait(120) == 1
         assert "taskmanager.registration.timeout" in taskmanager.output
     finally:
         cluster.close()
 
 
 def test_a_stopped_taskmanager_is_given_up_and_comes_back(tmp_path):
-    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "1500 ms"}
+    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "8 s"}  # a busy machine may need some
     cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)
     try:
         client = RestClient(cluster.rest_url)
@@ -303,11 +309,11 @@ def test_a_stopped_taskmanager_is_given_up_and_comes_back(tmp_path):
         slots = [pid for pid in children_of(taskmanager.pid) if psutil.Process(pid).children() == []]
         os.kill(taskmanager.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(JobExecutionError, match=r"no heartbeat for 1500 ms"):
+            with pytest.raises(JobExecutionError, match=r"no heartbeat for 8000 ms"):
                 job.get_job_execution_result().result(RESULT_S)
         finally:
             os.kill(taskmanager.pid, signal.SIGCONT)
-        until(lambda: not any(is_alive(pid) for pid in slots), "slots of the lost job ended", 10)
+        until(lambda: not any(is_alive(pid) for pid in slots), "slots of the lost job ended")
         graph = program(lambda n: n, 10, parallelism=2, collect=True)
         assert rows_of(submit(client, graph), graph) == list(range(1, 11))
         client.close()
@@ -316,7 +322,7 @@ def test_a_stopped_taskmanager_is_given_up_and_comes_back(tmp_path):
 
 
 def test_a_stopped_jobmanager_costs_the_jobs_their_slots(tmp_path):
-    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "1500 ms"}
+    config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "8 s"}  # a busy machine may need some
     cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)
     try:
         client = RestClient(cluster.rest_url)
@@ -326,7 +332,7 @@ def test_a_stopped_jobmanager_costs_the_jobs_their_slots(tmp_path):
         slots = [pid for pid in children_of(cluster.taskmanagers[0].popen.pid) if not psutil.Process(pid).children()]
         os.kill(cluster.jobmanager.popen.pid, signal.SIGSTOP)
         try:
-            until(lambda: not any(is_alive(pid) for pid in slots), "slots killed", 10)
+            until(lambda: not any(is_alive(pid) for pid in slots), "slots killed")
         finally:
             os.kill(cluster.jobmanager.popen.pid, signal.SIGCONT)
         with pytest.raises(JobExecutionError, match=r"was lost"):
@@ -341,7 +347,7 @@ def test_a_port_in_use_is_one_message_and_exit_code_1(tmp_path):
     cluster = StandaloneCluster(tmp_path, taskmanagers=0)
     try:
         second = Process("jobmanager", f"-Djobmanager.rpc.port={cluster.rpc_port}", "-Drest.port=0")
-        assert second.popen.wait(20) == 1
+        assert second.popen.wait(120) == 1
         second.end()
         assert f"{cluster.rpc_port}" in second.output
         assert "in use" in second.output
@@ -353,7 +359,7 @@ def test_a_port_in_use_is_one_message_and_exit_code_1(tmp_path):
 @pytest.mark.parametrize("kind", ["jobmanager", "taskmanager"])
 def test_a_bad_value_says_key_value_and_expectation(kind):
     process = Process(kind, "-Dheartbeat.interval=soon", "-Djobmanager.rpc.port=0", "-Drest.port=0")
-    assert process.popen.wait(20) == 1
+    assert process.popen.wait(120) == 1
     process.end()
     assert "heartbeat.interval is 'soon'; expected a duration" in process.output
     assert "Traceback" not in process.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from engine.core.config import Configuration
 from engine.core.errors import ConfigError, JobCancelledError, JobExecutionError, ProgramError
 from engine.protocol.lifecycle import JobStatus
 from tests.process.cluster_jobs import ROOT, children_of, engine_processes, is_alive, operator_id, program, until
+from tests.testing.patience import best_of
 
 PROLOGUE = """
 import os, sys, time
@@ -71,7 +74,7 @@ def test_a_script_prints_its_rows_and_leaves_nothing(tmp_path):
         """,
         tmp_path,
     )
-    out, err = script.communicate(timeout=30)
+    out, err = script.communicate(timeout=120)
     assert (script.returncode, out, err) == (0, "[2, 4, 6]\n", "")
     assert left_over(tmp_path) == []
 
@@ -86,7 +89,7 @@ def test_what_a_function_prints_comes_to_the_terminal(tmp_path):
         """,
         tmp_path,
     )
-    out, _ = script.communicate(timeout=30)
+    out, _ = script.communicate(timeout=120)
     assert out.splitlines() == ["saw 1", "saw 2", "saw 3"]
 
 
@@ -98,7 +101,7 @@ def test_a_script_that_raises_shows_its_error_only_and_leaves_nothing(tmp_path):
         """,
         tmp_path,
     )
-    _, err = script.communicate(timeout=30)
+    _, err = script.communicate(timeout=120)
     assert script.returncode == 1
     assert err.rstrip().count("ZeroDivisionError") == 1
     assert left_over(tmp_path) == []
@@ -123,7 +126,7 @@ def test_a_job_that_fails_while_its_slot_is_made_leaves_nothing(tmp_path):
         """,
         tmp_path,
     )
-    _, err = script.communicate(timeout=30)
+    _, err = script.communicate(timeout=120)
     assert script.returncode == 1
     assert err.count("Traceback") == 1, err
     assert "Input path /no/such/file does not exist." in err
@@ -154,34 +157,42 @@ def test_slots_find_kernels_loaded_when_the_job_has_operators_on_columns(tmp_pat
         """,
         tmp_path,
     )
-    out, err = script.communicate(timeout=60)
+    out, err = script.communicate(timeout=120)
     assert (script.returncode, err) == (0, "")
     assert set(out.splitlines()) == {str([vectorised, vectorised])}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_within_a_few_seconds(tmp_path, number):
-    script = start(
-        """
-        def sleep(n):
-            print("sleeping", flush=True)
-            time.sleep(600)
-        execute_async(program(sleep), {}, Configuration()).get_job_execution_result().result()
-        """,
-        tmp_path,
-        start_new_session=True,
-    )
-    assert script.stdout is not None
-    assert script.stdout.readline() == "sleeping\n"
-    family = children_of(script.pid)
-    assert len(family) >= 2
-    begun = time.monotonic()
-    script.send_signal(number)
-    script.communicate(timeout=30)
-    assert time.monotonic() - begun < 4
-    assert script.returncode == -number
-    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 3)
-    assert left_over(tmp_path) == []
+    folders = itertools.count()
+
+    def end_one() -> float:
+        folder = tmp_path / str(next(folders))
+        folder.mkdir()
+        script = start(
+            """
+            def sleep(n):
+                print("sleeping", flush=True)
+                time.sleep(600)
+            execute_async(program(sleep), {}, Configuration()).get_job_execution_result().result()
+            """,
+            folder,
+            start_new_session=True,
+        )
+        assert script.stdout is not None
+        assert script.stdout.readline() == "sleeping\n"
+        family = children_of(script.pid)
+        assert len(family) >= 2
+        begun = time.monotonic()
+        script.send_signal(number)
+        script.communicate(timeout=120)
+        took = time.monotonic() - begun
+        assert script.returncode == -number
+        until(lambda: not any(is_alive(pid) for pid in family), "children ended")
+        assert left_over(folder) == []
+        return took
+
+    best_of(end_one, 4, "seconds until a script has ended")
 
 
 def test_a_killed_script_leaves_no_process(tmp_path):
@@ -199,7 +210,7 @@ def test_a_killed_script_leaves_no_process(tmp_path):
     family = children_of(script.pid)
     script.kill()
     script.communicate()
-    until(lambda: not any(is_alive(pid) for pid in family), "children ended", 5)
+    until(lambda: not any(is_alive(pid) for pid in family), "children ended")
 
 
 def test_the_folder_of_a_killed_script_is_removed_by_the_next_cluster(tmp_path):
@@ -211,12 +222,12 @@ def test_the_folder_of_a_killed_script_is_removed_by_the_next_cluster(tmp_path):
         """,
         tmp_path,
     )
-    script.communicate(timeout=30)
+    script.communicate(timeout=120)
     assert left_over(tmp_path) != []
     next_script = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), "end"],
         env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp")},
-        timeout=30,
+        timeout=120,
     )
     assert next_script.returncode == 0
     assert left_over(tmp_path) == []
@@ -224,12 +235,13 @@ def test_the_folder_of_a_killed_script_is_removed_by_the_next_cluster(tmp_path):
 
 def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
     """On an idle machine it takes 0.4 s, of which an interpreter with numpy and pyarrow needs half."""
-    ratios = []
-    for attempt in range(4):
-        folder = tmp_path / str(attempt)
+    folders = itertools.count()
+
+    def ratio() -> float:
+        folder = tmp_path / str(next(folders))
         folder.mkdir()
         begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import numpy, pyarrow, asyncio, cloudpickle"], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", "import numpy, pyarrow, asyncio, cloudpickle"], check=True, timeout=120)
         bare = time.monotonic() - begun
         script = start(
             """
@@ -241,10 +253,11 @@ def test_the_first_result_comes_quickly_in_a_fresh_process(tmp_path):
             """,
             folder,
         )
-        out, err = script.communicate(timeout=30)
+        out, err = script.communicate(timeout=120)
         assert script.returncode == 0, err
-        ratios.append(float(out) / bare)
-    assert min(ratios) < 3.0
+        return float(out) / bare
+
+    best_of(ratio, 3.0, "time to the first result over that of an interpreter", times=10)
 
 
 def test_jobs_of_growing_parallelism_get_the_slots_that_they_need(config):
@@ -264,7 +277,7 @@ def test_jobs_run_at_once_and_are_cancelled_one_by_one(config):
         until(lambda job=job: job.get_job_status().result() is JobStatus.RUNNING, "running")
         job.cancel().result()
         with pytest.raises(JobCancelledError):
-            job.get_job_execution_result().result(10)
+            job.get_job_execution_result().result(120)
 
 
 def test_the_zygote_may_die_and_a_later_job_runs(config):
@@ -272,7 +285,8 @@ def test_the_zygote_may_die_and_a_later_job_runs(config):
     assert list(submit(graph, config).collect_batches(operator_id(graph)))
     zygotes = engine_processes()
     for pid in zygotes:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a slot ends with its zygote
+            os.kill(pid, signal.SIGKILL)
     graph = program(lambda n: n, collect=True)
     rows = [row for rows in submit(graph, config).collect_batches(operator_id(graph)) for row in rows]
     assert rows == [1, 2, 3]
@@ -321,7 +335,7 @@ def test_requirements_that_cannot_be_installed_fail_the_job_with_pips_words(conf
     file = UserFile("requirements.txt", digest, source.stat().st_size, "requirements")
     graph = dataclasses.replace(program(lambda n: n), files=(file,))
     with pytest.raises(JobExecutionError, match=r"(?s)python\.requirements.*no-such-package"):
-        submit(graph, config, {digest: str(source)}).get_job_execution_result().result(60)
+        submit(graph, config, {digest: str(source)}).get_job_execution_result().result(120)
 
 
 def test_requirements_are_installed_for_the_job(config, tmp_path):
@@ -374,7 +388,7 @@ def test_an_unknown_key_is_told_on_the_terminal(tmp_path):
         """,
         tmp_path,
     )
-    _, err = script.communicate(timeout=30)
+    _, err = script.communicate(timeout=120)
     assert (
         err == "Configuration key paralelism.default is unknown and has no effect. Did you mean parallelism.default?\n"
     )
@@ -386,13 +400,13 @@ def test_an_interpreter_that_is_missing_fails_the_job_by_name(config):
     graph = program(lambda n: n)
     graph = dataclasses.replace(graph, config={**graph.config, "python.executable": "/no/such/python"})
     with pytest.raises(JobExecutionError, match="/no/such/python"):
-        submit(graph, config).get_job_execution_result().result(10)
+        submit(graph, config).get_job_execution_result().result(120)
 
 
 def test_rest_is_served_when_its_port_is_configured():
     cluster = LocalCluster(Configuration({"rest.port": "0"}))
     try:
-        with urllib.request.urlopen(f"{cluster.rest_address}/overview", timeout=10) as answer:
+        with urllib.request.urlopen(f"{cluster.rest_address}/overview", timeout=60) as answer:
             assert answer.status == 200
     finally:
         cluster.close()

@@ -239,7 +239,7 @@ def run_example(*arguments):
 def run_program(path, *arguments):
     command = [sys.executable, str(path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_word_count_example_prints_or_writes(tmp_path):

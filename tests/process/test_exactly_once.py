@@ -47,7 +47,7 @@ class Throttled(MapFunction):
 
     def map(self, value):
         if value % 5000 == 0 and not os.path.exists(self._go):
-            time.sleep(0.12)
+            time.sleep(0.18)
         return value % KEYS, value, 1
 
 

@@ -39,17 +39,24 @@ def expected() -> Counter[str]:
 
 
 class Slow(MapFunction):
-    """So that there is time for checkpoints and crashes; tells which process it runs in."""
+    """So that there is time for checkpoints and crashes, until ``hurry`` is called; tells which process it runs in."""
 
-    def __init__(self, pids: Path) -> None:
-        self.pids = str(pids)
+    def __init__(self, pids: Path, row_s: float) -> None:
+        self.pids, self.hurry, self.row_s = str(pids), str(pids.with_name("hurry")), row_s
 
     def open(self, runtime_context):
         Path(self.pids, str(os.getpid())).touch()
 
     def map(self, value):
-        time.sleep(0.0008)
+        if self.row_s:
+            time.sleep(self.row_s)
+            self.row_s *= not os.path.exists(self.hurry)
         return value
+
+
+def hurry(pids: Path) -> None:
+    """Let a job of ``counts`` come to its end."""
+    pids.with_name("hurry").touch()
 
 
 class CountsOfKey(KeyedProcessFunction):
@@ -68,7 +75,7 @@ def cluster(tmp_path):
         tmp_path,
         taskmanagers=2,
         heartbeat_interval="500",
-        heartbeat_timeout="3000",
+        heartbeat_timeout="10000",
     )
     yield cluster
     cluster.close()
@@ -106,10 +113,11 @@ def text(tmp_path):
     return str(folder)
 
 
-def counts(env, text: str, pids: Path):
+def counts(env, text: str, pids: Path, row_s: float = 0.008):
+    """Count by key, in two subtasks that need 48 s for all lines unless they are told to ``hurry``."""
     pids.mkdir()
     pair = Types.TUPLE([Types.STRING(), Types.LONG()])
-    lines = env.read_text_file(text).map(Slow(pids))
+    lines = env.read_text_file(text).map(Slow(pids, row_s))
     return lines.key_by(lambda line: line.split()[0]).process(CountsOfKey(), pair)
 
 
@@ -125,7 +133,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def checkpoints(client, job) -> dict[str, int]:
-    with urllib.request.urlopen(f"{client.base_url}/jobs/{job.get_job_id()}/checkpoints", timeout=10) as answer:
+    with urllib.request.urlopen(f"{client.base_url}/jobs/{job.get_job_id()}/checkpoints", timeout=60) as answer:
         return json.load(answer)["counts"]
 
 
@@ -138,10 +146,7 @@ def kill_at_random(cluster, job, pids: Path, kills: list[str], seed: int) -> int
         time.sleep(rng.uniform(0.3, 1.6))
         if _ended(job):
             break
-        alive = sorted(int(path.name) for path in pids.iterdir() if is_alive(int(path.name)))
-        if not alive:
-            continue
-        slot = psutil.Process(rng.choice(alive))
+        slot = psutil.Process(rng.choice(until(lambda: living(pids), "a process counts")))
         if kind == "slot":
             slot.kill()
         else:
@@ -152,6 +157,10 @@ def kill_at_random(cluster, job, pids: Path, kills: list[str], seed: int) -> int
             taskmanager.end(signal.SIGKILL)
         killed += 1
     return killed
+
+
+def living(pids: Path) -> list[int]:
+    return sorted(int(path.name) for path in pids.iterdir() if is_alive(int(path.name)))
 
 
 def _ended(job) -> bool:
@@ -165,7 +174,9 @@ def test_files_hold_every_result_once_whatever_is_killed(env, cluster, client, t
     results.sink_to(FileSink.for_row_format(str(output / "parts"), Encoder.simple_string_encoder()).build())
     results.write_as_text(str(output / "text"))
     job = env.execute_async("exactly once")
+    until(lambda: checkpoints(client, job)["completed"], "a checkpoint that can be restored")
     killed = kill_at_random(cluster, job, pids, ["slot", "taskmanager", "slot", "slot"], seed)
+    hurry(pids)
     job.get_job_execution_result().result(RESULT_S)
     assert killed >= 3
     assert checkpoints(client, job)["restored"] >= 1
@@ -227,6 +238,8 @@ def test_files_that_cannot_be_closed_at_a_checkpoint_are_not_lost(env, cluster, 
     sink = FileSink.for_row_format(str(output), FailingFormat(marks)).build()
     counts(env, text, pids).sink_to(sink)
     job = env.execute_async("cannot close")
+    until(lambda: len(os.listdir(marks)) > 20, "all that fail have failed")
+    hurry(pids)
     job.get_job_execution_result().result(RESULT_S)
     assert checkpoints(client, job)["restored"] >= 1
     assert written(output) == expected()
@@ -282,6 +295,7 @@ def test_a_sink_that_a_user_wrote_commits_every_result_once(env, cluster, client
     counts(env, text, pids).sink_to(Ledger(output))
     job = env.execute_async("ledger")
     killed = kill_at_random(cluster, job, pids, ["slot", "slot"], 3)
+    hurry(pids)
     job.get_job_execution_result().result(RESULT_S)
     assert killed
     assert written(output) == expected()
@@ -294,6 +308,7 @@ def test_who_collects_is_given_every_result_once(env, cluster, client, text, tmp
         job = rows.get_job_client()
         first = next(rows)
         killed = kill_at_random(cluster, job, pids, ["slot", "slot"], 5)
+        hurry(pids)
         collected = Counter(f"({key},{count})" for key, count in [first, *rows])
     assert killed
     assert collected == expected()

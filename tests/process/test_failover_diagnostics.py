@@ -18,7 +18,9 @@ from tests.process.test_ha import environment
 
 @pytest.fixture
 def cluster(tmp_path):
-    cluster = HaCluster(tmp_path, taskmanagers=1, heartbeat_interval="500", heartbeat_timeout="3000")
+    # Nobody is to be given up because the machine stands still: what is told here is counted.
+    timeouts = {"session_timeout": "10 s", "heartbeat_timeout": "20000"}
+    cluster = HaCluster(tmp_path, taskmanagers=1, heartbeat_interval="500", **timeouts)
     yield cluster
     cluster.close()
 
@@ -26,7 +28,7 @@ def cluster(tmp_path):
 def kill_leader(cluster: HaCluster, number: int) -> None:
     leader = cluster.leader
     os.kill(leader.pid, number)
-    leader.process.popen.wait(20)
+    leader.process.popen.wait(120)
     cluster.masters.remove(leader)
     cluster.add_master()
 

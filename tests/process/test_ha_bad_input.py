@@ -59,7 +59,7 @@ def test_a_jobmanager_that_cannot_contend_ends_with_one_message(silent, tmp_path
         said = said.replace(place, re.escape(value))
     process = Process("jobmanager", *(f"-D{key}={value}" for key, value in values.items()))
     try:
-        assert process.popen.wait(60) == 1
+        assert process.popen.wait(120) == 1
     finally:
         process.end()
     errors = [line for line in process.lines if " ERROR " in line]
@@ -70,7 +70,8 @@ def test_a_jobmanager_that_cannot_contend_ends_with_one_message(silent, tmp_path
 
 @pytest.fixture
 def cluster(tmp_path):
-    cluster = HaCluster(tmp_path, masters=1, heartbeat_interval="500", heartbeat_timeout="3000")
+    timeouts = {"session_timeout": "8 s", "heartbeat_timeout": "20000"}  # exceptions are counted
+    cluster = HaCluster(tmp_path, masters=1, heartbeat_interval="500", **timeouts)
     yield cluster
     cluster.close()
 
@@ -78,7 +79,7 @@ def cluster(tmp_path):
 def lose_leader(cluster: HaCluster) -> None:
     leader = cluster.leader
     os.kill(leader.pid, signal.SIGKILL)
-    leader.process.popen.wait(20)
+    leader.process.popen.wait(120)
     cluster.masters.remove(leader)
 
 
@@ -88,7 +89,7 @@ def test_a_job_whose_checkpoints_are_all_gone_fails_with_the_reason_and_does_not
     lose_leader(cluster)
     shutil.rmtree(tmp_path / "checkpoints")
     cluster.add_master()
-    assert job.get()["state"] == "FAILED"
+    until(lambda: job.get()["state"] == "FAILED", "it fails")
     (entry,) = job.get("/exceptions")["exceptionHistory"]["entries"]
     assert "has no checkpoint that it could go on from: checkpoint " in entry["stacktrace"]
     assert str(tmp_path / "checkpoints") in entry["stacktrace"]

@@ -29,7 +29,7 @@ if merges:
     HugePages().start()
 kept = [bytes(value_bytes) for _ in range((megabytes << 20) // (value_bytes + 33))]
 at_once = huge_mb()
-end = time.monotonic() + 60
+end = time.monotonic() + 200
 while merges and huge_mb() < megabytes // 2 and time.monotonic() < end:
     time.sleep(0.1)
 print(json.dumps([at_once, huge_mb()]))
@@ -40,7 +40,7 @@ def filled(value_bytes: int, megabytes: int, *, merges: bool = False, tunables: 
     """Return how many MB are in huge pages: after so many values were made, and in the end."""
     words = [sys.executable, "-c", FILL, *map(str, (value_bytes, megabytes, int(merges)))]
     environment = {**os.environ, "PYTHONPATH": ROOT, MALLOC_HUGE: tunables}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=True)
     at_once, at_end = json.loads(done.stdout)
     return at_once, at_end
 

@@ -10,6 +10,7 @@ import pytest
 from engine.core.errors import JobExecutionError
 from tests.process.cluster_jobs import StandaloneCluster, until
 from tests.process.counting_jobs import (
+    RESTORED_ONCE,
     CountOfKey,
     all_counts,
     checkpoints,
@@ -69,7 +70,7 @@ def test_state_that_is_too_large_fails_the_job_with_its_size_the_limit_and_what_
     settings = {"restart-strategy.type": "none"}
     job, _ = begin(cluster, tmp_path, marks, how, count=None, **settings)
     with pytest.raises(JobExecutionError) as raised:
-        job.get_job_execution_result().result(60)
+        job.get_job_execution_result().result(120)
     message = str(raised.value)
     assert "Exceeded checkpoint tolerable failure threshold" in message
     assert message.count("bytes of each task") == 1
@@ -82,7 +83,7 @@ def test_state_that_is_too_large_fails_the_job_with_its_size_the_limit_and_what_
 @pytest.mark.parametrize("how", LARGE)
 def test_a_job_whose_failed_checkpoints_are_tolerated_goes_on(how, cluster, client, marks, tmp_path):
     settings = {"execution.checkpointing.tolerable-failed-checkpoints": "1000"}
-    total = LARGE[how][1] * 3
+    total = LARGE[how][1] * 4
     job, num_keys = begin(cluster, tmp_path, marks, how, count=total, **settings)
 
     def failed() -> dict:
@@ -90,10 +91,14 @@ def test_a_job_whose_failed_checkpoints_are_tolerated_goes_on(how, cluster, clie
 
     until(lambda: failed() and TOLD.search(failed()["failure_message"]), "it is told")
     was = checkpoints(client, job)["counts"]["failed"]
-    until(lambda: checkpoints(client, job)["counts"]["failed"] > was + 1, "it is tried again")
-    assert state(client, job) == "RUNNING"
+
+    def is_tried_again() -> bool:  # or the job has ended meanwhile, which has to go on as well
+        return checkpoints(client, job)["counts"]["failed"] > was + 1 or state(client, job) == "FINISHED"
+
+    until(is_tried_again, "it is tried again")
+    assert state(client, job) in ("RUNNING", "FINISHED")
     # The last checkpoint is the coordinators' alone: small, so the files are committed.
-    job.get_job_execution_result().result(60)
+    job.get_job_execution_result().result(120)
     assert written(tmp_path / "out") == all_counts(totals_of(range(total), lambda number: number % num_keys))
 
 
@@ -120,7 +125,7 @@ def test_records_in_flight_count_too(cluster, client, marks, tmp_path):
         record_of=lambda number: (number, random.randbytes(2000)),
     )
     with pytest.raises(JobExecutionError) as raised:
-        job.get_job_execution_result().result(60)
+        job.get_job_execution_result().result(120)
     message = str(raised.value)
     told = re.search(r"state of the task has (\d+) bytes, and the JobManager keeps at most 102400 bytes", message)
     assert told, message
@@ -129,12 +134,12 @@ def test_records_in_flight_count_too(cluster, client, marks, tmp_path):
 
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
 def test_small_state_recovers(backend, cluster, client, marks, tmp_path):
-    total = 6000
+    total = 10_000
     env = environment(cluster, 2, {**IN_MEMORY, "state.backend.type": backend})
     job = counting(env, CountOfKey(marks), tmp_path / "out", key_of=lambda n: n % 97, count=total, rate=1000)
     until(lambda: completed(client, job) >= 3, "three checkpoints")
     kill_slot(client, job, marks)
-    job.get_job_execution_result().result(60)
-    assert checkpoints(client, job)["counts"]["restored"] == 1
+    job.get_job_execution_result().result(120)
+    assert checkpoints(client, job)["counts"]["restored"] in RESTORED_ONCE
     assert written(tmp_path / "out") == all_counts(totals_of(range(total), lambda n: n % 97))
     assert left_hidden(tmp_path / "out") == []

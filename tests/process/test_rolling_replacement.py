@@ -103,7 +103,8 @@ class Watch:
 
 @pytest.fixture
 def cluster(tmp_path):
-    cluster = HaCluster(tmp_path, heartbeat_interval="500", heartbeat_timeout="3000")
+    # Nobody is to be given up because the machine stands still: what is done twice is counted.
+    cluster = HaCluster(tmp_path, session_timeout="8 s", heartbeat_interval="500", heartbeat_timeout="15000")
     yield cluster
     cluster.close()
 
@@ -145,10 +146,11 @@ def test_taskmanagers_and_jobmanagers_are_replaced_one_after_the_other(cluster, 
 def test_a_taskmanager_that_is_told_to_end_has_a_checkpoint_taken_first(cluster, tmp_path):
     """Checkpoints are an hour apart here: without one, all the work since the job's beginning would be done again."""
     job = Job(cluster, tmp_path, **{"execution.checkpointing.interval": "1 h"})
-    until(lambda: job.num_seen() > 1000, "some work is done")
+    until(lambda: job.num_seen() > 4000, "some work is done")
     assert job.get("/checkpoints")["counts"]["completed"] == 0
     used = {row["resource-id"] for row in subtasks(job)}
     old = next(one for one in cluster.taskmanagers if any(name in one.output for name in used))
+    done = job.num_seen()
     replace_taskmanager(cluster, old)
     until(job.runs, "the job goes on")
     checkpoints = job.get("/checkpoints")
@@ -157,7 +159,7 @@ def test_a_taskmanager_that_is_told_to_end_has_a_checkpoint_taken_first(cluster,
     job.finish()
     again = job.num_seen() - len(LINES)
     print(f"\n{again} of {len(LINES)} records were done twice", flush=True)
-    assert again < 1000
+    assert again < done
 
 
 def subtasks(job: Job) -> list[dict]:

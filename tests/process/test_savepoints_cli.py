@@ -67,7 +67,6 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     settings = {
         "taskmanager.numberOfTaskSlots": "4",
-        "slot.request.timeout": "5 s",
         "execution.checkpointing.dir": str(folder / "checkpoints"),
     }
     with ScriptCluster(folder, settings) as found:
@@ -361,7 +360,7 @@ def test_resource_requirements_of_single_vertices_rescale_a_running_job(cluster,
 
 
 def test_modify_says_what_cannot_be(cluster, runs):
-    job_id, out = runs.start("-p", "2")
+    job_id, out = runs.start("-p", "2", "-D", "slot.request.timeout=10 s")
     wait_until(lambda: counts(out), "counts")
     for words, said in (
         (("-p", "5"), "goes on at its former parallelism"),

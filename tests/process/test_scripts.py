@@ -88,7 +88,7 @@ def test_a_jobmanager_takes_host_and_port_and_runs_in_the_foreground(cluster):
         wait_until(answers, "REST")
         assert config().overview()["taskmanagers"] == 0
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert "Rest endpoint listening at http://127.0.0.1" in errors
     finally:
         process.kill()
@@ -115,8 +115,7 @@ def test_several_masters_start_with_high_availability_and_a_job_outlives_the_who
         assert len(cluster.pids("standalonesession")) == 2
         wait_until(lambda: "No running jobs." in cluster.run("flink", "list").stdout, "flink list answers")
         for port in (first, second):
-            with urllib.request.urlopen(f"http://localhost:{port}/overview", timeout=10) as answer:
-                assert json.load(answer)["taskmanagers"] == 1
+            wait_until(lambda port=port: taskmanagers_at(port) == 1, "the TaskManager is known")
         program = tmp_path / "program.py"
         program.write_text(ENDLESS)
         submitted = cluster.run("flink", "run", "-d", "-py", program)
@@ -132,6 +131,11 @@ def test_several_masters_start_with_high_availability_and_a_job_outlives_the_who
         assert cancelled.returncode == 0, cancelled.stderr
         assert f"{job_id} : endless (CANCELED)" in cluster.run("flink", "list", "-a").stdout
         assert cluster.run("stop-cluster.sh").returncode == 0
+
+
+def taskmanagers_at(port: int) -> int:
+    with urllib.request.urlopen(f"http://localhost:{port}/overview", timeout=60) as answer:
+        return int(json.load(answer)["taskmanagers"])
 
 
 ENDLESS = """

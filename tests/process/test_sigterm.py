@@ -17,6 +17,7 @@ from engine.client.rest_client import RestClient
 from engine.protocol.lifecycle import JobStatus
 from tests.process.cluster_jobs import Process, StandaloneCluster, is_alive, program, until
 from tests.process.ha_cluster import HaCluster
+from tests.testing.patience import GIVE_UP_S, limit_once
 
 TERM_S = 10.0
 
@@ -29,7 +30,7 @@ def stuck(number: int) -> int:
 
 @pytest.fixture
 def ha(tmp_path) -> Iterator[HaCluster]:
-    cluster = HaCluster(tmp_path, heartbeat_interval="500", heartbeat_timeout="3000")
+    cluster = HaCluster(tmp_path, heartbeat_interval="500", heartbeat_timeout="10000")
     with_job(rest_client(cluster.client_config()))
     yield cluster
     cluster.close()
@@ -63,11 +64,11 @@ def terminate(name: str, process: Process) -> None:
     started = psutil.Process(process.popen.pid).children(recursive=True)
     begin = time.monotonic()
     process.popen.send_signal(signal.SIGTERM)
-    code = process.popen.wait(TERM_S)
+    code = process.popen.wait(GIVE_UP_S)
     took = time.monotonic() - begin
     print(f"\nSIGTERM of {name}: ended after {took:.2f} s, exit code {code}", flush=True)
     assert code == 0, process.output
-    assert took < TERM_S
+    assert took < limit_once(TERM_S)
     until(lambda: not any(map(psutil.Process.is_running, started)), f"what {name} has started ends")
 
 

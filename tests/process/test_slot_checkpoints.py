@@ -206,7 +206,7 @@ def test_increments_are_small_and_build_on_each_other(tmp_path: Path, notes: boo
 
 async def child_of(cluster: SlotCluster) -> int:
     """Wait for the child of a slot and return its pid."""
-    for _ in range(400):
+    for _ in range(6000):
         for slot in cluster.slots:
             found = children(slot.pid)
             if found:
@@ -238,17 +238,17 @@ def is_alive(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("not within 5 s")
+    raise AssertionError("not within a minute")
 
 
 @pytest.mark.parametrize("how", ["killed", "aborted", "cancelled", "slot dies"])
 def test_a_child_that_writes_a_snapshot_can_end_early_and_leaves_nothing(how: str, tmp_path: Path):
     async def body(cluster: SlotCluster) -> None:
-        job = Job(cluster, num_keys=20_011, sources=1, counts=1, snapshot_s=60.0)
+        job = Job(cluster, num_keys=20_011, sources=1, counts=1, snapshot_s=600.0)
         job.specs["source"] = Rewinding(COUNT, 30_000)
         job.deploy()
         await job.until_running()
@@ -511,7 +511,7 @@ def test_a_barrier_overtakes_what_waits_and_what_it_overtook_is_restored(
             started = time.monotonic()
             acks = await job.checkpoint(1, folders(tmp_path, inline_bytes_max=0, **UNALIGNED[how]))
             took = time.monotonic() - started
-            assert took < 15, "what waits takes 40 s"
+            assert took < 30, "what waits takes 40 s"
             assert sum(ack.metrics.in_flight_bytes for ack in acks) > 0
             assert any(handle.is_keyed for ack in acks for handle in ack.in_flight)
             await job.crash()

@@ -25,6 +25,7 @@ from engine.datastream import BufferTimeout, StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource
 from engine.datastream.functions import MapFunction
 from tests.process.cluster_jobs import ROOT
+from tests.testing.patience import best_of
 
 NO_WATERMARKS = WatermarkStrategy.no_watermarks()
 
@@ -61,21 +62,30 @@ def test_results_of_a_slow_function_come_one_after_the_other(env):
         return value
 
     env.set_parallelism(1)
-    times = []
-    with env.from_collection(range(20)).map(slow).rebalance().map(lambda v: v).execute_and_collect() as results:
-        for _ in results:
-            times.append(time.monotonic())
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert max(gaps) < 0.7
-    assert times[-1] - times[0] > 1.2
+
+    def longest_gap() -> float:
+        """All at the end would be no gap, but no time between the first and the last either."""
+        times = []
+        with env.from_collection(range(20)).map(slow).rebalance().map(lambda v: v).execute_and_collect() as results:
+            for _ in results:
+                times.append(time.monotonic())
+        assert len(times) == 20
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return max(gaps) if times[-1] - times[0] > 1.2 else float("inf")
+
+    best_of(longest_gap, 0.7, "longest time without a result, s")
 
 
 @pytest.mark.parametrize(("timeout", "most"), [(0, 0.02), (50, 0.09)])
 def test_the_buffer_timeout_bounds_the_delay_at_a_low_rate(env, timeout, most):
     env.set_buffer_timeout(timeout)
-    source = DataGeneratorSource(lambda _: time.time(), 60, 60)
-    stamps = env.from_source(source, NO_WATERMARKS, "Stamps").rebalance().map(lambda then: time.time() - then)
-    assert statistics.median(collected(stamps)) < most
+
+    def delay_s() -> float:
+        source = DataGeneratorSource(lambda _: time.time(), 60, 60)
+        stamps = env.from_source(source, NO_WATERMARKS, "Stamps").rebalance().map(lambda then: time.time() - then)
+        return statistics.median(collected(stamps))
+
+    best_of(delay_s, most, "median of the delay, s", times=5)
 
 
 @pytest.mark.parametrize("timeout", [0, 1, -1, BufferTimeout.INFINITE])
@@ -211,7 +221,7 @@ def run(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     )
     environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(temp)}
     command = [sys.executable, "program.py"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, cwd=folder)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
     assert list(temp.iterdir()) == []
     return done
 
@@ -320,5 +330,5 @@ def test_a_reader_that_leaves_the_pipe_is_one_clear_error(tmp_path):
     program.stdout.close()
     error = program.stderr.read().decode()
     program.stderr.close()
-    assert program.wait(20) == 1
+    assert program.wait(120) == 1
     assert "Operator 'Sink: Print to Std. Out' cannot write to standard output: Broken pipe." in error

@@ -38,7 +38,7 @@ class Paced(MapFunction):
         if not self.is_fast:
             self.is_fast = os.path.exists(os.path.join(self.folder, "fast"))
             self.notes.write(f"{time.time()}\n")
-            time.sleep(0.005)
+            time.sleep(0.01)
         return value
 
 
@@ -108,7 +108,8 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path, text):  # noqa: F811
-    cluster = HaCluster(tmp_path, heartbeat_interval="500", heartbeat_timeout="3000")
+    # Nobody is to be given up because the machine stands still: attempts and exceptions are counted.
+    cluster = HaCluster(tmp_path, session_timeout="8 s", heartbeat_interval="500", heartbeat_timeout="10000")
     try:
         yield Run(cluster, environment(cluster, tmp_path), text, tmp_path)
     finally:
@@ -137,13 +138,15 @@ def test_tasks_run_on_while_nobody_leads_and_under_the_next_leader(run):
     assert run.attempts() == {0}
     # What was taken over can be restored, too.
     run.kill_taskmanager()
-    until(lambda: run.runs() and run.attempts() == {1}, "the job was restarted")
+    # A neighbour may tell of its broken connection, and the job be restarted in vain, before the TaskManager is missed.
+    until(lambda: run.runs() and min(run.attempts()) >= 1, "the job was restarted")
     run.check_result()
 
 
 def test_a_taskmanager_that_is_lost_with_the_leader_has_all_tasks_restarted(run):
     run.kill_leader()
     run.kill_taskmanager()
-    until(lambda: run.runs() and run.attempts() == {1}, "the job was restarted")
+    # A neighbour may tell of its broken connection, and the job be restarted in vain, before the TaskManager is missed.
+    until(lambda: run.runs() and min(run.attempts()) >= 1, "the job was restarted")
     assert "TasksTakenOver" not in run.exceptions()
     run.check_result()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.process.cluster_jobs import StandaloneCluster, until
 from tests.process.counting_jobs import (
+    RESTORED_ONCE,
     CountOfKey,
     all_counts,
     checkpoints,
@@ -38,7 +39,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), heartbeat_interval="500", heartbeat_timeout="3000")
+    cluster = StandaloneCluster(tmp_path_factory.mktemp("cluster"), heartbeat_interval="500")
     yield cluster
     cluster.close()
 
@@ -90,6 +91,11 @@ def test_an_aligned_checkpoint_waits_for_what_is_queued(cluster, client, marks, 
 def test_an_unaligned_one_overtakes_and_a_kill_costs_nothing(mode, cluster, client, marks, tmp_path):
     job = backpressured(cluster, marks, tmp_path, MODES[mode])
     until(lambda: completed(client, job) >= 4, "four checkpoints")
+
+    def num_quick() -> int:
+        return sum(one["end_to_end_duration"] < 3000 for one in history(client, job))
+
+    until(lambda: num_quick() >= 3 or state(client, job) == "FINISHED", "three quick ones")
     found = history(client, job)
     print([(one["end_to_end_duration"], one["checkpoint_type"], one["state_size"]) for one in found])
     assert sum(one["end_to_end_duration"] < 3000 for one in found) >= 3
@@ -97,10 +103,10 @@ def test_an_unaligned_one_overtakes_and_a_kill_costs_nothing(mode, cluster, clie
     kill_slot(client, job, marks)
     was = completed(client, job)
     until(lambda: completed(client, job) > was + 1 or state(client, job) == "FINISHED", "checkpoints after the kill")
-    assert checkpoints(client, job)["counts"]["restored"] == 1
+    assert checkpoints(client, job)["counts"]["restored"] in RESTORED_ONCE
     restored = checkpoints(client, job)["latest"]["restored"]
     assert restored["id"] >= 3
-    job.get_job_execution_result().result(100)
+    job.get_job_execution_result().result(120)
     assert written(tmp_path / "out") == all_counts(totals_of(range(TOTAL), lambda number: number % NUM_KEYS))
     assert left_hidden(tmp_path / "out") == []
     until(lambda: os.listdir(tmp_path / "chk") == [], "no checkpoint is left")

@@ -190,7 +190,7 @@ def test_the_socket_example_counts_the_words_of_each_window():
             with connection:  # open until the window has fired: what is in an unfinished window is lost with the input
                 connection.sendall(b"to be or not to be\n")
                 counts = [read_count(program.stdout) for _ in range(4)]
-            assert program.wait(30) == 0
+            assert program.wait(120) == 0
         finally:
             program.kill()
             program.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
 
@@ -100,7 +101,7 @@ class _AfterOne(threading.Event):
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    os.write(1, f"{line}\n".encode())  # at once: two threads say something
 
 
 async def main() -> None:

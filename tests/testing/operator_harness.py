@@ -323,7 +323,7 @@ class OperatorHarness:
             operator.finish()
 
     def run_source(
-        self, *, until: Callable[[], bool] | None = None, rows_max: int = 1024, timeout_s: float = 20.0
+        self, *, until: Callable[[], bool] | None = None, rows_max: int = 1024, timeout_s: float = 120.0
     ) -> CollectedOutput:
         """Poll the source at the head to its end, or until ``until()``; then finish (at the end only)."""
         source = self.head

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -18,6 +17,7 @@ from engine.core.errors import ExternalError, JobNotFoundError, ProgramError
 from engine.core.ids import JobID
 from engine.graph.job_graph import JobGraph, JobType
 from engine.protocol.lifecycle import JobStatus
+from tests.testing.patience import until
 
 JOB = JobID.from_text("job")
 
@@ -32,7 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.interrupts:
             self.server.interrupts.pop()
             os.kill(os.getpid(), signal.SIGUSR1)
-            self.server.go_on.wait(5)
+            self.server.go_on.wait(60)
         status, answer = self.server.answers.pop(0)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
@@ -138,10 +138,7 @@ def test_what_must_not_happen_twice_is_not_sent_into_a_connection_that_was_close
     server.closes = True
     server.answers = [(200, {"flink-version": "x"}), (200, {})]
     client.overview()
-    deadline = time.monotonic() + 30
-    while not _is_closed_by_server(client._connection):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: _is_closed_by_server(client._connection), "it is closed")
     client.delete_program("id")
     assert [request[0] for request in server.requests] == ["GET", "DELETE"]
 

@@ -150,7 +150,7 @@ def test_a_file_that_vanished_after_the_listing_is_a_clear_error(tmp_path):
         ctx = harness._context(0)
         reader.open(ctx)
         reader.add_split(FileSplit("x", str(tmp_path / "gone"), 0, 5))
-        assert harness.woken.wait(10)
+        assert harness.woken.wait(60)
         with pytest.raises(InputError, match=r"gone: No such file.*when the job listed its input"):
             reader.poll(10)
         reader.close()
@@ -164,7 +164,7 @@ def test_the_thread_reads_a_bounded_way_ahead_and_ends_at_close(tmp_path):
         harness.run_source(until=lambda: bool(harness.output.batches))
         reader = harness.head._reader
         thread = reader._chunks._thread
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(reader._chunks._chunks) < 3:
             assert time.monotonic() < deadline
             thread.join(0.01)

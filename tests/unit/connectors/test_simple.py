@@ -106,7 +106,7 @@ def test_a_user_source_is_read_in_its_own_thread_while_it_waits():
 
     def run():
         yield 1
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         yield 2
 
     with OperatorHarness(FunctionSourceSpec(run)) as harness:

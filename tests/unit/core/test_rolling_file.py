@@ -109,7 +109,7 @@ def test_the_program_keeps_lines_whole_and_outlives_the_signals_that_end_a_daemo
             writer.send_signal(number)
         writer.stdin.write(b"".join(b"%06d printed by a function\n" % number for number in range(20_000)))
         writer.stdin.close()
-        assert writer.wait(60) == 0
+        assert writer.wait(120) == 0
     assert all(one.stat().st_size <= 5000 for one in files_of(path))
     for file in files_of(path):
         assert all(re.fullmatch(r"\d{6} printed by a function", line) for line in file.read_text().splitlines())
@@ -126,7 +126,7 @@ def test_a_part_of_a_line_is_seen_before_the_line_ends(tmp_path):
         until(lambda: path.exists() and path.read_text() == "working …")
         writer.stdin.write(b" done\n")
         writer.stdin.close()
-        assert writer.wait(60) == 0
+        assert writer.wait(120) == 0
     assert path.read_text() == "working … done\n"
 
 
@@ -141,7 +141,7 @@ def test_printing_goes_on_while_the_disk_takes_nothing_and_the_gap_is_told(tmp_p
         folder.mkdir()
         writer.stdin.write(b"this is read\n")
         writer.stdin.close()
-        assert writer.wait(60) == 0
+        assert writer.wait(120) == 0
     assert path.read_text() == "[18 bytes could not be written here]\nthis is read\n"
 
 

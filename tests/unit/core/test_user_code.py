@@ -31,7 +31,7 @@ def run_elsewhere(tmp_path: Path, blob: bytes, code: str) -> subprocess.Complete
         env={**os.environ, "PYTHONPATH": REPO},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

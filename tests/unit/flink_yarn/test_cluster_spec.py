@@ -179,7 +179,7 @@ def run_script(script, tmp_path, python):
     program.write_text(f"#!/bin/bash\n{python}\n")
     program.chmod(0o755)
     env = {"PATH": "/usr/bin:/bin", "LOG_DIRS": str(tmp_path / "log"), "LOCAL_DIRS": str(tmp_path)}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, timeout=20)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, timeout=120)
     return done.returncode, "".join(path.read_text() for path in (tmp_path / "log").glob("*.out"))
 
 

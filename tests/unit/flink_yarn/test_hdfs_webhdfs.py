@@ -131,7 +131,7 @@ def test_a_data_node_that_hangs_keeps_nobody_who_gives_a_file_up(server, fs, mon
 
     def put(pieces) -> bool:
         next(pieces)
-        hangs.wait(30)
+        hangs.wait(600)
         return True
 
     upload = hdfs_webhdfs._Upload(put)
@@ -139,5 +139,5 @@ def test_a_data_node_that_hangs_keeps_nobody_who_gives_a_file_up(server, fs, mon
         upload.write(b"x")
     upload.abandon()
     hangs.set()
-    upload._thread.join(10)
+    upload._thread.join(60)
     assert not upload._thread.is_alive()

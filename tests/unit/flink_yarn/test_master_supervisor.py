@@ -33,7 +33,7 @@ def run():
     if deed == "drains":
         signal.signal(signal.SIGTERM, lambda *words: (time.sleep(0.1), tell("drained"), sys.exit(0)))
         print("runs", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     return int(deed)
 
 sys.exit(Supervisor(run, lambda code: tell(f"given up {code}")).supervise())
@@ -49,7 +49,7 @@ def start(tmp_path: Path, *deeds: str) -> subprocess.Popen[str]:
 def end(process: subprocess.Popen[str], tmp_path: Path) -> tuple[int, list[str]]:
     """Return (exit code, what was told)."""
     try:
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     finally:
         process.kill()
     return process.returncode, (tmp_path / "log").read_text().splitlines()

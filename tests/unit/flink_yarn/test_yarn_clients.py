@@ -251,7 +251,7 @@ def test_a_question_waits_while_none_is_active(standby):
         pass
     assert asking.is_alive()
     pair.active = True
-    asking.join(10)
+    asking.join(60)
     assert [report.final_status for report in answers] == ["FAILED"]
 
 

@@ -12,6 +12,7 @@ from engine.core.errors import ExternalError
 from flink_yarn import bad_nodes, resource_driver
 from flink_yarn.resource_driver import YarnResourceDriver, attempt_of
 from flink_yarn.yarn_client import LeavingNodes
+from tests.testing.patience import DEADLINE_S
 
 
 class FakeSkein:
@@ -21,6 +22,7 @@ class FakeSkein:
         self.containers: list[SimpleNamespace] = []
         self.killed: list[str] = []
         self.broken = False
+        self.looks = 0  #: how often it was asked what runs
 
     def _container(self) -> SimpleNamespace:
         number = len(self.containers)
@@ -40,6 +42,7 @@ class FakeSkein:
         return self._container()
 
     def get_containers(self, services=None, states=None):
+        self.looks += "RUNNING" in states
         if self.broken:
             raise RuntimeError("no connection")
         return [c for c in self.containers if c.state in states]
@@ -88,9 +91,15 @@ def quick(monkeypatch):
 
 
 async def until(holds):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+async def looked(skein):
+    """Wait until the driver has seen what is there now, and has done what it does about it."""
+    goal = skein.looks + 3  # one may be under way, and what follows the second is done before the third
+    await until(lambda: skein.looks >= goal)
 
 
 async def settled(skein):
@@ -99,6 +108,7 @@ async def settled(skein):
     while before != len(skein.containers):
         before = len(skein.containers)
         await asyncio.sleep(0.1)
+        await looked(skein)
 
 
 def scenario(body, *, fixed=0, containers=0, **options):
@@ -190,9 +200,9 @@ def test_containers_that_never_register_fail_the_waiting_jobs_instead_of_going_o
         driver.start_workers(1)
         for number in range(3):
             await until(lambda n=number: len(skein.containers) > n)
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.start(number, host=f"node{number % 2}")
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.end(number, "no Python")
         await until(lambda: events.failed)
         assert "3 containers in a row ended before they registered" in events.failed[0]
@@ -210,16 +220,16 @@ def test_a_node_on_which_containers_do_not_start_is_avoided_and_is_not_taken_for
             await until(lambda n=number: len(skein.containers) > n)
             assert told == [frozenset()]
             skein.start(number, host="bad")
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.end(number, "no Python")
         await until(lambda: told == [frozenset(), {"bad"}])
         await until(lambda: len(skein.containers) > 2)
         skein.start(2, host="bad")  # it was on its way
-        await asyncio.sleep(0.05)
+        await looked(skein)
         skein.end(2, "no Python")
         await until(lambda: len(skein.containers) > 3)
         skein.start(3, host="good")
-        await asyncio.sleep(0.05)
+        await looked(skein)
         driver.worker_registered("container_3")
         await settled(skein)
         assert (events.failed, told) == ([], [frozenset(), {"bad"}])
@@ -258,7 +268,7 @@ def test_the_only_node_is_asked_again_and_then_the_failures_are_told(monkeypatch
                 assert events.failed == []
                 await until(lambda: told == [frozenset(), {"bad"}, frozenset()])
             skein.start(number, host="bad")
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.end(number, "no Python")
         await until(lambda: events.failed)
 
@@ -274,7 +284,7 @@ def test_what_is_known_of_bad_nodes_is_kept_for_the_next_jobmanager():
         for number in range(2):
             await until(lambda n=number: len(skein.containers) > n)
             skein.start(number, host="bad")
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.end(number, "no Python")
         await until(lambda: kept)
 
@@ -367,7 +377,7 @@ def test_preempted_containers_that_had_not_registered_say_nothing_of_the_next_on
         for number in range(5):
             await until(lambda n=number: len(skein.containers) > n)
             skein.start(number)
-            await asyncio.sleep(0.05)
+            await looked(skein)
             skein.end(number, "Container preempted by scheduler")
         await until(lambda: len(skein.containers) > 5)
         assert events.failed == []
@@ -379,7 +389,7 @@ def test_skein_that_does_not_answer_for_a_while_is_asked_again():
     async def body(driver, skein, events):
         skein.broken = True
         driver.start_workers(1)
-        await asyncio.sleep(0.1)
+        await looked(skein)
         skein.broken = False
         await until(lambda: skein.active() == 1)
 

@@ -23,7 +23,7 @@ def app_in(folder: Path) -> Any:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -80,7 +80,7 @@ def test_a_program_is_killed_when_the_client_that_asked_for_it_goes_away(tmp_pat
     async def scenario() -> None:
         handle = await serve(app_in(tmp_path), bind_address="127.0.0.1", port_range="0")
         try:
-            async with httpx.AsyncClient(base_url=handle.address, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=handle.address, timeout=120) as client:
                 answer = await client.post("/jars/upload", files={"jarfile": ("p.py", program)})
                 name = answer.json()["filename"].rsplit("/", 1)[1]
                 asked = asyncio.ensure_future(client.post(f"/jars/{name}/run"))
@@ -102,13 +102,13 @@ def test_closing_answers_a_run_that_still_waits_and_kills_its_program(tmp_path: 
 
     async def scenario() -> None:
         handle = await serve(app_in(tmp_path), bind_address="127.0.0.1", port_range="0")
-        async with httpx.AsyncClient(base_url=handle.address, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=handle.address, timeout=120) as client:
             text = f"import time\nopen({str(marker)!r}, 'w').close()\ntime.sleep(600)\n"
             answer = await client.post("/jars/upload", files={"jarfile": ("p.py", text)})
             name = answer.json()["filename"].rsplit("/", 1)[1]
             asked = asyncio.ensure_future(client.post(f"/jars/{name}/run"))
             await until(marker.exists)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await handle.close()
             answer = await asked
             assert answer.status_code == 503

@@ -33,7 +33,7 @@ class Servers:
         app = StandbyRest(MemoryRetrieval(self.elected), upload_dir=self.folder())
         handle = await serve(app, bind_address="127.0.0.1", port_range="0")
         self.stack.push_async_callback(handle.close)
-        client = httpx.AsyncClient(base_url=handle.address, timeout=20)
+        client = httpx.AsyncClient(base_url=handle.address, timeout=60)
         self.stack.push_async_callback(client.aclose)
         return app, handle, client
 
@@ -53,7 +53,7 @@ class Servers:
 def serving(tmp_path, scenario):
     async def body():
         servers = Servers(tmp_path)
-        async with servers.stack, asyncio.timeout(20):
+        async with servers.stack, asyncio.timeout(120):
             await scenario(servers)
 
     asyncio.run(body())

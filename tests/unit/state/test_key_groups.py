@@ -101,7 +101,7 @@ def test_hashes_are_the_same_in_another_process() -> None:
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[3])}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
         )
         assert int(done.stdout) == here
 

@@ -150,7 +150,7 @@ def test_timers_four_times_as_large_as_their_memory_stay_within_it(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=150,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     size_bytes, grown_bytes = map(int, done.stdout.split())

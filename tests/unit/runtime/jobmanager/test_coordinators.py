@@ -29,7 +29,7 @@ class Recorder(OperatorCoordinator):
         self.calls = [threading.current_thread() is threading.main_thread()]
         mode = ctx.config.get("mode")
         if mode == "hang":
-            self.hang.wait(10)
+            self.hang.wait(600)
         if mode == "fail":
             raise InputError("Input path /none does not exist.")
         ctx.send_event(1, "hello")
@@ -85,7 +85,7 @@ def hosted(monkeypatch):
                 **({} if fence is None else {"fence": fence, "lost": lost}),
             )
             try:
-                await asyncio.wait_for(scenario(coordinators, events.get, sent), 5)
+                await asyncio.wait_for(scenario(coordinators, events.get, sent), 60)
             finally:
                 Recorder.hang.set()
                 coordinators.close()

@@ -42,7 +42,7 @@ from engine.runtime.jobmanager.dispatcher import Dispatcher
 from engine.runtime.jobmanager.job_master import merged_accumulators
 from tests.process.cluster_jobs import program
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 TM = ResourceID("tm-1")
 
 

@@ -93,7 +93,7 @@ async def following(tmp_path, monkeypatch):
         leader_replaced=connector.replaced,
     )
     running = asyncio.ensure_future(executor.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         yield leaders
         executor.stop()
         await running

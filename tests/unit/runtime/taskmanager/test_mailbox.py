@@ -88,10 +88,10 @@ def test_a_callback_may_stop_another_one_that_is_ready_too(mailbox: Mailbox):
 def test_another_thread_wakes_the_loop(mailbox: Mailbox):
     thread = threading.Thread(target=mailbox.wake)
     thread.start()
-    mailbox.turn(10)
+    mailbox.turn(300)
     thread.join()
     mailbox.wake()
     mailbox.wake()  # once is enough
     before = time.monotonic()
-    mailbox.turn(10)
-    assert time.monotonic() - before < 5
+    mailbox.turn(300)
+    assert time.monotonic() - before < 100

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from engine.core.ids import ExecutionAttemptID
 from engine.operators.stateless import FilterSpec, MapSpec
 from engine.runtime.taskmanager.operator_clock import OperatorClock
 from engine.runtime.taskmanager.stack_sampler import StackSampler
+from tests.testing.patience import until
 from tests.unit.runtime.taskmanager.test_fused_chains import Run, columns_of
 
 
@@ -49,7 +49,7 @@ def test_a_look_at_a_thread_finds_the_function_it_is_in_and_leaves_out_what_call
 
     def busy_function() -> None:
         entered.set()
-        go_on.wait(30)
+        go_on.wait(600)
 
     def base() -> None:
         busy_function()
@@ -57,7 +57,7 @@ def test_a_look_at_a_thread_finds_the_function_it_is_in_and_leaves_out_what_call
     thread = threading.Thread(target=base)
     thread.start()
     try:
-        assert entered.wait(30)
+        assert entered.wait(60)
         attempt_id = ExecutionAttemptID("attempt")
         running: list[ExecutionAttemptID | None] = [attempt_id]
         assert thread.ident is not None
@@ -70,9 +70,7 @@ def test_a_look_at_a_thread_finds_the_function_it_is_in_and_leaves_out_what_call
 
         counted = []
         sampler.start(5, 0.001, counted.append)
-        deadline = time.monotonic() + 30
-        while not counted and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: counted, "a sample")
         assert sum(counted[0][attempt_id].values()) == 5
 
         running[0] = None

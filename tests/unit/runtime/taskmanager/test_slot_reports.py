@@ -62,7 +62,7 @@ class World:
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 10))
+    asyncio.run(asyncio.wait_for(scenario, 60))
 
 
 def test_only_what_comes_behind_an_answer_reaches_the_next_leader():
