@@ -370,8 +370,9 @@ class _ColumnWindowOperator(Operator):
         records = aggregated.take(pa.array([row for row, _, _ in in_order]))
         if not self._state.can_take_later(records):
             return False
-        self._spilled.flush()
         needed = {start for _, _, fired in late for window in fired for start in self._slices.slices_of(window)}
+        if self._spilled.has_tail(needed.intersection(self._spilled.starts())):
+            self._spilled.flush()
         for partitions, own in self._windows.by_partition(records):
             state = self._windows.load(sorted(needed), partitions)
             batch = records.take(pa.array(own))

@@ -51,7 +51,8 @@ ALL = ("tumbling", "sliding", "gaps", "cumulating")
 
 @pytest.fixture(params=["all", "some"])
 def little_memory(request, monkeypatch):
-    """Slices go to files after every batch, or when there are several; records wait for few others."""
+    """Slices go to files after every batch, and records wait for hardly any others; or when there are several slices,
+    and records wait in memory for many."""
     monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
     monkeypatch.setattr(spilling_windows, "NUM_PARTITIONS", 4)
     monkeypatch.setattr(spilled_panes, "_RECORDS_MIN", 3)
@@ -59,6 +60,7 @@ def little_memory(request, monkeypatch):
     if request.param == "all":
         monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
     else:
+        monkeypatch.setattr(spilling_windows, "_WAITING_SHARE", 100)
         monkeypatch.setattr(spilling_windows.SpillingWindows, "has_too_much", lambda self: len(self.state.panes) > 1)
         monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: False)
 
@@ -211,6 +213,30 @@ def test_memory_stays_bounded_and_files_go_with_their_windows():
         assert not operator._spilled
 
 
+def test_a_slice_that_is_folded_for_one_window_is_whole_for_the_next(monkeypatch):
+    """Some of its records lie in files by then, some are in memory still, some come between the two windows."""
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 1 << 20)
+    rows = built_in(ASSIGNERS["sliding"], [count(), sum_(1), count_distinct(3)])
+    with OperatorHarness(column_window(rows)) as harness, OperatorHarness(rows) as model:
+        windows_of = harness.head._windows
+        for number in range(6):
+            for own in (harness, model):
+                own.process_batch(columns([(key, number, 0.5, f"{number}") for key in range(9)], [8] * 9))
+            if number == 0:
+                windows_of.evict([8])
+            elif number in (1, 3):
+                windows_of.spilled.flush()
+            elif number in (2, 4):
+                assert windows_of.spilled.has_records(8, range(128))
+                assert windows_of.spilled.has_tail([8])
+                for own in (harness, model):
+                    own.watermark(9 if number == 2 else 13)
+        for own in (harness, model):
+            own.watermark(1000)
+        assert harness.output.rows
+        assert sorted(harness.output.rows) == sorted(model.output.rows)
+
+
 def test_windows_that_fire_next_stay_in_memory(monkeypatch):
     monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1_000_000)
     with OperatorHarness(column_window(BY_KEY), memory_bytes=1) as harness:
@@ -228,6 +254,7 @@ def test_records_that_are_many_beside_their_keys_are_folded_before_the_window_fi
             harness.process_batch(many(number * 2000, 2000, 500))
             assert harness.head._spilled.num_rows < 8 * 20_011
         assert harness.head._spilled
+        assert len(harness.head._spilled._panes[0].segments) < 100  # what was folded is not kept
         harness.watermark(999)
         assert len(harness.output.rows) == 20_011
         assert sum(row[3] for row in harness.output.rows) == 200_000
