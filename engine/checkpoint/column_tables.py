@@ -39,7 +39,8 @@ def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
 
     Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace.
     Sessions: their window. Joins: the record's number and its side, with time and fields. Top-N: the record's number
-    in its key group, with fields. Keys that were seen have the value True.
+    in its key group, with fields. Keys that were seen have the value True. Records that waited at the barrier, and
+    results that had not been sent: number, which of both, fields.
     """
     return _READERS[part](chunk)
 
@@ -131,8 +132,18 @@ def _seen(chunk: bytes) -> Iterator[Entry]:
         yield key, namespace, True
 
 
+def _held(chunk: bytes) -> Iterator[Entry]:
+    for batch, metadata in _batches(chunk):
+        how = json.loads(metadata[b"how"])
+        *columns, _, numbers, are_results = (column.to_pylist() for column in batch.columns)
+        for at, (number, is_result) in enumerate(zip(numbers, are_results, strict=True)):
+            record = {name: columns[index][at] for index, name in enumerate(how["fields"])}
+            yield number, "result" if is_result else "record", record
+
+
 _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "slots": _slots,
+    "slots-held": _held,
     "window-slots": _windows,
     "session-slots": _sessions,
     "join-records": _joined,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.checkpoint.column_tables import column_entries, is_column_part
+from engine.checkpoint.held_tables import held_part_of, take_up_held
 from engine.checkpoint.model import CompletedCheckpoint, OperatorLayout, VertexState
 from engine.checkpoint.restored_state import HandleRestoredState, read_chunks, read_file
 from engine.checkpoint.state_tables import StateTable
@@ -204,7 +205,8 @@ class SavepointReader:
             for handle in handles.keyed:
                 if is_column_part(handle.part):
                     if handle.part == state:
-                        yield from _merged(handle, vertex.max_parallelism, take_columns)
+                        held = next((own for own in handles.keyed if own.part == held_part_of(state)), None)
+                        yield from _merged(handle, vertex.max_parallelism, take_columns, held=held)
                 elif handle.part != TIMERS:
                     yield from _merged(handle, vertex.max_parallelism, take)
 
@@ -275,18 +277,33 @@ def _chunks(handle: KeyedStateHandle, max_parallelism: int) -> Iterator[tuple[st
 
 
 def _merged(
-    handle: KeyedStateHandle, max_parallelism: int, take: Callable[[bytes, dict[Any, Any]], None], part: str = ""
+    handle: KeyedStateHandle,
+    max_parallelism: int,
+    take: Callable[[bytes, dict[Any, Any]], None],
+    part: str = "",
+    held: KeyedStateHandle | None = None,
 ) -> Iterator[Any]:
     """Yield what ``take`` leaves of the layers of each key group; not more than some groups are in memory. ``part``:
-    which one of those in the handle's files; by default its own."""
+    which one of those in the handle's files; by default its own. ``held``: records that are taken up at last."""
     with _layers(handle, max_parallelism) as (groups, read):
         for start in range(groups.start, groups.stop, _GROUPS_AT_ONCE):
             entries: dict[int, dict[Any, Any]] = {}
             for _, chunks in read(range(start, min(groups.stop, start + _GROUPS_AT_ONCE)), part or handle.part):
                 for group, chunk in chunks.items():
                     take(chunk, entries.setdefault(group, {}))
+            if held is not None:
+                _take_up_of(held, max_parallelism, range(start, min(groups.stop, start + _GROUPS_AT_ONCE)), entries)
             for group in sorted(entries):
                 yield from entries[group].values()
+
+
+def _take_up_of(
+    held: KeyedStateHandle, max_parallelism: int, wanted: range, entries: dict[int, dict[Any, Any]]
+) -> None:
+    with _layers(held, max_parallelism) as (_, read):
+        for _, chunks in read(wanted, held.part):
+            for group, chunk in chunks.items():
+                take_up_held(chunk, entries.setdefault(group, {}), _hashable)
 
 
 _Read = Callable[[range, str], Iterator[tuple[bool, dict[int, bytes]]]]

@@ -16,6 +16,7 @@ from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.keys import ComposedKey, FieldKey
 
 if TYPE_CHECKING:
+    from engine.operators.held_part import HeldPart
     from engine.state.slot_state import SlotState
 
 __all__ = ["SLOTS_PART", "VALUE_COLUMN", "AfterColumns", "SilencedOutput"]
@@ -58,10 +59,13 @@ class AfterColumns(Operator):
         self._rows = rows
         self._key_selector = key_selector
         self._slots: SlotState | None = None
+        self._held: HeldPart | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        if not ctx.state.has_left(SLOTS_PART):
+        from engine.operators.held_part import HELD_PART, HeldPart
+
+        if not (ctx.state.has_left(SLOTS_PART) or ctx.state.has_left(HELD_PART)):
             self._rows.open(ctx, out)
             self.process_batch = self._rows.process_batch  # type: ignore[method-assign]
             return
@@ -73,10 +77,26 @@ class AfterColumns(Operator):
         max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._slots = SlotState(max_parallelism, is_tuple=is_tuple)
         ctx.state.add_keyed(SLOTS_PART, self._slots)
+        self._held = HeldPart(max_parallelism, is_tuple=is_tuple)
+        ctx.state.add_keyed(HELD_PART, self._held)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         self._take_up()
         self._rows.process_batch(input_index, batch)
+
+    def process_watermark(self, watermark_ms: int) -> None:
+        self._take_up()
+        self._rows.process_watermark(watermark_ms)
+
+    def next_timer_ms(self) -> int | None:
+        if self._held is not None and self._held.is_restored:
+            return self.ctx.clock.now_ms()
+        return self._rows.next_timer_ms()
+
+    def on_timer(self, now_ms: int) -> None:
+        self._take_up()
+        if self._rows.next_timer_ms() is not None:
+            self._rows.on_timer(now_ms)
 
     def finish(self) -> None:
         self._take_up()
@@ -86,15 +106,20 @@ class AfterColumns(Operator):
         self._rows.close()
 
     def _take_up(self) -> None:
-        slots = self._slots
-        if slots is None or not slots.num_entries():
-            return
-        self._output.is_silent = True
-        for state in (slots, *slots.others):
-            for batch in _records_of(state, self._key_selector, self.ctx.operator_name):
-                self._rows.process_batch(0, batch)
-        self._output.is_silent = False
-        slots.clear()
+        slots, held = self._slots, self._held
+        if slots is not None and slots.num_entries():
+            self._output.is_silent = True
+            for state in (slots, *slots.others):
+                for batch in _records_of(state, self._key_selector, self.ctx.operator_name):
+                    self._rows.process_batch(0, batch)
+            self._output.is_silent = False
+            slots.clear()
+        if held is not None and held.is_restored:
+            for waiting in held.take():
+                if waiting.is_result:
+                    self.out.emit(waiting.batch)
+                else:
+                    self._rows.process_batch(0, waiting.batch.to_rows())
 
 
 def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator[RowBatch]:

@@ -36,12 +36,14 @@ from engine.operators.column_layout import (
     result,
     rows_before_null,
 )
+from engine.operators.held_part import HELD_PART, HeldPart, Waiting
 from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 from engine.state.key_groups import key_group_range
+from engine.time.windows import TIME_MAX_MS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,12 +156,13 @@ class _ColumnAggregateOperator(Operator):
         }
         runtime = ctx.runtime_context
         max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._slots: SpillingSlots = SpillingSlots(
             max_parallelism,
             key_group_range(
                 runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks(), max_parallelism
             ),
-            is_tuple=isinstance(self._spec.key_selector, ComposedKey),
+            is_tuple=is_tuple,
             folder=ctx.work_dir,
             bytes_max=self._watch.limit_bytes,
             expiry=Expiry(self._spec.ttl_ms, ctx.clock) if self._spec.ttl_ms else None,
@@ -168,11 +171,20 @@ class _ColumnAggregateOperator(Operator):
         self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
         #: takes up rows that were held while others gather; steps of it, and the time that they took
         self._run: Iterator[None] | None = None
+        #: what it takes up, how much of that it has, and what came of it
+        self._taken: TakenRows | None = None
+        self._num_taken_up = 0
+        self._results: Results | None = None
         self._steps_done = self._steps_max = self._run_ms = 0
         #: when to begin with the rows that are held, or to go on, and how long they are to wait
         self._due_ms: int | None = None
         self._wait_ms = _WAIT_MIN_MS
         ctx.state.add_keyed(SLOTS_PART, self._slots)
+        self._held_part = HeldPart(max_parallelism, is_tuple=is_tuple)
+        ctx.state.add_keyed(HELD_PART, self._held_part)
+        self._held_part.waiting, self._held_part.num_waiting = self._all_waiting, self._num_waiting
+        if self._held_part.is_restored:
+            self._due_ms = ctx.clock.now_ms()
         #: all slots, or those of the partition that is taken up
         self._state: SlotState = self._slots.slots
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
@@ -182,6 +194,8 @@ class _ColumnAggregateOperator(Operator):
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        if self._held_part.is_restored:
+            self._take_restored()
         columns = None
         if not self._is_on_rows and not self._slots.has_others and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = self._known_columns(plain_columns(batch.columns), batch.named)
@@ -386,7 +400,8 @@ class _ColumnAggregateOperator(Operator):
             self._begin_run()
 
     def _begin_run(self) -> None:
-        taken = self._held_rows.take()
+        taken = self._taken = self._held_rows.take()
+        self._num_taken_up, self._results = 0, Results(taken)
         parts = taken.parts()
         self._steps_done, self._steps_max = 0, len(parts) + taken.order.size // BATCH_ROWS_MAX + 1
         self._run_ms, self._run = 0, self._take_up(taken, parts)
@@ -399,7 +414,7 @@ class _ColumnAggregateOperator(Operator):
         self._steps_done += 1
         self._run_ms += self.ctx.clock.monotonic_ms() - begin_ms
         if is_over:
-            self._run = self._due_ms = None
+            self._run = self._due_ms = self._taken = self._results = None
             self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._run_ms)
             if self._held_rows.num_rows:
                 self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
@@ -409,13 +424,16 @@ class _ColumnAggregateOperator(Operator):
 
     def _take_up_all(self) -> None:
         """Process the rows that are held, and emit."""
+        if self._held_part.is_restored:
+            self._take_restored()
         while self._run is not None or self._held_rows.num_rows:
             if self._run is None:
                 self._begin_run()
             self._step()
 
     def _take_up(self, taken: TakenRows, parts: list[tuple[int, int, int]]) -> Iterator[None]:
-        results, out = Results(taken), self.out
+        results, out = self._results, self.out
+        assert results is not None
         for at, (number, begin, end) in enumerate(parts):
             for later, _, _ in parts[at + 1 : at + 2]:
                 self._slots.expect(later)
@@ -434,6 +452,7 @@ class _ColumnAggregateOperator(Operator):
                 return
             self._slots.put_back(number, self._part_bytes_max)
             self._state, self._chosen = self._slots.slots, None
+            self._num_taken_up = end
             yield
         yield from results.emit_in_order(out)
 
@@ -441,7 +460,7 @@ class _ColumnAggregateOperator(Operator):
         """The next row is not for columns: all that are left, of any partition, are for rows, in their order."""
         rest, later = taken.as_they_came(done), self._held_rows.take_batches()
         watermarks = [*(watermark_ms for _, watermark_ms in taken.watermarks), *self._held_rows.take_watermarks()]
-        self._run = None
+        self._run = self._taken = self._results = None
         self._hand_over()
         assert self._layout is not None
         for batch in (rest, *later):
@@ -452,6 +471,10 @@ class _ColumnAggregateOperator(Operator):
             self.out.emit_watermark(watermark_ms)
 
     def process_watermark(self, watermark_ms: int) -> None:
+        if self._held_part.is_restored:
+            self._take_restored()
+        if watermark_ms == TIME_MAX_MS:
+            self._take_up_all()  # the end of all time: results come before the barrier of a last savepoint
         if (self._held_rows.num_rows or self._run is not None) and not self._spec.emit_final:
             self._held_rows.add_watermark(watermark_ms)
         else:
@@ -466,14 +489,46 @@ class _ColumnAggregateOperator(Operator):
         self.out.emit_superstep_end(superstep)
 
     def prepare_snapshot(self, checkpoint_id: int) -> None:
-        self._take_up_all()
+        # What waits is part of the snapshot (``held_part``): the task does not stand still for it.
         if self._state.give_back_expired(is_epoch_over=True):
             self._chosen = None
+
+    def _all_waiting(self) -> tuple[Layout, Iterator[Waiting]] | None:
+        return None if self._layout is None else (self._layout, self._waiting(self._layout))
+
+    def _waiting(self, layout: Layout) -> Iterator[Waiting]:
+        """Yield what a snapshot has to have besides the slots, in the order in which it came."""
+        if self._taken is not None and self._results is not None:
+            made = self._results.unemitted()
+            if made is not None:
+                yield Waiting(made, is_result=True)
+            if self._num_taken_up < self._taken.order.size:
+                yield Waiting(
+                    replace(self._taken.as_they_came(self._num_taken_up), named=layout.named), is_result=False
+                )
+        for batch in self._held_rows.batches():
+            yield Waiting(replace(batch, named=layout.named), is_result=False)
+
+    def _num_waiting(self) -> int:
+        num_taken = 0 if self._taken is None else self._taken.order.size
+        return self._held_rows.num_rows + num_taken
+
+    def _take_restored(self) -> None:
+        """Send on and take up what waited when the checkpoint was made, before anything else."""
+        self._due_ms = None
+        for waiting in self._held_part.take():
+            if waiting.is_result:
+                self.out.emit(waiting.batch)
+            else:
+                self.process_batch(0, waiting.batch)
 
     def next_timer_ms(self) -> int | None:
         return self._due_ms
 
     def on_timer(self, now_ms: int) -> None:
+        if self._held_part.is_restored:
+            self._take_restored()
+            return
         if self._run is None:
             self._begin_run()
         end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS

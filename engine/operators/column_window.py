@@ -9,6 +9,9 @@ record. Sums of floats over several slices are added slice by slice, so the last
 What only comes up on the way (other types, rows, a null in a record to be reduced, a sum beyond 64 bits) makes it take
 over too, with what the windows hold by then. A restored subtask may find state in both places, as those it follows may
 have worked in different ways; what the row operator has, only rows can go on with.
+
+What is more than the operator's share of memory lies in files, slice by slice (``spilling_windows``): records for these
+wait until a window fires.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, Window
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
 from engine.operators.window_slices import Slices, slices_of
+from engine.state.key_groups import key_group_range
 from engine.time.triggers import EventTimeTrigger
-from engine.time.windows import TIME_MIN_MS, TimeWindow
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
     from engine.operators.column_folds import WindowFolds
     from engine.operators.compile.translate import Shape
+    from engine.operators.spilling_windows import SpillingWindows
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
@@ -185,6 +190,7 @@ class _ColumnWindowOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels
+        from engine.operators.spilling_windows import SpillingWindows
         from engine.operators.window_state import WindowState
 
         super().open(ctx, out)
@@ -195,8 +201,9 @@ class _ColumnWindowOperator(Operator):
         runtime = ctx.runtime_context
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
         self._state: WindowState = WindowState(
-            runtime.get_max_number_of_parallel_subtasks(),
+            max_parallelism,
             self._spec.aggregates,
             self._spec.keeps_record,
             is_tuple,
@@ -204,7 +211,18 @@ class _ColumnWindowOperator(Operator):
             choice=self._spec.choice,
             is_users=self._spec.is_users,
         )
-        ctx.state.add_keyed(WINDOW_SLOTS_PART, self._state)
+        self._windows: SpillingWindows = SpillingWindows(
+            self._state,
+            max_parallelism,
+            key_group_range(
+                runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks(), max_parallelism
+            ),
+            is_tuple=is_tuple,
+            folder=ctx.work_dir,
+            bytes_max=self._watch.limit_bytes,
+        )
+        self._spilled = self._windows.spilled
+        ctx.state.add_keyed(WINDOW_SLOTS_PART, self._windows)
         for state in (self._state, *self._state.others):
             for start, watermark_ms in state.restored_panes.items():
                 self._expect(start, watermark_ms)
@@ -213,12 +231,13 @@ class _ColumnWindowOperator(Operator):
 
     def close(self) -> None:
         self._rows.close()
+        self._spilled.clear()
 
     # --- records -----------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
-        on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
+        on_rows = self._is_on_rows or self._state.others
         if not on_rows and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             aggregated = self._aggregated(batch, columns)
@@ -230,6 +249,18 @@ class _ColumnWindowOperator(Operator):
         if rest is not None:
             self._hand_over()
             self._rows.process_batch(input_index, rest)
+        elif self._windows.has_too_much() or (not self._spilled and self._watch.must_spill(self._state.nbytes)):
+            self._make_room()
+        elif self._spilled:
+            self._windows.step()
+
+    def _make_room(self) -> None:
+        """Let slices go to files: those whose windows have fired first, then those of windows that fire last."""
+        first_ends: dict[int, int] = {}
+        for end, begin in self._pending:
+            for start in self._slices.slices_of((begin, end)):
+                first_ends[start] = min(end, first_ends.get(start, end))
+        self._windows.make_room(lambda start: first_ends.get(start, TIME_MAX_MS))
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
@@ -273,6 +304,100 @@ class _ColumnWindowOperator(Operator):
         self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
     ) -> ColumnBatch | None:
         """Take up the rows; return those that are left to the row operator, if any. ``aggregated``: keys and values."""
+        if not self._spilled:
+            return self._process_in_memory(columns, aggregated, times_ms)
+        import pyarrow as pa
+
+        is_left, is_done = self._process_spilled(columns, aggregated, times_ms)
+        if is_left.all() and is_done:
+            return self._process_in_memory(columns, aggregated, times_ms)
+        if not is_left.any():
+            return None
+        rows = pa.array(is_left.nonzero()[0])
+        if not is_done:
+            return ColumnBatch(columns.take(rows), times_ms[is_left])
+        return self._process_in_memory(columns.take(rows), aggregated.take(rows), times_ms[is_left])
+
+    def _process_spilled(
+        self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
+    ) -> tuple[Array, bool]:
+        """Take up the rows of slices that are in files; return which rows are left, and False if they are for the row
+        operator."""
+        import numpy as np
+
+        starts = times_ms - (times_ms - self._slices.offset_ms) % self._slices.slice_ms
+        is_left = np.ones(times_ms.size, np.bool_)
+        if self._lateness_ms:
+            self._evict_beside_late(np.unique(starts).tolist())
+        late: list[tuple[Array, int, list[tuple[int, int]]]] = []
+        low, high = (int(starts.min()), int(starts.max())) if starts.size else (0, -1)
+        for start in self._spilled.starts():
+            rows = np.flatnonzero(starts == start) if low <= start <= high else starts[:0]
+            if not rows.size:
+                continue
+            if self._is_too_late(start, columns, times_ms, rows):
+                is_left[rows] = False
+            elif fired := self._fired_windows(start):
+                late.append((rows, start, fired))
+            elif self._windows.hold(start, aggregated, rows):
+                is_left[rows] = False
+            else:
+                return is_left, False
+        return is_left, not late or self._take_up_late_spilled(late, aggregated, is_left)
+
+    def _evict_beside_late(self, starts: list[int]) -> None:
+        """Late records make windows fire again: their slices are all in memory, or all in files."""
+        for start in starts:
+            for window in self._fired_windows(start) if -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS else ():
+                others = [other for other in self._slices.slices_of(window) if other in self._spilled]
+                if others:
+                    self._windows.evict(self._slices.slices_of(window))
+                    self._spilled.add_pane(start)
+                    self._expect(start, self._watermark_ms)
+
+    def _take_up_late_spilled(
+        self, late: list[tuple[Array, int, list[tuple[int, int]]]], aggregated: pa.RecordBatch, is_left: Array
+    ) -> bool:
+        """As ``_take_up_late``, for slices in files: partition by partition of the keys. Return False if only rows can
+        go on."""
+        import numpy as np
+        import pyarrow as pa
+
+        from engine.operators.spilling_windows import SUM_MAX
+
+        in_order = sorted((row, start, fired) for rows, start, fired in late for row in rows.tolist())
+        records = aggregated.take(pa.array([row for row, _, _ in in_order]))
+        if not self._state.can_take_later(records):
+            return False
+        needed = {start for _, _, fired in late for window in fired for start in self._slices.slices_of(window)}
+        if self._spilled.has_tail(needed.intersection(self._spilled.starts())):
+            self._spilled.flush()
+        for partitions, own in self._windows.by_partition(records):
+            state = self._windows.load(sorted(needed), partitions)
+            batch = records.take(pa.array(own))
+            if not state.begin_batch(batch):
+                return False
+            slots = state.slots_of(batch)
+            changed = set()
+            for at, number in enumerate(own.tolist()):
+                row, start, fired = in_order[number]
+                rows = np.array([at], np.int32)
+                if not self._spilled.raise_bound(start, state.bound_of_records(batch.slice(at, 1)), SUM_MAX):
+                    break
+                state.take_up(start, rows, slots)
+                is_left[row] = False
+                changed.add(start)
+                for window in fired:
+                    self._fire_of(state, window, slots[rows])
+            for start in changed:
+                self._windows.write_back(state, start, partitions)
+            if is_left[[in_order[number][0] for number in own.tolist()]].any():
+                return False
+        return True
+
+    def _process_in_memory(
+        self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
+    ) -> ColumnBatch | None:
         import numpy as np
 
         law = self._slices.slice_ms, self._slices.offset_ms
@@ -379,47 +504,67 @@ class _ColumnWindowOperator(Operator):
         for end, begin in due:
             self._pending.discard((end, begin))
             self._fire((begin, end), None)
-        if self._state.panes:
+        if self._state.panes or self._spilled:
             self._forget(watermark_ms)
         self.out.emit_watermark(watermark_ms)
 
     def _forget(self, watermark_ms: int) -> None:
-        over = [
-            start
-            for start in self._state.panes
-            if (last_end := self._slices.last_end(start)) is None or last_end - 1 + self._lateness_ms <= watermark_ms
-        ]
+        over = [start for start in (*self._state.panes, *self._spilled.starts()) if self._is_over(start, watermark_ms)]
         if over:
-            self._state.drop(over)
+            self._windows.drop(over)
+
+    def _is_over(self, start: int, watermark_ms: int) -> bool:
+        """Whether nobody needs the slice any more, once all windows that are due have fired."""
+        last_end = self._slices.last_end(start)
+        return last_end is None or last_end - 1 + self._lateness_ms <= watermark_ms
 
     def _fire(self, window: tuple[int, int], only: Array | None) -> None:
         """Emit the window's results; ``only``: those of these slots."""
+        starts = self._slices.slices_of(window)
+        if not any(start in self._spilled for start in starts):
+            self._fire_of(self._state, window, only)
+            return
+        assert only is None, "late records make windows fire of which all slices are in memory, or all in files"
+        # All of it by partition: what is still in memory goes to the files.
+        self._windows.evict(starts)
+        kept = [start for start in starts if start in self._spilled and not self._is_over(start, self._watermark_ms)]
+        if self._spilled.has_tail(kept):
+            self._spilled.flush()
+        there = [start for start in starts if start in self._spilled]
+        for partitions in self._windows.pieces_of(there):
+            state = self._windows.load(there, partitions)
+            self._fire_of(state, window, None)
+            for start in kept:
+                if self._spilled.has_records(start, partitions):
+                    self._windows.write_back(state, start, partitions)  # the next one need not fold them again
+
+    def _fire_of(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
         import numpy as np
 
         try:
-            slots, values = self._state.contents(self._slices.slices_of(window), only)
+            slots, values = state.contents(self._slices.slices_of(window), only)
         except OverflowError:
-            self._fire_rows(window, only)
+            self._fire_rows(state, window, only)
             return
         if self._spec.fires_on_rows:
-            keys, made = self._state.held(slots, values)
+            keys, made = state.held(slots, values)
             self._rows.fire_held(TimeWindow(*window), keys, made, self._watermark_ms)
             return
         for at in range(0, slots.size, BATCH_ROWS_MAX):
             part = slots[at : at + BATCH_ROWS_MAX]
-            columns = self._state.results(window, part, values)
+            columns = state.results(window, part, values)
             stamps = np.full(part.size, window[1] - 1, np.int64)
-            self.out.emit(ColumnBatch(columns, stamps, named=self._state.named))
+            self.out.emit(ColumnBatch(columns, stamps, named=state.named))
 
-    def _fire_rows(self, window: tuple[int, int], only: Array | None) -> None:
+    def _fire_rows(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
         """As ``_fire``, where a sum over the slices does not fit into 64 bits."""
         fold = self._spec.rows.fold
         assert isinstance(fold, AggregateFold)
         merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
         for start in self._slices.slices_of(window):
-            if start not in self._state.panes:
+            if start not in state.panes:
                 continue
-            for fields, accumulator in zip(*self._state.accumulators(start, only), strict=True):
+            for fields, accumulator in zip(*state.accumulators(start, only), strict=True):
                 key = canonical_key(fields)
                 have = merged.get(key)
                 merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
@@ -445,8 +590,11 @@ class _ColumnWindowOperator(Operator):
         for state in (self._state, *self._state.others):
             state.watermark_ms = self._state.watermark_ms
             self._adopt(state)
+        starts = self._spilled.starts()
+        for partitions in self._windows.pieces_of(starts):
+            self._adopt(self._windows.load(starts, partitions))
         self._pending.clear()
-        self._state.clear()
+        self._windows.clear()
 
     def _adopt(self, state: WindowState) -> None:
         is_tuple = isinstance(self._spec.key_selector, ComposedKey)

@@ -91,9 +91,13 @@ class HeldRows:
         watermarks, self._watermarks = self._watermarks, []
         return [watermark_ms for _, watermark_ms in watermarks]
 
+    def batches(self) -> list[ColumnBatch]:
+        """Return the rows in their order."""
+        return [ColumnBatch(*pair) for pair in zip(self._batches, self._stamps, strict=True)]
+
     def take_batches(self) -> list[ColumnBatch]:
         """Return the rows in their order and hold them no longer."""
-        batches = [ColumnBatch(*pair) for pair in zip(self._batches, self._stamps, strict=True)]
+        batches = self.batches()
         self._forget_rows()
         return batches
 
@@ -125,6 +129,10 @@ class Results:
     def __init__(self, taken: TakenRows) -> None:
         self._taken = taken
         self._batches: list[ColumnBatch] = []
+        #: when they are being emitted: all of them as they were made, their order, and how many have been emitted
+        self._all: ColumnBatch | None = None
+        self._order = np.zeros(0, np.int64)
+        self._num_emitted = 0
 
     def emit(self, batch: Batch) -> None:
         assert isinstance(batch, ColumnBatch)
@@ -144,38 +152,60 @@ class Results:
 
     def emit_in_order(self, out: Output) -> Iterator[None]:
         """Emit the results in the order of their rows, and the watermarks if that is all; yield after each batch."""
-        import numpy as np
-
-        taken, num_rows = self._taken, sum(map(len, self._batches))
-        rows = np.full(taken.order.size, -1, np.int64)
-        rows[taken.order[:num_rows]] = np.arange(num_rows)
-        is_all = num_rows == rows.size
-        rows = rows if is_all else rows[rows >= 0]
-        begin = 0
-        columns = self._joined()
+        taken, num_rows = self._taken, self.num_rows
+        rows = self._begin_to_emit()
+        is_all = num_rows == taken.order.size
         for end, watermark_ms in taken.watermarks if is_all else ():
-            yield from _emit_rows(out, columns, rows[begin:end])
+            yield from self._emit_until(out, end)
             out.emit_watermark(watermark_ms)
-            begin = end
-        yield from _emit_rows(out, columns, rows[begin:])
+        yield from self._emit_until(out, rows.size)
 
-    def _joined(self) -> ColumnBatch | None:
+    @property
+    def num_rows(self) -> int:
+        """How many there are; of those that have been emitted too."""
+        return sum(map(len, self._batches)) if self._all is None else len(self._all)
+
+    def unemitted(self) -> ColumnBatch | None:
+        """Return the results that have not been emitted yet, in their order."""
         import pyarrow as pa
 
-        batches, self._batches = self._batches, []
-        if not batches:
+        if self._all is None and not self._batches:
             return None
-        columns = pa.concat_batches([batch.columns for batch in batches])
-        return ColumnBatch(columns, self._taken.stamps, named=batches[0].named)
+        rows, columns = self._in_order(), self._joined() if self._all is None else self._all
+        rows = rows[self._num_emitted :]
+        stamps = None if columns.timestamps_ms is None else columns.timestamps_ms[rows]
+        return ColumnBatch(columns.columns.take(arrow_of(rows)), stamps, named=columns.named) if rows.size else None
 
+    def _in_order(self) -> Array:
+        """Return which result comes first, which one then…"""
+        import numpy as np
 
-def _emit_rows(out: Output, all_of_them: ColumnBatch | None, rows: Array) -> Iterator[None]:
+        num_rows = self.num_rows
+        rows = np.full(self._taken.order.size, -1, np.int64)
+        rows[self._taken.order[:num_rows]] = np.arange(num_rows)
+        return rows if num_rows == rows.size else rows[rows >= 0]
 
-    if all_of_them is None:
-        return
-    stamps = all_of_them.timestamps_ms
-    for at in range(0, rows.size, BATCH_ROWS_MAX):
-        part = rows[at : at + BATCH_ROWS_MAX]
-        columns = all_of_them.columns.take(arrow_of(part))
-        out.emit(ColumnBatch(columns, None if stamps is None else stamps[part], named=all_of_them.named))
-        yield
+    def _begin_to_emit(self) -> Array:
+        rows = self._order = self._in_order()
+        if self._batches:
+            self._all, self._batches = self._joined(), []
+        return rows
+
+    def _joined(self) -> ColumnBatch:
+        import pyarrow as pa
+
+        columns = pa.concat_batches([batch.columns for batch in self._batches])
+        return ColumnBatch(columns, self._taken.stamps, named=self._batches[0].named)
+
+    def _emit_until(self, out: Output, end: int) -> Iterator[None]:
+        import pyarrow as pa
+
+        if self._all is None:
+            return
+        stamps = self._all.timestamps_ms
+        while self._num_emitted < end:
+            part = self._order[self._num_emitted : min(end, self._num_emitted + BATCH_ROWS_MAX)]
+            columns = self._all.columns.take(arrow_of(part))
+            self._num_emitted += part.size
+            out.emit(ColumnBatch(columns, None if stamps is None else stamps[part], named=self._all.named))
+            yield

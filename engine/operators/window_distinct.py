@@ -112,14 +112,18 @@ class DistinctValues:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def lists_of(self, start: int, slots: Array, numbers: Array) -> pa.Array:
-        """Return the values of each of these slots, which are all that the pane has. ``numbers``: of values, by slot
-        of these."""
+        """Return the values of each of these slots, rising. ``numbers``: of values, by slot of these."""
         offsets = np.zeros(slots.size + 1, np.int64)
         np.cumsum(numbers, out=offsets[1:])
         if start not in self._pairs:
             return pa.LargeListArray.from_arrays(arrow_of(offsets), pa.nulls(0, self._kinds[1]))
         own, values = _pairs_of(self._pairs[start])
-        order = np.argsort(values_of(own), kind="stable")
+        of_pairs = values_of(own)
+        if offsets[-1] == of_pairs.size:
+            order = np.argsort(of_pairs, kind="stable")
+        else:  # these are not all slots of the pane
+            found = np.flatnonzero(np.isin(of_pairs, slots))
+            order = found[np.argsort(of_pairs[found], kind="stable")]
         return pa.LargeListArray.from_arrays(arrow_of(offsets), values.take(arrow_of(order)))
 
     def restore(self, start: int, pane: Pane, slots: Array, lists: pa.Array) -> None:

@@ -22,6 +22,7 @@ from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
+from engine.operators.window_chunks import streams
 from engine.operators.window_distinct import DistinctValues
 from engine.operators.window_fields import AggregatedField, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
@@ -149,6 +150,18 @@ class WindowState:
             (a for a, own in self._accumulators if a.kind == kind and own is field and repr(a.seed) == repr(seed)), None
         )
 
+    def another(self) -> WindowState:
+        """Return an empty one for the same aggregates, without types."""
+        return WindowState(
+            self._max_parallelism,
+            self._aggregates,
+            self._keeps_record,
+            self._is_tuple,
+            seeds=self._seeds,
+            choice=self._choice,
+            is_users=self.is_users,
+        )
+
     @property
     def named(self) -> bool:
         """Whether the records that windows hold are Rows."""
@@ -187,6 +200,44 @@ class WindowState:
             else:
                 field.values = as_int64(column)
         return True
+
+    # --- records that are taken up later
+
+    def fields_read(self) -> list[int]:
+        """Return which fields of a record are read, rising."""
+        assert self.layout is not None
+        read = {*self.layout.keys, *(field.index for field in self._fields), *(own.index for own in self._distinct)}
+        return sorted(read)
+
+    def can_take_later(self, columns: pa.RecordBatch) -> bool:
+        """Whether ``begin_batch`` will take rows of this batch."""
+        if not self._compares_plainly:
+            return True
+        return not any(
+            columns.column(field.index).null_count
+            for field in self._fields
+            if field.codes is None or not self._keeps_record
+        )
+
+    def bound_of_records(self, columns: pa.RecordBatch) -> float:
+        """Return how much the records can add to any sum of integers at most."""
+        bound = 0.0
+        for field in self._fields_of_int_sums():
+            column = columns.column(field.index)
+            values = as_int64(column)
+            bound += _sum_of_sizes(values[valid_mask(column)] if column.null_count else values)
+        return bound
+
+    def bound_of_pane(self, start: int) -> float:
+        """Return what no sum of integers of a pane is beyond."""
+        pane = self.panes[start]
+        columns = (a.column for a, _ in self._accumulators if a.kind == "sum" and not a.is_float)
+        return sum(_sum_of_sizes(pane.column(column)) for column in columns)
+
+    def _fields_of_int_sums(self) -> Iterator[AggregatedField]:
+        return (field for a, field in self._accumulators if a.kind == "sum" and not a.is_float)
+
+    # ---
 
     def _count_apart(self, field: AggregatedField) -> None:
         """The first null of a field: count its values in a column of their own from now on."""
@@ -439,19 +490,19 @@ class WindowState:
 
     # --- forgetting --------------------------------------------------------------------------------------------------
 
-    def drop(self, starts: Iterable[int]) -> None:
-        """Forget panes; keys that are in none of the others too, once they are most."""
+    def drop(self, starts: Iterable[int], *, compact: bool = False) -> None:
+        """Forget panes; keys that are in none of the others too: once they are most and many, or with ``compact``."""
         for start in starts:
             del self.panes[start]
             for distinct in self._distinct:
                 distinct.drop(start)
-        if self._table.num_slots < self._compact_at:
+        if self._table.num_slots < self._compact_at and not compact:
             return
         live = np.zeros(self._table.num_slots, np.bool_)
         for pane in self.panes.values():
             live[pane.slots()] = True
         kept = np.flatnonzero(live)
-        if 2 * kept.size < live.size:
+        if 2 * kept.size < live.size or (compact and kept.size < live.size):
             self._compact(kept)
         self._compact_at = max(_COMPACT_SLOTS_MIN, 2 * self._table.num_slots)
 
@@ -496,37 +547,34 @@ class WindowState:
         return own + sum(other.num_entries() for other in self.others)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        layout = self.layout
-        if layout is None:
-            return {}
         wanted = set(key_groups)
+        chunks = streams(self.pieces(wanted), self.metadata()) if self.layout is not None else {}
+        for other in self.others:
+            chunks |= other.snapshot(wanted)  # a key group comes from one subtask
+        return chunks
+
+    def metadata(self) -> dict[str | bytes, str | bytes]:
+        """Return what a chunk says of itself."""
+        assert self.layout is not None
         metadata: dict[str | bytes, str | bytes] = {
-            "schema": layout.schema.serialize().to_pybytes(),
-            "keys": ",".join(map(str, layout.keys)),
+            "schema": self.layout.schema.serialize().to_pybytes(),
+            "keys": ",".join(map(str, self.layout.keys)),
             FIELDS: self.fields_held(),
             "shown": self.shown_columns(),
         }
         if self.is_users:
             metadata[HELD] = self.held_columns()
-        streams: dict[int, tuple[Any, Any]] = {}
+        return metadata
+
+    def pieces(self, wanted: set[int]) -> Iterator[tuple[int, pa.RecordBatch, int]]:
+        """Yield what chunks of these key groups have: key group, rows of a pane, watermark; a group comes often."""
         for start, pane in self.panes.items():
             slots = pane.slots()
             keys = self._table.keys_of(slots)
             groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
             rows = self._rows_of(start, pane, slots, keys)
             for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-                part = rows.filter(arrow_of(groups == group))
-                if group not in streams:
-                    sink = pa.BufferOutputStream()
-                    streams[group] = sink, pa.ipc.new_stream(sink, part.schema.with_metadata(metadata))
-                streams[group][1].write_batch(part, {"watermark": str(self.watermark_of(start))})
-        chunks = {}
-        for group, (sink, writer) in streams.items():
-            writer.close()
-            chunks[group] = sink.getvalue().to_pybytes()
-        for other in self.others:
-            chunks |= other.snapshot(wanted)  # a key group comes from one subtask
-        return chunks
+                yield group, rows.filter(arrow_of(groups == group)), self.watermark_of(start)
 
     def held_columns(self, first: int = 0) -> str:
         """Return the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float.
@@ -586,15 +634,7 @@ class WindowState:
             ):
                 return state
         else:
-            state = WindowState(
-                self._max_parallelism,
-                self._aggregates,
-                self._keeps_record,
-                self._is_tuple,
-                seeds=self._seeds,
-                choice=self._choice,
-                is_users=self.is_users,
-            )
+            state = self.another()
             self.others.append(state)
         if not state.define(schema, keys):
             raise other_fields(schema)
@@ -647,6 +687,10 @@ def other_fields(schema: pa.Schema) -> ProgramError:
         f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this version of "
         "the program aggregates by other fields. Give the operator another uid to begin afresh."
     )
+
+
+def _sum_of_sizes(values: Array) -> float:
+    return float(np.abs(values.astype(np.float64)).sum())
 
 
 def _typed(rows: Array, accumulator: Accumulator) -> Array:

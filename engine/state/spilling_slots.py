@@ -25,7 +25,7 @@ import numpy as np
 
 from engine.core.errors import ExternalError
 from engine.state.chunks import LazyChunks
-from engine.state.column_hash import mixed_hashes
+from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
 from engine.state.slot_expiry import WRITTEN, Expiry
 from engine.state.slot_state import SlotState, streams
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["NUM_PARTITIONS", "SpillingSlots"]
+__all__ = ["NUM_PARTITIONS", "SpillingSlots", "allow_open_files"]
 
 #: A partition has to fit into memory, and each costs a third of a millisecond whenever it is taken up, and an open
 #: file.
@@ -64,7 +64,6 @@ class SpillingSlots:
         expiry: Expiry | None = None,
     ) -> None:
         self._max_parallelism = max_parallelism
-        self._key_groups = key_groups
         self._is_tuple = is_tuple
         self._folder = folder
         self._bytes_max = bytes_max
@@ -76,8 +75,7 @@ class SpillingSlots:
         self._resident_bytes = 0
         #: partitions of which nothing was ever loaded, and the memory that all of them together still need
         self._num_unmoved = self._unmoved_bytes = 0
-        #: partitions of a key group, or 1 where a partition has several groups
-        self._num_subs = max(1, NUM_PARTITIONS // max(1, len(key_groups)))
+        self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         #: restored from subtasks whose records were of other types, when the rest had been cut already
         self._others: list[SlotState] = []
         self._forgotten: tuple[int, tuple[int, ...]] = 0, ()
@@ -100,27 +98,12 @@ class SpillingSlots:
 
     def partitions_of(self, keys: Sequence[pa.Array]) -> Array:
         """Return the number of each row's partition, uint16."""
-        hashes = mixed_hashes(list(keys), is_tuple=self._is_tuple)
-        groups = hashes % np.uint64(self._max_parallelism) - np.uint64(self._key_groups.start)
-        if self._num_subs > 1:
-            sub = hashes // np.uint64(self._max_parallelism) % np.uint64(self._num_subs)
-            numbers = groups * np.uint64(self._num_subs) + sub
-        else:
-            numbers = groups * np.uint64(NUM_PARTITIONS) // np.uint64(max(NUM_PARTITIONS, len(self._key_groups)))
-        # The rest, for a key of another subtask's range: it is in no checkpoint, but neither may it break anything.
-        return (numbers % np.uint64(NUM_PARTITIONS)).astype(np.uint16)
-
-    def _partitions_of_group(self, group: int) -> range:
-        at = group - self._key_groups.start
-        if self._num_subs > 1:
-            return range(at * self._num_subs, (at + 1) * self._num_subs)
-        first = at * NUM_PARTITIONS // max(NUM_PARTITIONS, len(self._key_groups))
-        return range(first, first + 1)
+        return self._cut.of_rows(keys)
 
     def spill(self) -> None:
         """Cut what is in memory into partitions. Their slots are moved when each is loaded for the first time; what is
         done now takes some 25 ns a key. Increments have nothing to build on afterwards."""
-        _allow_open_files()
+        allow_open_files()
         source = self.slots
         self.slots = self._empty()
         self.slots.others, source.others = source.others, []
@@ -252,8 +235,8 @@ class SpillingSlots:
                 return others[group]
             if group not in made:
                 made.clear()
-                numbers = self._partitions_of_group(group)
-                in_reach = [other for other in key_groups if self._partitions_of_group(other) == numbers]
+                numbers = self._cut.of_group(group)
+                in_reach = [other for other in key_groups if self._cut.of_group(other) == numbers]
                 pieces = (
                     piece
                     for number in numbers
@@ -265,7 +248,7 @@ class SpillingSlots:
         wanted = [
             group
             for group in key_groups
-            if group in others or any(self._partitions[number].num_slots for number in self._partitions_of_group(group))
+            if group in others or any(self._partitions[number].num_slots for number in self._cut.of_group(group))
         ]
         return LazyChunks({group: group for group in wanted}, chunk_of)
 
@@ -348,7 +331,7 @@ class SpillingSlots:
         self._forgotten = until_checkpoint_id, tuple(epoch for epoch in known if epoch in kept_ids)
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
     """A mapping holds its file open, so each operator needs ``NUM_PARTITIONS`` of them; many systems begin with 1024 a
     process and allow more to those that ask."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

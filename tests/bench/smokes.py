@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import keyed, latency
+from tests.bench import keyed, latency, window_spill
 from tests.bench.python_peers import race
 from tests.bench.recovery import Load
 from tests.bench.recovery_race import recovery_race
@@ -46,6 +46,11 @@ def _spill() -> int:
     return 0 if found["updates, M a CPU-s"] > 0 else 1
 
 
+def _window_spill() -> int:
+    found = window_spill.measure("files", num_keys=40_000, num_records=40_000, memory_mb=64, slide=True)
+    return 0 if found["results, M"] > 0 else 1
+
+
 #: name → what returns 0 when it counts right; exceptions say what does not
 PARTS = {
     "keyed": keyed.smoke,
@@ -54,4 +59,5 @@ PARTS = {
     "lambdas": _lambdas,
     "recovery": _recovery,
     "spill": _spill,
+    "window-spill": _window_spill,
 }

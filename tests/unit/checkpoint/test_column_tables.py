@@ -10,14 +10,17 @@ import pyarrow.parquet
 import pytest
 
 from engine.checkpoint.reader import SavepointReader
+from engine.core.clock import ManualClock
 from engine.core.records import ColumnBatch
-from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators import memory_watch
+from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec
 from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
 from engine.operators.field_aggregates import avg, count, count_distinct, max_, sum_
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import FieldKey
+from engine.state import spilling_slots
 from engine.time.assigners import EventTimeSessionWindows, TumblingEventTimeWindows
 from engine.time.windows import TimeWindow
 from flink_yarn.cli import main
@@ -125,3 +128,46 @@ def test_a_table_that_is_not_there_is_answered_with_what_is(tmp_path, part):
     spec = column_window(built_in(TumblingEventTimeWindows(10, 0), [count()]))
     table_of(tmp_path / "sp", spec, [batch((1, 2, 0.5, "a"), stamps=[1])], "window-slots")
     assert main(["state", str(tmp_path / "sp"), "-u", "op", "-s", part]) == 1
+
+
+AGGREGATES = [ColumnAggregateSpec(KEY, kind, 1) for kind in ("sum", "min", "max", "min_by", "max_by")]
+REDUCE = ColumnReduceSpec(KEY, lambda a, b: (a[0], a[1] + b[1] * 2, min(a[2], b[2]), b[3]))
+
+
+@pytest.mark.parametrize("steps", [0, 2, 99])
+@pytest.mark.parametrize("spec", [*AGGREGATES, REDUCE], ids=[*(spec.kind for spec in AGGREGATES), "reduce"])
+def test_records_that_waited_at_the_barrier_count(spec, steps, tmp_path, monkeypatch):
+    """Whether the operator has taken up some of them or all; compared with one that keeps its state in memory."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+    monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 4)
+    tables = []
+    for memory_bytes in (2000, 1 << 30):
+        folder = tmp_path / str(memory_bytes)
+        folder.mkdir()
+        with OperatorHarness(spec, memory_bytes=memory_bytes, clock=ManualClock()) as harness:
+            harness.process_batch(batch(*((key % 29, key % 7, key / 8, f"a{key}") for key in range(90))))
+            operator = harness.head
+            assert operator._slots.is_spilled == (memory_bytes == 2000)
+            operator._held_rows._bytes_max = 1 << 20
+            harness.process_batch(batch(*((key % 31, 6 - key % 8, -key / 4, f"b{key}") for key in range(70))))
+            if operator._slots.is_spilled and steps:
+                operator._begin_run()
+                while steps and operator._run is not None:
+                    operator._step()
+                    steps -= 1
+            harness.process_batch(batch(*((key % 5, key % 3, 0.5, "c") for key in range(9))))
+            savepoint_of(folder, [("op", "Operator", handles_of(harness.snapshot(1), folder))])
+        tables.append(entries(SavepointReader.read(str(folder)).keyed_state("op", "slots")))
+    assert len(tables[0]) == 31
+    assert tables[0] == tables[1]
+
+
+def test_records_that_waited_are_shown_by_themselves_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+    with OperatorHarness(AGGREGATES[0], memory_bytes=2000, clock=ManualClock()) as harness:
+        harness.process_batch(batch(*((key, 1, 0.5, "a") for key in range(90))))
+        harness.process_batch(batch((3, 4, 1.5, "late")))
+        savepoint_of(tmp_path, [("op", "Operator", handles_of(harness.snapshot(1), tmp_path))])
+    reader = SavepointReader.read(str(tmp_path))
+    fields = {"user": 3, "amount": 4, "price": 1.5, "text": "late"}
+    assert entries(reader.keyed_state("op", "slots-held")) == [(0, "record", fields)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.core.clock import ManualClock
 from engine.core.records import ColumnBatch
-from engine.operators import memory_watch
+from engine.operators import column_aggregate, memory_watch
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.keys import ComposedKey, FieldKey
@@ -82,11 +82,19 @@ def test_keys_on_disk_are_forgotten_too(config, monkeypatch):
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
     monkeypatch.setattr(slot_state, "_LOOK_MIN", 2)
     monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 4)
+    operator = column_aggregate._ColumnAggregateOperator
+    own = operator.prepare_snapshot
+
+    def prepare_snapshot(self, checkpoint_id):
+        self._take_up_all()
+        own(self, checkpoint_id)
+
+    monkeypatch.setattr(operator, "prepare_snapshot", prepare_snapshot)
 
     @settings(max_examples=15, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
-        # Rows that wait for others are written when they are taken up, which a barrier sees to.
+        # Rows that wait for others are written when they are taken up: here, at a barrier before the time goes on.
         script = [part for step in script for part in ([MARK, step] if isinstance(step, Wait) else [step])]
         ours = disturbed(Case((ColumnAggregateSpec(FieldKey(0), "sum", 1, ttl_ms=TTL_MS),), script), config)
         assert ours == modelled("sum", script)

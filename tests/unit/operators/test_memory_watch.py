@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from engine.core.records import ColumnBatch
 from engine.operators import memory_watch
 from engine.operators.column_session import column_session
-from engine.operators.column_window import column_window
-from engine.operators.field_aggregates import avg, count, count_distinct, max_, sum_
+from engine.operators.field_aggregates import count, max_, sum_
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import FieldKey
-from engine.time.assigners import EventTimeSessionWindows, SlidingEventTimeWindows
+from engine.time.assigners import EventTimeSessionWindows
 from engine.time.watermarks import Time
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import Case
@@ -28,10 +27,8 @@ from tests.unit.operators.test_restore import ROCKSDB
 from tests.unit.operators.test_restore_columns import PHASES, TIMED_SCRIPTS, disturbed, undisturbed
 
 KEY = FieldKey(0)
-SLIDING = built_in(SlidingEventTimeWindows(20, 10, 0), [sum_(1), avg(1), count_distinct(1)])
 SESSIONS = built_in(EventTimeSessionWindows.with_gap(Time.milliseconds(6)), [sum_(1), count(), max_(1)])
 OPERATORS = {
-    "sliding windows": (column_window(SLIDING), SLIDING),
     "sessions": (column_session(SESSIONS), SESSIONS),
 }
 

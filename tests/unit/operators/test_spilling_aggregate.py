@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -17,8 +18,12 @@ from engine.core.records import ColumnBatch
 from engine.operators import memory_watch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
+from engine.operators.held_part import HELD_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.state import spilling_slots
+from engine.state.parts import DeltaPart
+from engine.state.slot_state import SlotState
+from engine.state.spilling_slots import SpillingSlots
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import Case
 from tests.unit.operators.test_restore import FULL, INCREMENTAL
@@ -102,7 +107,7 @@ def test_rows_wait_for_others_but_not_for_long(monkeypatch):
         for start in range(0, 12_000, 2000):
             harness.process_batch(batch_of(range(start, start + 2000), range(2000)))
         assert harness.head._slots.is_spilled
-        harness.head.prepare_snapshot(1)
+        harness.head.process_idle(False)  # takes up all
         told = len(harness.output.rows)
         harness.process_batch(batch_of([5], [1]))
         harness.watermark(3)
@@ -123,13 +128,15 @@ def test_an_increment_of_state_on_disk_has_what_changed_and_a_child_reads_it_as_
     with OperatorHarness(SUM, memory_bytes=1) as harness:
         for start in range(0, 20_000, 2000):
             harness.process_batch(batch_of(range(start, start + 2000), [1] * 2000))
+        harness.head.process_idle(False)
         full = harness.snapshot(1)
         slots = harness.head._slots
         assert slots.is_spilled
         assert slots.num_changed(1, 10) == 0
         harness.process_batch(batch_of(range(5), [10] * 5))
+        harness.head.process_idle(False)
         second = harness.snapshot(2, since=full)
-        (part,) = second.layers[0].values() if len(second.layers[0]) == 1 else [second.layers[0]["slots"]]
+        part = second.layers[0]["slots"]
         assert len(part) == 2
         assert sum(map(len, part[1].values())) < sum(map(len, part[0].values())) / 20
         before = dict(slots.lazy_snapshot(range(128)))
@@ -141,7 +148,7 @@ def test_an_increment_of_state_on_disk_has_what_changed_and_a_child_reads_it_as_
             os._exit(0 if dict(as_it_was) == before else 1)
         for start in range(0, 20_000, 2000):
             harness.process_batch(batch_of(range(start, start + 2000), [1] * 2000))
-        harness.head.prepare_snapshot(3)
+        harness.head.process_idle(False)
         assert dict(slots.lazy_snapshot(range(128))) != before
         os.write(outgoing, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -150,7 +157,7 @@ def test_an_increment_of_state_on_disk_has_what_changed_and_a_child_reads_it_as_
     with OperatorHarness(SUM, restored=[second], memory_bytes=1) as restored:
         assert restored.head._slots.is_spilled  # it never was in memory as a whole
         restored.process_batch(batch_of([*range(10)], [0] * 10))
-        restored.head.prepare_snapshot(3)
+        restored.head.process_idle(False)
         assert [value for _, value, _ in restored.output.rows] == [11] * 5 + [1] * 5
 
 
@@ -166,6 +173,95 @@ def test_memory_and_files_stay_bounded(monkeypatch):
         assert 0 < _mapped() <= spilling_slots.NUM_PARTITIONS
     gc.collect()
     assert _mapped() == 0
+
+
+def spilled_with(num_held: int, *, steps: int = 0) -> OperatorHarness:
+    """6000 keys in files, then records that wait, the first of them perhaps taken up in part."""
+    harness = OperatorHarness(SUM, memory_bytes=1, clock=ManualClock())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(harness)
+        for start in range(0, 6000, 1000):
+            harness.process_batch(batch_of(range(start, start + 1000), [1] * 1000))
+        harness.head.process_idle(False)
+        harness.process_batch(batch_of(range(num_held), range(num_held)))
+        if steps and harness.head._run is None:
+            harness.head._begin_run()
+        for _ in range(steps):
+            harness.head._step()
+        stack.pop_all()
+    return harness
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_barrier_takes_up_nothing_however_much_is_held(steps, monkeypatch):
+    """Counts work, as times are no claim on a busy machine."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 200_000)
+    done = []
+    for owner, name in ((SlotState, "find"), (SlotState, "pieces"), (SpillingSlots, "load"), (SpillingSlots, "_read")):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _own=own, _name=name, **k: (done.append(_name), _own(*a, **k))[1])
+    for num_held in (10, 2000):
+        harness = spilled_with(num_held, steps=steps)
+        assert harness.head._num_waiting() == num_held
+        emitted = len(harness.output.rows)
+        done.clear()
+        harness.head.prepare_snapshot(2)
+        harness.head.snapshot_state(2)
+        for part in harness.contexts[0].state.keyed.values():
+            part.num_entries()
+            if isinstance(part, DeltaPart):
+                part.num_changed(1, 1 << 30)
+                part.begin_epoch(2)
+                part.forget_epochs(2)
+        assert not done
+        assert len(harness.output.rows) == emitted
+        harness.__exit__()
+
+
+@pytest.mark.parametrize("steps", [0, 2, 6, 7])
+@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("memory_bytes", [1, 64 << 20])
+def test_what_waited_at_a_barrier_is_sent_and_taken_up_once(steps, parallelism, memory_bytes, monkeypatch):
+    """Whatever of it had been taken up and sent on; by subtasks that keep all in memory, too."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 100_000)
+    harness = spilled_with(500, steps=steps)
+    sent = harness.output.rows[6000:]
+    snapshot = harness.snapshot(1)
+    harness.__exit__()
+    for index in range(parallelism):
+        with OperatorHarness(
+            SUM, restored=[snapshot], subtask_index=index, parallelism=parallelism, memory_bytes=memory_bytes
+        ) as restored:
+            again = restored.snapshot(2)  # before anything has come
+            assert again.layers[0][HELD_PART] == [
+                {group: chunk for group, chunk in snapshot.layers[0][HELD_PART][0].items() if group in groups(restored)}
+            ]
+            if snapshot.layers[0][HELD_PART] != [{}]:
+                assert restored.head.next_timer_ms() is not None
+                restored.head.on_timer(0)
+            assert not restored.head._held_part.is_restored
+            restored.end()
+            sent += restored.output.rows
+    assert sorted(sent) == sorted((key, 1 + key, "1") for key in range(500))
+
+
+def groups(harness) -> range:
+    return harness._key_groups()
+
+
+def test_rows_go_on_with_what_waited_on_columns(monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 100_000)
+    harness = spilled_with(500, steps=3)
+    sent = harness.output.rows[6000:]
+    snapshot = harness.snapshot(1)
+    harness.__exit__()
+    with OperatorHarness(KeyedAggregateSpec(FieldKey(0), "sum", 1), restored=[snapshot]) as rows:
+        rows.head.on_timer(rows.head.next_timer_ms())
+        assert rows.head.next_timer_ms() is None
+        rows.process([(3, 10, "x")])
+        *waited, last = rows.output.rows
+    assert sorted([*sent, *waited]) == sorted((key, 1 + key, "1") for key in range(500))
+    assert last == (3, 14, "1")
 
 
 def _mapped() -> int:

@@ -1,0 +1,54 @@
+"""Partitions of the keys of a subtask, cut by hash: those of a key group lie in a row. For state that goes to files.
+
+Not to be confused with key groups, which are cut for good: how many partitions there are, and which keys they have, is
+the business of one run of one subtask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from engine.state.column_hash import mixed_hashes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["HashPartitions"]
+
+
+@final
+class HashPartitions:
+    """``number``: of partitions; ``is_tuple``: the key is a tuple of its columns even if it is a single one."""
+
+    def __init__(self, number: int, max_parallelism: int, key_groups: range, *, is_tuple: bool) -> None:
+        self.number = number
+        self._max_parallelism = max_parallelism
+        self._key_groups = key_groups
+        self._is_tuple = is_tuple
+        #: partitions of a key group, or 1 where a partition has several groups
+        self._num_subs = max(1, number // max(1, len(key_groups)))
+
+    def of_rows(self, keys: Sequence[pa.Array]) -> Array:
+        """Return the number of each row's partition, uint16."""
+        hashes = mixed_hashes(list(keys), is_tuple=self._is_tuple)
+        groups = hashes % np.uint64(self._max_parallelism) - np.uint64(self._key_groups.start)
+        if self._num_subs > 1:
+            sub = hashes // np.uint64(self._max_parallelism) % np.uint64(self._num_subs)
+            numbers = groups * np.uint64(self._num_subs) + sub
+        else:
+            numbers = groups * np.uint64(self.number) // np.uint64(max(self.number, len(self._key_groups)))
+        # The rest, for a key of another subtask's range: it is in no checkpoint, but neither may it break anything.
+        return (numbers % np.uint64(self.number)).astype(np.uint16)
+
+    def of_group(self, group: int) -> range:
+        """Return the partitions that have the keys of a key group."""
+        at = group - self._key_groups.start
+        if self._num_subs > 1:
+            return range(at * self._num_subs, (at + 1) * self._num_subs)
+        first = at * self.number // max(self.number, len(self._key_groups))
+        return range(first, first + 1)
