@@ -127,6 +127,8 @@ class Results:
     """An Output that keeps what an operator makes of taken rows, one record of each, partition by partition."""
 
     def __init__(self, taken: TakenRows) -> None:
+        import numpy as np
+
         self._taken = taken
         self._batches: list[ColumnBatch] = []
         #: when they are being emitted: all of them as they were made, their order, and how many have been emitted

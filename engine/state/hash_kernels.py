@@ -1,4 +1,4 @@
-"""numba kernels of the exchange: key group of integers, and rows in order of their channel.
+"""numba kernels of the exchange: key group of integers, rows in order of their channel, columns laid out by channel.
 
 Importing this module imports numba. The laws they follow: ``state/key_groups``; twins in numpy: ``state/column_hash``.
 """
@@ -8,28 +8,42 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numba.extending
 import numpy as np
+from numba.core import cgutils
 
-__all__ = ["channels_of_ints", "order_by_channel"]
+__all__ = ["channels_of_ints", "count_by_channel", "order_by_channel", "write_rows"]
 
-_LOW = np.int64(0xFFFFFFFF)
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _mixed(key: Any) -> Any:
+    h = np.uint32(key ^ (key >> 32))
+    h ^= h >> np.uint32(16)
+    h = np.uint32(h * np.uint32(0x85EBCA6B))
+    h ^= h >> np.uint32(13)
+    h = np.uint32(h * np.uint32(0xC2B2AE35))
+    return np.uint32(h ^ (h >> np.uint32(16)))
 
 
 @numba.njit(nogil=True, cache=True)
 def channels_of_ints(keys: Any, max_parallelism: int, num_channels: int, channel_of_row: Any) -> None:
-    """Write the channel of each key: key group * channels // groups. int64, out uint16. 290 M rows/s."""
+    """Write the channel of each key: key group * channels // groups. int64, out uint16.
+
+    3 G rows/s where the number of groups is a power of two, as it is by default: without a division the loop is done
+    on many rows at once. 300 M rows/s otherwise.
+    """
     groups = np.uint32(max_parallelism)
     channels = np.uint32(num_channels)
-    for row in range(keys.size):
-        key = np.int64(keys[row])
-        h = np.uint32((key ^ (key >> 32)) & _LOW)
-        h ^= h >> np.uint32(16)
-        h = np.uint32(h * np.uint32(0x85EBCA6B))
-        h ^= h >> np.uint32(13)
-        h = np.uint32(h * np.uint32(0xC2B2AE35))
-        h ^= h >> np.uint32(16)
-        group = np.uint32(h % groups)
-        channel_of_row[row] = np.uint32(group * channels) // groups
+    last = np.uint32(groups - np.uint32(1))
+    if groups & last == 0:
+        bits = np.uint32(0)
+        while np.uint32(1) << bits < groups:
+            bits += np.uint32(1)
+        for row in range(keys.size):
+            channel_of_row[row] = np.uint32(np.uint32(_mixed(keys[row]) & last) * channels) >> bits
+    else:
+        for row in range(keys.size):
+            channel_of_row[row] = np.uint32(np.uint32(_mixed(keys[row]) % groups) * channels) // groups
 
 
 @numba.njit(nogil=True, cache=True)
@@ -49,3 +63,85 @@ def order_by_channel(channel_of_row: Any, end_of_channel: Any, order: Any) -> No
         channel = channel_of_row[row]
         order[end_of_channel[channel]] = row
         end_of_channel[channel] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def count_by_channel(channel_of_row: Any, rows_of_channel: Any) -> None:
+    """Write the rows of each channel: uint16, int64. 1.3 G rows/s, 10 G for two channels."""
+    rows_of_channel[:] = 0
+    if rows_of_channel.size == 2:  # no row waits for a store of the one before
+        ones = 0
+        for row in range(channel_of_row.size):
+            ones += channel_of_row[row]
+        rows_of_channel[0] = channel_of_row.size - ones
+        rows_of_channel[1] = ones
+    else:
+        for row in range(channel_of_row.size):
+            rows_of_channel[channel_of_row[row]] += 1
+
+
+def _make_pointer(typing_context: Any, address: Any) -> Any:
+    """Take an int64 as the address of memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), generate
+
+
+_pointer: Any = numba.extending.intrinsic(_make_pointer)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _scatter(values: Any, place_of_row: Any, out: Any) -> None:
+    for row in range(place_of_row.size):
+        out[place_of_row[row]] = values[row]
+
+
+@numba.njit(nogil=True, cache=True)
+def write_rows(
+    channel_of_row: Any,
+    next_of_channel: Any,
+    end_of_channel: Any,
+    rows_of_channel: Any,
+    place_of_row: Any,
+    columns: Any,
+) -> bool:
+    """Write each row's values behind those of its channel, where the channel's next place is; return whether there was
+    room for all of them, else nothing has happened.
+
+    ``channel_of_row``: uint16; ``next_of_channel`` (moves on), ``end_of_channel``, ``rows_of_channel`` (out): int64;
+    ``place_of_row``: int32, out, as long as ``channel_of_row``. ``columns``: int64 (columns, 3): the address of the
+    values, that of the array with the places, and the bytes of a value: 1, 2, 4 or 8. By address, as one call for all
+    columns costs less than an array object for each; the caller holds their owners.
+    400 M rows/s with two columns of 8 bytes.
+    """
+    count_by_channel(channel_of_row, rows_of_channel)
+    for channel in range(next_of_channel.size):
+        if next_of_channel[channel] + rows_of_channel[channel] > end_of_channel[channel]:
+            return False
+    if next_of_channel.size == 2:  # in registers: without a branch, and no row waits for a store of the one before
+        zero, one = next_of_channel[0], next_of_channel[1]
+        for row in range(channel_of_row.size):
+            is_one = np.int64(channel_of_row[row])
+            place_of_row[row] = one if is_one else zero
+            one += is_one
+            zero += 1 - is_one
+        next_of_channel[0], next_of_channel[1] = zero, one
+    else:
+        for row in range(channel_of_row.size):
+            own = channel_of_row[row]
+            place_of_row[row] = next_of_channel[own]
+            next_of_channel[own] += 1
+    num_rows, size = channel_of_row.size, end_of_channel[end_of_channel.size - 1]
+    for column in range(columns.shape[0]):
+        values, out, width = _pointer(columns[column, 0]), _pointer(columns[column, 1]), columns[column, 2]
+        if width == 8:
+            _scatter(numba.carray(values, num_rows, np.uint64), place_of_row, numba.carray(out, size, np.uint64))
+        elif width == 4:
+            _scatter(numba.carray(values, num_rows, np.uint32), place_of_row, numba.carray(out, size, np.uint32))
+        elif width == 2:
+            _scatter(numba.carray(values, num_rows, np.uint16), place_of_row, numba.carray(out, size, np.uint16))
+        else:
+            _scatter(numba.carray(values, num_rows, np.uint8), place_of_row, numba.carray(out, size, np.uint8))
+    return True

@@ -27,13 +27,17 @@ def warm_up() -> None:
 def exchange() -> None:
     import numpy as np
 
-    from engine.state.hash_kernels import channels_of_ints, order_by_channel
+    from engine.state.hash_kernels import channels_of_ints, count_by_channel, order_by_channel, write_rows
     from engine.state.slot_kernels import mark_blocks
 
     keys = np.arange(_NUM_KEYS)
     channels = np.empty(keys.size, np.uint16)
     channels_of_ints(keys, 128, 2, channels)
-    order_by_channel(channels, np.zeros(2, np.int64), np.empty(keys.size, np.int32))
+    places = np.empty(keys.size, np.int32)
+    order_by_channel(channels, np.zeros(2, np.int64), places)
+    begin, end, rows = np.array([0, keys.size]), np.array([keys.size, 2 * keys.size]), np.zeros(2, np.int64)
+    count_by_channel(channels, rows)
+    write_rows(channels, begin, end, rows, places, np.zeros((0, 3), np.int64))
     mark_blocks(np.zeros(2, np.int32), 3, np.zeros(1, np.uint8))
 
 

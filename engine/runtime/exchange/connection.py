@@ -15,6 +15,10 @@ __all__ = ["READ", "WRITE", "Connection", "EventLoop"]
 READ: Final = 1
 WRITE: Final = 2
 _RECEIVE_SIZE: Final = 256 << 10
+#: A payload of more bytes is received into memory of its own.
+_LARGE_SIZE: Final = _RECEIVE_SIZE // 4
+#: Read ahead while large payloads come, one behind the other: the heads between them, and what is copied of each.
+_HEAD_SIZE: Final = 4 << 10
 #: Buffers handed to one sendmsg; IOV_MAX is 1024.
 _IOV_MAX: Final = 512
 
@@ -41,8 +45,9 @@ class Connection(abc.ABC):
         self._filled = 0  #: bytes of ``_scratch`` not parsed yet
         self._greeting_size = greeting_size
         #: a payload that is being received straight into its own memory: zero-copy for columns and large rows
-        self._large: bytearray | None = None
+        self._large: memoryview | None = None
         self._large_filled = 0
+        self._ahead_size = _RECEIVE_SIZE
         self._large_head = (0, FrameKind.EVENT)
 
     def start(self) -> None:
@@ -100,24 +105,36 @@ class Connection(abc.ABC):
                 self.close(error.strerror or str(error))
 
     def _receive(self) -> None:
-        if self._large is not None:
-            view = memoryview(self._large)[self._large_filled :]
-            received = self.sock.recv_into(view)
-            if not received:
-                self.close("end of stream")
-                return
-            self._large_filled += received
-            if self._large_filled == len(self._large):
-                payload, (channel, kind) = self._large, self._large_head
-                self._large = None
-                self.on_frame(kind, channel, payload)
-            return
-        received = self.sock.recv_into(memoryview(self._scratch)[self._filled :])
+        large = self._large
+        if large is None:
+            end = max(self._ahead_size, self._filled + _HEAD_SIZE)
+            received = self.sock.recv_into(memoryview(self._scratch)[self._filled : end])
+        else:
+            # What follows it comes along: most often the head of the next one.
+            received, _, _, _ = self.sock.recvmsg_into(
+                [large[self._large_filled :], memoryview(self._scratch)[:_HEAD_SIZE]]
+            )
         if not received:
             self.close("end of stream")
             return
+        if large is not None:
+            received = self._fill_large(large, received)
+        elif self._filled + received == end:
+            self._ahead_size = _RECEIVE_SIZE  # small ones, and many
         self._filled += received
-        self._parse()
+        if self._filled and not self.is_closed:
+            self._parse()
+
+    def _fill_large(self, large: memoryview, received: int) -> int:
+        """Return how many bytes came that are not of the large payload."""
+        missing = len(large) - self._large_filled
+        self._large_filled += min(received, missing)
+        if received < missing:
+            return 0
+        channel, kind = self._large_head
+        self._large = None
+        self.on_frame(kind, channel, large)
+        return received - missing
 
     def _parse(self) -> None:
         view = memoryview(self._scratch)
@@ -138,8 +155,9 @@ class Connection(abc.ABC):
             if filled - start >= size:
                 at = start + size
                 self.on_frame(kind, channel, bytes(view[start:at]))
-            elif HEADER.size + size > _RECEIVE_SIZE // 4:
-                self._large = bytearray(size)
+            elif HEADER.size + size > _LARGE_SIZE:
+                self._large = _memory(kind, size)
+                self._ahead_size = _HEAD_SIZE
                 self._large_filled = filled - start
                 self._large[: self._large_filled] = view[start:filled]
                 self._large_head = (channel, kind)
@@ -176,3 +194,11 @@ class Connection(abc.ABC):
         self._outgoing.clear()
         self.outgoing_bytes = 0
         self.on_closed(reason)
+
+
+def _memory(kind: FrameKind, size: int) -> memoryview:
+    if kind is not FrameKind.COLUMNS:
+        return memoryview(bytearray(size))
+    import numpy as np
+
+    return np.empty(size, np.uint8).data  # not zeroed; who receives columns has numpy

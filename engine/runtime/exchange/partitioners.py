@@ -20,6 +20,7 @@ from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.failure import user_error
 from engine.operators.functions import Function, RuntimeContext, callable_of
 from engine.operators.keys import key_error, key_function
+from engine.runtime.exchange.column_scatter import ColumnScatter
 from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask, stable_hash
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ class ChannelSelector(Protocol):
     """Cuts batches by channel. One per exit and subtask; stateful where the strategy is (round robin)."""
 
     def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
-        """Return the non-empty parts of a non-empty batch, channels rising."""
+        """Return the non-empty parts of a non-empty batch, channels rising. One that gathers may return fewer, and
+        those of batches before; then a channel may come twice."""
+        ...
+
+    def take_held(self) -> Sequence[tuple[int, Batch]]:
+        """Return the parts of what ``split`` has held back. Never fails for what the records are."""
         ...
 
     def open(self, runtime_context: RuntimeContext) -> None: ...
@@ -55,8 +61,10 @@ def make_channel_selector(
     operator_name: str,
     subtask_index: int = 0,
     max_parallelism: int = 0,
+    gathers: bool = False,
 ) -> ChannelSelector:
-    """``max_parallelism``: of the consumer; 0 = the default for ``num_channels``."""
+    """``max_parallelism``: of the consumer; 0 = the default for ``num_channels``. ``gathers``: may hold batches back to
+    cut several together, until it is asked for them."""
     match partitioning.strategy:
         case ShipStrategy.CUSTOM:  # also with one channel: a wrong partitioner must not pass unnoticed
             return _Custom(partitioning, num_channels, operator_name)
@@ -66,7 +74,7 @@ def make_channel_selector(
             return _Single()
         case ShipStrategy.HASH:
             max_parallelism = max_parallelism or default_max_parallelism(num_channels)
-            return _Hash(partitioning.key_selector, num_channels, max_parallelism, operator_name)
+            return _Hash(partitioning.key_selector, num_channels, max_parallelism, operator_name, gathers)
         case ShipStrategy.REBALANCE:
             # Subtasks begin at different channels, so that few records spread too.
             return _RoundRobin(num_channels, subtask_index % num_channels)
@@ -173,6 +181,9 @@ def _taken(columns: pa.RecordBatch, order: np.ndarray[Any, Any]) -> pa.RecordBat
 
 
 class _Stateless:
+    def take_held(self) -> Sequence[tuple[int, Batch]]:
+        return ()
+
     def open(self, runtime_context: RuntimeContext) -> None:
         pass
 
@@ -249,6 +260,9 @@ class _Keyed:
         self._operator_name = operator_name
         self._key_of = key_function(key_selector)
 
+    def take_held(self) -> Sequence[tuple[int, Batch]]:
+        return ()
+
     def open(self, runtime_context: RuntimeContext) -> None:
         if isinstance(self._selector, Function):
             self._selector.open(runtime_context)
@@ -274,11 +288,18 @@ class _Keyed:
 
 @final
 class _Hash(_Keyed):
-    def __init__(self, key_selector: Any, num_channels: int, max_parallelism: int, operator_name: str) -> None:
+    def __init__(
+        self, key_selector: Any, num_channels: int, max_parallelism: int, operator_name: str, gathers: bool
+    ) -> None:
         super().__init__(key_selector, operator_name)
         self._num_channels = num_channels
         self._max_parallelism = max_parallelism
         self._channel_of_key = KeyToSubtask(num_channels, max_parallelism)
+        self._gathers = gathers
+        self._scatter: ColumnScatter | None = None  #: made for the first columns
+
+    def take_held(self) -> Sequence[tuple[int, Batch]]:
+        return () if self._scatter is None else self._scatter.take()
 
     def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
         if isinstance(batch, ColumnBatch):
@@ -287,7 +308,16 @@ class _Hash(_Keyed):
             columns = key_columns(batch, self._selector)
             if columns is not None:
                 channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
-                return _split_columns(batch, channels, self._num_channels)
+                if self._scatter is None:
+                    self._scatter = ColumnScatter(self._num_channels, gathers=self._gathers)
+                ready = self._scatter.add(batch, channels)
+                if ready is not None:
+                    return ready
+                return [*self.take_held(), *_split_columns(batch, channels, self._num_channels)]
+        parts = self._split_by_keys(batch)
+        return [*held, *parts] if (held := self.take_held()) else parts
+
+    def _split_by_keys(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
         rows, keys = self._keys(batch)
         channels_of_keys = self._channel_of_key.of_keys(keys)
         if channels_of_keys is not None:

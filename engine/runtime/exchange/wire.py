@@ -1,8 +1,9 @@
 """Bytes between slots: frames, the handshake, and how elements become payloads and back. No socket here: ``transport``.
 
 A frame is a 16-byte header (payload size, channel, kind) and a payload. Rows travel pickled, one list a frame, whatever
-their size; columns travel as Arrow IPC messages (the schema once a channel) and are read without a copy. A blocking
-partition spills the same frames.
+their size. Columns travel as they lie in memory, one behind the other, or as Arrow IPC messages where they have nulls
+or values of many sizes (the schema once a channel either way), and are read without a copy. A blocking partition spills
+the same frames.
 
 Pickles are loaded only after the handshake named this very job: both ends are slots of one job, which run its user code
 anyway.
@@ -21,6 +22,7 @@ from engine.core.ids import JobID
 from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.protocol.stream import Element, Records
+from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, widths_of
 from engine.runtime.exchange.row_pickle import RowPickler
 
 if TYPE_CHECKING:
@@ -46,18 +48,22 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Raised whenever a frame's meaning changes; slots of different versions refuse each other.
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 #: payload size, channel, kind
 HEADER: Final = struct.Struct("<QIB3x")
 _HELLO: Final = struct.Struct("<4sHH32s")
 _MAGIC: Final = b"FLX\x1a"
 HELLO_SIZE: Final = _HELLO.size
-#: flags, padding, bytes of timestamps; 16 bytes, so that what follows stays aligned for Arrow
-_COLUMNS_HEAD: Final = struct.Struct("<B7xQ")
+#: flags, rows, bytes of timestamps; 16 bytes, so that what follows stays aligned for Arrow
+_COLUMNS_HEAD: Final = struct.Struct("<B3xIQ")
 _FLAG_SCALAR: Final = 1
 _FLAG_STAMPS: Final = 2
 _FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
+_FLAG_PLAIN: Final = 16  # values of one column after the other, each column from a multiple of 8 bytes on
+_ALIGNMENT: Final = 8
+#: Buffers of a frame, which one system call should take; those of wider batches are joined.
+_BUFFERS_MAX: Final = 64
 
 _SAMPLE_BYTES_MAX: Final = 64 << 10
 _UNKNOWN_ROW_BYTES: Final = 256
@@ -158,6 +164,8 @@ class Encoder:
 
     def __init__(self, operator_name: str = "") -> None:
         self._schema: pa.Schema | None = None
+        self._has_dictionary = False
+        self._plain = PlainColumns()
         self._rows = RowPickler(operator_name)
 
     def encode(self, element: Element) -> list[Frame]:
@@ -175,8 +183,6 @@ class Encoder:
         return self._encode_columns(batch)
 
     def _encode_columns(self, batch: ColumnBatch) -> list[Frame]:
-        import pyarrow as pa
-
         columns = batch.columns
         flags = (_FLAG_SCALAR if batch.scalar else 0) | (_FLAG_NAMED if batch.named else 0)
         stamps: Buffer = b""
@@ -184,22 +190,44 @@ class Encoder:
             flags |= _FLAG_STAMPS
             stamps = batch.timestamps_ms.astype("<i8", copy=False).tobytes()
         frames: list[Frame] = []
-        if _has_dictionary(columns.schema):
-            flags |= _FLAG_STREAM
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, columns.schema) as writer:
-                writer.write_batch(columns)
-            message = memoryview(sink.getvalue())
-        else:
-            if self._schema is None or (self._schema is not columns.schema and not self._schema.equals(columns.schema)):
-                self._schema = columns.schema
+        values: list[Buffer]
+        if self._schema is None or (self._schema is not columns.schema and not self._schema.equals(columns.schema)):
+            self._schema, self._has_dictionary = columns.schema, _has_dictionary(columns.schema)
+            if not self._has_dictionary:
                 schema = bytes(memoryview(columns.schema.serialize()))
                 frames.append(Frame(FrameKind.SCHEMA, (schema,), len(schema)))
-            message = memoryview(columns.serialize())
-        head = _COLUMNS_HEAD.pack(flags, len(stamps))
-        size = len(head) + len(stamps) + len(message)
-        frames.append(Frame(FrameKind.COLUMNS, (head, stamps, message) if stamps else (head, message), size))
+        if self._has_dictionary:
+            flags |= _FLAG_STREAM
+            values = [_as_stream(columns)]
+        elif (widths := self._plain.widths(columns)) is not None:
+            flags |= _FLAG_PLAIN
+            values = _plain_values(columns, widths)
+        else:
+            values = [memoryview(columns.serialize())]
+        head = _COLUMNS_HEAD.pack(flags, columns.num_rows, len(stamps))
+        buffers: list[Buffer] = [head, stamps, *values] if stamps else [head, *values]
+        frames.append(Frame(FrameKind.COLUMNS, buffers, sum(map(len, buffers))))
         return frames
+
+
+def _as_stream(columns: pa.RecordBatch) -> memoryview:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, columns.schema) as writer:
+        writer.write_batch(columns)
+    return memoryview(sink.getvalue())
+
+
+def _plain_values(columns: pa.RecordBatch, widths: tuple[int, ...]) -> list[Buffer]:
+    """Return the memory of the columns itself: nothing is copied before the socket does it."""
+    values: list[Buffer] = []
+    for column, width in zip(columns.columns, widths, strict=True):
+        own = bytes_of(column, width)
+        values.append(own)
+        if padding := -len(own) % _ALIGNMENT:
+            values.append(bytes(padding))
+    return values if len(values) < _BUFFERS_MAX else [b"".join(values)]
 
 
 @final
@@ -208,6 +236,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._schema: pa.Schema | None = None
+        self._widths: tuple[int, ...] | None = None
 
     def decode(self, kind: FrameKind, payload: Buffer) -> Element | RemoteError | None:
         """Return the element, or None when the frame only prepares the next ones."""
@@ -223,6 +252,7 @@ class Decoder:
                 import pyarrow as pa
 
                 self._schema = pa.ipc.read_schema(pa.py_buffer(payload))
+                self._widths = widths_of(self._schema)
                 return None
             case FrameKind.EVENT:
                 event: Element = pickle.loads(payload)
@@ -239,18 +269,35 @@ class Decoder:
 
         from engine.state.arrow_views import kernel_view
 
-        flags, stamps_size = _COLUMNS_HEAD.unpack_from(payload)
+        flags, num_rows, stamps_size = _COLUMNS_HEAD.unpack_from(payload)
         start = _COLUMNS_HEAD.size
         stamps = None
         if flags & _FLAG_STAMPS:
             stamps = kernel_view(np.frombuffer(payload, dtype="<i8", count=stamps_size // 8, offset=start))
         message = pa.py_buffer(payload).slice(start + stamps_size)
-        if flags & _FLAG_STREAM:
+        if flags & _FLAG_PLAIN:
+            columns = self._plain_columns(message, num_rows)
+        elif flags & _FLAG_STREAM:
             columns = pa.ipc.open_stream(message).read_next_batch()
         else:
             assert self._schema is not None, "columns before their schema"
             columns = pa.ipc.read_record_batch(message, self._schema)
         return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), bool(flags & _FLAG_NAMED))
+
+    def _plain_columns(self, values: pa.Buffer, num_rows: int) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        schema, widths = self._schema, self._widths
+        assert schema is not None, "columns before their schema"
+        assert widths is not None, f"columns of {schema.types} are not plain"
+        arrays: list[pa.Array] = []
+        at = 0
+        for kind, width in zip(schema.types, widths, strict=True):
+            size = num_rows * width
+            arrays.append(pa.Array.from_buffers(kind, num_rows, [None, values.slice(at, size)], 0))
+            at += size + -size % _ALIGNMENT
+        assert at == values.size, (at, values.size, num_rows)
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _has_dictionary(schema: pa.Schema) -> bool:

@@ -20,6 +20,8 @@ _LONG_NS: Final = 10_000_000
 _SHORT_NS: Final = 2_000_000
 _WANTED_NS: Final = 5_000_000
 _GROWTH_MAX: Final = 8
+#: A rest of a batch that is so many times smaller than a step goes along with it: alone it would cost as many calls.
+_REST_SHARE: Final = 4
 
 
 @final
@@ -31,6 +33,11 @@ class StepSize:
         self._partitions = partitions
         self._waited = 0  #: full buffers that wait at the begin of the step, in the fullest queue
         self._waiting_max = 0
+
+    def end_of(self, start: int, num_rows: int) -> int:
+        """Return up to which of a batch's rows a step goes that begins at row ``start``."""
+        end = start + self.rows_max
+        return num_rows if num_rows - end <= self.rows_max // _REST_SHARE else end
 
     def begin(self) -> None:
         self._waited = self._waiting_max = max((one.num_waiting() for one in self._partitions), default=0)

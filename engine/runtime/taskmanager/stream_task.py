@@ -582,7 +582,7 @@ class StreamTask:
         assert pending is not None and chain is not None  # noqa: PT018
         batch, start = pending.batch, self._pending_at
         num_rows = len(batch)
-        end = min(num_rows, start + self._step_size.rows_max)
+        end = self._step_size.end_of(start, num_rows)
         if end == num_rows:
             self._pending = None
         self._pending_at = end

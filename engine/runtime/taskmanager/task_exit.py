@@ -43,14 +43,15 @@ class TaskExit:
         self._watchdog = watchdog
         self._pause = pause  #: lets others work, until the partition has room
         descriptor = partition.descriptor
+        self._timeout_ms = -1 if descriptor.blocking else descriptor.buffer_timeout_ms
         self._selector = make_channel_selector(
             partitioning,
             descriptor.num_subpartitions,
             operator_name=operator_name,
             subtask_index=subtask_index,
             max_parallelism=descriptor.max_parallelism,
+            gathers=self._timeout_ms != 0,
         )
-        self._timeout_ms = -1 if descriptor.blocking else descriptor.buffer_timeout_ms
         self._call_later = call_later
         self._flush_is_due = False
 
@@ -77,27 +78,35 @@ class TaskExit:
     def flush_after(self, took_ns: int) -> None:
         """The task has not been back at its loop for so long: if the buffer timeout is shorter, it may be over."""
         if 0 < self._timeout_ms * 1_000_000 <= took_ns:
+            self._add_held()
             self.partition.flush()
 
     def _flush(self) -> None:
         self._flush_is_due = False
+        self._add_held()
         self.partition.flush()
 
+    def _add_held(self) -> None:
+        """Hand on what the selector has held back to cut it together with what comes."""
+        for channel, part in self._selector.take_held():
+            self.partition.add(channel, part)
+
     def emit_watermark(self, watermark_ms: int) -> None:
-        self.partition.add_event(Watermark(watermark_ms))
+        self.emit_event(Watermark(watermark_ms))
 
     def emit_idle(self, idle: bool) -> None:
-        self.partition.add_event(WatermarkStatus(idle))
+        self.emit_event(WatermarkStatus(idle))
 
     def emit_superstep_end(self, superstep: int) -> None:
-        self.partition.add_event(EndOfSuperstep(superstep))
+        self.emit_event(EndOfSuperstep(superstep))
 
     # of the task
 
     def emit_event(self, element: Element) -> None:
         """Send a barrier, or the end of one, behind all that was emitted; before it if the barrier is unaligned."""
+        self._add_held()
         self.partition.add_event(element)
 
     def end(self) -> None:
-        self.partition.add_event(END_OF_DATA)
+        self.emit_event(END_OF_DATA)
         self.partition.finish()

@@ -2,6 +2,7 @@
 
 ``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come
 from so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
+``phases=FOLDER``: each slot writes there where its time went, see ``exchange_phases``.
 """
 
 import sys
@@ -9,12 +10,19 @@ import sys
 from engine.common import Configuration, Types, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+from tests.bench.exchange_phases import install
 from tests.bench.programs.events import users_and_amounts
 from tests.bench.programs.repeating import options_of, repeat
 
 events, keys, parallelism = map(int, sys.argv[1:4])
 options = options_of(sys.argv[4:])
 sources = int(options.get("sources", 1))
+
+
+def made(indexes, first):
+    if "phases" in options:
+        install(options["phases"])
+    return users_and_amounts(indexes + first, keys)
 
 
 def sums_of(env):
@@ -27,9 +35,7 @@ def sums_of(env):
     streams = []
     for number in range(sources):
         first, end = events * number // sources, events * (number + 1) // sources
-        source = DataGeneratorSource.of_columns(
-            lambda indexes, first=first: users_and_amounts(indexes + first, keys), end - first, typed
-        )
+        source = DataGeneratorSource.of_columns(lambda indexes, first=first: made(indexes, first), end - first, typed)
         streams.append(env.from_source(source, WatermarkStrategy.no_watermarks(), f"gen {number}"))
     united = streams[0].union(*streams[1:]) if sources > 1 else streams[0]
     return united.key_by(0).sum(1)

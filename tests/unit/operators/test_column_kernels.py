@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.operators import column_kernels as kernels
 from engine.runtime.exchange.column_hash import subtask_of_rows
-from engine.state.hash_kernels import channels_of_ints, order_by_channel
+from engine.state.hash_kernels import channels_of_ints, count_by_channel, order_by_channel, write_rows
 from engine.state.key_groups import key_group_of, subtask_of_key_group
 
 QUICK = settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -43,6 +43,30 @@ def test_rows_are_ordered_by_channel_and_keep_their_order_within(channels):
     order_by_channel(np.array(channels, np.uint16), ends, order)
     assert order.tolist() == sorted(range(len(channels)), key=channels.__getitem__)
     assert ends.tolist() == [sum(channel <= c for channel in channels) for c in range(7)]
+
+
+@QUICK
+@given(st.integers(1, 4).flatmap(lambda num: st.lists(st.integers(0, num - 1), max_size=40).map(lambda c: (num, c))))
+def test_rows_are_written_behind_those_of_their_channel_or_not_at_all(given_):
+    num_channels, channels = given_
+    room = 12
+    begin = np.arange(num_channels) * room
+    place, counts = begin.copy(), np.full(num_channels, -1)
+    values = [np.arange(len(channels), dtype=f"u{width}") for width in (1, 2, 4, 8)]
+    out = [np.full(num_channels * room, 99, own.dtype) for own in values]
+    where = np.array([(a.ctypes.data, b.ctypes.data, a.itemsize) for a, b in zip(values, out)], np.int64)
+    channel_of_row, place_of_row = np.array(channels, np.uint16), np.empty(len(channels), np.int32)
+    is_written = write_rows(channel_of_row, place, begin + room, counts, place_of_row, where)
+    expected = [[row for row, channel in enumerate(channels) if channel == c] for c in range(num_channels)]
+    assert counts.tolist() == list(map(len, expected))
+    assert is_written == (max(map(len, expected)) <= room)
+    if not is_written:
+        expected = [[] for _ in range(num_channels)]
+    assert (place - begin).tolist() == list(map(len, expected))
+    for own in out:
+        assert own.tolist() == [value for rows in expected for value in (*rows, *[99] * (room - len(rows)))]
+    count_by_channel(channel_of_row, counts)
+    assert counts.tolist() == [channels.count(channel) for channel in range(num_channels)]
 
 
 @QUICK

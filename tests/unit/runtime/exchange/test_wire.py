@@ -128,6 +128,54 @@ def test_columns_are_read_without_a_copy():
     assert start <= found.columns.column(0).buffers()[1].address < start + len(payload)
 
 
+def test_plain_columns_travel_as_they_lie_in_memory_and_others_do_not():
+    whole = pa.record_batch(
+        {
+            "n": pa.array(range(9), pa.int64()),
+            "b": pa.array(range(9), pa.int8()),
+            "t": pa.array(range(9), pa.timestamp("ms")),
+            "f": pa.array([n / 2 for n in range(9)], pa.float32()),
+            "s": pa.array(range(9), pa.uint16()),
+        }
+    )
+    for columns in (whole, whole.slice(2, 5), whole.slice(9), whole.slice(8)):
+        encoder = Encoder()
+        frames = encoder.encode(Records(ColumnBatch(columns, np.arange(columns.num_rows))))
+        # Head, stamps, and each column with what fills it up to 8 bytes: no more.
+        sizes = [-(-columns.num_rows * width // 8) * 8 for width in (8, 1, 8, 4, 2)]
+        assert frames[-1].size_bytes == 16 + 8 * columns.num_rows + sum(sizes)
+        [found] = there_and_back(Records(ColumnBatch(columns, np.arange(columns.num_rows), named=True)))
+        assert columns_of(found).columns.equals(columns)
+        assert columns_of(found).columns.schema.equals(columns.schema)
+        assert columns_of(found).timestamps_ms.tolist() == list(range(columns.num_rows))
+        assert columns_of(found).named
+    with_null = pa.record_batch({"n": pa.array([1, None, 3])})
+    without = pa.record_batch({"n": pa.array([4, 5, 6])})
+    found = there_and_back(*(Records(ColumnBatch(one)) for one in (without, with_null, without, with_null.slice(2))))
+    assert [columns_of(element).columns.to_pydict()["n"] for element in found] == [
+        [4, 5, 6],
+        [1, None, 3],
+        [4, 5, 6],
+        [3],
+    ]
+
+
+def test_the_values_of_plain_columns_are_not_copied_into_the_frame():
+    values = np.arange(100)
+    encoder = Encoder()
+    *_, frame = encoder.encode(Records(ColumnBatch(pa.record_batch({"n": pa.array(values)}).slice(10, 50))))
+    values[10] = 77
+    assert np.frombuffer(frame.buffers[1], np.int64)[0] == 77
+
+
+def test_very_many_plain_columns_still_fit_into_one_system_call():
+    columns = pa.record_batch({f"c{i}": pa.array([i % 100], pa.int8()) for i in range(3000)})
+    *_, frame = Encoder().encode(Records(ColumnBatch(columns)))
+    assert len(frame.buffers) < 64
+    [found] = there_and_back(Records(ColumnBatch(columns)))
+    assert columns_of(found).columns.equals(columns)
+
+
 def test_a_record_that_cannot_be_pickled_is_named():
     with pytest.raises(
         UserCodeError, match=r"cannot pickle 'generator'.*\n.*operator 'Map'\n.*record: \(2, <generator"

@@ -84,3 +84,14 @@ def test_records_that_become_large_shrink_the_step_also_when_it_waited_meanwhile
     queue.waiting = 0
     size.observe(4096, 1 * MS)
     assert size.rows_max == 1024
+
+
+def test_the_small_rest_of_a_batch_goes_along_with_the_step_before_it():
+    size = StepSize()
+    size.rows_max = 100
+    assert size.end_of(0, 90) == 90
+    assert size.end_of(0, 125) == 125
+    assert size.end_of(0, 126) == 100
+    assert size.end_of(100, 126) == 126
+    size.rows_max = 1
+    assert size.end_of(0, 2) == 1

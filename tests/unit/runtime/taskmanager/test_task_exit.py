@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
-from engine.core.records import RowBatch
+from engine.core.records import ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
+from engine.operators.keys import FieldKey
 from engine.operators.row_loop import RowLoop
+from engine.protocol.checkpoint import CheckpointOptions
 from engine.protocol.control import ResultPartitionDescriptor
+from engine.protocol.stream import CancelBarrier, CheckpointBarrier, Records
 from engine.runtime.exchange.partition import PipelinedPartition
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.watchdog import Watchdog
 
 
-def exit_with(timeout_ms: int, delays: list) -> tuple[TaskExit, PipelinedPartition]:
-    partition = PipelinedPartition(ResultPartitionDescriptor("p", "d", 1, False, timeout_ms), 32_768)
+def exit_with(
+    timeout_ms: int, delays: list, partitioning: Partitioning = Partitioning(ShipStrategy.REBALANCE), channels: int = 1
+) -> tuple[TaskExit, PipelinedPartition]:
+    partition = PipelinedPartition(ResultPartitionDescriptor("p", "d", channels, False, timeout_ms), 32_768)
     made = TaskExit(
         partition,
-        Partitioning(ShipStrategy.REBALANCE),
+        partitioning,
         "op",
         0,
         lambda delay_s, action: delays.append((delay_s, action)),
@@ -50,3 +56,72 @@ def test_without_time_to_wait_a_record_is_handed_on_at_once_and_full_buffers_nee
         task_exit.emit(RowBatch([1]))
         assert partition.open_view(0, lambda: None).has_next() is expected
         assert delays == []
+
+
+def keyed_columns(timeout_ms: int) -> tuple[TaskExit, list, list]:
+    """An exit with two channels that has emitted 1000 records; the timers, and the views."""
+    delays: list = []
+    task_exit, partition = exit_with(timeout_ms, delays, Partitioning(ShipStrategy.HASH, FieldKey(0)), 2)
+    views = [partition.open_view(channel, lambda: None) for channel in range(2)]
+    task_exit.emit(ColumnBatch(pa.record_batch({"key": range(1000), "n": range(1000)})))
+    return task_exit, delays, views
+
+
+def polled(views: list) -> list[int]:
+    return sorted(row[0] for view in views for row in rows_of(view.poll().batch).rows)
+
+
+def test_columns_that_are_gathered_wait_no_longer_than_the_buffer_timeout():
+    task_exit, delays, views = keyed_columns(100)
+    assert not any(view.has_next() for view in views)
+    task_exit.flush_after(99_000_000)
+    assert not any(view.has_next() for view in views)
+    ((_, flush),) = delays
+    flush()
+    assert polled(views) == list(range(1000))
+    task_exit, _, views = keyed_columns(100)
+    task_exit.flush_after(100_000_000)  # a long step
+    assert polled(views) == list(range(1000))
+    _, _, views = keyed_columns(0)
+    assert polled(views) == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda task_exit: task_exit.emit_watermark(7),
+        lambda task_exit: task_exit.emit_idle(True),
+        lambda task_exit: task_exit.emit_superstep_end(1),
+        lambda task_exit: task_exit.emit_event(CancelBarrier(3)),
+        lambda task_exit: task_exit.end(),
+    ],
+)
+def test_no_event_goes_before_columns_that_are_gathered(tell):
+    task_exit, _, views = keyed_columns(-1)
+    assert not any(view.has_next() for view in views)
+    tell(task_exit)
+    assert polled(views) == list(range(1000))
+    assert all(type(view.poll()) is not Records for view in views)
+
+
+def test_an_unaligned_barrier_overtakes_columns_that_were_gathered_and_they_count_as_overtaken():
+    task_exit, _, views = keyed_columns(-1)
+    task_exit.emit_event(CheckpointBarrier(1, 0, CheckpointOptions(unaligned=True)))
+    barriers = [view.poll() for view in views]
+    overtaken = [view.overtaken(barrier) for view, barrier in zip(views, barriers, strict=True)]
+    assert [barrier.num_overtaken for barrier in barriers] == [1, 1]
+    assert sum(len(batch) for batches in overtaken for batch in batches) == 1000
+    assert polled(views) == list(range(1000))
+
+
+def test_rows_do_not_go_before_columns_that_are_gathered():
+    task_exit, _, views = keyed_columns(-1)
+    task_exit.emit(RowBatch([(key, -1) for key in range(8)]))
+    task_exit.end()
+    seen = [[], []]
+    for rows, view in zip(seen, views, strict=True):
+        while type(element := view.poll()) is Records:
+            rows += rows_of(element.batch).rows
+    assert sorted(row for rows in seen for row in rows if row[1] >= 0) == [(n, n) for n in range(1000)]
+    assert all([row[1] < 0 for row in rows] == sorted(row[1] < 0 for row in rows) for rows in seen)
+    assert sum(map(len, seen)) == 1008

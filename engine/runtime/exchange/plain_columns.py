@@ -1,0 +1,60 @@
+"""Columns whose values lie side by side and have no nulls: what the exchange moves as bytes, without asking Arrow.
+
+Not here: how they are laid out by channel (``column_scatter``) and what a frame of them looks like (``wire``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["PlainColumns", "address_of", "bytes_of", "widths_of"]
+
+_BITS = (8, 16, 32, 64)
+
+
+class PlainColumns:
+    """Knows of the schema that it saw last whether its columns may be plain; so a stream is asked once."""
+
+    def __init__(self) -> None:
+        #: the first of the equal ones that came in a row, and the widths of its columns if they may be plain
+        self.schema: pa.Schema | None = None
+        self.known_widths: tuple[int, ...] | None = None
+
+    def widths(self, columns: pa.RecordBatch) -> tuple[int, ...] | None:
+        """Return the bytes of a value of each column; None if one is of another kind, or has nulls."""
+        schema = columns.schema
+        if self.schema is None or (self.schema is not schema and not self.schema.equals(schema)):
+            self.schema, self.known_widths = schema, widths_of(schema)
+        if self.known_widths is None:
+            return None
+        for column in columns.columns:
+            if column.null_count:
+                return None
+        return self.known_widths
+
+
+def widths_of(schema: pa.Schema) -> tuple[int, ...] | None:
+    """Return the bytes of a value of each column; None if there are none or one is of another kind."""
+    import pyarrow as pa
+
+    if not len(schema):
+        return None  # only a batch that says it can have rows without columns
+    if not all(pa.types.is_primitive(kind) and kind.bit_width in _BITS for kind in schema.types):
+        return None
+    return tuple(kind.bit_width // 8 for kind in schema.types)
+
+
+def bytes_of(column: pa.Array, width: int) -> memoryview:
+    """Return the values of a plain column, ``width`` bytes each; no copy."""
+    start, size = column.offset * width, len(column) * width
+    buffer = column.buffers()[1]
+    return memoryview(b"" if buffer is None else buffer)[start : start + size]
+
+
+def address_of(column: pa.Array, width: int) -> int:
+    """Return where the values of a plain column that is not empty begin."""
+    address: int = column.buffers()[1].address
+    return address + column.offset * width
