@@ -31,8 +31,6 @@ __all__ = [
     "rows_before_null",
 ]
 
-#: In the schema's metadata: records are Rows.
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
-from engine.operators.column_layout import NAMED, Layout, folded_of, held_kind
+from engine.operators.column_fields import is_named
+from engine.operators.column_layout import Layout, folded_of, held_kind
 from engine.state.column_hash import groups_of_rows
 from engine.state.slot_state import streams
 
@@ -174,7 +175,7 @@ def _in_order(tables: list[pa.Table]) -> Iterator[Waiting]:
     import pyarrow as pa
 
     schema = pa.ipc.read_schema(pa.py_buffer(tables[0].schema.metadata[b"schema"]))
-    named = NAMED.items() <= (schema.metadata or {}).items()
+    named = is_named(schema)
     rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).combine_chunks()
     *_, stamps, numbers, are_results = (rows.column(at) for at in range(rows.num_columns))
     is_result = are_results.to_numpy()

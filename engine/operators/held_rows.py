@@ -169,7 +169,6 @@ class Results:
 
     def unemitted(self) -> ColumnBatch | None:
         """Return the results that have not been emitted yet, in their order."""
-        import pyarrow as pa
 
         if self._all is None and not self._batches:
             return None
@@ -200,7 +199,6 @@ class Results:
         return ColumnBatch(columns, self._taken.stamps, named=self._batches[0].named)
 
     def _emit_until(self, out: Output, end: int) -> Iterator[None]:
-        import pyarrow as pa
 
         if self._all is None:
             return

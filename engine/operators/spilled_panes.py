@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ExternalError
 from engine.state.hash_kernels import order_by_channel
 
@@ -262,7 +263,7 @@ class SpilledPanes:
 def _sorted(columns: pa.RecordBatch, partitions: Array, num_partitions: int, *, is_folded: bool) -> _Segment:
     ends, order = np.zeros(num_partitions, np.int64), np.empty(partitions.size, np.int32)
     order_by_channel(partitions, ends, order)
-    return _Segment(columns.take(pa.array(order)), ends, is_folded)
+    return _Segment(columns.take(arrow_of(order)), ends, is_folded)
 
 
 def _partitions_of(segment: _Segment) -> Array:

@@ -18,6 +18,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators.spilled_panes import SpilledPanes
 from engine.operators.window_chunks import empty_chunk, streams
 from engine.operators.window_state import WindowState
@@ -120,7 +121,7 @@ class SpillingWindows:
         operator can take them."""
         state = self.state
         if rows.size < columns.num_rows:
-            columns = columns.take(pa.array(rows))
+            columns = columns.take(arrow_of(rows))
         if not state.can_take_later(columns):
             return False
         if not self.spilled.raise_bound(start, state.bound_of_records(columns), SUM_MAX):

@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
+from engine.operators.column_fields import is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.window_distinct import can_be_distinct
 from engine.state.arrow_views import is_int64_like, is_text_like
@@ -18,10 +19,24 @@ from engine.state.slot_table import SlotTable
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["AggregatedField", "can_be_aggregated", "codes_for"]
+__all__ = ["AggregatedField", "RecordLayout", "can_be_aggregated", "codes_for"]
 
 #: Floats that are coded, by their bits: 0.0 and -0.0 are two values in a record, though they are one key.
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
+
+
+@final
+@dataclass(frozen=True)
+class RecordLayout:
+    """``schema``: of the records; ``keys``: the columns of their key."""
+
+    schema: pa.Schema
+    keys: tuple[int, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether they are Rows."""
+        return is_named(self.schema)
 
 
 @final

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
@@ -24,7 +23,7 @@ from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
 from engine.operators.window_chunks import streams
 from engine.operators.window_distinct import DistinctValues
-from engine.operators.window_fields import AggregatedField, can_be_aggregated, codes_for
+from engine.operators.window_fields import AggregatedField, RecordLayout, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
 from engine.state.column_hash import groups_of_rows
@@ -39,17 +38,6 @@ __all__ = ["FIELDS", "WindowState", "other_fields"]
 _COMPACT_SLOTS_MIN: Final = 1 << 16
 #: In the metadata of a chunk: the fields that its columns are of.
 FIELDS: Final = b"fields"
-
-
-@final
-@dataclass(frozen=True)
-class _Layout:
-    schema: pa.Schema
-    keys: tuple[int, ...]
-
-    @property
-    def named(self) -> bool:
-        return is_named(self.schema)
 
 
 @final
@@ -83,7 +71,7 @@ class WindowState:
         self.clear()
 
     def clear(self) -> None:
-        self.layout: _Layout | None = None
+        self.layout: RecordLayout | None = None
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
@@ -106,7 +94,7 @@ class WindowState:
             return False
         if self._keeps_record and not all(can_be_key(kind) for kind in schema.types):
             return False
-        self.layout = _Layout(schema, tuple(keys))
+        self.layout = RecordLayout(schema, tuple(keys))
         self._table = SlotTable([schema.types[key] for key in keys])
         seeds = self._seeds or [None] * len(indexes)
         for aggregate, index, seed in zip(self._aggregates, indexes, seeds, strict=True):
@@ -627,7 +615,7 @@ class WindowState:
         for state in (self, *self.others):
             if state.layout is None:
                 break
-            wanted = _Layout(schema, keys)
+            wanted = RecordLayout(schema, keys)
             if state.layout.schema.types == schema.types and (state.layout.keys, state.layout.named) == (
                 keys,
                 wanted.named,
