@@ -38,7 +38,8 @@ class DataGeneratorSource:
         generator_function: Callable[[Any], Any], count: int | None, type_info: TypeInformation | None = None
     ) -> ColumnGeneratorSource:
         """Make columns: ``generator_function`` gets a numpy array of indexes and returns, for all of them at once, a
-        dict or tuple of numpy or Arrow columns, or a RecordBatch."""
+        dict or tuple of numpy or Arrow columns, or a RecordBatch. The columns are the engine's from then on and are not
+        copied: return new arrays, not ones that the next call writes to."""
         return ColumnGeneratorSource(generator_function, count, type_info)
 
     def to_spec(self) -> OperatorSpec:
