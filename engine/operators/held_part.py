@@ -17,7 +17,6 @@ from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.column_fields import is_named
 from engine.operators.column_layout import Layout, folded_of, held_kind
 from engine.state.column_hash import groups_of_rows
-from engine.state.slot_state import streams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +72,8 @@ class HeldPart:
         return self.num_waiting() + len(self._restored)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
+        from engine.state.slot_state import streams
+
         wanted = set(key_groups)
         chunks: dict[int, bytes] = {}
         for chunk in self._restored:
