@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Chart", "Series", "charts_of", "drawn", "newest", "page_of", "write_charts"]
 
@@ -60,6 +60,14 @@ class Chart:
     better: str = "more is better"
 
 
+_KEYED: Final = (
+    ("keyed-sum", "Keyed running sum, 1 M keys"),
+    ("window", "10 s windows, 100 k keys"),
+    ("interval-join", "Interval join of two streams"),
+    ("window-join", "Join of two streams in 10 s windows"),
+)
+
+
 # --- what there is to see ----------------------------------------------------------------------------------------
 
 
@@ -98,7 +106,7 @@ def charts_of(rows: Iterable[dict[str, Any]]) -> list[Chart]:
         series = _bars(of.get(name, []), {"mb_per_cpu_s": "MB per CPU-s"})
         charts.append(Chart(title, "MB per CPU-second", series, logarithmic="lambdas" in name))
     kept = {"warm_events_per_cpu_s": "warm", "cold_events_per_cpu_s": "cold, with start-up"}
-    for name, title in (("keyed-sum", "Keyed running sum, 1 M keys"), ("window", "10 s windows, 100 k keys")):
+    for name, title in _KEYED:
         for backend in ("hashmap", "rocksdb"):
             mine = [row for row in of.get(name, []) if row.get("backend", "hashmap") == backend]
             charts.append(Chart(f"{title}, {backend}", "M events per CPU-second", _bars(mine, kept, 1e-6)))
@@ -186,7 +194,7 @@ def _ratio(chart: Chart, series: Series, label: str) -> str:
         return ""
     mine = dict(series.points)[label][1]
     better = mine / first[1] if chart.better.startswith("less") else first[1] / mine
-    return f"   {chart.series[0].name} {better:.2g} ×"
+    return f"   {chart.series[0].name} {f'{better:,.0f}' if better >= 10 else f'{better:.2g}'} ×"
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
