@@ -525,7 +525,8 @@ def processes(backend: HaBackend) -> Iterator[Callable[[], ContenderProcess]]:
     finally:
         for process in started:
             process.end()
-    assert [line for process in started for line in process.said("violation")] == []
+    violations = [line for process in started for line in process.said("violation")]
+    assert violations == [], [process.lines for process in started]
 
 
 class HaProcessContract:
