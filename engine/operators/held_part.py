@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.column_fields import is_named
 from engine.operators.column_layout import Layout, folded_of, held_kind
+from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ class HeldPart:
         return self.num_waiting() + len(self._restored)
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        from engine.state.slot_state import streams
-
         wanted = set(key_groups)
         chunks: dict[int, bytes] = {}
         for chunk in self._restored:

@@ -169,7 +169,6 @@ class Results:
 
     def unemitted(self) -> ColumnBatch | None:
         """Return the results that have not been emitted yet, in their order."""
-
         if self._all is None and not self._batches:
             return None
         rows, columns = self._in_order(), self._joined() if self._all is None else self._all
@@ -199,7 +198,6 @@ class Results:
         return ColumnBatch(columns, self._taken.stamps, named=self._batches[0].named)
 
     def _emit_until(self, out: Output, end: int) -> Iterator[None]:
-
         if self._all is None:
             return
         stamps = self._all.timestamps_ms

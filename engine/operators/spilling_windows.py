@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.operators.spilled_panes import SpilledPanes
-from engine.operators.window_chunks import empty_chunk, streams
-from engine.operators.window_state import WindowState
+from engine.operators.window_state import WindowPiece, WindowState
 from engine.state.chunks import LazyChunks
+from engine.state.column_chunks import empty_chunk, streams
 from engine.state.hash_partitions import HashPartitions
 from engine.state.spilling_slots import allow_open_files
 
@@ -231,17 +231,18 @@ class SpillingWindows:
         others: dict[int, bytes] = {}
         for other in self.state.others:
             others |= other.snapshot(wanted)
-        in_memory: dict[int, list[tuple[int, pa.RecordBatch, int]]] = {}
+        in_memory: dict[int, list[WindowPiece]] = {}
         for piece in self.state.pieces(wanted):
             in_memory.setdefault(piece[0], []).append(piece)
         made: dict[int, bytes] = {}
 
-        def pieces(within: range, in_reach: set[int]) -> Iterator[tuple[int, pa.RecordBatch, int]]:
+        def pieces(within: range, in_reach: set[int]) -> Iterator[WindowPiece]:
             for group in in_reach:
                 yield from in_memory.get(group, ())
             for partitions in self.pieces_of(starts, within):
                 for group, rows, _ in (loaded := self.load(starts, partitions)).pieces(in_reach):
-                    yield group, rows, self.state.watermark_of(rows.column(self._place_of_start()).take([0])[0].as_py())
+                    start = rows.column(self._place_of_start()).take([0])[0].as_py()
+                    yield self.state.piece(group, rows, start)
                 del loaded
 
         def chunk_of(group: int) -> bytes:

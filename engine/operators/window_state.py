@@ -21,18 +21,19 @@ from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
-from engine.operators.window_chunks import streams
 from engine.operators.window_distinct import DistinctValues
 from engine.operators.window_fields import AggregatedField, RecordLayout, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
+from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
+WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
 
-__all__ = ["FIELDS", "WindowState", "other_fields"]
+__all__ = ["FIELDS", "WindowPiece", "WindowState", "other_fields"]
 
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
@@ -554,15 +555,18 @@ class WindowState:
             metadata[HELD] = self.held_columns()
         return metadata
 
-    def pieces(self, wanted: set[int]) -> Iterator[tuple[int, pa.RecordBatch, int]]:
-        """Yield what chunks of these key groups have: key group, rows of a pane, watermark; a group comes often."""
+    def pieces(self, wanted: set[int]) -> Iterator[WindowPiece]:
+        """Yield what chunks of these key groups have: key group, rows of a pane, its watermark; a group comes often."""
         for start, pane in self.panes.items():
             slots = pane.slots()
             keys = self._table.keys_of(slots)
             groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
             rows = self._rows_of(start, pane, slots, keys)
             for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-                yield group, rows.filter(arrow_of(groups == group)), self.watermark_of(start)
+                yield self.piece(group, rows.filter(arrow_of(groups == group)), start)
+
+    def piece(self, group: int, rows: pa.RecordBatch, start: int) -> WindowPiece:
+        return group, rows, {"watermark": str(self.watermark_of(start))}
 
     def held_columns(self, first: int = 0) -> str:
         """Return the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float.

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.core.errors import ProgramError
 from engine.state.changes import EPOCHS_MAX
+from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["SlotState", "streams"]
+__all__ = ["SlotState"]
 
 #: Slots that share a mark "changed": the values of eight fill one cache line, so marking finds it loaded.
 _MARK_SHIFT: Final = 3
@@ -333,20 +334,3 @@ def _moved_marks(mark: Array, kept: Array) -> Array:
     is_marked[is_known] = mark[blocks[is_known]] != 0
     mark_blocks(np.flatnonzero(is_marked).astype(np.int32), _MARK_SHIFT, moved)
     return moved
-
-
-def streams(pieces: Iterable[tuple[int, pa.RecordBatch]], metadata: Mapping[str, str | bytes]) -> dict[int, bytes]:
-    """Return the chunks by key group that have these rows."""
-    import pyarrow as pa
-
-    begun: dict[int, tuple[Any, Any]] = {}
-    for group, rows in pieces:
-        if group not in begun:
-            sink = pa.BufferOutputStream()
-            begun[group] = sink, pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata))
-        begun[group][1].write_batch(rows)
-    chunks = {}
-    for group, (sink, writer) in begun.items():
-        writer.close()
-        chunks[group] = sink.getvalue().to_pybytes()
-    return chunks

@@ -25,10 +25,11 @@ import numpy as np
 
 from engine.core.errors import ExternalError
 from engine.state.chunks import LazyChunks
+from engine.state.column_chunks import streams
 from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
 from engine.state.slot_expiry import WRITTEN, Expiry
-from engine.state.slot_state import SlotState, streams
+from engine.state.slot_state import SlotState
 
 if TYPE_CHECKING:
     import pyarrow as pa
