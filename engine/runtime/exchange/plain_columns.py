@@ -23,11 +23,20 @@ class PlainColumns:
         self.schema: pa.Schema | None = None
         self.known_widths: tuple[int, ...] | None = None
 
+    def see(self, schema: pa.Schema) -> bool:
+        """Return whether it is another one than before."""
+        if self.schema is not None and (self.schema is schema or self.schema.equals(schema)):
+            return False
+        self.schema, self.known_widths = schema, widths_of(schema)
+        return True
+
     def widths(self, columns: pa.RecordBatch) -> tuple[int, ...] | None:
         """Return the bytes of a value of each column; None if one is of another kind, or has nulls."""
-        schema = columns.schema
-        if self.schema is None or (self.schema is not schema and not self.schema.equals(schema)):
-            self.schema, self.known_widths = schema, widths_of(schema)
+        self.see(columns.schema)
+        return self.widths_as_seen(columns)
+
+    def widths_as_seen(self, columns: pa.RecordBatch) -> tuple[int, ...] | None:
+        """The same of columns whose schema was the last one to be seen."""
         if self.known_widths is None:
             return None
         for column in columns.columns:

@@ -163,9 +163,8 @@ class Encoder:
     """Turns the elements of one channel into frames. Holds what the channel's reader knows: schema and classes."""
 
     def __init__(self, operator_name: str = "") -> None:
-        self._schema: pa.Schema | None = None
+        self._plain = PlainColumns()  #: knows the schema that the reader has
         self._has_dictionary = False
-        self._plain = PlainColumns()
         self._rows = RowPickler(operator_name)
 
     def encode(self, element: Element) -> list[Frame]:
@@ -191,15 +190,15 @@ class Encoder:
             stamps = batch.timestamps_ms.astype("<i8", copy=False).tobytes()
         frames: list[Frame] = []
         values: list[Buffer]
-        if self._schema is None or (self._schema is not columns.schema and not self._schema.equals(columns.schema)):
-            self._schema, self._has_dictionary = columns.schema, _has_dictionary(columns.schema)
+        if self._plain.see(columns.schema):
+            self._has_dictionary = _has_dictionary(columns.schema)
             if not self._has_dictionary:
                 schema = bytes(memoryview(columns.schema.serialize()))
                 frames.append(Frame(FrameKind.SCHEMA, (schema,), len(schema)))
         if self._has_dictionary:
             flags |= _FLAG_STREAM
             values = [_as_stream(columns)]
-        elif (widths := self._plain.widths(columns)) is not None:
+        elif (widths := self._plain.widths_as_seen(columns)) is not None:
             flags |= _FLAG_PLAIN
             values = _plain_values(columns, widths)
         else:
