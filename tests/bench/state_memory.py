@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,14 @@ STRIDE = 0x9E3779B97F4A7C15
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def print_each(ways: Iterable[str], module: str) -> None:
+    """Measure each way in a process of its own, with this program's arguments: ``module --one --only way``."""
+    for way in ways:
+        command = [sys.executable, "-m", module, "--one", "--only", way, *sys.argv[1:]]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(f"{way}: " + "; ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
 
 
 def batch_of(start: int, num_rows: int, kind: str) -> ColumnBatch:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +21,7 @@ from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
-from tests.bench.state_memory import STRIDE, resident
+from tests.bench.state_memory import STRIDE, print_each, resident
 from tests.testing.operator_harness import OperatorHarness
 
 WAYS = {
@@ -92,10 +90,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.only, options.keys, options.updates, options.memory_mb)))
         return
-    for way in [options.only] if options.only else WAYS:
-        command = [sys.executable, "-m", __spec__.name, "--one", "--only", way, *sys.argv[1:]]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{way}: " + "; ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
+    print_each([options.only] if options.only else WAYS, __spec__.name)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -28,7 +26,7 @@ from engine.operators.window_contents import AggregateFold
 from engine.operators.window_functions import window_call
 from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
-from tests.bench.state_memory import STRIDE, resident
+from tests.bench.state_memory import STRIDE, print_each, resident
 from tests.testing.operator_harness import OperatorHarness
 
 WAYS = ("files", "memory", "rocksdb")
@@ -118,10 +116,7 @@ def main() -> None:
         found = measure(options.only, options.keys, options.records, options.memory_mb, options.slide)
         print(json.dumps(found))
         return
-    for way in [options.only] if options.only else WAYS:
-        command = [sys.executable, "-m", __spec__.name, "--one", "--only", way, *sys.argv[1:]]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{way}: " + "; ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
+    print_each([options.only] if options.only else WAYS, __spec__.name)
 
 
 if __name__ == "__main__":
