@@ -5,29 +5,20 @@ Not for a network file system, and not for JobManagers on several machines: that
 ====================================  =================================================================================
 ``ha/contenders/<number>-<random>``   one per contender, in order of arrival: locked while its process lives, touched as
                                       a sign of life
-``ha/of-<token>``                     all that is written down, below the token that was granted last
-``ha/of-<token>/.leader``             JSON: where the leader is
-``ha/of-<token>/<name>/.value``       the metadata
+``ha/of-<token>/tree-<n>``            all that is written down (``fenced_folder``)
+``<tree>/.leader``                    JSON: where the leader is
+``<tree>/<name>/.value``              the metadata
 ====================================  =================================================================================
 
 The leader's death frees its contender's file at once: the next one is elected within ``POLL_S``. A leader that is
 paused keeps its file locked, so it is also deposed when it has given no sign of life for the session time-out, by the
 watcher's clock; when it wakes it finds its file gone.
-
-**The fence is the folder's name.** A grant renames ``of-<token before>`` to ``of-<new token>``, which one contender
-alone can do; a write renames a finished file into ``of-<own token>``. A write with an earlier token finds no folder,
-whenever it is made, and nobody can hold up others, wherever it is paused or killed. One that the kernel has begun
-before the grant may still take effect behind it: the kernel looks up the folder first, then waits for locks that all
-users of the file system share. A process cannot be paused in there, so whoever replaces one that may live waits until
-such a write is through before it reads anything. (Measured: 171 ms after the grant at the worst, and one of ten grants
-had such a write, beside six processes that did nothing but rename.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -35,7 +26,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar, final
+from typing import Final, final
 
 from engine.checkpoint.storage import check_writable
 from engine.core.errors import ConfigError, EngineError, ExternalError
@@ -45,107 +36,21 @@ from engine.ha.contracts import (
     VALUE_BYTES_MAX,
     ElectionListener,
     LeaderInformation,
-    LeadershipLostError,
     check_name,
     leader_from_json,
     leader_to_json,
 )
+from engine.ha.fenced_folder import FencedFolder, entries
 
 __all__ = ["FileServices"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 POLL_S: Final = 0.1  # how often contenders look at each other: a few system calls
-#: A write that the kernel has begun is through by then, however busy the machine is: of a leader that was deposed, and
-#: of one that has left, which had ended its own.
-_DEPOSED_S: Final = 1.0
-_LEFT_S: Final = 0.25
 _CLOSE_S: Final = 1.5  # close() must be done within 2 s, also when the disk hangs
-_OF: Final = "of-"
-_NOBODY: Final = "nobody"
 _VALUE: Final = ".value"
 _LEADER: Final = ".leader"
 _LEFTOVER_S: Final = 3600.0  # no writer takes so long
-
-
-@final
-class _Folder:
-    """The files of one cluster, and its fence. A path below ``of(token)`` exists as long as that token is the last."""
-
-    def __init__(self, storage_dir: str) -> None:
-        self.uri = storage_dir
-        self.root = os.path.join(storage_dir.removeprefix("file://"), "ha")
-        self.contenders = os.path.join(self.root, "contenders")
-
-    def make(self) -> None:
-        """Make the folders, as a whole; does nothing when they are there."""
-        new = f"{self.root}.new-{FencingToken.generate()}"
-        os.makedirs(os.path.join(new, "contenders"))
-        os.mkdir(os.path.join(new, _OF + _NOBODY))
-        try:
-            os.rename(new, self.root)
-        except OSError as error:
-            shutil.rmtree(new, ignore_errors=True)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-
-    def of(self, token: str) -> str:
-        return os.path.join(self.root, _OF + token)
-
-    def last_token(self) -> str | None:
-        """Return the token that was granted last, ``_NOBODY`` when none ever was, None when there is no cluster."""
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self.root):
-                if name.startswith(_OF):
-                    return name.removeprefix(_OF)
-        return None
-
-    def grant(self, before: str, token: FencingToken) -> bool:
-        """Return whether it was granted: another token than ``before`` may have been meanwhile."""
-        try:
-            os.rename(self.of(before), self.of(token))
-        except FileNotFoundError:
-            return False
-        _sync_folder(self.root)
-        return True
-
-    def lost(self) -> LeadershipLostError:
-        if self.last_token() is None:
-            return LeadershipLostError("This JobManager does not lead any more: its cluster has ended.")
-        return LeadershipLostError("This JobManager does not lead any more: another one was elected.")
-
-    def replace(self, token: FencingToken, name: str, content: bytes) -> None:
-        """Write ``of(token)/<name>`` as a whole, durably. Raises LeadershipLostError."""
-        partial = os.path.join(self.root, f".partial-{FencingToken.generate()}")
-        try:
-            with open(partial, "xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            folder = self.of(token)
-            *parents, last = name.split("/")
-            for part in parents:  # never ``of(token)`` itself
-                folder = os.path.join(folder, part)
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(folder)
-            os.replace(partial, os.path.join(folder, last))
-            _sync_folder(folder)
-        except FileNotFoundError:
-            raise self.lost() from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(partial)
-
-    def look(self, find: Callable[[str], T]) -> T | None:
-        """Return what ``find`` finds in the folder of the last token; None when there is no cluster."""
-        while (token := self.last_token()) is not None:
-            found = find(self.of(token))
-            if os.path.isdir(self.of(token)):
-                return found
-            # Another token was granted while we looked.
-        return None
 
 
 def _read(path: str) -> bytes | None:
@@ -154,15 +59,6 @@ def _read(path: str) -> bytes | None:
             return stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _sync_folder(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, so nothing needs to last
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -177,7 +73,7 @@ def _as_external(what: str) -> Iterator[None]:
 class FileElection:
     """All of it happens in a thread of its own, so that a busy event loop does not cost the leadership."""
 
-    def __init__(self, folder: _Folder, session_timeout_s: float) -> None:
+    def __init__(self, folder: FencedFolder, session_timeout_s: float) -> None:
         self._folder = folder
         self._timeout_s = session_timeout_s
         self._listener: ElectionListener | None = None
@@ -191,7 +87,6 @@ class FileElection:
         self._touched_s = 0.0
         #: contender → (its last sign of life, when we saw that first)
         self._seen: dict[str, tuple[int, float]] = {}
-        self._ended: set[str] = set()  #: contenders whose process was seen to have ended
         # --- of the event loop
         self._token: FencingToken | None = None
 
@@ -305,8 +200,6 @@ class FileElection:
         token = FencingToken.generate()
         if not self._folder.grant(before, token):
             return False
-        if before != _NOBODY and not (ahead and self._ended.issuperset(ahead)):
-            self._stop.wait(_DEPOSED_S if ahead else _LEFT_S)
         self._call(self._granted, token)
         return True
 
@@ -329,11 +222,15 @@ class FileElection:
         self._touched_s = time.monotonic()
 
     def _remove_leftovers(self) -> None:
-        """Remove files that writers left half-written when they were killed."""
+        """Remove what others left half-written, or half-removed, when they were killed."""
         for entry in os.scandir(self._folder.root):
-            if entry.name.startswith(".partial-"):
+            if entry.name.startswith((".partial-", ".trash-")):
                 with contextlib.suppress(FileNotFoundError):  # a writer has renamed it meanwhile
-                    if time.time() - entry.stat().st_mtime > _LEFTOVER_S:
+                    if time.time() - entry.stat().st_mtime <= _LEFTOVER_S:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
                         os.remove(entry.path)
 
     def _leave(self) -> None:
@@ -353,8 +250,7 @@ class FileElection:
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self._ended.add(name)
-            return True  # nobody holds it: its process is gone, with all that it had begun
+            return True  # nobody holds it: its process is gone
         except BlockingIOError:
             touched_ns, now_s = os.fstat(descriptor).st_mtime_ns, time.monotonic()
             # Only our own clock counts: how long the same sign has been seen.
@@ -367,7 +263,7 @@ class FileElection:
 
 @final
 class FileRetrieval:
-    def __init__(self, folder: _Folder) -> None:
+    def __init__(self, folder: FencedFolder) -> None:
         self._folder = folder
 
     async def leader(self, timeout_s: float, *, other_than: FencingToken | str = "") -> LeaderInformation:
@@ -393,7 +289,7 @@ class FileRetrieval:
     def _published(self) -> LeaderInformation | None:
         with _as_external(f"The leader's address in {self._folder.root} cannot be read"):
             content = self._folder.look(lambda folder: _read(os.path.join(folder, _LEADER)))
-        return None if content is None else leader_from_json(content, f"{self._folder.root}/{_OF}*/{_LEADER}")
+        return None if content is None else leader_from_json(content, f"{self._folder.root}/of-*/tree-*/{_LEADER}")
 
     async def close(self) -> None:
         pass
@@ -401,7 +297,7 @@ class FileRetrieval:
 
 @final
 class FileMetadata:
-    def __init__(self, folder: _Folder) -> None:
+    def __init__(self, folder: FencedFolder) -> None:
         self._folder = folder
         #: Of this process's writes: one must not remove the empty folder that another is about to write to.
         self._lock = threading.Lock()
@@ -412,20 +308,8 @@ class FileMetadata:
             self._folder.replace(token, f"{check_name(name)}/{_VALUE}", value)
 
     def delete(self, token: FencingToken, name: str) -> None:
-        top = self._folder.of(token)
-        path = os.path.join(top, *check_name(name).split("/"))
-        trash = os.path.join(self._folder.root, f".trash-{FencingToken.generate()}")
-        with _as_external(f"{name} cannot be deleted from {self._folder.root}"):
-            with self._lock:
-                try:
-                    os.rename(path, trash)
-                except FileNotFoundError:
-                    if not os.path.isdir(top):
-                        raise self._folder.lost() from None
-                with contextlib.suppress(OSError):  # folders that nothing is left in
-                    while (path := os.path.dirname(path)) != top:
-                        os.rmdir(path)
-            shutil.rmtree(trash, ignore_errors=True)
+        with _as_external(f"{name} cannot be deleted from {self._folder.root}"), self._lock:
+            self._folder.remove(token, check_name(name))
 
     def get(self, name: str) -> bytes | None:
         with _as_external(f"{name} cannot be read from {self._folder.root}"):
@@ -433,15 +317,8 @@ class FileMetadata:
 
     def list(self, name: str) -> list[str]:
         with _as_external(f"{name} cannot be listed in {self._folder.root}"):
-            found = self._folder.look(lambda folder: _names(os.path.join(folder, *name.split("/"))))
-        return sorted(entry for entry in found or () if entry not in (_VALUE, _LEADER))
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except FileNotFoundError:
-        return []
+            found = self._folder.look(lambda folder: entries(os.path.join(folder, *name.split("/"))))
+        return sorted(entry for entry in found or () if not entry.startswith("."))
 
 
 @final
@@ -449,7 +326,7 @@ class FileServices:
     """``session_timeout_s``: a leader without a sign of life for so long is deposed."""
 
     def __init__(self, storage_dir: str, *, session_timeout_s: float) -> None:
-        self._folder = _Folder(storage_dir)
+        self._folder = FencedFolder(storage_dir)
         self._session_timeout_s = session_timeout_s
         self._elections: list[FileElection] = []
 
@@ -469,11 +346,7 @@ class FileServices:
 
     def clean_up(self, token: FencingToken) -> None:
         with _as_external(f"{self._folder.uri} cannot be cleaned up"):
-            # From here on nobody leads, and nobody can be granted anything in this folder.
-            try:
-                os.rename(self._folder.of(token), os.path.join(self._folder.root, ".ended"))
-            except FileNotFoundError:
-                raise self._folder.lost() from None
+            self._folder.end(token)
             for election in self._elections:
                 election.stop()
             trash = f"{self._folder.root}.trash-{FencingToken.generate()}"

@@ -373,6 +373,8 @@ class HaContract:
                 while time.monotonic() < deadline_s:
                     try:
                         store.put(token, "x", b"old")
+                    except ExternalError:  # not known what became of it: the same again
+                        continue
                     except LeadershipLostError:
                         refused.set()
                         return
