@@ -114,7 +114,7 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
             return recovery_race.recovery_race(load, runs=runs, flink=flink_of(arguments), only=arguments.only)
         case _:
-            curves = arguments.only or ["slots", "channels", "keys"]
+            curves = arguments.only or ["slots", "ceiling", "channels", "keys"]
             return scaling.scaling(curves, events=arguments.events, runs=runs, timeout_s=limit_s)
 
 

@@ -149,9 +149,14 @@ def _scaling_charts(of: dict[str, list[dict[str, Any]]]) -> list[Chart]:
         ("channels", "warm_events_per_cpu_s", "M events per CPU-second"),
         ("keys", "warm_events_per_cpu_s", "M events per CPU-second"),
     ):
-        rows = sorted(of.get(f"scaling-{curve}", []), key=lambda row: row[curve])
-        points = tuple((row[curve], _scaled(row[measure], 1e-6)) for row in rows)
-        series = (Series("engine", points),) if points else ()
+        drawn = [(curve, "engine")]
+        if curve == "slots":
+            drawn.append(("ceiling", "jobs of one slot at once, nothing between them"))
+        series = tuple(
+            Series(name, tuple((row[key], _scaled(row[measure], 1e-6)) for row in rows))
+            for key, name in drawn
+            if (rows := sorted(of.get(f"scaling-{key}", []), key=lambda row: row[key]))
+        )
         charts.append(Chart(f"Keyed sum by number of {curve}, warm", unit, series, curves=True))
     return charts
 
