@@ -2,7 +2,8 @@
 
 Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
 of any Arrow type that is a number, a time, text, bytes or a decimal, or a struct of such (``struct_keys``); null is a
-key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
+key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a
+rehash of everything.
 
 Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
