@@ -29,7 +29,7 @@ wanted() { stamp_now | sha256sum | cut -c1-64; }
 # Kernels, so that no job waits for its own (12 s of CPU time, on all cores): those whose source has changed since.
 compile_kernels() {
   local stamp="$venv/.engine-kernels" sources
-  sources="$(find "$root/engine" -name '*kernels.py' -o -name column_hash.py -o -path '*/warm_up/*.py' | sort | xargs sha256sum)"
+  sources="$(find "$root/engine" -name '*kernels.py' -o -name intrinsics.py -o -name column_hash.py -o -path '*/warm_up/*.py' | sort | xargs sha256sum)"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$sources" ]; then return; fi
   # A failure is the first job's to tell.
   "$venv/bin/python" -m engine.operators.warm_up && printf '%s\n' "$sources" > "$stamp" || true

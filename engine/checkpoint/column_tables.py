@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.records import record_values
 from engine.state.slot_expiry import WRITTEN
 from engine.time.windows import TimeWindow
 
@@ -55,7 +56,7 @@ def _batches(chunk: bytes | memoryview) -> Iterator[tuple[pyarrow.RecordBatch, M
 
 
 def _rows(columns: list[pyarrow.Array]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(column.to_pylist() for column in columns), strict=True)
+    return zip(*map(record_values, columns), strict=True)
 
 
 def _key(parts: tuple[Any, ...]) -> Any:
@@ -135,7 +136,7 @@ def _seen(chunk: bytes) -> Iterator[Entry]:
 def _held(chunk: bytes) -> Iterator[Entry]:
     for batch, metadata in _batches(chunk):
         how = json.loads(metadata[b"how"])
-        *columns, _, numbers, are_results = (column.to_pylist() for column in batch.columns)
+        *columns, _, numbers, are_results = map(record_values, batch.columns)
         for at, (number, is_result) in enumerate(zip(numbers, are_results, strict=True)):
             record = {name: columns[index][at] for index, name in enumerate(how["fields"])}
             yield number, "result" if is_result else "record", record

@@ -12,6 +12,8 @@ import operator
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final
 
+from engine.core.records import record_values
+
 __all__ = ["held_part_of", "take_up_held"]
 
 _SUFFIX: Final = "-held"
@@ -76,7 +78,7 @@ def _records(chunk: bytes) -> Iterator[tuple[dict[str, Any], list[Any], list[Any
     with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
         how = json.loads((reader.schema.metadata or {})[b"how"])
         for batch in reader:
-            *columns, _, _, are_results = (column.to_pylist() for column in batch.columns)
+            *columns, _, _, are_results = map(record_values, batch.columns)
             for at, is_result in enumerate(are_results):
                 if not is_result:
                     record = [columns[index][at] for index in range(len(how["fields"]))]

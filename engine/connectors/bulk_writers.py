@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, final
 from engine.connectors.part_writers import LineWriter, PartWriter, make_durable
 from engine.core.errors import ConfigError, ExternalError, ProgramError
 from engine.core.fs import give_up
-from engine.core.records import Batch, ColumnBatch, Row, rows_of
+from engine.core.records import Batch, ColumnBatch, Row, arrow_values, rows_of
 from engine.core.type_info import TupleTypeInfo, TypeInformation
 from engine.formats.column_lines import ColumnLines, CsvColumnLines, JsonColumnLines
 from engine.operators.failure import user_error
@@ -153,7 +153,8 @@ class _ParquetWriter:
         names = self._schema.names
         try:
             columns = list(zip(*(values_of(row, names) for row in rows), strict=True)) or [()] * len(names)
-            arrays = [pa.array(values, type=kind) for values, kind in zip(columns, self._schema.types, strict=True)]
+            types = self._schema.types
+            arrays = [pa.array(arrow_values(own, kind), kind) for own, kind in zip(columns, types, strict=True)]
         except Exception:
             self._blame(rows, operator_name)
             raise
@@ -168,7 +169,7 @@ class _ParquetWriter:
             try:
                 pairs = list(zip(self._schema.names, values_of(row, self._schema.names), strict=True))
                 for (name, value), kind in zip(pairs, self._schema.types, strict=True):  # noqa: B007 - for the error
-                    pa.array([value], type=kind)
+                    pa.array(arrow_values([value], kind), kind)
             except Exception as error:
                 what = f"field {name!r} cannot be written as {self._schema.field(name).type}: " if name else ""
                 reason = TypeError(f"{what}{error}")

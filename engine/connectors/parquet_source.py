@@ -22,6 +22,7 @@ from engine.connectors.source import (
 from engine.core.errors import InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.core.type_info import RowTypeInfo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,10 +48,15 @@ class RowGroupSplit:
 @final
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """``paths``: files, folders or globs; ``columns``: their names, in that order, None = all."""
+    """``paths``: files, folders or globs; ``columns``: their names, in that order, None = all.
+
+    ``row_type``: the records are Rows of these fields, not tuples: of the columns of those names where the files have
+    them all, else of the columns in their order.
+    """
 
     paths: tuple[str, ...]
     columns: tuple[str, ...] | None = None
+    row_type: RowTypeInfo | None = None
     boundedness = Boundedness.BOUNDED
     emits_columns = True
 
@@ -58,7 +64,7 @@ class ParquetSource(Source):
         return _Enumerator(self.paths)
 
     def create_reader(self) -> SourceReader:
-        return _Reader(self.columns)
+        return _Reader(self.columns, None if self.row_type is None else self.row_type.get_field_names())
 
 
 @final
@@ -107,8 +113,9 @@ def _opened(path: str, size_bytes: int) -> pq.ParquetFile:
 class _Reader(SourceReader):
     split_order = SplitOrder.ONE_BY_ONE
 
-    def __init__(self, columns: tuple[str, ...] | None) -> None:
+    def __init__(self, columns: tuple[str, ...] | None, names: list[str] | None) -> None:
         self._columns = columns
+        self._names = names  #: of the fields of Rows; None = tuples
         self._splits: list[RowGroupSplit] = []
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -131,17 +138,23 @@ class _Reader(SourceReader):
             return None
         batch, self._rest = self._rest.slice(0, rows_max), self._rest.slice(rows_max)
         self._splits[0] = replace(split, row=split.row + batch.num_rows)
-        return ColumnBatch(batch)
+        return ColumnBatch(batch, named=self._names is not None)
 
     def _open(self, split: RowGroupSplit) -> None:
         parquet = self._file = _opened(split.path, split.size_bytes)
+        there = parquet.schema_arrow.names
         columns = None if self._columns is None else list(self._columns)
-        missing = set(columns or ()) - set(parquet.schema_arrow.names)
+        missing = set(columns or ()) - set(there)
         if missing:
-            raise InputError(f"{split.path} has no column {sorted(missing)}; it has {parquet.schema_arrow.names}.")
+            raise InputError(f"{split.path} has no column {sorted(missing)}; it has {there}.")
+        if self._names is not None:
+            if columns is None and set(self._names) <= set(there):
+                columns = self._names
+            if len(self._names) != len(there if columns is None else columns):
+                raise InputError(f"{split.path} has columns {there}; the declared type has fields {self._names}.")
         skip = split.row
         batches = parquet.iter_batches(BATCH_ROWS_MAX, row_groups=[split.row_group], columns=columns, use_threads=False)
-        self._batches = _without(batches, skip, columns)
+        self._batches = _without(batches, skip, columns, self._names)
 
     def _end_split(self) -> None:
         self.end_split(self._splits.pop(0).split_id)
@@ -168,15 +181,18 @@ class _Reader(SourceReader):
         self._close_file()
 
 
-def _without(batches: Iterator[pa.RecordBatch], skip: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """Leave out the first ``skip`` rows; give the columns their order."""
+def _without(
+    batches: Iterator[pa.RecordBatch], skip: int, columns: list[str] | None, names: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+    """Leave out the first ``skip`` rows; give the columns their order, and names."""
     for batch in batches:
         if skip >= batch.num_rows:
             skip -= batch.num_rows
             continue
         kept = batch.slice(skip)
         skip = 0
-        yield kept if columns is None else kept.select(columns)
+        ordered = kept if columns is None else kept.select(columns)
+        yield ordered if names is None else ordered.rename_columns(names)
 
 
 @final

@@ -11,7 +11,7 @@ pyarrow is imported only when a ColumnBatch is touched: a program of plain rows 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.core.arrow_arrays import numbers_of
@@ -28,9 +28,11 @@ __all__ = [
     "Row",
     "RowBatch",
     "RowKind",
+    "arrow_values",
     "kind_of",
     "python_lists",
     "python_values",
+    "record_values",
     "row_of_kind",
     "rows_of",
     "rows_of_kinds",
@@ -268,10 +270,11 @@ def rows_of_kinds(kinds: Iterable[RowKind], lists: list[list[Any]], names: tuple
 
 def python_lists(columns: pa.RecordBatch) -> list[list[Any]]:
     """Return the values of each column as they are in records: structs as Rows, maps as dicts."""
-    return [_values_of(column) for column in columns.columns]
+    return [record_values(column) for column in columns.columns]
 
 
-def _values_of(column: pa.Array) -> list[Any]:
+def record_values(column: pa.Array) -> list[Any]:
+    """Return the values of one column as they are in records."""
     values = python_values(column)
     convert = _nested(column.type)
     return values if convert is None else list(map(convert, values))
@@ -287,6 +290,8 @@ def _nested(kind: pa.DataType) -> Callable[[Any], Any] | None:
     """Return what makes Rows of the structs, and dicts of the maps, in a value of this type; None if it has none."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):
+        return _nested(kind.value_type)
     if not kind.num_fields:
         return None
     if pa.types.is_struct(kind):
@@ -301,12 +306,57 @@ def _nested(kind: pa.DataType) -> Callable[[Any], Any] | None:
 
         return to_row
     if pa.types.is_map(kind):
-        own = _nested(kind.item_type)
-        return lambda value: None if value is None else {k: item if own is None else own(item) for k, item in value}
-    if pa.types.is_list(kind):
+        own_key, own = _nested(kind.key_type) or _same, _nested(kind.item_type) or _same
+        return lambda value: None if value is None else {own_key(key): own(item) for key, item in value}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         element = _nested(kind.value_type)
         return None if element is None else lambda value: value and [element(item) for item in value]
     return None
+
+
+def arrow_values(values: Sequence[Any], kind: pa.DataType) -> Sequence[Any]:
+    """Return values of records as ``pyarrow.array`` takes them for this type: Rows within them as dicts. Raises what a
+    Row raises that has names, and not those of the type's fields."""
+    convert = _plain(kind)
+    return values if convert is None else list(map(convert, values))
+
+
+def _plain(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Return what makes dicts of the Rows in a value of this type; None if it has none."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        inner = [_plain(field.type) or _same for field in kind]
+
+        def to_dict(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: own(value.get(name)) for name, own in zip(names, inner, strict=True)}
+            if isinstance(value, Row) and value.has_field_names():
+                value = value.get_fields_by_names(names)
+            elif not isinstance(value, Row | tuple) or len(value) != len(names):
+                return value  # Arrow's to refuse
+            return {name: own(part) for name, own, part in zip(names, inner, value, strict=True)}
+
+        return to_dict
+    if pa.types.is_map(kind):
+        own_key, own = _plain(kind.key_type), _plain(kind.item_type)
+        if own_key is None and own is None:
+            return None
+        as_key, as_item = own_key or _same, own or _same
+        return lambda value: None if value is None else [(as_key(key), as_item(item)) for key, item in _pairs(value)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        element = _plain(kind.value_type)
+        return None if element is None else lambda value: None if value is None else list(map(element, value))
+    return None
+
+
+def _pairs(value: Any) -> Any:
+    return value.items() if isinstance(value, dict) else value
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _rebuild_row(fields: tuple[str, ...] | None, values: list[Any], kind: RowKind) -> Row:

@@ -26,7 +26,7 @@ from engine.datastream.checkpoint_config import CheckpointConfig
 from engine.datastream.checkpointing_mode import CheckpointingMode
 from engine.datastream.execution_mode import RuntimeExecutionMode
 from engine.datastream.lowering import is_bounded, lower
-from engine.datastream.row_types import rows_of_type
+from engine.datastream.row_types import rows_of_type, source_of_type
 from engine.datastream.state_backend import StateBackend, state_backend_of
 from engine.graph.job_graph import JobGraph
 from engine.graph.plan import execution_plan_json
@@ -198,6 +198,7 @@ class StreamExecutionEnvironment(Environment):
     ) -> DataStream:
         """Make a stream of a FileSource, NumberSequenceSource, DataGeneratorSource or a ``Source`` of your own. Each
         of its splits has a watermark of its own; the stream's is the lowest of those that are being read."""
+        source = source_of_type(source, type_info)
         to_spec = getattr(source, "to_spec", None)
         if to_spec is not None:
             spec, bounded = to_spec(), getattr(source, "boundedness", Boundedness.BOUNDED) is Boundedness.BOUNDED

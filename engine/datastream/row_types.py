@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
+from engine.connectors.column_generator import ColumnGeneratorSource
+from engine.connectors.parquet_source import ParquetSource
 from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.functions import Function, RuntimeContext, callable_of
 from engine.operators.row_output import row_maker
 
-__all__ = ["rows_of_type", "with_row_output"]
+__all__ = ["rows_of_type", "source_of_type", "with_row_output"]
 
 
 def rows_of_type(rows: Iterable[Any], type_info: TypeInformation | None) -> list[Any]:
@@ -20,6 +23,16 @@ def rows_of_type(rows: Iterable[Any], type_info: TypeInformation | None) -> list
     if not isinstance(type_info, RowTypeInfo):
         return list(rows)
     return list(map(row_maker(type_info), rows))
+
+
+def source_of_type(source: Any, type_info: TypeInformation | None) -> Any:
+    """Return a source of columns that gives Rows where a ROW type is declared of its stream; others as they are."""
+    match source:
+        case ParquetSource(row_type=None) if isinstance(type_info, RowTypeInfo):
+            return dataclasses.replace(source, row_type=type_info)
+        case ColumnGeneratorSource(type_info=None) if isinstance(type_info, RowTypeInfo):
+            return dataclasses.replace(source, type_info=type_info)
+    return source
 
 
 def with_row_output(function: Any, method: str, output_type: TypeInformation | None) -> Any:

@@ -18,7 +18,6 @@ from typing import Any
 
 from engine.connectors.file_sink import FileSinkSpec
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
-from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
@@ -112,7 +111,7 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
-                columns = _Columns(_declared(node.output_type, tuples=_gives_tuples(node.spec)))
+                columns = _Columns(_declared(node.output_type))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))
         elif taken and len(taken) == len(given):
@@ -135,13 +134,7 @@ def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
     return wanted
 
 
-def _gives_tuples(spec: OperatorSpec) -> bool:
-    """Whether a source of columns gives tuples, whatever the type that is declared."""
-    source = spec.source if isinstance(spec, SourceSpec | StampedSourceSpec) else None
-    return isinstance(source, ParquetSource) if not isinstance(source, OperatorSpec) else _gives_tuples(source)
-
-
-def _declared(type_info: TypeInformation | None, *, tuples: bool = False) -> Shape | None:
+def _declared(type_info: TypeInformation | None) -> Shape | None:
     """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with."""
     if not isinstance(type_info, TupleTypeInfo):
         return None
@@ -151,7 +144,7 @@ def _declared(type_info: TypeInformation | None, *, tuples: bool = False) -> Sha
             kinds.get(field.basic_type, Kind.OPAQUE) if isinstance(field, BasicTypeInfo) else Kind.OPAQUE
             for field in type_info.get_field_types()
         ),
-        names=tuple(type_info.get_field_names()) if isinstance(type_info, RowTypeInfo) and not tuples else None,
+        names=tuple(type_info.get_field_names()) if isinstance(type_info, RowTypeInfo) else None,
     )
 
 

@@ -230,9 +230,10 @@ class _ColumnAggregateOperator(Operator):
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
         schema = named_schema(columns.schema, named)
-        layout = self._layout = layout_of(schema, self._row_spec)
-        if layout is None:
+        layout = layout_of(schema, self._row_spec)
+        if layout is None or layout.sums_a_key:
             return None
+        self._layout = layout
         self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],

@@ -76,7 +76,7 @@ class _ColumnDeduplicateOperator(Operator):
 
     def _keys_of(self, batch: Batch) -> list[pa.Array] | None:
         """Return the columns of the key; None when these are not for columns."""
-        from engine.state.slot_table import can_be_key
+        from engine.state.struct_keys import can_be_row_key
 
         if not isinstance(batch, ColumnBatch) or batch.scalar:
             return None
@@ -87,7 +87,7 @@ class _ColumnDeduplicateOperator(Operator):
             return None
         keys = [columns.column(place) for place in places]
         kinds = [key.type for key in keys]
-        if not all(map(can_be_key, kinds)):
+        if not all(map(can_be_row_key, kinds)):
             return None
         if self._state.table is None:
             self._state.define(kinds, {})

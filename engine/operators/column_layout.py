@@ -53,6 +53,11 @@ class Layout:
         """Whether records are Rows: said in the schema, so that it is in the state's note."""
         return is_named(self.schema)
 
+    @property
+    def sums_a_key(self) -> bool:
+        """Whether results lack the key: then rows could not go on with them as state."""
+        return any(self.folded.get(key) == "sum" for key in self.keys)
+
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
         return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
@@ -63,12 +68,12 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
     import pyarrow as pa
 
     from engine.state.slot_columns import can_be_kept
-    from engine.state.slot_table import can_be_key
+    from engine.state.struct_keys import can_be_row_key
 
     selector = spec.key_selector
     fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
     keys = tuple(column_index(schema, field) for field in fields)
-    if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+    if min(keys) < 0 or not all(can_be_row_key(schema.types[key]) for key in keys):
         return None
     values: FoldedValues | None = None
     choice = _choice_of(schema, spec)

@@ -108,7 +108,8 @@ class TopState:
         """Make everything for records of that schema; False when columns cannot do it."""
         from engine.operators.order_lanes import can_order
         from engine.state.slot_columns import can_be_kept, state_column
-        from engine.state.slot_table import SlotTable, can_be_key
+        from engine.state.slot_table import SlotTable
+        from engine.state.struct_keys import can_be_row_key
 
         if self.schema is not None:
             return bool(self.schema.types == schema.types and self.schema.names == schema.names and self.named == named)
@@ -116,7 +117,7 @@ class TopState:
         self._order = [(column_index(schema, field), ascending) for field, ascending in self._spec.order]
         if min(*self._keys, *(index for index, _ in self._order), 0) < 0:
             return False
-        if not all(can_be_key(schema.types[key]) for key in self._keys) or not all(map(can_be_kept, schema.types)):
+        if not all(can_be_row_key(schema.types[key]) for key in self._keys) or not all(map(can_be_kept, schema.types)):
             return False
         if not all(can_order(schema.types[index]) for index, _ in self._order):
             return False
@@ -204,11 +205,11 @@ class TopState:
         """Columns of texts keep each that they have ever seen, until they are made anew."""
         import numpy as np
 
-        from engine.state.slot_columns import CodedColumn
+        from engine.state.slot_columns import CodedColumn, StructColumn
 
         self._num_put = 0
         for column in self.columns:
-            if isinstance(column, CodedColumn):
+            if isinstance(column, CodedColumn | StructColumn):
                 column.compact(np.arange(self.num_places))
 
     def _changed(self, columns: pa.RecordBatch, records: Array) -> pa.RecordBatch:

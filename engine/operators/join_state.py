@@ -83,12 +83,12 @@ def key_kinds(schema: pa.Schema, fields: Sequence[int]) -> list[pa.DataType] | N
     """
     import pyarrow as pa
 
-    from engine.state.slot_table import can_be_key
+    from engine.state.struct_keys import can_be_row_key
 
     if min(fields) < 0:
         return None
     kinds = [schema.types[field] for field in fields]
-    if not all(map(can_be_key, kinds)):
+    if not all(map(can_be_row_key, kinds)):
         return None
     return [pa.int64() if pa.types.is_integer(kind) and kind != pa.uint64() else kind for kind in kinds]
 

@@ -24,10 +24,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from engine.state.intrinsics import lowest_bit, marks_of_64, prefetch, set_word_at, word_at
+from engine.state.intrinsics import kernel, lowest_bit, marks_of_64, prefetch, set_word_at, word_at
 
 __all__ = ["add_words", "count_words", "enter_rows", "lower_letters", "split_words"]
 
@@ -51,7 +50,7 @@ _STEP = 64
 # --- where words are --------------------------------------------------------------------------------------------------
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _separator_width(data: Any, i: int) -> int:
     """Return the bytes of the separator at ``i`` whose first byte may begin one, or 0 when it is part of a word.
 
@@ -75,7 +74,7 @@ def _separator_width(data: Any, i: int) -> int:
     return 3 if second == 0x81 and third == 0x9F else 0
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _separators(data: Any, base: int, firsts: Any, overhang: Any) -> tuple[Any, Any]:
     """Return (bits of separators of several bytes that begin within 64 bytes, bits of what hangs over their end).
 
@@ -93,7 +92,7 @@ def _separators(data: Any, base: int, firsts: Any, overhang: Any) -> tuple[Any, 
     return bits, over
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _take_words(bits: Any, base: int, begin: Any, words: tuple[Any, Any], num_words: Any) -> tuple[Any, Any]:
     """Write the words that end within 64 bytes; return (begin of the next one, number of words)."""
     begins, lengths = words
@@ -107,7 +106,7 @@ def _take_words(bits: Any, base: int, begin: Any, words: tuple[Any, Any], num_wo
     return begin, num_words
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _find_block(data: Any, place: tuple[Any, Any, Any], ranges: tuple[Any, Any], words: tuple[Any, Any]) -> Any:
     """Find words until a block has hardly room left or the text has ended; return (their number, place behind them).
 
@@ -140,7 +139,7 @@ def _find_block(data: Any, place: tuple[Any, Any, Any], ranges: tuple[Any, Any],
     return np.int64(num_words), (base, begin, overhang)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def lower_letters(data: Any, out: Any) -> None:
     """Copy a text (uint8) with its ASCII letters made small."""
     for i in range(data.size):
@@ -148,7 +147,7 @@ def lower_letters(data: Any, out: Any) -> None:
         out[i] = data[i] | np.uint8(is_large) << np.uint8(5)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def split_words(data: Any, text: Any, ranges: tuple[Any, Any], values: Any, offsets: Any) -> int:
     """Write all words of a text one after the other into ``values`` (16 bytes larger than the text), where each ends
     into ``offsets`` (int32, ``data.size // 2 + 2``, the first is 0); return their number. See ``count_words``."""
@@ -176,7 +175,7 @@ def split_words(data: Any, text: Any, ranges: tuple[Any, Any], values: Any, offs
 # --- the table of words -----------------------------------------------------------------------------------------------
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _shift_of(index: Any) -> Any:
     """Return by how many bits a hash of 32 is shifted to be a place in the index."""
     shift = 32
@@ -185,7 +184,7 @@ def _shift_of(index: Any) -> Any:
     return np.uint64(shift)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _head_bytewise(text: Any, begin: Any, length: Any) -> tuple[Any, Any]:
     first, following = _U0, _U0
     for k in range(min(length, _HEAD)):
@@ -196,7 +195,7 @@ def _head_bytewise(text: Any, begin: Any, length: Any) -> tuple[Any, Any]:
     return first, following
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _hash_rest(text: Any, begin: Any, length: Any) -> Any:
     """Return a hash of what a word of more than 16 bytes has behind them."""
     h = _U0
@@ -209,7 +208,7 @@ def _hash_rest(text: Any, begin: Any, length: Any) -> Any:
     return h
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _differs(arena: Any, start: Any, text: Any, begin: Any, length: Any) -> bool:
     """Return whether a word of more than 16 bytes, which agree, is another one than that in the arena."""
     for k in range(_HEAD, length - 8, 8):
@@ -218,7 +217,7 @@ def _differs(arena: Any, start: Any, text: Any, begin: Any, length: Any) -> bool
     return word_at(arena, start + length - 8) != word_at(text, begin + length - 8)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _guess_block(text: Any, words: tuple[Any, Any], num_words: int, table: Any, heads: Any, guesses: Any) -> None:
     """Write of each word (first bytes, next bytes, length and hash) to ``heads``, three arrays, as in its row; and the
     entry of the index at its first place to ``guesses``."""
@@ -256,13 +255,13 @@ def _guess_block(text: Any, words: tuple[Any, Any], num_words: int, table: Any, 
         prefetch(flat, np.int64(entry) * 4)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _is_row(rows: Any, entry: Any, first: Any, following: Any, mark: Any) -> Any:
     row = rows[entry]
     return ((row[0] ^ first) | (row[1] ^ following) | (row[2] ^ mark)) == _U0
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _add_block(
     text: Any, words: tuple[Any, Any, Any], size: int, table: Any, heads: Any, guesses: Any, num_words: int
 ) -> tuple[int, int]:
@@ -307,7 +306,7 @@ def _add_block(
     return size, num_words
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def count_words(
     data: Any, text: Any, position: int, ranges: tuple[Any, Any], table: Any, num_words: int
 ) -> tuple[int, int]:
@@ -330,7 +329,7 @@ def count_words(
     return data.size, num_words
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def add_words(column: tuple[Any, Any, Any], row: int, table: Any, num_words: int) -> tuple[int, int]:
     """Add a column of numbers to their words, from ``row`` on; return (row reached, number of different words).
 
@@ -355,7 +354,7 @@ def add_words(column: tuple[Any, Any, Any], row: int, table: Any, num_words: int
     return row, num_words
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def enter_rows(rows: Any, num_words: int, index: Any) -> None:
     """Enter all words of ``rows`` in an index that is free."""
     shift = _shift_of(index)

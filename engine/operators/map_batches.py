@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
-from engine.core.records import Batch, ColumnBatch, Row
+from engine.core.records import Batch, ColumnBatch, Row, arrow_values
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
@@ -140,7 +140,8 @@ def _columns_of(batch: Batch, fields: list[pa.Field] | None) -> pa.RecordBatch:
         rows = [tuple(row) for row in rows]
     columns = list(zip(*rows, strict=True)) if rows and isinstance(rows[0], (tuple, list)) else [rows]
     if fields is not None and len(fields) == len(columns):
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+        types = [field.type for field in fields]
+        arrays = [pa.array(arrow_values(column, kind), kind) for column, kind in zip(columns, types, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, names=[field.name for field in fields])
     names = names or [f"f{i}" for i in range(len(columns))]
     return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], names=names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import python_values
+from engine.core.records import record_values
 from engine.operators.base import OperatorContext
 from engine.operators.keys import ComposedKey
 
@@ -38,7 +38,7 @@ def keys_in(state: SlotState, *, is_tuple: bool) -> Iterator[Any]:
         for at in range(0, each.num_slots, _KEYS_MAX):
             assert each.table is not None
             columns = each.table.keys_of(np.arange(at, min(at + _KEYS_MAX, each.num_slots)))
-            values = [python_values(column) for column in columns]
+            values = [record_values(column) for column in columns]
             yield from zip(*values, strict=True) if is_tuple else values[0]
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.arrow_arrays import arrow_of, bools_of, numbers_of
+from engine.core.records import record_values
 from engine.state.key_groups import stable_hash
 
 if TYPE_CHECKING:
@@ -36,15 +37,7 @@ def groups_of_rows(columns: list[pa.Array], max_parallelism: int, *, is_tuple: b
 
 def mixed_hashes(columns: list[pa.Array], *, is_tuple: bool) -> Array:
     """Return the hash of each row's key, of which the key group is the rest; uint64 with 32 bits used."""
-    import numpy as np
-
-    if is_tuple:
-        h = np.full(len(columns[0]), 0x9E3779B9 ^ len(columns), dtype=np.uint64)
-        for column in columns:
-            h = (_mix32(h) * np.uint64(31) + hash_of_column(column)) & np.uint64(_MASK32)
-    else:
-        h = hash_of_column(columns[0])
-    return _mix32(h)
+    return _mix32(_mixed_fields(columns, len(columns[0])) if is_tuple else hash_of_column(columns[0]))
 
 
 def _mix32(h: Array) -> Array:
@@ -67,6 +60,8 @@ def hash_of_column(column: pa.Array) -> Array:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _by_distinct(column)
+    if pa.types.is_struct(kind):
+        return _hash_rows(column)
     is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
     is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
     if (is_text or is_large) and len(column) >= _KERNEL_ROWS_MIN:
@@ -81,6 +76,26 @@ def hash_of_column(column: pa.Array) -> Array:
     return hashes
 
 
+def _hash_rows(column: pa.Array) -> Array:
+    """Hash structs as the Rows that they are in records: by their fields."""
+    import numpy as np
+
+    hashes = _mixed_fields(column.flatten(), len(column))
+    if column.null_count:
+        hashes = np.where(bools_of(column.is_null()), np.uint64(stable_hash(None)), hashes)
+    return hashes
+
+
+def _mixed_fields(columns: list[pa.Array], num_rows: int) -> Array:
+    """Return what ``stable_hash`` is of each row's tuple."""
+    import numpy as np
+
+    h = np.full(num_rows, 0x9E3779B9 ^ len(columns), dtype=np.uint64)
+    for column in columns:
+        h = (_mix32(h) * np.uint64(31) + hash_of_column(column)) & np.uint64(_MASK32)
+    return h
+
+
 def _by_distinct(column: pa.Array) -> Array:
     """Hash each distinct value once, by the scalar law."""
     import numpy as np
@@ -90,9 +105,9 @@ def _by_distinct(column: pa.Array) -> Array:
         try:
             column = column.dictionary_encode()
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-            return np.array([stable_hash(value) for value in column.to_pylist()], dtype=np.uint64)
+            return np.array([stable_hash(value) for value in record_values(column)], dtype=np.uint64)
     # One more entry for nulls at the end.
-    of_code = np.array([*(stable_hash(value) for value in column.dictionary.to_pylist()), stable_hash(None)], np.uint64)
+    of_code = np.array([*map(stable_hash, record_values(column.dictionary)), stable_hash(None)], np.uint64)
     codes = numbers_of(column.indices)
     if column.null_count:
         codes = np.where(bools_of(column.indices.is_valid()), codes, len(of_code) - 1)

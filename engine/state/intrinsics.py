@@ -1,22 +1,47 @@
 """What kernels ask of the machine and numba has no word for: loads of several bytes, bits of 64 bytes, fetching ahead.
 
 Each becomes one instruction or a few, for whichever processor. Importing this module imports numba. Kernels that use
-these are not compiled anew when this file changes: numba looks at the file of the kernel alone.
+these are made by ``kernel``: numba's cache looks at the file of a kernel alone, and would not notice a change of this.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import numba.extending
 from llvmlite import ir
 from numba.core import cgutils, types
 
-__all__ = ["lowest_bit", "marks_of_64", "prefetch", "set_word_at", "word_at"]
+__all__ = ["kernel", "lowest_bit", "marks_of_64", "prefetch", "set_word_at", "word_at"]
 
 _BYTE: Final = ir.IntType(8)
 _WORD: Final = ir.IntType(64)
 _NUM_LANES: Final = 64
+_OWN_STAMP: Final = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return ``numba.njit`` for kernels that use what is in this file: without the lock of the interpreter, cached."""
+
+    def made(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(nogil=True, cache=True, **options)(function)
+        _let_cache_depend_on_this_file(dispatcher)
+        return dispatcher
+
+    return made
+
+
+def _let_cache_depend_on_this_file(dispatcher: Any) -> None:
+    """The stamp by which an index of the cache is known to be stale says what this file is, too."""
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if not (hasattr(cache, "_cache_file") and hasattr(cache, "_impl")):
+        return  # numba does not compile, or has another cache: it looks at the file of the kernel alone
+    stamp = (cache._impl.locator.get_source_stamp(), _OWN_STAMP)
+    cache._impl.locator.get_source_stamp = lambda: stamp
+    cache._cache_file._source_stamp = stamp
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Columns of state: one value a slot, of any flat Arrow type. Numbers and times in arrays, all else by a code.
+"""Columns of state: one value a slot. Numbers and times in arrays, structs field by field, all else by a code.
 
 A column knows nothing of keys. Values of text, bytes and decimals are kept once each in a table of their own and stand
 here as the number of their place in it.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Slots = Array | slice
 
-__all__ = ["CodedColumn", "FixedColumn", "StateColumn", "can_be_kept", "state_column"]
+__all__ = ["CodedColumn", "FixedColumn", "StateColumn", "StructColumn", "can_be_kept", "state_column"]
 
 
 class StateColumn(Protocol):
@@ -46,11 +46,19 @@ class StateColumn(Protocol):
 
 
 def can_be_kept(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(field.nullable and can_be_kept(field.type) for field in kind)
     return is_int64_like(kind) or is_text_like(kind)
 
 
 def state_column(kind: pa.DataType) -> StateColumn:
     """Return an empty column of that type, for which ``can_be_kept`` holds."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return StructColumn(kind)
     return FixedColumn(kind) if is_int64_like(kind) else CodedColumn(kind)
 
 
@@ -143,3 +151,47 @@ class CodedColumn:
     @property
     def nbytes(self) -> int:
         return self._codes.nbytes + self._distinct.nbytes
+
+
+@final
+class StructColumn:
+    """Rows within records: a column for each field, and one for which of them are there."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        import pyarrow as pa
+
+        self.kind = kind
+        self._are_there = FixedColumn(pa.bool_())
+        self._fields = [state_column(field.type) for field in kind]
+
+    @property
+    def _columns(self) -> list[StateColumn]:
+        return [self._are_there, *self._fields]
+
+    def reserve(self, num_slots: int) -> None:
+        for column in self._columns:
+            column.reserve(num_slots)
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        self._are_there.put(slots, column.is_valid())
+        for own, field in zip(self._fields, column.flatten(), strict=True):
+            own.put(slots, field)
+
+    def get(self, slots: Slots) -> pa.Array:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        fields, is_null = [own.get(slots) for own in self._fields], pc.invert(self._are_there.get(slots))
+        return pa.StructArray.from_arrays(fields, fields=list(self.kind), mask=is_null)
+
+    def compact(self, kept: Array) -> None:
+        for column in self._columns:
+            column.compact(kept)
+
+    def trim(self, num_slots: int) -> None:
+        for column in self._columns:
+            column.trim(num_slots)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self._columns)

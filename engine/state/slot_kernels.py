@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from engine.state.intrinsics import prefetch, word_at
+from engine.state.intrinsics import kernel, prefetch, word_at
 
 __all__ = [
     "carry_over_ints",
@@ -47,7 +46,7 @@ _PRIME = np.uint64(0x100000001B3)
 _BLOCK = 256
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _mix(key: Any) -> Any:
     """Murmur3's 64-bit finaliser."""
     h = np.uint64(key)
@@ -58,7 +57,7 @@ def _mix(key: Any) -> Any:
     return h ^ (h >> _U33)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _likely_slot(fresh: Any, mask: Any, bucket: Any, tag: Any) -> Any:
     """Return the slot of the first of four buckets with this tag, that of the last, or -1, if none has it. Without a
     branch."""
@@ -73,7 +72,7 @@ def _likely_slot(fresh: Any, mask: Any, bucket: Any, tag: Any) -> Any:
     return np.int32(entry & mask) - 1
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: Any, slot_of_row: Any) -> None:
     """Write the slot of each key that stands in one of the four buckets from where its hash says, -1 for all others.
 
@@ -96,7 +95,7 @@ def guess_int_slots(keys: Any, start: int, end: int, fresh: Any, key_of_slot: An
         slot_of_row[row] = slot if same else -1
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def find_int_slots(
     keys: Any,
     row: int,
@@ -156,7 +155,7 @@ def find_int_slots(
     return row, num_slots
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _hash_lanes(lanes: Any, row: Any) -> Any:
     h = _SEED
     for lane in range(lanes.shape[1]):
@@ -164,7 +163,7 @@ def _hash_lanes(lanes: Any, row: Any) -> Any:
     return h
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _same_lanes(left: Any, i: Any, right: Any, j: Any) -> bool:
     for lane in range(left.shape[1]):  # noqa: SIM110 - a kernel
         if left[i, lane] != right[j, lane]:
@@ -172,7 +171,7 @@ def _same_lanes(left: Any, i: Any, right: Any, j: Any) -> bool:
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def guess_lane_slots(
     keys: Any, start: int, end: int, fresh: Any, key_of_slot: Any, hashes: Any, slot_of_row: Any
 ) -> None:
@@ -196,7 +195,7 @@ def guess_lane_slots(
             slot_of_row[row] = -1
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def find_lane_slots(
     keys: Any,
     row: int,
@@ -256,7 +255,7 @@ def find_lane_slots(
     return row, num_slots
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _hash_text(content: Any, begin: Any, end: Any) -> Any:
     """FNV-1a over words of eight bytes, mixed, cut to 32 bits."""
     h = _SEED
@@ -274,7 +273,7 @@ def _hash_text(content: Any, begin: Any, end: Any) -> Any:
     return np.uint32(_mix(h ^ word))
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _same_text(arena: Any, start: Any, content: Any, begin: Any, length: Any) -> bool:
     k = 0
     while k + 8 <= length:
@@ -288,7 +287,7 @@ def _same_text(arena: Any, start: Any, content: Any, begin: Any, length: Any) ->
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def guess_text_slots(
     texts: tuple[Any, Any], start: int, end: int, fresh: Any, keys: tuple[Any, Any], hashes: Any, slot_of_row: Any
 ) -> None:
@@ -319,7 +318,7 @@ def guess_text_slots(
                 slot_of_row[row] = -1
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def find_text_slots(
     texts: tuple[Any, Any],
     row: int,
@@ -395,7 +394,7 @@ def find_text_slots(
     return row, num_slots
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
     """Enter a slot that may stand there already."""
     entry = tag | np.uint64(slot + 1)
@@ -405,7 +404,7 @@ def _enter(fresh: Any, mask: Any, h: Any, tag: Any, slot: Any) -> None:
     fresh[bucket] = entry
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
     """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 31 M a second."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
@@ -417,7 +416,7 @@ def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any
         _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
     """As ``carry_over_ints`` for keys of several lanes."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
@@ -429,7 +428,7 @@ def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: An
         _enter(fresh, mask, h, (h >> _U32) & (mask ^ _LOW32), slot)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def carry_over_texts(old: Any, start: int, end: int, keys: tuple[Any, Any], fresh: Any) -> None:
     """As ``carry_over_ints`` for texts, ``keys`` as in ``find_text_slots``. Their hashes are not kept, which would take
     4 bytes each: texts are read again, fetched ahead."""
@@ -455,7 +454,7 @@ def carry_over_texts(old: Any, start: int, end: int, keys: tuple[Any, Any], fres
         place = until
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, content: Any) -> None:
     """Copy the texts of ``slots`` one after the other into ``content``, where ``offsets`` (int64, filled) says."""
     for i in range(slots.size):
@@ -465,7 +464,7 @@ def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, conte
             content[at + k] = arena[begin + k]
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def mark_blocks(slots: Any, shift: int, marks: Any) -> None:
     """Set ``marks[slot >> shift]`` (uint8) of each slot (int32). 1300-1800 M rows/s."""
     for row in range(slots.size):

@@ -1,8 +1,9 @@
 """Keys of columns → slots: the index of columnar keyed state. What a slot holds is kept by its users, in arrays.
 
 Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
-of any Arrow type that is a number, a time, text, bytes or a decimal; null is a key like any other, all NaN are one key,
-and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a rehash of everything.
+of any Arrow type that is a number, a time, text, bytes or a decimal, or a struct of such (``struct_keys``); null is a
+key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a
+rehash of everything.
 
 Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
@@ -27,6 +28,7 @@ from engine.state.arrow_views import (
     valid_mask,
 )
 from engine.state.paged_array import PagedArray, zeros
+from engine.state.struct_keys import KeyParts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +47,7 @@ _CARRIED_MIN: Final = 4096
 
 
 def can_be_key(kind: pa.DataType) -> bool:
-    """Whether a column of this type can be (a part of) a key."""
+    """Whether a column of this type can be (a part of) a key, of which there is but one value: not a struct."""
     return is_int64_like(kind) or is_text_like(kind)
 
 
@@ -242,14 +244,15 @@ class _LaneKeys:
 
 @final
 class SlotTable:
-    """``kinds``: the Arrow types of the key's columns; ``can_be_key`` holds for each."""
+    """``kinds``: the Arrow types of the key's columns; ``can_be_key`` or ``can_be_row_key`` holds for each."""
 
     def __init__(self, kinds: Sequence[pa.DataType]) -> None:
         self.kinds = list(kinds)
         self._make()
 
     def _make(self) -> None:
-        kinds = self.kinds
+        self._parts = KeyParts(self.kinds)
+        kinds = self._parts.kinds
         self._keys: _Keys
         if len(kinds) > 1:
             self._keys = _LaneKeys(kinds)
@@ -274,6 +277,7 @@ class SlotTable:
 
     def find(self, columns: Sequence[pa.Array]) -> tuple[Array, Array]:
         """Return the slot of each row, int32, and the rows that made the new slots, in order of these."""
+        columns = self._parts.of(columns)
         column = columns[0]
         if len(columns) > 1 or not column.null_count:
             keys, num_rows = self._keys.prepare(columns)
@@ -344,7 +348,7 @@ class SlotTable:
             is_null = slots == self._null_slot
             if is_null.any():
                 columns = [pc.if_else(arrow_of(is_null), pa.scalar(None, columns[0].type), columns[0])]
-        return columns
+        return self._parts.whole(columns)
 
     def trim(self) -> None:
         """Give back what was reserved for slots to come."""

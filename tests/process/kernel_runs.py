@@ -205,7 +205,7 @@ def check(kind: str) -> None:
         run(specs[0], NARROW)
     for kernel in sorted(kernels() - loaded):
         print(f"{kind}: not loaded ahead: {kernel}", flush=True)
-    print(f"{kind}: {len(loaded)} loaded, {TAKEN.compiled} compiled", flush=True)
+    print(f"{kind}: {len(loaded)} loaded, {len(TAKEN.compiled)} compiled", flush=True)
 
 
 def main() -> None:

@@ -321,6 +321,41 @@ def test_a_stopped_taskmanager_is_given_up_and_comes_back(tmp_path):
         cluster.close()
 
 
+class WaitsFor(MapFunction):
+    def __init__(self, mark):
+        self.mark = mark
+
+    def map(self, value):
+        while not self.mark.exists():
+            time.sleep(0.05)
+        return value
+
+
+def test_a_job_goes_on_when_the_whole_machine_was_stopped_for_longer_than_the_timeout(tmp_path):
+    config = {"heartbeat_interval": "2 s", "heartbeat_timeout": "5 s"}
+    cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)
+    try:
+        client = RestClient(cluster.rest_url)
+        graph = program(WaitsFor(tmp_path / "mark"), 10, parallelism=2, collect=True)
+        job = submit(client, graph)
+        running(client, job)
+        mains = [cluster.jobmanager.popen.pid, cluster.taskmanagers[0].popen.pid]
+        pids = [*mains, *children_of(mains[1])]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)  # longer than the timeout, which is what this is about
+        went_on_ms = time.time() * 1000
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        seen = "timeSinceLastHeartbeat"
+        until(lambda: all(tm[seen] > went_on_ms for tm in client.taskmanagers()), "both have looked")
+        (tmp_path / "mark").touch()
+        assert rows_of(job, graph) == list(range(1, 11))  # of the one attempt that it has
+        client.close()
+    finally:
+        cluster.close()
+
+
 def test_a_stopped_jobmanager_costs_the_jobs_their_slots(tmp_path):
     config = {"heartbeat_interval": "200 ms", "heartbeat_timeout": "8 s"}  # a busy machine may need some
     cluster = StandaloneCluster(tmp_path, taskmanagers=1, **config)

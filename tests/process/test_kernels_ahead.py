@@ -12,7 +12,10 @@ from pathlib import Path
 
 import tests.process.kernel_runs  # noqa: F401 - all operators on columns
 from engine.operators.base import OperatorSpec
+from engine.operators.warm_up import __main__ as warm_up
+from engine.operators.warm_up import cached_code
 from engine.operators.warm_up.__main__ import KINDS
+from engine.operators.warm_up.cached_code import Taken
 from flink_yarn.archive import engine_entries, pack
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +47,17 @@ def test_kernels_that_were_compiled_at_set_up_are_found_on_a_node_of_yarn(tmp_pa
     (told,) = _output_of("engine.operators.warm_up", tmp_path / "site-packages", NUMBA_CACHE_DIR=str(tmp_path / "own"))
     assert told.startswith("0 kernels compiled"), told
     assert not list((tmp_path / "own").rglob("*.nb*"))
+
+
+def test_kernels_that_are_compiled_are_those_that_are_in_the_cache_then(monkeypatch, capsys):
+    """Numbers of kernels of which one calls another, which is compiled too, but never looked for."""
+    taken = Taken({"a", "b"})  # what the cache had
+    monkeypatch.setattr(cached_code, "TAKEN", taken)
+    monkeypatch.setattr(warm_up, "_all_are_cached", lambda: False)
+    monkeypatch.setattr(warm_up, "_warm_up", lambda: taken.loaded.update("abc"))
+    monkeypatch.setattr(warm_up, "PARTS", [(lambda: taken.compiled.add("c"),), (lambda: taken.compiled.update("cd"),)])
+    warm_up.main()
+    assert capsys.readouterr().out.startswith("1 kernels compiled, 3 are in the cache, in ")
 
 
 def test_every_kind_of_operator_that_names_kernels_has_them_compiled_at_set_up():

@@ -1,7 +1,8 @@
 """Compiles the kernels that operators of the usual types need: ``python -m engine.operators.warm_up``, at set-up.
 
 What the cache has is only loaded (a second), what it lacks compiled, on all cores; the command says how many kernels
-that were. Without it each kernel is compiled by the first job on this machine that needs it.
+that were, not counting those that only other kernels call. Without it each kernel is compiled by the first job on this
+machine that needs it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -41,14 +43,17 @@ def main() -> int:
     import numba  # noqa: F401 - once for all processes
 
     cached_code.quicken()
-    compiled = 0
+    compiled = set[str]()
     if not _all_are_cached():
         compiled = _compile_in_processes()
         # Once more here: what went wrong in another process is done now, or told.
         _warm_up()
-    compiled += cached_code.TAKEN.compiled
+    taken = cached_code.TAKEN
+    are_there = taken.loaded | taken.compiled
     took = f"in {(clock.monotonic_ms() - started_ms) / 1000:.1f} s"
-    print(f"{compiled} kernels compiled, {cached_code.TAKEN.loaded} are in the cache, {took}.")
+    print(
+        f"{len(are_there & (compiled | taken.compiled))} kernels compiled, {len(are_there)} are in the cache, {took}."
+    )
     return 0
 
 
@@ -69,28 +74,30 @@ def _warm_up() -> None:
     tables.large_texts()
 
 
-def _compile_in_processes() -> int:
-    """Return how many kernels were compiled."""
+def _compile_in_processes() -> set[str]:
+    """Return which kernels were compiled."""
     at_a_time = len(os.sched_getaffinity(0))
-    waiting, running, compiled = list(PARTS), set[int](), 0
-    while waiting or running:
-        while waiting and len(running) < at_a_time:
-            running.add(_in_a_process(waiting.pop(0)))
-        pid, status = os.wait()
-        running.discard(pid)
-        compiled += max(os.waitstatus_to_exitcode(status), 0)
-    return compiled
+    waiting, running = list(PARTS), set[int]()
+    with tempfile.TemporaryFile() as compiled:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                running.add(_in_a_process(waiting.pop(0), compiled.fileno()))
+            pid, _ = os.wait()
+            running.discard(pid)
+        compiled.seek(0)
+        return set(compiled.read().decode().splitlines())
 
 
-def _in_a_process(part: Iterable[Callable[[], None]]) -> int:
-    """Start it and return its id; its exit code is the number of kernels that it has compiled."""
+def _in_a_process(part: Iterable[Callable[[], None]], compiled: int) -> int:
+    """Start it and return its id; it writes to a file, which it shares with others, what it has compiled."""
     pid = os.fork()
     if pid:
         return pid
     with contextlib.suppress(Exception):
         for warm_up in part:
             warm_up()
-    os._exit(min(cached_code.TAKEN.compiled, 255))
+    os.write(compiled, "".join(f"{name}\n" for name in cached_code.TAKEN.compiled).encode())
+    os._exit(0)
 
 
 if __name__ == "__main__":

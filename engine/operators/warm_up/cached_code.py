@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 __all__ = ["TAKEN", "KernelMissing", "forbid_compiling", "quicken"]
@@ -18,10 +18,11 @@ __all__ = ["TAKEN", "KernelMissing", "forbid_compiling", "quicken"]
 
 @dataclass
 class Taken:
-    """How many kernels this process has taken since ``quicken``."""
+    """Which kernels this process has taken since ``quicken``, with their signatures. Those that only others call are
+    compiled before them, but are loaded within them."""
 
-    loaded: int = 0
-    compiled: int = 0
+    loaded: set[str] = field(default_factory=set)
+    compiled: set[str] = field(default_factory=set)
 
 
 TAKEN: Final = Taken()
@@ -46,17 +47,18 @@ def quicken() -> None:
     def load_overload(cache: Any, signature: Any, target: Any) -> Any:
         if not cache._py_func.__module__.startswith("engine."):
             return numbas_own(cache, signature, target)
+        name = f"{cache._py_func.__module__}.{cache._py_func.__qualname__}{signature}"
         rtsys.initialize(target)
         _fix_target(target.codegen())
         found = cache._load_overload(signature, target)
         if found is None:
             found = _beside_source(cache, signature, target)
         if found is not None:
-            TAKEN.loaded += 1
+            TAKEN.loaded.add(name)
             return found
         if _forbidden:
-            raise KernelMissing(f"{cache._py_func.__qualname__}{signature}")
-        TAKEN.compiled += 1
+            raise KernelMissing(name)
+        TAKEN.compiled.add(name)
         return numbas_own(cache, signature, target)  # not there; but now numba is ready to compile
 
     load_overload.is_quick = True  # type: ignore[attr-defined]

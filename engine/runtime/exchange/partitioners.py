@@ -135,13 +135,15 @@ def _split_rows(batch: RowBatch, channel_of_row: bytes, num_channels: int) -> li
 
 
 def _split_columns(
-    batch: ColumnBatch, channel_of_row: Sequence[int] | np.ndarray[Any, Any], num_channels: int
+    batch: ColumnBatch, channel_of_row: Sequence[int] | bytes | np.ndarray[Any, Any], num_channels: int
 ) -> list[tuple[int, Batch]]:
     import numpy as np
 
     from engine.state.hash_kernels import order_by_channel
 
     num_rows = len(batch)
+    if isinstance(channel_of_row, bytes):
+        channel_of_row = np.frombuffer(channel_of_row, np.uint8)
     channels = np.asarray(channel_of_row, np.uint16)
     assert channels.size == num_rows  # else rows would vanish
     order = np.empty(num_rows, np.int32)

@@ -221,7 +221,9 @@ class ResourceManager:
             workers_min=driver.workers_min,
             slots_max=config.get(ClusterOptions.SLOTS_MAX),
         )
-        self._heartbeats: HeartbeatMonitor[ResourceID] = HeartbeatMonitor(self._heartbeat_timeout_ms)
+        self._heartbeats: HeartbeatMonitor[ResourceID] = HeartbeatMonitor(
+            self._heartbeat_timeout_ms, look_ms=int(1000 * TICK_S), grace_ms=self._heartbeat_interval_ms
+        )
         self._taskmanagers: dict[ResourceID, _TaskManager] = {}
         self._allocations: dict[AllocationID, _Allocation] = {}
         self._waiting_jobs: dict[JobID, None] = {}

@@ -66,6 +66,7 @@ from engine.protocol.control import (
 from engine.protocol.lifecycle import ExecutionState
 from engine.protocol.profiling import SampleStacks, StacksSampled
 from engine.rpc.endpoint import JobManagerConnection
+from engine.rpc.heartbeat import HeartbeatMonitor
 from engine.runtime.taskmanager.log_files import list_logs, read_log
 from engine.runtime.taskmanager.private_folder import PrivateFolder
 from engine.runtime.taskmanager.slot_exit import why_ended
@@ -87,7 +88,7 @@ logger = logging.getLogger(__name__)
 FRAMEWORK_BYTES: Final = 64 << 20
 SLOT_MEMORY_MIN_BYTES: Final = 32 << 20
 #: Metrics travel with heartbeats at least this often while tasks run; people watch them.
-METRICS_INTERVAL_S: Final = 1.0
+METRICS_INTERVAL_MS: Final = 1000
 #: A slot that is freed has nothing left to do; if it has not ended after this, it is killed.
 FREE_GRACE_S: Final = 0.5
 BACKOFF_FIRST_S: Final = 0.1
@@ -160,7 +161,6 @@ class TaskExecutor:
         self._stop_reason = "it was stopped"
         self._drains = False
         self._drained: asyncio.Event = asyncio.Event()
-        self._last_heard = 0.0
         self._closed = False
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -259,8 +259,8 @@ class TaskExecutor:
                 if self._leader and self._leader != connection.token:
                     self._former_leaders.add(self._leader)
                 self._leader = connection.token
-                self._heartbeat_interval_s = answer.heartbeat_interval_ms / 1000
-                self._heartbeat_timeout_s = answer.heartbeat_timeout_ms / 1000
+                self._heartbeat_interval_ms = answer.heartbeat_interval_ms
+                self._heartbeat_timeout_ms = answer.heartbeat_timeout_ms
                 logger.info("taskmanager=%s registered at %s", self._settings.resource_id, connection.peer)
                 return connection
             case ShutDownTaskManager(reason):
@@ -300,10 +300,12 @@ class TaskExecutor:
             self._giving_up = None
         for message in self._reports.take_unsent():
             self._send(message)
-        loop = asyncio.get_running_loop()
-        self._last_heard = loop.time()
-        receiving = asyncio.ensure_future(self._receive(connection))
-        beating = asyncio.ensure_future(self._beat(connection))
+        interval_ms = self._heartbeat_interval_ms
+        look_ms = min(METRICS_INTERVAL_MS, interval_ms)
+        heard = HeartbeatMonitor[str](self._heartbeat_timeout_ms, look_ms=look_ms, grace_ms=interval_ms)
+        heard.track(connection.token, _loop_ms())
+        receiving = asyncio.ensure_future(self._receive(connection, heard))
+        beating = asyncio.ensure_future(self._beat(connection, heard, look_ms))
         replaced = asyncio.ensure_future(self._watch_leader())
         try:
             if not await self._wait_for(receiving, beating, replaced):
@@ -352,26 +354,25 @@ class TaskExecutor:
         await self._leader_replaced()
         raise ExternalError("another one leads")
 
-    async def _receive(self, connection: JobManagerConnection) -> None:
+    async def _receive(self, connection: JobManagerConnection, heard: HeartbeatMonitor[str]) -> None:
         while (message := await connection.receive()) is not None:
-            self._last_heard = asyncio.get_running_loop().time()
+            heard.received(connection.token, _loop_ms())
             try:
                 self._on_message(message)
             except Exception:  # one bad message must not end the other slots
                 logger.exception("handling %s failed", type(message).__name__)
 
-    async def _beat(self, connection: JobManagerConnection) -> None:
-        """Send heartbeats; returns when the JobManager has been silent for too long."""
-        loop = asyncio.get_running_loop()
-        next_beat = loop.time()
-        while loop.time() - self._last_heard < self._heartbeat_timeout_s:
+    async def _beat(self, connection: JobManagerConnection, heard: HeartbeatMonitor[str], look_ms: int) -> None:
+        """Send heartbeats. Raises: ExternalError when the JobManager has been silent for too long."""
+        next_beat_ms = _loop_ms()
+        while not heard.expired(_loop_ms()):
             has_news = any(slot.metrics for slot in self._slots.values())
-            if has_news or loop.time() >= next_beat:
-                next_beat = loop.time() + self._heartbeat_interval_s
+            if has_news or _loop_ms() >= next_beat_ms:
+                next_beat_ms = _loop_ms() + self._heartbeat_interval_ms
                 connection.send_nowait(self._heartbeat())
             self._files.sweep()
-            await asyncio.sleep(min(METRICS_INTERVAL_S, self._heartbeat_interval_s))
-        raise ExternalError(f"no heartbeat from it for {self._heartbeat_timeout_s:g} s (heartbeat.timeout)")
+            await asyncio.sleep(look_ms / 1000)
+        raise ExternalError(f"no heartbeat from it for {self._heartbeat_timeout_ms} ms (heartbeat.timeout)")
 
     def _heartbeat(self) -> HeartbeatFromTaskManager:
         metrics = {slot.allocation_id: slot.metrics for slot in self._slots.values() if slot.metrics}
@@ -659,6 +660,10 @@ async def _fork(host: SlotHost, init: InitializeSlot) -> SlotHandle:
 
 async def _started(factory: SlotHostFactory, python: str) -> SlotHost:
     return await factory(python)
+
+
+def _loop_ms() -> int:
+    return int(1000 * asyncio.get_running_loop().time())
 
 
 async def _never() -> None:

@@ -50,6 +50,22 @@ def test_parquet_takes_tuples_rows_and_dicts_and_nulls():
     ]
 
 
+def test_rows_within_records_are_written_to_parquet_as_their_columns_are():
+    pair = Types.ROW_NAMED(["a", "b"], [Types.LONG(), Types.STRING()])
+    typed = Types.ROW_NAMED(["k", "l", "m"], [pair, Types.LIST(pair), Types.MAP(Types.STRING(), pair)])
+    values = {"k": [{"a": 1, "b": "x"}, None], "l": [[{"a": None, "b": "y"}, None], None]}
+    values["m"] = [[("z", {"a": 2, "b": None}), ("w", None)], None]
+    columns = pa.record_batch(values, schema=ParquetBulkWriters.for_row_type(typed).schema)
+    of_columns = written(ParquetBulkWriters.for_row_type(typed), ColumnBatch(columns, named=True))
+    assert table(of_columns).to_pylist() == columns.to_pylist()
+    for named in (False, True):
+        rows = ColumnBatch(columns, named=named).to_rows().rows
+        assert rows[0][1][0] == Row(a=None, b="y")
+        assert table(written(ParquetBulkWriters.for_row_type(typed), rows)).equals(table(of_columns))
+    unnamed = [(Row(1, "x"), [Row(None, "y"), None], {"z": Row(2, None), "w": None}), (None, None, None)]
+    assert table(written(ParquetBulkWriters.for_row_type(typed), unnamed)).equals(table(of_columns))
+
+
 def test_columns_stay_columns_in_parquet():
     columns = pa.record_batch([pa.array([1, 2]), pa.array(["a", "b"])], names=["f0", "f1"])
     found = table(written(ParquetBulkWriters.for_row_type(PAIR), ColumnBatch(columns)))

@@ -9,7 +9,7 @@ from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.source import SourceSpec
 from engine.core.errors import InputError, UserCodeError
-from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, Row
 from engine.core.type_info import Types
 from tests.testing.operator_harness import OperatorHarness, start_coordinators
 
@@ -103,6 +103,25 @@ def test_only_the_wanted_columns_come_in_their_order(folder):
     assert read(ParquetSource((folder + "/a.parquet",), ("name", "i")))[0][:2] == [("n0", 0), ("n1", 1)]
     with pytest.raises(InputError, match="has no column \\['x'\\]"):
         read(ParquetSource((folder,), ("x",)))
+
+
+def test_parquet_of_a_row_type_gives_rows_of_the_columns_of_these_names(folder):
+    swapped = Types.ROW_NAMED(["name", "i"], [Types.STRING(), Types.LONG()])
+    rows = read(ParquetSource((folder + "/a.parquet",), row_type=swapped))[0]
+    assert rows[:2] == [Row(name="n0", i=0), Row(name="n1", i=1)]
+
+
+def test_parquet_of_a_row_type_with_names_of_its_own_names_the_columns_in_their_order(folder):
+    typed = Types.ROW_NAMED(["id", "label"], [Types.LONG(), Types.STRING()])
+    path = (folder + "/a.parquet",)
+    assert read(ParquetSource(path, row_type=typed))[0][0] == Row(id=0, label="n0")
+    assert read(ParquetSource(path, ("name", "i"), row_type=typed))[0][0] == Row(id="n0", label=0)
+    assert read(ParquetSource(path, row_type=Types.ROW([Types.LONG(), Types.STRING()])))[0][0] == Row(f0=0, f1="n0")
+
+
+def test_parquet_of_a_row_type_of_another_length_says_so(folder):
+    with pytest.raises(InputError, match=r"has columns \['i', 'name'\]; the declared type has fields \['x'\]"):
+        read(ParquetSource((folder,), row_type=Types.ROW_NAMED(["x"], [Types.LONG()])))
 
 
 def test_parquet_goes_on_exactly_where_its_snapshot_was(folder):

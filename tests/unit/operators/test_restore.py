@@ -21,7 +21,7 @@ import engine.connectors
 import engine.operators
 from engine.core import user_code
 from engine.core.clock import ManualClock
-from engine.core.records import Batch, ColumnBatch, Row, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, Row, RowBatch, arrow_values, rows_of
 from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
 from engine.state.parts import DeltaPart
@@ -59,7 +59,7 @@ def travelled(spec):
 def batch_of(rows: list, stamps: list[int] | None, schema: pa.Schema | None) -> Batch:
     if schema is None:
         return RowBatch(rows, stamps)
-    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(schema.types)]
+    arrays = [pa.array(arrow_values([row[i] for row in rows], kind), kind) for i, kind in enumerate(schema.types)]
     columns = pa.RecordBatch.from_arrays(arrays, schema=schema)
     named = bool(rows) and isinstance(rows[0], Row)
     return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64), named=named)

@@ -99,6 +99,13 @@ def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config)
     check()
 
 
+@pytest.mark.parametrize("key", [FieldKey(1), ComposedKey((0, 1))])
+def test_sums_of_a_field_that_is_the_key_are_those_of_rows(key):
+    rows = [Rows([(1, 2), (1, 2), (1, 4), (0, 2)], schema=SCHEMA), Rows([(1, 2), (1, 4), (1, 6)], schema=OTHER_SCHEMA)]
+    ours = straight(Case((ColumnAggregateSpec(key, "sum", 1),), rows, (key,)))
+    assert ours == straight(Case((KeyedAggregateSpec(key, "sum", 1),), rows, (key,)))
+
+
 def of_named_rows(script: list, every: int) -> list:
     """Return the script with Rows instead of tuples in every ``every``-th batch."""
     return [

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
 
+from engine.state import intrinsics
 from engine.state.intrinsics import lowest_bit, marks_of_64, set_word_at, word_at
 
 
@@ -35,3 +40,29 @@ def test_a_word_is_written_to_its_eight_bytes_alone():
     data = np.zeros(20, np.uint8)
     written(data, 3, np.uint64(0x0807060504030201))
     assert data.tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, *[0] * 9]
+
+
+KERNEL = """
+import numpy as np
+from own_intrinsics import kernel, lowest_bit
+
+@kernel()
+def place(bits):
+    return lowest_bit(bits)
+
+print(place(np.uint64(8)), sum(place.stats.cache_hits.values()))
+"""
+
+
+def test_a_kernel_is_compiled_anew_when_the_file_of_intrinsics_changes_and_only_then(tmp_path):
+    def printed():
+        command = [sys.executable, "place.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    text = Path(intrinsics.__file__).read_text()
+    (tmp_path / "own_intrinsics.py").write_text(text)
+    (tmp_path / "place.py").write_text(KERNEL)
+    assert printed() == "3 0\n"
+    assert printed() == "3 1\n"
+    (tmp_path / "own_intrinsics.py").write_text(text.replace("builder.cttz(", "builder.ctlz("))
+    assert printed() == "60 0\n"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.errors import ProgramError, UserCodeError
-from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, RowBatch, record_values, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.functions import KeySelector, Partitioner, RuntimeContext
 from engine.operators.keys import ComposedKey, FieldKey
@@ -154,12 +154,14 @@ COLUMNS = [
     pa.array([dt.datetime(2020, 1, 1, 12, 30), None]),
     pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.00"), None]),
     pa.array([None, None], pa.null()),
+    pa.array([{"a": 1, "b": {"c": "x"}}, {"a": None, "b": None}, {"a": 2, "b": {"c": None}}, None] * 30)[1:],
+    pa.DictionaryArray.from_arrays([0, 1, None], pa.array([{"a": 1}, {"a": 2}])),
 ]
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: f"{column.type}-{len(column)}")
 def test_hash_of_a_column_is_the_hash_of_its_values(column: pa.Array):
-    assert hash_of_column(column).tolist() == [stable_hash(value) for value in column.to_pylist()]
+    assert hash_of_column(column).tolist() == list(map(stable_hash, record_values(column)))
 
 
 @settings(max_examples=50, deadline=None)
@@ -180,6 +182,14 @@ def test_columns_go_where_rows_go_and_stay_columns(key: Any):
     assert {channel: rows_of(part).rows for channel, part in parts} == of_rows
     stamps = Counter(stamp for _, part in parts for stamp in part.timestamps_ms.tolist())
     assert stamps == Counter(range(300))
+
+
+def test_columns_keyed_by_a_function_go_where_rows_go_when_most_keys_are_new():
+    key = lambda row: row[1] + 1  # noqa: E731 - no field
+    of_columns, of_rows = (selector_of(ShipStrategy.HASH, 5, key=key) for _ in range(2))
+    for start in (0, 300, 600):
+        batch = ColumnBatch(pa.record_batch({"a": list(range(300)), "b": list(range(start, start + 300))}))
+        assert split(of_columns, batch) == split(of_rows, batch.to_rows())
 
 
 def test_scalar_columns_are_keyed_by_their_values():
