@@ -4,9 +4,9 @@ surely is columns.
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
 
-Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes columns too, where functions that compile
-(``operators/compile``) stand between it and an operator that gains by it: then the records of an untyped program have
-types after all, those that its functions give.
+Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
+columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it: then
+the records of an untyped program have types after all, those that its functions give.
 """
 
 from __future__ import annotations
@@ -123,7 +123,11 @@ def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transfor
         if len(node.inputs) != 1 or node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
             continue
         text = node.inputs[0].source
-        if isinstance(text.spec, SourceSpec) and isinstance(text.spec.source, TextFileSource) and num_users[text.id] == 1:
+        if (
+            isinstance(text.spec, SourceSpec)
+            and isinstance(text.spec.source, TextFileSource)
+            and num_users[text.id] == 1
+        ):
             found.append((node, text))
     return found
 

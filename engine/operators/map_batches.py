@@ -2,7 +2,8 @@
 
 Columns come as an Arrow RecordBatch, a pandas or polars DataFrame, or a dict of numpy arrays; results may be any of
 them, whatever came in. For numpy and pandas integers among which are nulls are objects, with None, as both would make
-floats of them, which have not all integers. They are held to the declared type: fields by their names where it has names, else in order.
+floats of them, which have not all integers. Results are held to the declared type: fields by their names where it has
+names, else in order.
 
 Not here: functions of single records that are compiled to columns (``compile``).
 """
@@ -156,9 +157,7 @@ def _given(columns: pa.RecordBatch, batch_format: str) -> Any:
 
             return polars.from_arrow(columns)
         case "numpy":
-            return {
-                name: _numpy_of(column) for name, column in zip(columns.schema.names, columns.columns, strict=True)
-            }
+            return {name: _numpy_of(column) for name, column in zip(columns.schema.names, columns.columns, strict=True)}
     return columns
 
 

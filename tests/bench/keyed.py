@@ -35,7 +35,13 @@ FROM TABLE(TUMBLE(TABLE g, DESCRIPTOR(ts), INTERVAL '10' SECOND)) GROUP BY `user
 DISK_MEMORY_MB = 128
 _WARM = re.compile(r"^RESULT .*?warm cpu=([0-9.]+) secs=([0-9.]+)", re.MULTILINE)
 _IN_FILES = re.compile(r"^RESULT .*state in files, MB: ([0-9]+)", re.MULTILINE)
-PROGRAMS = {"keyed-sum": "keyed_sum", "keyed-sum-on-disk": "keyed_sum", "window": "window", "interval-join": "joins", "window-join": "joins"}
+PROGRAMS = {
+    "keyed-sum": "keyed_sum",
+    "keyed-sum-on-disk": "keyed_sum",
+    "window": "window",
+    "interval-join": "joins",
+    "window-join": "joins",
+}
 JOINS = {"interval-join": "interval", "window-join": "window"}
 #: Flink's block cache and write buffers: as much as the whole state needs.
 _FLINK_ROCKSDB = ["state.backend.type=rocksdb", "taskmanager.memory.managed.size=1g"]

@@ -1,4 +1,4 @@
-"""How much state lies in files while a job runs: of a slot, which maps files that have no name any more, and of a folder.
+"""How much state lies in files while a job runs: of a slot, which maps files without a name, and of a folder.
 
 ``WatchedGenerator`` runs in the slots, as the function of a columnar source; ``FolderWatch`` beside a peer.
 """

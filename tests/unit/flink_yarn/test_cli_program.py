@@ -9,9 +9,9 @@ import pytest
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ProgramError
+from engine.operators.compile.source import tree_of
 from flink_yarn.cli_script_settings import hosts_of, log_level, masters_of
 from flink_yarn.program import locate_program, uploaded_id
-from engine.operators.compile.source import tree_of
 from flink_yarn.program_main import kind_of, run
 
 
