@@ -5,8 +5,8 @@ Called by ``lowering`` on its copy of the graph. An operator that is named here 
 other way round, an operator on rows takes columns too, at the price of converting them.
 
 Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
-columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it: then
-the records of an untyped program have types after all, those that its functions give.
+columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it:
+then the records of an untyped program have types after all, those that its functions give.
 """
 
 from __future__ import annotations
