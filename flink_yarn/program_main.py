@@ -117,7 +117,9 @@ def _run_file(path: str, entry: str) -> None:
         _call(importlib.import_module(_find_module(module_name).name if elsewhere else stem), function_name)
         return
     with open(path, "rb") as stream:
-        code = compile(stream.read(), path, "exec")
+        # Without this module's own "annotations": with them the program's are texts, and its functions differ from
+        # what their source compiles to, so that none would be taken for columns.
+        code = compile(stream.read(), path, "exec", dont_inherit=True)
     module = types.ModuleType("__main__")
     module.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = module

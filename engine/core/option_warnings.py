@@ -46,7 +46,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     taskmanager.memory.jvm-metaspace.size taskmanager.memory.jvm-overhead.fraction taskmanager.memory.jvm-overhead.max
     taskmanager.memory.jvm-overhead.min taskmanager.memory.managed.consumer-weights taskmanager.memory.task.heap.size
     taskmanager.memory.task.off-heap.size taskmanager.network.batch-shuffle.compression.enabled
-    taskmanager.network.compression.codec taskmanager.network.memory.buffer-debloat.enabled
+    taskmanager.network.memory.buffer-debloat.enabled
     taskmanager.network.memory.buffer-debloat.target taskmanager.network.memory.buffers-per-channel
     taskmanager.network.memory.floating-buffers-per-gate taskmanager.rpc.port web.log.path web.rescale.enable
     yarn.application-master.port yarn.application.priority

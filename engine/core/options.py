@@ -154,6 +154,13 @@ class ClusterOptions:
         "First port for data between slots (slot i uses port + i); 0 = any.",
         check=_PORT,
     )
+    EXCHANGE_CODEC: Final = ConfigOption(
+        "taskmanager.network.compression.codec",
+        string,
+        "NONE",
+        "Compress records that go to another host, and those of blocking exchanges, which are files: LZ4 or ZSTD.",
+        check=(lambda v: v.upper() in ("NONE", "LZ4", "ZSTD"), "NONE, LZ4 or ZSTD"),
+    )
     TM_RESOURCE_ID: Final = ConfigOption(
         "taskmanager.resource-id", string, "", "Id of the TaskManager; default: made from host and pid."
     )

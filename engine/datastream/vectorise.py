@@ -4,25 +4,27 @@ surely is columns.
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
 
-Columns come from sources that have them. A sequence of numbers becomes columns too, where functions that compile
-(``operators/compile``) stand between it and an operator that gains by it: then the records of an untyped program have
-types after all, those that its functions give.
+Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
+columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it:
+then the records of an untyped program have types after all, those that its functions give.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.connectors.file_sink import FileSinkSpec
 from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
+from engine.connectors.files import TextFileSource
 from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
-from engine.graph.transformation import Transformation
+from engine.graph.transformation import ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
@@ -44,7 +46,8 @@ from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
 from engine.operators.regular_join import RegularJoinSpec
-from engine.operators.stateless import FilterSpec, MapSpec, ProjectSpec
+from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, ProjectSpec
+from engine.operators.text import TokenizeSpec, WordTokenizer
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
@@ -66,15 +69,24 @@ class _Columns:
 def vectorise(nodes: Sequence[Transformation]) -> None:
     """Give nodes their columnar spec where there is one; ``nodes``: inputs before users."""
     sequences = [node for node in nodes if isinstance(node.spec, SourceSpec) and _is_sequence(node.spec)]
-    plan = _planned(nodes, {node.id for node in sequences})
+    texts = _texts_of_tokenizers(nodes)
+    taken = {node.id: _Columns(Shape((Kind.INT,), is_scalar=True)) for node in sequences}
+    plan = _planned(nodes, taken | {node.id: _words(node.spec) for node, _ in texts})
     used = _origins(nodes, plan)
+    for node, text in texts:
+        if node.id in used:
+            assert isinstance(node.spec, FlatMapSpec)
+            assert isinstance(text.spec, SourceSpec)
+            assert isinstance(text.spec.source, TextFileSource)
+            text.spec = dataclasses.replace(text.spec, source=dataclasses.replace(text.spec.source, raw_chunks=True))
+            node.spec = TokenizeSpec(node.spec.function)
     for node in sequences:
         if node.id in used:
             assert isinstance(node.spec, SourceSpec)
             assert isinstance(node.spec.source, SequenceSource)
             node.spec = dataclasses.replace(node.spec, source=dataclasses.replace(node.spec.source, columnar=True))
-    if len(used) < len(sequences):  # what those would have made possible is not so
-        plan = _planned(nodes, set())
+    if not {node.id for node in sequences} <= used:  # what those would have made possible is not so
+        plan = _planned(nodes, {})
     for node in nodes:
         node.spec = plan.specs.get(node.id, node.spec)
 
@@ -100,15 +112,42 @@ class _Plan:
     gives: dict[int, _Columns | None]
 
 
-def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
-    """``columnar``: sources taken to give columns of numbers, beside those that do."""
+def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transformation, Transformation]]:
+    """Return the flat_maps that cut lines of a text file into words, each with the source, which nobody else reads."""
+    num_users = Counter(edge.source.id for node in nodes for edge in node.inputs)
+    found = []
+    for node in nodes:
+        if not isinstance(node.spec, FlatMapSpec) or type(node.spec.function) is not WordTokenizer:
+            continue
+        if len(node.inputs) != 1 or node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
+            continue
+        text = node.inputs[0].source
+        if (
+            isinstance(text.spec, SourceSpec)
+            and isinstance(text.spec.source, TextFileSource)
+            and num_users[text.id] == 1
+        ):
+            found.append((node, text))
+    return found
+
+
+def _words(spec: OperatorSpec) -> _Columns:
+    tokenizer = spec.function if isinstance(spec, FlatMapSpec) else getattr(spec, "tokenizer", None)
+    assert isinstance(tokenizer, WordTokenizer)
+    return _Columns(Shape((Kind.STR, Kind.INT)) if tokenizer.pairs else Shape((Kind.STR,), is_scalar=True))
+
+
+def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
+    """``columnar``: nodes taken to give these columns, beside those that do."""
     plan = _Plan({}, {})
     for node in nodes:
         given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
         taken = [columns for columns in given if columns is not None]
         columns: _Columns | None = None
         if node.id in columnar:
-            columns = _Columns(Shape((Kind.INT,), is_scalar=True))
+            columns = columnar[node.id]
+        elif isinstance(node.spec, TokenizeSpec):
+            columns = _words(node.spec)
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
                 columns = _Columns(_declared(node.output_type))

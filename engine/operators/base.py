@@ -95,6 +95,14 @@ class Operator(abc.ABC):
 
     ctx: OperatorContext
     out: Output
+    #: Of operators on columns: something came that columns cannot do, and all is done on rows since.
+    _is_on_rows = False
+
+    def tier(self, planned: str) -> str:
+        """Return how batches are taken up by now, for people. ``planned``: what the spec says of it."""
+        return (
+            f"on rows, as something came that columns cannot do (planned: {planned})" if self._is_on_rows else planned
+        )
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         """Called once before anything else. Overriders call ``super().open(ctx, out)`` first."""

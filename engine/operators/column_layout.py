@@ -67,6 +67,7 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
     """Return where things are, or None when columns of this schema cannot be aggregated here."""
     import pyarrow as pa
 
+    from engine.state.arrow_views import is_int64_like
     from engine.state.slot_columns import can_be_kept
     from engine.state.struct_keys import can_be_row_key
 
@@ -96,7 +97,9 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
             pa.uint64(),
             pa.float16(),
         )
-        if not (is_number or (how == "last" and can_be_kept(kind))):
+        # Dates and times are ordered as the numbers that they are; nothing is added to them.
+        is_time = how in ("min", "max", "compared") and is_int64_like(kind) and pa.types.is_temporal(kind)
+        if not (is_number or (is_time and values is None) or (how == "last" and can_be_kept(kind))):
             return None
     # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
     kept = tuple(
@@ -164,8 +167,11 @@ def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
 
     if isinstance(values, pa.Array):
         return values
+    made = arrow_of(values)
+    if pa.types.is_temporal(own) and own.bit_width == 32:
+        made = made.cast(pa.int32())
     # A minimum fits its own type; a sum may not.
-    return arrow_of(values) if kind == "sum" else arrow_of(values).cast(own)
+    return made if kind == "sum" else made.cast(own)
 
 
 def batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:

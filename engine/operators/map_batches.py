@@ -1,7 +1,9 @@
 """``map_batches``: a user's function of whole batches of columns, in the library of its choice.
 
 Columns come as an Arrow RecordBatch, a pandas or polars DataFrame, or a dict of numpy arrays; results may be any of
-them, whatever came in. They are held to the declared type: fields by their names where it has names, else in order.
+them, whatever came in. For numpy and pandas integers among which are nulls are objects, with None, as both would make
+floats of them, which have not all integers. Results are held to the declared type: fields by their names where it has
+names, else in order.
 
 Not here: functions of single records that are compiled to columns (``compile``).
 """
@@ -150,17 +152,23 @@ def _columns_of(batch: Batch, fields: list[pa.Field] | None) -> pa.RecordBatch:
 def _given(columns: pa.RecordBatch, batch_format: str) -> Any:
     match batch_format:
         case "pandas":
-            return columns.to_pandas()
+            return columns.to_pandas(integer_object_nulls=True)
         case "polars":
             import polars
 
             return polars.from_arrow(columns)
         case "numpy":
-            return {
-                name: column.to_numpy(zero_copy_only=False)
-                for name, column in zip(columns.schema.names, columns.columns, strict=True)
-            }
+            return {name: _numpy_of(column) for name, column in zip(columns.schema.names, columns.columns, strict=True)}
     return columns
+
+
+def _numpy_of(column: pa.Array) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    if column.null_count and pa.types.is_integer(column.type):
+        return np.array(column.to_pylist(), object)
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _record_batches(result: Any) -> list[pa.RecordBatch]:

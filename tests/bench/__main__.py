@@ -4,12 +4,14 @@
     python -m tests.bench word-count-lambdas --size 20MB         plain Python lambdas, beside PyFlink
     python -m tests.bench start-up                               three small programs, beside a PyFlink hello world
     python -m tests.bench keyed-sum --runs 3                     1 M keys, one result an event, beside Flink Java
-    python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with state on disk
+    python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with RocksDB named
+    python -m tests.bench keyed-sum-on-disk --events 10000000    10 M keys with 128 MB of managed memory for both slots,
+                                                                 beside RocksDB with as much: state lies in files
     python -m tests.bench window --runs 3                        10 s windows, 100 k keys, beside Flink Java and SQL
     python -m tests.bench interval-join --events 10000000        two streams, within 5 s, beside Flink Java
     python -m tests.bench window-join --events 10000000          two streams, 10 s windows, beside Flink Java
     python -m tests.bench keyed-python                           lambdas beside Bytewax, Pathway, PyFlink and Spark
-    python -m tests.bench window-python                          windows of lambdas beside Bytewax and Spark
+    python -m tests.bench window-python                          windows of lambdas beside Bytewax, PyFlink and Spark
     python -m tests.bench latency                                50,000 events/s at three buffer timeouts, beside Flink
     python -m tests.bench recovery-beside-flink                  checkpoints of 1 GB, kill -9 to the first record
     python -m tests.bench scaling                                by slots, channels and keys, ours only
@@ -44,6 +46,7 @@ WORKLOADS = [
     "word-count-lambdas",
     "start-up",
     "keyed-sum",
+    "keyed-sum-on-disk",
     "window",
     "interval-join",
     "window-join",
@@ -55,7 +58,13 @@ WORKLOADS = [
     "smoke",
     "charts",
 ]
-KEYS = {"keyed-sum": 1_000_000, "window": 100_000, "interval-join": 500_000, "window-join": 1_000_000}
+KEYS = {
+    "keyed-sum": 1_000_000,
+    "keyed-sum-on-disk": 10_000_000,
+    "window": 100_000,
+    "interval-join": 500_000,
+    "window-join": 1_000_000,
+}
 
 
 def flink_of(arguments: argparse.Namespace) -> FlinkPeer | None:
@@ -68,7 +77,7 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run a workload that returns rows. Raises: RuntimeError when a contender fails or counts wrong."""
     workload, runs, parallelism, limit_s = arguments.workload, arguments.runs, arguments.parallelism, arguments.timeout
     match workload:
-        case "keyed-sum" | "window" | "interval-join" | "window-join":
+        case "keyed-sum" | "keyed-sum-on-disk" | "window" | "interval-join" | "window-join":
             return keyed(
                 workload,
                 events=arguments.events,

@@ -62,6 +62,7 @@ class Chart:
 
 _KEYED: Final = (
     ("keyed-sum", "Keyed running sum, 1 M keys"),
+    ("keyed-sum-on-disk", "Keyed running sum, 10 M keys, state beyond memory"),
     ("window", "10 s windows, 100 k keys"),
     ("interval-join", "Interval join of two streams"),
     ("window-join", "Join of two streams in 10 s windows"),

@@ -1,5 +1,5 @@
-"""Keyed workloads beside Flink: ``keyed-sum``, ``window``, ``interval-join``, ``window-join``. Events a CPU-second, in
-one run, alternating.
+"""Keyed workloads beside Flink: ``keyed-sum``, ``keyed-sum-on-disk``, ``window``, ``interval-join``, ``window-join``.
+Events a CPU-second, in one run, alternating.
 
 Every contender executes its job twice in one process. *Warm* is the second execution alone: what its processes used
 from before it until all is quiet after it; Flink's own programs measure so, and it is the fair figure for a job that
@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.flink_peer import FlinkPeer
 from tests.bench.measure import Measurement, run
+from tests.bench.state_files import FolderWatch
 from tests.bench.stats import ratios, shown, spread, stamped
 
 HERE = Path(__file__).resolve().parent
@@ -29,8 +31,17 @@ CREATE TABLE s (u BIGINT, w TIMESTAMP_LTZ(3), c BIGINT, t DOUBLE, m DOUBLE) WITH
 INSERT INTO s SELECT `user`, window_start, COUNT(*), SUM(amount), MAX(amount)
 FROM TABLE(TUMBLE(TABLE g, DESCRIPTOR(ts), INTERVAL '10' SECOND)) GROUP BY `user`, window_start, window_end;
 """
+#: Of ``keyed-sum-on-disk``: managed memory of each contender, for both slots.
+DISK_MEMORY_MB = 128
 _WARM = re.compile(r"^RESULT .*?warm cpu=([0-9.]+) secs=([0-9.]+)", re.MULTILINE)
-PROGRAMS = {"keyed-sum": "keyed_sum", "window": "window", "interval-join": "joins", "window-join": "joins"}
+_IN_FILES = re.compile(r"^RESULT .*state in files, MB: ([0-9]+)", re.MULTILINE)
+PROGRAMS = {
+    "keyed-sum": "keyed_sum",
+    "keyed-sum-on-disk": "keyed_sum",
+    "window": "window",
+    "interval-join": "joins",
+    "window-join": "joins",
+}
 JOINS = {"interval-join": "interval", "window-join": "window"}
 #: Flink's block cache and write buffers: as much as the whole state needs.
 _FLINK_ROCKSDB = ["state.backend.type=rocksdb", "taskmanager.memory.managed.size=1g"]
@@ -45,6 +56,7 @@ class Sample:
     cold_cpu_s: float
     cold_wall_s: float
     peak_mb: float
+    files_mb: int = 0  #: state that lay in files, of all slots together; what was seen at most
 
 
 def sample_of(result: Measurement) -> Sample:
@@ -53,7 +65,18 @@ def sample_of(result: Measurement) -> Sample:
     if result.exit_code != 0 or len(found) != 1:
         raise RuntimeError(f"exit code {result.exit_code}: {result.output[-3000:]}")
     cpu_s, wall_s = map(float, found[0])
-    return Sample(cpu_s, wall_s, result.cpu_s - cpu_s, result.wall_s - wall_s, result.peak_mb)
+    files_mb = max(map(int, _IN_FILES.findall(result.output)), default=0)
+    return Sample(cpu_s, wall_s, result.cpu_s - cpu_s, result.wall_s - wall_s, result.peak_mb, files_mb)
+
+
+def on_disk(contender: str, sample: Sample, memory_mb: int) -> Sample:
+    """Return the sample. Raises: RuntimeError when no more state lay in files than there was memory for it."""
+    if sample.files_mb <= memory_mb:
+        raise RuntimeError(
+            f"{contender}: {sample.files_mb} MB of its state lay in files, with {memory_mb} MB of managed memory. "
+            "This is to measure state that does not fit into memory: give it more --keys and --events."
+        )
+    return sample
 
 
 def ours(program: str, events: int, keys: int, parallelism: int, timeout_s: float, *options: str) -> Sample:
@@ -75,7 +98,10 @@ def contenders_of(
 ) -> dict[str, Callable[[], Sample]]:
     """Return contender → function that gives one Sample."""
     program = PROGRAMS[workload]
-    words = [f"backend={backend}"] if backend != "hashmap" else []
+    if workload == "keyed-sum-on-disk":
+        words = ["backend=rocksdb", f"memory={DISK_MEMORY_MB}m", "files"]
+    else:
+        words = [f"backend={backend}"] if backend != "hashmap" else []
     if workload in JOINS:
         words.append(f"join={JOINS[workload]}")
     made = {"engine": lambda: ours(program, events, keys, parallelism, timeout_s, *words, *options)}
@@ -86,7 +112,9 @@ def contenders_of(
     def java(main: str, *more: str) -> Callable[[], Sample]:
         return lambda: sample_of(flink.run(main, [*common, *more], timeout_s))
 
-    if workload == "keyed-sum":
+    if workload == "keyed-sum-on-disk":
+        made["flink-java"] = lambda: flinks_on_disk(flink, common, timeout_s)
+    elif workload == "keyed-sum":
         made["flink-java"] = java("peers.W2", "mode=reduce", *(_FLINK_ROCKSDB if backend == "rocksdb" else []))
     elif workload in JOINS:
         made["flink-java"] = java("peers.W4", f"join={JOINS[workload]}")
@@ -96,6 +124,16 @@ def contenders_of(
         made["flink-java"] = java("peers.W3", "inter=true")
         made["flink-sql"] = java("peers.SqlRun", f"file={sql}")
     return made
+
+
+def flinks_on_disk(flink: FlinkPeer, words: list[str], timeout_s: float) -> Sample:
+    """Run the sum with RocksDB in a folder of its own, which is looked at meanwhile: Flink removes it at the end."""
+    with tempfile.TemporaryDirectory(prefix="engine-bench-rocksdb-") as folder:
+        options = ["mode=reduce", "state.backend.type=rocksdb", f"state.backend.rocksdb.localdir={folder}"]
+        options += [f"taskmanager.memory.managed.size={DISK_MEMORY_MB}m", "state.backend.rocksdb.use-bloom-filter=true"]
+        with FolderWatch(folder) as watch:
+            sample = sample_of(flink.run("peers.W2", [*words, *options], timeout_s))
+        return replace(sample, files_mb=watch.bytes_max // 1_000_000)
 
 
 def keyed(
@@ -125,10 +163,13 @@ def keyed(
     for number in range(runs):
         for name, sample in contenders.items():
             taken = sample()
+            if workload == "keyed-sum-on-disk":
+                on_disk(name, taken, DISK_MEMORY_MB)
             samples[name].append(taken)
             print(
                 f"  run {number + 1} {name}: warm {taken.warm_cpu_s:.2f} CPU-s in {taken.warm_wall_s:.2f} s, "
-                f"cold {taken.cold_cpu_s:.2f} CPU-s in {taken.cold_wall_s:.2f} s",
+                f"cold {taken.cold_cpu_s:.2f} CPU-s in {taken.cold_wall_s:.2f} s"
+                + (f", state in files {taken.files_mb} MB" if taken.files_mb else ""),
                 flush=True,
             )
     shape = {"events": events, "keys": keys, "parallelism": parallelism, "backend": backend}
@@ -147,6 +188,7 @@ def rows_of(samples: dict[str, list[Sample]], events: int) -> list[dict]:
             "cold_events_per_cpu_s": spread((events / one.cold_cpu_s for one in taken), 0),
             "warm_events_per_s": spread((events / one.warm_wall_s for one in taken), 0),
             "peak_mb": round(max(one.peak_mb for one in taken)),
+            "files_mb": max(one.files_mb for one in taken),
             "ratio_warm": ratios([one.warm_cpu_s for one in taken], [one.warm_cpu_s for one in first]),
             "ratio_cold": ratios([one.cold_cpu_s for one in taken], [one.cold_cpu_s for one in first]),
             "ratio_engine_cold_peer_warm": ratios([one.warm_cpu_s for one in taken], [one.cold_cpu_s for one in first]),
@@ -175,7 +217,7 @@ def smoke() -> int:
         ("window", ["collect"], r"events=40000 "),
         ("joins", ["join=interval", "collect"], r"rows=400633 total=419820718.115 users=201007177"),
         ("joins", ["join=window", "collect", "plain"], r"rows=400690 total=419880303.416 users=201038272"),
-        ("keyed_sum", ["reps=2"], r"rep=1 warm cpu=[0-9.]+ secs=[0-9.]+"),
+        ("keyed_sum", ["reps=2", "memory=128m", "backend=rocksdb", "files"], r"rep=1 warm cpu=[0-9.]+ secs=[0-9.]+"),
     )
     for program, options, expected in checks:
         command = [sys.executable, str(HERE / "programs" / f"{program}.py"), "40000", "1000", "2", *options]

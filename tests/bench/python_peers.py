@@ -48,6 +48,7 @@ def contenders_of(workload: str) -> list[Contender]:
     return [
         Contender("engine", "", "window_lambdas", 2_000_000, 100_000),
         Contender("bytewax", "bytewax", "bytewax_window", 30_000, 100_000),
+        Contender("pyflink", "flink", "pyflink_window", 30_000, 100_000),
         Contender("spark", "pyspark", "spark_keyed", 4_000_000, 100_000, ("window",)),
     ]
 

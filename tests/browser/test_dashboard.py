@@ -81,8 +81,12 @@ def test_a_vertex_opens_its_subtasks_and_leads_to_their_taskmanager(browser: Bro
     go(browser, site.address, f"/job/{JOB}")
     browser.click(f".node[data-key='{FLAT_MAP}']")
     browser.wait_text("Subtasks of flat_map -> key_by", ".detail")
-    rows = browser.script("return [...document.querySelectorAll('.detail table')][0].tBodies[0].rows.length")
-    assert rows == 2
+    rows = browser.script(
+        "return [...document.querySelectorAll('.detail table')].map((one) => one.tBodies[0].rows.length)"
+    )
+    assert rows[:2] == [2, 2], "operators and subtasks"
+    for shown in ("interpreted (it calls print)", "with split"):
+        assert shown in browser.text(".detail"), "how each operator is run"
     assert "lines" in browser.text(".detail"), "accumulators"
     browser.screenshot(str(tmp_path / "subtasks.png"))
     browser.click(f".detail a[href='#/taskmanager/{quote(TASKMANAGER)}']")

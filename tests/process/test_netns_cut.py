@@ -32,6 +32,7 @@ restart-strategy.fixed-delay.delay: 200 ms
 execution.runtime-mode: STREAMING
 execution.checkpointing.interval: 300 ms
 execution.checkpointing.tolerable-failed-checkpoints: 100
+taskmanager.network.compression.codec: LZ4
 """
 
 PROGRAM = """

@@ -50,7 +50,7 @@ class ColumnFunction:
     def tier(self) -> str:
         """Return what ran the function so far."""
         if not self.num_compiled:
-            return f"interpreted ({self.reason})" if self.reason else "compiled"
+            return f"interpreted ({self.reason or 'no columns came'})"
         if not self.num_interpreted:
             return "compiled"
         num = self.num_compiled + self.num_interpreted

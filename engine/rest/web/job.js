@@ -48,6 +48,7 @@ export const page = {
     if (job.vertices.some((vertex) => vertex.tasks.SCHEDULED)) waits.push(getJson("overview", signal).then((answer) => { data.cluster = answer; }));
     if (tab === "vertex" && job.vertices.some((vertex) => vertex.id === detail)) {
       waits.push(ask(`vertices/${detail}`).then((answer) => { data.vertex = answer; }));
+      waits.push(ask(`vertices/${detail}/operators`).then((answer) => { data.operators = answer.operators; }));
       waits.push(ask(`vertices/${detail}/accumulators`).then((answer) => { data.accumulators = answer["user-accumulators"]; }));
     }
     if (tab === "timeline" && job.vertices.reduce((sum, vertex) => sum + vertex.parallelism, 0) <= TIMELINE_SUBTASKS_MAX) {
@@ -146,8 +147,20 @@ function vertexTable(job, base, detail) {
 
 const withRate = (total, rate, job) => [count(total), ENDED.has(job.state) ? null : h("small", null, `${short(rate)}/s`)];
 
-function subtasks({ vertex, accumulators }) {
-  return h("div", { class: "detail", "data-key": vertex.id }, h("h3", null, `Subtasks of ${plainText(vertex.name)}`),
+/** What each operator of the chain did, in all subtasks together, and how it is run: on columns, compiled, or why not. */
+const operatorTable = (rows) => table([
+  { title: "Operator", class: "key", cell: (row) => row.name },
+  { title: "Records out", class: "number", cell: (row) => count(row["records-out"]) },
+  { title: "Batches", class: "number", cell: (row) => count(row["batches-out"]) },
+  { title: "A batch", class: "number", cell: (row) => count(Math.round(row["batch-size"])) },
+  { title: "Busy", class: "number", cell: (row) => (row["fused-with"] ? `with ${row["fused-with"]}` : duration(row["busy-time"])) },
+  { title: "Runs", class: "wrap", cell: (row) => row.tier },
+], rows, { key: (row) => row.name });
+
+function subtasks({ vertex, operators, accumulators }) {
+  return h("div", { class: "detail", "data-key": vertex.id },
+    operators && operators.length ? [h("h3", null, `Operators of ${plainText(vertex.name)}`), operatorTable(operators)] : null,
+    h("h3", null, `Subtasks of ${plainText(vertex.name)}`),
     table([
       { title: "Subtask", class: "number", cell: (row) => row.subtask },
       { title: "Attempt", class: "number", cell: (row) => row.attempt + 1 },

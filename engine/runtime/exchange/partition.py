@@ -405,7 +405,12 @@ class BlockingPartition:
     """One file of frames for all subpartitions, and for each the places of its frames. Memory: one buffer each."""
 
     def __init__(
-        self, descriptor: ResultPartitionDescriptor, segment_bytes: int, work_dir: str, operator_name: str = ""
+        self,
+        descriptor: ResultPartitionDescriptor,
+        segment_bytes: int,
+        work_dir: str,
+        operator_name: str = "",
+        codec: str = "",
     ) -> None:
         self.descriptor = descriptor
         self.operator_name = operator_name
@@ -413,7 +418,7 @@ class BlockingPartition:
         self.on_error: Callable[[BaseException], bool] = _raise
         num = descriptor.num_subpartitions
         self._buffers = [_Buffer(segment_bytes) for _ in range(num)]
-        self._encoders = [Encoder(operator_name) for _ in range(num)]
+        self._encoders = [Encoder(operator_name, codec) for _ in range(num)]
         #: offset << 8 | kind, size; two entries a frame
         self._index = [array("Q") for _ in range(num)]
         self._path = os.path.join(work_dir, f"{descriptor.partition_id}.spill")
@@ -455,7 +460,7 @@ class BlockingPartition:
             self._size += frame.size_bytes
             self.bytes_out += frame.size_bytes
             batch = element.batch if type(element) is Records else None
-            if type(batch) is RowBatch:
+            if type(batch) is RowBatch and frame.kind is FrameKind.ROWS:
                 self._buffers[subpartition].observe(len(batch), frame.size_bytes)
 
     def has_room(self) -> bool:

@@ -3,7 +3,7 @@
 A frame is a 16-byte header (payload size, channel, kind) and a payload. Rows travel pickled, one list a frame, whatever
 their size. Columns travel as they lie in memory, one behind the other, or as Arrow IPC messages where they have nulls
 or values of many sizes (the schema once a channel either way), and are read without a copy. A blocking partition spills
-the same frames.
+the same frames. Either may be compressed: a frame by itself, where that makes it smaller.
 
 Pickles are loaded only after the handshake named this very job: both ends are slots of one job, which run its user code
 anyway.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "CODECS",
     "HEADER",
     "HELLO_SIZE",
     "PROTOCOL_VERSION",
@@ -48,7 +49,7 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Raised whenever a frame's meaning changes; slots of different versions refuse each other.
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 #: payload size, channel, kind
 HEADER: Final = struct.Struct("<QIB3x")
 _HELLO: Final = struct.Struct("<4sHH32s")
@@ -64,6 +65,13 @@ _FLAG_PLAIN: Final = 16  # values of one column after the other, each column fro
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
 _BUFFERS_MAX: Final = 64
+
+#: What frames may be compressed with, by the number in front of one that is.
+CODECS: Final = ("lz4", "zstd")
+#: number of the codec, size before
+_PACKED_HEAD: Final = struct.Struct("<B7xQ")
+#: Below this a frame is as it is: little to gain, and latency to lose.
+_PACKED_MIN: Final = 512
 
 _SAMPLE_BYTES_MAX: Final = 64 << 10
 _UNKNOWN_ROW_BYTES: Final = 256
@@ -84,11 +92,13 @@ class FrameKind(enum.IntEnum):
     SCHEMA = 14
     EVENT = 15
     ERROR = 16
+    PACKED_ROWS = 17
+    PACKED_COLUMNS = 18
 
     @property
     def is_records(self) -> bool:
         """Whether a frame of this kind uses up a credit."""
-        return self in (FrameKind.ROWS, FrameKind.COLUMNS)
+        return self in (FrameKind.ROWS, FrameKind.COLUMNS, FrameKind.PACKED_ROWS, FrameKind.PACKED_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +170,20 @@ def estimate_row_bytes(batch: RowBatch) -> float:
 
 @final
 class Encoder:
-    """Turns the elements of one channel into frames. Holds what the channel's reader knows: schema and classes."""
+    """Turns the elements of one channel into frames. Holds what the channel's reader knows: schema and classes.
+    ``codec``: one of CODECS that records are compressed with; "" = they are not."""
 
-    def __init__(self, operator_name: str = "") -> None:
+    def __init__(self, operator_name: str = "", codec: str = "") -> None:
+        self._codec = codec
         self._plain = PlainColumns()  #: knows the schema that the reader has
         self._has_dictionary = False
         self._rows = RowPickler(operator_name)
 
     def encode(self, element: Element) -> list[Frame]:
+        frames = self._encoded(element)
+        return [_packed(frame, self._codec) for frame in frames] if self._codec else frames
+
+    def _encoded(self, element: Element) -> list[Frame]:
         if type(element) is not Records:
             payload = pickle.dumps(element, 5)
             return [Frame(FrameKind.EVENT, (payload,), len(payload))]
@@ -209,6 +225,23 @@ class Encoder:
         return frames
 
 
+_PACKED: Final = {FrameKind.ROWS: FrameKind.PACKED_ROWS, FrameKind.COLUMNS: FrameKind.PACKED_COLUMNS}
+_UNPACKED: Final = {packed: plain for plain, packed in _PACKED.items()}
+
+
+def _packed(frame: Frame, codec: str) -> Frame:
+    """Return a frame of records compressed, or as it is if that does not make it smaller."""
+    kind = _PACKED.get(frame.kind)
+    if kind is None or frame.size_bytes < _PACKED_MIN:
+        return frame
+    import pyarrow as pa
+
+    content = pa.compress(b"".join(frame.buffers), codec, asbytes=True)
+    head = _PACKED_HEAD.pack(CODECS.index(codec), frame.size_bytes)
+    size_bytes = len(head) + len(content)
+    return Frame(kind, (head, content), size_bytes) if size_bytes < frame.size_bytes else frame
+
+
 def _as_stream(columns: pa.RecordBatch) -> memoryview:
     import pyarrow as pa
 
@@ -247,6 +280,12 @@ class Decoder:
                 return Records(batch)
             case FrameKind.COLUMNS:
                 return Records(self._decode_columns(payload))
+            case FrameKind.PACKED_ROWS | FrameKind.PACKED_COLUMNS:
+                import pyarrow as pa
+
+                number, size_bytes = _PACKED_HEAD.unpack_from(payload)
+                content = pa.decompress(memoryview(payload)[_PACKED_HEAD.size :], size_bytes, CODECS[number])
+                return self.decode(_UNPACKED[kind], memoryview(content))
             case FrameKind.SCHEMA:
                 import pyarrow as pa
 

@@ -299,7 +299,10 @@ class OperatorChain:
             output = self._outputs[index]
             fused_with = head if tiers else ""
             if not tiers:
-                tiers = operator.tiers() if isinstance(operator, RowOperator) else [chained.spec.describe()]
+                if isinstance(operator, RowOperator):
+                    tiers = operator.tiers()
+                else:
+                    tiers = [operator.tier(chained.spec.describe())]
                 head = chained.name
             counts = output.num_records, output.num_batches, self.clock.busy_ms(index)
             found.append(OperatorMetrics(chained.name, *counts, tiers.pop(0), fused_with))

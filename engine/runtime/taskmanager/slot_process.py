@@ -93,9 +93,11 @@ class SlotProcess:
         unix, tcp = bind_data_sockets(init.unix_path, init.data_bind_host, init.data_port)
         address = SlotAddress(init.resource_id, init.data_host, tcp.getsockname()[1], init.unix_path)
         registry = PartitionRegistry()
-        transport = Transport(self._mailbox, init.job.job_id, registry, address)
-        transport.listen(unix, tcp)
         config = Configuration(init.config)
+        codec = config.get(ClusterOptions.EXCHANGE_CODEC).lower()
+        codec = "" if codec == "none" else codec
+        transport = Transport(self._mailbox, init.job.job_id, registry, address, codec=codec)
+        transport.listen(unix, tcp)
         configure_file_systems(init.config)
         slot_shared: dict[str, Any] = {}
         watchdog = Watchdog(RowLoop.of(slot_shared))

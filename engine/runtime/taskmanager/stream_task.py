@@ -230,7 +230,8 @@ class StreamTask:
         env = self._env
         partition: ResultPartition
         if descriptor.blocking:
-            partition = BlockingPartition(descriptor, env.memory.segment_bytes, env.init.work_dir, operator_name)
+            size, folder, codec = env.memory.segment_bytes, env.init.work_dir, env.transport.codec
+            partition = BlockingPartition(descriptor, size, folder, operator_name, codec)
         else:
             partition = PipelinedPartition(descriptor, env.memory.segment_bytes, operator_name)
         partition.on_error = self._fail

@@ -2,9 +2,11 @@
 
 ``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come
 from so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
-``phases=FOLDER``: each slot writes there where its time went, see ``exchange_phases``.
+``memory=128m``: managed memory of both slots. ``files``: say how much of the state lay in files, which is looked at
+as the events are made. ``phases=FOLDER``: each slot writes there where its time went, see ``exchange_phases``.
 """
 
+import functools
 import sys
 
 from engine.common import Configuration, Types, WatermarkStrategy
@@ -13,6 +15,7 @@ from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from tests.bench.exchange_phases import install
 from tests.bench.programs.events import users_and_amounts
 from tests.bench.programs.repeating import options_of, repeat
+from tests.bench.state_files import WatchedGenerator
 
 events, keys, parallelism = map(int, sys.argv[1:4])
 options = options_of(sys.argv[4:])
@@ -30,12 +33,16 @@ def sums_of(env):
     if "backend" in options:
         settings = Configuration()
         settings.set_string("state.backend.type", options["backend"])
+        if "memory" in options:
+            settings.set_string("taskmanager.memory.managed.size", options["memory"])
         env.configure(settings)
     typed = Types.TUPLE([Types.LONG(), Types.DOUBLE()])
     streams = []
     for number in range(sources):
         first, end = events * number // sources, events * (number + 1) // sources
-        source = DataGeneratorSource.of_columns(lambda indexes, first=first: made(indexes, first), end - first, typed)
+        function = functools.partial(made, first=first)
+        generator = WatchedGenerator(function) if "files" in options else function
+        source = DataGeneratorSource.of_columns(generator, end - first, typed)
         streams.append(env.from_source(source, WatermarkStrategy.no_watermarks(), f"gen {number}"))
     united = streams[0].union(*streams[1:]) if sources > 1 else streams[0]
     return united.key_by(0).sum(1)
@@ -44,7 +51,9 @@ def sums_of(env):
 def execute():
     env = StreamExecutionEnvironment.get_execution_environment()
     sums_of(env).sink_to(DiscardingSink())
-    env.execute("keyed sum")
+    result = env.execute("keyed sum")
+    if "files" in options:
+        print(f"RESULT state in files, MB: {result.get_accumulator_result(WatchedGenerator.NAME) // 1_000_000}")
 
 
 if "collect" in options:

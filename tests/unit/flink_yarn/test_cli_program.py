@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 
 import pytest
 
 from engine.core.config import Configuration
 from engine.core.errors import ConfigError, ProgramError
+from engine.operators.compile.source import tree_of
 from flink_yarn.cli_script_settings import hosts_of, log_level, masters_of
 from flink_yarn.program import locate_program, uploaded_id
-from flink_yarn.program_main import kind_of
+from flink_yarn.program_main import kind_of, run
 
 
 def locate(path: str, entry: str = "", **config: str):
@@ -130,3 +132,14 @@ def test_a_log_level_that_is_none_is_told(tmp_path):
     (tmp_path / "log.properties").write_text("rootLogger.level = LOUD\n")
     with pytest.raises(ConfigError, match=r"rootLogger.level is 'LOUD'; expected DEBUG, INFO, WARN, ERROR"):
         log_level(str(tmp_path))
+
+
+def test_functions_of_a_program_are_compiled_as_their_own_file_says(tmp_path, monkeypatch):
+    """Those of a file that was compiled otherwise, as with annotations that are texts, would never work on columns."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    (tmp_path / "job.py").write_text("def f(r: tuple) -> int:\n    return r[0] + 1\n\n\ng = lambda r: r[0] + 1\n")
+    run(str(tmp_path / "job.py"), "")
+    program = sys.modules["__main__"]
+    assert program.f.__annotations__ == {"r": tuple, "return": int}
+    assert [tree_of(function) is not None for function in (program.f, program.g)] == [True, True]

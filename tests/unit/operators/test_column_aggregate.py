@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import datetime as dt
 import math
+import random
 
 import numpy as np
 import pyarrow as pa
@@ -175,3 +177,42 @@ def test_state_goes_on_from_a_snapshot(final):
         harness.end()
         rows = harness.output.rows
     assert sorted(map(repr, rows)) == sorted(map(repr, straight if final else straight[2:]))
+
+
+TIMES = {
+    "timestamp": (pa.timestamp("us"), lambda n: dt.datetime(2024, 1, 1) + dt.timedelta(microseconds=n)),
+    "moment": (pa.timestamp("ms", "UTC"), lambda n: dt.datetime(1969, 12, 31, 23, 59, 59, n % 9 * 1000, dt.UTC)),
+    "date": (pa.date32(), lambda n: dt.date(1970, 1, 1) + dt.timedelta(days=n)),
+    "time": (pa.time64("us"), lambda n: dt.time(1, 2, 3, n % 10)),
+    "duration": (pa.duration("ms"), lambda n: dt.timedelta(milliseconds=n)),
+}
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("kind", ["min", "max", "min_by", "max_by"])
+@pytest.mark.parametrize("type_name", TIMES)
+def test_dates_and_times_are_compared_on_columns_as_on_rows(type_name, kind, final):
+    arrow_type, value_of = TIMES[type_name]
+    schema = SCHEMA.set(1, pa.field("v", arrow_type))
+    rng = random.Random(type_name + kind)
+    rows = [(rng.randrange(5), value_of(rng.randrange(-40, 40)), i / 2, f"n{i}") for i in range(60)]
+    batches = [columns(rows[at : at + 20], schema) for at in range(0, 60, 20)]
+    expected = run(KeyedAggregateSpec(FieldKey(0), kind, 1, final), [batch.to_rows() for batch in batches])
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), kind, 1, final)) as harness:
+        for batch in batches[:2]:
+            harness.process_batch(batch)
+        taken = harness.snapshot(1)
+        first = harness.output.rows
+        assert harness.head.tier("vectorised") == "vectorised"
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), kind, 1, final), restored=[taken]) as harness:
+        harness.process_batch(batches[2])
+        harness.end()
+        assert all(isinstance(batch, ColumnBatch) for batch in harness.output.batches)
+        found = first + harness.output.rows
+    assert sorted(told_apart(found)) == sorted(told_apart(expected[0]))
+
+
+def test_an_operator_that_went_on_on_rows_says_so():
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1)) as harness:
+        harness.process_batch(columns([(1, 2**63 - 1, 0.5, "a"), (1, 1, 0.5, "a")]))
+        assert harness.head.tier("vectorised").startswith("on rows")

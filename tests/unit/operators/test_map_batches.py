@@ -134,3 +134,11 @@ def test_a_whole_program_filters_in_polars_and_sums_on():
     kept = stream.map_batches(lambda frame: frame.filter(pl.col("f1") > 0), PAIR, batch_format="polars")
     with kept.key_by(lambda pair: pair[0]).sum(1).execute_and_collect() as results:
         assert list(results)[-1] == ("a", 3)
+
+
+@pytest.mark.parametrize("batch_format", BATCH_FORMATS)
+def test_large_integers_among_nulls_stay_what_they_are(batch_format):
+    rows = [("a", 2**53 + 1), ("b", None), (None, -(2**63) + 1)]
+    columns = [pa.array([row[i] for row in rows]) for i in range(2)]
+    batch = ColumnBatch(pa.RecordBatch.from_arrays(columns, names=["word", "number"]))
+    assert run(MapBatchesSpec(lambda columns: columns, batch_format, PAIR, PAIR), batch).rows == rows

@@ -219,3 +219,21 @@ def test_rows_never_import_numba_or_pyarrow():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "latin-1"])
+@pytest.mark.parametrize(
+    "tokenizer", [WordTokenizer(), WordTokenizer(";", lower=True), WordTokenizer(" ", pairs=False)], ids=repr
+)
+def test_words_of_chunks_of_a_file_are_those_of_its_lines(tmp_path, tokenizer, charset):
+    rng = random.Random(charset)
+    pieces = ["to", "Be", "ü", ";", ";;", " ", "\t", "\r", "\r\n", "\n", "\n\n", "\xa0", "\x1c", "\x85", "\x0b", "\x00"]
+    text = "".join(rng.choices(pieces, k=4000))
+    (tmp_path / "a.txt").write_bytes(text.encode(charset))
+    found = []
+    for raw, spec in ((False, FlatMapSpec(tokenizer)), (True, TokenizeSpec(tokenizer))):
+        source = TextFileSource((str(tmp_path),), charset, raw_chunks=raw)
+        with OperatorHarness(SourceSpec(source), spec) as harness:
+            found.append(harness.run_source().rows)
+    assert found[0] == found[1]
+    assert len(found[0]) > 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from engine.protocol.stream import (
     WatermarkStatus,
 )
 from engine.runtime.exchange.wire import (
+    CODECS,
     Decoder,
     Encoder,
     FrameKind,
@@ -31,8 +33,8 @@ from engine.runtime.exchange.wire import (
 )
 
 
-def there_and_back(*elements: Element) -> list[Any]:
-    encoder, decoder = Encoder(), Decoder()
+def there_and_back(*elements: Element, codec: str = "") -> list[Any]:
+    encoder, decoder = Encoder("", codec), Decoder()
     found = []
     for element in elements:
         for frame in encoder.encode(element):
@@ -213,3 +215,32 @@ def test_only_slots_of_the_job_are_welcome():
 def test_a_frame_has_no_surprise_in_its_pickle():
     (frame,) = Encoder().encode(Records(RowBatch([("a", 1)])))
     assert pickle.loads(b"".join(frame.buffers)[1:]) == [("a", 1)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_compressed_comes_back_as_it_was(codec: str):
+    rows = Records(RowBatch([(f"word {i % 7}", i) for i in range(500)], list(range(500))))
+    numbers = pa.record_batch([pa.array(range(1000)), pa.array([0.5, None] * 500)], names=["a", "b"])
+    texts = pa.record_batch([pa.array(["ä", "b", None, "c"] * 250).dictionary_encode()], names=["t"])
+    few = Records(RowBatch([("a", 1)]))
+    events: list[Element] = [Watermark(5), CheckpointBarrier(1, 2), END_OF_DATA]
+    columns = [Records(ColumnBatch(batch, np.arange(1000))) for batch in (numbers.select(["a"]), numbers, texts)]
+    found = there_and_back(rows, *columns, few, *events, codec=codec)
+    assert [found[0], found[4]] == [rows, few]
+    for sent, came in zip(columns, found[1:4], strict=True):
+        assert came.batch.columns.equals(sent.batch.columns)
+        assert came.batch.timestamps_ms.tolist() == sent.batch.timestamps_ms.tolist()
+    assert found[5:] == events
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_only_what_gets_smaller_is_compressed(codec: str):
+    def frames(batch: RowBatch, codec: str) -> list[tuple[FrameKind, int]]:
+        return [(frame.kind, frame.size_bytes) for frame in Encoder("", codec).encode(Records(batch))]
+
+    ((kind, size),) = frames(RowBatch(["word"] * 1000), codec)
+    assert (kind, kind.is_records) == (FrameKind.PACKED_ROWS, True)
+    assert size < frames(RowBatch(["word"] * 1000), "")[0][1] / 4
+    noise = RowBatch([random.Random(3).randbytes(5000)])
+    assert frames(noise, codec) == frames(noise, "")
+    assert frames(RowBatch(["word"]), codec)[0][0] is FrameKind.ROWS

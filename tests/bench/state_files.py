@@ -1,0 +1,103 @@
+"""How much state lies in files while a job runs: of a slot, which maps files without a name, and of a folder.
+
+``WatchedGenerator`` runs in the slots, as the function of a columnar source; ``FolderWatch`` beside a peer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engine.core.metrics import Accumulator
+from engine.operators.functions import MapFunction, RuntimeContext
+
+__all__ = ["FolderWatch", "WatchedGenerator", "mapped_bytes"]
+
+_PERIOD_S = 0.25
+_BATCHES = 32  #: between two looks of a slot
+
+
+def mapped_bytes(maps: Iterable[str]) -> int:
+    """Return how many bytes of files without a name a process maps, by the lines of its ``/proc/self/maps``."""
+    total = 0
+    for line in maps:
+        fields = line.split(maxsplit=5)
+        # Memory that is shared with other processes has names under /dev or none, and may be written to.
+        if len(fields) == 6 and fields[5].rstrip().endswith("(deleted)") and fields[1] == "r--s":
+            begin, end = (int(place, 16) for place in fields[0].split("-"))
+            total += end - begin
+    return total
+
+
+class Largest(Accumulator):
+    """Of one subtask the largest value; of several their sum, as each is a slot of its own."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def add(self, value: int) -> None:
+        self._value = max(self._value, value)
+
+    def get_local_value(self) -> int:
+        return self._value
+
+    def merge(self, other: Largest) -> None:
+        self._value += other._value
+
+
+class WatchedGenerator(MapFunction):  # type: ignore[misc]
+    """Calls ``function``; the job's accumulator ``NAME`` is what lay in files at most, in bytes."""
+
+    NAME = "state-in-files"
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._num_batches = 0
+        self._largest = Largest()
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        runtime_context.add_accumulator(self.NAME, self._largest)
+
+    def map(self, value: Any) -> Any:
+        self._num_batches += 1
+        if self._num_batches % _BATCHES == 0:
+            self._look()
+        return self._function(value)
+
+    def close(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            self._largest.add(mapped_bytes(maps))
+
+
+class FolderWatch:
+    """While it is entered: ``bytes_max``, the most that lay in a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.bytes_max = 0
+
+    def __enter__(self) -> FolderWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_PERIOD_S):
+            total = 0
+            for path in self._folder.rglob("*"):
+                try:
+                    total += path.stat().st_size if path.is_file() else 0
+                except FileNotFoundError:
+                    continue  # merged into another one meanwhile
+            self.bytes_max = max(self.bytes_max, total)

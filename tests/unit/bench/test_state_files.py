@@ -1,0 +1,62 @@
+"""What benchmarks of state beyond memory take for state in files."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+
+import numpy as np
+import pytest
+
+from tests.bench import keyed
+from tests.bench.measure import Measurement
+from tests.bench.state_files import FolderWatch, WatchedGenerator, mapped_bytes
+
+PAGE = mmap.PAGESIZE
+
+
+def mapped_here() -> int:
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return mapped_bytes(maps)
+
+
+def test_files_without_a_name_that_are_mapped_for_reading_count():
+    before = mapped_here()
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(8 * PAGE))
+        file.flush()
+        shared = mmap.mmap(file.fileno(), 8 * PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        own = mmap.mmap(-1, 16 * PAGE)
+    assert mapped_here() - before == 8 * PAGE
+    shared.close()
+    own.close()
+    assert mapped_here() == before
+
+
+def test_a_generator_that_is_watched_makes_what_it_would():
+    generator = WatchedGenerator(lambda indexes: indexes + 1)
+    assert [generator.map(np.arange(n)).tolist() for n in range(3)] == [[], [1], [1, 2]]
+    generator.close()
+    other = WatchedGenerator(lambda indexes: indexes)
+    generator._largest.add(1 << 40)
+    other._largest.add(2 << 40)
+    generator._largest.merge(other._largest)
+    assert generator._largest.get_local_value() == 3 << 40
+
+
+def test_the_most_that_lay_in_a_folder_is_told(tmp_path):
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "000001.sst").write_bytes(bytes(5000))
+    with FolderWatch(str(tmp_path)) as watch:
+        while not watch.bytes_max:
+            pass
+    assert watch.bytes_max == 5000
+
+
+def test_a_run_on_disk_whose_state_was_in_memory_is_no_run():
+    output = "RESULT state in files, MB: 300\nRESULT state in files, MB: 280\nRESULT rep=1 warm cpu=1.5 secs=1.0 span=2"
+    sample = keyed.sample_of(Measurement(9.0, 4.0, 100.0, None, 0, output))
+    assert (sample.files_mb, sample.cold_cpu_s) == (300, 2.5)
+    assert keyed.on_disk("engine", sample, 128) is sample
+    with pytest.raises(RuntimeError, match="flink-java: 300 MB of its state lay in files, with 512 MB"):
+        keyed.on_disk("flink-java", sample, 512)
