@@ -290,7 +290,8 @@ class SpillingWindows:
         assert self.state.layout is not None
         place_of_start = len(self.state.layout.keys)
         for group, rows, _ in window_chunks.pieces(self.load(starts, partitions), wanted):
-            yield window_chunks.piece(self.state, group, rows, rows.column(place_of_start)[0].as_py())
+            start = rows.column(place_of_start)[0].as_py()
+            yield window_chunks.piece(group, rows, self.state.watermark_of(start))
 
     # --- NotingPart
 
@@ -314,15 +315,22 @@ class SpillingWindows:
         if num_rows > entries_max * _ROWS_PER_ENTRY:
             return None
         key_groups = list(key_groups)
-        pieces = list(self._changed_pieces(notes, set(key_groups)))
+        copied = list(window_chunks.rows_of_panes(self.state, notes.slots_of))
         increment, metadata = self._increment(notes), window_chunks.metadata(self.state)
-        return NotedDelta(num_rows // _ROWS_PER_ENTRY, lambda: increment.chunks(pieces, metadata, key_groups))
+
+        def chunks() -> dict[int, bytes]:
+            wanted = set(key_groups)
+            pieces = (piece for rows in copied for piece in rows.pieces(wanted))
+            return increment.chunks(pieces, metadata, key_groups)
+
+        return NotedDelta(num_rows // _ROWS_PER_ENTRY, chunks)
 
     def _notes_since(self, checkpoint_id: int) -> PaneNotes | None:
         return None if self.state.others else self._changes.since(checkpoint_id)
 
     def _changed_pieces(self, notes: PaneNotes, wanted: set[int]) -> Iterator[WindowPiece]:
-        yield from window_chunks.pieces(self.state, wanted, notes.slots_of)
+        for rows in window_chunks.rows_of_panes(self.state, notes.slots_of):
+            yield from rows.pieces(wanted)
         for start, marks in notes.partitions.items():
             for begin, end in np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2).tolist():
                 for partitions in self.pieces_of([start], range(begin, end)):

@@ -28,7 +28,17 @@ WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
 SlotsOf = Callable[[int, Pane], Array]
 Metadata = dict[str | bytes, str | bytes]
 
-__all__ = ["Increment", "SlotsOf", "WindowPiece", "metadata", "piece", "pieces", "restore", "snapshot"]
+__all__ = [
+    "Increment",
+    "PaneRows",
+    "WindowPiece",
+    "metadata",
+    "piece",
+    "pieces",
+    "restore",
+    "rows_of_panes",
+    "snapshot",
+]
 
 
 def snapshot(state: WindowState, key_groups: Iterable[int]) -> dict[int, bytes]:
@@ -54,27 +64,46 @@ def metadata(state: WindowState) -> Metadata:
     return said
 
 
-def pieces(state: WindowState, wanted: set[int], slots_of: SlotsOf | None = None) -> Iterator[WindowPiece]:
-    """Yield what chunks of these key groups have; a group comes once a pane. ``slots_of``: which slots of a pane; by
-    default all."""
+def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:
+    """Yield all that chunks of these key groups have; a group comes once a pane."""
+    for rows in rows_of_panes(state, lambda _, pane: pane.slots()):
+        yield from rows.pieces(wanted)
+
+
+def rows_of_panes(state: WindowState, slots_of: SlotsOf) -> Iterator[PaneRows]:
+    """Yield copies of the rows that these slots of each pane are."""
+    assert state.layout is not None
+    law = len(state.layout.keys), state.max_parallelism, state.is_tuple
     for start, pane in state.panes.items():
-        slots = pane.slots() if slots_of is None else slots_of(start, pane)
-        if not slots.size:
-            continue
-        keys = state._table.keys_of(slots)
-        groups = groups_of_rows(keys, state.max_parallelism, is_tuple=state.is_tuple).astype(np.uint16)
+        slots = slots_of(start, pane)
+        if slots.size:
+            rows = state._rows_of(start, pane, slots, state._table.keys_of(slots))
+            yield PaneRows(rows, state.watermark_of(start), law)
+
+
+@dataclass(frozen=True)
+class PaneRows:
+    """Rows of a pane, as of when they were copied. ``law``: how their keys are cut into key groups."""
+
+    rows: pa.RecordBatch
+    watermark_ms: int
+    law: tuple[int, int, bool]
+
+    def pieces(self, wanted: set[int]) -> Iterator[WindowPiece]:
+        """Yield them by key group; depends on nothing but themselves."""
+        num_keys, max_parallelism, is_tuple = self.law
+        groups = groups_of_rows(self.rows.columns[:num_keys], max_parallelism, is_tuple=is_tuple).astype(np.uint16)
         order = np.argsort(groups, kind="stable")
-        groups = groups[order]
-        rows = state._rows_of(start, pane, slots, keys).take(arrow_of(order))
+        groups, rows = groups[order], self.rows.take(arrow_of(order))
         begin = 0
         for end in [*(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), groups.size]:
             if (group := int(groups[begin])) in wanted:
-                yield piece(state, group, rows.slice(begin, end - begin), start)
+                yield piece(group, rows.slice(begin, end - begin), self.watermark_ms)
             begin = end
 
 
-def piece(state: WindowState, group: int, rows: pa.RecordBatch, start: int) -> WindowPiece:
-    return group, rows, {"watermark": str(state.watermark_of(start))}
+def piece(group: int, rows: pa.RecordBatch, watermark_ms: int) -> WindowPiece:
+    return group, rows, {"watermark": str(watermark_ms)}
 
 
 @dataclass(frozen=True)
