@@ -315,7 +315,7 @@ class SpillingWindows:
         if num_rows > entries_max * _ROWS_PER_ENTRY:
             return None
         key_groups = list(key_groups)
-        copied = list(window_chunks.rows_of_panes(self.state, notes.slots_of))
+        copied = list(window_chunks.rows_of_panes(self.state, notes.changed_in))
         increment, metadata = self._increment(notes), window_chunks.metadata(self.state)
 
         def chunks() -> dict[int, bytes]:
@@ -329,7 +329,7 @@ class SpillingWindows:
         return None if self.state.others else self._changes.since(checkpoint_id)
 
     def _changed_pieces(self, notes: PaneNotes, wanted: set[int]) -> Iterator[WindowPiece]:
-        for rows in window_chunks.rows_of_panes(self.state, notes.slots_of):
+        for rows in window_chunks.rows_of_panes(self.state, notes.changed_in):
             yield from rows.pieces(wanted)
         for start, marks in notes.partitions.items():
             for begin, end in np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2).tolist():
@@ -351,7 +351,7 @@ class SpillingWindows:
         return changed if changed <= at_most else None
 
     def begin_epoch(self, checkpoint_id: int) -> None:
-        self._changes.begin_epoch(checkpoint_id, self.state.watermark_ms)
+        self._changes.begin_epoch(checkpoint_id, self.state.watermark_ms, self.state.nbytes)
 
     def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
         self._changes.forget_epochs(until_checkpoint_id, kept_ids)

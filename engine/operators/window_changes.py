@@ -1,6 +1,6 @@
 """What changed in windows over columns since which barrier: the memory behind their increments.
 
-Of a pane (slice of time) in memory blocks of slots are marked, of one in files partitions of keys; besides it is noted
+Of a pane (slice of time) in memory slots are marked, of one in files partitions of keys; besides it is noted
 which panes were begun and which are gone. A pane that nobody touches in an epoch has no marks, and costs nothing. Not
 here: what is done with it (``spilling_windows``).
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 
-from engine.state.block_marks import grown_marks, marked_slots, moved_marks, num_marked, united_marks
-from engine.state.changes import EpochLog
+from engine.state.block_marks import grown_marks, marked_slots, moved_marks, num_united, united_marks
+from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.slot_kernels import mark_blocks
 from engine.time.windows import TIME_MAX_MS
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PaneNotes", "WindowChanges"]
 
-#: Slots that share a mark, as a power of two: the values of four lie in one or two cache lines. With eight, as state of
-#: aggregations has them, one per cent of the keys by chance is 8 % of a pane, and too much to be noted at the barrier.
-_MARK_SHIFT: Final = 2
+#: Each slot has a mark of its own, unlike those of aggregations, of which eight share one: a byte beside the 16 to 100
+#: of a slot. One per cent of the keys by chance is then one per cent of what is written, and little enough to be noted
+#: at the barrier; with eight it would be 8 %, and every sixth increment a full layer.
+_MARK_SHIFT: Final = 0
+#: Of the state's bytes in memory, for marks: epochs beyond it are forgotten, oldest first.
+_MARKS_SHARE: Final = 1 / 4
 _NO_MARKS: Final[Any] = np.zeros(0, np.uint8)
 
 
@@ -35,8 +38,9 @@ class PaneNotes:
     """What changed in an epoch, or in several. Panes go by where they start."""
 
     def __init__(self) -> None:
-        #: of panes in memory and in files
-        self.slots: dict[int, Array] = {}
+        #: of panes in memory; several arrays are united when somebody reads them
+        self.slots: dict[int, tuple[Array, ...]] = {}
+        #: of panes in files
         self.partitions: dict[int, Array] = {}
         #: begun, and there still
         self.begun: set[int] = set()
@@ -47,12 +51,20 @@ class PaneNotes:
 
     def num_slots(self) -> int:
         """Return about how many slots changed, of panes in memory."""
-        return sum(num_marked(marks, _MARK_SHIFT) for marks in self.slots.values())
+        return sum(num_united(marks, _MARK_SHIFT) for marks in self.slots.values())
 
-    def slots_of(self, start: int, pane: Pane) -> Array:
-        """Return the slots of a pane in memory that changed, of those that have records."""
-        slots = marked_slots(self.slots.get(start, _NO_MARKS), pane.values.shape[0], _MARK_SHIFT)
-        return slots[pane.column(0)[slots] != 0]
+    def changed_in(self, start: int, pane: Pane) -> tuple[Array, Array]:
+        """Return the slots of a pane in memory that changed, and a copy of their values."""
+        slots = marked_slots(united_marks(self.slots.get(start, ())), pane.values.shape[0], _MARK_SHIFT)
+        return slots, pane.values[slots]
+
+    def unite(self) -> None:
+        """Have one array a pane."""
+        self.slots = {start: (united_marks(marks),) for start, marks in self.slots.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(own.nbytes for marks in self.slots.values() for own in marks)
 
     def drop(self, start: int, num_entries: int) -> None:
         """A pane is gone."""
@@ -68,9 +80,10 @@ class PaneNotes:
         for start, num_entries in later.gone.items():
             self.drop(start, num_entries)
         self.begun |= later.begun
-        for into, more in ((self.slots, later.slots), (self.partitions, later.partitions)):
-            for start, marks in more.items():
-                into[start] = united_marks(into.get(start, _NO_MARKS), marks)
+        for start, marks in later.slots.items():
+            self.slots[start] = (*self.slots.get(start, ()), *marks)
+        for start, own in later.partitions.items():
+            self.partitions[start] = own | self.partitions.get(start, np.uint8(0))
         self.watermark_ms = min(self.watermark_ms, later.watermark_ms)
 
 
@@ -81,8 +94,7 @@ class WindowChanges:
 
     def __init__(self, num_partitions: int) -> None:
         self._num_partitions = num_partitions
-        # How much was noted limits nothing: marks take the same memory for one slot as for all.
-        self._log: EpochLog[PaneNotes] = EpochLog(PaneNotes, PaneNotes.add, lambda notes: 0)
+        self._log: EpochLog[PaneNotes] = EpochLog(PaneNotes, PaneNotes.add, lambda notes: notes.nbytes)
         self._now: PaneNotes | None = None
         self.nbytes = 0
 
@@ -95,9 +107,11 @@ class WindowChanges:
     def mark_slots(self, start: int, slots: Array, num_slots: int) -> None:
         """These slots of a pane in memory change; int32."""
         if self._now is not None:
-            have = self._now.slots.get(start, _NO_MARKS)
-            marks = self._now.slots[start] = grown_marks(have, num_slots, _MARK_SHIFT)
-            self.nbytes += marks.nbytes - have.nbytes
+            (have,) = self._now.slots.get(start, (_NO_MARKS,))
+            marks = grown_marks(have, num_slots, _MARK_SHIFT)
+            if marks is not have:
+                self._now.slots[start] = (marks,)
+                self.nbytes += marks.nbytes - have.nbytes
             mark_blocks(slots, _MARK_SHIFT, marks)
 
     def mark_partitions(self, start: int, partitions: Any) -> None:
@@ -125,16 +139,18 @@ class WindowChanges:
     def compact(self, kept: Array) -> None:
         """``kept``: rising slots; slot ``kept[i]`` becomes slot i."""
         for notes in self._log.notes():
-            notes.slots = {start: moved_marks(marks, kept, _MARK_SHIFT) for start, marks in notes.slots.items()}
+            notes.slots = {
+                start: (moved_marks(united_marks(marks), kept, _MARK_SHIFT),) for start, marks in notes.slots.items()
+            }
         self._count()
 
     def to_files(self, start: int, slots: Array, partitions: Array) -> None:
         """These slots of a pane go to partitions of files, whose numbers are given; ``forget_slots`` follows."""
         for notes in self._log.notes():
-            if (marks := notes.slots.get(start)) is not None:
-                blocks = slots >> _MARK_SHIFT
-                is_marked = blocks < marks.size
-                is_marked[is_marked] = marks[blocks[is_marked]] != 0
+            if start in notes.slots:
+                marks = united_marks(notes.slots[start])
+                is_marked = slots < marks.size
+                is_marked[is_marked] = marks[slots[is_marked]] != 0
                 if is_marked.any():
                     self._marks_of_partitions(notes, start)[partitions[is_marked]] = 1
 
@@ -147,8 +163,8 @@ class WindowChanges:
 
     # --- epochs
 
-    def begin_epoch(self, checkpoint_id: int, watermark_ms: int) -> None:
-        self._now = self._log.begin(checkpoint_id, 0)
+    def begin_epoch(self, checkpoint_id: int, watermark_ms: int, state_bytes: int) -> None:
+        self._now = self._log.begin(checkpoint_id, max(CHANGED_MIN, int(state_bytes * _MARKS_SHARE)))
         self._now.watermark_ms = watermark_ms
         self._count()
 
@@ -158,7 +174,9 @@ class WindowChanges:
 
     def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
         self._log.forget(until_checkpoint_id, kept_ids)
+        for notes in self._log.notes():
+            notes.unite()
         self._count()
 
     def _count(self) -> None:
-        self.nbytes = sum(marks.nbytes for notes in self._log.notes() for marks in notes.slots.values())
+        self.nbytes = sum(notes.nbytes for notes in self._log.notes())

@@ -25,7 +25,7 @@ from engine.state.column_hash import groups_of_rows
 Array = np.ndarray[Any, Any]
 #: key group, rows of a pane, what the batch says of itself
 WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
-SlotsOf = Callable[[int, Pane], Array]
+TakenOf = Callable[[int, Pane], tuple[Array, Array]]
 Metadata = dict[str | bytes, str | bytes]
 
 __all__ = [
@@ -66,18 +66,23 @@ def metadata(state: WindowState) -> Metadata:
 
 def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:
     """Yield all that chunks of these key groups have; a group comes once a pane."""
-    for rows in rows_of_panes(state, lambda _, pane: pane.slots()):
+    for rows in rows_of_panes(state, _all_in):
         yield from rows.pieces(wanted)
 
 
-def rows_of_panes(state: WindowState, slots_of: SlotsOf) -> Iterator[PaneRows]:
-    """Yield copies of the rows that these slots of each pane are."""
+def _all_in(_: int, pane: Pane) -> tuple[Array, Array]:
+    slots = pane.slots()
+    return slots, pane.values[slots]
+
+
+def rows_of_panes(state: WindowState, taken_of: TakenOf) -> Iterator[PaneRows]:
+    """Yield copies of some rows of each pane. ``taken_of``: which slots, and their values."""
     assert state.layout is not None
     law = len(state.layout.keys), state.max_parallelism, state.is_tuple
     for start, pane in state.panes.items():
-        slots = slots_of(start, pane)
+        slots, values = taken_of(start, pane)
         if slots.size:
-            rows = state._rows_of(start, pane, slots, state._table.keys_of(slots))
+            rows = state._rows_of(start, pane, slots, state._table.keys_of(slots), values)
             yield PaneRows(rows, state.watermark_of(start), law)
 
 

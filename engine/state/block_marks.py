@@ -5,7 +5,8 @@ The memory of an increment (``changes``) for state on columns. ``shift``: so man
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from engine.state.paged_array import zeros
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-__all__ = ["grown_marks", "marked_slots", "moved_marks", "num_marked", "united_marks"]
+__all__ = ["grown_marks", "marked_slots", "moved_marks", "num_marked", "num_united", "united_marks"]
+
+#: Marks that are looked at together where those of several epochs are counted.
+_COUNTED: Final = 1 << 16
 
 
 def grown_marks(marks: Array, num_slots: int, shift: int) -> Array:
@@ -34,17 +38,33 @@ def num_marked(marks: Array, shift: int) -> int:
 
 def marked_slots(marks: Array, num_slots: int, shift: int) -> Array:
     """Return the slots that are marked, rising."""
-    slots = (np.flatnonzero(marks.view(np.bool_))[:, None] << shift) + np.arange(1 << shift)
-    slots = slots.ravel()
-    return slots[slots < num_slots]
+    blocks = np.flatnonzero(marks[: (num_slots >> shift) + 1].view(np.bool_))
+    slots: Array = blocks if not shift else ((blocks[:, None] << shift) + np.arange(1 << shift)).ravel()
+    return slots[: np.searchsorted(slots, num_slots)]
 
 
-def united_marks(some: Array, others: Array) -> Array:
-    """Return what is marked in either, in an array of its own."""
-    larger, smaller = (some, others) if some.size >= others.size else (others, some)
-    united: Array = larger.copy()
-    united[: smaller.size] |= smaller
+def united_marks(some: Sequence[Array]) -> Array:
+    """Return what is marked in any; of a single one itself."""
+    if len(some) == 1:
+        return some[0]
+    united: Array = np.zeros(max((marks.size for marks in some), default=0), np.uint8)
+    for marks in some:
+        united[: marks.size] |= marks
     return united
+
+
+def num_united(some: Sequence[Array], shift: int) -> int:
+    """Return about how many slots are marked in any, without an array of that size: its pages would all be new."""
+    if len(some) <= 1:
+        return sum(num_marked(marks, shift) for marks in some)
+    count = 0
+    for begin in range(0, max(marks.size for marks in some), _COUNTED):
+        part = np.zeros(_COUNTED, np.uint8)
+        for marks in some:
+            own = marks[begin : begin + _COUNTED]
+            part[: own.size] |= own
+        count += num_marked(part, shift)
+    return count
 
 
 def moved_marks(marks: Array, kept: Array, shift: int) -> Array:

@@ -236,11 +236,10 @@ def test_an_increment_has_the_keys_that_changed_and_the_slices_that_are_gone(tmp
     job.checkpoint()
     job.send([(7, 1, 0.5, "b")], [1006])
     part = job.harnesses[0].contexts[0].state.keyed[PART]
-    assert sorted(entry[:2] for entry in entries_of(part, 1)) == [(key, 1000) for key in range(4, 8)]
+    assert sorted(entry[:2] for entry in entries_of(part, 1)) == [(7, 1000)]
     job.advance(999)
     job.send([(7, 1, 0.5, "c")], [2005])
-    changed = sorted(entry[:2] for entry in entries_of(part, 1))
-    assert changed == [*((key, 1000) for key in range(4, 8)), (7, 2000)]
+    assert sorted(entry[:2] for entry in entries_of(part, 1)) == [(7, 1000), (7, 2000)]
     assert part.num_changed(1, 10_000) > 2000  # what a restore would read for nothing counts
     assert part.num_changed(1, 2000) is None
     made = job.checkpoint()
@@ -353,5 +352,4 @@ def test_slots_that_move_keep_their_marks(monkeypatch):
         harness.process_batch(columns([(395, 1, 0.5, "a")], [26]))
         harness.watermark(24)
         assert part.state._table.num_slots == 10
-        assert 395 in {key for key, _, _ in entries_of(part, 1)}
-        assert len(entries_of(part, 1)) < 10
+        assert [key for key, _, _ in entries_of(part, 1)] == [395]
