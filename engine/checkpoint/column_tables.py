@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.records import record_values
+from engine.state.column_chunks import GONE
 from engine.state.slot_expiry import WRITTEN
 from engine.time.windows import TimeWindow
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Entry", "column_entries", "is_column_part"]
+__all__ = ["WINDOW_SLOTS", "Entry", "column_entries", "gone_namespaces", "is_column_part"]
 
+#: The part with windows.
+WINDOW_SLOTS: Final = "window-slots"
 #: key, namespace, value
 Entry = tuple[Any, Any, Any]
 
@@ -44,6 +47,15 @@ def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
     results that had not been sent: number, which of both, fields.
     """
     return _READERS[part](chunk)
+
+
+def gone_namespaces(chunk: bytes) -> frozenset[Any]:
+    """Return the namespaces of which nothing is left in layers below the chunk, if it is an increment of windows."""
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+        gone = (reader.schema.metadata or {}).get(GONE)
+    return frozenset(map(int, gone.split(b","))) if gone else frozenset()
 
 
 def _batches(chunk: bytes | memoryview) -> Iterator[tuple[pyarrow.RecordBatch, Mapping[bytes, bytes]]]:
@@ -145,7 +157,7 @@ def _held(chunk: bytes) -> Iterator[Entry]:
 _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "slots": _slots,
     "slots-held": _held,
-    "window-slots": _windows,
+    WINDOW_SLOTS: _windows,
     "session-slots": _sessions,
     "join-records": _joined,
     "top-records": _top,

@@ -390,7 +390,7 @@ class _ColumnWindowOperator(Operator):
                 for window in fired:
                     self._fire_of(state, window, slots[rows])
             for start in changed:
-                self._windows.write_back(state, start, partitions)
+                self._windows.write_back(state, start, partitions, has_news=True)
             if is_left[[in_order[number][0] for number in own.tolist()]].any():
                 return False
         return True

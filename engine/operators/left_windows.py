@@ -6,13 +6,14 @@ the folds of users are taken over: for built-in aggregates the program says by i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
 from engine.core.records import RowKind, python_values, row_of_kind
 from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
+from engine.state.column_chunks import GONE, WATERMARK
 from engine.state.key_groups import canonical_key
 
 if TYPE_CHECKING:
@@ -39,9 +40,24 @@ class LeftWindows(LeftChunks):
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
-        for batch, of_pane, made in _held_in(self.take_chunks(), self._operator_name):
-            keys = list(map(canonical_key, python_values(batch.column(0))))
-            yield batch.column(1)[0].as_py(), keys, made, int(of_pane[b"watermark"])
+        for chunk in self.take_chunks():
+            panes: dict[int, dict[Any, Any]] = {}
+            times_ms: dict[int, int] = {}
+            for layer in _streams_in(chunk):
+                said = layer.schema.metadata or {}
+                if WATERMARK in said:  # an increment on what came before
+                    for start in map(int, said[GONE].split(b",") if said[GONE] else ()):
+                        panes.pop(start, None)
+                    times_ms = {start: max(time_ms, int(said[WATERMARK])) for start, time_ms in times_ms.items()}
+                if b"schema" not in said:
+                    continue
+                for batch, of_pane, made in _held_in(layer, self._operator_name):
+                    start = batch.column(1)[0].as_py()
+                    times_ms[start] = int(of_pane[b"watermark"])
+                    keys = map(canonical_key, python_values(batch.column(0)))
+                    panes.setdefault(start, {}).update(zip(keys, made, strict=True))
+            for start, held in panes.items():
+                yield start, list(held), list(held.values()), times_ms[start]
 
 
 @final
@@ -55,29 +71,42 @@ class LeftSessions(LeftChunks):
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
-        for batch, _, made in _held_in(self.take_chunks(), self._operator_name):
-            starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
-            yield from zip(map(canonical_key, keys), starts, ends, made, strict=True)
+        for chunk in self.take_chunks():
+            for layer in _streams_in(chunk):
+                for batch, _, made in _held_in(layer, self._operator_name):
+                    starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
+                    yield from zip(map(canonical_key, keys), starts, ends, made, strict=True)
 
 
-def _held_in(chunks: Iterable[bytes], operator_name: str) -> Iterator[tuple[pa.RecordBatch, Any, list[Any]]]:
-    """Yield each batch of the chunks with its metadata and the accumulators in it."""
+def _streams_in(chunk: bytes) -> Iterator[pa.RecordBatchStreamReader]:
+    """Yield the layers of a chunk, to be read to their ends."""
     import pyarrow as pa
 
-    for chunk in chunks:
-        with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-            held = (reader.schema.metadata or {}).get(HELD)
-            if held is None:
-                raise ProgramError(
-                    f"Operator {operator_name!r}: its windows were kept by columns, for built-in aggregates; "
-                    "with another function they cannot go on. Give the operator another uid to begin afresh."
-                )
-            schema = pa.ipc.read_schema(pa.py_buffer((reader.schema.metadata or {})[b"schema"]))
-            names = tuple(schema.names) if is_named(schema) else None
-            fields = held.decode().split(",")
-            for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))
-                yield batch, of_pane, made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
+    source = pa.BufferReader(chunk)
+    while source.tell() < source.size():
+        with pa.ipc.open_stream(source) as reader:
+            yield reader
+            for _ in reader:
+                pass
+
+
+def _held_in(layer: pa.RecordBatchStreamReader, operator_name: str) -> Iterator[tuple[pa.RecordBatch, Any, list[Any]]]:
+    """Yield each batch of a stream with its metadata and the accumulators in it."""
+    import pyarrow as pa
+
+    said = layer.schema.metadata or {}
+    held = said.get(HELD)
+    if held is None:
+        raise ProgramError(
+            f"Operator {operator_name!r}: its windows were kept by columns, for built-in aggregates; with another "
+            "function they cannot go on. Give the operator another uid to begin afresh."
+        )
+    schema = pa.ipc.read_schema(pa.py_buffer(said[b"schema"]))
+    names = tuple(schema.names) if is_named(schema) else None
+    fields = held.decode().split(",")
+    for batch, of_pane in layer.iter_batches_with_custom_metadata():
+        made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))
+        yield batch, of_pane, made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
 
 
 def _values(batch: pa.RecordBatch, field: str) -> list[Any]:

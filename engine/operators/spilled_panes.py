@@ -128,10 +128,15 @@ class SpilledPanes:
     @property
     def num_rows(self) -> int:
         """Folded rows and records, those in memory included."""
-        return sum(
-            int(pane.num_folded.sum() + pane.num_records.sum()) + sum(columns.num_rows for columns, _ in pane.tail)
-            for pane in self._panes.values()
-        )
+        return sum(map(self.num_rows_of, self._panes))
+
+    def num_rows_of(self, start: int, marks: Array | None = None) -> int:
+        """Return about how many rows a pane has, or those of its partitions that are marked: records in memory may be
+        of any."""
+        pane = self._panes[start]
+        rows = pane.num_folded + pane.num_records
+        in_files = int(rows.sum() if marks is None else rows[marks != 0].sum())
+        return in_files + sum(columns.num_rows for columns, _ in pane.tail)
 
     def add_pane(self, start: int) -> None:
         self._panes.setdefault(start, _SpilledPane(self._num_partitions))
@@ -177,7 +182,8 @@ class SpilledPanes:
         self._tail_bytes = 0
 
     def add_folded(self, start: int, columns: pa.RecordBatch, partitions: Array) -> None:
-        """Add folded rows of keys that the pane does not have yet."""
+        """Add folded rows, which stand for what the pane has of their keys: as a rule nothing, but where an increment
+        is restored."""
         segment = _sorted(columns, partitions, self._num_partitions, is_folded=True)
         self._panes[start].add(*self._written([segment]))
 

@@ -12,18 +12,23 @@ Folding cannot fail later: nulls that only rows can take, and sums that could le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
+from engine.operators import window_chunks
 from engine.operators.spilled_panes import SpilledPanes
-from engine.operators.window_state import WindowPiece, WindowState
+from engine.operators.window_changes import PaneNotes, WindowChanges
+from engine.operators.window_chunks import Increment, WindowPiece
+from engine.operators.window_state import WindowState
 from engine.state.chunks import LazyChunks
 from engine.state.column_chunks import empty_chunk, streams
+from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
+from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 
 Array = np.ndarray[Any, Any]
@@ -41,11 +46,14 @@ _PIECE_SHARE: Final = 1 / 8
 SUM_MAX: Final = float(1 << 62)
 #: What a key takes in a state beside its accumulators: key, index, and a record that waits.
 _BYTES_PER_KEY: Final = 96
+#: Rows of columns that are noted in the time of an entry of objects.
+_ROWS_PER_ENTRY: Final = 8
 
 
 @final
 class SpillingWindows:
-    """Implements ``parts.LazyPart``. ``state``: what is in memory. ``bytes_max``: the share of memory."""
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``state``: what is in memory. ``bytes_max``: the share of
+    memory."""
 
     def __init__(
         self,
@@ -61,6 +69,8 @@ class SpillingWindows:
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self._bytes_max = bytes_max
         self.spilled = SpilledPanes(self._cut.number, folder, int(bytes_max * _WAITING_SHARE))
+        self._key_groups = key_groups
+        self._changes = state.changes = WindowChanges(self._cut.number)
         #: folds a pane in files, piece by piece
         self._folding: tuple[int, list[range]] | None = None
 
@@ -73,6 +83,7 @@ class SpillingWindows:
         """Forget everything, types too."""
         self.state.clear()
         self.spilled.clear()
+        self._changes.clear()
 
     # --- from memory to files
 
@@ -102,7 +113,10 @@ class SpillingWindows:
                 part = slots[at : at + piece]
                 keys = state._table.keys_of(part)
                 rows = state._rows_of(start, state.panes[start], part, keys)
-                self.spilled.add_folded(start, rows, self._cut.of_rows(keys))
+                partitions = self._cut.of_rows(keys)
+                self.spilled.add_folded(start, rows, partitions)
+                self._changes.to_files(start, part, partitions)
+        self._changes.forget_slots(here)
         if len(here) == len(state.panes):
             self._forget_all()
         elif here:
@@ -132,17 +146,26 @@ class SpillingWindows:
         self.spilled.hold(
             start, pa.RecordBatch.from_arrays(read, names=[str(at) for at in range(len(read))]), partitions
         )
+        self._changes.mark_partitions(start, partitions)
         return True
 
     def drop(self, starts: Iterable[int]) -> None:
         """Forget panes, wherever they are."""
         starts = set(starts)
+        for start in starts:
+            self._changes.drop(start, self._num_rows_of(start))
         here = starts.intersection(self.state.panes)
         if here:
             self.state.drop(here)
             if self.spilled and not self.state.panes:
                 self._forget_all()
         self.spilled.drop(starts.intersection(self.spilled.starts()))
+
+    def _num_rows_of(self, start: int) -> int:
+        pane = self.state.panes.get(start)
+        if pane is not None:
+            return int(pane.values.shape[0])
+        return self.spilled.num_rows_of(start) if start in self.spilled else 0
 
     # --- from files
 
@@ -191,10 +214,13 @@ class SpillingWindows:
         is_done = state.take_up(start, np.arange(held.num_rows, dtype=np.int32), slots)
         assert is_done, "a sum was held that leaves 64 bits"
 
-    def write_back(self, state: WindowState, start: int, partitions: range) -> None:
-        """Let what was loaded of a pane, and has changed, stand for what its files have; ``flush`` came before."""
+    def write_back(self, state: WindowState, start: int, partitions: range, *, has_news: bool = False) -> None:
+        """Let what was loaded of a pane, and was folded, stand for what its files have; ``flush`` came before.
+        ``has_news``: other records have come to it."""
         if start not in state.panes:
             return
+        if has_news:
+            self._changes.mark_partitions(start, slice(partitions.start, partitions.stop))
         slots = state.panes[start].slots()
         keys = state._table.keys_of(slots)
         rows = state._rows_of(start, state.panes[start], slots, keys)
@@ -226,13 +252,13 @@ class SpillingWindows:
     def lazy_snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
         key_groups = list(key_groups)
         if not self.spilled:
-            return self.state.snapshot(key_groups)
+            return window_chunks.snapshot(self.state, key_groups)
         wanted, starts = set(key_groups), self.spilled.starts()
         others: dict[int, bytes] = {}
         for other in self.state.others:
-            others |= other.snapshot(wanted)
+            others |= window_chunks.snapshot(other, wanted)
         in_memory: dict[int, list[WindowPiece]] = {}
-        for piece in self.state.pieces(wanted):
+        for piece in window_chunks.pieces(self.state, wanted):
             in_memory.setdefault(piece[0], []).append(piece)
         made: dict[int, bytes] = {}
 
@@ -240,18 +266,16 @@ class SpillingWindows:
             for group in in_reach:
                 yield from in_memory.get(group, ())
             for partitions in self.pieces_of(starts, within):
-                for group, rows, _ in (loaded := self.load(starts, partitions)).pieces(in_reach):
-                    start = rows.column(self._place_of_start()).take([0])[0].as_py()
-                    yield self.state.piece(group, rows, start)
-                del loaded
+                yield from self._pieces_in_files(starts, partitions, in_reach)
 
         def chunk_of(group: int) -> bytes:
             if group not in made:
                 made.clear()
                 within = self._cut.of_group(group)
                 in_reach = {other for other in key_groups if self._cut.of_group(other) == within}
-                made.update(dict.fromkeys(in_reach, empty_chunk(self.state.metadata())))
-                made.update(streams(pieces(within, in_reach), self.state.metadata()))
+                metadata = window_chunks.metadata(self.state)
+                made.update(dict.fromkeys(in_reach, empty_chunk(metadata)))
+                made.update(streams(pieces(within, in_reach), metadata))
             return others.get(group) or made[group]
 
         having = [
@@ -261,13 +285,123 @@ class SpillingWindows:
         ]
         return LazyChunks({group: group for group in having}, chunk_of)
 
-    def _place_of_start(self) -> int:
+    def _pieces_in_files(self, starts: Iterable[int], partitions: range, wanted: set[int]) -> Iterator[WindowPiece]:
+        """Yield the rows of these partitions, folded, in pieces of chunks."""
         assert self.state.layout is not None
-        return len(self.state.layout.keys)
+        place_of_start = len(self.state.layout.keys)
+        for group, rows, _ in window_chunks.pieces(self.load(starts, partitions), wanted):
+            start = rows.column(place_of_start)[0].as_py()
+            yield window_chunks.piece(group, rows, self.state.watermark_of(start))
+
+    # --- NotingPart
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        notes = self._notes_since(since_checkpoint_id)
+        if notes is None:
+            return None
+        if self.state.layout is None:
+            return {}  # there was nothing ever, or ``clear`` would have forgotten the epochs
+        key_groups = list(key_groups)
+        pieces = self._changed_pieces(notes, set(key_groups))
+        return self._increment(notes).chunks(pieces, window_chunks.metadata(self.state), key_groups)
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        """The rows are copied now; what is in files is read by a child, and so are distinct values unless they are few,
+        as all of a pane are looked through."""
+        notes = self._notes_since(since_checkpoint_id)
+        if notes is None or notes.partitions or self.state.layout is None:
+            return None
+        num_rows = notes.num_slots() + sum(map(self.state.num_distinct, notes.slots))
+        if num_rows > entries_max * _ROWS_PER_ENTRY:
+            return None
+        key_groups = list(key_groups)
+        copied = list(window_chunks.rows_of_panes(self.state, notes.changed_in))
+        increment, metadata = self._increment(notes), window_chunks.metadata(self.state)
+
+        def chunks() -> dict[int, bytes]:
+            wanted = set(key_groups)
+            pieces = (piece for rows in copied for piece in rows.pieces(wanted))
+            return increment.chunks(pieces, metadata, key_groups)
+
+        return NotedDelta(num_rows // _ROWS_PER_ENTRY, chunks)
+
+    def _notes_since(self, checkpoint_id: int) -> PaneNotes | None:
+        return None if self.state.others else self._changes.since(checkpoint_id)
+
+    def _changed_pieces(self, notes: PaneNotes, wanted: set[int]) -> Iterator[WindowPiece]:
+        for rows in window_chunks.rows_of_panes(self.state, notes.changed_in):
+            yield from rows.pieces(wanted)
+        for start, marks in notes.partitions.items():
+            for begin, end in np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2).tolist():
+                for partitions in self.pieces_of([start], range(begin, end)):
+                    yield from self._pieces_in_files([start], partitions, wanted)
+
+    def _increment(self, notes: PaneNotes) -> Increment:
+        now_ms = self.state.watermark_ms
+        return Increment(now_ms, tuple(sorted(notes.gone)), is_later=now_ms > notes.watermark_ms)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        """Rows that are gone count: they are in what the increment builds on. So do chunks that only say the time."""
+        notes = self._notes_since(since_checkpoint_id)
+        if notes is None:
+            return None
+        in_files = (self.spilled.num_rows_of(start, marks) for start, marks in notes.partitions.items())
+        changed = notes.num_slots() + sum(in_files) + sum(notes.gone.values())
+        changed += len(self._key_groups) if self._increment(notes).says_more else 0
+        return changed if changed <= at_most else None
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        self._changes.begin_epoch(checkpoint_id, self.state.watermark_ms, self.state.nbytes)
+
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._changes.forget_epochs(until_checkpoint_id, kept_ids)
+
+    # --- restoring
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
+        self._take_up_told({group: told for group, chunk in chunks.items() if (told := Increment.of(chunk))})
         for group, chunk in chunks.items():
-            self.state.restore({group: chunk})
+            window_chunks.restore(self.state, group, chunk)
             self.evict(start for start in list(self.state.panes) if start in self.spilled)
             if self.state.nbytes > self._bytes_max * _PANES_SHARE:
                 self.make_room(lambda start: start)
+
+    def _take_up_told(self, told: Mapping[int, Increment]) -> None:
+        """Take up what increments of key groups say of the layers below them."""
+        gone: dict[int, set[int]] = {}
+        for group, increment in told.items():
+            for start in increment.gone:
+                gone.setdefault(start, set()).add(group)
+        for state in (self.state, *self.state.others) if told else ():
+            for start, groups in gone.items():
+                self._forget(state, start, groups)
+            for start, groups in state.restored_groups.items():
+                times_ms = [told[group].watermark_ms for group in groups if group in told]
+                state.restored_panes[start] = max([state.restored_panes[start], *times_ms])
+
+    def _forget(self, state: WindowState, start: int, groups: set[int]) -> None:
+        """Forget what these key groups have in a restored pane."""
+        left = state.restored_groups.get(start, set()) - groups
+        if left == state.restored_groups.get(start, set()):
+            return
+        if not left:  # as a rule: one subtask had all of them
+            if start in state.panes:
+                state.drop([start])
+            else:
+                self.spilled.drop([start])
+            del state.restored_groups[start], state.restored_panes[start]
+            return
+        state.restored_groups[start] = left
+        if start in state.panes:
+            self._forget_in(state, start, groups)
+            return
+        for partitions in self.pieces_of([start]):
+            loaded = self.load([start], partitions)
+            self._forget_in(loaded, start, groups)
+            self.write_back(loaded, start, partitions)
+
+    @staticmethod
+    def _forget_in(state: WindowState, start: int, groups: set[int]) -> None:
+        slots = state.panes[start].slots()
+        of_slots = groups_of_rows(state._table.keys_of(slots), state.max_parallelism, is_tuple=state.is_tuple)
+        state.forget(start, slots[np.isin(of_slots, list(groups))])

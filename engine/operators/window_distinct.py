@@ -98,8 +98,19 @@ class DistinctValues:
     def nbytes(self) -> int:
         return sum(table.nbytes for table in self._pairs.values())
 
+    def num_pairs(self, start: int) -> int:
+        return self._pairs[start].num_slots if start in self._pairs else 0
+
     def drop(self, start: int) -> None:
         self._pairs.pop(start, None)
+
+    def keep(self, start: int, slots: Array) -> None:
+        """Forget the values that other slots of a pane have."""
+        if start in self._pairs:
+            of_pairs, values = _pairs_of(self._pairs[start])
+            kept = np.isin(values_of(of_pairs), slots)
+            self._pairs[start] = SlotTable(self._kinds)
+            self._pairs[start].find([of_pairs.filter(arrow_of(kept)), values.filter(arrow_of(kept))])
 
     def compact(self, kept: Array) -> None:
         """``kept``: rising slots; slot ``kept[i]`` becomes slot i."""

@@ -1,13 +1,12 @@
-"""State of windows over columns: keys by slot, panes of accumulators, and what a checkpoint keeps of them.
+"""State of windows over columns: keys by slot, panes of accumulators, and rows that say the same.
 
-A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumulators, values of codes, lists of distinct
-values) of one key group.
+Not here: what a checkpoint has of it (``window_chunks``), panes in files (``spilling_windows``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, final
 
 import numpy as np
@@ -19,21 +18,18 @@ from engine.core.records import ColumnBatch, python_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
-from engine.operators.left_windows import HELD
 from engine.operators.record_choice import RecordChoice
+from engine.operators.window_changes import WindowChanges
 from engine.operators.window_distinct import DistinctValues
 from engine.operators.window_fields import AggregatedField, RecordLayout, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
-from engine.state.column_chunks import streams
-from engine.state.column_hash import groups_of_rows
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
-WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
 
-__all__ = ["FIELDS", "WindowPiece", "WindowState", "other_fields"]
+__all__ = ["FIELDS", "WindowState", "other_fields"]
 
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
@@ -58,7 +54,7 @@ class WindowState:
         choice: RecordChoice | None = None,
         is_users: bool = False,
     ) -> None:
-        self._max_parallelism = max_parallelism
+        self.max_parallelism = max_parallelism
         self._aggregates = aggregates
         self._keeps_record = keeps_record
         self._seeds = seeds
@@ -66,8 +62,11 @@ class WindowState:
         self.is_users = is_users or seeds is not None
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
-        self._is_tuple = is_tuple
+        self.is_tuple = is_tuple
         self.restored_panes: dict[int, int] = {}  #: start → watermark of the checkpoint
+        self.restored_groups: dict[int, set[int]] = {}  #: start → key groups of which there was anything
+        #: notes what changes, where somebody asks for it
+        self.changes: WindowChanges | None = None
         self.watermark_ms = TIME_MIN_MS
         self.clear()
 
@@ -142,10 +141,10 @@ class WindowState:
     def another(self) -> WindowState:
         """Return an empty one for the same aggregates, without types."""
         return WindowState(
-            self._max_parallelism,
+            self.max_parallelism,
             self._aggregates,
             self._keeps_record,
-            self._is_tuple,
+            self.is_tuple,
             seeds=self._seeds,
             choice=self._choice,
             is_users=self.is_users,
@@ -241,6 +240,8 @@ class WindowState:
         pane = self.panes.get(start)
         if pane is None:
             pane = self.panes[start] = Pane(self._width)
+            if self.changes is not None:
+                self.changes.begin_pane(start)
         pane.reserve(self._table.num_slots)
         if not self._add_ints(pane, rows, slots):
             return False
@@ -256,6 +257,8 @@ class WindowState:
                     self._accumulate(accumulator, field, pane, slots, begins)
         for distinct in self._distinct:
             distinct.take_up(start, pane, rows, slots)
+        if self.changes is not None:
+            self.changes.mark_slots(start, slots[rows], self._table.num_slots)
         return True
 
     def _add_ints(self, pane: Pane, rows: Array, slots: Array) -> bool:
@@ -495,7 +498,16 @@ class WindowState:
             self._compact(kept)
         self._compact_at = max(_COMPACT_SLOTS_MIN, 2 * self._table.num_slots)
 
+    def forget(self, start: int, slots: Array) -> None:
+        """Forget these slots of a pane."""
+        pane = self.panes[start]
+        pane.values[slots] = 0
+        for distinct in self._distinct:
+            distinct.keep(start, pane.slots())
+
     def _compact(self, kept: Array) -> None:
+        if self.changes is not None:
+            self.changes.compact(kept)
         self._table.compact(kept)
         for pane in self.panes.values():
             pane.compact(kept)
@@ -527,46 +539,18 @@ class WindowState:
             return 0
         codes = sum(field.codes.nbytes for field in self._fields if field.codes is not None)
         distinct = sum(own.nbytes for own in self._distinct)
-        return self._table.nbytes + sum(pane.nbytes for pane in self.panes.values()) + codes + distinct
+        marks = 0 if self.changes is None else self.changes.nbytes
+        return self._table.nbytes + sum(pane.nbytes for pane in self.panes.values()) + codes + distinct + marks
 
-    # --- KeyedPart ---------------------------------------------------------------------------------------------------
+    # --- what a checkpoint keeps of it (``window_chunks``) -----------------------------------------------------------
+
+    def num_distinct(self, start: int) -> int:
+        """Return how many distinct values a pane has."""
+        return sum(distinct.num_pairs(start) for distinct in self._distinct)
 
     def num_entries(self) -> int:
         own = sum(pane.values.shape[0] for pane in self.panes.values())
         return own + sum(other.num_entries() for other in self.others)
-
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        wanted = set(key_groups)
-        chunks = streams(self.pieces(wanted), self.metadata()) if self.layout is not None else {}
-        for other in self.others:
-            chunks |= other.snapshot(wanted)  # a key group comes from one subtask
-        return chunks
-
-    def metadata(self) -> dict[str | bytes, str | bytes]:
-        """Return what a chunk says of itself."""
-        assert self.layout is not None
-        metadata: dict[str | bytes, str | bytes] = {
-            "schema": self.layout.schema.serialize().to_pybytes(),
-            "keys": ",".join(map(str, self.layout.keys)),
-            FIELDS: self.fields_held(),
-            "shown": self.shown_columns(),
-        }
-        if self.is_users:
-            metadata[HELD] = self.held_columns()
-        return metadata
-
-    def pieces(self, wanted: set[int]) -> Iterator[WindowPiece]:
-        """Yield what chunks of these key groups have: key group, rows of a pane, its watermark; a group comes often."""
-        for start, pane in self.panes.items():
-            slots = pane.slots()
-            keys = self._table.keys_of(slots)
-            groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
-            rows = self._rows_of(start, pane, slots, keys)
-            for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-                yield self.piece(group, rows.filter(arrow_of(groups == group)), start)
-
-    def piece(self, group: int, rows: pa.RecordBatch, start: int) -> WindowPiece:
-        return group, rows, {"watermark": str(self.watermark_of(start))}
 
     def held_columns(self, first: int = 0) -> str:
         """Return the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float.
@@ -589,9 +573,13 @@ class WindowState:
             assert accumulator is not None
             yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
 
-    def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
-        """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
-        values = pane.values[slots]
+    def _rows_of(
+        self, start: int, pane: Pane, slots: Array, keys: list[pa.Array], values: Array | None = None
+    ) -> pa.RecordBatch:
+        """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of.
+        ``values``: those of the slots, if they are at hand."""
+        if values is None:
+            values = pane.values[slots]
         arrays = [*keys, arrow_of(np.full(slots.size, start, np.int64)), arrow_of(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]
@@ -602,19 +590,7 @@ class WindowState:
             arrays.append(distinct.lists_of(start, slots, values[:, distinct.column]))
         return pa.RecordBatch.from_arrays(arrays, names=[f"c{i}" for i in range(len(arrays))])
 
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        for chunk in chunks.values():
-            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-                metadata = reader.schema.metadata or {}
-                schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-                state = self._for_types(schema, tuple(int(key) for key in metadata[b"keys"].split(b",")))
-                held = state.fields_held().encode()
-                if metadata.get(FIELDS, held) != held:
-                    raise other_fields(schema)
-                for batch, of_pane in reader.iter_batches_with_custom_metadata():
-                    state._put(batch, int(of_pane[b"watermark"]))
-
-    def _for_types(self, schema: pa.Schema, keys: tuple[int, ...]) -> WindowState:
+    def for_types(self, schema: pa.Schema, keys: tuple[int, ...]) -> WindowState:
         """Return what holds windows of such records: this or one of the others."""
         for state in (self, *self.others):
             if state.layout is None:

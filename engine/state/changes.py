@@ -6,7 +6,7 @@ the first barrier, since no increment builds on less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Final, Generic, TypeVar, final
 
 from engine.state.heap_states import Places, Table
@@ -48,6 +48,10 @@ class EpochLog(Generic[T]):
     @property
     def current(self) -> T | None:
         return self._epochs[-1][1] if self._epochs else None
+
+    def notes(self) -> Iterator[T]:
+        """Yield the notes of each epoch that is remembered, for who has to say them in other words."""
+        return (notes for _, notes in self._epochs)
 
     def since(self, checkpoint_id: int) -> T | None:
         """Return what was noted from that barrier on, to be read before more is; None = not known."""

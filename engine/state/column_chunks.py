@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["empty_chunk", "streams"]
+__all__ = ["GONE", "WATERMARK", "empty_chunk", "streams"]
+
+#: In the metadata of an increment of windows: where slices of time begin that are gone, and how far the time is.
+GONE: Final = b"gone"
+WATERMARK: Final = b"watermark"
 
 
 def streams(

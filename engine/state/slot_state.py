@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.core.errors import ProgramError
+from engine.state.block_marks import grown_marks, marked_slots, moved_marks, num_marked
 from engine.state.changes import EPOCHS_MAX
 from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
@@ -103,11 +104,7 @@ class SlotState:
         """Remember that these slots change in this epoch."""
         from engine.state.slot_kernels import mark_blocks
 
-        wanted = (self.num_slots >> _MARK_SHIFT) + 1
-        if self._dirty.size < wanted:
-            grown = zeros(max(wanted, 2 * self._dirty.size), np.uint8)
-            grown[: self._dirty.size] = self._dirty
-            self._dirty = grown
+        self._dirty = grown_marks(self._dirty, self.num_slots, _MARK_SHIFT)
         mark_blocks(slots, _MARK_SHIFT, self._dirty)
 
     # --- time to live
@@ -148,8 +145,8 @@ class SlotState:
         self.table.compact(kept)
         for column in self.columns.values():
             column.compact(kept)
-        self._dirty = _moved_marks(self._dirty, kept)
-        self._epochs = {epoch: _moved_marks(mark, kept) for epoch, mark in self._epochs.items()}
+        self._dirty = moved_marks(self._dirty, kept, _MARK_SHIFT)
+        self._epochs = {epoch: moved_marks(mark, kept, _MARK_SHIFT) for epoch, mark in self._epochs.items()}
 
     # ---
 
@@ -192,11 +189,7 @@ class SlotState:
     def changed_since(self, checkpoint_id: int) -> Array | None:
         """Return the slots that changed since that barrier; None = cannot tell."""
         changed = self.changed_blocks(checkpoint_id)
-        if changed is None:
-            return None
-        slots = (np.flatnonzero(changed)[:, None] << _MARK_SHIFT) + np.arange(1 << _MARK_SHIFT)
-        slots = slots.ravel()
-        return slots[slots < self.num_slots]
+        return None if changed is None else marked_slots(changed, self.num_slots, _MARK_SHIFT)
 
     def changed_blocks(self, checkpoint_id: int) -> Array | None:
         if checkpoint_id not in self._epochs or self.others:
@@ -215,12 +208,12 @@ class SlotState:
 
     def changes_by_epoch(self) -> tuple[dict[int, int], int]:
         """Return about how many slots changed before each barrier that is known, and how many since the last one."""
-        counts = {epoch: int(np.count_nonzero(mark)) << _MARK_SHIFT for epoch, mark in self._epochs.items()}
-        return counts, int(np.count_nonzero(self._dirty)) << _MARK_SHIFT
+        counts = {epoch: num_marked(mark, _MARK_SHIFT) for epoch, mark in self._epochs.items()}
+        return counts, num_marked(self._dirty, _MARK_SHIFT)
 
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
         changed = self.changed_blocks(since_checkpoint_id)
-        num_slots = 0 if changed is None else int(np.count_nonzero(changed)) << _MARK_SHIFT
+        num_slots = 0 if changed is None else num_marked(changed, _MARK_SHIFT)
         return None if changed is None or num_slots > at_most else num_slots
 
     def begin_epoch(self, checkpoint_id: int) -> None:
@@ -321,16 +314,3 @@ class SlotState:
             if wanted[group]:
                 yield group, rows.slice(begin, end - begin)
             begin = end
-
-
-def _moved_marks(mark: Array, kept: Array) -> Array:
-    """Return the marks of slots ``kept[i]`` as those of slots i."""
-    from engine.state.slot_kernels import mark_blocks
-
-    moved = np.zeros((kept.size >> _MARK_SHIFT) + 1, np.uint8)
-    blocks = kept >> _MARK_SHIFT
-    is_marked = np.zeros(kept.size, np.bool_)
-    is_known = blocks < mark.size
-    is_marked[is_known] = mark[blocks[is_known]] != 0
-    mark_blocks(np.flatnonzero(is_marked).astype(np.int32), _MARK_SHIFT, moved)
-    return moved

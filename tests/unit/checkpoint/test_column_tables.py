@@ -87,6 +87,21 @@ def test_windows_have_their_slice_of_time_and_floats_as_floats(tmp_path):
     assert found[2, 0]["sum(price)"] == -2.0
 
 
+def test_windows_of_increments_are_without_those_that_have_fired(tmp_path):
+    spec = column_window(built_in(TumblingEventTimeWindows(10, 0), [sum_("amount")]))
+    with OperatorHarness(spec) as harness:
+        harness.process_batch(batch(*((key, 1, 0.5, "a") for key in range(100)), stamps=[1] * 50 + [12] * 50))
+        first = harness.snapshot(1)
+        harness.watermark(9)
+        harness.process_batch(batch((60, 5, 0.5, "a"), (7, 5, 0.5, "a"), stamps=[15, 25]))
+        taken = harness.snapshot(2, since=first)
+        assert taken.num_deltas > 0
+        savepoint_of(tmp_path, [("op", "Operator", handles_of(taken, tmp_path))])
+    table = SavepointReader.read(str(tmp_path)).keyed_state("op", "window-slots")
+    found = {(key, start): value["sum(amount)"] for key, start, value in table.entries()}
+    assert found == {**{(key, 10): 1 for key in range(50, 100)}, (60, 10): 6, (7, 20): 5}
+
+
 def test_sessions_have_their_windows(tmp_path):
     spec = column_session(built_in(EventTimeSessionWindows(5), [count(), max_("price")]))
     rows = [(1, 2, 0.5, "a"), (1, 3, 1.5, "b"), (1, 9, 0.25, "b")]

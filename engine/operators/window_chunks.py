@@ -1,0 +1,161 @@
+"""What a checkpoint has of windows over columns: chunks by key group, whole ones and increments.
+
+A chunk is an Arrow IPC stream of rows (key columns, start of the pane, accumulators, values of codes, lists of distinct
+values) of one key group; each batch is of one pane, and says up to when its windows have fired. An increment has the
+rows of keys that changed, whole, and says besides which panes are gone, and how far the time is for all the others: a
+chunk of it may have no rows at all. Not here: what changed (``window_changes``), and where state is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core.arrow_arrays import arrow_of
+from engine.operators.left_windows import HELD
+from engine.operators.window_panes import Pane
+from engine.operators.window_state import FIELDS, WindowState, other_fields
+from engine.state.column_chunks import GONE, WATERMARK, empty_chunk, streams
+from engine.state.column_hash import groups_of_rows
+
+Array = np.ndarray[Any, Any]
+#: key group, rows of a pane, what the batch says of itself
+WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
+TakenOf = Callable[[int, Pane], tuple[Array, Array]]
+Metadata = dict[str | bytes, str | bytes]
+
+__all__ = [
+    "Increment",
+    "PaneRows",
+    "WindowPiece",
+    "metadata",
+    "piece",
+    "pieces",
+    "restore",
+    "rows_of_panes",
+    "snapshot",
+]
+
+
+def snapshot(state: WindowState, key_groups: Iterable[int]) -> dict[int, bytes]:
+    """Return all that the state has of these key groups."""
+    wanted = set(key_groups)
+    chunks = streams(pieces(state, wanted), metadata(state)) if state.layout is not None else {}
+    for other in state.others:
+        chunks |= snapshot(other, wanted)  # a key group comes from one subtask
+    return chunks
+
+
+def metadata(state: WindowState) -> Metadata:
+    """Return what a chunk says of itself."""
+    assert state.layout is not None
+    said: Metadata = {
+        "schema": state.layout.schema.serialize().to_pybytes(),
+        "keys": ",".join(map(str, state.layout.keys)),
+        FIELDS: state.fields_held(),
+        "shown": state.shown_columns(),
+    }
+    if state.is_users:
+        said[HELD] = state.held_columns()
+    return said
+
+
+def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:
+    """Yield all that chunks of these key groups have; a group comes once a pane."""
+    for rows in rows_of_panes(state, _all_in):
+        yield from rows.pieces(wanted)
+
+
+def _all_in(_: int, pane: Pane) -> tuple[Array, Array]:
+    slots = pane.slots()
+    return slots, pane.values[slots]
+
+
+def rows_of_panes(state: WindowState, taken_of: TakenOf) -> Iterator[PaneRows]:
+    """Yield copies of some rows of each pane. ``taken_of``: which slots, and their values."""
+    assert state.layout is not None
+    law = len(state.layout.keys), state.max_parallelism, state.is_tuple
+    for start, pane in state.panes.items():
+        slots, values = taken_of(start, pane)
+        if slots.size:
+            rows = state._rows_of(start, pane, slots, state._table.keys_of(slots), values)
+            yield PaneRows(rows, state.watermark_of(start), law)
+
+
+@dataclass(frozen=True)
+class PaneRows:
+    """Rows of a pane, as of when they were copied. ``law``: how their keys are cut into key groups."""
+
+    rows: pa.RecordBatch
+    watermark_ms: int
+    law: tuple[int, int, bool]
+
+    def pieces(self, wanted: set[int]) -> Iterator[WindowPiece]:
+        """Yield them by key group; depends on nothing but themselves."""
+        num_keys, max_parallelism, is_tuple = self.law
+        groups = groups_of_rows(self.rows.columns[:num_keys], max_parallelism, is_tuple=is_tuple).astype(np.uint16)
+        order = np.argsort(groups, kind="stable")
+        groups, rows = groups[order], self.rows.take(arrow_of(order))
+        begin = 0
+        for end in [*(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), groups.size]:
+            if (group := int(groups[begin])) in wanted:
+                yield piece(group, rows.slice(begin, end - begin), self.watermark_ms)
+            begin = end
+
+
+def piece(group: int, rows: pa.RecordBatch, watermark_ms: int) -> WindowPiece:
+    return group, rows, {"watermark": str(watermark_ms)}
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What an increment says besides the rows. ``gone``: panes; ``is_later``: the time has gone on."""
+
+    watermark_ms: int
+    gone: tuple[int, ...]
+    is_later: bool
+
+    @property
+    def says_more(self) -> bool:
+        """Whether it says something of key groups without rows in it."""
+        return bool(self.gone) or self.is_later
+
+    def chunks(
+        self, found: Iterable[WindowPiece], state_metadata: Metadata, key_groups: Iterable[int]
+    ) -> dict[int, bytes]:
+        told: Metadata = {WATERMARK: str(self.watermark_ms), GONE: ",".join(map(str, self.gone))}
+        chunks = streams(found, {**state_metadata, **told})
+        if self.says_more:
+            only_told = empty_chunk(told)
+            chunks = {group: chunks.get(group, only_told) for group in key_groups}
+        return chunks
+
+    @classmethod
+    def of(cls, chunk: bytes) -> Increment | None:
+        """Return what the chunk of an increment says; None = it is no increment."""
+        with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+            told = reader.schema.metadata or {}
+        if WATERMARK not in told:
+            return None
+        return cls(int(told[WATERMARK]), tuple(map(int, told[GONE].split(b","))) if told[GONE] else (), True)
+
+
+def restore(state: WindowState, group: int, chunk: bytes) -> None:
+    """Take up the rows of a chunk; they take the place of what there is of their keys."""
+    with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+        said = reader.schema.metadata or {}
+        if b"schema" not in said:
+            return  # an increment without rows
+        schema = pa.ipc.read_schema(pa.py_buffer(said[b"schema"]))
+        target = state.for_types(schema, tuple(int(key) for key in said[b"keys"].split(b",")))
+        held = target.fields_held().encode()
+        if said.get(FIELDS, held) != held:
+            raise other_fields(schema)
+        for batch, of_pane in reader.iter_batches_with_custom_metadata():
+            target._put(batch, int(of_pane[b"watermark"]))
+            start = batch.column(len(target.layout.keys))[0].as_py()  # type: ignore[union-attr]
+            target.restored_groups.setdefault(start, set()).add(group)
