@@ -108,7 +108,9 @@ class ColumnBatch:
         lists = python_lists(self.columns)
         if self.kinds is not None:
             kinds = map(ROW_KINDS.__getitem__, self.kinds.tolist())
-            return RowBatch(rows_of_kinds(kinds, lists, tuple(self.columns.schema.names) if self.named else None), stamps)
+            return RowBatch(
+                rows_of_kinds(kinds, lists, tuple(self.columns.schema.names) if self.named else None), stamps
+            )
         if self.scalar:
             return RowBatch(lists[0], stamps)
         if self.named:

@@ -119,4 +119,12 @@ class Transformation:
     is_sink: bool = False
     #: "Source", "Sink" or "" — prefix of the vertex name as Flink shows it ("Source: x -> Map -> Sink: y")
     kind: str = ""
+    #: Why it runs on rows though it could run on columns, and columns come; "" = it does not.
+    why_rows: str = ""
     id: int = field(default_factory=lambda: next(_ids))
+
+    @property
+    def tier(self) -> str:
+        """What runs it, and why not something better: for plans."""
+        tier = self.spec.describe()
+        return f"{tier} (rows: {self.why_rows})" if self.why_rows else tier

@@ -37,14 +37,14 @@ def test_the_plan_says_what_runs_on_columns_and_why_the_rest_does_not(env):
     picked = left.regular_join(right, 0, 0, condition=lambda a, b: a.v > b["v"])
     assert "condition compiled" in tiers(picked)["Regular Join"]
     full = left.regular_join(right, ["k", "v"], [0, 1], "full")
-    assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of rows"
+    assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of columns"
     limited = left.regular_join(right, 0, 0, state_ttl=Time.hours(1))
     assert tiers(limited)["Regular Join"] == "inner, on rows: its state has a time to live"
     keyed = left.key_by("k")
     assert tiers(keyed.top_n(3, "v"))["Top N"].startswith("vectorised")
     assert tiers(keyed.first_row())["First Row"] == "vectorised"
     assert tiers(keyed.first_row().key_by(1).sum(1))["Keyed Aggregation"] == "vectorised"
-    assert tiers(keyed.last_row())["Last Row"] == "on rows: its results are Rows, two for each record"
+    assert tiers(keyed.last_row())["Last Row"] == "vectorised, a changelog of columns"
     assert tiers(env.from_collection([(1, "a")], PAIRS).key_by(0).top_n(1, 1))["Top N"] == "on rows"
 
 
