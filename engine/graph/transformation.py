@@ -127,4 +127,6 @@ class Transformation:
     def tier(self) -> str:
         """What runs it, and why not something better: for plans."""
         tier = self.spec.describe()
-        return f"{tier} (rows: {self.why_rows})" if self.why_rows else tier
+        if not self.why_rows:
+            return tier
+        return f"{tier}: {self.why_rows}" if tier.endswith("on rows") else f"{tier}, on rows: {self.why_rows}"
