@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -178,6 +179,40 @@ def test_texts_of_records_that_were_replaced_are_forgotten(monkeypatch):
         state = harness.head._state
         assert state.slots.columns["c3"]._distinct.num_slots < 300
         assert [row[3] for rows in state.rows() for row in rows] == [f"n{1980 + i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("emit_final", [False, True])
+def test_what_is_taken_back_from_last_rows_goes_to_rows_with_all_that_is_kept(emit_final):
+    rows = DeduplicateSpec(KEY, LAST, emit_final=emit_final)
+    inserted = columns([(key, key, 0.5, "a") for key in (3, None, 1, 2, 3)])
+    kinds = np.array([RowKind.DELETE.value, RowKind.UPDATE_AFTER.value, RowKind.UPDATE_BEFORE.value], np.int8)
+    changes = replace(columns([(3, 3, 0.5, "a"), (4, 4, None, "b"), (7, 0, 0.0, "c")]), kinds=kinds)
+    found = []
+    for spec in (on_columns(rows), rows):
+        with OperatorHarness(spec, MapSpec(shown)) as harness:
+            for batch in (inserted, changes, inserted):
+                harness.process_batch(batch if spec is not rows else batch.to_rows())
+            assert spec is rows or harness.head._is_on_rows
+            harness.end()
+            found.append(harness.output.rows)
+    assert found[0] == found[1]
+    assert emit_final or ("-D", "Row", "Row(3, 3, 0.5, 'a')") in found[0]
+
+
+def test_last_rows_that_outgrow_their_memory_go_to_the_disk(monkeypatch):
+    rows = DeduplicateSpec(KEY, LAST)
+    steps = [Rows([(key % 30, key, 0.5, "a") for key in range(40)], schema=SCHEMA)]
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), ROCKSDB, None)
+    run.start(1)
+    run.play([*steps, MARK])
+    assert not run.harnesses[0].operators[0]._is_on_rows
+    monkeypatch.setattr("engine.operators.column_last_row.MemoryWatch.must_leave", lambda watch, held: held > 0)
+    run.start(2)
+    run.play([*steps, MARK])
+    assert all(harness.operators[0]._is_on_rows for harness in run.harnesses)
+    run.start(1)
+    run.play(steps)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), steps * 3, (KEY,)))
 
 
 def test_texts_of_records_that_were_pushed_out_are_forgotten(monkeypatch):
