@@ -43,8 +43,8 @@ def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
 
     Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace.
     Sessions: their window. Joins: the record's number and its side, with time and fields. Top-N: the record's number
-    in its key group, with fields. Keys that were seen have the value True. Records that waited at the barrier, and
-    results that had not been sent: number, which of both, fields.
+    in its key group, with fields. Last rows: key, None, fields. Keys that were seen have the value True. Records that
+    waited at the barrier, and results that had not been sent: number, which of both, fields.
     """
     return _READERS[part](chunk)
 
@@ -145,6 +145,19 @@ def _seen(chunk: bytes) -> Iterator[Entry]:
         yield key, namespace, True
 
 
+def _last(chunk: bytes) -> Iterator[Entry]:
+    import pyarrow as pa
+
+    for batch, metadata in _batches(chunk):
+        schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"note"]))
+        keys = [int(field) for field in schema.metadata[b"key-fields"].split(b",")]
+        held = batch.schema.names
+        # What a key cannot tell, and all else, stands in columns of its own.
+        places = [held.index(f"c{index}") if f"c{index}" in held else keys.index(index) for index in range(len(schema))]
+        for row in _rows(batch.columns):
+            yield _key(row[: len(keys)]), None, dict(zip(schema.names, (row[place] for place in places), strict=True))
+
+
 def _held(chunk: bytes) -> Iterator[Entry]:
     for batch, metadata in _batches(chunk):
         how = json.loads(metadata[b"how"])
@@ -162,4 +175,5 @@ _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "join-records": _joined,
     "top-records": _top,
     "seen-keys": _seen,
+    "last-records": _last,
 }

@@ -137,6 +137,8 @@ class _ParquetWriter:
     def _columns_of(self, batch: ColumnBatch) -> pa.RecordBatch | None:
         import pyarrow as pa
 
+        if batch.kinds is not None:  # what becomes of kinds rows say
+            return None
         columns = batch.columns.columns
         if batch.named:  # as with Rows on rows, names count, not places
             places = [batch.columns.schema.get_field_index(name) for name in self._schema.names]

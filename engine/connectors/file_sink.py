@@ -136,10 +136,11 @@ class FileSinkSpec(OperatorSpec):
     def build(self) -> Operator:
         return _FileSinkOperator(self)
 
-    def on_columns(self) -> FileSinkSpec | None:
-        """Return the spec for an input of columns, or None where it would be taken apart into records."""
+    def on_columns(self, *, with_kinds: bool = False) -> FileSinkSpec | None:
+        """Return the spec for an input of columns, perhaps with kinds, or None where it would be taken apart into
+        records."""
         sees_records = not isinstance(self.sink.bucket_assigner, TimeBucketAssigner)
-        if sees_records or not getattr(self.sink.format, "writes_columns", False):
+        if sees_records or not getattr(self.sink.format, "writes_kinds" if with_kinds else "writes_columns", False):
             return None
         return replace(self, is_vectorised=True)
 
@@ -162,6 +163,8 @@ class _Part:
 
 @final
 class _FileSinkOperator(Operator):
+    takes_kinds = True  # as its format does, or leaves them to rows
+
     def __init__(self, spec: FileSinkSpec) -> None:
         self._sink = spec.sink
         self._type_info = spec.type_info

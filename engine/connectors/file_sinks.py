@@ -100,6 +100,8 @@ class CsvFileSinkSpec(OperatorSpec):
 class _FileSinkOperator(Operator):
     """State: the segments that were closed, and the one that is open, valid up to the barrier."""
 
+    takes_kinds = True  # as the lines of columns do, or leave them to rows
+
     def __init__(self, path: str, line_of: Callable[[Any], str], charset: str, columns: ColumnLines) -> None:
         self._path = path
         self._line_of = line_of

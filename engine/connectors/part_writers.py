@@ -46,7 +46,7 @@ class PartWriter(Protocol):
 
 class FileFormat(Protocol):
     """How records become files. Configuration: picklable. One that takes columns as they are says so by an attribute
-    ``writes_columns`` that is true."""
+    ``writes_columns`` that is true, and by ``writes_kinds`` that it writes those of a changelog too."""
 
     def create(self, stream: IO[bytes], type_info: TypeInformation | None) -> PartWriter: ...
 
@@ -69,6 +69,7 @@ class Encoder:
 
     charset: str = "utf-8"
     writes_columns: ClassVar = True
+    writes_kinds: ClassVar = True
 
     @staticmethod
     def simple_string_encoder(charset_name: str = "UTF-8") -> Encoder:

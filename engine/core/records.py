@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from engine.core.arrow_arrays import numbers_of
 from engine.core.late_dataclass import dataclass
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_ROWS_MAX",
+    "ROW_KINDS",
     "Batch",
     "ColumnBatch",
     "Row",
@@ -54,6 +55,10 @@ class RowKind(enum.Enum):
         return ("+I", "-U", "+U", "-D")[self.value]
 
 
+#: By value.
+ROW_KINDS: Final = tuple(RowKind)
+
+
 @dataclass(slots=True)
 class RowBatch:
     """Python objects in stream order. ``timestamps_ms``: event times, one a row, or None when there are none."""
@@ -74,30 +79,40 @@ class ColumnBatch:
     """An Arrow RecordBatch. ``scalar``: the stream's records are the single column's values, not 1-tuples.
 
     ``timestamps_ms``: int64 array, shape (num_rows,), or None. ``named``: the records are Rows with the columns' names,
-    not tuples. Structs within records are Rows, maps are dicts.
+    not tuples. Structs within records are Rows, maps are dicts. ``kinds``: of a changelog, int8 values of ``RowKind``,
+    one a record; its records are Rows, those that insert too. None = no changelog: all are inserted. An operator gets
+    kinds only if it says that it knows them (``Operator.takes_kinds``), else Rows.
     """
 
     columns: pa.RecordBatch
     timestamps_ms: np.ndarray[Any, Any] | None = None
     scalar: bool = False
     named: bool = False
+    kinds: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return int(self.columns.num_rows)
 
     def slice(self, start: int, end: int) -> ColumnBatch:
-        stamps = self.timestamps_ms
+        stamps, kinds = self.timestamps_ms, self.kinds
         return ColumnBatch(
             self.columns.slice(start, end - start),
             None if stamps is None else stamps[start:end],
             self.scalar,
             self.named,
+            None if kinds is None else kinds[start:end],
         )
 
     def to_rows(self) -> RowBatch:
-        """Return the same records as Python objects: bare values if ``scalar``, Rows if ``named``, else tuples."""
+        """Return the same records as Python objects: Rows of their kind if they have one, bare values if ``scalar``,
+        Rows if ``named``, else tuples."""
         stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
         lists = python_lists(self.columns)
+        if self.kinds is not None:
+            kinds = map(ROW_KINDS.__getitem__, self.kinds.tolist())
+            return RowBatch(
+                rows_of_kinds(kinds, lists, tuple(self.columns.schema.names) if self.named else None), stamps
+            )
         if self.scalar:
             return RowBatch(lists[0], stamps)
         if self.named:

@@ -31,9 +31,10 @@ from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec,
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_join import ColumnJoinSpec
+from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import ColumnSessionSpec, column_session
-from engine.operators.column_top_n import column_top_n
+from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
@@ -49,7 +50,7 @@ from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, ProjectSpec
 from engine.operators.text import TokenizeSpec, WordTokenizer
 from engine.operators.timestamps import TimestampsSpec
-from engine.operators.top_n import TopNSpec
+from engine.operators.top_n import RANK, TopNSpec
 from engine.operators.window import WindowSpec
 
 __all__ = ["SEQUENCE_MIN", "vectorise"]
@@ -61,9 +62,11 @@ SEQUENCE_MIN = 500_000
 
 @dataclass(frozen=True)
 class _Columns:
-    """What comes out of a node. ``shape``: of its records; None = not known before it runs."""
+    """What comes out of a node. ``shape``: of its records; None = not known before it runs. ``has_kinds``: it is a
+    changelog."""
 
     shape: Shape | None
+    has_kinds: bool = False
 
 
 def vectorise(nodes: Sequence[Transformation]) -> None:
@@ -89,6 +92,7 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
         plan = _planned(nodes, {})
     for node in nodes:
         node.spec = plan.specs.get(node.id, node.spec)
+        node.why_rows = plan.why_rows.get(node.id, "")
 
 
 def _is_sequence(spec: SourceSpec) -> bool:
@@ -110,6 +114,8 @@ class _Plan:
     specs: dict[int, OperatorSpec]
     #: node → columns that come out of it, None = rows
     gives: dict[int, _Columns | None]
+    #: node → why it runs on rows, though its input is columns
+    why_rows: dict[int, str]
 
 
 def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transformation, Transformation]]:
@@ -139,7 +145,7 @@ def _words(spec: OperatorSpec) -> _Columns:
 
 def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
     """``columnar``: nodes taken to give these columns, beside those that do."""
-    plan = _Plan({}, {})
+    plan = _Plan({}, {}, {})
     for node in nodes:
         given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
         taken = [columns for columns in given if columns is not None]
@@ -157,9 +163,14 @@ def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) 
             shapes = {columns.shape for columns in taken}
             shape = shapes.pop() if len(shapes) == 1 else None
             spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
+            has_kinds = any(columns.has_kinds for columns in taken)
+            if has_kinds and spec is not None:
+                spec = _with_kinds(node.spec)
+                if spec is None:
+                    plan.why_rows[node.id] = "its input is a changelog"
             if spec is not None:
                 plan.specs[node.id] = spec
-            columns = _emitted(node.spec if spec is None else spec, shape)
+            columns = _emitted(node.spec if spec is None else spec, _Columns(shape, has_kinds))
         plan.gives[node.id] = columns
     return plan
 
@@ -208,6 +219,16 @@ def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
     return None
 
 
+def _with_kinds(spec: OperatorSpec) -> OperatorSpec | None:
+    """Return what to run in place of an operator whose input is columns with kinds, or None."""
+    match spec:
+        case TextFileSinkSpec():
+            return spec.on_columns()
+        case FileSinkSpec():
+            return spec.on_columns(with_kinds=True)
+    return None
+
+
 def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shape: Shape) -> bool:
     try:
         translation(function, shape)
@@ -233,27 +254,51 @@ def _joining(node: Transformation, given: Sequence[_Columns | None]) -> Operator
     return None
 
 
-def _emitted(spec: OperatorSpec, shape: Shape | None) -> _Columns | None:
+def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
     """Return the columns that an operator makes of columns."""
+    shape = given.shape
     match spec:
         case MapSpec() | FilterSpec() if shape is not None:
-            return _of_function(spec, shape)
+            return _of_function(spec, shape, given)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
         case ColumnJoinSpec():
-            return None if spec.shape is None else _Columns(spec.shape)
+            return None if spec.shape is None else _with_names(spec.shape, spec.shape.names, spec.emits_kinds)
+        case ColumnLastRowSpec():
+            return _with_names(shape, spec.rows.names, True)
+        case ColumnTopNSpec():
+            return _ranked(shape, spec.rows)
         case (
             ColumnAggregateSpec(kind="min_by" | "max_by")
             | ColumnWindowSpec(choice=RecordChoice())
             | ColumnSessionSpec(choice=RecordChoice())
         ):
             return _Columns(shape)  # they are whole records
-        case TimestampsSpec() | ColumnReduceSpec() | ColumnDeduplicateSpec() if spec.emits_columns:
+        case TimestampsSpec() if spec.emits_columns:
+            return given
+        case ColumnReduceSpec() | ColumnDeduplicateSpec():
             return _Columns(shape)
     return _Columns(None) if getattr(spec, "emits_columns", False) else None
 
 
-def _of_function(spec: MapSpec | FilterSpec, shape: Shape) -> _Columns | None:
+def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: bool) -> _Columns:
+    """``names``: of records that have none of their own, where kinds make Rows of them."""
+    if shape is not None and has_kinds:
+        shape = dataclasses.replace(shape, names=shape.names or names)
+        if shape.names is None:  # Rows without names, which no function is compiled for
+            shape = None
+    return _Columns(shape, has_kinds)
+
+
+def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
+    if shape is None or not rows.with_rank:
+        return _with_names(shape, rows.names, True)
+    names = shape.names or rows.names
+    names = None if names is None else (*names, RANK)
+    return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
+
+
+def _of_function(spec: MapSpec | FilterSpec, shape: Shape, given: _Columns) -> _Columns | None:
     is_filter = isinstance(spec, FilterSpec)
     try:
         result = translate(spec.function, shape, as_condition=is_filter).result
@@ -263,4 +308,4 @@ def _of_function(spec: MapSpec | FilterSpec, shape: Shape) -> _Columns | None:
         return _Columns(Shape(tuple(item.kind for item in result.items)))
     if isinstance(result, Expression) and not is_filter:
         return _Columns(Shape((result.kind,), is_scalar=True))
-    return _Columns(shape)
+    return given  # the records are those that came

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.late_dataclass import dataclass
 from engine.core.printing import format_typed, record_formatter
-from engine.core.records import ColumnBatch
+from engine.core.records import ROW_KINDS, ColumnBatch
 from engine.core.type_info import PickledBytesTypeInfo, TupleTypeInfo, TypeInformation
 from engine.formats.column_texts import (
     TextStyle,
@@ -28,7 +29,10 @@ from engine.formats.column_texts import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
 
 __all__ = ["ColumnLines", "CsvColumnLines", "JsonColumnLines", "PrintedColumnLines", "TypedCsvColumnLines"]
 
@@ -46,6 +50,11 @@ class ColumnLines(Protocol):
     def lines_of(self, batch: ColumnBatch) -> bytes | None:
         """Return the lines of all records in UTF-8, None where it takes rows to write them, or to say why it cannot."""
         ...
+
+
+def _of_plain(lines_of: Callable[[ColumnBatch], pa.Array | None], batch: ColumnBatch) -> bytes | None:
+    """As ``_encoded``, for a format that has no place for a kind: what is a changelog goes by rows."""
+    return None if batch.kinds is not None else _encoded(lines_of, batch)
 
 
 def _encoded(lines_of: Callable[[ColumnBatch], pa.Array | None], batch: ColumnBatch) -> bytes | None:
@@ -77,8 +86,8 @@ def _fields_in_order(batch: ColumnBatch, names: Sequence[str]) -> list[pa.Array]
     return None if -1 in places else [columns[place] for place in places]
 
 
-def _line(texts: Sequence[pa.Array], begin: str, between: str, end: str) -> pa.Array:
-    parts: list[pa.Array | str] = [begin] if begin else []
+def _line(texts: Sequence[pa.Array], begin: pa.Array | str, between: str, end: str) -> pa.Array:
+    parts: list[pa.Array | str] = [] if isinstance(begin, str) and not begin else [begin]
     for text in texts:
         parts += [text, between]
     parts[-1] = end
@@ -111,7 +120,7 @@ class CsvColumnLines:
         return specials.isascii() and not any(mark.isalnum() or mark in "+-." for mark in specials)
 
     def lines_of(self, batch: ColumnBatch) -> bytes | None:
-        return _encoded(self._lines_of, batch)
+        return _of_plain(self._lines_of, batch)
 
     def _lines_of(self, batch: ColumnBatch) -> pa.Array | None:
         columns = _fields_in_order(batch, self.names)
@@ -161,7 +170,7 @@ class TypedCsvColumnLines:
     quotes_strings: bool
 
     def lines_of(self, batch: ColumnBatch) -> bytes | None:
-        return _encoded(self._lines_of, batch)
+        return _of_plain(self._lines_of, batch)
 
     def _lines_of(self, batch: ColumnBatch) -> pa.Array | None:
         if batch.scalar:
@@ -183,7 +192,7 @@ class JsonColumnLines:
     encode: Callable[[Any], str]
 
     def lines_of(self, batch: ColumnBatch) -> bytes | None:
-        return _encoded(self._lines_of, batch)
+        return _of_plain(self._lines_of, batch)
 
     def _lines_of(self, batch: ColumnBatch) -> pa.Array | None:
         names = self.names
@@ -225,18 +234,26 @@ class PrintedColumnLines:
         is_untyped = own is None or isinstance(own, PickledBytesTypeInfo)
         if batch.scalar:
             return joined([texts_of(columns[0], _UNTYPED if is_untyped else self._style(own)), "\n"])
-        if is_untyped and not batch.named:
+        is_row = batch.named or batch.kinds is not None
+        if is_untyped and not is_row:
             texts = [texts_of(column, _REPR) for column in columns]
             return _line(texts, "(", ", ", ",)\n" if len(columns) == 1 else ")\n")
         types: list[TypeInformation] = own.get_field_types() if isinstance(own, TupleTypeInfo) else []
         is_of_type = len(types) == len(columns)
         styles = list(map(self._style, types)) if is_of_type else [_TYPED] * len(columns)
         texts = [texts_of(column, style) for column, style in zip(columns, styles, strict=True)]
-        if batch.named or (is_of_type and type(own) is not TupleTypeInfo):
-            return _line(texts, "+I[", ", ", "]\n")
+        if is_row or (is_of_type and type(own) is not TupleTypeInfo):
+            return _line(texts, "+I[" if batch.kinds is None else _kinds_of(batch.kinds), ", ", "]\n")
         return _line(texts, "(", ",", ")\n")
 
     @staticmethod
     def _style(own: TypeInformation | None) -> TextStyle:
         """Return how a value of a type looks: one within others knows nothing of pickles."""
         return replace(_TYPED, of_value=record_formatter(own)) if isinstance(own, TupleTypeInfo) else _TYPED
+
+
+def _kinds_of(kinds: Array) -> pa.Array:
+    """Return what a Row of each kind begins with."""
+    import pyarrow as pa
+
+    return pa.array([f"{kind}[" for kind in ROW_KINDS], pa.string()).take(arrow_of(kinds))

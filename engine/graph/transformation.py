@@ -119,4 +119,14 @@ class Transformation:
     is_sink: bool = False
     #: "Source", "Sink" or "" — prefix of the vertex name as Flink shows it ("Source: x -> Map -> Sink: y")
     kind: str = ""
+    #: Why it runs on rows though it could run on columns, and columns come; "" = it does not.
+    why_rows: str = ""
     id: int = field(default_factory=lambda: next(_ids))
+
+    @property
+    def tier(self) -> str:
+        """What runs it, and why not something better: for plans."""
+        tier = self.spec.describe()
+        if not self.why_rows:
+            return tier
+        return f"{tier}: {self.why_rows}" if tier.endswith("on rows") else f"{tier}, on rows: {self.why_rows}"

@@ -16,12 +16,12 @@ import abc
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
 from engine.core.late_dataclass import dataclass
-from engine.core.records import Batch
+from engine.core.records import Batch, ColumnBatch
 from engine.operators.functions import RuntimeContext
 from engine.state.parts import OperatorStateRegistry
 
@@ -37,6 +37,7 @@ __all__ = [
     "Output",
     "PollResult",
     "SourceOperator",
+    "batch_for",
 ]
 
 
@@ -92,6 +93,11 @@ class OperatorContext:
 
 class Operator(abc.ABC):
     """Logic of one subtask of one operator. Subclasses are ``@final``; composition is by chaining."""
+
+    #: Whether columns may come with the kinds of a changelog. An operator that is silent gets such batches as Rows, by
+    #: whoever calls it (``batch_for``): it must say that it knows kinds before it can take one that goes for one that
+    #: comes.
+    takes_kinds: ClassVar[bool] = False
 
     ctx: OperatorContext
     out: Output
@@ -187,6 +193,13 @@ class Operator(abc.ABC):
         Called when the JobManager is gone and another one takes over; what was under way between the two is lost.
         Picklable, of engine classes and plain values."""
         return None
+
+
+def batch_for(operator: Operator, batch: Batch) -> Batch:
+    """Return a batch as the operator can take it: where that knows no kinds, Rows in place of columns with kinds."""
+    if type(batch) is ColumnBatch and batch.kinds is not None and not operator.takes_kinds:
+        return batch.to_rows()
+    return batch
 
 
 class PollResult(enum.Enum):

@@ -13,6 +13,7 @@ from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.deduplicate import FIRST, DeduplicateOperator, DeduplicateSpec
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey
@@ -39,9 +40,11 @@ class ColumnDeduplicateSpec(OperatorSpec):
         return "vectorised"
 
 
-def column_deduplicate(rows: DeduplicateSpec) -> OperatorSpec | None:
-    """Return the columnar form; None if there is none."""
-    return None if rows.why_rows else ColumnDeduplicateSpec(rows)
+def column_deduplicate(rows: DeduplicateSpec) -> ColumnDeduplicateSpec | ColumnLastRowSpec | None:
+    """Return the columnar form of a first or last row; None if there is none."""
+    if rows.why_rows:
+        return None
+    return ColumnDeduplicateSpec(rows) if rows.keeps == FIRST else ColumnLastRowSpec(rows)
 
 
 @final

@@ -56,6 +56,8 @@ class ColumnJoinSpec(OperatorSpec):
     rows: Any
     shape: Shape | None = None
     num_inputs: int = 2
+    #: whether columns that come out have the kinds of a changelog
+    emits_kinds = False
     preload = ("engine.operators.warm_up.joins",)
 
     @property

@@ -1,8 +1,9 @@
 """Regular join on columns: the records of both sides in arrays, chained by key, as in ``column_interval_join``.
 
-A kernel finds the changes that a batch makes. Inner joins give columns; those of outer joins are a changelog, so Rows.
-As all records of a key are partners of each other, no number of them is kept: a record stands alone in the output as
-long as the other side has none of its key.
+A kernel finds the changes that a batch makes. Results are columns, in outer joins with kinds, for theirs are a
+changelog; where a function makes the results of an outer join it is called, and they are Rows. As all records of a key
+are partners of each other, no number of them is kept: a record stands alone in the output as long as the other side has
+none of its key.
 
 ``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, and so
 retractions, keys of different types on both sides, lists as values; with the backend ``rocksdb`` also when state is
@@ -17,15 +18,15 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import EngineError
 from engine.core.records import (
     BATCH_ROWS_MAX,
+    ROW_KINDS,
     Batch,
     ColumnBatch,
     RowBatch,
     RowKind,
-    python_values,
-    rows_of_kinds,
 )
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_interval_join import IntervalState, Stored
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["ColumnRegularJoinSpec", "column_regular_join"]
 
 _LEFT: Final = 0
+#: Kind of what comes; all else goes.
+_COMES: Final = RowKind.INSERT.value
 #: Rows that are turned into columns at once while a snapshot is made.
 _ROWS_MAX: Final = 1 << 18
 
@@ -68,12 +71,16 @@ class ColumnRegularJoinSpec(ColumnJoinSpec):
 
     rows: RegularJoinSpec
 
+    @property
+    def emits_kinds(self) -> bool:  # type: ignore[override]
+        return any(self.rows.is_outer)
+
     def build(self) -> Operator:
         return _ColumnRegularJoinOperator(self)
 
     def describe(self) -> str:
         if any(self.rows.is_outer):
-            how = "a changelog of rows"
+            how = "a changelog of " + ("columns" if isinstance(self.rows.output, Beside) else "rows")
         elif isinstance(self.rows.output, Beside):
             how = "columns beside columns"
         else:
@@ -87,15 +94,13 @@ def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape
     if rows.why_rows or not (rows.condition is None or is_compiled_condition(rows.condition, *shapes)):
         return None
     shape = None
-    if any(rows.is_outer):
-        pass
-    elif isinstance(rows.output, Beside):
+    if isinstance(rows.output, Beside):
         kinds = [
             (Kind.OPAQUE,) * size if own is None else own.kinds
             for own, size in zip(shapes, rows.output.sizes, strict=True)
         ]
         shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
-    elif maker_of(rows.output_type) is None:
+    elif not any(rows.is_outer) and maker_of(rows.output_type) is None:
         shape = pair_shape(rows.output, *shapes)
     return ColumnRegularJoinSpec(rows, shape)
 
@@ -260,9 +265,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             kinds, own_rows, partners = self._found[0][:num], self._found[1][:num], self._found[2][:num]
             stamps = None if times_ms is None else times_ms[own_rows]
             if any(is_outer):
-                stored = None if store is None else Stored(store, partners[partners >= 0])
-                own = FromBatch(columns, own_rows[kinds == 0])
-                self._emit_changes(side, (kinds, partners), own, stored, stamps)
+                self._emit_changes(side, (kinds, own_rows, partners), columns, store, stamps)
             else:
                 assert store is not None
                 self._emit_pairs(side, (columns, own_rows), (store, partners), stamps)
@@ -287,14 +290,19 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
                 pairs = _pairs_of(side, *picked, stamps, kept.size)
         self._emit(pairs)
 
-    def _emit(self, pairs: Pairs) -> None:
+    def _emit_beside(
+        self, output: Beside, fields: list[pa.Array], stamps: Array | None, kinds: Array | None = None
+    ) -> None:
         import pyarrow as pa
 
+        names = output.names or tuple(f"f{index}" for index in range(len(fields)))
+        made = pa.RecordBatch.from_arrays(fields, names=names)
+        self.out.emit(ColumnBatch(made, stamps, named=output.names is not None, kinds=kinds))
+
+    def _emit(self, pairs: Pairs) -> None:
         output, stamps = self._spec.rows.output, pairs.times_ms
         if isinstance(output, Beside):
-            names = output.names or tuple(f"f{index}" for index in range(len(pairs)))
-            made = pa.RecordBatch.from_arrays([pairs[index] for index in range(len(pairs))], names=names)
-            self.out.emit(ColumnBatch(made, stamps, named=output.names is not None))
+            self._emit_beside(output, [pairs[index] for index in range(len(pairs))], stamps)
             return
         compiled = None if self._compiled is None else pairs.apply(self._compiled)
         if compiled is not None:
@@ -316,29 +324,34 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             raise function.error(error, last_row(pairs, remaining)) from error
 
     def _emit_changes(
-        self, side: int, found: tuple[Array, Array], own: Picked, stored: Picked | None, stamps: Array | None
+        self,
+        side: int,
+        found: tuple[Array, Array, Array],
+        columns: pa.RecordBatch,
+        store: RowStore | None,
+        stamps: Array | None,
     ) -> None:
-        """Hand on changes: of ``own`` there is a record for each that comes, of ``stored`` for each with a partner."""
-        kinds, partners = ([_KINDS[kind] for kind in found[0].tolist()], found[1])
-        present = [(found[0] == 0).tolist(), (partners >= 0).tolist()]
-        sides: list[Picked | None] = [own, stored]
-        if side != _LEFT:
-            present.reverse()
-            sides.reverse()
-        times = None if stamps is None else stamps.tolist()
+        """Hand on changes: (kind, row, partner or -1) of each, where the row is not in what goes."""
+        kinds, rows, partners = found
+        here, there = kinds == _COMES, partners >= 0
+        stored = None if store is None else Stored(store, partners[there])
         output = self._spec.rows.output
-        if not isinstance(output, Beside):
-            lefts, rights = (
-                _spread([] if picked is None else records_of(picked), there)
-                for picked, there in zip(sides, present, strict=True)
-            )
-            self._rows.take_changes(zip(kinds, lefts, rights, strict=True), times)
+        if isinstance(output, Beside):
+            own = FromBatch(columns, rows, None if here.all() else ~here)
+            fields = [
+                [own.column(index) for index in range(output.sizes[side])],
+                [_spread(stored, index, there) for index in range(output.sizes[1 - side])],
+            ]
+            first, second = fields if side == _LEFT else reversed(fields)
+            self._emit_beside(output, [*first, *second], stamps, kinds.copy())  # the kernel writes there again
             return
-        lists: list[list[Any]] = []
-        for picked, there, size in zip(sides, present, output.sizes, strict=True):
-            fields = [[]] * size if picked is None else [python_values(picked.column(i)) for i in range(size)]
-            lists += [_spread(values, there) for values in fields]
-        self.out.emit(RowBatch(rows_of_kinds(kinds, lists, output.names), times))
+        records = [
+            _spread_list(records_of(FromBatch(columns, rows[here])), here.tolist()),
+            _spread_list([] if stored is None else records_of(stored), there.tolist()),
+        ]
+        lefts, rights = records if side == _LEFT else reversed(records)
+        named = map(ROW_KINDS.__getitem__, kinds.tolist())
+        self._rows.take_changes(zip(named, lefts, rights, strict=True), None if stamps is None else stamps.tolist())
 
     # --- time, the way to rows
 
@@ -354,9 +367,6 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
 
 def _pairs_of(side: int, own: Picked, other: Picked, stamps: Array | None, num: int) -> Pairs:
     return Pairs(own, other, stamps, num) if side == _LEFT else Pairs(other, own, stamps, num)
-
-
-_KINDS: Final = {kind.value: kind for kind in RowKind}
 
 
 def _valid_keys(keys: list[pa.Array]) -> pa.Array | None:
@@ -381,7 +391,22 @@ def _first_of_slots(slots: Array, ends: Array) -> Array:
     return is_first
 
 
-def _spread(values: list[Any], present: list[bool]) -> list[Any]:
+def _spread(stored: Picked | None, index: int, present: Array) -> pa.Array:
+    """Return one field of records, in their order, where there are some, and null elsewhere."""
+    import numpy as np
+    import pyarrow as pa
+
+    if stored is None:  # what the fields of that side are is not known yet
+        return pa.nulls(present.size)
+    if present.all():
+        return stored.column(index)
+    if not present.any():
+        return pa.nulls(present.size, stored.schema.types[index])
+    places = np.cumsum(present) - 1
+    return stored.column(index).take(arrow_of(np.maximum(places, 0), mask=~present))
+
+
+def _spread_list(values: list[Any], present: list[bool]) -> list[Any]:
     """Return a list with the values where there are some, in order, and None elsewhere."""
     if len(values) == len(present):
         return values

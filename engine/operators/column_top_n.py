@@ -1,8 +1,9 @@
 """Top-N on columns: of each key a chain of places from the last record to the first; a kernel takes up a batch.
 
 Nearly all records of a long stream are compared with the last one of their key and left out. Those that come in give
-changes, which are Rows as of ``operators/top_n``; that takes over, with all that is kept, when something comes that
-columns cannot do: rows, an order by long texts, lists as values. With ``rocksdb`` it does so when managed memory ends.
+changes, as of ``operators/top_n``, in columns with kinds; that takes over, with all that is kept, when something comes
+that columns cannot do: rows, an order by long texts, lists as values. With ``rocksdb`` it does so when managed memory
+ends.
 """
 
 from __future__ import annotations
@@ -11,15 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import (
-    BATCH_ROWS_MAX,
-    Batch,
-    ColumnBatch,
-    RowBatch,
-    RowKind,
-    python_lists,
-    rows_of_kinds,
-)
+from engine.core.arrow_arrays import arrow_of
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, is_named, plain_columns
 from engine.operators.keyed import KEYED_PART
@@ -43,13 +37,14 @@ __all__ = ["ColumnTopNSpec", "column_top_n"]
 _ROWS_MAX: Final = 1 << 18
 #: Columns of texts are made anew when so many records, and twice those that are kept, have come in since.
 _COMPACT_MIN: Final = 1 << 16
-_KINDS: Final = {kind.value: kind for kind in RowKind}
 
 
 @final
 @dataclass(frozen=True)
 class ColumnTopNSpec(OperatorSpec):
     rows: TopNSpec
+    emits_columns = True
+    emits_kinds = True
     preload = ("engine.operators.warm_up.tops",)
 
     @property
@@ -60,10 +55,10 @@ class ColumnTopNSpec(OperatorSpec):
         return _ColumnTopNOperator(self)
 
     def describe(self) -> str:
-        return "vectorised, order by long texts on rows, a changelog of rows"
+        return "vectorised, order by long texts on rows, a changelog of columns"
 
 
-def column_top_n(rows: TopNSpec) -> OperatorSpec | None:
+def column_top_n(rows: TopNSpec) -> ColumnTopNSpec | None:
     """Return the columnar form of a top-N; None if there is none."""
     return None if rows.why_rows else ColumnTopNSpec(rows)
 
@@ -329,19 +324,19 @@ class _ColumnTopNOperator(Operator):
 
     def _take(self, columns: pa.RecordBatch, times_ms: Array | None) -> None:
         for changed, changes in self._state.take(columns, tells=not self._spec.emit_final):
-            stamps = None if times_ms is None else times_ms[changes[:, 3]].tolist()
-            kinds = [_KINDS[kind] for kind in changes[:, 0].tolist()]
-            self.out.emit(RowBatch(self._made(changed, kinds, changes[:, 2]), stamps))
+            stamps = None if times_ms is None else times_ms[changes[:, 3]]
+            self._emit(changed, changes[:, 0].astype("int8"), changes[:, 2].copy(), stamps)
 
-    def _made(self, columns: pa.RecordBatch, kinds: list[RowKind], ranks: Array) -> list[Any]:
-        names: tuple[str, ...] | None = self._spec.names
-        if self._state.named:
-            names = tuple(columns.schema.names)
-        lists = python_lists(columns)
+    def _emit(self, columns: pa.RecordBatch, kinds: Array, ranks: Array, stamps: Array | None) -> None:
+        """Hand on records as Rows, with names if the records, or else the program, have some."""
+        import pyarrow as pa
+
+        names = columns.schema.names if self._state.named else self._spec.names
+        arrays, titles = columns.columns, list(names or columns.schema.names)
         if self._spec.with_rank:
-            lists.append(ranks.tolist())
-            names = None if names is None else (*names, RANK)
-        return rows_of_kinds(kinds, lists, names)
+            arrays, titles = [*arrays, arrow_of(ranks)], [*titles, RANK]
+        made = pa.RecordBatch.from_arrays(arrays, names=titles)
+        self.out.emit(ColumnBatch(made, stamps, named=names is not None, kinds=kinds))
 
     def _hand_over(self) -> None:
         self._is_on_rows = True
@@ -353,10 +348,12 @@ class _ColumnTopNOperator(Operator):
         if self._is_on_rows or self._state.others:
             self._hand_over()
         elif self._spec.emit_final:
+            import numpy as np
+
             for columns, ranks in self._state.records():
                 for at in range(0, columns.num_rows, BATCH_ROWS_MAX):
                     part = columns.slice(at, BATCH_ROWS_MAX)
-                    kinds = [RowKind.INSERT] * part.num_rows
-                    self.out.emit(RowBatch(self._made(part, kinds, ranks[at : at + BATCH_ROWS_MAX])))
+                    kinds = np.full(part.num_rows, RowKind.INSERT.value, np.int8)
+                    self._emit(part, kinds, ranks[at : at + BATCH_ROWS_MAX], None)
             self._state.clear()
         self._rows.finish()

@@ -17,6 +17,7 @@ from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.last_records import LAST_PART, LastRecords
 from engine.operators.regular_join import time_to_live
 from engine.operators.results import Gathered
 from engine.operators.seen_keys import SEEN_PART, LeftKeys
@@ -50,8 +51,6 @@ class DeduplicateSpec(OperatorSpec):
     @property
     def why_rows(self) -> str:
         """Why it cannot run on columns, whatever its input is; "" = it can."""
-        if self.keeps == LAST:
-            return "its results are Rows, two for each record"
         if not isinstance(self.key_selector, FieldKey | ComposedKey):
             return "its key is not a field"
         return "" if self.ttl_ms is None else "its state has a time to live"
@@ -73,6 +72,7 @@ class DeduplicateOperator(Operator):
         self._is_inside = is_inside
         self._keys = Keys(spec.key_selector)
         self._left: LeftKeys | None = None
+        self._left_records: LastRecords | None = None
         self.backend: Any = None
         #: key → its last record, of batch jobs
         self._final: dict[Any, Any] = {}
@@ -96,6 +96,8 @@ class DeduplicateOperator(Operator):
         self._state = self.backend.value_state(time_to_live(ValueStateDescriptor(name), self._spec.ttl_ms))
         if not self._is_inside and ctx.state.has_left(SEEN_PART):
             self._left = LeftKeys(ctx, self._spec.key_selector)
+        if not self._is_inside and ctx.state.has_left(LAST_PART):
+            self._left_records = LastRecords(ctx, self._spec.key_selector)
 
     def close(self) -> None:
         try:
@@ -108,6 +110,20 @@ class DeduplicateOperator(Operator):
         left, self._left = self._left, None
         if left is not None:
             self.adopt(left.take())
+        records, self._left_records = self._left_records, None
+        if records is not None:
+            self.adopt_last(records.rows())
+            records.clear()
+
+    def adopt_last(self, rows: Iterable[list[Any]]) -> None:
+        """Keep these records, each the last one of its key; in the order in which the keys came, where it counts."""
+        for some in rows:
+            for key, row in zip(self._keys.of(some), some, strict=True):
+                if self.backend is None:
+                    self._final[canonical_key(key)] = row
+                else:
+                    self.backend.set_current_key(key)
+                    self._state.update(row)
 
     def adopt(self, keys: Iterable[Any]) -> None:
         """Know these keys."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.core.records import ColumnBatch
 from engine.operators.column_fields import is_named
 from engine.operators.compile.errors import NotCompilable
@@ -31,14 +32,12 @@ class Picked(Protocol):
 
 @final
 class FromBatch:
-    """Implements ``Picked``: these rows of some columns."""
+    """Implements ``Picked``: these rows of some columns. ``mask``: True where there is none; its fields are null."""
 
-    def __init__(self, columns: pa.RecordBatch, rows: Array) -> None:
-        import pyarrow as pa
-
+    def __init__(self, columns: pa.RecordBatch, rows: Array, mask: Array | None = None) -> None:
         self.schema = columns.schema
         self._columns = columns
-        self._rows = pa.array(rows)
+        self._rows = arrow_of(rows, mask=mask)
 
     def column(self, index: int) -> pa.Array:
         return self._columns.column(index).take(self._rows)

@@ -19,6 +19,7 @@ from engine.core.records import Batch, ColumnBatch, Row, arrow_values
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
+from engine.operators.without_kinds import check_has_no_kinds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +61,8 @@ class MapBatchesSpec(OperatorSpec):
 
 @final
 class _MapBatchesOperator(Operator):
+    takes_kinds = True  # to refuse them
+
     def __init__(self, spec: MapBatchesSpec) -> None:
         self._spec = spec
         self._function = BoundFunction(spec.function, "map")
@@ -73,6 +76,7 @@ class _MapBatchesOperator(Operator):
         self._function.open(ctx)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        check_has_no_kinds(batch, "map_batches()", "columns")
         try:
             given = _given(_columns_of(batch, self._input_fields), self._spec.batch_format)
             results = [self._fitted(result) for result in _record_batches(self._function.call(given))]

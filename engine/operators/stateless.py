@@ -19,6 +19,7 @@ from engine.operators.compile.tier import tier_of
 from engine.operators.failure import user_error
 from engine.operators.row_operator import RowOperator
 from engine.operators.row_steps import StepKind
+from engine.operators.without_kinds import check_has_no_kinds
 
 __all__ = [
     "CoFlatMapSpec",
@@ -132,11 +133,14 @@ def _failing(rows: list[Any], remaining: Iterator[Any]) -> Any:
 
 @final
 class _ProjectOperator(Operator):
+    takes_kinds = True  # to refuse them
+
     def __init__(self, indexes: tuple[int, ...]) -> None:
         self._indexes = indexes
         self._get = operator.itemgetter(*indexes)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        check_has_no_kinds(batch, "project()", "tuples")
         if isinstance(batch, ColumnBatch) and not batch.scalar:
             self.out.emit(ColumnBatch(batch.columns.select(list(self._indexes)), batch.timestamps_ms))
             return

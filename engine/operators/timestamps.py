@@ -34,6 +34,8 @@ class TimestampsSpec(OperatorSpec):
 
 @final
 class _TimestampsOperator(Operator):
+    takes_kinds = True
+
     def __init__(self, strategy: WatermarkStrategy) -> None:
         self._strategy = strategy
 

@@ -1,4 +1,5 @@
-"""numba kernels of top-N on columns: free functions on arrays; a slow obvious twin is ``operators/top_n``.
+"""numba kernels of top-N and of last rows on columns: free functions on arrays; slow obvious twins are
+``operators/top_n`` and ``operators/deduplicate``.
 
 Records that are kept have places in arrays; those of a key are a chain from the last to the first, so that one that
 comes in is compared with the last one first. One that is pushed out gives its place to the one that came in. Importing
@@ -11,7 +12,7 @@ from typing import Any
 
 import numba
 
-__all__ = ["order_of_chains", "take_top"]
+__all__ = ["order_of_chains", "take_last", "take_top"]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -147,3 +148,51 @@ def order_of_chains(heads: Any, counts: Any, nexts: Any, num_slots: int, order: 
             place = nexts[place]
         num += counts[slot]
     return num
+
+
+@numba.njit(nogil=True, cache=True)
+def take_last(
+    slots: Any,
+    seen: tuple[int, int],
+    numbers: Any,
+    out_kinds: Any,
+    out_changes: Any,
+    out_formers: Any,
+    out_last: Any,
+) -> tuple[int, int, int]:
+    """Let each row replace the record of its slot; write what changes; return how many changes, former slots and last
+    rows were written.
+
+    ``slots`` int32; ``seen``: rows before these, and slots that had a record before them; ``numbers`` int64, by slot:
+    of its last row, from 1 on, counted over all rows. ``out_kinds`` int8: 0 = comes to a new slot, 1 = goes, 2 = comes
+    in its place, which follows. ``out_changes`` int64: the record, which is a row or, from the number of rows on, that
+    of ``out_formers`` (int32: slots whose record is from before these rows); the row that made the change.
+    ``out_last`` int64: the last row of each slot, rising.
+    """
+    before, known = seen
+    num = num_formers = 0
+    for row in range(slots.size):
+        slot = slots[row]
+        former = -1
+        if numbers[slot] > before:
+            former = numbers[slot] - before - 1
+        elif slot < known:
+            former = slots.size + num_formers
+            out_formers[num_formers] = slot
+            num_formers += 1
+        numbers[slot] = before + row + 1
+        if former >= 0:
+            out_kinds[num] = 1
+            out_changes[num, 0] = former
+            out_changes[num, 1] = row
+            num += 1
+        out_kinds[num] = 2 if former >= 0 else 0
+        out_changes[num, 0] = row
+        out_changes[num, 1] = row
+        num += 1
+    num_last = 0
+    for row in range(slots.size):
+        if numbers[slots[row]] == before + row + 1:
+            out_last[num_last] = row
+            num_last += 1
+    return num, num_formers, num_last

@@ -1,4 +1,4 @@
-"""Regular joins, top-N and first rows: on columns, beside the same on rows.
+"""Regular joins, top-N, first and last rows: on columns, beside the same on rows.
 
     python -m tests.bench.changelogs [--records 1000000] [--keys 100000]
 
@@ -26,7 +26,7 @@ from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_top_n import column_top_n
-from engine.operators.deduplicate import FIRST, DeduplicateSpec
+from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
 from engine.operators.keys import FieldKey
 from engine.operators.regular_join import Beside, RegularJoinSpec
 from engine.operators.top_n import TopNSpec
@@ -58,7 +58,7 @@ def top(n: int, with_rank: bool, field: int = 2) -> tuple[OperatorSpec | None, O
 
 def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
     """Return (on columns, on rows) by name."""
-    first = DeduplicateSpec(KEY, FIRST)
+    first, last = DeduplicateSpec(KEY, FIRST), DeduplicateSpec(KEY, LAST)
     return {
         "regular join, inner": joined("inner"),
         "regular join, condition": joined("inner", greater),
@@ -68,6 +68,7 @@ def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
         "top 3 with ranks": top(3, True),
         "top 3 by text": top(3, False, 3),
         "first row": (column_deduplicate(first), first),
+        "last row": (column_deduplicate(last), last),
     }
 
 

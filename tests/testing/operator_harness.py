@@ -25,6 +25,7 @@ from engine.operators.base import (
     OperatorSpec,
     PollResult,
     SourceOperator,
+    batch_for,
 )
 from engine.operators.functions import RuntimeContext
 from engine.state.key_groups import key_group_range
@@ -84,7 +85,7 @@ class _Next:
 
     def emit(self, batch: Batch) -> None:
         if len(batch):
-            self._operator.process_batch(self._input_index, batch)
+            self._operator.process_batch(self._input_index, batch_for(self._operator, batch))
 
     def emit_side(self, tag: str, batch: Batch) -> None:
         pass
@@ -308,7 +309,7 @@ class OperatorHarness:
         self.process_batch(RowBatch(list(rows), timestamps_ms), input_index=input_index)
 
     def process_batch(self, batch: Batch, *, input_index: int = 0) -> None:
-        self.head.process_batch(input_index, batch)
+        self.head.process_batch(input_index, batch_for(self.head, batch))
 
     def watermark(self, watermark_ms: int) -> None:
         self.head.process_watermark(watermark_ms)

@@ -31,7 +31,8 @@ class ColumnFunction:
         self._function = function
         self._is_filter = is_filter
         self._schema: pa.Schema | None = None
-        self._is_scalar = False
+        #: which records the schema's are: scalar, named, of a changelog
+        self._is_like: tuple[bool, bool, bool] | None = None
         self._translation: Translation | None = None
         self._doubts_in_row = 0
         self.reason = ""
@@ -77,9 +78,9 @@ class ColumnFunction:
 
     def _translation_for(self, batch: ColumnBatch) -> Translation | None:
         schema = batch.columns.schema
-        known = self._schema is not None and self._is_scalar == batch.scalar
-        if not known or (schema is not self._schema and not schema.equals(self._schema)):
-            self._schema, self._is_scalar = schema, batch.scalar
+        is_like = batch.scalar, batch.named, batch.kinds is not None
+        if is_like != self._is_like or (schema is not self._schema and not schema.equals(self._schema)):
+            self._schema, self._is_like = schema, is_like
             self._compile(batch)
         translation = self._translation
         if translation is not None and any(name.read() is not name.value for name in translation.outside):
@@ -100,16 +101,17 @@ class ColumnFunction:
         keep = np.broadcast_to(condition.evaluate(frame, None).values, frame.num_rows)
         if keep.all():
             return batch
-        stamps = batch.timestamps_ms
-        kept = batch.columns.filter(pa.array(keep))
-        return _like(batch, kept, None if stamps is None else stamps[keep])
-
-
-def _like(batch: ColumnBatch, columns: pa.RecordBatch, stamps: Any) -> ColumnBatch:
-    return dataclasses.replace(batch, columns=columns, timestamps_ms=stamps)
+        stamps, kinds = batch.timestamps_ms, batch.kinds
+        return dataclasses.replace(
+            batch,
+            columns=batch.columns.filter(pa.array(keep)),
+            timestamps_ms=None if stamps is None else stamps[keep],
+            kinds=None if kinds is None else kinds[keep],
+        )
 
 
 def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> ColumnBatch:
+    """Kinds stay where the function gives its very record; what it makes of one is a new record, as on rows."""
     match translation.result:
         case WholeRecord():
             return batch
@@ -148,7 +150,9 @@ def shape_of(batch: ColumnBatch) -> Shape:
         return Shape(kinds)
     if type(record) is Row:
         names = tuple(batch.columns.schema.names)
-        has_these = record.has_field_names() and tuple(record.as_dict()) == names
+        if not record.has_field_names():  # neither a tuple nor a Row with names, and rare
+            raise NotCompilable("its records are Rows without names")
+        has_these = tuple(record.as_dict()) == names
         return Shape(kinds, names=names if has_these else None)
     raise NotCompilable(f"its records are of type {type(record).__name__}")
 

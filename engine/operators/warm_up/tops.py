@@ -1,4 +1,4 @@
-"""Top-N: chains of records by key."""
+"""Top-N and last rows: chains of records by key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def warm_up() -> None:
 def warm_up_operators() -> None:
     import numpy as np
 
-    from engine.operators.top_kernels import order_of_chains, take_top
+    from engine.operators.top_kernels import order_of_chains, take_last, take_top
 
     slots, lanes = np.zeros(2, np.int32), np.zeros((2, 2), np.int64)
     chains = np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -23,3 +23,5 @@ def warm_up_operators() -> None:
     out = np.empty((4, 4), np.int64)
     take_top(slots, lanes, (0, 0), (1, False), 1, chains, places, np.empty(2, np.int64), out)
     order_of_chains(*chains, places[0], 1, np.empty(1, np.int64), np.empty(1, np.int64))
+    numbers, changes = np.zeros(1, np.int64), np.empty((4, 2), np.int64)
+    take_last(slots, (0, 0), numbers, np.empty(4, np.int8), changes, np.empty(2, np.int32), np.empty(2, np.int64))

@@ -72,7 +72,7 @@ class ColumnScatter:
         """Return how many rows to gather."""
         if not self._gathers:
             return 0
-        row_bytes = sum(widths) + (0 if batch.timestamps_ms is None else 8)
+        row_bytes = sum(widths) + (0 if batch.timestamps_ms is None else 8) + (0 if batch.kinds is None else 1)
         return min(BATCH_ROWS_MAX * min(self._num_channels, _CHANNELS_MAX), _GATHERED_BYTES_MAX // row_bytes)
 
     def take(self) -> list[tuple[int, Batch]]:
@@ -118,7 +118,8 @@ class _Place:
         self.rows_max = rows_max
         self.num_rows = 0
         self._plain, self._schema = plain, plain.schema
-        self._scalar, self._named, self._is_stamped = like.scalar, like.named, like.timestamps_ms is not None
+        self._scalar, self._named = like.scalar, like.named
+        self._is_stamped, self._has_kinds = like.timestamps_ms is not None, like.kinds is not None
         widths = plain.known_widths
         assert widths is not None
         self._widths = widths
@@ -128,7 +129,8 @@ class _Place:
         size = sum(rooms)
         self._arrays = [np.empty(size, f"u{width}") for width in widths]
         self._stamps = np.empty(size, np.int64) if self._is_stamped else None
-        written = self._arrays if self._stamps is None else [*self._arrays, self._stamps]
+        self._kinds = np.empty(size, np.int8) if self._has_kinds else None
+        written = [*self._arrays, *(own for own in (self._stamps, self._kinds) if own is not None)]
         #: of the kernel: where values are, where they go, and their width
         self._columns: Array = np.array([(0, _address(own), own.itemsize) for own in written], np.int64)
         self._rows_of_channel: Array = np.empty(len(rooms), np.int64)
@@ -136,8 +138,9 @@ class _Place:
 
     def is_alike(self, batch: ColumnBatch) -> bool:
         """Whether its rows can go with those that are here. ``plain`` has seen it last."""
-        shape = batch.scalar, batch.named, batch.timestamps_ms is not None
-        return shape == (self._scalar, self._named, self._is_stamped) and self._plain.schema is self._schema
+        shape = batch.scalar, batch.named, batch.timestamps_ms is not None, batch.kinds is not None
+        own = self._scalar, self._named, self._is_stamped, self._has_kinds
+        return shape == own and self._plain.schema is self._schema
 
     def write(self, batch: ColumnBatch, channel_of_row: Array) -> bool:
         """Put each row behind those of its channel; return whether there was room for all of them, else nothing has
@@ -153,6 +156,9 @@ class _Place:
         if self._is_stamped:
             stamps = np.ascontiguousarray(batch.timestamps_ms, np.int64)  # held until the kernel has read it
             sources.append(_address(stamps))
+        if self._has_kinds:
+            kinds = np.ascontiguousarray(batch.kinds, np.int8)  # held, too
+            sources.append(_address(kinds))
         self._columns[:, 0] = sources
         is_written: bool = write_rows(
             channel_of_row,
@@ -168,7 +174,8 @@ class _Place:
 
     def parts(self) -> list[tuple[int, Batch]]:
         """Return slices of what was written. Nothing may be written any more."""
-        return _parts(self._batch_of(self._arrays, self._stamps), self._start.tolist(), self._next.tolist())
+        whole = self._batch_of(self._arrays, self._stamps, self._kinds)
+        return _parts(whole, self._start.tolist(), self._next.tolist())
 
     def copy_out(self) -> list[tuple[int, Batch]]:
         """Return copies of what was written, and begin anew."""
@@ -177,13 +184,16 @@ class _Place:
         counts = self._next - self._start
         used = [slice(*bounds) for bounds in zip(self._start.tolist(), self._next.tolist(), strict=True)]
         arrays = [np.concatenate([array[own] for own in used]) for array in self._arrays]
-        stamps = None if self._stamps is None else np.concatenate([self._stamps[own] for own in used])
+        stamps, kinds = (
+            None if beside is None else np.concatenate([beside[own] for own in used])
+            for beside in (self._stamps, self._kinds)
+        )
         self._next = self._start.copy()
         self.num_rows = 0
         ends = np.cumsum(counts)
-        return _parts(self._batch_of(arrays, stamps), (ends - counts).tolist(), ends.tolist())
+        return _parts(self._batch_of(arrays, stamps, kinds), (ends - counts).tolist(), ends.tolist())
 
-    def _batch_of(self, arrays: list[Array], stamps: Array | None) -> ColumnBatch:
+    def _batch_of(self, arrays: list[Array], stamps: Array | None, kinds: Array | None) -> ColumnBatch:
         import pyarrow as pa
 
         schema = self._schema
@@ -193,7 +203,7 @@ class _Place:
             for kind, array in zip(schema.types, arrays, strict=True)
         ]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        return ColumnBatch(batch, stamps, self._scalar, self._named)
+        return ColumnBatch(batch, stamps, self._scalar, self._named, kinds)
 
 
 def _address(array: Array) -> int:

@@ -222,9 +222,11 @@ class _Buffer:
 
 
 def _is_alike(left: ColumnBatch, right: ColumnBatch) -> bool:
-    if (left.scalar, left.named) != (right.scalar, right.named) or (left.timestamps_ms is None) is not (
-        right.timestamps_ms is None
-    ):
+    if (left.scalar, left.named) != (right.scalar, right.named):
+        return False
+    if (left.timestamps_ms is None) is not (right.timestamps_ms is None):
+        return False
+    if (left.kinds is None) is not (right.kinds is None):  # of the one that has none, records may be no Rows
         return False
     return left.columns.schema is right.columns.schema or bool(left.columns.schema.equals(right.columns.schema))
 
@@ -236,12 +238,14 @@ def _concatenated(batches: list[ColumnBatch]) -> ColumnBatch:
     import pyarrow as pa
 
     table = pa.Table.from_batches([batch.columns for batch in batches]).combine_chunks()
-    stamps = None
+    stamps = kinds = None
     if batches[0].timestamps_ms is not None:
         stamps = np.concatenate([batch.timestamps_ms for batch in batches if batch.timestamps_ms is not None])
+    if batches[0].kinds is not None:
+        kinds = np.concatenate([batch.kinds for batch in batches if batch.kinds is not None])
     parts = table.to_batches()
     assert len(parts) == 1, "combine_chunks left several chunks"
-    return ColumnBatch(parts[0], stamps, batches[0].scalar, batches[0].named)
+    return ColumnBatch(parts[0], stamps, batches[0].scalar, batches[0].named, kinds)
 
 
 def _raise(error: BaseException) -> bool:

@@ -153,9 +153,13 @@ def _split_columns(
     parts = [(channel, start, end) for channel, (start, end) in enumerate(zip(starts, ends.tolist())) if start < end]
     if len(parts) == 1:
         return [(parts[0][0], batch)]
-    stamps = batch.timestamps_ms
+    stamps, kinds = batch.timestamps_ms, batch.kinds
     grouped = ColumnBatch(
-        _taken(batch.columns, order), None if stamps is None else stamps.take(order), batch.scalar, batch.named
+        _taken(batch.columns, order),
+        None if stamps is None else stamps.take(order),
+        batch.scalar,
+        batch.named,
+        None if kinds is None else kinds.take(order),
     )
     return [(channel, grouped.slice(start, end)) for channel, start, end in parts]
 

@@ -62,6 +62,7 @@ _FLAG_STAMPS: Final = 2
 _FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 _FLAG_PLAIN: Final = 16  # values of one column after the other, each column from a multiple of 8 bytes on
+_FLAG_KINDS: Final = 32  # behind the timestamps, a byte each, filled up to a multiple of 8
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
 _BUFFERS_MAX: Final = 64
@@ -204,6 +205,10 @@ class Encoder:
         if batch.timestamps_ms is not None:
             flags |= _FLAG_STAMPS
             stamps = batch.timestamps_ms.astype("<i8", copy=False).tobytes()
+        kinds: Buffer = b""
+        if batch.kinds is not None:
+            flags |= _FLAG_KINDS
+            kinds = batch.kinds.astype("i1", copy=False).tobytes() + bytes(-len(batch) % _ALIGNMENT)
         frames: list[Frame] = []
         values: list[Buffer]
         if self._plain.see(columns.schema):
@@ -220,7 +225,8 @@ class Encoder:
         else:
             values = [memoryview(columns.serialize())]
         head = _COLUMNS_HEAD.pack(flags, columns.num_rows, len(stamps))
-        buffers: list[Buffer] = [head, stamps, *values] if stamps else [head, *values]
+        beside = [own for own in (stamps, kinds) if own]
+        buffers: list[Buffer] = [head, *beside, *values]
         frames.append(Frame(FrameKind.COLUMNS, buffers, sum(map(len, buffers))))
         return frames
 
@@ -312,7 +318,12 @@ class Decoder:
         stamps = None
         if flags & _FLAG_STAMPS:
             stamps = kernel_view(np.frombuffer(payload, dtype="<i8", count=stamps_size // 8, offset=start))
-        message = pa.py_buffer(payload).slice(start + stamps_size)
+        start += stamps_size
+        kinds = None
+        if flags & _FLAG_KINDS:
+            kinds = kernel_view(np.frombuffer(payload, dtype="i1", count=num_rows, offset=start))
+            start += num_rows + -num_rows % _ALIGNMENT
+        message = pa.py_buffer(payload).slice(start)
         if flags & _FLAG_PLAIN:
             columns = self._plain_columns(message, num_rows)
         elif flags & _FLAG_STREAM:
@@ -320,7 +331,7 @@ class Decoder:
         else:
             assert self._schema is not None, "columns before their schema"
             columns = pa.ipc.read_record_batch(message, self._schema)
-        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), bool(flags & _FLAG_NAMED))
+        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), bool(flags & _FLAG_NAMED), kinds)
 
     def _plain_columns(self, values: pa.Buffer, num_rows: int) -> pa.RecordBatch:
         import pyarrow as pa

@@ -13,7 +13,7 @@ from engine.core.errors import EngineError
 from engine.core.records import Batch
 from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
-from engine.operators.base import Operator, OperatorContext
+from engine.operators.base import Operator, OperatorContext, batch_for
 from engine.operators.failure import user_error
 from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
@@ -50,7 +50,7 @@ class _Link:
     def emit(self, batch: Batch) -> None:
         before = self._clock.enter(self._index)
         try:
-            self._operator.process_batch(self._input_index, batch)
+            self._operator.process_batch(self._input_index, batch_for(self._operator, batch))
         except Exception as error:
             _blame(error, self._name)
         self._clock.enter(before)
@@ -234,7 +234,7 @@ class OperatorChain:
     # --- the head's input
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        self._call_head(self.head.process_batch, input_index, batch)
+        self._call_head(self.head.process_batch, input_index, batch_for(self.head, batch))
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._call_head(self.head.process_watermark, watermark_ms)

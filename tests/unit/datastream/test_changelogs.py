@@ -9,7 +9,10 @@ import pytest
 from engine.common import Time, Types
 from engine.core.errors import ProgramError
 from engine.core.printing import format_typed
+from engine.core.records import RowKind
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from engine.datastream.connectors.file_system import Encoder, FileSink
+from engine.datastream.window import TumblingEventTimeWindows
 from tests.unit.datastream.test_vectorise import TYPED, columns, tiers
 from tests.unit.operators.test_regular_join import applied
 
@@ -37,15 +40,85 @@ def test_the_plan_says_what_runs_on_columns_and_why_the_rest_does_not(env):
     picked = left.regular_join(right, 0, 0, condition=lambda a, b: a.v > b["v"])
     assert "condition compiled" in tiers(picked)["Regular Join"]
     full = left.regular_join(right, ["k", "v"], [0, 1], "full")
-    assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of rows"
+    assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of columns"
     limited = left.regular_join(right, 0, 0, state_ttl=Time.hours(1))
     assert tiers(limited)["Regular Join"] == "inner, on rows: its state has a time to live"
     keyed = left.key_by("k")
     assert tiers(keyed.top_n(3, "v"))["Top N"].startswith("vectorised")
     assert tiers(keyed.first_row())["First Row"] == "vectorised"
     assert tiers(keyed.first_row().key_by(1).sum(1))["Keyed Aggregation"] == "vectorised"
-    assert tiers(keyed.last_row())["Last Row"] == "on rows: its results are Rows, two for each record"
+    assert tiers(keyed.last_row())["Last Row"] == "vectorised, a changelog of columns"
     assert tiers(env.from_collection([(1, "a")], PAIRS).key_by(0).top_n(1, 1))["Top N"] == "on rows"
+
+
+def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
+    left, right = columns(env), columns(env, 50)
+    full = left.regular_join(right, "k", "k", "full")
+    ranked = left.key_by("k").top_n(3, "v", with_rank=True)
+    for changelog in (full, ranked, left.key_by("k").last_row()):
+        kept = changelog.filter(lambda row: row.v > 3)
+        found = tiers(kept.map(lambda row: row).key_by("k").sum("v"))
+        assert found["Keyed Aggregation"] == "built-in on rows: its input is a changelog"
+        assert tiers(kept.key_by("k").last_row())["Last Row"] == "on rows: its input is a changelog"
+        again = kept.regular_join(right, "k", "k")
+        assert tiers(again)["Regular Join"] == "inner, on rows: its input is a changelog"
+        window = kept.key_by("k").window(TumblingEventTimeWindows.of(Time.seconds(1))).reduce(lambda a, b: a)
+        assert [tier for tier in tiers(window).values() if tier.endswith(", on rows: its input is a changelog")]
+        # What a function makes of the records is no changelog, on rows neither.
+        assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
+    ranks = ranked.map(lambda row: (row.k, row[3]))
+    assert tiers(ranks.key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
+    added = left.regular_join(right, "k", "k", "full", output=lambda a, b: (a or b).k)
+    assert tiers(added)["Regular Join"] == "vectorised, full, records by key, a changelog of rows"
+    for number, (sinks, is_vectorised) in enumerate(
+        (
+            (lambda stream, path: stream.write_as_text(path), True),
+            (lambda stream, path: stream.write_as_csv(path), False),
+            (lambda stream, path: stream.sink_to(FileSink.for_row_format(path, Encoder()).build()), True),
+        )
+    ):
+        own = StreamExecutionEnvironment.create_local_environment(1)
+        stream = columns(own).key_by("k").last_row()
+        sinks(stream, str(tmp_path / str(number)))
+        graph, _ = own._build("plan")
+        told = [info.tier for vertex in graph.vertices for info in vertex.operators][-1]
+        assert told.startswith("vectorised") is is_vectorised, told
+        assert is_vectorised or told.endswith("on rows: its input is a changelog"), told
+
+
+def test_changelogs_pass_between_tasks_with_their_kinds(env, tmp_path):
+    """Joined by one key, dealt out by another one, filtered and written, by two subtasks each."""
+    env.set_parallelism(2)
+    found = []
+    for number, one in enumerate(
+        (env.from_collection([(i % 3, i, i * 100) for i in range(60)], TYPED), columns(env, 60))
+    ):
+        few = one.filter(lambda row: row[1] % 2 == 1)
+        joined = one.regular_join(few, ["k", "v"], ["k", "v"], "left").key_by("v")
+        kept = joined.filter(lambda row: row.k < 2)
+        last = one.key_by("k").last_row().rebalance().filter(lambda row: row.v >= 0)
+        path = tmp_path / str(number)
+        kept.write_as_text(str(path))
+        table = applied_in_any_order(kept.execute_and_collect())
+        written = [line for part in sorted(path.iterdir()) for line in part.read_text().splitlines()]
+        assert len(written) >= sum(table.values()) == 40
+        assert {line[:2] for line in written} <= {"+I", "-D"}
+        told = Counter({"+I": 1, "-D": -1})
+        lines = Counter()
+        for line in written:
+            lines[line[2:]] += told[line[:2]]
+        found.append((table, +lines, applied_in_any_order(last.execute_and_collect())))
+    assert found[0][:2] == found[1][:2]
+    for _, _, last_rows in found:
+        assert sorted(row[0] for row in last_rows) == [0, 1, 2]
+
+
+def applied_in_any_order(rows):
+    """Return what is left of a changelog whose parts came by several ways."""
+    table = Counter()
+    for row in rows:
+        table[tuple(row)] += 1 if row.get_row_kind() in (RowKind.INSERT, RowKind.UPDATE_AFTER) else -1
+    return +table
 
 
 def test_columns_and_rows_give_the_same_in_a_job(env):

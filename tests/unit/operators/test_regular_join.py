@@ -256,7 +256,7 @@ def play(spec, steps):
 )
 def test_joins_of_columns_give_what_those_of_rows_give_in_that_order(output, how):
     rows = join(how, OUTPUTS[output])
-    assert (on_columns(rows).shape is not None) is (how == "inner" and output != "called")
+    assert (on_columns(rows).shape is not None) is (output != "called")
 
     @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(st.lists(st.tuples(STEP, st.booleans()).map(lambda step: (*step[0], step[1])), max_size=7))
@@ -282,7 +282,8 @@ def test_many_changes_come_in_portions(monkeypatch):
 def test_what_columns_cannot_do_is_said_in_the_plan():
     plain = join("left")
     assert (
-        column_regular_join(plain, (None, None)).describe() == "vectorised, left, records by key, a changelog of rows"
+        column_regular_join(plain, (None, None)).describe()
+        == "vectorised, left, records by key, a changelog of columns"
     )
     for changed, why in (
         (replace(plain, condition=greater), "left, on rows: its condition is a function, of an outer join"),

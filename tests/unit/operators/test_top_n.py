@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from engine.core.clock import ManualClock
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import ColumnBatch, Row, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
+from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
 from engine.operators.keys import ComposedKey, FieldKey
@@ -55,7 +57,7 @@ def top(n=2, order="v down", key=KEY, **settings):
 
 def on_columns(rows):
     spec = column_top_n(rows) if isinstance(rows, TopNSpec) else column_deduplicate(rows)
-    assert isinstance(spec, ColumnTopNSpec | ColumnDeduplicateSpec)
+    assert isinstance(spec, ColumnTopNSpec | ColumnDeduplicateSpec | ColumnLastRowSpec)
     return spec
 
 
@@ -137,6 +139,11 @@ SPECS = {
     "first": DeduplicateSpec(KEY, FIRST),
     "first, tuple": DeduplicateSpec(ComposedKey((0, 3)), FIRST),
     "first, float": DeduplicateSpec(FieldKey(2), FIRST),
+    "last": DeduplicateSpec(KEY, LAST),
+    "last, names": DeduplicateSpec(KEY, LAST, tuple("abcd")),
+    "last, tuple": DeduplicateSpec(ComposedKey((3, 0)), LAST),
+    "last, float": DeduplicateSpec(FieldKey(2), LAST, tuple("abcd")),
+    "last, at the end": DeduplicateSpec(KEY, LAST, emit_final=True),
 }
 
 
@@ -162,6 +169,50 @@ def test_many_changes_come_in_portions(monkeypatch):
         ours = play(on_columns(rows), [(batch, True)] * 2, False)
         assert ours == play(rows, [(batch, True)] * 2, False)
         assert len(ours[0][0][0]) > 10
+
+
+def test_texts_of_records_that_were_replaced_are_forgotten(monkeypatch):
+    monkeypatch.setattr("engine.operators.last_records._COMPACT_MIN", 100)
+    with OperatorHarness(on_columns(DeduplicateSpec(KEY, LAST))) as harness:
+        for at in range(0, 2000, 20):
+            harness.process_batch(columns([(i, at + i, 0.0, f"n{at + i}") for i in range(20)]))
+        state = harness.head._state
+        assert state.slots.columns["c3"]._distinct.num_slots < 300
+        assert [row[3] for rows in state.rows() for row in rows] == [f"n{1980 + i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("emit_final", [False, True])
+def test_what_is_taken_back_from_last_rows_goes_to_rows_with_all_that_is_kept(emit_final):
+    rows = DeduplicateSpec(KEY, LAST, emit_final=emit_final)
+    inserted = columns([(key, key, 0.5, "a") for key in (3, None, 1, 2, 3)])
+    kinds = np.array([RowKind.DELETE.value, RowKind.UPDATE_AFTER.value, RowKind.UPDATE_BEFORE.value], np.int8)
+    changes = replace(columns([(3, 3, 0.5, "a"), (4, 4, None, "b"), (7, 0, 0.0, "c")]), kinds=kinds)
+    found = []
+    for spec in (on_columns(rows), rows):
+        with OperatorHarness(spec, MapSpec(shown)) as harness:
+            for batch in (inserted, changes, inserted):
+                harness.process_batch(batch if spec is not rows else batch.to_rows())
+            assert spec is rows or harness.head._is_on_rows
+            harness.end()
+            found.append(harness.output.rows)
+    assert found[0] == found[1]
+    assert emit_final or ("-D", "Row", "Row(3, 3, 0.5, 'a')") in found[0]
+
+
+def test_last_rows_that_outgrow_their_memory_go_to_the_disk(monkeypatch):
+    rows = DeduplicateSpec(KEY, LAST)
+    steps = [Rows([(key % 30, key, 0.5, "a") for key in range(40)], schema=SCHEMA)]
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), ROCKSDB, None)
+    run.start(1)
+    run.play([*steps, MARK])
+    assert not run.harnesses[0].operators[0]._is_on_rows
+    monkeypatch.setattr("engine.operators.column_last_row.MemoryWatch.must_leave", lambda watch, held: held > 0)
+    run.start(2)
+    run.play([*steps, MARK])
+    assert all(harness.operators[0]._is_on_rows for harness in run.harnesses)
+    run.start(1)
+    run.play(steps)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), steps * 3, (KEY,)))
 
 
 def test_texts_of_records_that_were_pushed_out_are_forgotten(monkeypatch):
@@ -196,7 +247,8 @@ def test_what_columns_cannot_do_is_said_in_the_plan():
         (top(ttl_ms=3), "its state has a time to live"),
         (DeduplicateSpec(len, FIRST), "its key is not a field"),
         (DeduplicateSpec(KEY, FIRST, ttl_ms=3), "its state has a time to live"),
-        (DeduplicateSpec(KEY, LAST), "its results are Rows, two for each record"),
+        (DeduplicateSpec(len, LAST), "its key is not a field"),
+        (DeduplicateSpec(KEY, LAST, ttl_ms=3), "its state has a time to live"),
     ):
         assert spec.describe() == f"on rows: {why}"
         assert (column_top_n(spec) if isinstance(spec, TopNSpec) else column_deduplicate(spec)) is None
@@ -277,18 +329,17 @@ STATEFUL = {
 @pytest.mark.parametrize("name", STATEFUL)
 def test_results_after_any_script_are_those_of_rows(name, config):
     rows = STATEFUL[name]
-    spec = rows if name == "last" else on_columns(rows)
 
     @settings(max_examples=7, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
         golden = undisturbed(Case((rows, MapSpec(shown)), script, (KEY,)))
-        assert disturbed(Case((spec, MapSpec(shown)), script, (KEY,)), config) == golden
+        assert disturbed(Case((on_columns(rows), MapSpec(shown)), script, (KEY,)), config) == golden
 
     check()
 
 
-@pytest.mark.parametrize("name", ["top", "first"])
+@pytest.mark.parametrize("name", ["top", "first", "last"])
 @pytest.mark.parametrize("named", [False, True])
 def test_rows_go_on_where_columns_have_left_off(name, named):
     rows = STATEFUL[name]
@@ -305,7 +356,7 @@ def test_rows_go_on_where_columns_have_left_off(name, named):
     run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
     run.start(1)
     run.play([*before, MARK, *later, MARK])
-    assert run.num_deltas == 1 + (name == "first")  # that of what rows keep is empty
+    assert run.num_deltas == 1 + (name != "top")  # that of what rows keep is empty
     run.case = Case((rows, MapSpec(shown)), [], (KEY,))
     run.start(2)
     run.play([MARK])  # what nobody has taken up yet stays in checkpoints
@@ -314,7 +365,7 @@ def test_rows_go_on_where_columns_have_left_off(name, named):
     assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *later, *after], (KEY,)))
 
 
-@pytest.mark.parametrize("name", ["top", "first"])
+@pytest.mark.parametrize("name", ["top", "first", "last"])
 def test_records_with_keys_of_other_types_come_together(name):
     rows = STATEFUL[name]
     texts = [key for key in map(str, range(30)) if subtask_of(key, 2) == 1]
@@ -328,7 +379,8 @@ def test_records_with_keys_of_other_types_come_together(name):
     run.start(2)
     run.play([*before, MARK])
     run.start(1)
-    assert run.harnesses[0].operators[0]._state.others
+    state = run.harnesses[0].operators[0]._state
+    assert (state.slots if name == "last" else state).others
     run.play([MARK])
     run.start(1)
     run.play(more)
@@ -351,10 +403,11 @@ def test_columns_that_cannot_be_ordered_are_left_to_rows():
 
 def test_a_listing_of_a_savepoint_shows_what_columns_keep():
     found = {}
-    for name, part in (("top", "top-records"), ("first", "seen-keys")):
+    for name, part in (("top", "top-records"), ("first", "seen-keys"), ("last", "last-records")):
         with OperatorHarness(on_columns(STATEFUL[name])) as harness:
             harness.process_batch(columns([(1, 1, 0.0, "a"), (1, 3, 0.0, "b"), (1, 2, 0.0, "c")]))
             (chunk,) = harness.contexts[0].state.keyed[part].snapshot(range(128)).values()
             found[name] = list(column_entries(part, chunk))
     assert [(number, row["v"]) for number, _, row in found["top"]] == [(0, 3), (1, 2)]
     assert found["first"] == [(1, None, True)]
+    assert found["last"] == [(1, None, {"k": 1, "v": 2, "x": 0.0, "name": "c"})]

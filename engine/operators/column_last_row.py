@@ -1,0 +1,110 @@
+"""The last row of each key on columns: each record comes with the one that it replaces, as columns with kinds.
+
+How records are kept: ``last_records``. ``operators/deduplicate`` takes over, with all of them, when something comes
+that columns cannot do: rows, and so what is taken back, keys or values that columns cannot keep, records of other
+types. With ``rocksdb`` it does so when managed memory ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.column_fields import is_named, plain_columns
+from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
+from engine.operators.keyed import KEYED_PART
+from engine.operators.last_records import LastRecords
+from engine.operators.memory_watch import MemoryWatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ColumnLastRowSpec"]
+
+
+@final
+@dataclass(frozen=True)
+class ColumnLastRowSpec(OperatorSpec):
+    rows: DeduplicateSpec
+    emits_columns = True
+    emits_kinds = True
+    preload = ("engine.operators.warm_up.tops",)
+
+    @property
+    def blocks(self) -> bool:  # type: ignore[override]
+        return self.rows.blocks
+
+    def build(self) -> Operator:
+        return _ColumnLastRowOperator(self)
+
+    def describe(self) -> str:
+        return "vectorised, a changelog of columns"
+
+
+@final
+class _ColumnLastRowOperator(Operator):
+    def __init__(self, spec: ColumnLastRowSpec) -> None:
+        assert spec.rows.keeps == LAST
+        self._spec = spec.rows
+        self._rows = DeduplicateOperator(spec.rows, is_inside=True)
+        self._is_on_rows = False
+
+    def open(self, ctx: OperatorContext, out: Output) -> None:
+        super().open(ctx, out)
+        self._watch = MemoryWatch(ctx)
+        self._rows.open(ctx, out)
+        self._state = LastRecords(ctx, self._spec.key_selector, ordered=self._spec.emit_final)
+        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        state = self._state
+        is_here = not (self._is_on_rows or state.slots.others or self._watch.must_leave(state.nbytes))
+        if is_here and isinstance(batch, ColumnBatch) and not batch.scalar:
+            columns = plain_columns(batch.columns)
+            if state.define(columns.schema, named=batch.named):
+                self._take(columns, batch.timestamps_ms)
+                return
+        self._hand_over()
+        self._rows.process_batch(input_index, batch)
+
+    def _take(self, columns: pa.RecordBatch, times_ms: Any) -> None:
+        changed, kinds, rows = self._state.take(columns)
+        if not self._spec.emit_final:
+            stamps = None if times_ms is None else times_ms[rows]
+            self._emit(changed, stamps, kinds)
+
+    def _emit(self, columns: pa.RecordBatch, stamps: Any, kinds: Any) -> None:
+        """Hand on records as Rows, with names if the records, or else the program, have some."""
+        import pyarrow as pa
+
+        assert self._state.schema is not None
+        names = self._spec.names
+        named = is_named(self._state.schema)
+        if names is not None and not named:
+            columns = pa.RecordBatch.from_arrays(columns.columns, names=names)
+        made = ColumnBatch(columns, stamps, named=named or names is not None, kinds=kinds)
+        for at in range(0, len(made), BATCH_ROWS_MAX):
+            self.out.emit(made.slice(at, min(at + BATCH_ROWS_MAX, len(made))))
+
+    def _hand_over(self) -> None:
+        self._is_on_rows = True
+        if self._state.num_entries():
+            self._rows.adopt_last(self._state.rows())
+            self._state.clear()
+
+    def finish(self) -> None:
+        if self._is_on_rows or self._state.slots.others:
+            self._hand_over()
+        elif self._spec.emit_final:
+            import numpy as np
+
+            for columns in self._state.records():
+                kinds = np.full(columns.num_rows, RowKind.INSERT.value, np.int8)
+                self._emit(columns.replace_schema_metadata(None), None, kinds)
+            self._state.clear()
+        self._rows.finish()

@@ -1,0 +1,202 @@
+"""The last record of each key in columns: a slot for each key, whose values are replaced as records come.
+
+Each record that comes is told with the one that it replaces: kinds and records of what changes, in the order of rows.
+What is in checkpoints serves an operator on columns and one on rows. Increments have the slots that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, final
+
+from engine.core.arrow_arrays import arrow_of
+from engine.core.records import ColumnBatch
+from engine.operators.base import OperatorContext
+from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
+from engine.operators.keys import ComposedKey
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from engine.state.slot_state import SlotState
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["KEY_FIELDS", "LAST_PART", "LastRecords"]
+
+#: Name of the part of state in checkpoints, for good.
+LAST_PART: Final = "last-records"
+#: In the note's metadata: which fields the key columns are.
+KEY_FIELDS: Final = b"key-fields"
+#: Rows that become Python objects at once.
+_ROWS_MAX: Final = 1 << 16
+#: Columns of texts are made anew when so many records, and twice those that are kept, have come since.
+_COMPACT_MIN: Final = 1 << 16
+
+
+@final
+class LastRecords:
+    """``slots``: the registered part; ``schema``: of the records, which says whether they are Rows; None = none yet."""
+
+    def __init__(self, ctx: OperatorContext, key_selector: Any, *, ordered: bool = False) -> None:
+        """``ordered``: records are given in the order in which their keys came, which no checkpoint knows."""
+        import numpy as np
+
+        from engine.state.paged_array import PagedArray
+        from engine.state.slot_state import SlotState
+
+        is_tuple = isinstance(key_selector, ComposedKey)
+        self._fields = key_selector.fields if is_tuple else (key_selector.field,)
+        self.slots: SlotState = SlotState(ctx.runtime_context.get_max_number_of_parallel_subtasks(), is_tuple=is_tuple)
+        self.schema: pa.Schema | None = None
+        #: by slot: number of its last record, of those that have come from 1 on
+        self._numbers = PagedArray(np.int64)
+        self._firsts = PagedArray(np.int64) if ordered else None
+        self._num_seen = 0
+        self._num_put = 0
+        ctx.state.add_keyed(LAST_PART, self.slots)
+
+    @property
+    def nbytes(self) -> int:
+        return self.slots.nbytes + self._numbers.nbytes
+
+    def num_entries(self) -> int:
+        return self.slots.num_entries()
+
+    def clear(self) -> None:
+        self.slots.clear()
+        self.schema = None
+
+    def define(self, schema: pa.Schema, *, named: bool) -> bool:
+        """Make everything for records of that schema; False when columns cannot do it."""
+        import pyarrow as pa
+
+        from engine.state.slot_columns import can_be_kept
+        from engine.state.slot_table import can_be_key
+
+        if self.schema is None and self.slots.note:
+            self._know(_schema_of(self.slots))
+        schema = named_schema(schema, named)
+        if self.schema is not None:
+            return are_alike(self.schema, schema)
+        keys = [column_index(schema, field) for field in self._fields]
+        if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+            return False
+        # Of a float key too: 0.0 and -0.0 are one key, and it is the last record's that results have.
+        kept = {
+            f"c{index}": kind
+            for index, kind in enumerate(schema.types)
+            if index not in keys or pa.types.is_floating(kind)
+        }
+        if not all(map(can_be_kept, kept.values())):
+            return False
+        noted = schema.with_metadata({**(schema.metadata or {}), KEY_FIELDS: ",".join(map(str, keys)).encode()})
+        self.slots.define([schema.types[key] for key in keys], kept)
+        self.slots.note = noted.serialize().to_pybytes()
+        self._know(noted)
+        return True
+
+    def _know(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._keys = _key_fields(schema)
+
+    # --- records come -------------------------------------------------------------------------------------------------
+
+    def take(self, columns: pa.RecordBatch) -> tuple[pa.RecordBatch, Array, Array]:
+        """Take up records of the schema; return the records that come and go, their kinds, and the rows that make
+        them do so."""
+        import numpy as np
+
+        from engine.operators.top_kernels import take_last
+
+        num_rows = columns.num_rows
+        known = self.slots.num_slots
+        slots, first = self.slots.find([columns.column(key) for key in self._keys])
+        self._numbers.reserve(self.slots.num_slots)
+        if self._firsts is not None:
+            self._firsts.reserve(self.slots.num_slots)
+            self._firsts.array[slots[first]] = self._num_seen + first
+        kinds, changes = np.empty(2 * num_rows, np.int8), np.empty((2 * num_rows, 2), np.int64)
+        formers, last_rows = np.empty(num_rows, np.int32), np.empty(num_rows, np.int64)
+        seen = self._num_seen, known
+        num, num_formers, num_last = take_last(slots, seen, self._numbers.array, kinds, changes, formers, last_rows)
+        self._num_seen += num_rows
+        changed = self._changed(columns, changes[:num, 0], formers[:num_formers])
+        self._put(columns, slots, last_rows[:num_last])
+        return changed, kinds[:num], changes[:num, 1]
+
+    def _changed(self, columns: pa.RecordBatch, records: Array, formers: Array) -> pa.RecordBatch:
+        """Return records by number: those of this batch, then those of the slots ``formers`` before it."""
+        import pyarrow as pa
+
+        order = arrow_of(records)
+        before = self._records_of(self.slots, formers).columns if formers.size else None
+        arrays = [
+            (column if before is None else pa.concat_arrays([column, before[index]])).take(order)
+            for index, column in enumerate(columns.columns)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
+
+    def _put(self, columns: pa.RecordBatch, slots: Array, rows: Array) -> None:
+        if rows.size < columns.num_rows:
+            columns, slots = columns.take(arrow_of(rows)), slots[rows]
+        for name, own in self.slots.columns.items():
+            own.put(slots, columns.column(int(name[1:])))
+        self.slots.mark(slots)
+        self._num_put += rows.size
+        if self._num_put > max(_COMPACT_MIN, 2 * self.slots.num_slots):
+            self._forget_texts()
+
+    def _forget_texts(self) -> None:
+        """Columns of texts keep each that they have ever seen, until they are made anew."""
+        import numpy as np
+
+        from engine.state.slot_columns import CodedColumn
+
+        self._num_put = 0
+        for column in self.slots.columns.values():
+            if isinstance(column, CodedColumn):
+                column.compact(np.arange(self.slots.num_slots))
+
+    # --- what is kept -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _records_of(state: SlotState, slots: Array) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        schema = _schema_of(state)
+        fields = _key_fields(schema)
+        assert state.table is not None
+        keys = state.table.keys_of(slots)
+        arrays = [
+            state.columns[f"c{index}"].get(slots) if f"c{index}" in state.columns else keys[fields.index(index)]
+            for index in range(len(schema))
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def records(self) -> Iterator[pa.RecordBatch]:
+        """Yield all records, of all types that were restored; the schemas say whether they are Rows."""
+        import numpy as np
+
+        for state in (self.slots, *self.slots.others):
+            order = np.arange(state.num_slots)
+            if self._firsts is not None:
+                order = np.argsort(self._firsts.array[: state.num_slots], kind="stable")
+            for at in range(0, order.size, _ROWS_MAX):
+                yield self._records_of(state, order[at : at + _ROWS_MAX])
+
+    def rows(self) -> Iterator[list[Any]]:
+        """Yield all records as Python objects, some at a time."""
+        for columns in self.records():
+            yield ColumnBatch(columns, named=is_named(columns.schema)).to_rows().rows
+
+
+def _schema_of(state: SlotState) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.ipc.read_schema(pa.py_buffer(state.note))
+
+
+def _key_fields(schema: pa.Schema) -> list[int]:
+    return [int(field) for field in schema.metadata[KEY_FIELDS].split(b",")]
