@@ -231,9 +231,11 @@ class WindowJoinState:
                     self._panes_bytes += some.keep_index(self._index(side, some))
                 found.append(some.take((some.index or self._index(side, some)).rows_of(keys)))
         elif start in self.spilled:
-            for partition in partitions:
-                for some in self.spilled.records_of(side, start, range(partition, partition + 1)):
-                    found.append(some.take(self._index(side, some).rows_of(keys)))
+            for piece in self.spilled.pieces_of([start], int(self._bytes_max * _PIECE_SHARE)):
+                inside = [partition for partition in partitions if partition in piece]
+                if inside:
+                    for some in self.spilled.records_of(side, start, range(inside[0], inside[-1] + 1)):
+                        found.append(some.take(self._index(side, some).rows_of(keys)))
         return [some for some in found if some.times_ms.size]
 
     def _index(self, side: int, some: SliceRecords) -> KeyIndex:
@@ -241,7 +243,7 @@ class WindowJoinState:
         return KeyIndex(self.kinds, self.key_columns(side, some.columns))
 
     def partitions_of(self, keys: list[pa.Array]) -> list[int]:
-        """Return the partitions that have some of these keys."""
+        """Return the partitions that have some of these keys, rising."""
         return np.unique(self._cut.of_rows(keys)).tolist()  # type: ignore[no-any-return]
 
     # --- all there is
