@@ -5,7 +5,7 @@ those of ``operators/interval_join``, which takes over, with all that is kept, w
 do: rows, keys of different types on both sides, lists as values, times beyond 62 bits. The pairs of one record come in
 order of arrival of its partners.
 
-State is in memory: with the backend ``rocksdb`` rows do everything.
+State is in memory: with the backend ``rocksdb`` rows also take over when it is more than its share of managed memory.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
         )
-        self._register(ctx, state)
+        self._register(ctx, state, has_disk=True)
 
     # --- records
 

@@ -8,8 +8,6 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from engine.core.config import Configuration
-from engine.core.options import CheckpointingOptions
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, named_schema, plain_columns
@@ -77,14 +75,12 @@ class ColumnJoinOperator(Operator):
 
     def _register(self, ctx: OperatorContext, state: JoinState, *, has_disk: bool = False) -> None:
         """The end of ``open``, when the row operator is open. ``has_disk``: with the backend ``rocksdb`` rows take over
-        when state outgrows its share of memory, else from the beginning; the state tells ``nbytes`` then."""
+        when state outgrows its share of memory, for which it tells ``nbytes``; else the join has files of its own."""
         self._state = state
         self._watch = MemoryWatch(ctx) if has_disk else None
         ctx.state.add_keyed(JOIN_PART, state)
         parts = ctx.state.keyed
         self._is_on_rows = any(name in parts and parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
-        if not has_disk and Configuration(ctx.config).get(CheckpointingOptions.BACKEND) == "rocksdb":
-            self._is_on_rows = True
 
     def close(self) -> None:
         self._rows.close()

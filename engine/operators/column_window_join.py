@@ -1,48 +1,52 @@
 """Window join on columns: each slice of time keeps both sides' records as they came; a window that fires sorts them by
 key and pairs them in one go.
 
-Tumbling, sliding and cumulating windows of event time, without lateness. Semantics are those of ``operators/window``,
-which takes over, with all that is kept, when something comes that columns cannot do. The pairs of one key come in the
-row operator's order: by left record, then by right one, each in order of arrival.
+Tumbling, sliding and cumulating windows of event time. Semantics are those of ``operators/window``, which takes over,
+with all that is kept, when something comes that columns cannot do: with lateness, each late record gives all pairs of
+its key in its windows again. The pairs of one key come in the row operator's order: by left record, then by right one,
+each in order of arrival.
 
-State is in memory: with the backend ``rocksdb`` rows do everything.
+What is more than the operator's share of memory lies in files, slice by slice, whatever the backend; a window that
+fires reads it partition by partition of the keys (``window_join_state``).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec, records_at
+from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
-from engine.operators.join_state import SideRecords, chunks_of, in_order, key_columns, key_kinds, records_in
+from engine.operators.join_state import in_order
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.process import keeps_state
 from engine.operators.row_output import maker_of
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_functions import JoinedFunction
 from engine.operators.window_slices import Slices, slices_of
+from engine.state.key_groups import key_group_range
 from engine.time.triggers import EventTimeTrigger
-from engine.time.windows import TIME_MIN_MS, TimeWindow
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.late_pairs import LatePairs
+    from engine.operators.window_join_state import WindowContent, WindowJoinState
+
     Array = np.ndarray[Any, Any]
+    #: a window that has fired before, and rows of either side that are pairs
+    _Run = tuple[tuple[int, int], Array, Array]
 
 __all__ = ["ColumnWindowJoinSpec", "column_window_join"]
 
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
-#: Batches that are smaller together become one in a pane: many small ones cost more than their content.
-_MERGED_ROWS_MAX: Final = 1 << 16
 
 
 @final
@@ -70,164 +74,10 @@ def column_window_join(rows: WindowSpec, shapes: tuple[Shape | None, Shape | Non
         return None
     if slices_of(rows.assigner) is None or type(rows.trigger) is not EventTimeTrigger:
         return None
-    if rows.evictor is not None or rows.allowed_lateness_ms:
+    if rows.evictor is not None or rows.allowed_lateness_ms >= TIME_LIMIT_MS:
         return None
     is_plain = not function.is_flat and maker_of(rows.output_type) is None
     return ColumnWindowJoinSpec(rows, pair_shape(function.given, *shapes) if is_plain else None)
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Some:
-    """Records of one side and slice. ``arrivals``: rising numbers, the order in which they came; ``fired_ms``: of
-    restored ones, up to when their windows have fired."""
-
-    columns: pa.RecordBatch
-    times_ms: Array
-    arrivals: Array
-    fired_ms: int = TIME_MIN_MS
-
-
-def _append(kept: list[_Some], some: _Some) -> None:
-    kept.append(some)
-    while len(kept) > 1 and _are_small(kept[-2], kept[-1]):
-        last = kept.pop()
-        kept[-1] = _Some(*_joined([kept[-1], last]), last.fired_ms)
-
-
-def _are_small(before: _Some, last: _Some) -> bool:
-    """Whether two batches are to become one: as in a binary counter, so that a row is copied a few times only."""
-    sizes = before.times_ms.size, last.times_ms.size
-    return sizes[0] < 2 * sizes[1] and sum(sizes) <= _MERGED_ROWS_MAX and before.fired_ms == last.fired_ms
-
-
-def _joined(kept: list[_Some]) -> tuple[pa.RecordBatch, Array, Array]:
-    import numpy as np
-    import pyarrow as pa
-
-    if len(kept) == 1:
-        return kept[0].columns, kept[0].times_ms, kept[0].arrivals
-    (columns,) = pa.Table.from_batches([some.columns for some in kept]).combine_chunks().to_batches()
-    times_ms, arrivals = ([some.times_ms for some in kept], [some.arrivals for some in kept])
-    return columns, np.concatenate(times_ms), np.concatenate(arrivals)
-
-
-@final
-class WindowJoinState:
-    """Implements ``parts.KeyedPart``. ``fields``: of the key, by side."""
-
-    def __init__(
-        self, max_parallelism: int, slices: Slices, fields: tuple[tuple[int | str, ...], ...], *, is_tuple: bool
-    ) -> None:
-        self._max_parallelism = max_parallelism
-        self._slices = slices
-        self._fields = fields
-        self._is_tuple = is_tuple
-        self.watermark_ms = TIME_MIN_MS
-        self.clear()
-
-    def clear(self) -> None:
-        #: start → records by side
-        self.panes: dict[int, tuple[list[_Some], list[_Some]]] = {}
-        self.schemas: list[pa.Schema | None] = [None, None]
-        self.keys: list[list[int]] = [[], []]
-        self.kinds: list[pa.DataType] | None = None
-        self.num_arrived = 0
-        #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
-        self.others: dict[int, bytes] = {}
-
-    def define(self, side: int, schema: pa.Schema) -> bool:
-        """Note the types of a side; False when columns cannot do it."""
-        known = self.schemas[side]
-        if known is not None:
-            return are_alike(known, schema)
-        fields = [column_index(schema, field) for field in self._fields[side]]
-        kinds = key_kinds(schema, fields)
-        if kinds is None or self.kinds not in (None, kinds):
-            return False
-        self.schemas[side], self.keys[side], self.kinds = named_schema(schema, is_named(schema)), fields, kinds
-        return True
-
-    def append(
-        self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, fired_ms: int
-    ) -> None:
-        """The columns are the state's own from now on."""
-        import pyarrow as pa
-
-        if start not in self.panes:
-            self.panes[start] = [], []
-        own = pa.RecordBatch.from_arrays(columns.columns, schema=self.schemas[side])
-        _append(self.panes[start][side], _Some(own, times_ms, arrivals, fired_ms))
-
-    def records_of(self, side: int, window: tuple[int, int]) -> tuple[pa.RecordBatch, Array | None] | None:
-        """Return one side's records of a window that is about to fire, None = there are none, and the rows in order of
-        arrival, None = as they are."""
-        import numpy as np
-
-        panes = [self.panes[start][side] for start in self._slices.slices_of(window) if start in self.panes]
-        kept = [some for some in itertools.chain.from_iterable(panes) if some.fired_ms < window[1] - 1]
-        if not kept:
-            return None
-        columns, _, arrivals = _joined(kept)
-        return columns, None if len(panes) == 1 else np.argsort(arrivals, kind="stable")
-
-    def key_columns(self, side: int, columns: pa.RecordBatch) -> list[pa.Array]:
-        assert self.kinds is not None
-        return key_columns(columns, self.keys[side], self.kinds)
-
-    def records(self) -> Iterator[SideRecords]:
-        """Yield all that is kept, each side in order of arrival within a slice."""
-        for side in range(2):
-            for start in sorted(self.panes):
-                for some in self.panes[start][side]:
-                    fired_ms = max(self.watermark_ms, some.fired_ms)
-                    yield SideRecords(side, some.columns, some.times_ms, some.arrivals, fired_ms)
-        for chunk in self.others.values():
-            yield from records_in(chunk)
-
-    # --- KeyedPart
-
-    def num_entries(self) -> int:
-        kept = (some for pane in self.panes.values() for side in pane for some in side)
-        return sum(some.times_ms.size for some in kept) + len(self.others)
-
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        wanted = set(key_groups)
-        chunks = chunks_of(self._kept(), wanted)
-        return chunks | {group: chunk for group, chunk in self.others.items() if group in wanted}
-
-    def _kept(self) -> Iterator[tuple[SideRecords, Array]]:
-        from engine.state.column_hash import groups_of_rows
-
-        others, self.others = self.others, {}
-        for records in self.records():
-            keys = [records.columns.column(key) for key in self.keys[records.side]]
-            groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple)
-            yield records, groups.astype("int64")
-        self.others = others
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        import numpy as np
-        import pyarrow as pa
-
-        for group, chunk in chunks.items():
-            found = list(records_in(chunk))
-            if not all(self.define(records.side, records.columns.schema) for records in found):
-                self.others[group] = chunk
-                continue
-            size, offset = self._slices.slice_ms, self._slices.offset_ms
-            for records in found:
-                times_ms = records.times_ms
-                starts = times_ms - (times_ms - offset) % size
-                for start in np.unique(starts).tolist():
-                    rows = np.flatnonzero(starts == start)
-                    columns = records.columns.take(pa.array(rows))
-                    arrivals = records.arrivals[rows]
-                    self.append(records.side, start, columns, times_ms[rows], arrivals, records.watermark_ms)
-                    self.num_arrived = max(self.num_arrived, int(arrivals[-1]) + 1)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -235,6 +85,8 @@ class WindowJoinState:
 
 @final
 class _ColumnWindowJoinOperator(ColumnJoinOperator):
+    _state: WindowJoinState
+
     def __init__(self, spec: ColumnWindowJoinSpec) -> None:
         slices = slices_of(spec.rows.assigner)
         assert slices is not None, spec.rows.assigner
@@ -242,6 +94,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         assert isinstance(function, JoinedFunction)
         self._spec = spec
         self._slices: Slices = slices
+        self._lateness_ms = spec.rows.allowed_lateness_ms
         super().__init__(WindowOperator(spec.rows, is_inside=True))
         self._compiled = None if spec.shape is None else pair_function(function.given)
         self._watermark_ms = TIME_MIN_MS
@@ -250,22 +103,34 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels, join_kernels
+        from engine.operators.window_join_state import WindowJoinState
 
         super().open(ctx, out)
         self._kernels, self._join_kernels = column_kernels, join_kernels
         self._rows.open(ctx, out)
-        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        runtime = ctx.runtime_context
+        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._memory = MemoryWatch(ctx)
         selectors = self._spec.rows.key_selectors
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        subtask = runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks()
         state = WindowJoinState(
-            ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+            max_parallelism,
+            key_group_range(*subtask, max_parallelism),
             self._slices,
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
+            folder=ctx.work_dir,
+            bytes_max=self._memory.limit_bytes,
         )
         self._register(ctx, state)
-        for start, sides in self._state.panes.items():
-            for some in itertools.chain(*sides):
-                self._expect(start, some.fired_ms)
+        for start in state.starts():
+            for fired_ms in state.fired_of(start):
+                self._expect(start, fired_ms)
+
+    def close(self) -> None:
+        super().close()
+        self._state.spilled.clear()
 
     # --- records
 
@@ -276,6 +141,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         law = self._slices.slice_ms, self._slices.offset_ms
         pane_of_row = np.empty(times_ms.size, np.int32)
         starts = np.empty(_PANES_MAX, np.int64)
+        late: list[tuple[Array, list[tuple[int, int]]]] = []
         row = 0
         while row < times_ms.size:
             begin = row
@@ -284,20 +150,34 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
                 rows = begin + np.flatnonzero(pane_of_row[begin:row] == pane)
                 if self._is_too_late(side, start, columns, times_ms, rows):
                     continue
-                if start not in self._state.panes:
+                if start not in self._state or start in self._state.returned:
                     self._expect(start, self._watermark_ms)
+                    self._state.returned.discard(start)
+                if fired := self._fired_windows(start):
+                    late.append((rows, fired))
                 # A copy: a slice would keep the whole batch in memory.
                 arrivals = self._state.num_arrived + rows
                 self._state.append(side, start, columns.take(pa.array(rows)), times_ms[rows], arrivals, TIME_MIN_MS)
+        if late:
+            self._fire_late(side, columns, late)
         self._state.num_arrived += times_ms.size
+        if self._state.has_too_much() or (not self._state.spilled and self._memory.must_spill(self._state.nbytes)):
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Let slices go to files: those whose windows have fired first, then those of windows that fire last."""
+        first_ends: dict[int, int] = {}
+        for end, begin in self._pending:
+            for start in self._slices.slices_of((begin, end)):
+                first_ends[start] = min(end, first_ends.get(start, end))
+        self._state.make_room(lambda start: first_ends.get(start, TIME_MAX_MS))
 
     def _is_too_late(self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, rows: Array) -> bool:
         """Whether no window of the slice is alive; then its rows are dropped, or sent aside."""
-
         last_end = self._slices.last_end(start)
-        if last_end is not None and last_end - 1 > self._watermark_ms:
+        if last_end is not None and last_end - 1 + self._lateness_ms > self._watermark_ms:
             return False
-        late = rows[times_ms[rows] <= self._watermark_ms]
+        late = rows[times_ms[rows] + self._lateness_ms <= self._watermark_ms]
         tag = self._spec.rows.late_tag
         if tag is None:
             self._late_dropped.inc(int(late.size))
@@ -311,33 +191,85 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
             if end - 1 > watermark_ms:
                 self._pending.add((end, begin))
 
+    def _fired_windows(self, start: int) -> list[tuple[int, int]]:
+        """Return the windows of a slice that have fired and are kept for late records, the last one first."""
+        if not self._lateness_ms:
+            return []
+        watermark_ms = self._watermark_ms
+        windows = self._slices.windows_with(start)
+        return [window for window in windows if window[1] - 1 <= watermark_ms < window[1] - 1 + self._lateness_ms]
+
+    def _fire_late(self, side: int, columns: pa.RecordBatch, late: list[tuple[Array, list[tuple[int, int]]]]) -> None:
+        """Give the pairs of windows that have fired once more for each record that came late, in order of these."""
+        import pyarrow as pa
+
+        from engine.operators.late_pairs import LatePairs
+
+        state = self._state
+        in_order = sorted(((row, fired) for rows, fired in late for row in rows.tolist()), key=lambda one: one[0])
+        keys = state.key_columns(side, columns.take(pa.array([row for row, _ in in_order])))
+        starts = {start for _, fired in late for window in fired for start in self._slices.slices_of(window)}
+        pairs = LatePairs(state, keys, filter(state.__contains__, starts), self._lateness_ms)
+        runs: list[_Run] = []
+        num_pairs = 0
+        for number, (row, fired) in enumerate(in_order):
+            for window in fired:
+                for lefts, rights in pairs.of(number, state.num_arrived + row, window):
+                    runs.append((window, lefts, rights))
+                    num_pairs += lefts.size
+                    if num_pairs >= BATCH_ROWS_MAX:
+                        self._emit_late(pairs, runs)
+                        runs, num_pairs = [], 0
+        if runs:
+            self._emit_late(pairs, runs)
+
+    def _emit_late(self, late: LatePairs, runs: list[_Run]) -> None:
+        import numpy as np
+
+        made = None
+        if self._compiled is not None:
+            lefts, rights = (np.concatenate([run[side] for run in runs]) for side in (1, 2))
+            times_ms = np.repeat([window[1] - 1 for window, *_ in runs], [lefts.size for _, lefts, _ in runs])
+            picked = FromBatch(late.columns(0), lefts), FromBatch(late.columns(1), rights)
+            made = Pairs(*picked, times_ms, times_ms.size).apply(self._compiled)
+        if made is not None:
+            self.out.emit(made)
+            return
+        for window, lefts, rights in runs:
+            pairs = Pairs(FromBatch(late.columns(0), lefts), FromBatch(late.columns(1), rights), None, lefts.size)
+            self._rows.join_pairs(list(pairs.rows()), TimeWindow(*window))
+
     # --- time
 
     def _process_time(self, watermark_ms: int) -> None:
         self._watermark_ms = self._state.watermark_ms = max(self._watermark_ms, watermark_ms)
         for end, begin in sorted(window for window in self._pending if window[0] - 1 <= watermark_ms):
             self._pending.discard((end, begin))
-            self._fire((begin, end))
-        panes = self._state.panes
-        for start in list(panes):
-            last_end = self._slices.last_end(start)
-            if last_end is None or last_end - 1 <= watermark_ms:
-                del panes[start]
+            for partitions in self._state.pieces_of((begin, end)):
+                self._fire((begin, end), partitions)
+        self._state.drop([start for start in self._state.starts() if self._is_over(start, watermark_ms)])
 
-    def _fire(self, window: tuple[int, int]) -> None:
+    def _is_over(self, start: int, watermark_ms: int) -> bool:
+        last_end = self._slices.last_end(start)
+        return last_end is None or last_end - 1 + self._lateness_ms <= watermark_ms
+
+    def _fire(self, window: tuple[int, int], partitions: range | None) -> None:
         import numpy as np
 
         from engine.state.slot_table import SlotTable
 
         state = self._state
-        left, right = (state.records_of(side, window) for side in range(2))
+        left, right = (state.content_of(side, window, partitions, self._lateness_ms) for side in range(2))
         if left is None or right is None or state.kinds is None:
             return
         table = SlotTable(state.kinds)
-        slots = [table.slots_of(state.key_columns(side, columns)) for side, (columns, _) in enumerate((left, right))]
+        slots = [table.slots_of(state.key_columns(side, own.columns)) for side, own in enumerate((left, right))]
         groups = [
-            self._grouped(own, order, table.num_slots) for own, (_, order) in zip(slots, (left, right), strict=True)
+            self._grouped(own, content.order, table.num_slots)
+            for own, content in zip(slots, (left, right), strict=True)
         ]
+        if left.is_new is not None or right.is_new is not None:
+            groups[0] = _of_firing(groups[0], slots, (left, right))
         lefts, rights = np.empty(BATCH_ROWS_MAX, np.int64), np.empty(BATCH_ROWS_MAX, np.int64)
         at = 0, -1, -1
         while at[0] < table.num_slots:
@@ -345,7 +277,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
             at = reached[0], reached[1], reached[2]
             if num_pairs:
                 times_ms = np.full(num_pairs, window[1] - 1, np.int64)
-                picked = FromBatch(left[0], lefts[:num_pairs]), FromBatch(right[0], rights[:num_pairs])
+                picked = FromBatch(left.columns, lefts[:num_pairs]), FromBatch(right.columns, rights[:num_pairs])
                 self._emit(Pairs(*picked, times_ms, times_ms.size), window)
 
     def _grouped(self, slots: Array, arrival: Array | None, num_slots: int) -> tuple[Array, Array]:
@@ -372,7 +304,22 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         self._is_on_rows = True
         if not state.num_entries():
             return
-        for records in in_order(state.records()):
-            self._rows.adopt_records(records.side, *records.rows(), records.watermark_ms)
+        for piece in state.records():
+            for records in in_order(piece):
+                self._rows.adopt_records(records.side, *records.rows(), records.watermark_ms)
         self._pending.clear()
         state.clear()
+
+
+def _of_firing(
+    group: tuple[Array, Array], slots: list[Array], contents: tuple[WindowContent, ...]
+) -> tuple[Array, Array]:
+    """Return a side's rows without those of keys that have fired and of which nothing has come since a restore."""
+    import numpy as np
+
+    starts, order = group
+    fires = np.zeros(starts.size - 1, np.bool_)
+    for own, content in zip(slots, contents, strict=True):
+        fires[own if content.is_new is None else own[content.is_new]] = True
+    sizes = np.diff(starts)
+    return np.concatenate(([0], np.cumsum(np.where(fires, sizes, 0)))), order[np.repeat(fires, sizes)]

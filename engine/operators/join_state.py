@@ -61,19 +61,20 @@ class SideRecords:
 
 
 def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
-    """Yield the records by side, in the order in which they came as far as their watermark and types are the same."""
+    """Yield the records of each side in order of arrival, as far as their types and watermarks are the same; those with
+    the latest watermark first, as they came before others of their key."""
     import numpy as np
     import pyarrow as pa
 
     alike: dict[tuple[int, int, str], list[SideRecords]] = {}
     for records in pieces:
-        alike.setdefault((records.side, records.watermark_ms, str(records.columns.schema)), []).append(records)
-    for (side, watermark_ms, _), some in sorted(alike.items(), key=lambda item: item[0]):
+        alike.setdefault((-records.watermark_ms, records.side, str(records.columns.schema)), []).append(records)
+    for (negative_ms, side, _), some in sorted(alike.items(), key=lambda item: item[0]):
         arrivals = np.concatenate([records.arrivals for records in some])
         order = np.argsort(arrivals, kind="stable")
         (columns,) = pa.Table.from_batches([records.columns for records in some]).combine_chunks().to_batches()
         times_ms = np.concatenate([records.times_ms for records in some])
-        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], watermark_ms)
+        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], -negative_ms)
 
 
 def key_kinds(schema: pa.Schema, fields: Sequence[int]) -> list[pa.DataType] | None:

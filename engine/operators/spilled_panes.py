@@ -25,7 +25,7 @@ from engine.state.hash_kernels import order_by_channel
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["Rows", "SpilledPanes"]
+__all__ = ["Rows", "SpilledPanes", "in_pieces"]
 
 #: Records by folded rows from which on a pane is folded again, and records below which that is never worth it.
 _RECORDS_PER_FOLDED: Final = 4
@@ -240,22 +240,17 @@ class SpilledPanes:
 
     def ranges(self, starts: Iterable[int], rows_max: int, within: range | None = None) -> list[range]:
         """Return the partitions in pieces of about so many rows of these panes, or of one partition."""
-        within = within or range(self._num_partitions)
+        return in_pieces(self.rows_by_partition(starts), rows_max, within or range(self._num_partitions))
+
+    def rows_by_partition(self, starts: Iterable[int]) -> Array:
+        """Return the number of rows that these panes have, by partition."""
         counts = np.zeros(self._num_partitions, np.int64)
         for start in starts:
             pane = self._panes[start]
             counts += pane.num_folded + pane.num_records
             if (tail := pane.tail_segment()) is not None:
                 counts += np.diff(tail.ends, prepend=0)
-        pieces, begin, num_rows = [], within.start, 0
-        for partition in within:
-            if num_rows and num_rows + counts[partition] > rows_max:
-                pieces.append(range(begin, partition))
-                begin, num_rows = partition, 0
-            num_rows += int(counts[partition])
-        if num_rows:
-            pieces.append(range(begin, within.stop))
-        return pieces
+        return counts
 
     def to_be_folded(self) -> int | None:
         """Return a pane that has so many records in files that it takes less room, and time, to fold them."""
@@ -264,6 +259,20 @@ class SpilledPanes:
             if num_records > _RECORDS_MIN and num_records > _RECORDS_PER_FOLDED * int(pane.num_folded.sum()):
                 return start
         return None
+
+
+def in_pieces(sizes: Array, size_max: int, within: range) -> list[range]:
+    """Return partitions in pieces that are not larger than ``size_max`` together, or of one partition. ``sizes``: by
+    partition; those without content are in no piece, or beside others."""
+    pieces, begin, size = [], within.start, 0
+    for partition in within:
+        if size and size + sizes[partition] > size_max:
+            pieces.append(range(begin, partition))
+            begin, size = partition, 0
+        size += int(sizes[partition])
+    if size:
+        pieces.append(range(begin, within.stop))
+    return pieces
 
 
 def _sorted(columns: pa.RecordBatch, partitions: Array, num_partitions: int, *, is_folded: bool) -> _Segment:

@@ -235,7 +235,12 @@ class WindowOperator(Operator):
         return item if self._spec.evictor is None else TimestampedValue(item, stamp)
 
     def _process_groups(
-        self, input_index: int, assigner: RegularWindows, elements: Iterator[tuple[Any, Any, int]]
+        self,
+        input_index: int,
+        assigner: RegularWindows,
+        elements: Iterator[tuple[Any, Any, int]],
+        *,
+        fires: bool = True,
     ) -> None:
         plain = len(self._keys) == 1 and self._spec.evictor is None
         groups: dict[tuple[Any, Any], list[Any]] = {}
@@ -257,7 +262,7 @@ class WindowOperator(Operator):
                     else:
                         groups[group] = [item]
                 if fired:
-                    self._process_fired(input_index, key, row, stamp, fired)
+                    self._process_fired(input_index, key, row, stamp, fired, fires=fires)
                 elif not waiting and self._is_too_late(stamp):
                     self._too_late(row, stamp)
         except TypeError:
@@ -284,10 +289,17 @@ class WindowOperator(Operator):
         waiting = [window for window in live if window.max_timestamp() > watermark_ms]
         return waiting, [window for window in live if window.max_timestamp() <= watermark_ms]
 
-    def _process_fired(self, input_index: int, key: Any, row: Any, stamp: int, windows: Sequence[Any]) -> None:
+    def _process_fired(
+        self, input_index: int, key: Any, row: Any, stamp: int, windows: Sequence[Any], *, fires: bool
+    ) -> None:
         self.backend.set_current_key(key)
         for window in windows:
-            self._take_up(input_index, key, row, stamp, window, window)
+            if fires:
+                self._take_up(input_index, key, row, stamp, window, window)
+            else:
+                self._contents.use(window)
+                self._contents.add((self._item(input_index, row, stamp),))
+                self._register_cleanup(window)
 
     def _process_row(self, input_index: int, key: Any, row: Any, stamp: int) -> None:
         self.backend.set_current_key(key)
@@ -411,7 +423,7 @@ class WindowOperator(Operator):
             self._register_cleanup(window)
 
     def adopt_records(self, input_index: int, rows: list[Any], stamps: list[int], watermark_ms: int) -> None:
-        """Take up what another operator has kept in windows that had not fired by the watermark."""
+        """Take up what another operator has kept in windows; those that had fired by the watermark do not fire now."""
         if self._regular is None or len(self._keys) == 1:
             raise ProgramError(
                 f"Operator {self.ctx.operator_name!r}: its windows were those of two streams, regular in time; they "
@@ -419,7 +431,7 @@ class WindowOperator(Operator):
             )
         now_ms, self.timers.current_watermark = self.timers.current_watermark, watermark_ms
         keys = self._keys[input_index].of(rows)
-        self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True))
+        self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True), fires=False)
         self.timers.current_watermark = now_ms
 
     def adopt_session(self, key: Any, window: Any, accumulator: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import keyed, latency, window_spill
+from tests.bench import join_spill, keyed, latency, window_spill
 from tests.bench.python_peers import race
 from tests.bench.recovery import Load
 from tests.bench.recovery_race import recovery_race
@@ -51,6 +51,11 @@ def _window_spill() -> int:
     return 0 if found["results, M"] > 0 else 1
 
 
+def _join_spill() -> int:
+    found = join_spill.measure("files", num_records=40_000, memory_mb=64, late=16)
+    return 0 if found["results, M"] > 0 else 1
+
+
 #: name → what returns 0 when it counts right; exceptions say what does not
 PARTS = {
     "keyed": keyed.smoke,
@@ -60,4 +65,5 @@ PARTS = {
     "recovery": _recovery,
     "spill": _spill,
     "window-spill": _window_spill,
+    "join-spill": _join_spill,
 }

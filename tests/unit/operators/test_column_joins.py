@@ -230,7 +230,7 @@ def test_errors_of_the_function_are_told_as_those_of_rows():
 
 def test_what_columns_cannot_do_has_no_columnar_form():
     plain = windowed("tumbling", called)
-    assert column_window_join(replace(plain, allowed_lateness_ms=1), SHAPES) is None
+    assert column_window_join(replace(plain, allowed_lateness_ms=TIME_MAX_MS), SHAPES) is None
     assert column_window_join(replace(plain, key_selectors=(FieldKey(0), len)), SHAPES) is None
     assert column_interval_join(replace(interval((0, 1), called), key_selectors=(len, len)), SHAPES) is None
     assert column_interval_join(interval((0, TIME_MAX_MS), called), SHAPES) is None
