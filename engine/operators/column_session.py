@@ -1,13 +1,15 @@
-"""Session windows of event time over columns, with built-in aggregates or records that are chosen, without lateness.
+"""Session windows of event time over columns, with built-in aggregates or records that are chosen.
 
 A kernel finds or makes the session of each row, in order, and says which sessions have become one, and when. Semantics
 are those of ``operators/window``, which takes over, with all that is held, when something comes that columns cannot do
-(rows, other types, a sum beyond 64 bits). What came first, of two sessions that become one, is what it is on rows: the
-session that was changed last goes second (``session_state``).
+(rows, other types, a sum beyond 64 bits). Sessions that have fired are kept for what is late, and fire again for each
+record of it. What came first, of two sessions that become one, is what it is on rows: the session that was changed last
+goes second (``session_state``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -25,7 +27,7 @@ from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, Window
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
 from engine.state.key_groups import canonical_key
-from engine.time.assigners import EventTimeSessionWindows
+from engine.time.assigners import EventTimeSessionWindows, MergingWindowAssigner
 from engine.time.triggers import EventTimeTrigger
 from engine.time.windows import TIME_MIN_MS, TimeWindow
 
@@ -35,15 +37,16 @@ if TYPE_CHECKING:
 
     from engine.operators.column_folds import WindowFolds
     from engine.operators.compile.translate import Shape
-    from engine.operators.session_state import Assigned, SessionState
+    from engine.operators.session_state import Assigned, Edges, SessionState
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["ColumnSessionSpec", "column_session"]
+__all__ = ["ColumnSessionSpec", "column_session", "sessions_on_rows"]
 
-#: Times and gaps beyond are left to rows: sums of two stay within 64 bits.
+#: Times, gaps and lateness beyond are left to rows: sums of them stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
+_NO_TYPES: Final = "the types of its records are not declared"
 
 
 @final
@@ -82,29 +85,58 @@ class ColumnSessionSpec(OperatorSpec):
 
 def column_session(rows: WindowSpec, shape: Shape | None = None) -> ColumnSessionSpec | None:
     """Return the columnar form of session windows; None if there is none. ``shape``: of the records, if known."""
+    planned = _planned(rows, shape)
+    return planned if isinstance(planned, ColumnSessionSpec) else None
+
+
+def sessions_on_rows(rows: WindowSpec, shape: Shape | None, *, from_rows: bool) -> str:
+    """Return why these windows run on rows, in a few words for who reads the plan; "" = they are not sessions, or they
+    do not. ``from_rows``: so come their records."""
+    if not isinstance(rows.assigner, MergingWindowAssigner):
+        return ""
+    planned = _planned(rows, shape)
+    if isinstance(planned, str) and not (from_rows and planned == _NO_TYPES):
+        return planned
+    return "its input is rows, of no source that has columns" if from_rows else ""
+
+
+def _planned(rows: WindowSpec, shape: Shape | None) -> ColumnSessionSpec | str:
+    """Return the columnar form, or why there is none."""
     selectors, fold, assigner = rows.key_selectors, rows.fold, rows.assigner
-    if len(selectors) != 1 or not isinstance(selectors[0], FieldKey | ComposedKey):
-        return None
-    if not isinstance(assigner, EventTimeSessionWindows) or assigner._gap >= _TIME_LIMIT_MS:
-        return None
-    if type(rows.trigger) is not EventTimeTrigger or rows.evictor is not None or rows.allowed_lateness_ms:
-        return None
-    if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
+    if len(selectors) != 1:
+        return "it joins two streams"
+    if not isinstance(selectors[0], FieldKey | ComposedKey):
+        return "its key is no field" if selectors[0] is not None else "it has no key"
+    if not isinstance(assigner, EventTimeSessionWindows):
+        return "its gap is not fixed" if assigner.is_event_time() else "its time is the clock's"
+    if type(rows.trigger) is not EventTimeTrigger:
+        return f"its trigger is {type(rows.trigger).__name__}"
+    if rows.evictor is not None:
+        return f"it has a {type(rows.evictor).__name__}"
+    if max(assigner._gap, rows.allowed_lateness_ms) >= _TIME_LIMIT_MS:
+        return "its gap or lateness is no time of this world"
+    if fold is None:
+        return "its function sees every record"
+    if isinstance(fold, AggregateFold):
+        if not isinstance(fold.given, RowAggregates):
+            return "nobody knows what merge() of its AggregateFunction does"
         return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows)
     if not isinstance(fold, ReduceFold) or not isinstance(rows.function, PassThrough):
-        return None
+        return "its results go through a window function"
     if isinstance(fold.given, FieldAggregate) and fold.given.kind not in ("min_by", "max_by"):
         one = FieldAggregateOf(fold.given.kind, fold.given.field)
         return ColumnSessionSpec(selectors[0], (one,), assigner._gap, rows, keeps_record=True)
     if isinstance(fold.given, FieldAggregate):
         choice: RecordChoice | None = RecordChoice.of_kind(fold.given.kind, fold.given.field)
+    elif shape is None:
+        return _NO_TYPES
     else:
-        choice = None if shape is None else users_choice(rows, shape)
+        choice = users_choice(rows, shape)
     if choice is None:
         # What a reduce function makes of two sessions is what it makes of their fields, as it is of two records.
         folds = None if shape is None else folds_of(rows, shape)
         if folds is None or set(folds.seeds) != {None}:
-            return None
+            return "its function neither folds field by field nor picks a record, as far as the compiler sees"
         return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=(None,) * len(folds.seeds))
     compared = FieldAggregateOf("min", choice.field)
     return ColumnSessionSpec(selectors[0], (compared,), assigner._gap, rows, keeps_record=True, choice=choice)
@@ -132,8 +164,14 @@ class _ColumnSessionOperator(Operator):
         self._max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._state: SessionState = SessionState(
-            self._empty_windows, self._spec.gap_ms, self._max_parallelism, is_tuple=self._is_tuple
+            self._empty_windows,
+            self._spec.gap_ms,
+            self._max_parallelism,
+            is_tuple=self._is_tuple,
+            lateness_ms=self._spec.rows.allowed_lateness_ms,
         )
+        # A row may begin a level by a merge, and the next one by firing.
+        self._rows_max = BATCH_ROWS_MAX // 2 if self._spec.rows.allowed_lateness_ms else BATCH_ROWS_MAX
         ctx.state.add_keyed(SESSIONS_PART, self._state)
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
@@ -158,8 +196,9 @@ class _ColumnSessionOperator(Operator):
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        for at in range(0, max(1, len(batch)), BATCH_ROWS_MAX):
-            self._process(input_index, batch if len(batch) <= BATCH_ROWS_MAX else batch.slice(at, at + BATCH_ROWS_MAX))
+        for at in range(0, max(1, len(batch)), self._rows_max):
+            end = min(len(batch), at + self._rows_max)
+            self._process(input_index, batch if len(batch) <= self._rows_max else batch.slice(at, end))
 
     def _process(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
@@ -226,7 +265,7 @@ class _ColumnSessionOperator(Operator):
         elif late.size:
             aside = ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._state.named)
             self.out.emit_side(self._spec.rows.late_tag, aside)
-        if not self._state.take_up(assigned):
+        if not self._state.take_up(assigned, self._fire):
             self._hand_over(self._taken_up_on_rows(assigned, columns))
 
     def _begins(self, aggregated: pa.RecordBatch, named: bool) -> bool:
@@ -239,7 +278,7 @@ class _ColumnSessionOperator(Operator):
         held = self._state.parts()
         records = ColumnBatch(columns, named=self._state.named).to_rows().rows
         sessions = assigned.sessions
-        for rows, merges in assigned.steps_left():
+        for rows, merges, fires in assigned.steps_left():
             for source, target, _, goes_first in merges.tolist():
                 pair = held.pop(source), held[target]
                 held[target] = fold.merge(*pair) if goes_first else fold.merge(*reversed(pair))
@@ -249,7 +288,17 @@ class _ColumnSessionOperator(Operator):
                     held[session] = fold.add(held[session], records[row])
                 else:
                     held[session] = fold.first(records[row])
+            self._fire_rows(fires, held)
         return held
+
+    def _fire_rows(self, due: Edges, held: Mapping[int, Any]) -> None:
+        """As ``_fire``, of accumulators of the row operator."""
+        keys = self._state.keys_of(due.sessions)
+        for session, start, end, key in zip(*due.lists(), keys, strict=True):
+            self._rows.fire_held(TimeWindow(start, end), [self._key(key)], [held[session]], self._watermark_ms)
+
+    def _key(self, fields: tuple[Any, ...]) -> Any:
+        return canonical_key(fields if self._is_tuple else fields[0])
 
     # --- time
 
@@ -259,17 +308,21 @@ class _ColumnSessionOperator(Operator):
             self._rows.process_watermark(watermark_ms)
             return
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
-        if self._state.first_end_ms - 1 <= watermark_ms:
-            due = self._state.due(watermark_ms)
-            for at in range(0, due.size, BATCH_ROWS_MAX):
-                part = due[at : at + BATCH_ROWS_MAX]
-                if self._spec.seeds is not None:
-                    self.out.emit(RowBatch(*self._state.folded(part)))
-                else:
-                    self.out.emit(ColumnBatch(*self._state.results(part), named=self._state.named))
-            if due.size:
-                self._state.drop(due)
+        if self._state.next_due_ms <= watermark_ms:
+            due, over = self._state.due(watermark_ms)
+            self._fire(due)
+            if over.size:
+                self._state.drop(over)
         self.out.emit_watermark(watermark_ms)
+
+    def _fire(self, due: Edges) -> None:
+        """Emit what these sessions give."""
+        for at in range(0, due.sessions.size, BATCH_ROWS_MAX):
+            part = due.part(at, at + BATCH_ROWS_MAX)
+            if self._spec.seeds is not None:
+                self.out.emit(RowBatch(*self._state.folded(part)))
+            else:
+                self.out.emit(ColumnBatch(*self._state.results(part), named=self._state.named))
 
     # --- the way to rows, and the end
 
@@ -285,8 +338,9 @@ class _ColumnSessionOperator(Operator):
         if not self._state.num_entries():
             return
         for session in self._state.open_sessions(parts):
-            key = canonical_key(session.fields if self._is_tuple else session.fields[0])
-            self._rows.adopt_session(key, TimeWindow(session.start, session.end), session.accumulator)
+            window = TimeWindow(session.start, session.end)
+            key = self._key(session.fields)
+            self._rows.adopt_session(key, window, session.accumulator, has_fired=session.has_fired)
         self._state.clear()
 
     def finish(self) -> None:
