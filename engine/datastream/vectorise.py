@@ -31,7 +31,7 @@ from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_de
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_join import ColumnJoinSpec
 from engine.operators.column_regular_join import column_regular_join
-from engine.operators.column_session import ColumnSessionSpec, column_session
+from engine.operators.column_session import ColumnSessionSpec, column_session, sessions_on_rows
 from engine.operators.column_top_n import column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import column_window_join
@@ -77,7 +77,16 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
     if len(used) < len(sequences):  # what those would have made possible is not so
         plan = _planned(nodes, set())
     for node in nodes:
-        node.spec = plan.specs.get(node.id, node.spec)
+        if node.id in plan.specs:
+            node.spec = plan.specs[node.id]
+        elif isinstance(node.spec, WindowSpec):
+            node.spec = _told(node.spec, _input_of(node, plan))
+
+
+def _told(spec: WindowSpec, taken: _Columns | None) -> WindowSpec:
+    """Let windows that stay on rows say why, as far as that is known: of sessions."""
+    why = sessions_on_rows(spec, None if taken is None else taken.shape, from_rows=taken is None)
+    return dataclasses.replace(spec, on_rows=why) if why else spec
 
 
 def _is_sequence(spec: SourceSpec) -> bool:
@@ -101,12 +110,20 @@ class _Plan:
     gives: dict[int, _Columns | None]
 
 
+def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
+    """Return the columns that come into a node; None = rows do, too."""
+    given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
+    taken = [columns for columns in given if columns is not None]
+    if not taken or len(taken) < len(given):
+        return None
+    shapes = {columns.shape for columns in taken}
+    return _Columns(shapes.pop() if len(shapes) == 1 else None)
+
+
 def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
     """``columnar``: sources taken to give columns of numbers, beside those that do."""
     plan = _Plan({}, {})
     for node in nodes:
-        given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
-        taken = [columns for columns in given if columns is not None]
         columns: _Columns | None = None
         if node.id in columnar:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
@@ -115,9 +132,9 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
                 columns = _Columns(_declared(node.output_type, tuples=_gives_tuples(node.spec)))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))
-        elif taken and len(taken) == len(given):
-            shapes = {columns.shape for columns in taken}
-            shape = shapes.pop() if len(shapes) == 1 else None
+        elif (taken := _input_of(node, plan)) is not None:
+            shape = taken.shape
+            given = [plan.gives[edge.source.id] for edge in node.inputs]
             spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
             if spec is not None:
                 plan.specs[node.id] = spec
