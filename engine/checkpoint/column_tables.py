@@ -30,6 +30,8 @@ Entry = tuple[Any, Any, Any]
 
 #: Of a join's chunk, before each of its two streams.
 _LENGTH: Final = struct.Struct("<q")
+#: The last column of sessions that may be late (``operators/left_windows``).
+_FIRED: Final = "fired"
 #: A column of this name alone is a value, not a record of fields.
 _VALUE: Final = "value"
 
@@ -97,6 +99,8 @@ def _windows(chunk: bytes) -> Iterator[Entry]:
 
 def _sessions(chunk: bytes) -> Iterator[Entry]:
     for batch, metadata in _batches(chunk):
+        if batch.schema.names[-1] == _FIRED:
+            batch = batch.select(range(batch.num_columns - 1))
         num_keys = metadata[b"keys"].count(b",") + 1
         columns, names = _accumulators(batch.columns[2 + num_keys :], metadata)
         for row in _rows([*batch.columns[: 2 + num_keys], *columns]):

@@ -33,7 +33,7 @@ from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_join import ColumnJoinSpec
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_regular_join import column_regular_join
-from engine.operators.column_session import ColumnSessionSpec, column_session
+from engine.operators.column_session import ColumnSessionSpec, column_session, sessions_on_rows
 from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
 from engine.operators.column_window import ColumnWindowSpec, column_window
 from engine.operators.column_window_join import column_window_join
@@ -114,7 +114,7 @@ class _Plan:
     specs: dict[int, OperatorSpec]
     #: node → columns that come out of it, None = rows
     gives: dict[int, _Columns | None]
-    #: node → why it runs on rows, though its input is columns
+    #: node → why it runs on rows, though it could run on columns
     why_rows: dict[int, str]
 
 
@@ -143,12 +143,41 @@ def _words(spec: OperatorSpec) -> _Columns:
     return _Columns(Shape((Kind.STR, Kind.INT)) if tokenizer.pairs else Shape((Kind.STR,), is_scalar=True))
 
 
+def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
+    """Return the columns that come into a node; None = rows do, too."""
+    given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
+    taken = [columns for columns in given if columns is not None]
+    if not taken or len(taken) < len(given):
+        return None
+    shapes = {columns.shape for columns in taken}
+    return _Columns(shapes.pop() if len(shapes) == 1 else None, any(columns.has_kinds for columns in taken))
+
+
+def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
+    """Plan a node with inputs; return what comes out of it."""
+    taken = _input_of(node, plan)
+    spec: OperatorSpec | None = None
+    if taken is not None:
+        if node.spec.num_inputs > 1:
+            spec = _joining(node, [plan.gives[edge.source.id] for edge in node.inputs])
+        else:
+            spec = _columnar(node.spec, taken.shape)
+        if taken.has_kinds and spec is not None:
+            spec = _with_kinds(node.spec)
+            if spec is None:
+                plan.why_rows[node.id] = "its input is a changelog"
+    if spec is not None:
+        plan.specs[node.id] = spec
+    elif isinstance(node.spec, WindowSpec):
+        why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
+        plan.why_rows.setdefault(node.id, why)
+    return None if taken is None else _emitted(node.spec if spec is None else spec, taken)
+
+
 def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
     """``columnar``: nodes taken to give these columns, beside those that do."""
     plan = _Plan({}, {}, {})
     for node in nodes:
-        given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
-        taken = [columns for columns in given if columns is not None]
         columns: _Columns | None = None
         if node.id in columnar:
             columns = columnar[node.id]
@@ -159,18 +188,8 @@ def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) 
                 columns = _Columns(_declared(node.output_type))
         elif isinstance(node.spec, MapBatchesSpec):
             columns = _Columns(_declared(node.output_type))
-        elif taken and len(taken) == len(given):
-            shapes = {columns.shape for columns in taken}
-            shape = shapes.pop() if len(shapes) == 1 else None
-            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
-            has_kinds = any(columns.has_kinds for columns in taken)
-            if has_kinds and spec is not None:
-                spec = _with_kinds(node.spec)
-                if spec is None:
-                    plan.why_rows[node.id] = "its input is a changelog"
-            if spec is not None:
-                plan.specs[node.id] = spec
-            columns = _emitted(node.spec if spec is None else spec, _Columns(shape, has_kinds))
+        else:
+            columns = _transformed(node, plan)
         plan.gives[node.id] = columns
     return plan
 

@@ -119,7 +119,7 @@ class Transformation:
     is_sink: bool = False
     #: "Source", "Sink" or "" — prefix of the vertex name as Flink shows it ("Source: x -> Map -> Sink: y")
     kind: str = ""
-    #: Why it runs on rows though it could run on columns, and columns come; "" = it does not.
+    #: Why it runs on rows though its kind has a form on columns; "" = it does not, or that is not known.
     why_rows: str = ""
     id: int = field(default_factory=lambda: next(_ids))
 

@@ -19,7 +19,7 @@ from engine.state.key_groups import canonical_key
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["HELD", "SESSIONS_PART", "WINDOW_SLOTS_PART", "LeftSessions", "LeftWindows"]
+__all__ = ["FIRED", "HELD", "SESSIONS_PART", "WINDOW_SLOTS_PART", "LeftSessions", "LeftWindows"]
 
 #: The columnar operator's part of state.
 WINDOW_SLOTS_PART: Final = "window-slots"
@@ -27,6 +27,8 @@ WINDOW_SLOTS_PART: Final = "window-slots"
 SESSIONS_PART: Final = "session-slots"
 #: In the metadata of a chunk: the column of each field that a fold's accumulator has; f = as the bits of a float.
 HELD: Final = b"held"
+#: The last column of sessions that may be late: whether they have fired. A name in checkpoints, too.
+FIRED: Final = "fired"
 
 
 @final
@@ -66,8 +68,9 @@ class LeftSessions(LeftChunks):
         super().__init__()
         self._operator_name = operator_name
 
-    def take(self) -> Iterator[tuple[Any, int, int, Any]]:
-        """Yield, and forget, what open sessions hold: (key, start, end, accumulator), in the order of their changes.
+    def take(self) -> Iterator[tuple[Any, int, int, Any, bool]]:
+        """Yield, and forget, what open sessions hold: (key, start, end, accumulator, whether it has fired), in the
+        order of their changes.
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
@@ -75,7 +78,9 @@ class LeftSessions(LeftChunks):
             for layer in _streams_in(chunk):
                 for batch, _, made in _held_in(layer, self._operator_name):
                     starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
-                    yield from zip(map(canonical_key, keys), starts, ends, made, strict=True)
+                    is_told = batch.schema.names[-1] == FIRED
+                    fired = python_values(batch.column(batch.num_columns - 1)) if is_told else [False] * batch.num_rows
+                    yield from zip(map(canonical_key, keys), starts, ends, made, fired, strict=True)
 
 
 def _streams_in(chunk: bytes) -> Iterator[pa.RecordBatchStreamReader]:

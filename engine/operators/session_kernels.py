@@ -17,35 +17,42 @@ LEVEL_BITS: Final = 15
 def assign_sessions(
     slots: Any,
     times_ms: Any,
+    watermarks_ms: Any,
     law: tuple[int, int, int],
     heads: Any,
     sessions: Any,
     fresh: Any,
     of_row: tuple[Any, Any],
     merges: Any,
-) -> tuple[int, int, int]:
-    """Take up each row, in order, in the session of its key; return (new sessions, merges, levels).
+    fires: Any,
+) -> tuple[int, int, int, int]:
+    """Take up each row, in order, in the session of its key; return (new sessions, merges, fires, levels).
 
-    ``law``: (gap, watermark, number of row 0); ``heads`` int64: first session of each slot's chain plus 1, 0 = none;
-    ``sessions`` int64 (sessions, 4): start, end, next of the chain plus 1, and the row that last changed it with, in
-    the last LEVEL_BITS bits, its level, which is 0 between two calls. ``fresh``: numbers for new sessions, one a row.
-    Sessions of a key never overlap or touch. There are less than 2 ** LEVEL_BITS rows.
+    ``watermarks_ms``: the time when each row came, rising: a session that was over by then is taken out of its chain,
+    and is what it was. ``law``: (gap, allowed lateness, number of row 0); ``heads`` int64: first session of each slot's
+    chain plus 1, 0 = none; ``sessions`` int64 (sessions, 4): start, end, next of the chain plus 1, and the row that
+    last changed it with, in the last LEVEL_BITS bits, its level, which is 0 between two calls. ``fresh``: numbers for
+    new sessions, one a row. Sessions of a key never overlap or touch. There are less than 2 ** LEVEL_BITS rows, or half
+    as many where lateness is allowed.
 
     Out: ``of_row``, by row: the session at that time, int64, -1 = too late, and its level, int16. ``merges`` int64
     (rows, 4): a session that became part of another one, that one, the level of both together, and whether what the
-    former holds goes first: the session that was changed last goes second, as on rows. A level's merges come before its
-    rows, and no session is named by two merges of one level.
+    former holds goes first: the session that was changed last goes second, as on rows. ``fires`` int64 (rows, 4): a row
+    whose session has ended, but is kept for late rows, its level, and start and end of the session with it. A level's
+    merges come before its rows, and these before its fires; no session is named by two merges or fires of one level.
     """
-    gap, watermark_ms, base = law
+    gap, lateness, base = law
     session_of_row, level_of_row = of_row
     level_mask = (1 << LEVEL_BITS) - 1
     num_fresh = 0
     num_merges = 0
+    num_fires = 0
     num_levels = 1
     for row in range(slots.size):
         start = times_ms[row]
         end = start + gap
         low, high = start, end
+        watermark_ms = watermarks_ms[row]
         mine = -1
         before = -1
         is_same = False
@@ -53,7 +60,12 @@ def assign_sessions(
         at = heads[slots[row]] - 1
         while at >= 0:
             following = sessions[at, 2]
-            if sessions[at, 0] <= end and sessions[at, 1] >= start:
+            if sessions[at, 1] - 1 + lateness <= watermark_ms:
+                if before < 0:
+                    heads[slots[row]] = following
+                else:
+                    sessions[before, 2] = following
+            elif sessions[at, 0] <= end and sessions[at, 1] >= start:
                 is_same = sessions[at, 0] == start and sessions[at, 1] == end
                 low = min(low, sessions[at, 0])
                 high = max(high, sessions[at, 1])
@@ -64,7 +76,6 @@ def assign_sessions(
                 else:
                     sessions[before, 2] = following
                     level = max(level, sessions[at, 3] & level_mask) + 1
-                    num_levels = max(num_levels, level + 1)
                     merges[num_merges, 0] = at
                     merges[num_merges, 1] = mine
                     merges[num_merges, 2] = level
@@ -74,7 +85,7 @@ def assign_sessions(
                 before = at
             at = following - 1
         if mine < 0:
-            if end - 1 <= watermark_ms:
+            if end - 1 + lateness <= watermark_ms:
                 session_of_row[row] = -1
                 level_of_row[row] = -1
                 continue
@@ -88,9 +99,19 @@ def assign_sessions(
             sessions[mine, 3] = ((base + row) << LEVEL_BITS) | level
         session_of_row[row] = mine
         level_of_row[row] = level
+        num_levels = max(num_levels, level + 1)
+        if high - 1 <= watermark_ms:
+            fires[num_fires, 0] = row
+            fires[num_fires, 1] = level
+            fires[num_fires, 2] = low
+            fires[num_fires, 3] = high
+            num_fires += 1
+            sessions[mine, 3] = (sessions[mine, 3] & ~level_mask) | (level + 1)
     for i in range(num_merges):
         sessions[merges[i, 1], 3] &= ~level_mask
-    return num_fresh, num_merges, num_levels
+    for i in range(num_fires):
+        sessions[session_of_row[fires[i, 0]], 3] &= ~level_mask
+    return num_fresh, num_merges, num_fires, num_levels
 
 
 @numba.njit(nogil=True, cache=True)

@@ -5,25 +5,30 @@ What sessions hold when they become one depends on their order, first and last v
 the session goes second that was changed last. So does it here; a batch in which sessions become one is taken up in
 levels, each of which has merges and then rows that no longer depend on each other.
 
+A session that has fired may be kept for records that are late: each of those lets it fire again, or, where it does not
+end before the time now, wait for its new end.
+
 A chunk is an Arrow IPC stream of rows (start, end, then the columns of a pane) of one key group, in the order in which
-the sessions were changed.
+the sessions were changed; with a lateness, whether they have fired is the last column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import numpy as np
 import pyarrow as pa
 
 from engine.operators import session_kernels as kernels
-from engine.operators.left_windows import HELD, SESSIONS_PART
+from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
 from engine.operators.session_distinct import SessionDistinct
+from engine.operators.session_unsent import Unsent
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.arrow_views import values_of
+from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import PagedArray
 from engine.state.slot_table import SlotTable
@@ -31,7 +36,7 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SESSIONS_PART", "Assigned", "OpenSession", "SessionState"]
+__all__ = ["SESSIONS_PART", "Assigned", "Edges", "OpenSession", "SessionState", "Sink"]
 
 _PANE: Final = 0
 #: Fewer keys than this are never worth a compaction.
@@ -39,28 +44,52 @@ _COMPACT_MIN: Final = 1 << 16
 _START, _END, _NEXT, _CHANGED = range(4)
 #: Columns of merges.
 _SOURCE, _TARGET, _AT_LEVEL, _GOES_FIRST = range(4)
+#: Columns of fires, before start and end.
+_ROW, _OF_LEVEL = range(2)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """``fields``: of the key; ``accumulator``: the row operator's."""
+    """``fields``: of the key; ``accumulator``: the row operator's; ``has_fired``: and is kept for late records."""
 
     fields: tuple[Any, ...]
     start: int
     end: int
     accumulator: Any
+    has_fired: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Sessions with what they begin and end at, maybe not for long."""
+
+    sessions: Array
+    starts: Array
+    ends: Array
+
+    def part(self, begin: int, end: int) -> Edges:
+        return Edges(self.sessions[begin:end], self.starts[begin:end], self.ends[begin:end])
+
+    def take(self, places: Array) -> Edges:
+        return Edges(self.sessions[places], self.starts[places], self.ends[places])
+
+    def lists(self) -> tuple[list[int], list[int], list[int]]:
+        return self.sessions.tolist(), self.starts.tolist(), self.ends.tolist()
 
 
 @final
 @dataclass(slots=True)
 class Assigned:
-    """Which session each row of a batch is in, and which become one meanwhile: as ``assign_sessions`` tells it."""
+    """Which session each row of a batch is in, and which become one or fire meanwhile: as ``assign_sessions`` tells
+    it."""
 
     #: by row, -1 = too late
     sessions: Array
     levels: Array
     merges: Array
+    fires: Array
     num_levels: int
     #: what has been done: two steps a level, its merges and then its rows
     step: int = field(default=0)
@@ -71,11 +100,28 @@ class Assigned:
     def rows_of(self, level: int) -> Array:
         return np.flatnonzero(self.levels == level).astype(np.int32)
 
-    def steps_left(self) -> Iterator[tuple[Array, Array]]:
-        """Yield (rows to be taken up, merges to be done before), level by level, from ``step`` on."""
+    def fires_of(self, level: int) -> Edges:
+        own = self.fires[self.fires[:, _OF_LEVEL] == level]
+        return Edges(self.sessions[own[:, _ROW]], own[:, 2], own[:, 3])
+
+    def steps_left(self) -> Iterator[tuple[Array, Array, Edges]]:
+        """Yield (rows to be taken up, merges to be done before, sessions that fire afterwards), level by level, from
+        ``step`` on."""
         for level in range(self.step // 2, self.num_levels):
             merges = self.merges_of(level)
-            yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges
+            yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges, self.fires_of(level)
+
+
+class Sink(Protocol):
+    """Where what comes out goes."""
+
+    def fire(self, state: SessionState, due: Edges) -> None:
+        """These sessions give their results."""
+        ...
+
+    def put_aside(self, state: SessionState, columns: pa.RecordBatch, times_ms: Array) -> None:
+        """These records came too late."""
+        ...
 
 
 @final
@@ -106,11 +152,18 @@ class SessionState:
     """Implements ``parts.KeyedPart``. ``windows``: makes an empty state of accumulators."""
 
     def __init__(
-        self, windows: Callable[[], WindowState], gap_ms: int, max_parallelism: int, *, is_tuple: bool
+        self,
+        windows: Callable[[], WindowState],
+        gap_ms: int,
+        max_parallelism: int,
+        *,
+        is_tuple: bool,
+        lateness_ms: int = 0,
     ) -> None:
         self._empty_windows = windows
         self._max_parallelism = max_parallelism
         self._gap_ms = gap_ms
+        self._lateness_ms = lateness_ms
         self._is_tuple = is_tuple
         self.clear()
 
@@ -120,15 +173,19 @@ class SessionState:
         self._distinct: list[SessionDistinct] = []
         self._heads = PagedArray(np.int64)
         self._sessions = PagedArray(np.int64, 4)
+        #: with a lateness, by session: whether it has fired since it was changed last
+        self._fired = PagedArray(np.bool_)
         #: rows taken up so far: the number of the next one, by which sessions know when they were changed
         self._num_rows = 0
         #: numbers of sessions that are over, to be given again
         self._free: Array = np.zeros(0, np.int64)
-        #: no session ends before
-        self.first_end_ms = TIME_MAX_MS
+        #: at no time before a session fires or is forgotten
+        self.next_due_ms = TIME_MAX_MS
         self._compact_at = _COMPACT_MIN
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: dict[int, bytes] = {}
+        #: what was to be sent when the checkpoint was made that has been restored
+        self.unsent = Unsent()
 
     def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
@@ -145,6 +202,15 @@ class SessionState:
         self._windows._distinct = self._distinct  # type: ignore[assignment]
         return True
 
+    def has_types_of(self, other: SessionState) -> bool:
+        """Whether the records of both are of the same types; if none has come here, they are from now on."""
+        layout = other._windows.layout
+        return layout is None or self.define(layout.schema, layout.keys)
+
+    @property
+    def lateness_ms(self) -> int:
+        return self._lateness_ms
+
     @property
     def named(self) -> bool:
         """Whether the records that sessions hold are Rows."""
@@ -156,7 +222,7 @@ class SessionState:
 
     @property
     def nbytes(self) -> int:
-        return self._windows.nbytes + self._heads.nbytes + self._sessions.nbytes
+        return self._windows.nbytes + self._heads.nbytes + self._sessions.nbytes + self._fired.nbytes
 
     @property
     def num_keys(self) -> int:
@@ -167,8 +233,10 @@ class SessionState:
     def begin_batch(self, columns: pa.RecordBatch) -> bool:
         return self._windows.begin_batch(columns)
 
-    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> Assigned:
-        """Find or make the session of each row, BATCH_ROWS_MAX at most; ``take_up`` has to follow."""
+    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int | Array) -> Assigned:
+        """Find or make the session of each row, BATCH_ROWS_MAX at most, or half of it with a lateness; ``take_up`` has
+        to follow. ``watermark_ms``: by row, rising, where there is no lateness: sessions that were over when a row came
+        are left as they are."""
         assert self._keys is not None
         assert self._windows.layout is not None
         slots = self._keys.table.slots_of([columns.column(key) for key in self._windows.layout.keys])
@@ -176,16 +244,18 @@ class SessionState:
         fresh = self._fresh(slots.size)
         # Each row merges one other session at most: two that lie a gap apart have room for no third between.
         of_row = np.empty(slots.size, np.int64), np.empty(slots.size, np.int16)
-        merges = np.empty((slots.size, 4), np.int64)
-        num_fresh, num_merges, num_levels = kernels.assign_sessions(
+        merges, fires = np.empty((2, slots.size, 4), np.int64)
+        num_fresh, num_merges, num_fires, num_levels = kernels.assign_sessions(
             slots,
             times_ms,
-            (self._gap_ms, watermark_ms, self._num_rows),
+            np.full(slots.size, watermark_ms, np.int64) if isinstance(watermark_ms, int) else watermark_ms,
+            (self._gap_ms, self._lateness_ms, self._num_rows),
             self._heads.array,
             self._sessions.array,
             fresh,
             of_row,
             merges,
+            fires,
         )
         self._num_rows += slots.size
         self._free = np.concatenate([fresh[num_fresh:], self._free])
@@ -195,9 +265,20 @@ class SessionState:
         sessions, levels = of_row
         taken = sessions >= 0
         self._keys.key_slots.array[sessions[taken]] = slots[taken]
-        if num_fresh:
-            self.first_end_ms = min(self.first_end_ms, int(self._sessions.array[made, _END].min()))
-        return Assigned(sessions, levels, merges[:num_merges], num_levels)
+        if self._lateness_ms:
+            assert isinstance(watermark_ms, int)
+            self._expect(sessions[taken], watermark_ms)
+        elif num_fresh:
+            self.next_due_ms = min(self.next_due_ms, int(self._sessions.array[made, _END].min()) - 1)
+        return Assigned(sessions, levels, merges[:num_merges], fires[:num_fires], num_levels)
+
+    def _expect(self, changed: Array, watermark_ms: int) -> None:
+        """Know when sessions that were changed are due; those that have ended have fired, or do so with the batch."""
+        ends = self._sessions.array[changed, _END]
+        fired = ends - 1 <= watermark_ms
+        self._fired.array[changed] = fired
+        due_ms = ends - 1 + np.where(fired, self._lateness_ms, 0)
+        self.next_due_ms = min(self.next_due_ms, int(due_ms.min(initial=TIME_MAX_MS)))
 
     def _fresh(self, count: int) -> Array:
         """Take so many numbers for new sessions."""
@@ -209,20 +290,41 @@ class SessionState:
             self._keys.num_slots += missing
             self._sessions.reserve(self._keys.num_slots)
             self._keys.key_slots.reserve(self._keys.num_slots)
+            if self._lateness_ms:
+                self._fired.reserve(self._keys.num_slots)
         self._windows.panes[_PANE].reserve(self._keys.num_slots)
         return taken
 
-    def take_up(self, assigned: Assigned) -> bool:
-        """Take up the rows of the batch and make one of sessions that touch. False when a sum would not fit into 64
-        bits: then ``assigned`` knows what is left to be done, and ``parts`` what has been."""
+    def take_up_batch(
+        self,
+        columns: pa.RecordBatch,
+        aggregated: pa.RecordBatch,
+        times_ms: Array,
+        watermark_ms: int | Array,
+        sink: Sink,
+    ) -> Assigned | None:
+        """Take up the rows of a batch that has begun; ``aggregated``: their keys and values; ``watermark_ms`` as in
+        ``assign``. Return what is left to be done where a sum would not fit into 64 bits."""
+        assigned = self.assign(aggregated, times_ms, watermark_ms)
+        late = np.flatnonzero(assigned.sessions < 0)
+        if late.size:
+            sink.put_aside(self, columns.take(pa.array(late)), times_ms[late])
+        return None if self.take_up(assigned, sink.fire) else assigned
+
+    def take_up(self, assigned: Assigned, fire: Callable[[SessionState, Edges], None]) -> bool:
+        """Take up the rows of the batch and make one of sessions that touch; let those ``fire`` that rows are late for.
+        False when a sum would not fit into 64 bits: then ``assigned`` knows what is left to be done, and ``parts`` what
+        has been."""
         sessions = assigned.sessions
-        for rows, merges in assigned.steps_left():
+        for rows, merges, fires in assigned.steps_left():
             if merges.size and not self._merge(merges):
                 return False
             assigned.step += 1
             if rows.size and not self._windows.take_up(_PANE, rows, sessions):
                 return False
             assigned.step += 1
+            if fires.sessions.size:
+                fire(self, fires)
         merged = assigned.merges[:, _SOURCE]
         self._sessions.array[merged] = 0
         self._free = np.concatenate([merged, self._free])
@@ -251,24 +353,43 @@ class SessionState:
     def _live(self) -> Array:
         return self._windows.panes[_PANE].slots() if self.is_defined else np.zeros(0, np.int64)
 
-    def due(self, watermark_ms: int) -> Array:
-        """Return the sessions that are over, the first that ended first."""
+    def advance(self, watermark_ms: int, fire: Callable[[SessionState, Edges], None]) -> None:
+        """Let the sessions fire whose time has come, and forget those that nobody needs any more."""
+        if self.next_due_ms <= watermark_ms and self.is_defined:
+            due, over = self._due(watermark_ms)
+            fire(self, due)
+            if over.size:
+                self.drop(over)
+
+    def _due(self, watermark_ms: int) -> tuple[Edges, Array]:
+        """Return the sessions that fire now, the first that ended first, and those that are to be dropped then."""
         live = self._live()
         ends = self._sessions.array[live, _END]
-        is_due = ends - 1 <= watermark_ms
-        self.first_end_ms = int(ends[~is_due].min(initial=TIME_MAX_MS))
-        return live[is_due][np.argsort(ends[is_due], kind="stable")]
+        has_ended = ends - 1 <= watermark_ms
+        fires, is_over = has_ended, has_ended
+        if self._lateness_ms:
+            fires = has_ended & ~self._fired.array[live]
+            is_over = ends - 1 + self._lateness_ms <= watermark_ms
+            self._fired.array[live[fires]] = True
+            # What was restored may have fired, though the time has not come again.
+            has_ended = self._fired.array[live]
+        due_ms = ends[~is_over] - 1 + np.where(has_ended[~is_over], self._lateness_ms, 0)
+        self.next_due_ms = int(due_ms.min(initial=TIME_MAX_MS))
+        return self.edges_of(live[fires][np.argsort(ends[fires], kind="stable")]), live[is_over]
 
-    def results(self, sessions: Array) -> tuple[pa.RecordBatch, Array]:
+    def edges_of(self, sessions: Array) -> Edges:
+        return Edges(sessions, *(self._sessions.array[sessions, column] for column in (_START, _END)))
+
+    def results(self, due: Edges) -> tuple[pa.RecordBatch, Array]:
         """Return the records of these sessions and their event times."""
         values = self._windows.panes[_PANE].values
-        starts, ends = (self._sessions.array[sessions, column] for column in (_START, _END))
-        return self._windows.results((starts, ends), sessions, values), ends - 1  # type: ignore[arg-type]
+        made = self._windows.results((due.starts, due.ends), due.sessions, values)  # type: ignore[arg-type]
+        return made, due.ends - 1
 
-    def folded(self, sessions: Array) -> tuple[list[Any], list[int]]:
+    def folded(self, due: Edges) -> tuple[list[Any], list[int]]:
         """Return what a user's fold has made of these sessions, and its event times."""
-        made = self._windows.held(sessions, self._windows.panes[_PANE].values)[1]
-        return made, (self._sessions.array[sessions, _END] - 1).tolist()
+        made = self._windows.held(due.sessions, self._windows.panes[_PANE].values)[1]
+        return made, (due.ends - 1).tolist()
 
     def drop(self, sessions: Array) -> None:
         """Forget sessions; keys that have none too, once they are most."""
@@ -281,6 +402,7 @@ class SessionState:
         self._free = np.concatenate([sessions, self._free])
         if self.num_keys >= self._compact_at:
             self._compact()
+        self._forget_codes(_COMPACT_MIN)
 
     def _compact(self) -> None:
         assert self._keys is not None
@@ -296,6 +418,66 @@ class SessionState:
             self._keys.table.compact(kept)
         self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
 
+    def _forget_codes(self, at_least: int) -> None:
+        """Forget values, by number, that no session has any more, where they are most."""
+        for own in self._windows._fields:
+            if own.codes is not None and own.codes.num_slots > max(at_least, 8 * self.num_sessions):
+                self._windows._compact_codes(own)
+
+    def trim(self) -> None:
+        """Give back what is reserved, before all of it goes to a file."""
+        if self._keys is None:
+            return
+        windows, live = self._windows, self._live()
+        if live.size < self._keys.num_slots:
+            self._renumber(live)
+        if self.num_keys > 2 * live.size:
+            self._compact()
+        self._forget_codes(0)
+        for own in windows._fields:
+            own.values = own.valid = None  # of a batch
+            if own.codes is not None:
+                own.codes.trim()
+        windows._taken = np.zeros(0, np.int32)
+        for distinct in self._distinct:
+            distinct.trim(live.size)
+        self._keys.table.trim()
+        self._heads.trim(self.num_keys)
+        for by_session in (self._sessions, self._fired, self._keys.key_slots):
+            by_session.trim(live.size)
+
+    def _renumber(self, live: Array) -> None:
+        """Give sessions the numbers from 0 on."""
+        assert self._keys is not None
+        #: by number plus 1; 0 stays 0
+        places = np.zeros(self._keys.num_slots + 1, np.int64)
+        places[live + 1] = np.arange(1, live.size + 1)
+        sessions = self._sessions.array[live]
+        sessions[:, _NEXT] = places[sessions[:, _NEXT]]
+        heads = self._heads.array[: self.num_keys]
+        heads[:] = places[heads]
+        self._sessions.array[: live.size] = sessions
+        self._keys.key_slots.array[: live.size] = self._keys.key_slots.array[live]
+        if self._lateness_ms:
+            self._fired.array[: live.size] = self._fired.array[live]
+        for distinct in self._distinct:
+            distinct.renumber(live)
+        self._windows.panes[_PANE].compact(live)
+        self._keys.num_slots = live.size
+        self._free = np.zeros(0, np.int64)
+
+    def bound(self) -> float:
+        """Return what no sum of integers of any session is beyond."""
+        return self._windows.bound_of_pane(_PANE) if self.is_defined else 0.0
+
+    def key_columns(self, sessions: Array) -> list[pa.Array]:
+        assert self._keys is not None
+        return self._keys.keys_of(sessions)
+
+    def keys_of(self, sessions: Array) -> list[tuple[Any, ...]]:
+        """Return the fields of each session's key."""
+        return list(zip(*(column.to_pylist() for column in self.key_columns(sessions)), strict=True))
+
     # --- leaving -----------------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[int, Any]:
@@ -304,33 +486,105 @@ class SessionState:
             return {}
         return dict(zip(self._live().tolist(), self._windows.accumulators(_PANE, None)[1], strict=True))
 
+    def of_other_types(self) -> Iterator[SessionState]:
+        """Yield what was restored of records of other types."""
+        for group, chunk in self.others.items():
+            other = self.another()
+            other.restore({group: chunk})
+            yield other
+
+    def another(self) -> SessionState:
+        """Return an empty one for the same sessions, without types."""
+        return SessionState(
+            self._empty_windows,
+            self._gap_ms,
+            self._max_parallelism,
+            is_tuple=self._is_tuple,
+            lateness_ms=self._lateness_ms,
+        )
+
+    def of_same_types(self) -> SessionState:
+        """Return an empty one for the same records."""
+        made, layout = self.another(), self._windows.layout
+        assert layout is not None
+        made.define(layout.schema, layout.keys)
+        return made
+
     def open_sessions(self, parts: Mapping[int, Any] | None = None) -> Iterator[OpenSession]:
-        """Yield all that is held, in the order in which it was changed. ``parts``: what sessions hold."""
+        """Yield all that is held, but for other types, in the order in which it was changed. ``parts``: what sessions
+        hold."""
         if self._keys is not None:
             parts = self.parts() if parts is None else parts
             numbers = np.fromiter(parts, np.int64, len(parts))
             numbers = numbers[np.argsort(self._sessions.array[numbers, _CHANGED], kind="stable")]
             keys = zip(*(column.to_pylist() for column in self._keys.keys_of(numbers)), strict=True)
             edges = self._sessions.array[numbers, :_NEXT].tolist()
-            for number, key, (start, end) in zip(numbers.tolist(), keys, edges, strict=True):
-                yield OpenSession(key, start, end, parts[number])
-        for group, chunk in self.others.items():
-            other = SessionState(self._empty_windows, self._gap_ms, self._max_parallelism, is_tuple=self._is_tuple)
-            other.restore({group: chunk})
-            yield from other.open_sessions()
+            fired = self._have_fired(numbers).tolist()
+            for number, key, (start, end), has_fired in zip(numbers.tolist(), keys, edges, fired, strict=True):
+                yield OpenSession(key, start, end, parts[number], has_fired)
+
+    def _have_fired(self, sessions: Array) -> Array:
+        return self._fired.array[sessions] if self._lateness_ms else np.zeros(sessions.size, np.bool_)
+
+    # --- records that are taken up later
+
+    def can_take_later(self, columns: pa.RecordBatch) -> bool:
+        """Whether ``begin_batch`` will take these rows."""
+        return self._windows.can_take_later(columns)
+
+    def bound_of_records(self, columns: pa.RecordBatch) -> float:
+        """Return how much the records can add to any sum of integers at most."""
+        return self._windows.bound_of_records(columns)
+
+    def key_of_records(self, columns: pa.RecordBatch) -> list[pa.Array]:
+        assert self._windows.layout is not None
+        return [columns.column(key) for key in self._windows.layout.keys]
+
+    def partly(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the fields of records that are read."""
+        read = self._windows.fields_read()
+        return pa.RecordBatch.from_arrays([columns.column(index) for index in read], names=list(map(str, read)))
+
+    def wholly(self, held: pa.RecordBatch) -> pa.RecordBatch:
+        """Return records of which there are the fields that are read."""
+        assert self._windows.layout is not None
+        schema = self._windows.layout.schema
+        read = dict(zip(self._windows.fields_read(), held.columns, strict=True))
+        arrays = [
+            read[index] if index in read else pa.nulls(held.num_rows, kind) for index, kind in enumerate(schema.types)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the operator's own: ``go_on`` gives it back."""
+        return {name: own for name, own in vars(self).items() if name != "_empty_windows"}
+
+    def go_on(self, like: SessionState) -> SessionState:
+        """Let what was read from a file be used as the other one is."""
+        self._empty_windows = like._empty_windows
+        return self
 
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
+    @property
+    def num_sessions(self) -> int:
+        return 0 if self._keys is None else self._keys.num_slots - self._free.size
+
     def num_entries(self) -> int:
-        return (0 if self._keys is None else self._keys.num_slots - self._free.size) + len(self.others)
+        return self.num_sessions + len(self.others) + self.unsent.num_entries()
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         wanted = set(key_groups)
         chunks = {group: chunk for group, chunk in self.others.items() if group in wanted}
+        if self.is_defined:
+            chunks |= streams(self.pieces(self.rows_of(self.in_order()), wanted), self.metadata())
+        return chunks
+
+    def metadata(self) -> dict[str | bytes, str | bytes]:
+        """Return what a chunk says of itself."""
         layout = self._windows.layout
-        if layout is None or self._keys is None:
-            return chunks
-        metadata = {
+        assert layout is not None
+        metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
             FIELDS: self._windows.fields_held(),
@@ -338,20 +592,35 @@ class SessionState:
         }
         if self._windows.is_users:
             metadata[HELD] = self._windows.held_columns(first=2)
+        return metadata
+
+    def in_order(self) -> Edges:
+        """Return all sessions in the order in which they were changed."""
         live = self._live()
-        live = live[np.argsort(self._sessions.array[live, _CHANGED], kind="stable")]
-        keys = self._keys.keys_of(live)
-        held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], live, keys)
-        edges = [pa.array(np.ascontiguousarray(self._sessions.array[live, column])) for column in (_START, _END)]
-        rows = pa.RecordBatch.from_arrays([*edges, *held.columns], names=["start", "end", *held.schema.names])
-        rows = rows.replace_schema_metadata(metadata)
+        return self.edges_of(live[np.argsort(self._sessions.array[live, _CHANGED], kind="stable")])
+
+    def rows_of(self, own: Edges) -> pa.RecordBatch:
+        """Return what a chunk has of these sessions."""
+        assert self._keys is not None
+        held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], own.sessions, self._keys.keys_of(own.sessions))
+        edges = [pa.array(np.ascontiguousarray(column)) for column in (own.starts, own.ends)]
+        fired = [pa.array(self._have_fired(own.sessions))] if self._lateness_ms else []
+        names = ["start", "end", *held.schema.names, *[FIRED] * len(fired)]
+        return pa.RecordBatch.from_arrays([*edges, *held.columns, *fired], names=names)
+
+    def pieces(
+        self, rows: pa.RecordBatch, wanted: set[int], keys_in: Callable[[pa.RecordBatch], list[pa.Array]] | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Cut rows of chunks, or others whose key ``keys_in`` gives, by key group."""
+        keys = self.keys_in(rows) if keys_in is None else keys_in(rows)
         groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
         for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, rows.schema) as writer:
-                writer.write_batch(rows.filter(pa.array(groups == group)))
-            chunks[group] = sink.getvalue().to_pybytes()
-        return chunks
+            yield group, rows.filter(pa.array(groups == group))
+
+    def keys_in(self, rows: pa.RecordBatch) -> list[pa.Array]:
+        """Return the columns of the key that rows of a chunk have."""
+        assert self._windows.layout is not None
+        return list(rows.columns[2 : 2 + len(self._windows.layout.keys)])
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for group, chunk in chunks.items():
@@ -365,12 +634,18 @@ class SessionState:
                 if metadata.get(FIELDS, held) != held:
                     raise other_fields(schema)
                 for batch in reader:
-                    self._put(batch)
+                    self.put(batch)
+                self.unsent.restore(chunk)
 
-    def _put(self, batch: pa.RecordBatch) -> None:
+    def put(self, batch: pa.RecordBatch) -> None:
+        """Take up sessions that are rows of a chunk, in the order in which they were changed."""
         assert self._keys is not None
         assert self._windows.layout is not None
         num_keys = len(self._windows.layout.keys)
+        fired = np.zeros(batch.num_rows, np.bool_)
+        if batch.schema.names[-1] == FIRED:
+            fired = np.asarray(batch.column(batch.num_columns - 1))
+            batch = batch.select(range(batch.num_columns - 1))
         slots = self._keys.table.slots_of(batch.columns[2 : 2 + num_keys])
         self._heads.reserve(self.num_keys)
         made = self._fresh(slots.size)
@@ -380,6 +655,9 @@ class SessionState:
         kernels.link_sessions(slots, starts, ends, made, self._num_rows, self._heads.array, self._sessions.array)
         self._num_rows += made.size
         self._keys.key_slots.array[made] = slots
-        self.first_end_ms = min(self.first_end_ms, int(ends.min(initial=TIME_MAX_MS)))
+        if self._lateness_ms:
+            self._fired.array[made] = fired
+        due_ms = ends - 1 + np.where(fired, self._lateness_ms, 0)
+        self.next_due_ms = min(self.next_due_ms, int(due_ms.min(initial=TIME_MAX_MS)))
         self._keys.restored = made
         self._windows._put(pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:]), TIME_MIN_MS)

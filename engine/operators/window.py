@@ -159,10 +159,10 @@ class WindowOperator(Operator):
         for records in () if joined is None else joined.take():
             self.adopt_records(records.side, *records.rows(), records.watermark_ms)
         sessions, self._left_sessions = self._left_sessions, None
-        for key, start, end, accumulator in () if sessions is None else sessions.take():
+        for key, start, end, accumulator, has_fired in () if sessions is None else sessions.take():
             if self._merging is None or self._spec.fold is None or self._spec.evictor is not None:
                 raise self._other_windows("sessions")
-            self.adopt_session(key, TimeWindow(start, end), accumulator)
+            self.adopt_session(key, TimeWindow(start, end), accumulator, has_fired=has_fired)
         left, self._left = self._left, None
         if left is None:
             return
@@ -434,14 +434,15 @@ class WindowOperator(Operator):
         self._process_groups(input_index, self._regular, zip(keys, rows, stamps, strict=True), fires=False)
         self.timers.current_watermark = now_ms
 
-    def adopt_session(self, key: Any, window: Any, accumulator: Any) -> None:
-        """Take up what another operator has held of a session that has not ended; it may come in several parts."""
+    def adopt_session(self, key: Any, window: Any, accumulator: Any, *, has_fired: bool) -> None:
+        """Take up what another operator has held of a session that is not over; it may come in several parts."""
         self.backend.set_current_key(key)
         open_windows = dict(self._merging_state.value() or ())
         self._contents.use(open_windows.setdefault(window, window))
         self._contents.merge_in(accumulator)
         self._merging_state.update(open_windows)
-        self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
+        if not has_fired:
+            self.timers.register_event_time(self.backend.current_key, window, window.max_timestamp())
         self._register_cleanup(window)
 
     def join_pairs(self, pairs: list[tuple[Any, Any]], window: Any) -> None:

@@ -5,25 +5,18 @@ some the arrays stay in memory, of the others they lie in files, index included,
 can be read. Nothing in it is slower for keys on disk than for a sequential read and write of their partition, so the
 operator takes up many rows of a partition at once (``operators/held_rows``).
 
-The files are unlinked and mapped: they go with the process, and a forked child reads them as they were at the fork,
-whatever the task does meanwhile. A mapped file is resident only while it is read.
+The files go with the process, and a forked child reads them as they were at the fork (``array_files``).
 """
 
 from __future__ import annotations
 
-import importlib
-import io
-import mmap
-import pickle
 import resource
-import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 
-from engine.core.errors import ExternalError
+from engine.state.array_files import ArrayFile
 from engine.state.chunks import LazyChunks
 from engine.state.column_chunks import streams
 from engine.state.hash_partitions import HashPartitions
@@ -41,8 +34,6 @@ __all__ = ["NUM_PARTITIONS", "SpillingSlots", "allow_open_files"]
 #: A partition has to fit into memory, and each costs a third of a millisecond whenever it is taken up, and an open
 #: file.
 NUM_PARTITIONS: Final = 128
-#: Arrays in a file begin at multiples of it.
-_ALIGNMENT: Final = 64
 #: Enough for a slot with hundreds of such operators.
 _OPEN_FILES: Final = 1 << 16
 #: Slots whose partition is found out at once.
@@ -362,9 +353,7 @@ class _Partition:
         self.unmoved: tuple[SlotState, Array] | None = None
         #: of one that is not in memory: epochs that have begun since it went there, oldest first
         self.missed: list[int] = []
-        self._pickled = b""
-        self._places: list[tuple[int, int]] = []
-        self._mapping: mmap.mmap | None = None
+        self._file: ArrayFile | None = None
         self._num_slots = 0
         self._changes: tuple[dict[int, int], int] = {}, 0
 
@@ -378,56 +367,29 @@ class _Partition:
         """Put the arrays into a new file and forget them."""
         state = self.state
         assert state is not None
-        assert self._mapping is None
+        assert self._file is None
         self._num_slots, self._changes = state.num_slots, state.changes_by_epoch()
         state.trim()
         state.expiry = None  # has a clock
-        pickled, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-        _Pickler(pickled, 5, buffer_callback=buffers.append).dump(state)
-        self._pickled, self._places = pickled.getvalue(), []
-        try:
-            with tempfile.TemporaryFile(dir=folder, prefix="slots-") as file:
-                at = 0
-                for buffer in buffers:
-                    content = buffer.raw()
-                    at += file.write(bytes(-at % _ALIGNMENT))
-                    self._places.append((at, content.nbytes))
-                    at += file.write(content)
-                file.flush()
-                if at:
-                    self._mapping = mmap.mmap(file.fileno(), at, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        except OSError as error:
-            raise ExternalError(
-                f"Cannot put state into a file in {folder}: {error.strerror}. State on columns that is more than its "
-                "share of managed memory is kept there; leave room in io.tmp.dirs, or raise "
-                "taskmanager.memory.managed.size."
-            ) from error
+        self._file = ArrayFile(state, folder)
         self.state, self.held_bytes = None, 0
 
     def read(self) -> SlotState | None:
         """Return a new copy of what lies in the file; None = nothing was ever here."""
-        if not self._pickled:
+        if self._file is None:
             return None
-        buffers = []
-        for at, size in self._places:
-            content = np.empty(size, np.uint8)
-            if size:
-                content[:] = np.frombuffer(self._mapping, np.uint8, size, at)  # type: ignore[arg-type]
-            buffers.append(content)
-        if self._mapping is not None:
-            self._mapping.madvise(mmap.MADV_DONTNEED)  # the file's pages are the kernel's again
-        state: SlotState = pickle.loads(self._pickled, buffers=buffers)
+        state: SlotState = self._file.read()
         return state
 
     def unmap(self) -> None:
         """Nobody needs the file any more: what was in it has been read, or is forgotten."""
-        if self._mapping is not None:
-            self._mapping.close()
-        self._mapping, self._pickled, self._places, self.missed = None, b"", [], []
+        if self._file is not None:
+            self._file.close()
+        self._file, self.missed = None, []
 
     def expect(self) -> None:
-        if self._mapping is not None:
-            self._mapping.madvise(mmap.MADV_WILLNEED)
+        if self._file is not None:
+            self._file.expect()
 
     # --- what changed, without reading it
 
@@ -444,12 +406,3 @@ class _Partition:
         if self.state is not None or not self.missed or self.missed[0] > since:
             changed += newest
         return min(changed, self.num_slots)
-
-
-class _Pickler(pickle.Pickler):
-    """Kernels are modules, which pickles know by name only when they are told."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, ModuleType):
-            return importlib.import_module, (obj.__name__,)
-        return NotImplemented

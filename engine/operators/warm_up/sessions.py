@@ -22,7 +22,10 @@ def warm_up_operators() -> None:
     heads, sessions = np.zeros(1, np.int64), np.zeros((2, 4), np.int64)
     out = np.empty(1, np.int64), np.empty(2, np.int64)
     of_row = np.empty(1, np.int64), np.empty(1, np.int16)
-    kernels.assign_sessions(slots, times_ms, (5, 0, 0), heads, sessions, numbers, of_row, np.empty((1, 4), np.int64))
+    merges, fires = np.empty((1, 4), np.int64), np.empty((1, 4), np.int64)
+    kernels.assign_sessions(
+        slots, times_ms, times_ms.copy(), (5, 0, 0), heads, sessions, numbers, of_row, merges, fires
+    )
     kernels.unlink_sessions(numbers, slots, heads, sessions)
     kernels.link_sessions(slots, times_ms, times_ms, numbers, 0, heads, sessions)
     kernels.link_pairs(numbers, 0, heads, numbers.copy())

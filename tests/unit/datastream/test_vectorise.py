@@ -15,7 +15,12 @@ from engine.datastream.connectors.file_system import BucketAssigner, FileSink
 from engine.datastream.formats.csv import CsvBulkWriters, CsvSchema
 from engine.datastream.functions import WordTokenizer
 from engine.datastream.lowering import lower, reachable
-from engine.datastream.window import CountTrigger, EventTimeSessionWindows, TumblingEventTimeWindows
+from engine.datastream.window import (
+    CountTrigger,
+    EventTimeSessionWindows,
+    ProcessingTimeSessionWindows,
+    TumblingEventTimeWindows,
+)
 from engine.operators.functions import AggregateFunction
 from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
@@ -375,6 +380,33 @@ def test_the_plan_says_which_sessions_are_vectorised(env):
     by_index = columns(env).key_by(0).window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
     assert tiers(by_index.reduce(lambda a, b: b if b[1] > a[1] else a))[named].startswith("compiled on columns")
     assert "columns" not in tiers(by_index.reduce(lambda a, b: (*a[:1], 7, *b[2:])))[named]
+
+
+GAP = EventTimeSessionWindows.with_gap(Time.seconds(1))
+DYNAMIC = EventTimeSessionWindows.with_dynamic_gap(lambda row: 5)
+BY_CLOCK = ProcessingTimeSessionWindows.with_gap(Time.seconds(1))
+NOT_VECTORISED = {
+    "its key is no field": lambda env: columns(env).key_by(lambda row: str(row[0])).window(GAP).sum(1),
+    "its gap is not fixed": lambda env: columns(env).key_by("k").window(DYNAMIC).sum(1),
+    "its time is the clock's": lambda env: columns(env).key_by("k").window(BY_CLOCK).sum(1),
+    "its trigger is CountTrigger": lambda env: columns(env).key_by(0).window(GAP).trigger(CountTrigger.of(1)).sum(1),
+    "its function sees every record": lambda env: columns(env).key_by(0).window(GAP).process(WithKey()),
+    "its function neither folds": lambda env: columns(env).key_by(0).window(GAP).reduce(lambda a, b: (a[0], 7, 8, 9)),
+    "its input is rows": lambda env: env.from_collection([(1, 2)]).key_by(0).window(GAP).sum(1),
+    "its input is rows, of no": lambda env: env.from_collection([(1, 2)]).key_by(0).window(GAP).reduce(max),
+}
+
+
+@pytest.mark.parametrize("reason", NOT_VECTORISED)
+def test_the_plan_says_why_sessions_are_not_vectorised(env, reason):
+    (tier,) = [tier for name, tier in tiers(NOT_VECTORISED[reason](env)).items() if "SessionWindows" in name]
+    assert f"on rows: {reason}" in tier
+
+
+def test_the_plan_says_that_sessions_with_late_records_are_vectorised(env):
+    sessions = columns(env).key_by("k").window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    late = sessions.allowed_lateness(5).aggregate(count())
+    assert tiers(late)["EventTimeSessionWindows"].startswith("vectorised")
 
 
 def test_records_that_sessions_choose_are_those_of_rows(env):

@@ -54,38 +54,50 @@ AGGREGATES += [first(1), first(2), first(3), last(1), last(2), last(3), min_(2)]
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(-30, 30)), max_size=8), max_size=4), st.integers(-20, 20)
+    st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(-30, 30)), max_size=8), max_size=4),
+    st.lists(st.integers(-20, 20), min_size=4, max_size=4).map(sorted),
+    st.sampled_from([0, 9]),
 )
-def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermark_ms):
+def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermarks, lateness):
+    """Each batch comes at two times: its first half, and its second."""
     heads, sessions = np.zeros(3, np.int64), np.zeros((40, 4), np.int64)
     key_of = np.zeros(40, np.int32)
     open_sessions: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
     contents: dict[int, list[tuple[int, int, int]]] = {}
     expected: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
+    over: list[list[tuple[int, int, int]]] = []
     used = 0
-    for rows in batches:
+    for number, rows in enumerate(batches):
         slots, times = np.array([slot for slot, _ in rows], np.int32), np.array([time for _, time in rows], np.int64)
+        stamps = np.array([watermarks[max(0, number - 1)]] * (len(rows) // 2), np.int64)
+        stamps = np.append(stamps, [watermarks[number]] * (len(rows) - stamps.size)).astype(np.int64)
         fresh = np.arange(used, used + len(rows))
         of_row, levels = np.empty(len(rows), np.int64), np.empty(len(rows), np.int16)
-        merges = np.empty((len(rows), 4), np.int64)
-        law = GAP_MS, watermark_ms, used
-        _, num_merges, num_levels = kernels.assign_sessions(
-            slots, times, law, heads, sessions, fresh, (of_row, levels), merges
+        merges, fires = np.empty((2, len(rows), 4), np.int64)
+        law = GAP_MS, lateness, used
+        _, num_merges, num_fires, num_levels = kernels.assign_sessions(
+            slots, times, stamps, law, heads, sessions, fresh, (of_row, levels), merges, fires
         )
         used += len(rows)
-        late = []
-        for row, (slot, time) in enumerate(rows):
+        late, fired = [], []
+        for row, ((slot, time), watermark_ms) in enumerate(zip(rows, stamps.tolist(), strict=True)):
+            gone = [own for own in open_sessions[slot] if own[1] - 1 + lateness <= watermark_ms]
+            over += [expected.pop((slot, *own)) for own in gone]
+            open_sessions[slot] = [own for own in open_sessions[slot] if own not in gone]
             # In the order in which they were changed, as ``window_merging`` has it.
             near = [own for own in open_sessions[slot] if own[0] <= time + GAP_MS and own[1] >= time]
             window = min([time, *(s for s, _ in near)]), max([time + GAP_MS, *(e for _, e in near)])
-            late.append(window[1] - 1 <= watermark_ms)
+            late.append(window[1] - 1 + lateness <= watermark_ms)
             if late[-1]:
                 continue
             held = [one for own in near for one in expected.pop((slot, *own))]
             expected[slot, *window] = [*held, (used, row, time)]
+            if window[1] - 1 <= watermark_ms:
+                fired.append((row, *window, expected[slot, *window]))
             if near != [(time, time + GAP_MS)]:
                 open_sessions[slot] = [own for own in open_sessions[slot] if own not in near] + [window]
         assert (of_row < 0).tolist() == late
+        seen = []
         for level in range(num_levels):
             of_level = merges[:num_merges][merges[:num_merges, 2] == level]
             assert len(set(of_level[:, :2].ravel().tolist())) == 2 * len(of_level)
@@ -95,9 +107,14 @@ def test_the_kernel_keeps_the_sessions_that_a_plain_loop_keeps(batches, watermar
             for row in np.flatnonzero(levels == level).tolist():
                 contents.setdefault(int(of_row[row]), []).append((used, row, rows[row][1]))
                 key_of[of_row[row]] = rows[row][0]
+            for row, _, start, end in fires[:num_fires][fires[:num_fires, 1] == level].tolist():
+                seen.append((row, start, end, list(contents[of_row[row]])))
+        assert sorted(seen) == fired
         for slot in range(3):
             assert sorted(chain(slot, heads, sessions)) == sorted(open_sessions[slot])
-        assert {(key_of[at], *sessions[at, :2].tolist()): held for at, held in contents.items()} == expected
+        linked = {at for slot in range(3) for at in numbers(slot, heads, sessions)}
+        assert {(key_of[at], *sessions[at, :2].tolist()): contents[at] for at in linked} == expected
+        assert sorted(held for at, held in contents.items() if at not in linked) == sorted(over)
         assert not (sessions[:, 3] % (1 << kernels.LEVEL_BITS)).any()
     live = [at for slot in range(3) for at in numbers(slot, heads, sessions)]
     kernels.unlink_sessions(np.array(live[::2], np.int64), key_of, heads, sessions)
@@ -115,11 +132,11 @@ def chain(slot, heads, sessions):
     return [tuple(sessions[at, :2].tolist()) for at in numbers(slot, heads, sessions)]
 
 
-@pytest.mark.parametrize("late_tag", [None, "late"])
+@pytest.mark.parametrize(("late_tag", "lateness_ms"), [(None, 0), ("late", 0), (None, 9), ("late", 2), ("late", 25)])
 @pytest.mark.parametrize("key", [FieldKey(0), FieldKey(3), ComposedKey((0, 3))])
-def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag, monkeypatch):
+def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag, lateness_ms, monkeypatch):
     monkeypatch.setattr("engine.operators.session_distinct._COMPACT_MIN", 1)
-    rows = built_in(SESSIONS, AGGREGATES, key, late_tag=late_tag)
+    rows = built_in(SESSIONS, AGGREGATES, key, late_tag=late_tag, lateness_ms=lateness_ms)
     spec = column_session(rows)
     assert spec is not None
 
@@ -132,8 +149,10 @@ def test_sessions_of_columns_give_what_those_of_rows_give(key, late_tag, monkeyp
     check()
 
 
-def test_sums_beyond_64_bits_go_on_as_python_integers():
-    rows = built_in(SESSIONS, [sum_(1), count(), avg(1), sum_(2), count_distinct(1)], late_tag="late")
+@pytest.mark.parametrize("lateness_ms", [0, 12])
+def test_sums_beyond_64_bits_go_on_as_python_integers(lateness_ms):
+    aggregates = [sum_(1), count(), avg(1), sum_(2), count_distinct(1)]
+    rows = built_in(SESSIONS, aggregates, late_tag="late", lateness_ms=lateness_ms)
     large = st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**63 - 1, -(2**63), 2**62]))
     row = st.tuples(st.integers(0, 1), large, FLOATS, st.just("a"))
     step = st.one_of(st.lists(st.tuples(row, st.integers(-25, 45)), min_size=1, max_size=8), st.integers(-20, 60))
@@ -142,15 +161,17 @@ def test_sums_beyond_64_bits_go_on_as_python_integers():
     @settings(max_examples=60, deadline=None, phases=PHASES)
     @given(st.lists(step, max_size=6))
     @example([three, [((0, 1, 1.0, "a"), 6), ((1, 1, 1.0, "a"), 6), ((0, 1, 1.0, "a"), 18)], 20])
+    @example([13, three, [((0, 1, 1.0, "a"), 6), ((0, 1, 1.0, "a"), 18), ((0, 9, 1.0, "a"), 7)], 20])
     def check(steps):
         assert play(column_session(rows), steps) == play(rows, steps)
 
     check()
 
 
+@pytest.mark.parametrize("lateness_ms", [0, 5])
 @pytest.mark.parametrize("edge", [TIME_MIN_MS + 1, TIME_MAX_MS - 30])
-def test_sessions_at_both_ends_of_time_are_those_of_rows(edge):
-    rows = built_in(SESSIONS, [count(), sum_(1)], late_tag="late")
+def test_sessions_at_both_ends_of_time_are_those_of_rows(edge, lateness_ms):
+    rows = built_in(SESSIONS, [count(), sum_(1)], late_tag="late", lateness_ms=lateness_ms)
     times = st.one_of(st.integers(edge, edge + 30), st.integers(-25, 45))
 
     @settings(deadline=None, max_examples=40)
@@ -165,8 +186,8 @@ def test_sessions_at_both_ends_of_time_are_those_of_rows(edge):
     check()
 
 
-def reduced(function, key=FieldKey(0), late_tag="late"):
-    return windows(SESSIONS, ReduceFold(function), key, late_tag=late_tag)
+def reduced(function, key=FieldKey(0), late_tag="late", lateness_ms=0):
+    return windows(SESSIONS, ReduceFold(function), key, late_tag=late_tag, lateness_ms=lateness_ms)
 
 
 PLAIN_ROW = st.tuples(st.integers(0, 2), st.integers(-3, 3), FLOATS, st.sampled_from(["", "a", "é"]))
@@ -185,11 +206,11 @@ REDUCES = {
 }
 
 
-@pytest.mark.parametrize("nulls", [False, True])
+@pytest.mark.parametrize(("nulls", "lateness_ms"), [(False, 0), (True, 0), (False, 9)])
 @pytest.mark.parametrize("name", REDUCES)
-def test_records_of_sessions_are_those_of_rows(name, nulls):
+def test_records_of_sessions_are_those_of_rows(name, nulls, lateness_ms):
     """Which of two sessions that become one comes first decides between equals, and where a NaN is compared."""
-    rows = reduced(REDUCES[name])
+    rows = reduced(REDUCES[name], lateness_ms=lateness_ms)
     spec = column_session(rows, shape_of_schema(SCHEMA))
     assert spec is not None
 
@@ -241,7 +262,7 @@ def test_a_function_of_named_rows_is_called():
 
 def test_a_batch_of_more_rows_than_there_are_levels_is_cut(monkeypatch):
     monkeypatch.setattr("engine.operators.column_session.BATCH_ROWS_MAX", 2)
-    rows = reduced(lambda a, b: b if b[1] >= a[1] else a)
+    rows = reduced(lambda a, b: b if b[1] >= a[1] else a, lateness_ms=3)
     steps = [[((1, 1, float(at), "a"), time) for at, time in enumerate((12, 0, 24, 18, 6, 13))], 8]
     assert play(column_session(rows, shape_of_schema(SCHEMA)), steps) == play(rows, steps)
 
@@ -271,15 +292,17 @@ def test_what_columns_cannot_do_has_no_columnar_form():
     assert column_session(reduced(lambda a, b: b if b[1] > a[1] else a)) is None  # of what types?
     told = windows(SESSIONS, ReduceFold(FieldAggregate("max_by", 1)), function=Collect())
     assert column_session(told) is None
-    assert column_session(built_in(SESSIONS, [count()], lateness_ms=1)) is None
+    assert column_session(built_in(SESSIONS, [count()], lateness_ms=1 << 61)) is None
     dynamic = EventTimeSessionWindows.with_dynamic_gap(lambda row: 5)
     assert column_session(built_in(dynamic, [count()])) is None
 
 
+@pytest.mark.parametrize("lateness_ms", [0, 12])
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0, 1))])
-def test_sessions_after_any_script_are_those_of_rows(key, config):
-    rows = built_in(SESSIONS, [sum_(1), count(), max_(1), avg(1), count_distinct(1), first(1), last(1)], key)
+def test_sessions_after_any_script_are_those_of_rows(key, config, lateness_ms):
+    aggregates = [sum_(1), count(), max_(1), avg(1), count_distinct(1), first(1), last(1)]
+    rows = built_in(SESSIONS, aggregates, key, lateness_ms=lateness_ms)
     spec = column_session(rows)
 
     @settings(max_examples=25, deadline=None, phases=PHASES)
@@ -290,10 +313,10 @@ def test_sessions_after_any_script_are_those_of_rows(key, config):
     check()
 
 
-@pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
+@pytest.mark.parametrize(("config", "lateness_ms"), [(FULL, 0), (INCREMENTAL, 9)], ids=["full", "incremental, late"])
 @pytest.mark.parametrize("name", ["min_by of 1", "sum of 1", "last of equals", "the last"])
-def test_records_of_sessions_after_any_script_are_those_of_rows(name, config):
-    rows = reduced(REDUCES[name])
+def test_records_of_sessions_after_any_script_are_those_of_rows(name, config, lateness_ms):
+    rows = reduced(REDUCES[name], lateness_ms=lateness_ms)
     spec = column_session(rows, shape_of_schema(pa.schema([("k", pa.int64()), ("v", pa.int64())])))
     assert spec is not None
 
