@@ -5,7 +5,7 @@
     python -m tests.bench start-up                               three small programs, beside a PyFlink hello world
     python -m tests.bench keyed-sum --runs 3                     1 M keys, one result an event, beside Flink Java
     python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with RocksDB named
-    python -m tests.bench keyed-sum-on-disk --events 10000000    10 M keys with 128 MB of managed memory for both slots,
+    python -m tests.bench keyed-sum-on-disk --events 12000000    10 M keys with 128 MB of managed memory for both slots,
                                                                  beside RocksDB with as much: state lies in files
     python -m tests.bench window --runs 3                        10 s windows, 100 k keys, beside Flink Java and SQL
     python -m tests.bench interval-join --events 10000000        two streams, within 5 s, beside Flink Java

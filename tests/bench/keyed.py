@@ -149,6 +149,8 @@ def keyed(
     options: tuple[str, ...] = (),
 ) -> list[dict]:
     """Run the contenders in turn; return one row each, with ratios run by run."""
+    if workload == "keyed-sum-on-disk":
+        backend = "rocksdb"
     contenders = contenders_of(
         workload,
         events=events,
