@@ -322,3 +322,19 @@ def test_pieces_have_all_partitions_with_content_once(sizes, size_max):
     for piece in pieces:
         having = [sizes[partition] for partition in piece if sizes[partition]]
         assert len(having) == 1 or sum(having) <= size_max
+
+
+@pytest.mark.parametrize("kind", ["window", "interval"])
+def test_after_a_restore_of_rocksdbs_own_files_columns_go_on(kind, tmp_path):
+    """The files are never empty, as they describe themselves."""
+    spec = column_window_join(SUMS, SHAPES)
+    if kind == "interval":
+        spec = column_interval_join(interval((-5, 5), FUNCTIONS["added"]), SHAPES)
+    with OperatorHarness(spec, config=ROCKSDB) as harness:
+        harness.process_batch(many(0, 0))
+        taken = harness.snapshot(1, folder=str(tmp_path))
+    with OperatorHarness(spec, config=ROCKSDB, restored=[taken]) as harness:
+        harness.process_batch(many(0, 1), input_index=1)
+        assert not harness.head._is_on_rows
+        harness.watermark(100)
+        assert len(harness.output.rows) == 1000
