@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections import Counter
@@ -259,6 +260,36 @@ def test_a_checkpoint_of_files_goes_to_files_to_memory_and_to_rows(after):
         assert after == "rows" or bool(harness.head._state.spilled) is (after == "files")
         harness.watermark(100)
         assert len(set(harness.output.rows)) == len(harness.output.rows) == 10_000
+
+
+@pytest.mark.usefixtures("share_of_400_kb")
+def test_a_forked_child_reads_the_files_as_they_were():
+    """Whatever the parent writes, joins and forgets meanwhile."""
+    with OperatorHarness(column_window_join(SUMS, SHAPES), memory_bytes=1) as harness:
+        state = harness.head._state
+        for number in range(12):
+            harness.process_batch(many(number, 0))
+        assert state.spilled
+        assert state.panes or state.spilled.nbytes
+        before, as_it_was = dict(state.lazy_snapshot(range(128))), state.lazy_snapshot(range(128))
+        incoming, outgoing = os.pipe()
+        child = os.fork()
+        if not child:
+            for descriptor in range(3, 256):  # as a child of a snapshot does
+                if descriptor != incoming:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            os.read(incoming, 1)  # until the parent has gone on
+            os._exit(0 if dict(as_it_was) == before else 1)
+        for number in range(12):
+            harness.process_batch(many(number, 1), input_index=1)
+        harness.watermark(100)
+        assert not state.num_entries()
+        gc.collect()
+        os.write(outgoing, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.close(incoming)
+        os.close(outgoing)
 
 
 def only(batch, mine):
