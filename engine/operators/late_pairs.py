@@ -28,9 +28,10 @@ class LatePairs:
         table = SlotTable(state.kinds)
         self._slots = table.slots_of(keys).tolist()
         starts = sorted(starts)
+        partitions: list[int] = []
         if any(start in state.spilled for start in starts):
             state.evict(starts)
-        partitions = state.partitions_of(keys)
+            partitions = state.partitions_of(keys)
         self._sides = [_KeyRecords(state, side, (table, keys), starts, partitions) for side in range(2)]
 
     def columns(self, side: int) -> pa.RecordBatch:

@@ -8,6 +8,7 @@ states, values of rare key types, classes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import shutil
@@ -434,6 +435,8 @@ class RocksDBKeyedStateBackend(KeyedBackend):
     # --- chunks ----------------------------------------------------------------------------------------------------
 
     def num_entries(self) -> int:
+        if all(row.startswith(_NO_GROUP) for row, _ in itertools.islice(self._db.items(), 1)):
+            return len(self._cache)  # but for what describes the file itself: nobody has kept anything
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0) + len(self._cache)
 
     def _chunks_of(self, group: int, rows: Any, tables: Mapping[str, RocksTable]) -> dict[str, StateChunk]:

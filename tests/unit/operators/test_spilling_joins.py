@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections import Counter
@@ -261,6 +262,36 @@ def test_a_checkpoint_of_files_goes_to_files_to_memory_and_to_rows(after):
         assert len(set(harness.output.rows)) == len(harness.output.rows) == 10_000
 
 
+@pytest.mark.usefixtures("share_of_400_kb")
+def test_a_forked_child_reads_the_files_as_they_were():
+    """Whatever the parent writes, joins and forgets meanwhile."""
+    with OperatorHarness(column_window_join(SUMS, SHAPES), memory_bytes=1) as harness:
+        state = harness.head._state
+        for number in range(12):
+            harness.process_batch(many(number, 0))
+        harness.process_batch(many(12, 0).slice(0, 50))
+        assert state.spilled.nbytes  # what waits in memory
+        before, as_it_was = dict(state.lazy_snapshot(range(128))), state.lazy_snapshot(range(128))
+        incoming, outgoing = os.pipe()
+        child = os.fork()
+        if not child:
+            for descriptor in range(3, 256):  # as a child of a snapshot does
+                if descriptor != incoming:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            os.read(incoming, 1)  # until the parent has gone on
+            os._exit(0 if dict(as_it_was) == before else 1)
+        for number in range(12):
+            harness.process_batch(many(number, 1), input_index=1)
+        harness.watermark(100)
+        assert not state.num_entries()
+        gc.collect()
+        os.write(outgoing, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.close(incoming)
+        os.close(outgoing)
+
+
 def only(batch, mine):
     return replace(
         batch, columns=batch.columns.filter(pa.array(mine)), timestamps_ms=batch.timestamps_ms[np.array(mine)]
@@ -322,3 +353,19 @@ def test_pieces_have_all_partitions_with_content_once(sizes, size_max):
     for piece in pieces:
         having = [sizes[partition] for partition in piece if sizes[partition]]
         assert len(having) == 1 or sum(having) <= size_max
+
+
+@pytest.mark.parametrize("kind", ["window", "interval"])
+def test_after_a_restore_of_rocksdbs_own_files_columns_go_on(kind, tmp_path):
+    """The files are never empty, as they describe themselves."""
+    spec = column_window_join(SUMS, SHAPES)
+    if kind == "interval":
+        spec = column_interval_join(interval((-5, 5), FUNCTIONS["added"]), SHAPES)
+    with OperatorHarness(spec, config=ROCKSDB) as harness:
+        harness.process_batch(many(0, 0))
+        taken = harness.snapshot(1, folder=str(tmp_path))
+    with OperatorHarness(spec, config=ROCKSDB, restored=[taken]) as harness:
+        harness.process_batch(many(0, 1), input_index=1)
+        assert not harness.head._is_on_rows
+        harness.watermark(100)
+        assert len(harness.output.rows) == 1000
