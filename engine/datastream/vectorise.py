@@ -22,6 +22,7 @@ from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
+from engine.datastream.column_types import why_rows
 from engine.graph.transformation import Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
@@ -54,13 +55,17 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 #: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
 #: microseconds a record more than columns.
 SEQUENCE_MIN = 500_000
+#: Their records are those of their input.
+_KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What comes out of a node. ``shape``: of its records; None = not known before it runs."""
+    """What comes out of a node. ``shape``: of its records; None = not known before it runs. ``type_info``: what the
+    program declares of them."""
 
     shape: Shape | None
+    type_info: TypeInformation | None = None
 
 
 def vectorise(nodes: Sequence[Transformation]) -> None:
@@ -77,6 +82,7 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
         plan = _planned(nodes, set())
     for node in nodes:
         node.spec = plan.specs.get(node.id, node.spec)
+        node.why_rows = plan.why_rows.get(node.id, "")
 
 
 def _is_sequence(spec: SourceSpec) -> bool:
@@ -98,11 +104,13 @@ class _Plan:
     specs: dict[int, OperatorSpec]
     #: node → columns that come out of it, None = rows
     gives: dict[int, _Columns | None]
+    #: node → why it stays on rows, though columns come in
+    why_rows: dict[int, str]
 
 
 def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
     """``columnar``: sources taken to give columns of numbers, beside those that do."""
-    plan = _Plan({}, {})
+    plan = _Plan({}, {}, {})
     for node in nodes:
         given = [None if edge.side_tag is not None else plan.gives[edge.source.id] for edge in node.inputs]
         taken = [columns for columns in given if columns is not None]
@@ -111,18 +119,31 @@ def _planned(nodes: Sequence[Transformation], columnar: set[int]) -> _Plan:
             columns = _Columns(Shape((Kind.INT,), is_scalar=True))
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
-                columns = _Columns(_declared(node.output_type))
+                columns = _Columns(_declared(node.output_type), node.output_type)
         elif isinstance(node.spec, MapBatchesSpec):
-            columns = _Columns(_declared(node.output_type))
+            columns = _Columns(_declared(node.output_type), node.output_type)
         elif taken and len(taken) == len(given):
             shapes = {columns.shape for columns in taken}
             shape = shapes.pop() if len(shapes) == 1 else None
-            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
+            spec = None
+            plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given))
+            if not plan.why_rows[node.id]:
+                spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, shape)
             if spec is not None:
                 plan.specs[node.id] = spec
             columns = _emitted(node.spec if spec is None else spec, shape)
+            if columns is not None and isinstance(spec or node.spec, _KEEPING) and len(taken) == 1:
+                columns = _Columns(columns.shape, taken[0].type_info)
         plan.gives[node.id] = columns
     return plan
+
+
+def _types_by_side(node: Transformation, given: Sequence[_Columns | None]) -> list[TypeInformation | None]:
+    """Return the declared type of each input's records, None where there is none, or several."""
+    by_side: list[list[TypeInformation | None]] = [[] for _ in range(node.spec.num_inputs)]
+    for edge, columns in zip(node.inputs, given, strict=True):
+        by_side[edge.input_index].append(None if columns is None else columns.type_info)
+    return [types[0] if types and all(one == types[0] for one in types) else None for types in by_side]
 
 
 def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:

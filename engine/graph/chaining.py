@@ -258,7 +258,7 @@ def _vertex_of(made: _Chain, ids: dict[StreamNode, OperatorID]) -> JobVertex:
             node.name,
             node.transformation.uid,
             node.transformation.description or node.name,
-            node.transformation.spec.describe(),
+            node.transformation.tier,
             node.transformation.spec.preload,
             _key_kind_of(node),
         )

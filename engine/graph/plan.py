@@ -72,7 +72,7 @@ def _node_plan(node: StreamNode) -> dict[str, Any]:
         "contents": node.transformation.description or node.name,
         "parallelism": node.parallelism,
     }
-    tier = node.transformation.spec.describe()
+    tier = node.transformation.tier
     if tier:
         plan["tier"] = tier
     if node.inputs:

@@ -119,4 +119,15 @@ class Transformation:
     is_sink: bool = False
     #: "Source", "Sink" or "" — prefix of the vertex name as Flink shows it ("Source: x -> Map -> Sink: y")
     kind: str = ""
+    #: of a node whose input is columns: what keeps its operator on rows
+    why_rows: str = ""
     id: int = field(default_factory=lambda: next(_ids))
+
+    @property
+    def tier(self) -> str:
+        """What plans say of how the operator runs."""
+        own = self.spec.describe()
+        if not self.why_rows:
+            return own
+        told = own if own.endswith("on rows") else f"{own}, on rows" if own else "on rows"
+        return f"{told}: {self.why_rows}"
