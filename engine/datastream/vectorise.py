@@ -24,6 +24,7 @@ from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
+from engine.datastream.column_types import why_rows
 from engine.graph.transformation import ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
@@ -58,14 +59,17 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 #: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
 #: microseconds a record more than columns.
 SEQUENCE_MIN = 500_000
+#: Their records are those of their input.
+_KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What comes out of a node. ``shape``: of its records; None = not known before it runs. ``has_kinds``: it is a
-    changelog."""
+    """What comes out of a node. ``shape``: of its records; None = not known before it runs. ``type_info``: what the
+    program declares of them. ``has_kinds``: it is a changelog."""
 
     shape: Shape | None
+    type_info: TypeInformation | None = None
     has_kinds: bool = False
 
 
@@ -150,7 +154,11 @@ def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
     if not taken or len(taken) < len(given):
         return None
     shapes = {columns.shape for columns in taken}
-    return _Columns(shapes.pop() if len(shapes) == 1 else None, any(columns.has_kinds for columns in taken))
+    return _Columns(
+        shapes.pop() if len(shapes) == 1 else None,
+        taken[0].type_info if len(taken) == 1 else None,
+        any(columns.has_kinds for columns in taken),
+    )
 
 
 def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
@@ -158,20 +166,26 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     taken = _input_of(node, plan)
     spec: OperatorSpec | None = None
     if taken is not None:
-        if node.spec.num_inputs > 1:
-            spec = _joining(node, [plan.gives[edge.source.id] for edge in node.inputs])
-        else:
-            spec = _columnar(node.spec, taken.shape)
+        given = [plan.gives[edge.source.id] for edge in node.inputs]
+        plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given))
+        if not plan.why_rows[node.id]:
+            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape)
         if taken.has_kinds and spec is not None:
             spec = _with_kinds(node.spec)
             if spec is None:
                 plan.why_rows[node.id] = "its input is a changelog"
     if spec is not None:
         plan.specs[node.id] = spec
-    elif isinstance(node.spec, WindowSpec):
-        why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
-        plan.why_rows.setdefault(node.id, why)
-    return None if taken is None else _emitted(node.spec if spec is None else spec, taken)
+    elif isinstance(node.spec, WindowSpec) and not plan.why_rows.get(node.id):
+        plan.why_rows[node.id] = sessions_on_rows(
+            node.spec, None if taken is None else taken.shape, from_rows=taken is None
+        )
+    if taken is None:
+        return None
+    columns = _emitted(node.spec if spec is None else spec, taken)
+    if columns is not None and isinstance(spec or node.spec, _KEEPING):
+        columns = dataclasses.replace(columns, type_info=taken.type_info)
+    return columns
 
 
 def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
@@ -185,13 +199,21 @@ def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) 
             columns = _words(node.spec)
         elif isinstance(node.spec, SourceSpec | StampedSourceSpec):
             if _gives_columns(node.spec):
-                columns = _Columns(_declared(node.output_type))
+                columns = _Columns(_declared(node.output_type), node.output_type)
         elif isinstance(node.spec, MapBatchesSpec):
-            columns = _Columns(_declared(node.output_type))
+            columns = _Columns(_declared(node.output_type), node.output_type)
         else:
             columns = _transformed(node, plan)
         plan.gives[node.id] = columns
     return plan
+
+
+def _types_by_side(node: Transformation, given: Sequence[_Columns | None]) -> list[TypeInformation | None]:
+    """Return the declared type of each input's records, None where there is none, or several."""
+    by_side: list[list[TypeInformation | None]] = [[] for _ in range(node.spec.num_inputs)]
+    for edge, columns in zip(node.inputs, given, strict=True):
+        by_side[edge.input_index].append(None if columns is None else columns.type_info)
+    return [types[0] if types and all(one == types[0] for one in types) else None for types in by_side]
 
 
 def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
@@ -306,7 +328,7 @@ def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: b
         shape = dataclasses.replace(shape, names=shape.names or names)
         if shape.names is None:  # Rows without names, which no function is compiled for
             shape = None
-    return _Columns(shape, has_kinds)
+    return _Columns(shape, has_kinds=has_kinds)
 
 
 def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:

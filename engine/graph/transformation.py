@@ -119,14 +119,15 @@ class Transformation:
     is_sink: bool = False
     #: "Source", "Sink" or "" — prefix of the vertex name as Flink shows it ("Source: x -> Map -> Sink: y")
     kind: str = ""
-    #: Why it runs on rows though its kind has a form on columns; "" = it does not, or that is not known.
+    #: what keeps its operator on rows, though its kind has a form on columns; "" = nothing, or that is not known
     why_rows: str = ""
     id: int = field(default_factory=lambda: next(_ids))
 
     @property
     def tier(self) -> str:
-        """What runs it, and why not something better: for plans."""
-        tier = self.spec.describe()
+        """What plans say of how the operator runs."""
+        own = self.spec.describe()
         if not self.why_rows:
-            return tier
-        return f"{tier}: {self.why_rows}" if tier.endswith("on rows") else f"{tier}, on rows: {self.why_rows}"
+            return own
+        told = own if own.endswith("on rows") else f"{own}, on rows" if own else "on rows"
+        return f"{told}: {self.why_rows}"
