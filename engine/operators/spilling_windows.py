@@ -311,11 +311,12 @@ class SpillingWindows:
         notes = self._notes_since(since_checkpoint_id)
         if notes is None or notes.partitions or self.state.layout is None:
             return None
-        num_rows = notes.num_slots() + sum(map(self.state.num_distinct, notes.slots))
-        if num_rows > entries_max * _ROWS_PER_ENTRY:
+        rows_max = entries_max * _ROWS_PER_ENTRY
+        num_rows = notes.num_slots(rows_max) + sum(map(self.state.num_distinct, notes.slots))
+        if num_rows > rows_max:
             return None
         key_groups = list(key_groups)
-        copied = list(window_chunks.rows_of_panes(self.state, notes.changed_in))
+        copied = list(window_chunks.rows_of_panes(self.state, notes.slots_of))
         increment, metadata = self._increment(notes), window_chunks.metadata(self.state)
 
         def chunks() -> dict[int, bytes]:
@@ -329,7 +330,7 @@ class SpillingWindows:
         return None if self.state.others else self._changes.since(checkpoint_id)
 
     def _changed_pieces(self, notes: PaneNotes, wanted: set[int]) -> Iterator[WindowPiece]:
-        for rows in window_chunks.rows_of_panes(self.state, notes.changed_in):
+        for rows in window_chunks.rows_of_panes(self.state, notes.slots_of):
             yield from rows.pieces(wanted)
         for start, marks in notes.partitions.items():
             for begin, end in np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2).tolist():
@@ -346,7 +347,7 @@ class SpillingWindows:
         if notes is None:
             return None
         in_files = (self.spilled.num_rows_of(start, marks) for start, marks in notes.partitions.items())
-        changed = notes.num_slots() + sum(in_files) + sum(notes.gone.values())
+        changed = notes.num_slots(at_most) + sum(in_files) + sum(notes.gone.values())
         changed += len(self._key_groups) if self._increment(notes).says_more else 0
         return changed if changed <= at_most else None
 

@@ -49,14 +49,13 @@ class PaneNotes:
         #: watermark at the beginning
         self.watermark_ms = TIME_MAX_MS
 
-    def num_slots(self) -> int:
-        """Return about how many slots changed, of panes in memory."""
-        return sum(num_united(marks, _MARK_SHIFT) for marks in self.slots.values())
+    def num_slots(self, at_most: int) -> int:
+        """Return how many slots changed, of panes in memory, or more than ``at_most``."""
+        return sum(num_united(marks, _MARK_SHIFT, at_most) for marks in self.slots.values())
 
-    def changed_in(self, start: int, pane: Pane) -> tuple[Array, Array]:
-        """Return the slots of a pane in memory that changed, and a copy of their values."""
-        slots = marked_slots(united_marks(self.slots.get(start, ())), pane.values.shape[0], _MARK_SHIFT)
-        return slots, pane.values[slots]
+    def slots_of(self, start: int, pane: Pane) -> Array:
+        """Return the slots of a pane in memory that changed."""
+        return marked_slots(united_marks(self.slots.get(start, ())), pane.values.shape[0], _MARK_SHIFT)
 
     def unite(self) -> None:
         """Have one array a pane."""

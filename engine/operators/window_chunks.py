@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from engine.state.column_hash import groups_of_rows
 Array = np.ndarray[Any, Any]
 #: key group, rows of a pane, what the batch says of itself
 WindowPiece = tuple[int, pa.RecordBatch, dict[str, str]]
-TakenOf = Callable[[int, Pane], tuple[Array, Array]]
+SlotsOf = Callable[[int, Pane], Array]
 Metadata = dict[str | bytes, str | bytes]
 
 __all__ = [
@@ -39,6 +39,9 @@ __all__ = [
     "rows_of_panes",
     "snapshot",
 ]
+
+#: Rows that are sorted by key group at once, for which they are in memory twice.
+_ROWS_MAX: Final = 1 << 18
 
 
 def snapshot(state: WindowState, key_groups: Iterable[int]) -> dict[int, bytes]:
@@ -65,24 +68,20 @@ def metadata(state: WindowState) -> Metadata:
 
 
 def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:
-    """Yield all that chunks of these key groups have; a group comes once a pane."""
-    for rows in rows_of_panes(state, _all_in):
+    """Yield all that chunks of these key groups have; a group comes often."""
+    for rows in rows_of_panes(state, lambda _, pane: pane.slots()):
         yield from rows.pieces(wanted)
 
 
-def _all_in(_: int, pane: Pane) -> tuple[Array, Array]:
-    slots = pane.slots()
-    return slots, pane.values[slots]
-
-
-def rows_of_panes(state: WindowState, taken_of: TakenOf) -> Iterator[PaneRows]:
-    """Yield copies of some rows of each pane. ``taken_of``: which slots, and their values."""
+def rows_of_panes(state: WindowState, slots_of: SlotsOf) -> Iterator[PaneRows]:
+    """Yield copies of the rows that these slots of each pane are."""
     assert state.layout is not None
     law = len(state.layout.keys), state.max_parallelism, state.is_tuple
     for start, pane in state.panes.items():
-        slots, values = taken_of(start, pane)
-        if slots.size:
-            rows = state._rows_of(start, pane, slots, state._table.keys_of(slots), values)
+        slots = slots_of(start, pane)
+        for at in range(0, slots.size, _ROWS_MAX):
+            part = slots[at : at + _ROWS_MAX]
+            rows = state._rows_of(start, pane, part, state._table.keys_of(part))
             yield PaneRows(rows, state.watermark_of(start), law)
 
 

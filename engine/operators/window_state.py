@@ -573,13 +573,9 @@ class WindowState:
             assert accumulator is not None
             yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
 
-    def _rows_of(
-        self, start: int, pane: Pane, slots: Array, keys: list[pa.Array], values: Array | None = None
-    ) -> pa.RecordBatch:
-        """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of.
-        ``values``: those of the slots, if they are at hand."""
-        if values is None:
-            values = pane.values[slots]
+    def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
+        """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
+        values = pane.values[slots]
         arrays = [*keys, arrow_of(np.full(slots.size, start, np.int64)), arrow_of(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]

@@ -53,12 +53,15 @@ def united_marks(some: Sequence[Array]) -> Array:
     return united
 
 
-def num_united(some: Sequence[Array], shift: int) -> int:
-    """Return about how many slots are marked in any, without an array of that size: its pages would all be new."""
+def num_united(some: Sequence[Array], shift: int, at_most: int) -> int:
+    """Return about how many slots are marked in any, or more than ``at_most``; without an array of that size, whose
+    pages would all be new."""
     if len(some) <= 1:
         return sum(num_marked(marks, shift) for marks in some)
     count = 0
     for begin in range(0, max(marks.size for marks in some), _COUNTED):
+        if count > at_most:
+            break
         part = np.zeros(_COUNTED, np.uint8)
         for marks in some:
             own = marks[begin : begin + _COUNTED]

@@ -179,7 +179,7 @@ def in_files(monkeypatch, are_there):
 @pytest.mark.usefixtures("files_of_400_bytes")
 @pytest.mark.parametrize(
     ("where", "kind", "seed"),
-    [("memory", "tumbling", 2), ("memory", "cumulating", 2), ("files", "tumbling", 1), ("files", "sliding", 1)],
+    [("memory", "tumbling", 2), ("memory", "cumulating", 2), ("files", "tumbling", 2), ("files", "sliding", 1)],
 )
 def test_each_checkpoint_has_the_windows_of_its_barrier_whatever_it_builds_on(kind, where, seed, tmp_path, monkeypatch):
     rng = random.Random(f"{kind} {where} {seed}")
@@ -315,6 +315,21 @@ def test_what_changed_in_memory_has_changed_when_it_goes_to_files(tmp_path):
         part.evict([0])
         assert 7 in {key for key, _, _ in entries_of(part, 1)}
         assert entries_of(part, 2) == []
+
+
+def test_a_late_record_of_a_slice_in_files_is_a_change(monkeypatch):
+    rows = built_in(TumblingEventTimeWindows(1000, 0), [count(), sum_(1)], lateness_ms=5000)
+    monkeypatch.setattr(spilling_windows, "NUM_PARTITIONS", 8)
+    with OperatorHarness(column_window(rows)) as harness:
+        part = harness.contexts[0].state.keyed[PART]
+        harness.process_batch(columns([(key, 1, 0.5, "a") for key in range(500)], [5] * 500))
+        part.evict([0])
+        harness.watermark(1500)
+        part.begin_epoch(1)
+        assert entries_of(part, 1) == []
+        harness.process_batch(columns([(7, 1, 0.5, "b")], [6]))
+        assert (7, 2) in {(key, values["records"]) for key, _, values in entries_of(part, 1)}
+        assert len(entries_of(part, 1)) < 200
 
 
 def test_slices_that_were_gone_for_one_former_subtask_alone_keep_the_keys_of_the_other(tmp_path, monkeypatch):
