@@ -207,13 +207,15 @@ class DataStream(_Named):
         ``batch_format`` a ``"pandas"`` or ``"polars"`` DataFrame or, for ``"numpy"``, a dict of arrays, and returns any
         of these, or None for nothing. Columns are cast to ``output_type``: rows with names take theirs by name, all
         else in order. Batches have the size they happen to have; a result of as many records keeps their event times,
-        any other has none. Raises: ProgramError for an unknown format or one whose library is not installed."""
+        any other has none. What a changelog takes back is refused, for columns have no kind. Raises: ProgramError for
+        an unknown format or one whose library is not installed."""
         check_batch_format(batch_format)
         spec = MapBatchesSpec(func, batch_format, self._output_type, output_type)
         return self._apply("Map Batches", spec, output_type)
 
     def project(self, *field_indexes: int) -> DataStream:
-        """Keep the fields of tuple or Row records that are named by their indexes, in that order."""
+        """Keep the fields of tuple or Row records that are named by their indexes, in that order. Results are tuples,
+        so what a changelog takes back is refused."""
         indexes = tuple(
             itertools.chain.from_iterable(i if isinstance(i, (list, tuple)) else (i,) for i in field_indexes)
         )

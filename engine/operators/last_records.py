@@ -131,7 +131,7 @@ class LastRecords:
         import pyarrow as pa
 
         order = arrow_of(records)
-        before = self._records_of(self.slots, formers).columns if formers.size else None
+        before = self._records_of(self.slots, self.schema, formers).columns if formers.size else None
         arrays = [
             (column if before is None else pa.concat_arrays([column, before[index]])).take(order)
             for index, column in enumerate(columns.columns)
@@ -162,10 +162,9 @@ class LastRecords:
     # --- what is kept -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _records_of(state: SlotState, slots: Array) -> pa.RecordBatch:
+    def _records_of(state: SlotState, schema: pa.Schema, slots: Array) -> pa.RecordBatch:
         import pyarrow as pa
 
-        schema = _schema_of(state)
         fields = _key_fields(schema)
         assert state.table is not None
         keys = state.table.keys_of(slots)
@@ -184,7 +183,7 @@ class LastRecords:
             if self._firsts is not None:
                 order = np.argsort(self._firsts.array[: state.num_slots], kind="stable")
             for at in range(0, order.size, _ROWS_MAX):
-                yield self._records_of(state, order[at : at + _ROWS_MAX])
+                yield self._records_of(state, _schema_of(state), order[at : at + _ROWS_MAX])
 
     def rows(self) -> Iterator[list[Any]]:
         """Yield all records as Python objects, some at a time."""

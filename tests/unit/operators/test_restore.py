@@ -295,7 +295,7 @@ ELSEWHERE = {
     "ColumnSessionSpec": "unit/operators/test_column_session.py",
     **dict.fromkeys(["ColumnIntervalJoinSpec", "ColumnWindowJoinSpec"], "unit/operators/test_column_joins.py"),
     "ColumnRegularJoinSpec": "unit/operators/test_regular_join.py",
-    **dict.fromkeys(["ColumnTopNSpec", "ColumnDeduplicateSpec"], "unit/operators/test_top_n.py"),
+    **dict.fromkeys(["ColumnTopNSpec", "ColumnDeduplicateSpec", "ColumnLastRowSpec"], "unit/operators/test_top_n.py"),
 }
 
 
