@@ -5,6 +5,9 @@ are those of ``operators/window``, which takes over, with all that is held, when
 (rows, other types, a sum beyond 64 bits). Sessions that have fired are kept for what is late, and fire again for each
 record of it. What came first, of two sessions that become one, is what it is on rows: the session that was changed last
 goes second (``session_state``).
+
+What is more than the operator's share of memory lies in files, partition by partition of the keys
+(``spilling_sessions``): then records and the time wait, and all are taken up in a pass.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from engine.operators.record_choice import RecordChoice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
-from engine.state.key_groups import canonical_key
+from engine.state.key_groups import canonical_key, key_group_range
 from engine.time.assigners import EventTimeSessionWindows, MergingWindowAssigner
 from engine.time.triggers import EventTimeTrigger
-from engine.time.windows import TIME_MIN_MS, TimeWindow
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from engine.operators.column_folds import WindowFolds
     from engine.operators.compile.translate import Shape
     from engine.operators.session_state import Assigned, Edges, SessionState
+    from engine.operators.spilling_sessions import SpillingSessions
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
@@ -46,6 +50,12 @@ __all__ = ["ColumnSessionSpec", "column_session", "sessions_on_rows"]
 
 #: Times, gaps and lateness beyond are left to rows: sums of them stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
+#: Records and the time wait for so long at least, and for so many times what the last pass took, unless there is no
+#: room for more.
+_WAIT_MIN_MS: Final = 20
+_WAIT_FACTOR: Final = 3
+#: So long a pass goes on when it is time to, before it is the turn of others.
+_TURN_MS: Final = 5
 _NO_TYPES: Final = "the types of its records are not declared"
 
 
@@ -149,19 +159,28 @@ class _ColumnSessionOperator(Operator):
         self._rows = WindowOperator(spec.rows, is_inside=True)
         #: the row operator has taken over
         self._is_on_rows = False
-        self._watermark_ms = TIME_MIN_MS
+        #: the time now, and what of it others have been told
+        self._watermark_ms = self._told_ms = TIME_MIN_MS
+        self._named = False  #: records of the current batch are Rows
+        #: when to begin with a pass, or to go on, and how long things are to wait
+        self._due_ms: int | None = None
+        self._wait_ms = _WAIT_MIN_MS
+        #: steps of the pass, and the time that they took
+        self._steps_max = self._pass_ms = 0
         #: of a user's fold, by the types of the records that came last; None = they cannot be folded here
         self._folds: WindowFolds | None = None
         self._folded_schema: pa.Schema | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators.session_state import SESSIONS_PART, SessionState
+        from engine.operators.spilling_sessions import SpillingSessions
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
-        self._max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
+        runtime = ctx.runtime_context
+        self._max_parallelism = runtime.get_max_number_of_parallel_subtasks()
         self._is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._state: SessionState = SessionState(
             self._empty_windows,
@@ -172,7 +191,23 @@ class _ColumnSessionOperator(Operator):
         )
         # A row may begin a level by a merge, and the next one by firing.
         self._rows_max = BATCH_ROWS_MAX // 2 if self._spec.rows.allowed_lateness_ms else BATCH_ROWS_MAX
-        ctx.state.add_keyed(SESSIONS_PART, self._state)
+        self._sessions: SpillingSessions = SpillingSessions(
+            self._state,
+            self._max_parallelism,
+            key_group_range(
+                runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks(), self._max_parallelism
+            ),
+            is_tuple=self._is_tuple,
+            folder=ctx.work_dir,
+            bytes_max=self._watch.limit_bytes,
+            aggregated_of=self._aggregated,
+            keeps_late=self._spec.rows.late_tag is not None,
+            gap_ms=self._spec.gap_ms,
+        )
+        ctx.state.add_keyed(SESSIONS_PART, self._sessions)
+        self._state = self._sessions.state
+        if self._state.unsent:
+            self._due_ms = ctx.clock.now_ms()
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
@@ -192,28 +227,64 @@ class _ColumnSessionOperator(Operator):
 
     def close(self) -> None:
         self._rows.close()
+        self._sessions.close()
 
     # --- records
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._send_unsent(self._state)
         for at in range(0, max(1, len(batch)), self._rows_max):
             end = min(len(batch), at + self._rows_max)
             self._process(input_index, batch if len(batch) <= self._rows_max else batch.slice(at, end))
 
     def _process(self, input_index: int, batch: Batch) -> None:
-        rest: Batch | None = batch
-        on_rows = self._is_on_rows or self._state.others or self._watch.must_leave(self._state.nbytes)
-        if not on_rows and self._takes(batch):
-            assert isinstance(batch, ColumnBatch)
-            columns = plain_columns(batch.columns)
-            aggregated = columns if self._spec.seeds is None else self._folded(columns)
-            if aggregated is not None and self._begins(aggregated, batch.named):
-                assert batch.timestamps_ms is not None
-                self._process_columns(columns, aggregated, batch.timestamps_ms)
-                rest = None
-        if rest is not None:
+        on_rows = self._is_on_rows or self._state.others
+        if on_rows or not self._takes(batch) or not self._process_columns(batch):
             self._hand_over()
-            self._rows.process_batch(input_index, rest)
+            self._rows.process_batch(input_index, batch)
+
+    def _process_columns(self, batch: Batch) -> bool:
+        """Return whether the records have been taken up, or wait; if not, only rows can do it."""
+        assert isinstance(batch, ColumnBatch)
+        columns, times_ms = plain_columns(batch.columns), batch.timestamps_ms
+        assert times_ms is not None
+        aggregated = self._aggregated_or_none(columns)
+        if aggregated is None or not self._defines(aggregated.schema, batch.named):
+            return False
+        sessions = self._sessions
+        if sessions.is_spilled and batch.named != self._named:
+            self._take_up_all()
+        self._named = sessions.named = batch.named
+        if sessions.is_spilled:
+            if sessions.can_hold(aggregated):
+                self._hold(columns, aggregated, times_ms)
+                return True
+            return False
+        if not self._state.begin_batch(aggregated):
+            return False
+        left = self._state.take_up_batch(columns, aggregated, times_ms, self._watermark_ms, self)
+        if left is not None:
+            self._hand_over(self._taken_up_on_rows(left, columns))
+        elif self._watch.must_spill(self._state.nbytes):
+            sessions.spill(self._watermark_ms)
+            self._state = sessions.state
+        return True
+
+    def fire(self, state: SessionState, due: Edges) -> None:
+        """Emit what these sessions give."""
+        for at in range(0, due.sessions.size, BATCH_ROWS_MAX):
+            part = due.part(at, at + BATCH_ROWS_MAX)
+            if self._spec.seeds is not None:
+                self.out.emit(RowBatch(*state.folded(part)))
+            else:
+                self.out.emit(ColumnBatch(*state.results(part), named=state.named))
+
+    def put_aside(self, state: SessionState, columns: pa.RecordBatch, times_ms: Array) -> None:
+        """Drop records that came too late, or send them aside."""
+        if self._spec.rows.late_tag is None:
+            self._late_dropped.inc(columns.num_rows)
+        else:
+            self.out.emit_side(self._spec.rows.late_tag, ColumnBatch(columns, times_ms, named=self._named))
 
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar or batch.timestamps_ms is None:
@@ -223,8 +294,16 @@ class _ColumnSessionOperator(Operator):
         times_ms = batch.timestamps_ms
         return not len(batch) or bool(times_ms.min() > -_TIME_LIMIT_MS and times_ms.max() < _TIME_LIMIT_MS)
 
-    def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
-        """Return key and values of a user's fold, or None when rows have to take the batch."""
+    def _aggregated(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Return key and values of records that columns can take."""
+        aggregated = self._aggregated_or_none(columns)
+        assert aggregated is not None
+        return aggregated
+
+    def _aggregated_or_none(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+        """Return key and values, of a user's fold None when rows have to take the batch."""
+        if self._spec.seeds is None:
+            return columns
         if self._folded_schema is None or not self._folded_schema.equals(columns.schema):
             from engine.operators.column_folds import shape_of_schema
 
@@ -252,24 +331,6 @@ class _ColumnSessionOperator(Operator):
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
         return self._state.define(schema, [column_index(schema, field) for field in fields])
-
-    def _process_columns(self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array) -> None:
-        """``aggregated``: keys and values."""
-        import numpy as np
-        import pyarrow as pa
-
-        assigned = self._state.assign(aggregated, times_ms, self._watermark_ms)
-        late = np.flatnonzero(assigned.sessions < 0)
-        if self._spec.rows.late_tag is None:
-            self._late_dropped.inc(int(late.size))
-        elif late.size:
-            aside = ColumnBatch(columns.take(pa.array(late)), times_ms[late], named=self._state.named)
-            self.out.emit_side(self._spec.rows.late_tag, aside)
-        if not self._state.take_up(assigned, self._fire):
-            self._hand_over(self._taken_up_on_rows(assigned, columns))
-
-    def _begins(self, aggregated: pa.RecordBatch, named: bool) -> bool:
-        return self._defines(aggregated.schema, named) and self._state.begin_batch(aggregated)
 
     def _taken_up_on_rows(self, assigned: Assigned, columns: pa.RecordBatch) -> dict[int, Any]:
         """Do the rest of a batch in which a sum does not fit into 64 bits; return the accumulators of sessions."""
@@ -303,26 +364,111 @@ class _ColumnSessionOperator(Operator):
     # --- time
 
     def process_watermark(self, watermark_ms: int) -> None:
+        self._send_unsent(self._state)
         if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
             self._rows.process_watermark(watermark_ms)
             return
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
-        if self._state.next_due_ms <= watermark_ms:
-            due, over = self._state.due(watermark_ms)
-            self._fire(due)
-            if over.size:
-                self._state.drop(over)
-        self.out.emit_watermark(watermark_ms)
+        if not self._sessions.is_spilled:
+            self._state.advance(watermark_ms, self.fire)
+            self.out.emit_watermark(watermark_ms)
+            self._told_ms = self._watermark_ms
+            return
+        self._sessions.advance(self._watermark_ms)
+        if watermark_ms == TIME_MAX_MS:
+            self._take_up_all()  # the end of all time: results come before the barrier of a last savepoint
+        self._tell_time()
 
-    def _fire(self, due: Edges) -> None:
-        """Emit what these sessions give."""
-        for at in range(0, due.sessions.size, BATCH_ROWS_MAX):
-            part = due.part(at, at + BATCH_ROWS_MAX)
-            if self._spec.seeds is not None:
-                self.out.emit(RowBatch(*self._state.folded(part)))
-            else:
-                self.out.emit(ColumnBatch(*self._state.results(part), named=self._state.named))
+    def _tell_time(self) -> None:
+        """Let the time go on for others, or see to it that it will."""
+        if self._sessions.is_spilled and (self._sessions.is_passing or self._sessions.is_due()):
+            if self._due_ms is None:
+                self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+        elif self._told_ms < self._watermark_ms:
+            self._told_ms = self._watermark_ms
+            self.out.emit_watermark(self._watermark_ms)
+
+    # --- sessions in files
+
+    def _hold(self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array) -> None:
+        sessions = self._sessions
+        sessions.hold(columns, aggregated, times_ms)
+        # The records before are taken up while these gather, a bit with each batch: there is no pause.
+        while sessions.is_passing and self._steps_max - sessions.steps_left < sessions.filled * self._steps_max:
+            self._step()
+        if not sessions.is_passing and sessions.filled >= 1:
+            self._begin_pass()
+
+    def _begin_pass(self) -> None:
+        self._steps_max, self._pass_ms = self._sessions.begin_pass(), 0
+
+    def _step(self) -> None:
+        """Go on with the pass."""
+        begin_ms = self.ctx.clock.monotonic_ms()
+        until_ms = self._sessions.step(self)
+        self._pass_ms += self.ctx.clock.monotonic_ms() - begin_ms
+        if until_ms is None:
+            return
+        self._due_ms = None
+        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._pass_ms)
+        if self._told_ms < until_ms:
+            self._told_ms = until_ms
+            self.out.emit_watermark(until_ms)
+        if self._sessions.has_little():
+            self._take_up_all()
+            self._sessions.gather()
+        self._tell_time()
+
+    def _take_up_all(self) -> None:
+        """Take up all that waits, and emit."""
+        while self._sessions.is_spilled and self._sessions.is_waiting:
+            if not self._sessions.is_passing:
+                self._begin_pass()
+            self._step()
+
+    def _send_unsent(self, state: SessionState) -> None:
+        """Send what was to be sent when the checkpoint was made, before anything else."""
+        if not state.unsent:
+            return
+        unsent, state.unsent = state.unsent, type(state.unsent)()
+        for late in unsent.late:
+            assert late.timestamps_ms is not None
+            self._named = late.named
+            self.put_aside(state, late.columns, late.timestamps_ms)
+        due = state.of_same_types()
+        for rows in unsent.due:
+            due.put(rows)
+        if unsent.due:
+            self.fire(due, due.in_order())
+
+    def process_idle(self, idle: bool) -> None:
+        self._send_unsent(self._state)
+        self._take_up_all()
+        self.out.emit_idle(idle)
+
+    def end_superstep(self, superstep: int) -> None:
+        self._take_up_all()
+        self.out.emit_superstep_end(superstep)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._send_unsent(self._state)  # what waits is part of the snapshot: the task does not stand still for it
+
+    def next_timer_ms(self) -> int | None:
+        return self._due_ms
+
+    def on_timer(self, now_ms: int) -> None:
+        self._due_ms = None
+        self._send_unsent(self._state)
+        if not self._sessions.is_spilled:
+            return
+        if not self._sessions.is_passing and self._sessions.is_waiting:
+            self._begin_pass()
+        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
+        while self._sessions.is_passing and self.ctx.clock.monotonic_ms() <= end_ms:
+            self._step()
+        if self._sessions.is_passing:
+            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
 
     # --- the way to rows, and the end
 
@@ -332,18 +478,23 @@ class _ColumnSessionOperator(Operator):
 
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
         """
+        self._take_up_all()
         if not self._is_on_rows:
             self._rows.timers.current_watermark = self._watermark_ms
         self._is_on_rows = True
-        if not self._state.num_entries():
+        if not self._sessions.num_entries():
             return
-        for session in self._state.open_sessions(parts):
-            window = TimeWindow(session.start, session.end)
-            key = self._key(session.fields)
-            self._rows.adopt_session(key, window, session.accumulator, has_fired=session.has_fired)
-        self._state.clear()
+        for state in self._sessions.states():
+            self._send_unsent(state)
+            for session in state.open_sessions(parts if state is self._state else None):
+                window = TimeWindow(session.start, session.end)
+                key = self._key(session.fields)
+                self._rows.adopt_session(key, window, session.accumulator, has_fired=session.has_fired)
+        self._sessions.clear()
 
     def finish(self) -> None:
+        self._send_unsent(self._state)
+        self._take_up_all()
         if self._is_on_rows or self._state.others:
             self._hand_over()
         self._rows.finish()

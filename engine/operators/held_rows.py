@@ -107,6 +107,12 @@ class HeldRows:
 
     def take(self) -> TakenRows:
         """Return what is held, a row at least, and hold it no longer."""
+        taken, self._watermarks = self.peek(), []
+        self._forget_rows()
+        return taken
+
+    def peek(self) -> TakenRows:
+        """Return what is held, a row at least."""
         import numpy as np
         import pyarrow as pa
 
@@ -117,9 +123,7 @@ class HeldRows:
         joined = pa.concat_batches(self._batches)
         given = [stamps for stamps in self._stamps if stamps is not None]
         stamps: Array | None = np.concatenate(given)[order] if given else None
-        watermarks, self._watermarks = self._watermarks, []
-        self._forget_rows()
-        return TakenRows(joined.take(arrow_of(order)), stamps, order, ends, watermarks)
+        return TakenRows(joined.take(arrow_of(order)), stamps, order, ends, self._watermarks)
 
 
 @final

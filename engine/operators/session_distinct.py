@@ -78,6 +78,22 @@ class SessionDistinct:
         if self._num_dead > max(_COMPACT_MIN, self._pairs.num_slots // 2):
             self._compact()
 
+    def renumber(self, live: Array) -> None:
+        """Session ``live[i]``, rising, is session i from now on; the others have no values."""
+        for by_session in (self._serials, self._heads):
+            by_session.array[: live.size] = by_session.array[live]
+
+    def trim(self, num_sessions: int) -> None:
+        """Give back what is reserved, and what is left of the batch."""
+        if self._num_dead > self._pairs.num_slots // 2:
+            self._heads.array[num_sessions:] = 0
+            self._compact()
+        self._batch = ValuesOfBatch(pa.nulls(0, self._kinds[1]))
+        self._pairs.trim()
+        self._links.trim(self._pairs.num_slots)
+        self._serials.trim(num_sessions)
+        self._heads.trim(num_sessions)
+
     def _compact(self) -> None:
         live = np.flatnonzero(self._heads.array)
         owners, values = self._chained(live, self._pairs.num_slots)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,11 @@ import pyarrow as pa
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
 from engine.operators.session_distinct import SessionDistinct
+from engine.operators.session_unsent import Unsent
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.arrow_views import values_of
+from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import PagedArray
 from engine.state.slot_table import SlotTable
@@ -34,7 +36,7 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SESSIONS_PART", "Assigned", "OpenSession", "SessionState"]
+__all__ = ["SESSIONS_PART", "Assigned", "Edges", "OpenSession", "SessionState", "Sink"]
 
 _PANE: Final = 0
 #: Fewer keys than this are never worth a compaction.
@@ -69,6 +71,9 @@ class Edges:
 
     def part(self, begin: int, end: int) -> Edges:
         return Edges(self.sessions[begin:end], self.starts[begin:end], self.ends[begin:end])
+
+    def take(self, places: Array) -> Edges:
+        return Edges(self.sessions[places], self.starts[places], self.ends[places])
 
     def lists(self) -> tuple[list[int], list[int], list[int]]:
         return self.sessions.tolist(), self.starts.tolist(), self.ends.tolist()
@@ -105,6 +110,18 @@ class Assigned:
         for level in range(self.step // 2, self.num_levels):
             merges = self.merges_of(level)
             yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges, self.fires_of(level)
+
+
+class Sink(Protocol):
+    """Where what comes out goes."""
+
+    def fire(self, state: SessionState, due: Edges) -> None:
+        """These sessions give their results."""
+        ...
+
+    def put_aside(self, state: SessionState, columns: pa.RecordBatch, times_ms: Array) -> None:
+        """These records came too late."""
+        ...
 
 
 @final
@@ -167,6 +184,8 @@ class SessionState:
         self._compact_at = _COMPACT_MIN
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: dict[int, bytes] = {}
+        #: what was to be sent when the checkpoint was made that has been restored
+        self.unsent = Unsent()
 
     def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
@@ -182,6 +201,15 @@ class SessionState:
         self._distinct = [SessionDistinct(own.index, own._kinds[1], own.column) for own in self._windows._distinct]
         self._windows._distinct = self._distinct  # type: ignore[assignment]
         return True
+
+    def has_types_of(self, other: SessionState) -> bool:
+        """Whether the records of both are of the same types; if none has come here, they are from now on."""
+        layout = other._windows.layout
+        return layout is None or self.define(layout.schema, layout.keys)
+
+    @property
+    def lateness_ms(self) -> int:
+        return self._lateness_ms
 
     @property
     def named(self) -> bool:
@@ -205,9 +233,10 @@ class SessionState:
     def begin_batch(self, columns: pa.RecordBatch) -> bool:
         return self._windows.begin_batch(columns)
 
-    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int) -> Assigned:
+    def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int | Array) -> Assigned:
         """Find or make the session of each row, BATCH_ROWS_MAX at most, or half of it with a lateness; ``take_up`` has
-        to follow."""
+        to follow. ``watermark_ms``: by row, rising, where there is no lateness: sessions that were over when a row came
+        are left as they are."""
         assert self._keys is not None
         assert self._windows.layout is not None
         slots = self._keys.table.slots_of([columns.column(key) for key in self._windows.layout.keys])
@@ -219,7 +248,7 @@ class SessionState:
         num_fresh, num_merges, num_fires, num_levels = kernels.assign_sessions(
             slots,
             times_ms,
-            np.full(slots.size, watermark_ms, np.int64),
+            np.full(slots.size, watermark_ms, np.int64) if isinstance(watermark_ms, int) else watermark_ms,
             (self._gap_ms, self._lateness_ms, self._num_rows),
             self._heads.array,
             self._sessions.array,
@@ -237,6 +266,7 @@ class SessionState:
         taken = sessions >= 0
         self._keys.key_slots.array[sessions[taken]] = slots[taken]
         if self._lateness_ms:
+            assert isinstance(watermark_ms, int)
             self._expect(sessions[taken], watermark_ms)
         elif num_fresh:
             self.next_due_ms = min(self.next_due_ms, int(self._sessions.array[made, _END].min()) - 1)
@@ -265,7 +295,23 @@ class SessionState:
         self._windows.panes[_PANE].reserve(self._keys.num_slots)
         return taken
 
-    def take_up(self, assigned: Assigned, fire: Callable[[Edges], None]) -> bool:
+    def take_up_batch(
+        self,
+        columns: pa.RecordBatch,
+        aggregated: pa.RecordBatch,
+        times_ms: Array,
+        watermark_ms: int | Array,
+        sink: Sink,
+    ) -> Assigned | None:
+        """Take up the rows of a batch that has begun; ``aggregated``: their keys and values; ``watermark_ms`` as in
+        ``assign``. Return what is left to be done where a sum would not fit into 64 bits."""
+        assigned = self.assign(aggregated, times_ms, watermark_ms)
+        late = np.flatnonzero(assigned.sessions < 0)
+        if late.size:
+            sink.put_aside(self, columns.take(pa.array(late)), times_ms[late])
+        return None if self.take_up(assigned, sink.fire) else assigned
+
+    def take_up(self, assigned: Assigned, fire: Callable[[SessionState, Edges], None]) -> bool:
         """Take up the rows of the batch and make one of sessions that touch; let those ``fire`` that rows are late for.
         False when a sum would not fit into 64 bits: then ``assigned`` knows what is left to be done, and ``parts`` what
         has been."""
@@ -278,7 +324,7 @@ class SessionState:
                 return False
             assigned.step += 1
             if fires.sessions.size:
-                fire(fires)
+                fire(self, fires)
         merged = assigned.merges[:, _SOURCE]
         self._sessions.array[merged] = 0
         self._free = np.concatenate([merged, self._free])
@@ -307,7 +353,15 @@ class SessionState:
     def _live(self) -> Array:
         return self._windows.panes[_PANE].slots() if self.is_defined else np.zeros(0, np.int64)
 
-    def due(self, watermark_ms: int) -> tuple[Edges, Array]:
+    def advance(self, watermark_ms: int, fire: Callable[[SessionState, Edges], None]) -> None:
+        """Let the sessions fire whose time has come, and forget those that nobody needs any more."""
+        if self.next_due_ms <= watermark_ms and self.is_defined:
+            due, over = self._due(watermark_ms)
+            fire(self, due)
+            if over.size:
+                self.drop(over)
+
+    def _due(self, watermark_ms: int) -> tuple[Edges, Array]:
         """Return the sessions that fire now, the first that ended first, and those that are to be dropped then."""
         live = self._live()
         ends = self._sessions.array[live, _END]
@@ -348,6 +402,7 @@ class SessionState:
         self._free = np.concatenate([sessions, self._free])
         if self.num_keys >= self._compact_at:
             self._compact()
+        self._forget_codes(_COMPACT_MIN)
 
     def _compact(self) -> None:
         assert self._keys is not None
@@ -363,10 +418,65 @@ class SessionState:
             self._keys.table.compact(kept)
         self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
 
+    def _forget_codes(self, at_least: int) -> None:
+        """Forget values, by number, that no session has any more, where they are most."""
+        for own in self._windows._fields:
+            if own.codes is not None and own.codes.num_slots > max(at_least, 8 * self.num_sessions):
+                self._windows._compact_codes(own)
+
+    def trim(self) -> None:
+        """Give back what is reserved, before all of it goes to a file."""
+        if self._keys is None:
+            return
+        windows, live = self._windows, self._live()
+        if live.size < self._keys.num_slots:
+            self._renumber(live)
+        if self.num_keys > 2 * live.size:
+            self._compact()
+        self._forget_codes(0)
+        for own in windows._fields:
+            own.values = own.valid = None  # of a batch
+            if own.codes is not None:
+                own.codes.trim()
+        windows._taken = np.zeros(0, np.int32)
+        for distinct in self._distinct:
+            distinct.trim(live.size)
+        self._keys.table.trim()
+        self._heads.trim(self.num_keys)
+        for by_session in (self._sessions, self._fired, self._keys.key_slots):
+            by_session.trim(live.size)
+
+    def _renumber(self, live: Array) -> None:
+        """Give sessions the numbers from 0 on."""
+        assert self._keys is not None
+        #: by number plus 1; 0 stays 0
+        places = np.zeros(self._keys.num_slots + 1, np.int64)
+        places[live + 1] = np.arange(1, live.size + 1)
+        sessions = self._sessions.array[live]
+        sessions[:, _NEXT] = places[sessions[:, _NEXT]]
+        heads = self._heads.array[: self.num_keys]
+        heads[:] = places[heads]
+        self._sessions.array[: live.size] = sessions
+        self._keys.key_slots.array[: live.size] = self._keys.key_slots.array[live]
+        if self._lateness_ms:
+            self._fired.array[: live.size] = self._fired.array[live]
+        for distinct in self._distinct:
+            distinct.renumber(live)
+        self._windows.panes[_PANE].compact(live)
+        self._keys.num_slots = live.size
+        self._free = np.zeros(0, np.int64)
+
+    def bound(self) -> float:
+        """Return what no sum of integers of any session is beyond."""
+        return self._windows.bound_of_pane(_PANE) if self.is_defined else 0.0
+
+    def key_columns(self, sessions: Array) -> list[pa.Array]:
+        assert self._keys is not None
+        return self._keys.keys_of(sessions)
+
     def keys_of(self, sessions: Array) -> list[tuple[Any, ...]]:
         """Return the fields of each session's key."""
-        assert self._keys is not None
-        return list(zip(*(column.to_pylist() for column in self._keys.keys_of(sessions)), strict=True))
+        return list(zip(*(column.to_pylist() for column in self.key_columns(sessions)), strict=True))
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
@@ -376,8 +486,33 @@ class SessionState:
             return {}
         return dict(zip(self._live().tolist(), self._windows.accumulators(_PANE, None)[1], strict=True))
 
+    def of_other_types(self) -> Iterator[SessionState]:
+        """Yield what was restored of records of other types."""
+        for group, chunk in self.others.items():
+            other = self.another()
+            other.restore({group: chunk})
+            yield other
+
+    def another(self) -> SessionState:
+        """Return an empty one for the same sessions, without types."""
+        return SessionState(
+            self._empty_windows,
+            self._gap_ms,
+            self._max_parallelism,
+            is_tuple=self._is_tuple,
+            lateness_ms=self._lateness_ms,
+        )
+
+    def of_same_types(self) -> SessionState:
+        """Return an empty one for the same records."""
+        made, layout = self.another(), self._windows.layout
+        assert layout is not None
+        made.define(layout.schema, layout.keys)
+        return made
+
     def open_sessions(self, parts: Mapping[int, Any] | None = None) -> Iterator[OpenSession]:
-        """Yield all that is held, in the order in which it was changed. ``parts``: what sessions hold."""
+        """Yield all that is held, but for other types, in the order in which it was changed. ``parts``: what sessions
+        hold."""
         if self._keys is not None:
             parts = self.parts() if parts is None else parts
             numbers = np.fromiter(parts, np.int64, len(parts))
@@ -387,32 +522,69 @@ class SessionState:
             fired = self._have_fired(numbers).tolist()
             for number, key, (start, end), has_fired in zip(numbers.tolist(), keys, edges, fired, strict=True):
                 yield OpenSession(key, start, end, parts[number], has_fired)
-        for group, chunk in self.others.items():
-            other = SessionState(
-                self._empty_windows,
-                self._gap_ms,
-                self._max_parallelism,
-                is_tuple=self._is_tuple,
-                lateness_ms=self._lateness_ms,
-            )
-            other.restore({group: chunk})
-            yield from other.open_sessions()
 
     def _have_fired(self, sessions: Array) -> Array:
         return self._fired.array[sessions] if self._lateness_ms else np.zeros(sessions.size, np.bool_)
 
+    # --- records that are taken up later
+
+    def can_take_later(self, columns: pa.RecordBatch) -> bool:
+        """Whether ``begin_batch`` will take these rows."""
+        return self._windows.can_take_later(columns)
+
+    def bound_of_records(self, columns: pa.RecordBatch) -> float:
+        """Return how much the records can add to any sum of integers at most."""
+        return self._windows.bound_of_records(columns)
+
+    def key_of_records(self, columns: pa.RecordBatch) -> list[pa.Array]:
+        assert self._windows.layout is not None
+        return [columns.column(key) for key in self._windows.layout.keys]
+
+    def partly(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the fields of records that are read."""
+        read = self._windows.fields_read()
+        return pa.RecordBatch.from_arrays([columns.column(index) for index in read], names=list(map(str, read)))
+
+    def wholly(self, held: pa.RecordBatch) -> pa.RecordBatch:
+        """Return records of which there are the fields that are read."""
+        assert self._windows.layout is not None
+        schema = self._windows.layout.schema
+        read = dict(zip(self._windows.fields_read(), held.columns, strict=True))
+        arrays = [
+            read[index] if index in read else pa.nulls(held.num_rows, kind) for index, kind in enumerate(schema.types)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the operator's own: ``go_on`` gives it back."""
+        return {name: own for name, own in vars(self).items() if name != "_empty_windows"}
+
+    def go_on(self, like: SessionState) -> SessionState:
+        """Let what was read from a file be used as the other one is."""
+        self._empty_windows = like._empty_windows
+        return self
+
     # --- KeyedPart ---------------------------------------------------------------------------------------------------
 
+    @property
+    def num_sessions(self) -> int:
+        return 0 if self._keys is None else self._keys.num_slots - self._free.size
+
     def num_entries(self) -> int:
-        return (0 if self._keys is None else self._keys.num_slots - self._free.size) + len(self.others)
+        return self.num_sessions + len(self.others) + self.unsent.num_entries()
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         wanted = set(key_groups)
         chunks = {group: chunk for group, chunk in self.others.items() if group in wanted}
+        if self.is_defined:
+            chunks |= streams(self.pieces(self.rows_of(self.in_order()), wanted), self.metadata())
+        return chunks
+
+    def metadata(self) -> dict[str | bytes, str | bytes]:
+        """Return what a chunk says of itself."""
         layout = self._windows.layout
-        if layout is None or self._keys is None:
-            return chunks
-        metadata = {
+        assert layout is not None
+        metadata: dict[str | bytes, str | bytes] = {
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
             FIELDS: self._windows.fields_held(),
@@ -420,22 +592,35 @@ class SessionState:
         }
         if self._windows.is_users:
             metadata[HELD] = self._windows.held_columns(first=2)
+        return metadata
+
+    def in_order(self) -> Edges:
+        """Return all sessions in the order in which they were changed."""
         live = self._live()
-        live = live[np.argsort(self._sessions.array[live, _CHANGED], kind="stable")]
-        keys = self._keys.keys_of(live)
-        held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], live, keys)
-        edges = [pa.array(np.ascontiguousarray(self._sessions.array[live, column])) for column in (_START, _END)]
-        names = ["start", "end", *held.schema.names]
-        fired = [pa.array(self._have_fired(live))] if self._lateness_ms else []
-        rows = pa.RecordBatch.from_arrays([*edges, *held.columns, *fired], names=[*names, FIRED] if fired else names)
-        rows = rows.replace_schema_metadata(metadata)
+        return self.edges_of(live[np.argsort(self._sessions.array[live, _CHANGED], kind="stable")])
+
+    def rows_of(self, own: Edges) -> pa.RecordBatch:
+        """Return what a chunk has of these sessions."""
+        assert self._keys is not None
+        held = self._windows._rows_of(_PANE, self._windows.panes[_PANE], own.sessions, self._keys.keys_of(own.sessions))
+        edges = [pa.array(np.ascontiguousarray(column)) for column in (own.starts, own.ends)]
+        fired = [pa.array(self._have_fired(own.sessions))] if self._lateness_ms else []
+        names = ["start", "end", *held.schema.names, *[FIRED] * len(fired)]
+        return pa.RecordBatch.from_arrays([*edges, *held.columns, *fired], names=names)
+
+    def pieces(
+        self, rows: pa.RecordBatch, wanted: set[int], keys_in: Callable[[pa.RecordBatch], list[pa.Array]] | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Cut rows of chunks, or others whose key ``keys_in`` gives, by key group."""
+        keys = self.keys_in(rows) if keys_in is None else keys_in(rows)
         groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
         for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, rows.schema) as writer:
-                writer.write_batch(rows.filter(pa.array(groups == group)))
-            chunks[group] = sink.getvalue().to_pybytes()
-        return chunks
+            yield group, rows.filter(pa.array(groups == group))
+
+    def keys_in(self, rows: pa.RecordBatch) -> list[pa.Array]:
+        """Return the columns of the key that rows of a chunk have."""
+        assert self._windows.layout is not None
+        return list(rows.columns[2 : 2 + len(self._windows.layout.keys)])
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for group, chunk in chunks.items():
@@ -449,9 +634,11 @@ class SessionState:
                 if metadata.get(FIELDS, held) != held:
                     raise other_fields(schema)
                 for batch in reader:
-                    self._put(batch)
+                    self.put(batch)
+                self.unsent.restore(chunk)
 
-    def _put(self, batch: pa.RecordBatch) -> None:
+    def put(self, batch: pa.RecordBatch) -> None:
+        """Take up sessions that are rows of a chunk, in the order in which they were changed."""
         assert self._keys is not None
         assert self._windows.layout is not None
         num_keys = len(self._windows.layout.keys)
