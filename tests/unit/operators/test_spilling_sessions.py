@@ -30,7 +30,7 @@ from engine.time.windows import TIME_MAX_MS
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import Case, Rows
 from tests.unit.operators.test_column_session import AGGREGATES, GAP_MS, PLAIN_STEP, REDUCES, SESSIONS, reduced
-from tests.unit.operators.test_column_window import FLOATS, SCHEMA, STEP, built_in, columns
+from tests.unit.operators.test_column_window import FLOATS, SCHEMA, STEP, _plain, built_in, columns
 from tests.unit.operators.test_restore import FULL
 from tests.unit.operators.test_restore_columns import PHASES, TIMED_SCRIPTS, disturbed, undisturbed
 
@@ -61,15 +61,11 @@ def told(spec, steps, clock=None):
         results, before = [], {}
         for told_ in harness.output.story:
             if isinstance(told_, int):
-                before[told_] = Counter(results)
+                before.setdefault(told_, Counter(results))
             else:
-                plain = told_ if isinstance(told_, RowBatch) else told_.to_rows()
+                plain = _plain(told_)
                 results += [(repr(row), stamp) for row, stamp in zip(plain.rows, plain.timestamps_ms, strict=True)]
-        late = [row for b in harness.output.side.get("late", []) for row in (b.to_rows().rows if b.rows is None else b.rows)] if False else [
-            repr(row)
-            for batch in harness.output.side.get("late", [])
-            for row in (batch if isinstance(batch, RowBatch) else batch.to_rows()).rows
-        ]
+        late = [repr(row) for batch in harness.output.side.get("late", []) for row in _plain(batch).rows]
     return results, sorted(late), before
 
 
