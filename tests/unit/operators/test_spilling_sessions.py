@@ -86,12 +86,11 @@ def by_key(results):
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("lateness_ms", [0, 9])
-@pytest.mark.parametrize("late_tag", [None, "late"])
+@pytest.mark.parametrize(("late_tag", "lateness_ms"), [(None, 0), ("late", 0), ("late", 9)])
 def test_sessions_in_files_give_what_those_of_rows_give(late_tag, lateness_ms):
     rows = built_in(SESSIONS, AGGREGATES, late_tag=late_tag, lateness_ms=lateness_ms)
 
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=10, deadline=None, phases=PHASES)
     @given(st.lists(STEP, max_size=8))
     @example(
         [[((1, 1, 1.0, "a"), 0)], [((1, 2, 1.0, "a"), 12)], 4, [((1, 4, 1.0, "a"), 6)], 17, [((1, 8, 1.0, "b"), 14)]]
@@ -108,7 +107,7 @@ def test_records_of_sessions_in_files_are_those_of_rows(name):
     """Which of two sessions that become one was changed last is known in files, too."""
     rows = reduced(REDUCES[name], lateness_ms=4)
 
-    @settings(max_examples=10, deadline=None, phases=PHASES)
+    @settings(max_examples=5, deadline=None, phases=PHASES)
     @given(st.lists(PLAIN_STEP, max_size=8), st.integers(0, 2))
     def check(steps, num_nulls):
         for step in [step for step in steps if isinstance(step, list)][-num_nulls:] if num_nulls else []:
@@ -132,7 +131,7 @@ def test_sums_that_may_leave_64_bits_go_on_as_python_integers():
     row = st.tuples(st.integers(0, 1), large, FLOATS, st.just("a"))
     step = st.one_of(st.lists(st.tuples(row, st.integers(-25, 45)), min_size=1, max_size=8), st.integers(-20, 60))
 
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.lists(step, max_size=7))
     def check(steps):
         check_told(column_session(rows), rows, steps)
@@ -148,7 +147,7 @@ def test_after_any_script_with_crashes_and_other_parallelisms_results_are_those_
     aggregates = [sum_(1), count(), max_(1), count_distinct(1), first(1), last(1)]
     rows = built_in(SESSIONS, aggregates, key, late_tag="late", lateness_ms=lateness_ms)
 
-    @settings(max_examples=25, deadline=None, phases=PHASES)
+    @settings(max_examples=12, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
     def check(script):
         assert disturbed(Case((column_session(rows),), script, (key,)), FULL) == undisturbed(
@@ -165,7 +164,7 @@ def test_records_after_any_script_are_those_of_rows(name):
     rows = reduced(function, lateness_ms=5)
     spec = column_session(rows, shape_of_schema(pa.schema([("k", pa.int64()), ("v", pa.int64())])))
 
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=6, deadline=None, phases=PHASES)
     @given(TIMED_SCRIPTS)
     def check(script):
         try:
