@@ -109,6 +109,8 @@ def test_records_of_sessions_in_files_are_those_of_rows(name):
 
     @settings(max_examples=5, deadline=None, phases=PHASES)
     @given(st.lists(PLAIN_STEP, max_size=8), st.integers(0, 2))
+    @example([[((1, 1, 1.0, "a"), 12), ((1, 1, 2.0, "b"), 0)], [((1, 1, 3.0, "c"), 6)]], 0)
+    @example([[((1, 1, 1.0, "a"), 0), ((1, 1, float("nan"), "b"), 12)], 3, [((1, 1, 3.0, "c"), 6)]], 0)
     def check(steps, num_nulls):
         for step in [step for step in steps if isinstance(step, list)][-num_nulls:] if num_nulls else []:
             step[0] = ((step[0][0][0], None, None, None), step[0][1])
