@@ -25,6 +25,9 @@ class LeftChunks:
         for group, chunk in chunks.items():
             self._chunks[group] = self._chunks.get(group, b"") + chunk
 
+    def chunks(self) -> Iterable[bytes]:
+        return self._chunks.values()
+
     def take_chunks(self) -> Iterable[bytes]:
         """Return the chunks and forget them."""
         chunks, self._chunks = self._chunks, {}

@@ -6,18 +6,21 @@ the folds of users are taken over: for built-in aggregates the program says by i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
 from engine.core.records import RowKind, python_values, row_of_kind
 from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
+from engine.operators.session_unsent import Unsent
 from engine.state.column_chunks import GONE, WATERMARK
 from engine.state.key_groups import canonical_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from engine.core.records import ColumnBatch
 
 __all__ = ["FIRED", "HELD", "SESSIONS_PART", "WINDOW_SLOTS_PART", "LeftSessions", "LeftWindows"]
 
@@ -74,13 +77,35 @@ class LeftSessions(LeftChunks):
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
+        import pyarrow as pa
+
         for chunk in self.take_chunks():
-            for layer in _streams_in(chunk):
-                for batch, _, made in _held_in(layer, self._operator_name):
-                    starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                for batch, _, made in _held_in(reader, self._operator_name):
                     is_told = batch.schema.names[-1] == FIRED
                     fired = python_values(batch.column(batch.num_columns - 1)) if is_told else [False] * batch.num_rows
-                    yield from zip(map(canonical_key, keys), starts, ends, made, fired, strict=True)
+                    yield from zip(*_keys_and_edges(batch), made, fired, strict=True)
+
+    def unsent(self) -> tuple[list[tuple[Any, int, int, Any]], list[ColumnBatch]]:
+        """Return what was due when the checkpoint was made, (key, start, end, accumulator), and what was too late."""
+        import pyarrow as pa
+
+        due: list[tuple[Any, int, int, Any]] = []
+        late: list[ColumnBatch] = []
+        for chunk in self.chunks():
+            unsent = Unsent()
+            unsent.restore(chunk)
+            late += unsent.late
+            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
+                accumulators_of = _accumulators_of(reader.schema, self._operator_name)
+            for batch in unsent.due:
+                due += zip(*_keys_and_edges(batch), accumulators_of(batch), strict=True)
+        return due, late
+
+
+def _keys_and_edges(batch: pa.RecordBatch) -> tuple[list[Any], list[int], list[int]]:
+    starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
+    return list(map(canonical_key, keys)), starts, ends
 
 
 def _streams_in(chunk: bytes) -> Iterator[pa.RecordBatchStreamReader]:
@@ -97,21 +122,31 @@ def _streams_in(chunk: bytes) -> Iterator[pa.RecordBatchStreamReader]:
 
 def _held_in(layer: pa.RecordBatchStreamReader, operator_name: str) -> Iterator[tuple[pa.RecordBatch, Any, list[Any]]]:
     """Yield each batch of a stream with its metadata and the accumulators in it."""
+    accumulators_of = _accumulators_of(layer.schema, operator_name)
+    for batch, of_pane in layer.iter_batches_with_custom_metadata():
+        yield batch, of_pane, accumulators_of(batch)
+
+
+def _accumulators_of(chunk: pa.Schema, operator_name: str) -> Callable[[pa.RecordBatch], list[Any]]:
+    """Return what gives the accumulators of the rows of such a chunk."""
     import pyarrow as pa
 
-    said = layer.schema.metadata or {}
-    held = said.get(HELD)
+    metadata = chunk.metadata or {}
+    held = metadata.get(HELD)
     if held is None:
         raise ProgramError(
             f"Operator {operator_name!r}: its windows were kept by columns, for built-in aggregates; with another "
             "function they cannot go on. Give the operator another uid to begin afresh."
         )
-    schema = pa.ipc.read_schema(pa.py_buffer(said[b"schema"]))
+    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
     names = tuple(schema.names) if is_named(schema) else None
     fields = held.decode().split(",")
-    for batch, of_pane in layer.iter_batches_with_custom_metadata():
+
+    def accumulators_of(batch: pa.RecordBatch) -> list[Any]:
         made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))
-        yield batch, of_pane, made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
+        return made if names is None else [row_of_kind(RowKind.INSERT, r, names) for r in made]
+
+    return accumulators_of
 
 
 def _values(batch: pa.RecordBatch, field: str) -> list[Any]:

@@ -1,9 +1,9 @@
 """What an operator on columns does when its state is more than its share of managed memory.
 
-Keyed aggregations, windows and window joins put it into files, whatever the backend (``state/spilling_slots``,
-``spilling_windows``, ``window_join_state``). Sessions and other joins keep theirs in memory: with ``rocksdb`` the
-operator hands everything to the one on rows, which keeps it on the disk, and goes on there; with ``hashmap`` there is
-no other place. The log says so, once.
+Keyed aggregations, windows, sessions and window joins put it into files, whatever the backend
+(``state/spilling_slots``, ``spilling_windows``, ``spilling_sessions``, ``window_join_state``). Others keep theirs in
+memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the disk, and goes on
+there; with ``hashmap`` there is no other place. The log says so, once.
 """
 
 from __future__ import annotations

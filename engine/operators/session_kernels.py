@@ -14,6 +14,26 @@ LEVEL_BITS: Final = 15
 
 
 @numba.njit(nogil=True, cache=True)
+def _note(notes: Any, number: int, first: int, second: int, third: int, fourth: int) -> None:
+    notes[number, 0] = first
+    notes[number, 1] = second
+    notes[number, 2] = third
+    notes[number, 3] = fourth
+
+
+@numba.njit(nogil=True, cache=True)
+def _forget_levels(sessions: Any, those: Any) -> None:
+    for i in range(those.size):
+        sessions[those[i], 3] &= ~((1 << LEVEL_BITS) - 1)
+
+
+# Out of ``assign_sessions`` comes: ``of_row``, by row: the session at that time, int64, -1 = too late, and its level,
+# int16. ``merges`` int64 (rows, 4): a session that became part of another one, that one, the level of both together,
+# and whether what the former holds goes first: the session that was changed last goes second, as on rows. ``fires``
+# int64 (rows, 4): a row whose session has ended, but is kept for late rows, its level, and start and end of the
+# session with it. A level's merges come before its rows, and these before its fires; no session is named by two
+# merges or fires of one level.
+@numba.njit(nogil=True, cache=True)
 def assign_sessions(
     slots: Any,
     times_ms: Any,
@@ -33,30 +53,20 @@ def assign_sessions(
     chain plus 1, 0 = none; ``sessions`` int64 (sessions, 4): start, end, next of the chain plus 1, and the row that
     last changed it with, in the last LEVEL_BITS bits, its level, which is 0 between two calls. ``fresh``: numbers for
     new sessions, one a row. Sessions of a key never overlap or touch. There are less than 2 ** LEVEL_BITS rows, or half
-    as many where lateness is allowed.
-
-    Out: ``of_row``, by row: the session at that time, int64, -1 = too late, and its level, int16. ``merges`` int64
-    (rows, 4): a session that became part of another one, that one, the level of both together, and whether what the
-    former holds goes first: the session that was changed last goes second, as on rows. ``fires`` int64 (rows, 4): a row
-    whose session has ended, but is kept for late rows, its level, and start and end of the session with it. A level's
-    merges come before its rows, and these before its fires; no session is named by two merges or fires of one level.
+    as many where lateness is allowed. What ``of_row``, ``merges`` and ``fires`` are to have is said above.
     """
     gap, lateness, base = law
     session_of_row, level_of_row = of_row
     level_mask = (1 << LEVEL_BITS) - 1
-    num_fresh = 0
-    num_merges = 0
-    num_fires = 0
+    num_fresh = num_merges = num_fires = 0
     num_levels = 1
     for row in range(slots.size):
         start = times_ms[row]
         end = start + gap
         low, high = start, end
         watermark_ms = watermarks_ms[row]
-        mine = -1
-        before = -1
-        is_same = False
-        level = 0
+        mine = before = -1
+        is_same, level = False, 0
         at = heads[slots[row]] - 1
         while at >= 0:
             following = sessions[at, 2]
@@ -76,10 +86,7 @@ def assign_sessions(
                 else:
                     sessions[before, 2] = following
                     level = max(level, sessions[at, 3] & level_mask) + 1
-                    merges[num_merges, 0] = at
-                    merges[num_merges, 1] = mine
-                    merges[num_merges, 2] = level
-                    merges[num_merges, 3] = sessions[at, 3] < sessions[mine, 3]
+                    _note(merges, num_merges, at, mine, level, sessions[at, 3] < sessions[mine, 3])
                     num_merges += 1
             else:
                 before = at
@@ -101,16 +108,11 @@ def assign_sessions(
         level_of_row[row] = level
         num_levels = max(num_levels, level + 1)
         if high - 1 <= watermark_ms:
-            fires[num_fires, 0] = row
-            fires[num_fires, 1] = level
-            fires[num_fires, 2] = low
-            fires[num_fires, 3] = high
+            _note(fires, num_fires, row, level, low, high)
             num_fires += 1
             sessions[mine, 3] = (sessions[mine, 3] & ~level_mask) | (level + 1)
-    for i in range(num_merges):
-        sessions[merges[i, 1], 3] &= ~level_mask
-    for i in range(num_fires):
-        sessions[session_of_row[fires[i, 0]], 3] &= ~level_mask
+    _forget_levels(sessions, merges[:num_merges, 1])
+    _forget_levels(sessions, session_of_row[fires[:num_fires, 0]])
     return num_fresh, num_merges, num_fires, num_levels
 
 

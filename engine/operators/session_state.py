@@ -421,8 +421,10 @@ class SessionState:
     def _forget_codes(self, at_least: int) -> None:
         """Forget values, by number, that no session has any more, where they are most."""
         for own in self._windows._fields:
-            if own.codes is not None and own.codes.num_slots > max(at_least, 8 * self.num_sessions):
-                self._windows._compact_codes(own)
+            if own.codes is not None:
+                held = self.num_sessions * sum(of is own for _, of in self._windows._accumulators)
+                if own.codes.num_slots > max(at_least, 2 * held):
+                    self._windows._compact_codes(own)
 
     def trim(self) -> None:
         """Give back what is reserved, before all of it goes to a file."""

@@ -159,6 +159,8 @@ class WindowOperator(Operator):
         for records in () if joined is None else joined.take():
             self.adopt_records(records.side, *records.rows(), records.watermark_ms)
         sessions, self._left_sessions = self._left_sessions, None
+        if sessions is not None:
+            self._send_unsent(sessions)
         for key, start, end, accumulator, has_fired in () if sessions is None else sessions.take():
             if self._merging is None or self._spec.fold is None or self._spec.evictor is not None:
                 raise self._other_windows("sessions")
@@ -171,6 +173,16 @@ class WindowOperator(Operator):
                 raise self._other_windows("tumbling")
             window = TimeWindow(start, start + self._regular._size)
             self.adopt(window, keys, accumulators, has_fired=window.max_timestamp() <= watermark_ms)
+
+    def _send_unsent(self, sessions: LeftSessions) -> None:
+        """Send what sessions that were in files had to send, before anything else."""
+        due, late = sessions.unsent()
+        for key, start, end, accumulator in due:
+            self.fire_held(TimeWindow(start, end), [key], [accumulator], self.timers.current_watermark)
+        for batch in late:
+            rows = batch.to_rows()
+            for row, stamp in zip(rows.rows, rows.timestamps_ms or (), strict=True):
+                self._too_late(row, stamp)
 
     def _other_windows(self, kind: str) -> ProgramError:
         return ProgramError(

@@ -1,6 +1,6 @@
-"""Windows on columns whose state is more than its share of memory go to RocksDB, on rows, and give what they gave.
+"""Operators on columns whose state is more than its share of memory go to RocksDB, on rows, and give what they gave.
 
-Keyed aggregations: ``test_spilling_aggregate``.
+Those that go to files: ``test_spilling_aggregate``, ``test_spilling_windows``, ``test_spilling_sessions``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ from hypothesis import given, settings
 
 from engine.core.records import ColumnBatch
 from engine.operators import memory_watch
-from engine.operators.column_session import column_session
-from engine.operators.field_aggregates import count, max_, sum_
+from engine.operators.column_deduplicate import column_deduplicate
+from engine.operators.deduplicate import FIRST, DeduplicateSpec
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import FieldKey
-from engine.time.assigners import EventTimeSessionWindows
-from engine.time.watermarks import Time
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import Case
-from tests.unit.operators.test_column_window import built_in
 from tests.unit.operators.test_restore import ROCKSDB
 from tests.unit.operators.test_restore_columns import PHASES, TIMED_SCRIPTS, disturbed, undisturbed
 
 KEY = FieldKey(0)
-SESSIONS = built_in(EventTimeSessionWindows.with_gap(Time.milliseconds(6)), [sum_(1), count(), max_(1)])
+FIRST_ROWS = DeduplicateSpec(KEY, FIRST)
 OPERATORS = {
-    "sessions": (column_session(SESSIONS), SESSIONS),
+    "first rows": (column_deduplicate(FIRST_ROWS), FIRST_ROWS),
 }
 
 
@@ -74,7 +71,7 @@ def test_only_rocksdb_has_another_place_for_state_and_the_log_says_so_once(name,
 
 
 def test_little_state_stays_in_memory_however_little_there_is(caplog):
-    with OperatorHarness(OPERATORS["sessions"][0], config=ROCKSDB, memory_bytes=1) as harness:
+    with OperatorHarness(OPERATORS["first rows"][0], config=ROCKSDB, memory_bytes=1) as harness:
         for start in range(0, 4500, 1500):
             harness.process_batch(batch_of(start, 1500))
         assert not harness.head._is_on_rows
