@@ -58,6 +58,7 @@ SHELLS = {
     "engine.state.rocksdb_files",
     "engine.ha.memory",
     "engine.ha.files",
+    "engine.ha.fenced_folder",
     "engine.ha.job_store",
     "engine.ha.zookeeper",
     "engine.ha.zookeeper_client",

@@ -176,10 +176,9 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
                 plan.why_rows[node.id] = "its input is a changelog"
     if spec is not None:
         plan.specs[node.id] = spec
-    elif isinstance(node.spec, WindowSpec) and not plan.why_rows.get(node.id):
-        plan.why_rows[node.id] = sessions_on_rows(
-            node.spec, None if taken is None else taken.shape, from_rows=taken is None
-        )
+    elif isinstance(node.spec, WindowSpec):
+        why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
+        plan.why_rows[node.id] = why or plan.why_rows.get(node.id, "")
     if taken is None:
         return None
     columns = _emitted(node.spec if spec is None else spec, taken)
