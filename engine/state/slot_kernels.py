@@ -44,6 +44,8 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _PRIME = np.uint64(0x100000001B3)
 #: Rows that are looked up together.
 _BLOCK = 256
+#: So many buckets before it is its turn, the key of an entry that is carried over is fetched.
+_AHEAD = 16
 
 
 @kernel(inline="always")
@@ -122,6 +124,10 @@ def find_int_slots(
         if row == guessed and key_of_slot.size > 0:
             guessed = min(row + _BLOCK, keys.size)
             guess_int_slots(keys, row, guessed, fresh, key_of_slot, slot_of_row)
+            if old.size > 0:
+                for later in range(row, guessed):
+                    if slot_of_row[later] < 0:
+                        prefetch(old, np.int64(_mix(keys[later]) & old_mask))
         if row < guessed and slot_of_row[row] >= 0:
             row += 1
             continue
@@ -218,6 +224,10 @@ def find_lane_slots(
         if row == guessed:
             begun, guessed = row, min(row + _BLOCK, keys.shape[0])
             guess_lane_slots(keys, begun, guessed, fresh, key_of_slot, hashes, slot_of_row)
+            if old.size > 0:
+                for later in range(begun, guessed):
+                    if slot_of_row[later] < 0:
+                        prefetch(old, np.int64(hashes[later - begun] & old_mask))
         if slot_of_row[row] >= 0:
             row += 1
             continue
@@ -347,6 +357,10 @@ def find_text_slots(
         if row == guessed:
             begun, guessed = row, min(row + _BLOCK, slot_of_row.size)
             guess_text_slots(texts, begun, guessed, fresh, keys, hashes, slot_of_row)
+            if old.size > 0:
+                for later in range(begun, guessed):
+                    if slot_of_row[later] < 0:
+                        prefetch(old, np.int64(hashes[later - begun] & old_mask))
         if slot_of_row[row] >= 0:
             row += 1
             continue
@@ -409,6 +423,8 @@ def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any
     """Enter what stands in the buckets ``old[start:end]`` in ``fresh``, which has room. 31 M a second."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
     for place in range(start, end):
+        ahead = old[min(place + _AHEAD, end - 1)]
+        prefetch(key_of_slot, np.int64(max(np.uint64(ahead) & old_mask, _U1) - _U1))
         if old[place] == 0:
             continue
         slot = np.int64(np.uint64(old[place]) & old_mask) - 1
@@ -420,7 +436,11 @@ def carry_over_ints(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any
 def carry_over_lanes(old: Any, start: int, end: int, key_of_slot: Any, fresh: Any) -> None:
     """As ``carry_over_ints`` for keys of several lanes."""
     mask, old_mask = np.uint64(fresh.size - 1), np.uint64(old.size - 1)
+    num_lanes = key_of_slot.shape[1]
+    flat = key_of_slot.reshape(key_of_slot.size)
     for place in range(start, end):
+        ahead = old[min(place + _AHEAD, end - 1)]
+        prefetch(flat, np.int64(max(np.uint64(ahead) & old_mask, _U1) - _U1) * num_lanes)
         if old[place] == 0:
             continue
         slot = np.int64(np.uint64(old[place]) & old_mask) - 1

@@ -3,7 +3,7 @@
 Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
 of any Arrow type that is a number, a time, text, bytes or a decimal, or a struct of such (``struct_keys``); null is a
 key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a
-rehash of everything.
+rehash of everything, nor for the pages of an index that is twice as large.
 
 Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
@@ -11,6 +11,7 @@ grown. Kernels: ``slot_kernels``.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
@@ -44,6 +45,13 @@ _LOAD_MAX: Final = 0.8
 #: Buckets that are carried over for each row that comes in while the index grows: done long before it is full again.
 _CARRIED_PER_ROW: Final = 8
 _CARRIED_MIN: Final = 4096
+#: New keys fall on all pages of a larger index at once, and the kernel clears each (2 MB in up to 4 ms). So its pages
+#: are touched one after the other while the last eighth of the smaller one fills: a page or less for a batch.
+_TOUCHED_WITHIN: Final = 8
+#: A smaller index takes no time worth it.
+_TOUCHED_BYTES_MIN: Final = 4 << 20
+#: Entries from one touch to the next: where large pages cannot be had, small ones are.
+_TOUCHED_STEP: Final = mmap.PAGESIZE // 4
 
 
 def can_be_key(kind: pa.DataType) -> bool:
@@ -261,13 +269,20 @@ class SlotTable:
         self._fresh: Array = np.zeros(_BUCKETS_MIN, np.uint32)
         self._old: Array = np.zeros(0, np.uint32)
         self._carried = 0
+        #: the index to grow into, and how many of its buckets have memory
+        self._next: Array = np.zeros(0, np.uint32)
+        self._touched = 0
         self.num_slots = 0
         #: slot of the key null when there is one column, or -1
         self._null_slot = -1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The index to grow into is not content: it would be read as zeros, and written."""
+        return {**self.__dict__, "_next": np.zeros(0, np.uint32), "_touched": 0}
+
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._fresh.nbytes + self._old.nbytes
+        return self._keys.nbytes + self._fresh.nbytes + self._old.nbytes + self._touched * self._next.itemsize
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
@@ -304,9 +319,10 @@ class SlotTable:
         slot_of_row = np.empty(num_rows, np.int32)
         first = np.empty(num_rows, np.int32)
         before = self.num_slots
-        row = 0
+        row, is_begun = 0, False
         while True:
-            self._reserve_index(num_rows - row)
+            self._reserve_index(num_rows - row, is_begun=is_begun)
+            is_begun = True
             slots_max = min(self._keys.capacity, int(self._fresh.size * _LOAD_MAX) - 1)
             made = self.num_slots - before
             counts = self.num_slots, slots_max
@@ -319,14 +335,36 @@ class SlotTable:
                 raise MemoryError(f"One subtask has more than {SLOTS_MAX} keys; raise the parallelism.")
             self._keys.reserve(self.num_slots, keys, row)
 
-    def _reserve_index(self, num_rows: int) -> None:
-        """Grow the index if it is full; go on with an earlier growth."""
+    def _reserve_index(self, num_rows: int, *, is_begun: bool = False) -> None:
+        """Grow the index if it is full; go on with an earlier growth, once a batch: not if this one ``is_begun``."""
         if self.num_slots + 1 >= int(self._fresh.size * _LOAD_MAX) - 1:
             self._carry_over(self._old.size)
             self._old, self._carried = self._fresh, 0
-            self._fresh = zeros(2 * self._fresh.size, np.uint32)
-        if self._old.size:
+            self._fresh = self._next if self._next.size else zeros(2 * self._fresh.size, np.uint32)
+            self._forget_next()
+            is_begun = False
+        if self._old.size and not is_begun:
             self._carry_over(max(_CARRIED_MIN, num_rows * _CARRIED_PER_ROW))
+        elif not self._old.size:
+            self._touch_next(num_rows)
+
+    def _touch_next(self, num_rows: int) -> None:
+        """Touch as much of the index to grow into as these rows, if all are new, fill of the way to where it grows."""
+        slots_max = int(self._fresh.size * _LOAD_MAX) - 1
+        way = slots_max // _TOUCHED_WITHIN
+        done = self.num_slots + num_rows - (slots_max - way)
+        size = 2 * self._fresh.size
+        if done <= 0 or size * self._fresh.itemsize < _TOUCHED_BYTES_MIN:
+            return
+        if not self._next.size:
+            self._next = zeros(size, np.uint32)
+        end = min(size, size * done // way)
+        if end > self._touched:
+            self._next[self._touched : end : _TOUCHED_STEP] = 0
+            self._touched = min(size, -(-end // _TOUCHED_STEP) * _TOUCHED_STEP)
+
+    def _forget_next(self) -> None:
+        self._next, self._touched = np.zeros(0, np.uint32), 0
 
     def _carry_over(self, num_buckets: int) -> None:
         end = min(self._old.size, self._carried + num_buckets)
@@ -353,6 +391,7 @@ class SlotTable:
     def trim(self) -> None:
         """Give back what was reserved for slots to come."""
         self._keys.trim(self.num_slots)
+        self._forget_next()
 
     def compact(self, kept: Array) -> None:
         """Forget all slots but ``kept`` (rising slot numbers); slot ``kept[i]`` becomes slot i."""

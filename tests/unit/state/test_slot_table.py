@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.state import slot_kernels as kernels
+from engine.state import slot_table
+from engine.state.array_files import copy_of
 from engine.state.key_groups import key_group_of
 from engine.state.paged_array import PagedArray, zeros
 from engine.state.parts import DeltaPart
@@ -95,6 +97,66 @@ def test_the_index_grows_bit_by_bit_and_loses_no_key(kind):
         expected, _ = kernels.find_slots_slow(numbers[start : start + 777].tolist(), slot_of_key)
         assert slots.tolist() == expected
     assert table.num_slots == len(slot_of_key)
+
+
+@pytest.mark.parametrize("kind", ["int", "text", "lanes"])
+def test_no_batch_moves_or_clears_much_of_the_index(kind, monkeypatch):
+    monkeypatch.setattr(slot_table, "_TOUCHED_BYTES_MIN", 1 << 20)
+    column, num_rows = pa.array(np.arange(250_000)), 1000
+    columns = {"int": [column], "text": [column.cast(pa.string())], "lanes": [column, column]}[kind]
+    table = SlotTable([c.type for c in columns])
+    carry_over, touch_next, forget_next = table._keys.carry_over, table._touch_next, table._forget_next
+    moved, cleared, grown = [], [], []
+
+    def counted(old, start, end, fresh):
+        moved.append(end - start)
+        carry_over(old, start, end, fresh)
+
+    def touching(num_rows):
+        before = table._touched
+        touch_next(num_rows)
+        cleared.append((table._touched - before) * 4)
+
+    def growing():
+        if table._next.size:  # nothing stands in it yet
+            assert table._touched == table._next.size
+            assert is_resident(table._fresh)
+            grown.append(table._fresh.size)
+        forget_next()
+
+    monkeypatch.setattr(table._keys, "carry_over", counted)
+    monkeypatch.setattr(table, "_touch_next", touching)
+    monkeypatch.setattr(table, "_forget_next", growing)
+    for start in range(0, len(column), num_rows):
+        moved.clear(), cleared.clear()
+        table.slots_of([c.slice(start, num_rows) for c in columns])
+        assert sum(moved) <= max(slot_table._CARRIED_MIN, slot_table._CARRIED_PER_ROW * num_rows)
+        # 8 bytes for each bucket of the smaller index, while keys take the last eighth of the 0.8 of these.
+        assert sum(cleared) <= 8 / 0.8 * 8 * num_rows + mmap.PAGESIZE
+    assert grown == [1 << 18, 1 << 19]
+    assert table.num_slots == len(column)
+
+
+def is_resident(array):
+    pages = np.zeros(-(-array.nbytes // mmap.PAGESIZE), np.uint8)
+    mincore = ctypes.CDLL(None).mincore
+    mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    assert mincore(array.ctypes.data, array.nbytes, pages.ctypes.data) == 0
+    return bool((pages & 1).all())
+
+
+def test_the_index_to_grow_into_goes_into_no_file(monkeypatch):
+    monkeypatch.setattr(slot_table, "_TOUCHED_BYTES_MIN", 1 << 20)
+    table = SlotTable([pa.int64()])
+    keys = pa.array(np.arange(100_000))
+    table.slots_of([keys])
+    table.slots_of([keys])
+    assert table._next.size == 1 << 18
+    copy = copy_of(table)
+    assert copy.nbytes == table.nbytes - table._touched * 4
+    assert copy.slots_of([keys]).tolist() == list(range(len(keys)))
+    table.trim()
+    assert not table._next.size
 
 
 def test_a_count_state_of_numbers_takes_at_most_24_bytes_a_key_beside_the_key():
