@@ -18,6 +18,7 @@ from engine.connectors.file_sink_config import (
     millis_of,
 )
 from engine.connectors.files import TextFileSource
+from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.part_writers import Encoder
 from engine.core.errors import ConfigError
 from engine.formats.text import normal_charset
@@ -96,23 +97,40 @@ class FileSource:
         if columns is None or not hasattr(columns, "create_parser"):
             raise ConfigError(
                 f"FileSource: {stream_format!r:.80} is no format; expected StreamFormat.text_line_format(), "
-                "CsvReaderFormat.for_schema(schema) or JsonReaderFormat.for_row_type(type)."
+                "CsvReaderFormat.for_schema(schema) or JsonReaderFormat.for_row_type(type). Parquet is read with "
+                "for_bulk_file_format."
             )
         return FileSourceBuilder(ColumnFileSource(tuple(paths), columns))
+
+    @staticmethod
+    def for_bulk_file_format(bulk_format: Any, *paths: str) -> FileSourceBuilder:
+        """``bulk_format``: a ``ParquetColumnarRowInputFormat``."""
+        if not paths:
+            raise ConfigError("FileSource needs at least one path, e.g. for_bulk_file_format(format, '/data/in').")
+        source_of = getattr(bulk_format, "source_of", None)
+        if source_of is None:
+            raise ConfigError(
+                f"FileSource: {bulk_format!r:.80} is no bulk format; expected ParquetColumnarRowInputFormat(row_type). "
+                "Text, CSV and JSON lines are read with for_record_stream_format."
+            )
+        return FileSourceBuilder(source_of(tuple(paths)))
 
 
 @final
 class FileSourceBuilder:
-    def __init__(self, source: TextFileSource | ColumnFileSource) -> None:
+    def __init__(self, source: TextFileSource | ColumnFileSource | ParquetSource) -> None:
         self._source = source
 
     def monitor_continuously(self, discovery_interval: Any) -> FileSourceBuilder:
         """Look for new files for ever. ``discovery_interval``: milliseconds, timedelta or Duration."""
+        if isinstance(self._source, ParquetSource):
+            raise ConfigError("FileSource: monitor_continuously is not there for Parquet; its files are read once.")
         self._source = replace(self._source, monitor_interval_ms=max(1, millis_of(discovery_interval)))
         return self
 
     def process_static_file_set(self) -> FileSourceBuilder:
-        self._source = replace(self._source, monitor_interval_ms=None)
+        if not isinstance(self._source, ParquetSource):
+            self._source = replace(self._source, monitor_interval_ms=None)
         return self
 
     def set_file_enumerator(self, file_enumerator: Any) -> FileSourceBuilder:
@@ -123,5 +141,5 @@ class FileSourceBuilder:
         """Accepted for compatibility: splits are always assigned by locality."""
         return self
 
-    def build(self) -> TextFileSource | ColumnFileSource:
+    def build(self) -> TextFileSource | ColumnFileSource | ParquetSource:
         return self._source

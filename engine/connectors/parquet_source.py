@@ -22,7 +22,7 @@ from engine.connectors.source import (
 from engine.core.errors import InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
-from engine.core.type_info import RowTypeInfo
+from engine.core.type_info import RowTypeInfo, TypeInformation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,14 +57,21 @@ class ParquetSource(Source):
     paths: tuple[str, ...]
     columns: tuple[str, ...] | None = None
     row_type: RowTypeInfo | None = None
+    #: with ``row_type``: its names say which columns are read, and its types what their values become
+    is_strict: bool = False
+    is_case_sensitive: bool = True
     boundedness = Boundedness.BOUNDED
     emits_columns = True
+
+    @property
+    def produced_type(self) -> RowTypeInfo | None:
+        return self.row_type
 
     def create_enumerator(self) -> SplitEnumerator:
         return _Enumerator(self.paths)
 
     def create_reader(self) -> SourceReader:
-        return _Reader(self.columns, None if self.row_type is None else self.row_type.get_field_names())
+        return _Reader(self)
 
 
 @final
@@ -113,9 +120,12 @@ def _opened(path: str, size_bytes: int) -> pq.ParquetFile:
 class _Reader(SourceReader):
     split_order = SplitOrder.ONE_BY_ONE
 
-    def __init__(self, columns: tuple[str, ...] | None, names: list[str] | None) -> None:
-        self._columns = columns
-        self._names = names  #: of the fields of Rows; None = tuples
+    def __init__(self, source: ParquetSource) -> None:
+        self._source = source
+        own = source.row_type
+        self._columns = source.columns
+        self._names = None if own is None else own.get_field_names()  #: of the fields of Rows; None = tuples
+        self._types = own.get_field_types() if own is not None and source.is_strict else None
         self._splits: list[RowGroupSplit] = []
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -144,6 +154,8 @@ class _Reader(SourceReader):
         parquet = self._file = _opened(split.path, split.size_bytes)
         there = parquet.schema_arrow.names
         columns = None if self._columns is None else list(self._columns)
+        if self._types is not None and self._names is not None:
+            columns = _places_of(split.path, there, self._names, is_exact=self._source.is_case_sensitive)
         missing = set(columns or ()) - set(there)
         if missing:
             raise InputError(f"{split.path} has no column {sorted(missing)}; it has {there}.")
@@ -155,6 +167,8 @@ class _Reader(SourceReader):
         skip = split.row
         batches = parquet.iter_batches(BATCH_ROWS_MAX, row_groups=[split.row_group], columns=columns, use_threads=False)
         self._batches = _without(batches, skip, columns, self._names)
+        if self._types is not None:
+            self._batches = _of_types(split.path, self._batches, self._types)
 
     def _end_split(self) -> None:
         self.end_split(self._splits.pop(0).split_id)
@@ -193,6 +207,58 @@ def _without(
         skip = 0
         ordered = kept if columns is None else kept.select(columns)
         yield ordered if names is None else ordered.rename_columns(names)
+
+
+def _places_of(path: str, there: list[str], names: list[str], *, is_exact: bool) -> list[str]:
+    """Return the file's own names of these columns, as they are if there is none. Raises: InputError."""
+    if is_exact:
+        return names
+    found = []
+    for name in names:
+        alike = [own for own in there if own.lower() == name.lower()]
+        if len(alike) > 1:
+            raise InputError(f"{path} has columns {alike}; which of them is {name!r}? Read it with is_case_sensitive.")
+        found.append(alike[0] if alike else name)
+    return found
+
+
+def _of_types(path: str, batches: Iterator[pa.RecordBatch], types: list[TypeInformation]) -> Iterator[pa.RecordBatch]:
+    """Give the columns the declared types. Raises: InputError where that would change a value."""
+    import pyarrow as pa
+
+    wanted = [kind.to_arrow() for kind in types]
+    for batch in batches:
+        arrays = []
+        for name, array, kind in zip(batch.schema.names, batch.columns, wanted, strict=True):
+            try:
+                arrays.append(_cast(array, kind))
+            except (pa.ArrowException, ValueError) as error:
+                declared = "a decimal" if kind is None else str(kind)
+                raise InputError(
+                    f"{path}: column {name!r} is {array.type}, its declared type is {declared}: {error}"
+                ) from error
+        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _cast(array: pa.Array, kind: pa.DataType | None) -> pa.Array:
+    """Return the column as this type, None = decimals of any digits. Raises: ValueError, ArrowException."""
+    import pyarrow as pa
+
+    own = array.type
+    if own == kind or (kind is None and pa.types.is_decimal(own)):
+        return array
+    if pa.types.is_dictionary(own):
+        return _cast(array.dictionary_decode(), kind)
+    # Arrow would read texts as numbers, and write numbers as texts.
+    if kind is None or _is_text(own) != _is_text(kind) or pa.types.is_boolean(own) != pa.types.is_boolean(kind):
+        raise ValueError("these are different things.")
+    return array.cast(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 @final

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TypeInformation
+from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, SqlTimeTypeInfo, TypeInformation
 from engine.formats.column_values import ColumnParser, MalformedRecord
 from engine.formats.csv_records import CsvDialect, CsvRecord, records_in, records_of_stream
 from engine.formats.text import lines_of_range
+from engine.formats.typed_texts import decimal_of_text, time_of_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["CsvColumn", "CsvColumns"]
+__all__ = ["CsvColumn", "CsvColumns", "CsvKind", "DecimalKind"]
 
 _BLANKS: Final = " \t"  # that Arrow, too, takes off numbers
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
@@ -31,19 +32,52 @@ _FLOATS: Final = (BasicType.FLOAT, BasicType.DOUBLE)
 
 @final
 @dataclass(frozen=True, slots=True)
+class DecimalKind:
+    """Decimals of ``scale`` digits behind the point and ``precision`` in all."""
+
+    precision: int
+    scale: int
+
+
+CsvKind = BasicType | SqlTimeTypeInfo | DecimalKind
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class CsvColumn:
     """``kind``: of the values, or with ``array_separator`` of the elements; "" = the only element is the value."""
 
     name: str
-    kind: BasicType
+    kind: CsvKind
     array_separator: str | None = None
 
     @property
     def type_info(self) -> TypeInformation:
         from engine.core.type_info import Types
 
-        own = BasicTypeInfo(self.kind)
-        return own if self.array_separator is None else Types.BASIC_ARRAY(own)
+        match self.kind:
+            case SqlTimeTypeInfo():
+                own: TypeInformation = self.kind
+            case DecimalKind():
+                own = Types.BIG_DEC()
+            case _:
+                own = BasicTypeInfo(self.kind)
+        if self.array_separator is None:
+            return own
+        return Types.BASIC_ARRAY(own) if isinstance(own, BasicTypeInfo) else Types.OBJECT_ARRAY(own)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        import pyarrow as pa
+
+        match self.kind:
+            case DecimalKind(precision, scale):
+                own = pa.decimal128(precision, scale)
+            case SqlTimeTypeInfo():
+                own = self.kind.to_arrow()
+            case _:
+                own = BasicTypeInfo(self.kind).to_arrow()
+        return own if self.array_separator is None else pa.list_(own)
 
 
 @final
@@ -104,7 +138,7 @@ class _Parser:
 
         self._csv = csv
         dialect = csv.dialect
-        self._fields = [pa.field(column.name, column.type_info.to_arrow()) for column in csv.columns]
+        self._fields = [pa.field(column.name, column.arrow_type) for column in csv.columns]
         nulls = [] if csv.null_value is None else [csv.null_value]
         # Names may come twice in no schema, but a place is what counts: the file's own names do not matter.
         self._names = [str(index) for index in range(len(csv.columns))]
@@ -128,6 +162,8 @@ class _Parser:
         self._suspicious = ([b"0x", b"0X"] if kinds & _INTEGER_BITS.keys() else []) + (
             [b"n(", b"N("] if kinds & {*_FLOATS} else []
         )
+        if any(isinstance(kind, SqlTimeTypeInfo) for kind in kinds):
+            self._suspicious.append(b"0000-")  # the year 0 is none of Python's
 
     def parse(self, data: bytes, is_whole: bool) -> pa.RecordBatch:
         return (self._by_arrow(data) if is_whole or self._is_closed(data) else None) or self._by_value(data)
@@ -248,8 +284,15 @@ class _Parser:
         return pa.ListArray.from_arrays(pa.array([*offsets, end], pa.int32()), values)
 
 
-def _converter_of(kind: BasicType) -> Callable[[str], Any]:
+def _converter_of(kind: CsvKind) -> Callable[[str], Any]:
     """Return what turns a text into what ``_array`` takes. It raises ValueError with the reason."""
+    if isinstance(kind, SqlTimeTypeInfo | DecimalKind):
+        convert = (
+            time_of_text(kind) if isinstance(kind, SqlTimeTypeInfo) else decimal_of_text(kind.precision, kind.scale)
+        )
+        # Arrow's reader of CSV takes blanks off numbers, dates and times of day, not off timestamps.
+        blanks = "" if isinstance(kind, SqlTimeTypeInfo) and kind.kind == "TIMESTAMP" else _BLANKS
+        return lambda text: convert(text.strip(blanks))
     if kind in _INTEGER_BITS:
         limit = 1 << (_INTEGER_BITS[kind] - 1)
 
@@ -281,7 +324,7 @@ def _converter_of(kind: BasicType) -> Callable[[str], Any]:
     return str
 
 
-def _array(kind: BasicType, data_type: pa.DataType, values: list[Any]) -> pa.Array:
+def _array(kind: CsvKind, data_type: pa.DataType, values: list[Any]) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 

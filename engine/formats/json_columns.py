@@ -24,6 +24,7 @@ from engine.core.type_info import (
 )
 from engine.formats.column_values import ColumnParser, MalformedRecord
 from engine.formats.text import lines_of_range
+from engine.formats.typed_texts import time_of_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +94,7 @@ class _Parser:
             for column, field in zip(table.columns, self._schema, strict=True):
                 array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
                 arrays.append(array.cast(field.type) if array.type != field.type else array)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # it makes no times of day of texts: 26.0
             return None
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
@@ -254,17 +255,12 @@ def _single(text: str) -> float:
 
 
 def _time(kind: SqlTimeTypeInfo) -> Callable[[Any], Any]:
-    import pyarrow as pa
-
-    data_type = kind.to_arrow()
+    convert = time_of_text(kind)
 
     def time(value: Any) -> Any:
         if not isinstance(value, str) or isinstance(value, _Number):
             raise ValueError(f"{_json_of(value):.80} is no time")
-        try:
-            return pa.scalar(str(value)).cast(data_type).as_py()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{value!r:.80} is no {data_type}") from error
+        return convert(str(value))
 
     return time
 

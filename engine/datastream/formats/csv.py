@@ -7,8 +7,8 @@ from typing import Any, Final, final
 
 from engine.connectors.bulk_writers import CsvFormat, CsvOptions
 from engine.core.errors import ConfigError
-from engine.core.type_info import BasicType, BasicTypeInfo
-from engine.formats.csv_columns import CsvColumn, CsvColumns
+from engine.core.type_info import BasicType, BasicTypeInfo, SqlTimeTypeInfo
+from engine.formats.csv_columns import CsvColumn, CsvColumns, CsvKind, DecimalKind
 from engine.formats.csv_records import CsvDialect
 
 __all__ = ["CsvBulkWriters", "CsvReaderFormat", "CsvSchema", "CsvSchemaBuilder"]
@@ -21,6 +21,9 @@ _NUMBERS: Final = (
     BasicType.FLOAT,
     BasicType.DOUBLE,
 )
+#: What Flink makes of a BigDecimal whose digits are not told.
+_BIG_DECIMAL: Final = DecimalKind(38, 18)
+_DIGITS_MAX: Final = 38
 _ELEMENTS: Final = (*_NUMBERS, BasicType.STRING, BasicType.BOOLEAN)
 
 
@@ -28,7 +31,7 @@ _ELEMENTS: Final = (*_NUMBERS, BasicType.STRING, BasicType.BOOLEAN)
 @dataclass(frozen=True, slots=True)
 class _Column:
     name: str
-    kind: BasicType
+    kind: CsvKind
     is_array: bool = False
     array_separator: str | None = None  #: None = the schema's
 
@@ -125,11 +128,30 @@ class CsvSchemaBuilder:
         return self._column(_Column(name, BasicType.STRING))
 
     def add_number_column(self, name: str, number_type: Any = None) -> CsvSchemaBuilder:
-        """``number_type``: BYTE, SHORT, INT, LONG, FLOAT or DOUBLE of ``Types``; LONG if none is given."""
+        """``number_type``: BYTE, SHORT, INT, LONG, FLOAT, DOUBLE or BIG_DEC of ``Types``; LONG if none is given.
+
+        BIG_DEC has 18 of its 38 digits behind the point, as in Flink; ``pyarrow.decimal128(12, 2)`` says other numbers
+        of digits. Further digits are rounded half up.
+        """
+        decimal = _decimal_of(number_type)
+        if decimal is not None:
+            return self._column(_Column(name, decimal))
         return self._column(_Column(name, _kind_of(number_type, BasicType.LONG, _NUMBERS, "add_number_column")))
 
     def add_boolean_column(self, name: str) -> CsvSchemaBuilder:
         return self._column(_Column(name, BasicType.BOOLEAN))
+
+    def add_temporal_column(self, name: str, temporal_type: Any) -> CsvSchemaBuilder:
+        """``temporal_type``: SQL_DATE, SQL_TIME or SQL_TIMESTAMP of ``Types``; texts are ISO's, to the microsecond.
+
+        Not in PyFlink, whose programs read such columns as strings.
+        """
+        if not isinstance(temporal_type, SqlTimeTypeInfo):
+            raise ConfigError(
+                f"add_temporal_column: {temporal_type!r:.80} is not a type of this column; expected one of "
+                "Types.SQL_DATE(), Types.SQL_TIME(), Types.SQL_TIMESTAMP()."
+            )
+        return self._column(_Column(name, temporal_type))
 
     def add_array_column(self, name: str, separator: str = ";", element_type: Any = None) -> CsvSchemaBuilder:
         """``element_type``: a number type, BOOLEAN or STRING of ``Types``; STRING if none is given."""
@@ -223,6 +245,21 @@ def _kind_of(given: Any, default: BasicType, known: tuple[BasicType, ...], metho
         return given.basic_type
     names = ", ".join(f"Types.{kind.name}()" for kind in known)
     raise ConfigError(f"{method}: {given!r:.80} is not a type of this column; expected one of {names}.")
+
+
+def _decimal_of(given: Any) -> DecimalKind | None:
+    """Return the kind of decimals that are meant, by ``Types`` or by Arrow's type; None = no decimals."""
+    if isinstance(given, BasicTypeInfo):
+        return _BIG_DECIMAL if given.basic_type is BasicType.BIG_DEC else None
+    precision, scale = getattr(given, "precision", None), getattr(given, "scale", None)
+    if not (isinstance(precision, int) and isinstance(scale, int)):
+        return None
+    if precision > _DIGITS_MAX or not 0 <= scale <= precision:
+        raise ConfigError(
+            f"add_number_column: {given!r:.80} is not a type of this column; expected a decimal of at most "
+            f"{_DIGITS_MAX} digits, from none to all of them behind the point."
+        )
+    return DecimalKind(precision, scale)
 
 
 def _one(char: str, method: str) -> str:

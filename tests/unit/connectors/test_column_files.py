@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
 
 from engine.common import Duration, Time, WatermarkStrategy
@@ -125,7 +127,41 @@ def test_a_malformed_record_is_an_error_with_its_place_or_left_out(env, tmp_path
         rows(csv_format)
 
 
+def test_decimals_and_times_of_csv_and_json_are_values_of_python(env, tmp_path):
+    builder = (
+        CsvSchema.builder().add_number_column("price", pa.decimal128(12, 2)).add_number_column("n", Types.BIG_DEC())
+    )
+    for name, kind in (("day", Types.SQL_DATE()), ("at", Types.SQL_TIME()), ("ts", Types.SQL_TIMESTAMP())):
+        builder = builder.add_temporal_column(name, kind)
+    (tmp_path / "a.csv").write_text(
+        "1.5,2,2020-02-29,03:04:05,2020-02-29 03:04:05\n1.505,-2,2020-02-29,03:04,2020-03-01\n"
+    )
+    (tmp_path / "a.json").write_text('{"at":"03:04:05.5","day":"2020-02-29"}\n')
+    own = CsvReaderFormat.for_schema(builder.build())
+    source = FileSource.for_record_stream_format(own, str(tmp_path / "a.csv")).build()
+    rows = env.from_source(source, NO_WATERMARKS, "in")
+    assert [type(value).__name__ for value in next(iter(rows.execute_and_collect()))] == [
+        "Decimal",
+        "Decimal",
+        "date",
+        "time",
+        "datetime",
+    ]
+    on_rows = rows.map(lambda row: row).key_by(lambda row: row.day).max("price").execute_and_collect()
+    on_columns = rows.key_by("day").max("price").execute_and_collect()
+    assert list(on_columns) == list(on_rows)
+    row_type = Types.ROW_NAMED(["day", "at"], [Types.SQL_DATE(), Types.SQL_TIME()])
+    of_json = FileSource.for_record_stream_format(JsonReaderFormat.for_row_type(row_type), str(tmp_path / "a.json"))
+    assert list(env.from_source(of_json.build(), NO_WATERMARKS, "in").execute_and_collect()) == [
+        Row(day=dt.date(2020, 2, 29), at=dt.time(3, 4, 5, 500000))
+    ]
+
+
 def test_what_cannot_be_read_is_refused_when_the_format_is_made():
+    with pytest.raises(ConfigError, match=r"at most 38 digits"):
+        CsvSchema.builder().add_number_column("n", pa.decimal256(76, 2))
+    with pytest.raises(ConfigError, match=r"expected one of Types\.SQL_DATE"):
+        CsvSchema.builder().add_temporal_column("n", Types.STRING())
     with pytest.raises(ConfigError, match=r"expected one of Types\.BYTE"):
         CsvSchema.builder().add_number_column("n", Types.STRING())
     with pytest.raises(ConfigError, match="one ASCII character"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import decimal
 import io
 
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.errors import InputError
-from engine.core.type_info import BasicType
+from engine.core.type_info import BasicType, Types
 from engine.formats import csv_records
 from engine.formats.column_values import MalformedRecord
-from engine.formats.csv_columns import CsvColumn, CsvColumns
+from engine.formats.csv_columns import CsvColumn, CsvColumns, DecimalKind
 from engine.formats.csv_records import CsvDialect, records_in, records_of_stream, whole_records_end
 
 KINDS = (
@@ -23,11 +25,42 @@ KINDS = (
     BasicType.FLOAT,
     BasicType.BOOLEAN,
     BasicType.STRING,
+    DecimalKind(6, 2),
+    Types.SQL_DATE(),
+    Types.SQL_TIME(),
+    Types.SQL_TIMESTAMP(),
 )
 NUMBERS = ["1", "-5", " 7", "+3", "300", "0x1F", "1.5", "nan", "inf", "nan(1)", "1e5", "+1.5", ".5", "1.", "1_0"]
 ODD = ["", "NULL", "١", "1e999", "16777217", "3.4e39", "1\t", "-0", "true", "TRUE", "tRue", " true", "1;2", '"1;;2"']
 QUOTED = ['"a"', '"a\nb"', '"a""b"', '"x', 'a"b', "#c", "\\,", '"3"z', '""', "ü"]
+TIMES = ["2020-02-29", " 1969-12-31 ", "2019-02-29", "0000-01-01", "03:04", "23:59:59.1", "24:00", "03:04:05.", "3:4"]
+MOMENTS = [
+    "2020-02-29 03:04:05.123456",
+    "2020-02-29T03",
+    " 2020-02-29",
+    "2020-02-29T03:04Z",
+    "1969-12-31 23:59:59.1234567",
+]
+DECIMALS = [
+    "1.50",
+    "1.555",
+    "9999.99",
+    "9999.995",
+    "10000",
+    "1E+3",
+    "1e-3",
+    "1e",
+    "-0.00",
+    "1.5000",
+    " 2.",
+    "1e999999999",
+]
 CELL = st.one_of(
+    st.sampled_from(TIMES + MOMENTS),
+    st.sampled_from(DECIMALS),
+    st.datetimes().map(str),
+    st.times().map(str),
+    st.decimals(-10000, 10000, places=2).map(str),
     st.sampled_from(NUMBERS),
     st.sampled_from(ODD),
     st.sampled_from(QUOTED),
@@ -122,6 +155,35 @@ def test_a_malformed_record_is_told_or_left_out(data, offset, reason):
     assert told.value.offset == offset
     parsed = CsvColumns(columns, ignores_errors=True).create_parser().parse(data, False)
     assert parsed.to_pylist() == ([] if offset == 0 else [{"n": 1, "s": "a"}])
+
+
+def test_decimals_and_times_are_those_of_python_rounded_half_up():
+    kinds = (DecimalKind(6, 2), Types.SQL_DATE(), Types.SQL_TIME(), Types.SQL_TIMESTAMP())
+    parser = CsvColumns(tuple(CsvColumn(f"c{i}", kind) for i, kind in enumerate(kinds)), null_value="").create_parser()
+    data = b"1.5,2020-02-29,03:04:05.6,2020-02-29 03:04:05.6\n,,,\n"
+    moment = dt.datetime(2020, 2, 29, 3, 4, 5, 600000)
+    expected = [decimal.Decimal("1.50"), moment.date(), moment.time(), moment]
+    fast = parser._by_arrow(data)
+    assert fast is not None
+    assert fast.equals(parser._by_value(data))
+    assert [column.to_pylist() for column in fast.columns] == [[value, None] for value in expected]
+    rounded = parser.parse(b"-1.005,2020-02-29,03:04,2020-02-29\n", True)
+    assert rounded.column(0).to_pylist() == [decimal.Decimal("-1.01")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "reason"),
+    [
+        (DecimalKind(6, 2), "9999.995", "no decimal number with 4 digits before the point"),
+        (DecimalKind(6, 2), "nan", "no decimal number"),
+        (Types.SQL_DATE(), "0000-01-01", r"no date32\[day\]"),
+        (Types.SQL_TIME(), "24:00", "no time of day"),
+        (Types.SQL_TIMESTAMP(), "2020-02-29T03:04Z", r"no timestamp\[us\]"),
+    ],
+)
+def test_decimals_and_times_that_are_none_are_malformed(kind, cell, reason):
+    with pytest.raises(MalformedRecord, match=f"column 'c': '{cell}' is {reason}"):
+        CsvColumns((CsvColumn("c", kind),)).create_parser().parse(cell.encode() + b"\n", True)
 
 
 def test_a_quoted_value_that_the_end_of_the_file_ends_is_malformed():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine.core.records import BATCH_ROWS_MAX
 from engine.runtime.exchange.partition import QUEUE_BUFFERS_MAX
 from engine.runtime.taskmanager.step_size import StepSize
@@ -21,10 +23,51 @@ def test_a_fast_function_soon_gets_large_batches():
     assert steps < 10
 
 
-def test_a_function_that_takes_100_ms_gets_single_records():
+@pytest.mark.parametrize("record_ms", [5, 6, 12, 100])
+def test_a_function_that_is_slow_for_each_record_gets_single_ones_but_for_trials(record_ms):
+    size, sizes = StepSize(), []
+    for _ in range(100):
+        sizes.append(size.rows_max)
+        size.observe(size.rows_max, size.rows_max * record_ms * MS)
+    assert max(sizes) == 2
+    assert sizes.count(2) <= 4
+
+
+@pytest.mark.parametrize("call_ms", [2, 5, 12, 100, 900])
+def test_what_a_call_costs_however_few_its_records_leads_to_large_batches(call_ms):
+    size, sizes = StepSize(), []
+    for _ in range(300):
+        sizes.append(size.rows_max)
+        size.observe(size.rows_max, call_ms * MS + 10 * size.rows_max)
+    assert BATCH_ROWS_MAX in sizes[:12]
+    assert sum(sizes[12:]) > 0.8 * 288 * BATCH_ROWS_MAX
+
+
+def test_the_records_of_a_step_take_about_as_long_as_its_fixed_cost():
+    size, sizes = StepSize(), []
+    for _ in range(300):
+        sizes.append(size.rows_max)
+        size.observe(size.rows_max, 20 * MS + size.rows_max * MS)
+    assert 8 <= sorted(sizes)[150] <= 40  # one record a step: 48 records a second instead of 300
+
+
+def test_a_step_that_was_held_up_does_not_make_records_pass_for_free():
     size = StepSize()
-    size.observe(1, 100 * MS)
-    assert size.rows_max == 1
+    size.observe(1, 60 * MS)
+    for _ in range(300):
+        size.observe(size.rows_max, size.rows_max * 10_000)
+    size.observe(size.rows_max, 50 * MS)
+    size.observe(size.rows_max, 50 * MS)
+    for _ in range(100):
+        size.observe(size.rows_max, size.rows_max * 10_000)
+    assert 2 * MS <= size.rows_max * 10_000 <= 10 * MS
+
+
+def test_no_trial_is_made_of_records_that_take_more_than_a_second():
+    size = StepSize()
+    for _ in range(100):
+        size.observe(1, 1100 * MS)
+        assert size.rows_max == 1
 
 
 def test_a_function_that_becomes_slow_shrinks_the_step_at_once():
