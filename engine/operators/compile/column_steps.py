@@ -115,10 +115,12 @@ def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> Colum
     match translation.result:
         case WholeRecord():
             return batch
-        case Fields(items):
+        case Fields(items, _, names):
             arrays = [_array(item, frame) for item in items]
-            columns = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
-            return ColumnBatch(columns, batch.timestamps_ms)
+            columns = pa.RecordBatch.from_arrays(
+                arrays, names=[f"f{index}" for index in range(len(arrays))] if names is None else list(names)
+            )
+            return ColumnBatch(columns, batch.timestamps_ms, named=names is not None)
         case Expression() as value:
             return ColumnBatch(
                 pa.RecordBatch.from_arrays([_array(value, frame)], names=["f0"]), batch.timestamps_ms, scalar=True
@@ -152,8 +154,9 @@ def shape_of(batch: ColumnBatch) -> Shape:
         names = tuple(batch.columns.schema.names)
         if not record.has_field_names():  # neither a tuple nor a Row with names, and rare
             raise NotCompilable("its records are Rows without names")
-        has_these = tuple(record.as_dict()) == names
-        return Shape(kinds, names=names if has_these else None)
+        if tuple(record.as_dict()) != names:
+            raise NotCompilable("two of its records' fields have the same name")
+        return Shape(kinds, names=names)
     raise NotCompilable(f"its records are of type {type(record).__name__}")
 
 
