@@ -1,5 +1,5 @@
-"""The plain function behind what a program gave: a function, the method of an object of the function classes, or what is
-inside of one whose results are made Rows (``row_output``).
+"""The plain function behind what a program gave: a function, the method of an object of the function classes, or what
+is inside of one whose results are made Rows (``row_output``).
 
 Of an object only what cannot change what its method does unseen: no ``open``, no state, attributes that are constants.
 """

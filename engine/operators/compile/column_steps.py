@@ -25,10 +25,12 @@ DOUBTS_MAX: Final = 5
 
 @final
 class ColumnFunction:
-    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good."""
+    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good.
+    ``method``: as in ``translate``."""
 
-    def __init__(self, function: Any, *, is_filter: bool) -> None:
+    def __init__(self, function: Any, *, is_filter: bool, method: str = "") -> None:
         self._function = function
+        self._method = method
         self._is_filter = is_filter
         self._schema: pa.Schema | None = None
         #: which records the schema's are: scalar, named, of a changelog
@@ -90,7 +92,9 @@ class ColumnFunction:
     def _compile(self, batch: ColumnBatch) -> None:
         self._translation = None
         try:
-            self._translation = translate(self._function, shape_of(batch), as_condition=self._is_filter)
+            self._translation = translate(
+                self._function, shape_of(batch), as_condition=self._is_filter, method=self._method
+            )
         except NotCompilable as error:
             self.reason = str(error)
 

@@ -266,7 +266,24 @@ def test_a_compiled_filter_keeps_what_the_interpreter_keeps(source, rows):
 # --- each operation on all pairs of difficult values ----------------------------------------------------------------
 
 INTS = [0, 1, -1, 2, -2, 7, -7, 10, 2**53 + 1, -(2**53) - 1, 2**62, 2**63 - 1, -(2**63)]
-REALS = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 2.0**53, 1e308, 5e-324, 2.0**63, -(2.0**63), math.inf, -math.inf, math.nan]
+REALS = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -2.5,
+    1.5,
+    2.75,
+    2.0**53,
+    1e308,
+    5e-324,
+    2.0**63,
+    -(2.0**63),
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 STRINGS = [
     "",
     "a",
