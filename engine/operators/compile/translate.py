@@ -167,6 +167,7 @@ class _Translator:
         self._num_lets = 0
         self._num_blocks = 0
         self._depth = 0  #: of functions that call each other
+        self._trees: dict[Any, tuple[ast.Lambda | ast.FunctionDef, list[str]]] = {}  #: of those that are called
         self.owner: tuple[str, Any] | None = None  #: name of the argument that is the method's object, and the object
         self.outside: dict[Any, Outside] = {}
 
@@ -273,11 +274,14 @@ class _Translator:
 
     def _inlined(self, function: types.FunctionType, node: ast.Call, names: _Names) -> Record:
         """Translate what another function of the program gives."""
-        if self._depth >= _DEPTH_MAX:
-            _refuse("its functions call each other too deep")
+        self._num_blocks += 1
+        if self._depth >= _DEPTH_MAX or self._num_blocks > _BLOCKS_MAX:
+            _refuse("its functions call each other too often")
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             _refuse("it calls with keywords or *")
-        tree, parameters = parameters_of(function)
+        if function not in self._trees:
+            self._trees[function] = parameters_of(function)
+        tree, parameters = self._trees[function]
         if len(parameters) != len(node.args):
             _refuse(f"it calls {function.__name__} with other arguments")
         record = ""
@@ -296,7 +300,7 @@ class _Translator:
             given[parameter] = value
         inner = _Translator(function, self._shape, record)
         inner._num_lets, inner._num_blocks, inner._depth = self._num_lets, self._num_blocks, self._depth + 1
-        inner._num_lets += 1
+        inner._trees = self._trees
         if isinstance(tree, ast.Lambda):
             result = inner.record(tree.body, given)
         else:
