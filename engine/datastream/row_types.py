@@ -12,8 +12,8 @@ from typing import Any, final
 from engine.connectors.column_generator import ColumnGeneratorSource
 from engine.connectors.parquet_source import ParquetSource
 from engine.core.type_info import RowTypeInfo, TypeInformation
-from engine.operators.functions import Function, RuntimeContext, callable_of
-from engine.operators.row_output import row_maker
+from engine.operators.functions import RuntimeContext, callable_of
+from engine.operators.row_output import RowMap, RowOutput, row_maker
 
 __all__ = ["rows_of_type", "source_of_type", "with_row_output"]
 
@@ -39,39 +39,14 @@ def with_row_output(function: Any, method: str, output_type: TypeInformation | N
     """Return ``function``, or one whose results are Rows when the output type is ROW."""
     if not isinstance(output_type, RowTypeInfo):
         return function
-    return {"map": _RowMap, "flat_map": _RowFlatMap}[method](function, output_type)
-
-
-class _RowOutput(Function):
-    def __init__(self, function: Any, output_type: RowTypeInfo) -> None:
-        self._function = function
-        self._output_type = output_type
-
-    def open(self, runtime_context: RuntimeContext) -> None:
-        self._make = row_maker(self._output_type)
-        if isinstance(self._function, Function):
-            self._function.open(runtime_context)
-
-    def close(self) -> None:
-        if isinstance(self._function, Function):
-            self._function.close()
+    return {"map": RowMap, "flat_map": _RowFlatMap}[method](function, output_type)
 
 
 @final
-class _RowMap(_RowOutput):
+class _RowFlatMap(RowOutput):
     def open(self, runtime_context: RuntimeContext) -> None:
         super().open(runtime_context)
-        self._call = callable_of(self._function, "map")
-
-    def map(self, value: Any) -> Any:
-        return self._make(self._call(value))
-
-
-@final
-class _RowFlatMap(_RowOutput):
-    def open(self, runtime_context: RuntimeContext) -> None:
-        super().open(runtime_context)
-        self._call = callable_of(self._function, "flat_map")
+        self._call = callable_of(self.function, "flat_map")
 
     def flat_map(self, value: Any) -> Iterator[Any] | None:
         results = self._call(value)

@@ -41,6 +41,14 @@ from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.folds import translate_choice, translate_reduce
+from engine.operators.compile.tier import (
+    COMPILED,
+    IF_TYPES_ALLOW,
+    ON_ROWS,
+    annotated_shape,
+    interpreted,
+    tier_of,
+)
 from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.interval_join import IntervalJoinSpec
@@ -97,6 +105,8 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
     for node in nodes:
         node.spec = plan.specs.get(node.id, node.spec)
         node.why_rows = plan.why_rows.get(node.id, "")
+        if isinstance(node.spec, MapSpec | FilterSpec):
+            node.spec = dataclasses.replace(node.spec, tier=plan.tiers.get(node.id, ""))
 
 
 def _is_sequence(spec: SourceSpec) -> bool:
@@ -120,6 +130,10 @@ class _Plan:
     gives: dict[int, _Columns | None]
     #: node → why it runs on rows, though it could run on columns
     why_rows: dict[int, str]
+    #: map or filter → what will run its function
+    tiers: dict[int, str]
+    #: maps and filters of which columns may come, by types that are seen when the first ones come
+    may_give: set[int]
 
 
 def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transformation, Transformation]]:
@@ -179,17 +193,24 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     elif isinstance(node.spec, WindowSpec):
         why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
         plan.why_rows[node.id] = why or plan.why_rows.get(node.id, "")
-    if taken is None:
-        return None
-    columns = _emitted(node.spec if spec is None else spec, taken)
-    if columns is not None and isinstance(spec or node.spec, _KEEPING):
+    columns: _Columns | None = None
+    if isinstance(node.spec, MapSpec | FilterSpec):
+        columns, tier = _of_function(node.spec, taken)
+        if taken is None and any(edge.source.id in plan.may_give for edge in node.inputs):
+            tier = IF_TYPES_ALLOW
+        if tier is IF_TYPES_ALLOW:
+            plan.may_give.add(node.id)
+        plan.tiers[node.id] = tier
+    elif taken is not None:
+        columns = _emitted(node.spec if spec is None else spec, taken)
+    if columns is not None and taken is not None and isinstance(spec or node.spec, _KEEPING):
         columns = dataclasses.replace(columns, type_info=taken.type_info)
     return columns
 
 
 def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
     """``columnar``: nodes taken to give these columns, beside those that do."""
-    plan = _Plan({}, {}, {})
+    plan = _Plan({}, {}, {}, {}, set())
     for node in nodes:
         columns: _Columns | None = None
         if node.id in columnar:
@@ -298,8 +319,6 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
     """Return the columns that an operator makes of columns."""
     shape = given.shape
     match spec:
-        case MapSpec() | FilterSpec() if shape is not None:
-            return _of_function(spec, shape, given)
         case ProjectSpec(indexes) if shape is None or max(indexes) < len(shape.kinds):
             return _Columns(None if shape is None else Shape(tuple(shape.kinds[index] for index in indexes)))
         case ColumnJoinSpec():
@@ -338,14 +357,36 @@ def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
     return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
 
 
-def _of_function(spec: MapSpec | FilterSpec, shape: Shape, given: _Columns) -> _Columns | None:
+def _of_function(spec: MapSpec | FilterSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
+    """Return what comes out of a map or filter, and what will run its function."""
     is_filter = isinstance(spec, FilterSpec)
+    if given is None:
+        return None, ON_ROWS
+    shape = given.shape
+    if shape is None and spec.input_type is None:
+        shape = annotated_shape(spec.function, "filter" if is_filter else "map")
+        if shape is None:
+            return None, IF_TYPES_ALLOW
+    if shape is None:
+        return _of_declared(spec, given)
     try:
         result = translate(spec.function, shape, as_condition=is_filter).result
-    except NotCompilable:
-        return None
+    except NotCompilable as error:
+        return (
+            _of_declared(spec, given) if Kind.OPAQUE in shape.kinds and spec.input_type else (None, interpreted(error))
+        )
     if isinstance(result, Fields):
-        return _Columns(Shape(tuple(item.kind for item in result.items)))
+        return _Columns(Shape(tuple(item.kind for item in result.items), names=result.names)), COMPILED
     if isinstance(result, Expression) and not is_filter:
-        return _Columns(Shape((result.kind,), is_scalar=True))
-    return given  # the records are those that came
+        return _Columns(Shape((result.kind,), is_scalar=True)), COMPILED
+    return given, COMPILED  # the records are those that came
+
+
+def _of_declared(spec: MapSpec | FilterSpec, given: _Columns) -> tuple[_Columns | None, str]:
+    """As ``_of_function``, by the declared type of the input: it has more types than a shape, which columns compute
+    with as they do with 64 bits."""
+    is_filter = isinstance(spec, FilterSpec)
+    tier = tier_of(spec.function, spec.input_type, is_filter=is_filter)
+    if tier != COMPILED:
+        return None, tier
+    return given if is_filter else _Columns(None), tier

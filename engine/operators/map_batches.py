@@ -138,7 +138,9 @@ def _columns_of(batch: Batch, fields: list[pa.Field] | None) -> pa.RecordBatch:
     import pyarrow as pa
 
     if isinstance(batch, ColumnBatch):
-        return batch.columns
+        if fields is None or not _are_wider(batch.columns.schema.types, [field.type for field in fields]):
+            return batch.columns
+        batch = batch.to_rows()
     rows = batch.rows
     names = None
     if rows and isinstance(rows[0], Row):
@@ -151,6 +153,20 @@ def _columns_of(batch: Batch, fields: list[pa.Field] | None) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays(arrays, names=[field.name for field in fields])
     names = names or [f"f{i}" for i in range(len(columns))]
     return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], names=names)
+
+
+def _are_wider(kinds: list[pa.DataType], declared: list[pa.DataType]) -> bool:
+    """Whether columns have numbers of 64 bits where others are declared: what functions that compile give. Then the
+    function gets those that it would get of rows."""
+    import pyarrow as pa
+
+    narrower = {
+        pa.int64(): {pa.int8(), pa.int16(), pa.int32(), pa.float32(), pa.float64()},
+        pa.float64(): {pa.float32()},
+    }
+    return len(kinds) == len(declared) and any(
+        own in narrower.get(kind, ()) for kind, own in zip(kinds, declared, strict=True)
+    )
 
 
 def _given(columns: pa.RecordBatch, batch_format: str) -> Any:

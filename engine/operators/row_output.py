@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from engine.core.records import Row
 from engine.core.type_info import RowTypeInfo, TypeInformation
+from engine.operators.functions import Function, RuntimeContext, callable_of
 
-__all__ = ["maker_of", "row_maker"]
+__all__ = ["RowMap", "RowOutput", "maker_of", "row_maker"]
 
 
 def row_maker(row_type: RowTypeInfo) -> Callable[[Any], Any]:
@@ -33,3 +34,32 @@ def row_maker(row_type: RowTypeInfo) -> Callable[[Any], Any]:
 def maker_of(type_info: TypeInformation | None) -> Callable[[Any], Any] | None:
     """Return what is to be done to each result of that type, or None for nothing."""
     return row_maker(type_info) if isinstance(type_info, RowTypeInfo) else None
+
+
+class RowOutput(Function):
+    """``function``: as the user gave it; its results are made Rows of ``output_type``."""
+
+    def __init__(self, function: Any, output_type: RowTypeInfo) -> None:
+        self.function = function
+        self.output_type = output_type
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._make = row_maker(self.output_type)
+        if isinstance(self.function, Function):
+            self.function.open(runtime_context)
+
+    def close(self) -> None:
+        if isinstance(self.function, Function):
+            self.function.close()
+
+
+@final
+class RowMap(RowOutput):
+    """The compiler (``compile/callee``) looks inside."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        super().open(runtime_context)
+        self._call = callable_of(self.function, "map")
+
+    def map(self, value: Any) -> Any:
+        return self._make(self._call(value))

@@ -37,16 +37,18 @@ _VECTORISED = "vectorised"
 @final
 @dataclass(frozen=True)
 class MapSpec(OperatorSpec):
-    """``function``: MapFunction or callable. ``input_type``: for ``describe`` only."""
+    """``function``: MapFunction or callable. ``input_type``: for ``describe`` only. ``tier``: what is known of the way
+    that it will run, once it is known what comes in; "" = told by the input's type."""
 
     function: Any
     input_type: TypeInformation | None = None
+    tier: str = ""
 
     def build(self) -> Operator:
         return RowOperator(StepKind.MAP, (BoundFunction(self.function, "map"),))
 
     def describe(self) -> str:
-        return tier_of(self.function, self.input_type, is_filter=False)
+        return self.tier or tier_of(self.function, self.input_type, is_filter=False)
 
 
 @final
@@ -97,16 +99,17 @@ class CoFlatMapSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class FilterSpec(OperatorSpec):
-    """``function``: FilterFunction or callable. ``input_type``: for ``describe`` only."""
+    """``function``: FilterFunction or callable. ``input_type``, ``tier``: as in MapSpec."""
 
     function: Any
     input_type: TypeInformation | None = None
+    tier: str = ""
 
     def build(self) -> Operator:
         return RowOperator(StepKind.FILTER, (BoundFunction(self.function, "filter"),))
 
     def describe(self) -> str:
-        return tier_of(self.function, self.input_type, is_filter=True)
+        return self.tier or tier_of(self.function, self.input_type, is_filter=True)
 
 
 @final

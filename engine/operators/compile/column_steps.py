@@ -25,10 +25,12 @@ DOUBTS_MAX: Final = 5
 
 @final
 class ColumnFunction:
-    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good."""
+    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good.
+    ``method``: as in ``translate``."""
 
-    def __init__(self, function: Any, *, is_filter: bool) -> None:
+    def __init__(self, function: Any, *, is_filter: bool, method: str = "") -> None:
         self._function = function
+        self._method = method
         self._is_filter = is_filter
         self._schema: pa.Schema | None = None
         #: which records the schema's are: scalar, named, of a changelog
@@ -90,7 +92,9 @@ class ColumnFunction:
     def _compile(self, batch: ColumnBatch) -> None:
         self._translation = None
         try:
-            self._translation = translate(self._function, shape_of(batch), as_condition=self._is_filter)
+            self._translation = translate(
+                self._function, shape_of(batch), as_condition=self._is_filter, method=self._method
+            )
         except NotCompilable as error:
             self.reason = str(error)
 
@@ -115,10 +119,12 @@ def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> Colum
     match translation.result:
         case WholeRecord():
             return batch
-        case Fields(items):
+        case Fields(items, _, names):
             arrays = [_array(item, frame) for item in items]
-            columns = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
-            return ColumnBatch(columns, batch.timestamps_ms)
+            columns = pa.RecordBatch.from_arrays(
+                arrays, names=[f"f{index}" for index in range(len(arrays))] if names is None else list(names)
+            )
+            return ColumnBatch(columns, batch.timestamps_ms, named=names is not None)
         case Expression() as value:
             return ColumnBatch(
                 pa.RecordBatch.from_arrays([_array(value, frame)], names=["f0"]), batch.timestamps_ms, scalar=True
@@ -152,8 +158,9 @@ def shape_of(batch: ColumnBatch) -> Shape:
         names = tuple(batch.columns.schema.names)
         if not record.has_field_names():  # neither a tuple nor a Row with names, and rare
             raise NotCompilable("its records are Rows without names")
-        has_these = tuple(record.as_dict()) == names
-        return Shape(kinds, names=names if has_these else None)
+        if tuple(record.as_dict()) != names:
+            raise NotCompilable("two of its records' fields have the same name")
+        return Shape(kinds, names=names)
     raise NotCompilable(f"its records are of type {type(record).__name__}")
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "Not",
     "Ref",
     "Root",
+    "Rounded",
     "ToFloat",
     "ToInt",
     "Truth",
@@ -444,6 +445,17 @@ class Root(Expression):
         values = ToFloat(self.operand).evaluate(frame, mask).values
         doubt_where(values < 0, mask)
         return Value(np.sqrt(np.where(values < 0, 0.0, values)) if np.any(values < 0) else np.sqrt(values))
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded(Expression):
+    """The whole number nearest to a float, of two as near the even one; still a float."""
+
+    operand: Expression
+    kind: Kind = Kind.FLOAT
+
+    def evaluate(self, frame: Frame, mask: Mask) -> Value:
+        return Value(np.rint(self.operand.evaluate(frame, mask).values))
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,8 @@ def translate_pair(function: Any, left: Shape, right: Shape, *, as_condition: bo
             result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
+    if isinstance(result, Fields) and result.is_row:
+        _refuse("it makes Rows")
     return Translation(result, tuple(translator.outside.values()))
 
 

@@ -6,6 +6,8 @@ Arrow counts code points and compares bytes of UTF-8, which orders as Python doe
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.late_dataclass import dataclass
@@ -28,7 +30,19 @@ if TYPE_CHECKING:
 else:
     np, pa, pc = LazyModule("numpy"), LazyModule("pyarrow"), LazyModule("pyarrow.compute")
 
-__all__ = ["Concat", "Length", "Matches", "ParseFloat", "ParseInt", "SplitPart", "ToText", "Transformed", "array_of"]
+__all__ = [
+    "Concat",
+    "Length",
+    "Matches",
+    "ParseFloat",
+    "ParseInt",
+    "SplitPart",
+    "ToText",
+    "Transformed",
+    "array_of",
+    "encodable",
+    "text_method",
+]
 
 _WHITE_SPACE: Final = "\t\n\v\f\r \x1c\x1d\x1e\x1f"  # str.strip()'s, of ASCII
 _INTEGER: Final = r"^-?[0-9]{1,18}$"
@@ -201,3 +215,28 @@ class SplitPart(Expression):
         if np.any(counts <= self.index):
             parts = pc.if_else(pa.array(counts > self.index), parts, pa.scalar([""] * (self.index + 1), parts.type))
         return Value(pc.list_element(parts, self.index))
+
+
+def text_method(text: Expression, method: str, arguments: Sequence[ast.expr]) -> Expression:
+    """Return ``text.method(arguments)``. Raises: NotCompilable."""
+    constants = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+    texts = [constant for constant in constants if type(constant) is str]
+    if len(texts) != len(arguments):
+        raise NotCompilable(f"it calls .{method}() with something else than constants")
+    match method, texts:
+        case (("startswith" | "endswith"), [pattern]):
+            return Matches(method, text, encodable(pattern))
+        case (("lower" | "upper" | "strip"), []):
+            return Transformed(method, text)
+        case "replace", [old, new] if old:
+            return Transformed(method, text, (encodable(old), encodable(new)))
+    raise NotCompilable(f"it calls .{method}()")
+
+
+def encodable(text: str) -> str:
+    """Return the text, which Arrow can hold. Raises: NotCompilable."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NotCompilable("it has a text with a surrogate") from None
+    return text

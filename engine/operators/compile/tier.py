@@ -1,25 +1,36 @@
 """What ``explain`` says of a function on rows: what will run it, and why, as far as is known before it runs.
 
-Told by the declared type of its input; whether columns come is seen when they come (a source may read rows).
+Told by what comes in where the whole program is known (``datastream/vectorise``), else by the declared type of the
+input; types that are not declared by the annotations of the function.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import typing
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
-from engine.operators.functions import Function
+from engine.operators.compile.errors import NotCompilable
 
-__all__ = ["tier_of"]
+if TYPE_CHECKING:
+    from engine.operators.compile.translate import Shape
+
+__all__ = ["COMPILED", "IF_TYPES_ALLOW", "ON_ROWS", "annotated_shape", "interpreted", "tier_of"]
+
+COMPILED: Final = "compiled on columns, else interpreted"
+#: of columns whose types are seen when they come
+IF_TYPES_ALLOW: Final = "compiled on columns if their types allow it, else interpreted"
+ON_ROWS: Final = "interpreted (its input is rows)"
+
+
+def interpreted(why: NotCompilable) -> str:
+    return f"interpreted ({why})"
 
 
 def tier_of(function: Any, input_type: TypeInformation | None, *, is_filter: bool) -> str:
     """Return "compiled on columns, else interpreted" or "interpreted (why)"."""
     if input_type is None:
         return "interpreted (its input has no type)"
-    if isinstance(function, Function):
-        return f"interpreted ({type(function).__name__.lstrip('_')} is an object, not a plain function)"
-    from engine.operators.compile.errors import NotCompilable
     from engine.operators.compile.expressions import Kind
     from engine.operators.compile.translate import Shape, translate
 
@@ -45,5 +56,28 @@ def tier_of(function: Any, input_type: TypeInformation | None, *, is_filter: boo
     try:
         translate(function, shape, as_condition=is_filter)
     except NotCompilable as error:
-        return f"interpreted ({error})"
-    return "compiled on columns, else interpreted"
+        return interpreted(error)
+    return COMPILED
+
+
+def annotated_shape(function: Any, method: str) -> Shape | None:
+    """Return what records are by the annotation of the function's argument: int, float, bool, str, or a tuple of these
+    and others; None = it says nothing that is of use. ``method``: of an object, the one that is called."""
+    from engine.operators.compile.callee import callee_of
+    from engine.operators.compile.expressions import Kind
+    from engine.operators.compile.translate import Shape
+
+    try:
+        callee = callee_of(function, method)
+        code = callee.function.__code__
+        parameter = code.co_varnames[: code.co_argcount][-1]
+        annotation = typing.get_type_hints(callee.function).get(parameter)
+    except Exception:  # no such argument, or names in it that only a type checker knows
+        return None
+    kinds = {int: Kind.INT, float: Kind.FLOAT, bool: Kind.BOOL, str: Kind.STR}
+    if annotation in kinds:
+        return Shape((kinds[annotation],), is_scalar=True)
+    fields = typing.get_args(annotation)
+    if typing.get_origin(annotation) is not tuple or not fields or Ellipsis in fields:
+        return None
+    return Shape(tuple(kinds.get(field, Kind.OPAQUE) for field in fields))

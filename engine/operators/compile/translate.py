@@ -7,14 +7,14 @@ for ``explain``. A record is a bare value, a tuple (``r[0]``) or a Row (``r.name
 from __future__ import annotations
 
 import ast
-import builtins
-import inspect
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import Row
+from engine.operators.compile.callee import ABSENT, attribute_reader, callee_of, name_reader, parameters_of
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import (
     INT_MAX,
@@ -36,12 +36,12 @@ from engine.operators.compile.expressions import (
     Not,
     Ref,
     Root,
+    Rounded,
     ToFloat,
     ToInt,
     Truth,
     Wrapping,
 )
-from engine.operators.compile.source import tree_of
 from engine.operators.compile.texts import (
     Concat,
     Length,
@@ -50,12 +50,14 @@ from engine.operators.compile.texts import (
     ParseInt,
     SplitPart,
     ToText,
-    Transformed,
+    encodable,
+    text_method,
 )
 
 __all__ = ["Fields", "Outside", "Record", "Shape", "Translation", "WholeRecord", "translate"]
 
 _POWER_MAX: Final = 4
+_DEPTH_MAX: Final = 8
 _BLOCKS_MAX: Final = 300  # statements on all paths together
 
 
@@ -78,9 +80,11 @@ class WholeRecord:
 @final
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The result is a tuple of these."""
+    """The result is a tuple of these, or a Row, which may have ``names``."""
 
     items: tuple[Expression, ...]
+    is_row: bool = False
+    names: tuple[str, ...] | None = None
 
 
 Record: TypeAlias = Expression | Fields | WholeRecord
@@ -102,26 +106,19 @@ class Translation:
     outside: tuple[Outside, ...]
 
 
-def translate(function: Any, shape: Shape, *, as_condition: bool = False) -> Translation:
+def translate(function: Any, shape: Shape, *, as_condition: bool = False, method: str = "") -> Translation:
     """Return the function as expressions over the fields; ``as_condition``: only the truth of its result matters.
+    ``method``: of an object, what is called; "" = ``filter`` for a condition, else ``map``.
 
     Raises: NotCompilable with the reason.
     """
-    node = tree_of(function)
-    arguments = node.args
-    if (
-        len(arguments.args) + len(arguments.posonlyargs) != 1
-        or arguments.vararg
-        or arguments.kwarg
-        or arguments.kwonlyargs
-        or function.__defaults__
-    ):
+    callee = callee_of(function, method or ("filter" if as_condition else "map"))
+    node, parameters = parameters_of(callee.function)
+    if len(parameters) != (1 if callee.owner is None else 2):
         raise NotCompilable("it has more than one argument")
-    if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        raise NotCompilable("it is a generator")
-    if isinstance(node, ast.FunctionDef) and node.decorator_list:
-        raise NotCompilable("it is decorated")
-    translator = _Translator(function, shape, (*arguments.posonlyargs, *arguments.args)[0].arg)
+    translator = _Translator(callee.function, shape, parameters[-1])
+    if callee.owner is not None:
+        translator.owner = parameters[0], callee.owner
     result: Record
     try:
         if isinstance(node, ast.Lambda):
@@ -130,6 +127,8 @@ def translate(function: Any, shape: Shape, *, as_condition: bool = False) -> Tra
             result = translator.block(node.body, {}, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
+    if not as_condition:
+        result = _as_declared(result, shape, callee.row_names)
     return Translation(result, tuple(translator.outside.values()))
 
 
@@ -140,7 +139,6 @@ def _refuse(what: str) -> NoReturn:
     raise NotCompilable(what)
 
 
-_UNKNOWN: Final = object()
 _SIGNS: Final[dict[type, str]] = {
     ast.Add: "+",
     ast.Sub: "-",
@@ -168,7 +166,10 @@ class _Translator:
         self._parameter = parameter
         self._num_lets = 0
         self._num_blocks = 0
-        self.outside: dict[str, Outside] = {}
+        self._depth = 0  #: of functions that call each other
+        self._trees: dict[Any, tuple[ast.Lambda | ast.FunctionDef, list[str]]] = {}  #: of those that are called
+        self.owner: tuple[str, Any] | None = None  #: name of the argument that is the method's object, and the object
+        self.outside: dict[Any, Outside] = {}
 
     # --- statements
 
@@ -251,17 +252,72 @@ class _Translator:
         match node:
             case ast.Tuple(elements) if elements:
                 return Fields(tuple(self.value(element, names) for element in elements))
+            case ast.Call(ast.Name(name)) if self._is_outside(name, names):
+                function = self._outside(name)
+                if function is Row:
+                    return self._row(node, names)
+                if isinstance(function, types.FunctionType):
+                    return self._inlined(function, node, names)
             case ast.IfExp(test, body, orelse):
                 return self._branch(self.condition(test, names), self.record(body, names), self.record(orelse, names))
         return self.value(node, names)
 
+    def _row(self, node: ast.Call, names: _Names) -> Fields:
+        fields = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+        values = [keyword.value for keyword in node.keywords]
+        if len(fields) < len(values) or any(isinstance(argument, ast.Starred) for argument in node.args):
+            _refuse("it calls Row with *")
+        if bool(fields) is bool(node.args):
+            _refuse("it makes a Row without fields, or with some that have names and some that have none")
+        items = tuple(self.value(value, names) for value in (*node.args, *values))
+        return Fields(items, True, tuple(fields) or None)
+
+    def _inlined(self, function: types.FunctionType, node: ast.Call, names: _Names) -> Record:
+        """Translate what another function of the program gives."""
+        self._num_blocks += 1
+        if self._depth >= _DEPTH_MAX or self._num_blocks > _BLOCKS_MAX:
+            _refuse("its functions call each other too often")
+        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+            _refuse("it calls with keywords or *")
+        if function not in self._trees:
+            self._trees[function] = parameters_of(function)
+        tree, parameters = self._trees[function]
+        if len(parameters) != len(node.args):
+            _refuse(f"it calls {function.__name__} with other arguments")
+        record = ""
+        given: _Names = {}
+        lets: list[tuple[int, Expression]] = []
+        for parameter, argument in zip(parameters, node.args, strict=True):
+            if self._is_record(argument, names) and not self._shape.is_scalar:
+                if record:
+                    _refuse(f"it gives {function.__name__} the record twice")
+                record = parameter
+                continue
+            value = self.value(argument, names)
+            if not isinstance(value, Field):  # evaluated once, whether it is used or not
+                lets.append((self._next_let(), _known(value)))
+                value = Ref(lets[-1][0], value.kind)
+            given[parameter] = value
+        inner = _Translator(function, self._shape, record)
+        inner._num_lets, inner._num_blocks, inner._depth = self._num_lets, self._num_blocks, self._depth + 1
+        inner._trees = self._trees
+        if isinstance(tree, ast.Lambda):
+            result = inner.record(tree.body, given)
+        else:
+            result = inner.block(tree.body, given, False)
+        self._num_lets, self._num_blocks = inner._num_lets, inner._num_blocks
+        self.outside |= {(function, key): outside for key, outside in inner.outside.items()}
+        for number, value in reversed(lets):
+            result = _with_let(number, value, result)
+        return result
+
     def _branch(self, test: Expression, then: Record, other: Record) -> Record:
-        if isinstance(then, Fields) and isinstance(other, Fields) and len(then.items) == len(other.items):
+        if isinstance(then, Fields) and isinstance(other, Fields) and _are_alike(then, other):
             ref = Ref(self._next_let(), Kind.BOOL)
             first, *others = [
                 If(ref, _known(one), _known(two)) for one, two in zip(then.items, other.items, strict=True)
             ]
-            return Fields((Let(ref.number, test, first), *others))
+            return Fields((Let(ref.number, test, first), *others), then.is_row, then.names)
         if isinstance(then, Expression) and isinstance(other, Expression):
             return If(test, _known(then), _known(other))
         _refuse("its branches return different things")
@@ -317,6 +373,8 @@ class _Translator:
                 return If(self.condition(test, names), _known(then), _known(other))
             case ast.Call():
                 return self._call(node, names)
+            case ast.JoinedStr(parts):
+                return self._text(parts, names)
         _refuse(f"it has a {type(node).__name__}")
 
     def _place(self, node: ast.expr, names: _Names) -> Expression:
@@ -336,6 +394,8 @@ class _Translator:
                 split = self._split_of(owner, names)
                 if split is not None:
                     return SplitPart(split[0], split[1], index)
+            case ast.Attribute(ast.Name(owner_name), name) if self._is_owner(owner_name, names):
+                return _constant(self._attribute(name))
             case ast.Name(name):
                 return _constant(self._outside(name))
         _refuse(f"it has a {type(node).__name__}")
@@ -350,16 +410,37 @@ class _Translator:
             return self._field(shape.names.index(key))
         _refuse(f"its records have no field [{key!r}]")
 
+    def _is_outside(self, name: str, names: _Names) -> bool:
+        is_own = name == self._parameter or (self.owner is not None and name == self.owner[0])
+        return name not in names and not is_own
+
+    def _is_owner(self, name: str, names: _Names) -> bool:
+        return self.owner is not None and name == self.owner[0] and name not in names
+
+    def _attribute(self, name: str) -> Any:
+        """Return the value of an attribute of the method's object, which is watched from now on."""
+        assert self.owner is not None
+        if name.startswith("__"):  # Python knows it by another name
+            _refuse(f"it uses self.{name}")
+        key = "self", name
+        if key not in self.outside:
+            read = attribute_reader(self.owner[1], name)
+            self.outside[key] = Outside(read, read())
+        value = self.outside[key].value
+        if value is ABSENT:
+            _refuse(f"self.{name} is not set")
+        return value
+
     def _outside(self, name: str) -> Any:
         """Return the value of a name from outside, which is watched from now on."""
         code = self._function.__code__
         if name in code.co_varnames or name in code.co_cellvars:
             _refuse(f"{name} is not assigned on every path")
         if name not in self.outside:
-            read = _reader(self._function, name)
+            read = name_reader(self._function, name)
             self.outside[name] = Outside(read, read())
         value = self.outside[name].value
-        if value is _UNKNOWN:
+        if value is ABSENT:
             _refuse(f"{name} is not defined")
         return value
 
@@ -500,10 +581,13 @@ class _Translator:
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             _refuse("it calls with keywords or *")
         match node.func:
-            case ast.Name(name) if name not in names and name != self._parameter:
+            case ast.Name(name) if self._is_outside(name, names):
                 function = self._outside(name)
+                if isinstance(function, types.FunctionType):
+                    result = self._inlined(function, node, names)
+                    return result if isinstance(result, Expression) else _refuse(f"{name} gives a record")
                 return self._builtin(function, name, [_known(self.value(argument, names)) for argument in node.args])
-            case ast.Attribute(ast.Name(module), "sqrt") if module not in names and module != self._parameter:
+            case ast.Attribute(ast.Name(module), "sqrt") if self._is_outside(module, names):
                 if self._outside(module) is not math or len(node.args) != 1:
                     _refuse(f"it calls {module}.sqrt")
                 return Root(_known(self.value(node.args[0], names)))
@@ -511,8 +595,24 @@ class _Translator:
                 text = _known(self.value(owner, names))
                 if text.kind is not Kind.STR:
                     _refuse(f"it calls .{method}() of {text.kind.value}")
-                return _text_method(text, method, node.args)
+                return text_method(text, method, node.args)
         _refuse("it calls something")
+
+    def _text(self, parts: Sequence[ast.expr], names: _Names) -> Expression:
+        """Translate an f-string of texts and integers as they are."""
+        result: Expression = _constant("")
+        for part in parts:
+            match part:
+                case ast.Constant(str() as text):
+                    one: Expression = _constant(text)
+                case ast.FormattedValue(value, -1 | 115, None):
+                    one = _known(self.value(value, names))
+                    if one.kind is not Kind.STR:
+                        one = ToText(one)
+                case _:
+                    _refuse("it has an f-string with a format")
+            result = Concat(result, one)
+        return result
 
     def _builtin(self, function: Any, name: str, arguments: list[Expression]) -> Expression:
         if (function is min or function is max) and len(arguments) == 2:
@@ -527,6 +627,8 @@ class _Translator:
             return Abs(operand)
         if function is int:
             return ParseInt(operand) if is_text else ToInt(operand)
+        if function is round and not is_text:
+            return ToInt(Rounded(operand)) if operand.kind is Kind.FLOAT else ToInt(operand)
         if function is float:
             return ParseFloat(operand) if is_text else ToFloat(operand)
         if function is bool:
@@ -544,33 +646,31 @@ class _Translator:
         return Let(a.number, first, Let(b.number, second, chosen))
 
 
-def _text_method(text: Expression, method: str, arguments: Sequence[ast.expr]) -> Expression:
-    constants = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
-    texts = [constant for constant in constants if type(constant) is str]
-    if len(texts) != len(arguments):
-        _refuse(f"it calls .{method}() with something else than constants")
-    match method, texts:
-        case (("startswith" | "endswith"), [pattern]):
-            return Matches(method, text, _encodable(pattern))
-        case (("lower" | "upper" | "strip"), []):
-            return Transformed(method, text)
-        case "replace", [old, new] if old:
-            return Transformed(method, text, (_encodable(old), _encodable(new)))
-    _refuse(f"it calls .{method}()")
+def _are_alike(one: Fields, two: Fields) -> bool:
+    return (len(one.items), one.is_row, one.names) == (len(two.items), two.is_row, two.names)
+
+
+def _as_declared(result: Record, shape: Shape, names: tuple[str, ...] | None) -> Record:
+    """Return what becomes of a function's result where a ROW type with these names is declared; None = no such type.
+    As ``row_output.row_maker`` does."""
+    if names is not None:
+        if isinstance(result, Expression) and result.kind is Kind.OPAQUE:
+            _refuse("it hands on a field that may become a Row")
+        if isinstance(result, WholeRecord) and shape.names is None:
+            result = Fields(tuple(Field(index, kind) for index, kind in enumerate(shape.kinds)))
+            if len(result.items) != len(names):
+                return WholeRecord()
+        if isinstance(result, Fields) and result.names is None and len(result.items) == len(names):
+            result = Fields(result.items, True, names)
+    if isinstance(result, Fields) and result.is_row and result.names is None:
+        _refuse("it makes Rows without names")
+    return result
 
 
 def _known(expression: Expression) -> Expression:
     if expression.kind is Kind.OPAQUE:
         _refuse("it uses a field of a type that can only be handed on")
     return expression
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        _refuse("it has a text with a surrogate")
-    return text
 
 
 def _constant(value: Any) -> Constant:
@@ -584,30 +684,14 @@ def _constant(value: Any) -> Constant:
         case float() if type(value) is float:
             return Constant(value, Kind.FLOAT)
         case str() if type(value) is str:
-            return Constant(_encodable(value), Kind.STR)
+            return Constant(encodable(value), Kind.STR)
     _refuse(f"it uses a {type(value).__name__}")
 
 
 def _with_let(number: int, value: Expression, result: Record) -> Record:
     if isinstance(result, Fields):  # evaluated with the first field; the others may refer to it too
         first, *others = result.items
-        return Fields((Let(number, _known(value), first), *others))
+        return Fields((Let(number, _known(value), _known(first)), *others), result.is_row, result.names)
     if isinstance(result, WholeRecord):
         _refuse("it computes something and returns the record")
     return Let(number, _known(value), result)
-
-
-def _reader(function: Any, name: str) -> Callable[[], Any]:
-    code = function.__code__
-    if name in code.co_freevars:
-        cell = function.__closure__[code.co_freevars.index(name)]
-
-        def read_cell() -> Any:
-            try:
-                return cell.cell_contents
-            except ValueError:
-                return _UNKNOWN
-
-        return read_cell
-    names = function.__globals__
-    return lambda: names.get(name, getattr(builtins, name, _UNKNOWN))

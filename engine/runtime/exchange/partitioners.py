@@ -19,13 +19,15 @@ from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.failure import user_error
 from engine.operators.functions import Function, RuntimeContext, callable_of
-from engine.operators.keys import key_error, key_function
+from engine.operators.keys import ComposedKey, FieldKey, key_error, key_function
 from engine.runtime.exchange.column_scatter import ColumnScatter
 from engine.state.key_groups import MAX_PARALLELISM_DEFAULT, MAX_PARALLELISM_MAX, KeyToSubtask, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+    from engine.operators.compile.column_steps import ColumnFunction
 
 __all__ = ["ChannelSelector", "default_max_parallelism", "make_channel_selector", "split_by_channel"]
 
@@ -303,6 +305,7 @@ class _Hash(_Keyed):
         self._channel_of_key = KeyToSubtask(num_channels, max_parallelism)
         self._gathers = gathers
         self._scatter: ColumnScatter | None = None  #: made for the first columns
+        self._computed: ColumnFunction | None = None  #: likewise, of a selector that is no field
 
     def take_held(self) -> Sequence[tuple[int, Batch]]:
         return () if self._scatter is None else self._scatter.take()
@@ -311,7 +314,7 @@ class _Hash(_Keyed):
         if isinstance(batch, ColumnBatch):
             from engine.runtime.exchange.column_hash import key_columns, subtask_of_rows
 
-            columns = key_columns(batch, self._selector)
+            columns = key_columns(batch, self._selector) or self._computed_key(batch)
             if columns is not None:
                 channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
                 if self._scatter is None:
@@ -322,6 +325,20 @@ class _Hash(_Keyed):
                 return [*self.take_held(), *_split_columns(batch, channels, self._num_channels)]
         parts = self._split_by_keys(batch)
         return [*held, *parts] if (held := self.take_held()) else parts
+
+    def _computed_key(self, batch: ColumnBatch) -> tuple[list[pa.Array], bool] | None:
+        """Return the key's columns, and whether it is a tuple of them, where the user's function compiles to
+        expressions that give them; None = the function must see rows."""
+        if isinstance(self._selector, FieldKey | ComposedKey):
+            return None
+        if self._computed is None:
+            from engine.operators.compile.column_steps import ColumnFunction
+
+            self._computed = ColumnFunction(self._selector, is_filter=False, method="get_key")
+        keys = self._computed.apply(batch)
+        if keys is None or keys is batch or keys.named or not _are_plain_keys(keys.columns.schema.types):
+            return None
+        return keys.columns.columns, not keys.scalar
 
     def _split_by_keys(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
         rows, keys = self._keys(batch)
@@ -338,6 +355,14 @@ class _Hash(_Keyed):
                 raise self._blame(clearer, rows, channel_of_row) from clearer
             raise self._blame(error, rows, channel_of_row) from error
         return split_by_channel(batch, channel_of_row, self._num_channels)
+
+
+def _are_plain_keys(kinds: list[pa.DataType]) -> bool:
+    """Whether values of these types are numbers, truth values or texts: others may be no keys, which rows tell best."""
+    from pyarrow import types
+
+    asked = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+    return all(any(ask(kind) for ask in asked) for kind in kinds)
 
 
 @final

@@ -21,7 +21,7 @@ from engine.datastream.window import (
     ProcessingTimeSessionWindows,
     TumblingEventTimeWindows,
 )
-from engine.operators.functions import AggregateFunction
+from engine.operators.functions import AggregateFunction, FilterFunction, MapFunction
 from engine.operators.process_functions import ProcessWindowFunction
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
@@ -222,7 +222,7 @@ def test_a_sequence_becomes_columns_where_functions_that_compile_lead_to_a_fold_
     assert sources(pairs.key_by(lambda pair: pair[0]).sum(1)) == [True]
     assert sources(pairs) == [False]  # nothing gains by it
     assert sources(pairs.key_by(lambda pair: pair[0]).reduce(lambda a, b: (a[0], a[1] * b[1]))) == [False]
-    by_text = env.from_sequence(0, 99).map(lambda i: (f"{i}", i)).key_by(lambda pair: pair[0])
+    by_text = env.from_sequence(0, 99).map(lambda i: (f"{i:3}", i)).key_by(lambda pair: pair[0])
     assert sources(by_text.reduce(lambda a, b: (a[0], a[1] + b[1]))) == [False]
 
 
@@ -441,3 +441,43 @@ def test_words_of_a_text_file_are_columns_where_somebody_works_on_columns(env, t
     lines = env.read_text_file(str(tmp_path))
     lines.map(len).sink_to(DiscardingSink())  # another reader of the lines
     assert tiers(lines.flat_map(WordTokenizer()).key_by(0).sum(1))["Flat Map"] == "interpreted"
+
+
+class Weighed(MapFunction):
+    def __init__(self, weight):
+        self.weight = weight
+
+    def map(self, value):
+        return Row(k=value[0] + 10, v=_halved(value[1]) * self.weight, text=f"{value[2]}!")
+
+
+def _halved(number):
+    return number // 2 if number % 2 == 0 else -number
+
+
+class Late(FilterFunction):
+    def filter(self, value):
+        return value.v > -60
+
+
+@pytest.mark.parametrize("mode", [RuntimeExecutionMode.STREAMING, RuntimeExecutionMode.BATCH])
+def test_objects_helpers_rows_and_computed_keys_give_the_same_on_columns_and_on_rows(mode):
+    expected = list(zip(*(column.tolist() for column in generated(np.arange(100))), strict=True))
+    found = []
+    for is_columns in (True, False):
+        env = StreamExecutionEnvironment.create_local_environment(2)
+        env.set_runtime_mode(mode)
+        source = columns(env) if is_columns else env.from_collection(expected, TYPED)
+        made = source.map(Weighed(3)).filter(Late())
+        keyed = made.key_by(lambda row: row.k % 2).sum("v").set_parallelism(2)
+        found.append([sorted(map(repr, made.execute_and_collect())), _last_by_key(keyed.execute_and_collect())])
+    assert found[0] == found[1]
+    assert len(found[0][0]) > 50
+
+
+def _last_by_key(rows):
+    """Return the last sum of each key, which the order of records says nothing of."""
+    last = {}
+    for row in rows:
+        last[row.k % 2] = row.v
+    return last

@@ -72,6 +72,16 @@ def test_rows_with_names_are_columns_with_names(batch_format, of_columns):
     assert output.rows == [Row(number=0.5, word="a"), Row(number=1.0, word="b")]
 
 
+def test_numbers_that_compiled_functions_give_have_the_declared_types_as_those_of_rows_have():
+    declared = Types.ROW_NAMED(["n", "x"], [Types.INT(), Types.DOUBLE()])
+    columns = ColumnBatch(pa.record_batch({"n": [1, 2], "x": [3, 4]}), named=True)
+    seen = []
+    for batch in (columns, columns.to_rows()):
+        run(MapBatchesSpec(lambda given: seen.append(given) or given, "pyarrow", declared, declared), batch)
+    assert seen[0].schema.types == [pa.int32(), pa.float64()]
+    assert seen[0].equals(seen[1])
+
+
 def test_single_values_are_one_column_in_and_out():
     spec = MapBatchesSpec(lambda frame: frame[["f0"]] + 1, "pandas", Types.LONG(), Types.LONG())
     assert run(spec, RowBatch([1, 2, 3])).rows == [2, 3, 4]

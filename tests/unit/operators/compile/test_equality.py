@@ -13,8 +13,11 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from engine.common import Row, Types
 from engine.core.records import ColumnBatch
 from engine.operators.compile.column_steps import ColumnFunction
+from engine.operators.functions import FilterFunction, MapFunction, callable_of
+from engine.operators.row_output import RowMap
 
 _numbers = itertools.count()
 
@@ -23,7 +26,7 @@ def function_of(source: str, **names: Any) -> Callable[[Any], Any]:
     """Return ``f`` of a source that can be found again, as that of a file can."""
     file_name = f"<generated {next(_numbers)}>"
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
-    names |= {"math": math}
+    names |= {"math": math, "Row": Row, "MapFunction": MapFunction, "FilterFunction": FilterFunction}
     exec(compile(source, file_name, "exec", dont_inherit=True), names)
     function: Callable[[Any], Any] = names["f"]
     return function
@@ -60,7 +63,7 @@ class Writer:
         "text": TEXTS,
         "sign": ["+", "-", "*", "/", "//", "%", "&", "|", "^", "+", "-", "*"],
         "compare": ["<", "<=", ">", ">=", "==", "!="],
-        "function": ["abs", "int", "float", "math.sqrt"],
+        "function": ["abs", "int", "float", "round", "math.sqrt"],
         "pick": ["min", "max"],
         "logic": ["and", "or"],
         "case": ["lower", "upper", "strip"],
@@ -150,6 +153,20 @@ FUNCTIONS = [
     "def f(r):\n    a, b, c, d, e, g, h = r\n    if d:\n        a = b\n    elif ?:\n        b = #\n    return a, b\n",
     "def f(r):\n    a, b = (@).split(',')\n    return b, int(a)\n",
     "def f(r):\n    unused = #\n    return @\n",
+    "def f(r):\n    a, b = @, #\n    return f'{{a}}:{{r[0]}}' + f'{{b}}{{a!s}}'\n",
+    "f = lambda r: Row(x=#, y=r[6], z=@)\n",
+    "def f(r):\n    n = #\n    return Row(x=n, y=#) if ? else Row(x=#, y=n)\n",
+    "def g(x, y):\n    z = x - 1\n    return x * 3 if y is None else z\nf = lambda r: (g(#, r[5]), g(#, r[1]))\n",
+    "def g(s, n):\n    if s[3]:\n        return s[4], n\n    return h(n), s[0]\n"
+    "h = lambda n: str(n)\nf = lambda r: g(r, #)\n",
+    "class F(MapFunction):\n    k = 3\n    def __init__(self):\n        self.n = 5\n"
+    "    def map(self, r):\n        return # + self.n * self.k, @\nf = F()\n",
+]
+CONDITIONS = [
+    *[f"f = lambda r: {kind}\n" for kind in "??#@"],
+    "def g(r):\n    return ?\nf = lambda r: g(r) or #\n",
+    "class F(FilterFunction):\n    def __init__(self):\n        self.n = 5\n"
+    "    def filter(self, r):\n        return # < self.n\nf = F()\n",
 ]
 
 
@@ -212,6 +229,7 @@ def check(function: Callable[[Any], Any], rows: list[tuple[Any, ...]], is_filter
     compiled = ColumnFunction(function, is_filter=is_filter)
     result = compiled.apply(batch)
     seen = batch.to_rows().rows
+    function = callable_of(function, "filter" if is_filter else "map")
     try:
         expected = [row for row in seen if function(row)] if is_filter else [function(row) for row in seen]
     except Exception:
@@ -240,7 +258,7 @@ def test_a_compiled_map_gives_what_the_interpreter_gives(source, rows):
 
 
 @SETTINGS
-@given(source=functions([f"f = lambda r: {kind}\n" for kind in "??#@"]), rows=records())
+@given(source=functions(CONDITIONS), rows=records())
 def test_a_compiled_filter_keeps_what_the_interpreter_keeps(source, rows):
     check(function_of(source), rows, is_filter=True)
 
@@ -248,7 +266,24 @@ def test_a_compiled_filter_keeps_what_the_interpreter_keeps(source, rows):
 # --- each operation on all pairs of difficult values ----------------------------------------------------------------
 
 INTS = [0, 1, -1, 2, -2, 7, -7, 10, 2**53 + 1, -(2**53) - 1, 2**62, 2**63 - 1, -(2**63)]
-REALS = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 2.0**53, 1e308, 5e-324, 2.0**63, -(2.0**63), math.inf, -math.inf, math.nan]
+REALS = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -2.5,
+    1.5,
+    2.75,
+    2.0**53,
+    1e308,
+    5e-324,
+    2.0**63,
+    -(2.0**63),
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 STRINGS = [
     "",
     "a",
@@ -287,7 +322,15 @@ NUMERIC = [
     "a > b",
 ]
 NUMERIC += ["min(a, b)", "max(a, b)", "a or b", "a and b", "not a", "-a", "abs(a)", "int(a)", "float(a)", "bool(a)"]
-NUMERIC += ["a < b < 3", "1 if a else 0", "b != 0 and a / b > 1", "b == 0 or a // b", "a if b else -1", "math.sqrt(a)"]
+NUMERIC += [
+    "round(a)",
+    "a < b < 3",
+    "1 if a else 0",
+    "b != 0 and a / b > 1",
+    "b == 0 or a // b",
+    "a if b else -1",
+    "math.sqrt(a)",
+]
 BITS = [
     "a & b",
     "a | b",
@@ -407,3 +450,142 @@ def test_low_bits_of_what_leaves_64_bits_are_exact_and_may_leave_them_again():
     assert masked.apply(column).to_rows().rows == [r * 11400714819323198485 & (2**63 - 1) for r in (2**63 - 1, -1, 5)]
     summed = ColumnFunction(function_of("f = lambda r: (r & 9223372036854775807) + 1\n"), is_filter=False)
     assert summed.apply(column) is None
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+PAIR = Types.ROW_NAMED(["x", "y"], [Types.LONG(), Types.STRING()])
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize(
+    ("source", "compiles_alone", "compiles_declared"),
+    [
+        ("r", True, True),
+        ("(r[1], r[0])", True, True),
+        ("(r[1], r[0], 5)", True, True),
+        ("r[0]", True, True),
+        ("r[2]", True, False),
+        ("Row(r[0] + 1, r[1])", False, True),
+        ("Row(r[0], r[1], 5)", False, False),
+        ("Row(a=r[0], b=r[1] + '!')", True, True),
+        ("Row(b=r[0], a=r[1]) if r[0] > 1 else Row(b=7, a='x')", True, True),
+        ("Row(a=r[0], b=r[1]) if r[0] > 1 else Row(b=7, a='x')", False, False),
+        ("Row(r[0], r[1]) if r[0] > 1 else (7, 'x')", False, False),
+        ("Row(r[0], a=r[1])", False, False),
+        ("Row()", False, False),
+    ],
+)
+def test_rows_are_those_of_the_interpreter(source, compiles_alone, compiles_declared, named, declared):
+    function = function_of(f"f = lambda r: {source}\n")
+    columns = {"a": [1, 2, 3], "b": ["u", "v", "w"], "c": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64()))}
+    if source == "r":
+        del columns["c"]
+    batch = ColumnBatch(pa.RecordBatch.from_pydict(columns), named=named)
+    if declared:
+        function = RowMap(function, PAIR)
+        function.open(None)
+    compiled = ColumnFunction(function, is_filter=False)
+    result = compiled.apply(batch)
+    assert (result is not None) is (compiles_declared if declared else compiles_alone), compiled.reason
+    if result is not None:
+        call = callable_of(function, "map")
+        assert exactly(result.to_rows().rows) == exactly([call(row) for row in batch.to_rows().rows])
+
+
+# --- objects and helpers ----------------------------------------------------------------------------------------------
+
+
+class Scaled(MapFunction):
+    offset = 1
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def map(self, value):
+        return value * self.factor + self.offset
+
+
+class Opened(Scaled):
+    def open(self, runtime_context):
+        self.factor = 3
+
+
+class Computed(Scaled):
+    @property
+    def offset(self):
+        return 5
+
+
+class Counting(Scaled):
+    def map(self, value):
+        self.factor += 1
+        return value * self.factor
+
+
+class Replaced(Scaled):
+    def __init__(self, factor):
+        super().__init__(factor)
+        self.map = lambda value: value * factor
+
+
+class Hooked(Scaled):
+    def __getattribute__(self, name):
+        return 7 if name == "offset" else super().__getattribute__(name)
+
+
+SCALARS = ColumnBatch(pa.record_batch([pa.array([1, 2, 3])], names=["a"]), scalar=True)
+
+
+@pytest.mark.parametrize("kind", [Opened, Computed, Counting, Replaced, Hooked])
+def test_objects_whose_results_may_change_unseen_are_left_to_the_interpreter(kind):
+    assert ColumnFunction(kind(2), is_filter=False).apply(SCALARS) is None
+
+
+def test_attributes_count_as_they_are_when_the_batch_comes():
+    function = Scaled(2)
+    compiled = ColumnFunction(function, is_filter=False)
+    assert compiled.apply(SCALARS).to_rows().rows == [3, 5, 7]
+    function.factor = 10
+    assert compiled.apply(SCALARS).to_rows().rows == [11, 21, 31]
+    function.offset = 0.5  # hides the one of the class
+    assert compiled.apply(SCALARS).to_rows().rows == [10.5, 20.5, 30.5]
+    function.factor = None
+    assert compiled.apply(SCALARS) is None
+
+
+def test_a_helper_that_is_replaced_or_whose_names_change_is_translated_again():
+    names = {"step": 1}
+    source = "def g(x):\n    return x + step\ndef f(r):\n    return g(r) * 2\n"
+    function = function_of(source, **names)
+    compiled = ColumnFunction(function, is_filter=False)
+    assert compiled.apply(SCALARS).to_rows().rows == [4, 6, 8]
+    function.__globals__["step"] = 2
+    assert compiled.apply(SCALARS).to_rows().rows == [6, 8, 10]
+    function.__globals__["g"] = function_of("f = lambda x: -x\n")
+    assert compiled.apply(SCALARS).to_rows().rows == [-2, -4, -6]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(r):\n    return f(r - 1) if r > 0 else r\n",
+        "def g(x, y=2):\n    return x * y\nf = lambda r: g(r)\n",
+        "def g(x):\n    yield x\nf = lambda r: g(r)\n",
+        "def g(x):\n    return x, x\nf = lambda r: g(r) < 3\n",
+        "def g(x):\n    pass\nf = lambda r: g(r)\n",
+        "f = lambda r: f'{r:5}'\n",
+        "f = lambda r: f'{r / 2}'\n",
+        "f = lambda r: round(r / 3, 1)\n",
+    ],
+)
+def test_what_is_not_proven_of_helpers_and_texts_is_left_to_the_interpreter(source):
+    assert ColumnFunction(function_of(source), is_filter=False).apply(SCALARS) is None
+
+
+def test_a_field_of_any_type_may_stand_beside_what_is_computed():
+    function = function_of("def f(r):\n    y = r[0] + 1\n    return r[1], y\n")
+    batch = ColumnBatch(pa.RecordBatch.from_pydict({"a": [1, 2], "b": [[1], None]}))
+    result = ColumnFunction(function, is_filter=False).apply(batch)
+    assert result is None or result.to_rows().rows == [([1], 2), (None, 3)]

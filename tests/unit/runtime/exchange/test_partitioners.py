@@ -192,6 +192,48 @@ def test_columns_keyed_by_a_function_go_where_rows_go_when_most_keys_are_new():
         assert split(of_columns, batch) == split(of_rows, batch.to_rows())
 
 
+class Length(KeySelector):
+    unit = 2
+
+    def get_key(self, value: Any) -> Any:
+        return len(value[0]) // self.unit
+
+
+@pytest.mark.parametrize(
+    ("key", "is_compiled"),
+    [
+        (lambda row: row[1] % 3, True),
+        (lambda row: (row[1] % 3, row[0]), True),
+        (lambda row: (row[1] + 1,), True),
+        (lambda row: row[0].upper(), True),
+        (lambda row: row[1] > 5, True),
+        (lambda row: (row[1] - 2) / 4 * 0.0, True),  # 0.0 and -0.0 are one key
+        (lambda row: (row[2], row[1] * 2.0), True),  # with None
+        (Length(), True),
+        (lambda row: 1000 // (row[1] + 1) if row[1] < 10 else str(row[1] / 3), False),
+        (lambda row: row, True),  # and then its fields are asked for on rows
+    ],
+)
+def test_keys_that_functions_compute_of_columns_are_those_of_rows(key: Any, is_compiled: bool):
+    of_columns, of_rows = (selector_of(ShipStrategy.HASH, 5, key=key) for _ in range(2))
+    columns = {
+        "a": [f"w{'x' * (i % 7)}{i % 37}" for i in range(300)],
+        "b": [i % 11 for i in range(300)],
+        "c": [None if i % 5 else i for i in range(300)],
+    }
+    batch = ColumnBatch(pa.record_batch(columns))
+    assert split(of_columns, batch) == split(of_rows, batch.to_rows())
+    assert bool(of_columns._computed.num_compiled) is is_compiled  # type: ignore[attr-defined]
+
+
+def test_a_key_that_cannot_be_one_is_told_as_of_rows_when_it_comes_from_columns():
+    batch = ColumnBatch(pa.record_batch({"a": [1, 0], "b": pa.array([[1], [2]], pa.list_(pa.int64()))}))
+    with pytest.raises(UserCodeError, match=r"unhashable|cannot be a key|list"):
+        selector_of(ShipStrategy.HASH, 2, key=lambda row: (row[0], row[1])).split(batch)
+    with pytest.raises(UserCodeError, match="ZeroDivisionError"):
+        selector_of(ShipStrategy.HASH, 2, key=lambda row: 5 // row[0]).split(batch)
+
+
 def test_scalar_columns_are_keyed_by_their_values():
     batch = ColumnBatch(pa.record_batch({"line": [f"w{i}" for i in range(100)]}), scalar=True)
     of_rows = split(selector_of(ShipStrategy.HASH, 3, key=lambda row: row), batch.to_rows())
