@@ -18,6 +18,7 @@ wait until a window fires.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
@@ -57,13 +58,13 @@ if TYPE_CHECKING:
     #: row, pane, windows that fire
     _Late = tuple[int, int, list[tuple[int, int]]]
 
-__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice"]
+__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice", "windows_on_rows"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
-#: Panes of windows that a record may be in: each costs some 20 us a batch, which a few records on rows do not.
+#: Panes of windows that a record may be in: each costs some 20 us a batch, which few records on rows do not.
 _WINDOWS_MAX: Final = 64
 
 
@@ -108,7 +109,9 @@ class ColumnWindowSpec(OperatorSpec):
         return f"{how}, {self.rows.assigner!r}, {where}"
 
 
-def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowSpec | None:
+def column_window(
+    rows: WindowSpec, shape: Shape | None = None, windows_max: int = _WINDOWS_MAX
+) -> ColumnWindowSpec | None:
     """Return the columnar form of a window operator; None if there is none."""
     selectors = rows.key_selectors
     fold = rows.fold
@@ -125,10 +128,10 @@ def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowS
         kinds = {aggregate.kind for aggregate in fold.given.aggregates}
         # Each late record would have the distinct values of all slices counted together again.
         by_window &= bool(kinds & {"first", "last"}) or ("count_distinct" in kinds and rows.allowed_lateness_ms > 0)
-        if by_window and _has_many_windows(slices):
+        if by_window and slices.windows_of_slice > windows_max:
             return None
         return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows, by_window=by_window)
-    if by_window and _has_many_windows(slices):
+    if by_window and slices.windows_of_slice > windows_max:
         return None
     if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
         kind, field = fold.given.kind, fold.given.field
@@ -149,8 +152,10 @@ def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowS
     return ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds, by_window=by_window)
 
 
-def _has_many_windows(slices: Slices) -> bool:
-    return slices.size_ms > _WINDOWS_MAX * (slices.step_ms or slices.slide_ms)
+def windows_on_rows(rows: WindowSpec, shape: Shape | None) -> str:
+    """Return why windows without a columnar form have none; "" = for another reason than that records are in many."""
+    is_possible = column_window(rows, shape, sys.maxsize) is not None
+    return f"a record is in more than {_WINDOWS_MAX} windows, whose results depend on its order" if is_possible else ""
 
 
 def _given(rows: WindowSpec) -> Any:

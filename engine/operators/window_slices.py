@@ -30,6 +30,11 @@ class Slices:
     def slice_ms(self) -> int:
         return self.step_ms or math.gcd(self.size_ms, self.slide_ms)
 
+    @property
+    def windows_of_slice(self) -> int:
+        """How many windows have a slice, at most."""
+        return -(-self.size_ms // (self.step_ms or self.slide_ms))
+
     def windows_with(self, start_ms: int) -> list[tuple[int, int]]:
         """Return (start, end) of the windows that have the slice from ``start_ms`` on, the last one first."""
         if self.step_ms:
