@@ -36,7 +36,7 @@ from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import ColumnSessionSpec, column_session, sessions_on_rows
 from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
-from engine.operators.column_window import ColumnWindowSpec, column_window
+from engine.operators.column_window import ColumnWindowSpec, column_window, windows_on_rows
 from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
@@ -192,6 +192,8 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.specs[node.id] = spec
     elif isinstance(node.spec, WindowSpec):
         why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
+        if taken is not None and node.spec.num_inputs == 1:
+            why = why or windows_on_rows(node.spec, taken.shape)
         plan.why_rows[node.id] = why or plan.why_rows.get(node.id, "")
     columns: _Columns | None = None
     if isinstance(node.spec, MapSpec | FilterSpec):

@@ -5,6 +5,8 @@ A batch finds the slots of its keys once; each slice of time (``window_slices``)
 ``operators/window``: lateness by window, one result more for each late record, what is too late to a side output. Types
 that kernels do not know (text to be compared, decimals to be added…) make the row operator take over before the first
 record. Sums of floats over several slices are added slice by slice, so the last digits may differ from those on rows.
+What depends on the order of a window's records (first, last, records, functions of the user's) cannot be put together
+of slices, into which they came mixed: there each window has a pane of its own, and a record goes into several.
 
 What only comes up on the way (other types, rows, a null in a record to be reduced, a sum beyond 64 bits) makes it take
 over too, with what the windows hold by then. A restored subtask may find state in both places, as those it follows may
@@ -16,6 +18,8 @@ wait until a window fires.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -31,10 +35,11 @@ from engine.operators.keys import ComposedKey, FieldKey, canonical_key
 from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
+from engine.operators.rows_output import RowsOutput
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
-from engine.operators.window_slices import Slices, slices_of
+from engine.operators.window_slices import Slices, WholeWindows, slices_of
 from engine.state.key_groups import key_group_range
 from engine.time.triggers import EventTimeTrigger
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
@@ -45,17 +50,22 @@ if TYPE_CHECKING:
 
     from engine.operators.column_folds import WindowFolds
     from engine.operators.compile.translate import Shape
+    from engine.operators.overlapping_windows import OverlappingWindows
     from engine.operators.spilling_windows import SpillingWindows
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
+    #: row, pane, windows that fire
+    _Late = tuple[int, int, list[tuple[int, int]]]
 
-__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice"]
+__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice", "windows_on_rows"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
+#: Panes of windows that a record may be in: each costs some 20 us a batch, which few records on rows do not.
+_WINDOWS_MAX: Final = 64
 
 
 @final
@@ -72,6 +82,8 @@ class ColumnWindowSpec(OperatorSpec):
     seeds: tuple[int | float | None, ...] | None = None
     #: the record of a window is the one that is chosen so, not the first one
     choice: RecordChoice | None = None
+    #: overlapping windows do not share slices
+    by_window: bool = False
     preload = ("engine.operators.warm_up.windows",)
 
     @property
@@ -92,12 +104,14 @@ class ColumnWindowSpec(OperatorSpec):
         return _ColumnWindowOperator(self)
 
     def describe(self) -> str:
-        if self.is_users:
-            return f"compiled on columns, else interpreted, {self.rows.assigner!r}, accumulators by slot"
-        return f"vectorised, {self.rows.assigner!r}, accumulators by slot"
+        where = "accumulators by slot and window" if self.by_window else "accumulators by slot"
+        how = "compiled on columns, else interpreted" if self.is_users else "vectorised"
+        return f"{how}, {self.rows.assigner!r}, {where}"
 
 
-def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowSpec | None:
+def column_window(
+    rows: WindowSpec, shape: Shape | None = None, windows_max: int = _WINDOWS_MAX
+) -> ColumnWindowSpec | None:
     """Return the columnar form of a window operator; None if there is none."""
     selectors = rows.key_selectors
     fold = rows.fold
@@ -108,39 +122,51 @@ def column_window(rows: WindowSpec, shape: Shape | None = None) -> ColumnWindowS
         return None
     if type(rows.trigger) is not EventTimeTrigger:
         return None
-    is_one_slice = slices.size_ms == slices.slice_ms
-    if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
-        kind, field = fold.given.kind, fold.given.field
-        if not isinstance(rows.function, PassThrough) or not is_one_slice:
-            return None
-        if kind in ("min_by", "max_by"):
-            return _choosing(rows, RecordChoice.of_kind(kind, field))
-        return ColumnWindowSpec(selectors[0], (FieldAggregateOf(kind, field),), rows, keeps_record=True)
+    # What depends on the order of records is not known of several slices.
+    by_window = slices.size_ms != slices.slice_ms
     if isinstance(fold, AggregateFold) and isinstance(fold.given, RowAggregates):
         kinds = {aggregate.kind for aggregate in fold.given.aggregates}
-        if kinds & {"first", "last"} and not is_one_slice:
-            return None  # what came first is not known of several slices
-        if "count_distinct" in kinds and not is_one_slice and rows.allowed_lateness_ms:
-            return None  # each late record would have the values of all slices counted together again
-        return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows)
-    # Floats are added in the order of their records: a window is one slice.
-    if fold is None or shape is None or not is_one_slice or rows.function.clears:
+        # Each late record would have the distinct values of all slices counted together again.
+        by_window &= bool(kinds & {"first", "last"}) or ("count_distinct" in kinds and rows.allowed_lateness_ms > 0)
+        if by_window and slices.windows_of_slice > windows_max:
+            return None
+        return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows, by_window=by_window)
+    if by_window and slices.windows_of_slice > windows_max:
+        return None
+    if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
+        kind, field = fold.given.kind, fold.given.field
+        if not isinstance(rows.function, PassThrough):
+            return None
+        if kind in ("min_by", "max_by"):
+            return _choosing(rows, RecordChoice.of_kind(kind, field), by_window)
+        aggregates = (FieldAggregateOf(kind, field),)
+        return ColumnWindowSpec(selectors[0], aggregates, rows, keeps_record=True, by_window=by_window)
+    if fold is None or shape is None or rows.function.clears:
         return None
     choice = users_choice(rows, shape)
     if choice is not None:
-        return _choosing(rows, choice)
+        return _choosing(rows, choice, by_window)
     folds = folds_of(rows, shape)
-    return None if folds is None else ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds)
+    if folds is None:
+        return None
+    return ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds, by_window=by_window)
+
+
+def windows_on_rows(rows: WindowSpec, shape: Shape | None) -> str:
+    """Return why windows without a columnar form have none; "" = for another reason than that records are in many."""
+    is_possible = column_window(rows, shape, sys.maxsize) is not None
+    return f"a record is in more than {_WINDOWS_MAX} windows, whose results depend on its order" if is_possible else ""
 
 
 def _given(rows: WindowSpec) -> Any:
     return rows.fold.given if isinstance(rows.fold, ReduceFold) else None
 
 
-def _choosing(rows: WindowSpec, choice: RecordChoice) -> ColumnWindowSpec:
+def _choosing(rows: WindowSpec, choice: RecordChoice, by_window: bool) -> ColumnWindowSpec:
     (selector,) = rows.key_selectors
     assert isinstance(selector, FieldKey | ComposedKey)
-    return ColumnWindowSpec(selector, (FieldAggregateOf("min", choice.field),), rows, keeps_record=True, choice=choice)
+    aggregates = (FieldAggregateOf("min", choice.field),)
+    return ColumnWindowSpec(selector, aggregates, rows, keeps_record=True, choice=choice, by_window=by_window)
 
 
 def users_choice(rows: WindowSpec, shape: Shape) -> RecordChoice | None:
@@ -175,6 +201,8 @@ class _ColumnWindowOperator(Operator):
         assert slices is not None, spec.rows.assigner
         self._spec = spec
         self._slices: Slices = slices
+        #: what has a pane
+        self._panes: Slices | WholeWindows = WholeWindows(slices) if spec.by_window else slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
         self._late_tag = spec.rows.late_tag
         self._rows = WindowOperator(spec.rows, is_inside=True)
@@ -190,13 +218,14 @@ class _ColumnWindowOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels
+        from engine.operators.overlapping_windows import OverlappingWindows
         from engine.operators.spilling_windows import SpillingWindows
         from engine.operators.window_state import WindowState
 
         super().open(ctx, out)
         self._kernels = column_kernels
         self._watch = MemoryWatch(ctx)
-        self._rows_output = _RowsOutput(out)
+        self._rows_output = RowsOutput(out)
         self._rows.open(ctx, self._rows_output)
         runtime = ctx.runtime_context
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
@@ -210,6 +239,7 @@ class _ColumnWindowOperator(Operator):
             seeds=self._spec.seeds,
             choice=self._spec.choice,
             is_users=self._spec.is_users,
+            by_window=self._spec.by_window,
         )
         self._windows: SpillingWindows = SpillingWindows(
             self._state,
@@ -222,6 +252,9 @@ class _ColumnWindowOperator(Operator):
             bytes_max=self._watch.limit_bytes,
         )
         self._spilled = self._windows.spilled
+        self._overlapping: OverlappingWindows | None = None
+        if isinstance(self._panes, WholeWindows):
+            self._overlapping = OverlappingWindows(self._panes, self._windows, self._lateness_ms, _TIME_LIMIT_MS)
         ctx.state.add_keyed(WINDOW_SLOTS_PART, self._windows)
         for state in (self._state, *self._state.others):
             for start, watermark_ms in state.restored_panes.items():
@@ -258,7 +291,7 @@ class _ColumnWindowOperator(Operator):
         """Let slices go to files: those whose windows have fired first, then those of windows that fire last."""
         first_ends: dict[int, int] = {}
         for end, begin in self._pending:
-            for start in self._slices.slices_of((begin, end)):
+            for start in self._panes.slices_of((begin, end)):
                 first_ends[start] = min(end, first_ends.get(start, end))
         self._windows.make_room(lambda start: first_ends.get(start, TIME_MAX_MS))
 
@@ -304,6 +337,8 @@ class _ColumnWindowOperator(Operator):
         self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
     ) -> ColumnBatch | None:
         """Take up the rows; return those that are left to the row operator, if any. ``aggregated``: keys and values."""
+        if self._overlapping is not None:
+            return self._process_by_window(columns, aggregated, times_ms)
         if not self._spilled:
             return self._process_in_memory(columns, aggregated, times_ms)
         import pyarrow as pa
@@ -349,9 +384,9 @@ class _ColumnWindowOperator(Operator):
         """Late records make windows fire again: their slices are all in memory, or all in files."""
         for start in starts:
             for window in self._fired_windows(start) if -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS else ():
-                others = [other for other in self._slices.slices_of(window) if other in self._spilled]
+                others = [other for other in self._panes.slices_of(window) if other in self._spilled]
                 if others:
-                    self._windows.evict(self._slices.slices_of(window))
+                    self._windows.evict(self._panes.slices_of(window))
                     self._spilled.add_pane(start)
                     self._expect(start, self._watermark_ms)
 
@@ -365,11 +400,11 @@ class _ColumnWindowOperator(Operator):
 
         from engine.operators.spilling_windows import SUM_MAX
 
-        in_order = sorted((row, start, fired) for rows, start, fired in late for row in rows.tolist())
+        in_order = _by_record((row, start, fired) for rows, start, fired in late for row in rows.tolist())
         records = aggregated.take(pa.array([row for row, _, _ in in_order]))
         if not self._state.can_take_later(records):
             return False
-        needed = {start for _, _, fired in late for window in fired for start in self._slices.slices_of(window)}
+        needed = {start for _, _, fired in late for window in fired for start in self._panes.slices_of(window)}
         if self._spilled.has_tail(needed.intersection(self._spilled.starts())):
             self._spilled.flush()
         for partitions, own in self._windows.by_partition(records):
@@ -395,6 +430,35 @@ class _ColumnWindowOperator(Operator):
                 return False
         return True
 
+    def _process_by_window(
+        self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
+    ) -> ColumnBatch | None:
+        """As ``_process_columns``, where a record goes into several panes: all records are taken up, or none is."""
+        assert self._overlapping is not None
+        if not self._overlapping.can_take(aggregated, times_ms):
+            return ColumnBatch(columns, times_ms)
+        if self._spilled:
+            self._hold_by_window(aggregated, times_ms)
+        left = self._process_in_memory(columns, aggregated, times_ms)
+        assert left is None, "what only rows can take is known before"
+        return None
+
+    def _hold_by_window(self, aggregated: pa.RecordBatch, times_ms: Array) -> None:
+        """Take up the rows of windows that are in files."""
+        import numpy as np
+
+        assert self._overlapping is not None
+        late: list[tuple[Array, int, list[tuple[int, int]]]] = []
+        for start, rows in self._overlapping.in_files(times_ms):
+            if fired := self._fired_windows(start):
+                late.append((rows, start, fired))
+            else:
+                is_held = self._windows.hold(start, aggregated, rows)
+                assert is_held, "what only rows can take is known before"
+        if late:
+            is_done = self._take_up_late_spilled(late, aggregated, np.ones(times_ms.size, np.bool_))
+            assert is_done, "what only rows can take is known before"
+
     def _process_in_memory(
         self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
     ) -> ColumnBatch | None:
@@ -410,13 +474,20 @@ class _ColumnWindowOperator(Operator):
             begin = row
             row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
             late: list[tuple[int, Array, list[tuple[int, int]]]] = []
+            by_pane: list[tuple[int, Array]] = []
             for pane, start in enumerate(starts[:num_panes].tolist()):
                 if not -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS:
                     return _left(columns, times_ms, taken)
                 rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
                     taken[rows] = True
-                    continue
+                else:
+                    by_pane.append((start, rows))
+            if self._overlapping is not None:
+                alive, is_all = [start for start, _ in by_pane], num_panes == 1
+                found = self._overlapping.in_memory(alive, times_ms, begin, row, self._watermark_ms, is_all=is_all)
+                by_pane = list(found)
+            for start, rows in by_pane:
                 if slots is None:
                     if not self._state.begin_batch(aggregated):
                         return _left(columns, times_ms, taken)
@@ -465,7 +536,7 @@ class _ColumnWindowOperator(Operator):
         """
         import numpy as np
 
-        in_order = sorted((row, start, fired) for start, rows, fired in late for row in rows.tolist())
+        in_order = _by_record((row, start, fired) for start, rows, fired in late for row in rows.tolist())
         for row, start, fired in in_order:
             rows = np.array([row], np.int32)
             if not self._state.take_up(start, rows, slots):
@@ -477,7 +548,7 @@ class _ColumnWindowOperator(Operator):
 
     def _expect(self, start: int, watermark_ms: int) -> None:
         """Let the windows of a new pane fire when their time comes."""
-        for begin, end in self._slices.windows_with(start):
+        for begin, end in self._panes.windows_with(start):
             if end - 1 > watermark_ms:
                 self._pending.add((end, begin))
 
@@ -486,7 +557,7 @@ class _ColumnWindowOperator(Operator):
         watermark_ms = self._watermark_ms
         return [
             window
-            for window in self._slices.windows_with(start)
+            for window in self._panes.windows_with(start)
             if window[1] - 1 <= watermark_ms < window[1] - 1 + self._lateness_ms
         ]
 
@@ -515,12 +586,12 @@ class _ColumnWindowOperator(Operator):
 
     def _is_over(self, start: int, watermark_ms: int) -> bool:
         """Whether nobody needs the slice any more, once all windows that are due have fired."""
-        last_end = self._slices.last_end(start)
+        last_end = self._panes.last_end(start)
         return last_end is None or last_end - 1 + self._lateness_ms <= watermark_ms
 
     def _fire(self, window: tuple[int, int], only: Array | None) -> None:
         """Emit the window's results; ``only``: those of these slots."""
-        starts = self._slices.slices_of(window)
+        starts = self._panes.slices_of(window)
         if not any(start in self._spilled for start in starts):
             self._fire_of(self._state, window, only)
             return
@@ -542,7 +613,7 @@ class _ColumnWindowOperator(Operator):
         import numpy as np
 
         try:
-            slots, values = state.contents(self._slices.slices_of(window), only)
+            slots, values = state.contents(self._panes.slices_of(window), only)
         except OverflowError:
             self._fire_rows(state, window, only)
             return
@@ -561,7 +632,7 @@ class _ColumnWindowOperator(Operator):
         fold = self._spec.rows.fold
         assert isinstance(fold, AggregateFold)
         merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
-        for start in self._slices.slices_of(window):
+        for start in self._panes.slices_of(window):
             if start not in state.panes:
                 continue
             for fields, accumulator in zip(*state.accumulators(start, only), strict=True):
@@ -601,7 +672,7 @@ class _ColumnWindowOperator(Operator):
         for start in sorted(state.panes):
             fields, accumulators = state.accumulators(start, None)
             keys = fields if is_tuple else [key for (key,) in fields]
-            for begin, end in self._slices.windows_with(start):
+            for begin, end in self._panes.windows_with(start):
                 if end - 1 + self._lateness_ms > state.watermark_of(start):
                     has_fired = (end, begin) not in self._pending
                     self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
@@ -612,31 +683,11 @@ class _ColumnWindowOperator(Operator):
             self._rows.finish()
 
 
+def _by_record(late: Iterable[_Late]) -> list[_Late]:
+    """Return late rows in the order of records; of one record, the last window first, as on rows."""
+    return sorted(late, key=lambda one: (one[0], -one[1]))
+
+
 def _left(columns: pa.RecordBatch, times_ms: Array, taken: Array) -> ColumnBatch:
     rows = (~taken).nonzero()[0]
     return ColumnBatch(columns.take(arrow_of(rows)), times_ms[rows])
-
-
-@final
-class _RowsOutput:
-    """The row operator's Output: to ours, or to nobody while it is told the time."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self.is_silent = False
-
-    def emit(self, batch: Batch) -> None:
-        self._out.emit(batch)
-
-    def emit_side(self, tag: str, batch: Batch) -> None:
-        self._out.emit_side(tag, batch)
-
-    def emit_watermark(self, watermark_ms: int) -> None:
-        if not self.is_silent:
-            self._out.emit_watermark(watermark_ms)
-
-    def emit_idle(self, idle: bool) -> None:
-        self._out.emit_idle(idle)
-
-    def emit_superstep_end(self, superstep: int) -> None:
-        self._out.emit_superstep_end(superstep)

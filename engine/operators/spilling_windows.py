@@ -85,6 +85,12 @@ class SpillingWindows:
         self.spilled.clear()
         self._changes.clear()
 
+    def bound_of_sums(self) -> float:
+        """Return what no sum of integers is beyond, in any pane."""
+        in_memory = map(self.state.bound_of_pane, self.state.panes)
+        in_files = (self.spilled.bound_of([start]) for start in self.spilled.starts())
+        return max([0.0, *in_memory, *in_files])
+
     # --- from memory to files
 
     def has_too_much(self) -> bool:

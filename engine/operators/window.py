@@ -29,7 +29,7 @@ from engine.operators.window_contents import AccumulatorContents, Contents, Elem
 from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
 from engine.operators.window_functions import FoldedFunction, JoinedFunction, WindowCall
 from engine.operators.window_merging import MergingWindows
-from engine.operators.window_slices import slices_of
+from engine.operators.window_slices import WholeWindows, slices_of
 from engine.state.descriptors import ValueStateDescriptor
 from engine.state.timers import TimerService
 from engine.time.assigners import MergingWindowAssigner, RegularWindows, WindowAssigner
@@ -172,6 +172,9 @@ class WindowOperator(Operator):
             if self._regular is None or self._spec.fold is None or self._spec.evictor is not None:
                 raise self._other_windows("tumbling")
             window = TimeWindow(start, start + self._regular._size)
+            slices = slices_of(self._regular)
+            if slices is not None and slices.size_ms != slices.slice_ms:
+                window = TimeWindow(*WholeWindows(slices).window_of(start))
             self.adopt(window, keys, accumulators, has_fired=window.max_timestamp() <= watermark_ms)
 
     def _send_unsent(self, sessions: LeftSessions) -> None:

@@ -1,5 +1,6 @@
 """Windows cut into slices: the spans that are never split between windows. Each record belongs to one slice, a window
-is some slices in a row. Tumbling windows are one slice each. Pure arithmetic in milliseconds.
+is some slices in a row. Tumbling windows are one slice each. Or each window stands for itself (``WholeWindows``). Pure
+arithmetic in milliseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import final
 from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows, WindowAssigner
 from engine.time.cumulating_windows import CumulatingEventTimeWindows
 
-__all__ = ["Slices", "slices_of"]
+__all__ = ["Slices", "WholeWindows", "slices_of"]
 
 
 @final
@@ -29,6 +30,11 @@ class Slices:
     def slice_ms(self) -> int:
         return self.step_ms or math.gcd(self.size_ms, self.slide_ms)
 
+    @property
+    def windows_of_slice(self) -> int:
+        """How many windows have a slice, at most."""
+        return -(-self.size_ms // (self.step_ms or self.slide_ms))
+
     def windows_with(self, start_ms: int) -> list[tuple[int, int]]:
         """Return (start, end) of the windows that have the slice from ``start_ms`` on, the last one first."""
         if self.step_ms:
@@ -44,6 +50,33 @@ class Slices:
     def last_end(self, start_ms: int) -> int | None:
         """Return the end of the last window that has the slice, or None between windows that have gaps."""
         return max((end for _, end in self.windows_with(start_ms)), default=None)
+
+
+@final
+@dataclass(frozen=True)
+class WholeWindows:
+    """As ``Slices``, with one number for each window: for what cannot be put together of slices. The number is where
+    the window begins; of cumulating ones, which begin together, where its last step does."""
+
+    slices: Slices
+
+    def number_of(self, window: tuple[int, int]) -> int:
+        return window[1] - (self.slices.step_ms or self.slices.size_ms)
+
+    def window_of(self, number: int) -> tuple[int, int]:
+        slices = self.slices
+        if slices.step_ms:
+            return number - (number - slices.offset_ms) % slices.size_ms, number + slices.step_ms
+        return number, number + slices.size_ms
+
+    def windows_with(self, number: int) -> list[tuple[int, int]]:
+        return [self.window_of(number)]
+
+    def slices_of(self, window: tuple[int, int]) -> tuple[int, ...]:
+        return (self.number_of(window),)
+
+    def last_end(self, number: int) -> int | None:
+        return self.window_of(number)[1]
 
 
 def slices_of(assigner: WindowAssigner) -> Slices | None:

@@ -41,7 +41,8 @@ FIELDS: Final = b"fields"
 class WindowState:
     """``keeps_record``: what a window holds is its first record, with one field aggregated; with a ``choice``, the one
     that was chosen by that field. ``seeds``: what it holds is a tuple of the aggregates, made by a user's fold; by
-    aggregate, what it begins with, None = its first value. ``is_users``: a user's function folds or chooses."""
+    aggregate, what it begins with, None = its first value. ``is_users``: a user's function folds or chooses.
+    ``by_window``: a pane is a window, not a slice of several (``WholeWindows``)."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class WindowState:
         seeds: Sequence[int | float | None] | None = None,
         choice: RecordChoice | None = None,
         is_users: bool = False,
+        by_window: bool = False,
     ) -> None:
         self.max_parallelism = max_parallelism
         self._aggregates = aggregates
@@ -60,6 +62,7 @@ class WindowState:
         self._seeds = seeds
         self._choice = choice
         self.is_users = is_users or seeds is not None
+        self._by_window = by_window
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
         self.is_tuple = is_tuple
@@ -148,6 +151,7 @@ class WindowState:
             seeds=self._seeds,
             choice=self._choice,
             is_users=self.is_users,
+            by_window=self._by_window,
         )
 
     @property
@@ -605,9 +609,11 @@ class WindowState:
         return state
 
     def fields_held(self) -> str:
-        """Return which field each of a chunk's columns is of: with others they would be taken for each other."""
-        accumulators = [str(field.index) for _, field in self._accumulators]
-        return ",".join([*accumulators, *(f"distinct {distinct.index}" for distinct in self._distinct)])
+        """Return which field each of a chunk's columns is of, and whether its panes are windows: with others they would
+        be taken for each other."""
+        held = [str(field.index) for _, field in self._accumulators]
+        held += [f"distinct {distinct.index}" for distinct in self._distinct]
+        return ",".join([*held, "by window"] if self._by_window else held)
 
     def shown_columns(self) -> str:
         """Return, for who reads a savepoint without the program (``checkpoint/column_tables``), what the columns of

@@ -80,7 +80,8 @@ def windows() -> Iterator[OperatorSpec]:
     for key in KEYS:
         yield column_window(_windows(sliding, AggregateFold(RowAggregates([*plain, *distinct])), key), None)
         edges = [first(1), last(1), first(3), last(2)]
-        yield column_window(_windows(tumbling, AggregateFold(RowAggregates(edges)), key), None)
+        for assigner in (tumbling, sliding):
+            yield column_window(_windows(assigner, AggregateFold(RowAggregates(edges)), key), None)
     shape = shape_of_schema(SCHEMA)
     for field in (1, 2):
         for kind in ("max_by", "min", "max", "sum"):

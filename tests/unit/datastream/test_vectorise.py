@@ -9,7 +9,7 @@ from engine.core.errors import ProgramError
 from engine.core.printing import format_typed
 from engine.core.records import Row
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, vectorise
-from engine.datastream.aggregates import count, count_distinct, first, max_, sum_
+from engine.datastream.aggregates import count, count_distinct, first, last, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.connectors.file_system import BucketAssigner, FileSink
 from engine.datastream.formats.csv import CsvBulkWriters, CsvSchema
@@ -17,8 +17,10 @@ from engine.datastream.functions import WordTokenizer
 from engine.datastream.lowering import lower, reachable
 from engine.datastream.window import (
     CountTrigger,
+    CumulatingEventTimeWindows,
     EventTimeSessionWindows,
     ProcessingTimeSessionWindows,
+    SlidingEventTimeWindows,
     TumblingEventTimeWindows,
 )
 from engine.operators.functions import AggregateFunction, FilterFunction, MapFunction
@@ -421,6 +423,40 @@ def test_records_that_sessions_choose_are_those_of_rows(env):
         found.append(sorted(map(tuple, sessions.reduce(lambda a, b: b if b[1] >= a[1] else a).execute_and_collect())))
     assert found[:2] == found[2:]
     assert len(found[0]) > 5
+
+
+@pytest.mark.parametrize("mode", [RuntimeExecutionMode.STREAMING, RuntimeExecutionMode.BATCH])
+def test_overlapping_windows_of_columns_are_those_of_rows(env, mode):
+    env.set_runtime_mode(mode)
+    times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_millis(40)).with_timestamp_field("ts")
+    source = DataGeneratorSource.of_columns(generated, 100, TYPED)
+    expected = list(zip(*(column.tolist() for column in generated(np.arange(100))), strict=True))
+    sliding = SlidingEventTimeWindows.of(Time.seconds(2), Time.milliseconds(700))
+    growing = CumulatingEventTimeWindows.of(Time.seconds(3), Time.seconds(1))
+    found = []
+    for stream in (env.from_source(source, times, "gen"), env.from_collection(expected, TYPED)):
+        for assigner in (sliding, growing):
+            windows = stream.assign_timestamps_and_watermarks(times).key_by(0).window(assigner)
+            results = [
+                windows.aggregate(first("v"), last("v"), sum_("v")),
+                windows.sum(1),
+                windows.max_by(1),
+                windows.reduce(lambda a, b: b if b[1] >= a[1] else a),
+            ]
+            found += [sorted(map(tuple, result.execute_and_collect())) for result in results]
+    assert found[:8] == found[8:]
+    assert min(map(len, found)) > 20
+
+
+def test_the_plan_says_which_overlapping_windows_are_vectorised(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    keyed = columns(env).assign_timestamps_and_watermarks(times).key_by(0)
+    for size, where in ((64, "accumulators by slot and window"), (65, "on rows: a record is in more than 64 windows")):
+        windows = keyed.window(SlidingEventTimeWindows.of(Time.seconds(size), Time.seconds(1)))
+        latest = windows.reduce(lambda a, b: b if b[1] > a[1] else a)
+        for stream in (windows.aggregate(last("v")), windows.min_by(1), latest):
+            assert where in tiers(stream)["SlidingEventTimeWindows"]
+        assert tiers(windows.aggregate(sum_("v")))["SlidingEventTimeWindows"].endswith("accumulators by slot")
 
 
 def test_words_of_a_text_file_are_columns_where_somebody_works_on_columns(env, tmp_path):

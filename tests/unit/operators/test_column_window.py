@@ -147,20 +147,6 @@ def test_windows_at_both_ends_of_time_are_those_of_rows(kind, edge):
     check()
 
 
-def test_what_depends_on_the_order_of_records_is_left_to_rows_where_windows_overlap():
-    assert column_window(built_in(ASSIGNERS["sliding"], [first(3)])) is None
-    assert column_window(built_in(ASSIGNERS["tumbling"], [first(3)])) is not None
-    by_field = ReduceFold(FieldAggregate("max_by", 1))
-    assert column_window(windows(ASSIGNERS["sliding"], by_field)) is None
-    assert column_window(windows(ASSIGNERS["tumbling"], by_field)) is not None
-
-
-def test_distinct_values_of_overlapping_windows_that_may_be_late_are_left_to_rows():
-    assert column_window(built_in(ASSIGNERS["sliding"], [count_distinct(1)], lateness_ms=1)) is None
-    assert column_window(built_in(ASSIGNERS["sliding"], [count_distinct(1)])) is not None
-    assert column_window(built_in(ASSIGNERS["tumbling"], [count_distinct(1)], lateness_ms=1)) is not None
-
-
 @pytest.mark.parametrize("lateness_ms", [0, 7])
 @pytest.mark.parametrize("field", [1, 2])
 @pytest.mark.parametrize("kind", ["sum", "min", "max", "min_by", "max_by"])

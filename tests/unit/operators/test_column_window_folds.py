@@ -196,7 +196,7 @@ class Made(CountSumMax):
         spec_of(AggregateFold(Listing())),
         spec_of(AggregateFold(Made())),
         spec_of(FOLDS["aggregate"], PerWindow()),  # clears state when the window goes
-        spec_of(FOLDS["aggregate"], assigner=SlidingEventTimeWindows(20, 10, 0)),  # floats are added in order
+        spec_of(FOLDS["aggregate"], assigner=SlidingEventTimeWindows(650, 10, 0)),  # many windows a record
         spec_of(FOLDS["aggregate"], trigger=CountTrigger.of(2)),
         spec_of(ReduceFold(lambda a, b: (a[0], a[1] + 2 * b[1], a[2], a[3]))),
         spec_of(FOLDS["aggregate"], key_selectors=(lambda row: row[0] % 2,)),

@@ -158,9 +158,10 @@ def records(rng, around_ms, size, *, keys=150):
     return rows, stamps
 
 
-def spec_of(kind, lateness_ms):
-    aggregates = [a for a in AGGREGATES if kind == "tumbling" or a.kind not in ("first", "last")]
-    if kind != "tumbling" and lateness_ms:
+def spec_of(kind, lateness_ms, *, by_window=False):
+    is_all = kind == "tumbling" or by_window
+    aggregates = [a for a in AGGREGATES if is_all or a.kind not in ("first", "last")]
+    if not is_all and lateness_ms:
         aggregates = [a for a in aggregates if a.kind != "count_distinct"]
     return built_in(ASSIGNERS[kind], aggregates, FieldKey(0), lateness_ms=lateness_ms, late_tag="late")
 
@@ -178,12 +179,22 @@ def in_files(monkeypatch, are_there):
 
 @pytest.mark.usefixtures("files_of_400_bytes")
 @pytest.mark.parametrize(
-    ("where", "kind", "seed"),
-    [("memory", "tumbling", 2), ("memory", "cumulating", 2), ("files", "tumbling", 2), ("files", "sliding", 1)],
+    ("where", "kind", "seed", "by_window"),
+    [
+        ("memory", "tumbling", 2, False),
+        ("memory", "cumulating", 2, False),
+        ("files", "tumbling", 2, False),
+        ("files", "sliding", 1, False),
+        ("memory", "sliding", 2, True),
+        ("files", "cumulating", 1, True),
+    ],
 )
-def test_each_checkpoint_has_the_windows_of_its_barrier_whatever_it_builds_on(kind, where, seed, tmp_path, monkeypatch):
+def test_each_checkpoint_has_the_windows_of_its_barrier_whatever_it_builds_on(
+    kind, where, seed, by_window, tmp_path, monkeypatch
+):
     rng = random.Random(f"{kind} {where} {seed}")
-    spec = column_window(spec_of(kind, (seed - 1) * 7))
+    spec = column_window(spec_of(kind, (seed - 1) * 7, by_window=by_window))
+    assert spec.by_window == by_window
     in_files(monkeypatch, where == "files")
     job = Job(spec, rng.choice([1, 2]), tmp_path)
     taken, time_ms = [], 0
