@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from engine.state.arrow_views import valid_mask
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIGITS_MAX",
+    "SUM_DIGITS_MAX",
     "adds_exactly",
     "first_long",
     "first_long_units",
@@ -29,6 +32,8 @@ __all__ = [
 ]
 
 DIGITS_MAX: Final = 18
+#: Of a sum that fits into 64 bits.
+SUM_DIGITS_MAX: Final = 19
 _UNITS_MAX: Final = 10**DIGITS_MAX - 1
 #: More than the exponent of any decimal with a usual scale, which a context has to reach.
 _EXPONENT_MAX: Final = 100
@@ -62,12 +67,14 @@ def units_of(column: pa.Array) -> Array:
 
 
 def first_long(column: pa.Array) -> int:
-    """Return the first row whose value has more digits, as many as there are rows if none has. A null may count."""
+    """Return the first row whose value has more digits, as many as there are rows if none has."""
     if is_short_decimal(column.type):
         return len(column)
     halves = _halves(column)
     units = halves[:, 0]
     long = (units >> 63 != halves[:, 1]) | (units > _UNITS_MAX) | (units < -_UNITS_MAX)
+    if column.null_count:
+        long &= valid_mask(column)
     return int(np.argmax(long)) if long.any() else len(column)
 
 
@@ -89,10 +96,10 @@ def of_units(units: Array, kind: pa.DataType, *, mask: Array | None = None) -> p
 
 
 def adds_exactly(scale: int) -> bool:
-    """Whether Python's Decimal rounds no sum of so few digits, in this thread: its context is the user's to set."""
+    """Whether Python's Decimal rounds no sum of 64 bits, in this thread: its context is the user's to set."""
     context = decimal.getcontext()
     return (
-        context.prec >= DIGITS_MAX
+        context.prec >= SUM_DIGITS_MAX
         and min(context.Emax, -context.Emin) >= _EXPONENT_MAX
-        and abs(scale) + DIGITS_MAX < _EXPONENT_MAX
+        and abs(scale) + SUM_DIGITS_MAX < _EXPONENT_MAX
     )
