@@ -16,6 +16,8 @@ from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.keys import ComposedKey, FieldKey
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from engine.operators.held_part import HeldPart
     from engine.state.slot_state import SlotState
 
@@ -155,6 +157,15 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
         for index in range(len(schema)):
             name = VALUE_COLUMN if index in values else f"c{index}"
             if name in slots.columns:
-                arrays[index] = slots.columns[name].get(part)
+                arrays[index] = _as_in_records(slots.columns[name].get(part), schema.types[index])
         columns = pa.RecordBatch.from_arrays(arrays, names=schema.names)
         yield ColumnBatch(columns, named=is_named(schema)).to_rows()
+
+
+def _as_in_records(held: pa.Array, own: pa.DataType) -> pa.Array:
+    """Return what is held of a field as values of its type: times that are compared are held as numbers."""
+    import pyarrow as pa
+
+    if not pa.types.is_temporal(own) or held.type == own:
+        return held
+    return (held.cast(pa.int32()) if own.bit_width == 32 else held).view(own)

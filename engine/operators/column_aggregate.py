@@ -2,9 +2,9 @@
 over columns: what ``operators/aggregate`` does on rows, a batch at a time.
 
 Results are those of the row operator, value by value. Where columns cannot give them (a record that is no column batch,
-a null to be added, a sum beyond 64 bits, nested types, another function than was thought) the operator hands its state
-to the row operator and goes on with that: the stream does not notice. Streaming emits a result per record,
-``emit_final`` (batch) one per key at the end.
+a null to be added, a sum beyond 64 bits, a decimal of more than 18 digits, nested types, another function than was
+thought) the operator hands its state to the row operator and goes on with that: the stream does not notice. Streaming
+emits a result per record, ``emit_final`` (batch) one per key at the end.
 
 Each key's state is in one of two parts, the slots or the row operator's own. A restored subtask may find both, as those
 it follows may have worked in different ways; what the row operator has, only rows can go on with.
@@ -277,9 +277,11 @@ class _ColumnAggregateOperator(Operator):
         return done
 
     def _fold(self, layout: Layout, slots: Array, given: dict[int, Any]) -> tuple[dict[int, Any], int]:
-        """Take up the values of all rows, or of those before a sum that does not fit into 64 bits; return what each row
+        """Take up the values of all rows, or of those before a sum that does not fit; return what each row
         gives, by column, and how many rows these are."""
         import numpy as np
+
+        from engine.state.short_decimals import first_long_units
 
         done: int = slots.size
         after: dict[int, Any] = {}
@@ -289,6 +291,8 @@ class _ColumnAggregateOperator(Operator):
             after[index] = np.empty(slots.size, np.int64)
             reached[index] = int(self._kernels["sum", False](slots, given[index], self._held(index), after[index]))
             done = min(done, reached[index])
+            if layout.is_decimal(index):
+                done = min(done, first_long_units(after[index][:done]))
         for index in sums:
             excess = slice(done, reached[index])
             np.subtract.at(self._held(index), slots[excess], given[index][excess].astype(np.int64, copy=False))

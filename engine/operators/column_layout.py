@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.operators.after_columns import VALUE_COLUMN
@@ -31,6 +31,8 @@ __all__ = [
     "rows_before_null",
 ]
 
+_OF_DECIMALS: Final = ("sum", "min", "max", "compared")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -57,6 +59,11 @@ class Layout:
     def sums_a_key(self) -> bool:
         """Whether results lack the key: then rows could not go on with them as state."""
         return any(self.folded.get(key) == "sum" for key in self.keys)
+
+    def is_decimal(self, index: int) -> bool:
+        import pyarrow as pa
+
+        return bool(pa.types.is_decimal128(self.schema.types[index]))
 
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
@@ -99,7 +106,9 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
         )
         # Dates and times are ordered as the numbers that they are; nothing is added to them.
         is_time = how in ("min", "max", "compared") and is_int64_like(kind) and pa.types.is_temporal(kind)
-        if not (is_number or (is_time and values is None) or (how == "last" and can_be_kept(kind))):
+        is_decimal = bool(pa.types.is_decimal128(kind)) and how in _OF_DECIMALS
+        is_built_in = is_time or is_decimal  # functions of the user's are not compiled for them
+        if not (is_number or (is_built_in and values is None) or (how == "last" and can_be_kept(kind))):
             return None
     # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
     kept = tuple(
@@ -127,21 +136,31 @@ def held_kind(layout: Layout, index: int) -> pa.DataType:
     own = layout.schema.types[index]
     if layout.folded.get(index, "last") == "last":
         return own
+    if pa.types.is_decimal128(own):
+        from engine.state.short_decimals import short_kind
+
+        return short_kind(own)
     return pa.float64() if pa.types.is_floating(own) else pa.int64()
 
 
 def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
-    """Return how many rows come before the first null that is to be added or compared."""
+    """Return how many rows come before the first one that is for rows: with a null that is to be added or compared, or
+    a decimal with more digits than are held here; all of them, if sums of decimals are rounded otherwise."""
     import numpy as np
+    import pyarrow as pa
 
     from engine.state.arrow_views import valid_mask
+    from engine.state.short_decimals import adds_exactly, first_long
 
     num_rows: int = columns.num_rows
     if layout.values is None:
-        for index in layout.folded:
+        for index, how in layout.folded.items():
             column = columns.column(index)
             if column.null_count:
                 num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
+            if pa.types.is_decimal128(column.type):
+                is_exact = how != "sum" or adds_exactly(column.type.scale)
+                num_rows = min(num_rows, first_long(column)) if is_exact else 0
     return num_rows
 
 
@@ -155,9 +174,13 @@ def folded_of(layout: Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
 def numbers_of(column: pa.Array) -> Array:
     """Return values as they are held, so that kernels are compiled for no other types."""
     import numpy as np
+    import pyarrow as pa
 
     from engine.state.arrow_views import values_of
+    from engine.state.short_decimals import units_of
 
+    if pa.types.is_decimal128(column.type):
+        return units_of(column)
     values = values_of(column)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
 
@@ -167,6 +190,10 @@ def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
 
     if isinstance(values, pa.Array):
         return values
+    if pa.types.is_decimal128(own):
+        from engine.state.short_decimals import DIGITS_MAX, of_units, short_kind
+
+        return of_units(values, own if kind != "sum" or own.precision >= DIGITS_MAX else short_kind(own))
     made = arrow_of(values)
     if pa.types.is_temporal(own) and own.bit_width == 32:
         made = made.cast(pa.int32())

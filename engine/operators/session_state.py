@@ -230,8 +230,8 @@ class SessionState:
 
     # --- records -----------------------------------------------------------------------------------------------------
 
-    def begin_batch(self, columns: pa.RecordBatch) -> bool:
-        return self._windows.begin_batch(columns)
+    def begin_batch(self, columns: pa.RecordBatch, *, is_held: bool = False) -> bool:
+        return self._windows.begin_batch(columns, is_held=is_held)
 
     def assign(self, columns: pa.RecordBatch, times_ms: Array, watermark_ms: int | Array) -> Assigned:
         """Find or make the session of each row, BATCH_ROWS_MAX at most, or half of it with a lateness; ``take_up`` has

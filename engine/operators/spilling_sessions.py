@@ -379,7 +379,7 @@ class SpillingSessions:
                 state.advance(watermarks_ms, sink.fire)
             columns = rows.columns.slice(begin, end - begin)
             aggregated = self._aggregated_of(columns) if self._keeps_late else self.state.wholly(columns)
-            is_begun = state.begin_batch(aggregated)
+            is_begun = state.begin_batch(aggregated, is_held=True)
             assert is_begun, "a null was held that only rows can take"
             left = state.take_up_batch(columns, aggregated, rows.times_ms[begin:end], watermarks_ms, sink)
             assert left is None, "a sum was held that leaves 64 bits"

@@ -214,7 +214,7 @@ class SpillingWindows:
             for index, kind in enumerate(layout.schema.types)
         ]
         columns = pa.RecordBatch.from_arrays(arrays, names=layout.schema.names)
-        is_begun = state.begin_batch(columns)
+        is_begun = state.begin_batch(columns, is_held=True)
         assert is_begun, "a null was held that only rows can take"
         slots = state.slots_of(columns)
         is_done = state.take_up(start, np.arange(held.num_rows, dtype=np.int32), slots)

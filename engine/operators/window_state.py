@@ -23,7 +23,7 @@ from engine.operators.window_changes import WindowChanges
 from engine.operators.window_distinct import DistinctValues
 from engine.operators.window_fields import AggregatedField, RecordLayout, can_be_aggregated, codes_for
 from engine.operators.window_panes import Accumulator, Pane
-from engine.state.arrow_views import as_int64, from_int64, is_int64_like, valid_mask, values_of
+from engine.state.arrow_views import is_int64_like, valid_mask, values_of
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
 
@@ -100,11 +100,13 @@ class WindowState:
         self.layout = RecordLayout(schema, tuple(keys))
         self._table = SlotTable([schema.types[key] for key in keys])
         seeds = self._seeds or [None] * len(indexes)
+        # Of any type: what is added or compared, by whatever else it is aggregated too.
+        numbers = {i for i, own in zip(indexes, self._aggregates, strict=True) if own.kind in ("sum", "min", "max")}
         for aggregate, index, seed in zip(self._aggregates, indexes, seeds, strict=True):
             if aggregate.kind == "count_distinct":
                 self._add_distinct(index)
             elif aggregate.field is not None:
-                field = self._field(index, coded=not is_int64_like(schema.types[index]))
+                field = self._field(index, coded=index not in numbers and not is_int64_like(schema.types[index]))
                 self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field, seed)
         if self._keeps_record:
             for index, kind in enumerate(schema.types):
@@ -169,8 +171,11 @@ class WindowState:
         assert self.layout is not None
         return self._table.slots_of([columns.column(key) for key in self.layout.keys])
 
-    def begin_batch(self, columns: pa.RecordBatch) -> bool:
-        """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it."""
+    def begin_batch(self, columns: pa.RecordBatch, *, is_held: bool = False) -> bool:
+        """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it. ``is_held``:
+        the records have waited, which ``can_take_later`` has allowed."""
+        if not is_held and not self._takes_decimals(columns):
+            return False
         for distinct in self._distinct:
             distinct.begin_batch(columns.column(distinct.index))
         for field in self._fields:
@@ -190,8 +195,13 @@ class WindowState:
             elif field.is_float:
                 field.values = values_of(column).astype(np.float64, copy=False)
             else:
-                field.values = as_int64(column)
+                field.values = field.ints_of(column)
         return True
+
+    def _takes_decimals(self, columns: pa.RecordBatch) -> bool:
+        """Whether decimals are few digits, and Python would give the very sums of them."""
+        added = all(field.adds_exactly for field in self._fields_of_int_sums())
+        return added and not any(field.has_long(columns.column(field.index)) for field in self._fields)
 
     # --- records that are taken up later
 
@@ -203,6 +213,8 @@ class WindowState:
 
     def can_take_later(self, columns: pa.RecordBatch) -> bool:
         """Whether ``begin_batch`` will take rows of this batch."""
+        if not self._takes_decimals(columns):
+            return False
         if not self._compares_plainly:
             return True
         return not any(
@@ -216,7 +228,7 @@ class WindowState:
         bound = 0.0
         for field in self._fields_of_int_sums():
             column = columns.column(field.index)
-            values = as_int64(column)
+            values = field.ints_of(column)
             bound += _sum_of_sizes(values[valid_mask(column)] if column.null_count else values)
         return bound
 
@@ -478,11 +490,10 @@ class WindowState:
         if field.codes is not None:
             column = field.decoded(values.astype(np.int64))
             return column if mask is None else _masked(column, mask)
-        if accumulator.kind == "sum":
-            return arrow_of(values, mask=mask)
         if accumulator.is_float:
-            return arrow_of(values, mask=mask).cast(field.kind)
-        return from_int64(np.ascontiguousarray(values), field.kind, present)
+            made = arrow_of(values, mask=mask)
+            return made if accumulator.kind == "sum" else made.cast(field.kind)
+        return field.column_of_ints(accumulator.kind, np.ascontiguousarray(values), present)
 
     # --- forgetting --------------------------------------------------------------------------------------------------
 
@@ -583,7 +594,10 @@ class WindowState:
         arrays = [*keys, arrow_of(np.full(slots.size, start, np.int64)), arrow_of(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]
-            arrays.append(arrow_of(held) if field.codes is None else field.decoded(held))
+            if field.is_decimal:
+                arrays.append(field.column_of_ints(accumulator.kind, np.ascontiguousarray(held)))
+            else:
+                arrays.append(arrow_of(held) if field.codes is None else field.decoded(held))
         for field in self._fields:
             arrays.append(arrow_of(values[:, field.present]))
         for distinct in self._distinct:
@@ -647,7 +661,7 @@ class WindowState:
             if field.present:
                 pane.column(field.present)[slots] = values_of(present)
         for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
-            pane.column(accumulator.column)[slots] = values_of(held) if field.codes is None else field.codes_of(held)
+            pane.column(accumulator.column)[slots] = field.held_of(held)
         for distinct, lists in zip(self._distinct, columns[end + len(self._fields) :], strict=True):
             distinct.restore(start, pane, slots, lists)
 

@@ -1,7 +1,7 @@
-"""Columns of state: one value a slot. Numbers and times in arrays, structs field by field, all else by a code.
+"""Columns of state: one value a slot. Numbers, times, short decimals in arrays, structs by field, all else by a code.
 
-A column knows nothing of keys. Values of text, bytes and decimals are kept once each in a table of their own and stand
-here as the number of their place in it.
+A column knows nothing of keys. Values of text, bytes and long decimals are kept once each in a table of their own and
+stand here as the number of their place in it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from engine.core.arrow_arrays import arrow_of, bools_of
 from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, values_of
 from engine.state.paged_array import PagedArray
+from engine.state.short_decimals import is_short_decimal, of_units, units_of
 from engine.state.slot_table import SlotTable
 
 if TYPE_CHECKING:
@@ -59,19 +60,24 @@ def state_column(kind: pa.DataType) -> StateColumn:
 
     if pa.types.is_struct(kind):
         return StructColumn(kind)
-    return FixedColumn(kind) if is_int64_like(kind) else CodedColumn(kind)
+    return FixedColumn(kind) if is_int64_like(kind) or is_short_decimal(kind) else CodedColumn(kind)
 
 
 @final
 class FixedColumn:
-    """``values.array``: the values as they are in Arrow (booleans as uint8), for kernels; entries are zero at first."""
+    """``values.array``: the values as they are in Arrow (booleans as uint8, short decimals as
+    int64), for kernels; entries are zero at first."""
 
     def __init__(self, kind: pa.DataType) -> None:
         import pyarrow as pa
 
         self.kind = kind
         self._is_bool = pa.types.is_boolean(kind)
-        self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype)
+        self._is_decimal = is_short_decimal(kind)
+        if self._is_decimal:
+            self.values = PagedArray(np.int64)
+        else:
+            self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype)
         #: 1 where null; made when the first null comes
         self._nulls: PagedArray | None = None
 
@@ -86,7 +92,7 @@ class FixedColumn:
             bools = bools_of(column)
             values[slots] = bools & valid_mask(column) if column.null_count else bools
         else:
-            values[slots] = values_of(column)
+            values[slots] = units_of(column) if self._is_decimal else values_of(column)
         if column.null_count and self._nulls is None:
             self._nulls = PagedArray(np.uint8)
             self._nulls.reserve(self.values.capacity)
@@ -102,6 +108,8 @@ class FixedColumn:
         mask = None if self._nulls is None else self._nulls.array[slots] != 0
         if self._is_bool:
             return arrow_of(values != 0, self.kind, mask=mask)
+        if self._is_decimal:
+            return of_units(values, self.kind, mask=mask)
         if not pa.types.is_temporal(self.kind):
             return arrow_of(values, self.kind, mask=mask)
         return arrow_of(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
