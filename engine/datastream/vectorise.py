@@ -192,9 +192,10 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.specs[node.id] = spec
     elif isinstance(node.spec, WindowSpec):
         why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
-        if taken is not None and node.spec.num_inputs == 1:
-            why = why or windows_on_rows(node.spec, taken.shape)
-        plan.why_rows[node.id] = why or plan.why_rows.get(node.id, "")
+        why = why or plan.why_rows.get(node.id, "")
+        if not why and taken is not None and node.spec.num_inputs == 1:
+            why = windows_on_rows(node.spec, taken.shape)
+        plan.why_rows[node.id] = why
     columns: _Columns | None = None
     if isinstance(node.spec, MapSpec | FilterSpec):
         columns, tier = _of_function(node.spec, taken)
