@@ -16,6 +16,7 @@
     python -m tests.bench recovery-beside-flink                  checkpoints of 1 GB, kill -9 to the first record
     python -m tests.bench scaling                                by slots, channels and keys, ours only
     python -m tests.bench smoke [--only PART …]                  seconds, ours only: the programs run and count right
+    python -m tests.bench COMMAND [ITS OPTIONS] [--json FILE]    ours only, each with --help of its own:{commands}
     python -m tests.bench charts RESULTS.json [OUT.svg | OUT.html]          charts of what --json has gathered
 
 Peers live in virtual environments of their own under --cache (made when missing). Each line of the result is also
@@ -25,10 +26,12 @@ appended to --json as one JSON object.
 from __future__ import annotations
 
 import argparse
+import runpy
 import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,15 @@ from tests.bench.environments import default_cache, peer_python
 from tests.bench.flink_peer import FlinkPeer
 from tests.bench.keyed import keyed
 from tests.bench.recovery import Load
-from tests.bench.stats import append_json
+from tests.bench.stats import RECORDED, append_json
 from tests.bench.words import start_up, word_count
 
+#: Programs of their own: ``tests/bench/<name>.py``. Those of the second line write --json themselves.
+COMMANDS = (
+    *("changelogs", "checkpoint_cost", "checkpoint_pause", "column_aggregates", "compiled", "election", "join_spill"),
+    *("state_memory", "state_spill", "text_columns", "text_sinks", "window_checkpoint", "window_spill"),
+)
+WITH_JSON = ("lambdas", "recovery", "row_steps")
 WORKLOADS = [
     "word-count",
     "word-count-lambdas",
@@ -137,8 +146,24 @@ def smoke(arguments: argparse.Namespace) -> int:
         shutil.rmtree(arguments.cache)
 
 
+def run_command(name: str, options: list[str]) -> None:
+    """Run a program of its own, and append what it has recorded to --json; it ends with SystemExit, or returns."""
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--json")
+    path = None
+    if name not in WITH_JSON:
+        known, options = given.parse_known_args(options)
+        path = known.json
+    sys.argv = [name, *options]
+    sys.modules.pop(f"tests.bench.{name}", None)  # it is run anew, under another name
+    try:
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        append_json(path, [{"workload": name, "options": options, **row} for row in RECORDED])
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(description=help_text(), formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("workload", choices=WORKLOADS)
     made.add_argument("files", nargs="*", help="of charts: results, and where to")
     made.add_argument("--events", type=int, default=50_000_000, help="of the keyed workloads and scaling")
@@ -161,7 +186,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def help_text() -> str:
+    names = textwrap.wrap(", ".join(sorted((*COMMANDS, *WITH_JSON))), 100)
+    return (__doc__ or "").replace("{commands}", "".join(f"\n        {line}" for line in names))
+
+
 def main() -> int:
+    command = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else ""
+    if command in (*COMMANDS, *WITH_JSON):
+        run_command(command, sys.argv[2:])
+        return 0
     arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started ends as well
     arguments.rate = arguments.rate or (40_000 if arguments.workload.startswith("recovery") else 50_000)

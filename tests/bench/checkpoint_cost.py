@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tests.bench.recovery import Rest, last_beats, submit, wait_for, wait_until_filled
+from tests.bench.stats import record
 from tests.process.cluster_jobs import StandaloneCluster
 
 INTERVALS = {"without": "1 h", "each second": "1 s"}
@@ -137,6 +138,7 @@ def main() -> int:
             rates[name].append((by_s, by_cpu_s))
             row = {"checkpoints": name, "records_per_s": round(by_s), "records_per_cpu_s": round(by_cpu_s)}
             print(json.dumps(row | {"completed": completed}), flush=True)
+            record(row | {"completed": completed})
     ratios = [
         statistics.median(found[i] for found in rates["each second"])
         / statistics.median(found[i] for found in rates["without"])
@@ -144,6 +146,7 @@ def main() -> int:
     ]
     row = {"workload": "checkpoint cost", "ratio": round(ratios[0], 3), "ratio_by_cpu_s": round(ratios[1], 3)}
     print(json.dumps(row))
+    record(row)
     return 0
 
 

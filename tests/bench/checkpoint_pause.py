@@ -34,6 +34,7 @@ from engine.state.heap_backend import HeapKeyedStateBackend
 from engine.state.parts import OperatorStateRegistry
 from engine.state.rocksdb_backend import RocksDBKeyedStateBackend
 from engine.state.states import ValueState
+from tests.bench.stats import record
 
 GROUPS = range(128)
 
@@ -188,6 +189,7 @@ def main() -> None:
         other.backend.close()
         table.backend.close()
     print(json.dumps(results, indent=2))
+    record(results)
 
 
 if __name__ == "__main__":

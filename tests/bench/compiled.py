@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.compile.column_steps import ColumnFunction
+from tests.bench.stats import record
 
 ROUNDS = 30
 
@@ -77,6 +78,8 @@ def main() -> None:
         ]
         assert compiled.num_interpreted == 0, compiled.reason
         print(f"{function.__name__:12} {seen[0]:8.0f} {seen[1]:15.0f} {seen[2]:9.1f} {seen[3]:22.0f}")
+        ways = ("rows_ns", "columns_to_rows_ns", "compiled_ns", "rows_to_columns_to_rows_ns")
+        record({"name": function.__name__, **dict(zip(ways, seen, strict=True))})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.stats import record
 from tests.contract.test_ha import FileBackend
 from tests.hadoop.conftest import running_cluster
 from tests.hadoop.test_zookeeper import ZooKeeperBackend
@@ -58,9 +59,11 @@ def times_of_writes(backend: HaBackend) -> list[float]:
 def report(name: str, backend: HaBackend, repeats: int) -> None:
     elections = [time_of_election(backend) for _ in range(repeats)]
     writes = times_of_writes(backend)
+    median_s = statistics.median(elections)
+    record({"name": name, "election_s": median_s, "worst_s": max(elections), "write_s": writes[NUM_WRITES // 2]})
     print(
         f"{name}: election after kill -9 {min(elections):.2f} to {max(elections):.2f} s "
-        f"(median {statistics.median(elections):.2f}, n={repeats}); fenced write median "
+        f"(median {median_s:.2f}, n={repeats}); fenced write median "
         f"{writes[NUM_WRITES // 2] * 1000:.2f} ms, 99 % {writes[NUM_WRITES * 99 // 100] * 1000:.1f} ms"
     )
 

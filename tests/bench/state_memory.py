@@ -21,6 +21,7 @@ import pyarrow as pa
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
+from tests.bench.stats import record
 from tests.testing.operator_harness import OperatorHarness
 
 PAGE = 4096
@@ -38,6 +39,7 @@ def print_each(ways: Iterable[str], module: str) -> None:
         command = [sys.executable, "-m", module, "--one", "--only", way, *sys.argv[1:]]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(f"{way}: " + "; ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
+        record({"name": way, **found})
 
 
 def batch_of(start: int, num_rows: int, kind: str) -> ColumnBatch:
@@ -99,6 +101,7 @@ def main() -> None:
             f" {found['reserved']:14.1f} {found['m_keys_per_s']:17.1f}",
             flush=True,
         )
+        record({"keys": num_keys, **found})
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ def stamped(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "load": load, "at": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
+#: What a command that prints a table has measured, for ``python -m tests.bench <command> --json``.
+RECORDED: list[dict[str, Any]] = []
+
+
+def record(row: dict[str, Any]) -> None:
+    """Note a line of a command's table."""
+    RECORDED.append(stamped(row))
+
+
 def append_json(path: str | None, rows: Iterable[dict[str, Any]]) -> None:
     """Append a line of JSON for each row; None: nowhere."""
     if path:

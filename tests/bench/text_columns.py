@@ -20,6 +20,7 @@ from engine.datastream.connectors.file_system import FileSource, StreamFormat
 from engine.datastream.formats.csv import CsvReaderFormat, CsvSchema
 from engine.datastream.formats.json import JsonReaderFormat
 from engine.operators.csv_lines import CsvFormat, ParseCsvLine
+from tests.bench.stats import record
 
 KINDS = ("csv", "quoted", "json")
 ROW_TYPE = Types.ROW_NAMED(
@@ -101,6 +102,7 @@ def main() -> None:
                 cpu_s = cpu_s_of(path, kind, columns=columns)
                 rate = path.stat().st_size / 1e6 / cpu_s
                 print(f"{kind:7} {'columns' if columns else 'rows':8} {rate:6.0f} MB per CPU-second", flush=True)
+                record({"name": kind, "way": "columns" if columns else "rows", "mb_per_cpu_s": rate})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from engine.connectors.bulk_writers import CsvFormat, JsonFormat
 from engine.connectors.file_system import Encoder
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.core.type_info import TypeInformation, Types
+from tests.bench.stats import record
 
 NAMES = ("id", "user", "amount", "text", "flag")
 TYPED = Types.TUPLE([Types.LONG(), Types.LONG(), Types.DOUBLE(), Types.STRING(), Types.BOOLEAN()])
@@ -102,6 +103,7 @@ def main() -> None:
             cpu_s, size = min(cpu_s for cpu_s, _ in runs), runs[0][1].size
             rates[way] = options.records / cpu_s / 1e6
             print(f"{name:40} {way:8} {size / 1e6 / cpu_s:6.1f} MB/s {rates[way]:6.2f} M records/s", flush=True)
+            record({"name": name, "way": way, "mb_per_cpu_s": size / 1e6 / cpu_s, "m_records_per_cpu_s": rates[way]})
         print(f"{name:40} columns / on rows: {rates['columns'] / rates['on rows']:.1f}")
 
 

@@ -36,6 +36,7 @@ from engine.runtime.taskmanager.snapshot_workers import SlotSnapshotWorkers
 from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from tests.bench.state_memory import STRIDE
+from tests.bench.stats import record
 from tests.testing.operator_harness import OperatorHarness
 
 _SIZE_MS = 4000
@@ -139,6 +140,7 @@ def main() -> None:
             name: statistics.median(made[name] for made in rounds) for name in rounds[0]
         }
         found["worst"] = {name: max(made[name] for made in rounds) for name in rounds[0]}
+    record(found)
     print(json.dumps({way: {name: round(v, 3) for name, v in own.items()} for way, own in found.items()}, indent=2))
 
 
