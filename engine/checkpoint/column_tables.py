@@ -43,9 +43,9 @@ def is_column_part(part: str) -> bool:
 def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
     """Yield what a chunk of a part for which ``is_column_part`` holds has.
 
-    Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace, or
-    that of the window (of a cumulating one, of its last step) where each has a pane of its own. Sessions: their window.
-    Joins: the record's number and its side, with time and fields. Top-N: the record's number
+    Keyed aggregates: key, None, the value so far or its fields. Windows: the start of the slice of time as namespace,
+    or that of the window (of a cumulating one, of its last step) where each has a pane of its own. Sessions: their
+    window. Joins: the record's number and its side, with time and fields. Top-N: the record's number
     in its key group, with fields. Last rows: key, None, fields. Keys that were seen have the value True. Records that
     waited at the barrier, and results that had not been sent: number, which of both, fields.
     """
