@@ -163,9 +163,11 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
 
 
 def _as_in_records(held: pa.Array, own: pa.DataType) -> pa.Array:
-    """Return what is held of a field as values of its type: times that are compared are held as numbers."""
+    """Return what is held of a field as values of its type: times and booleans to compare are held as numbers."""
     import pyarrow as pa
 
+    if pa.types.is_boolean(own):
+        return held.cast(own)
     if not pa.types.is_temporal(own) or held.type == own:
         return held
     return (held.cast(pa.int32()) if own.bit_width == 32 else held).view(own)

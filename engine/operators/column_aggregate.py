@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from engine.operators.column_choice import ChosenRows
+    from engine.operators.column_ranks import Ranks
     from engine.state.slot_state import SlotState
     from engine.state.spilling_slots import SpillingSlots
 
@@ -303,11 +304,22 @@ class _ColumnAggregateOperator(Operator):
                 after[index] = given[index][:done]
                 column = result(kind, after[index], layout.schema.types[index])
                 self._state.columns[layout.name_of(index)].put(slots, column)
+            elif layout.is_ranked(index):
+                ranks = self._ranks(layout, index, given[index].slice(0, done), slots)
+                reached_ranks = np.empty(done, np.int64)
+                self._kernels[kind, False](slots, ranks.values, ranks.held, reached_ranks)
+                ranks.put_back()
+                after[index] = ranks.column(reached_ranks)
             elif index not in after:
                 held = self._held(index)
                 after[index] = np.empty(done, held.dtype)
                 self._kernels[kind, held.dtype == np.float64](slots, given[index][:done], held, after[index])
         return after, done
+
+    def _ranks(self, layout: Layout, index: int, values: pa.Array, slots: Array) -> Ranks:
+        from engine.operators.column_ranks import Ranks
+
+        return Ranks(values, self._state.columns[layout.name_of(index)], slots, self._state.num_slots)
 
     def _choose(
         self,
@@ -326,7 +338,14 @@ class _ColumnAggregateOperator(Operator):
         (compared,) = layout.folded
         if self._chosen is None:
             self._chosen = ChosenRows(choice)
-        after, chosen = self._chosen.choose(slots, first, numbers_of(columns.column(compared)), self._held(compared))
+        values = columns.column(compared)
+        if layout.is_ranked(compared):
+            ranks = self._ranks(layout, compared, values, slots)
+            reached, chosen = self._chosen.choose(slots, first, ranks.values, ranks.held)
+            ranks.put_back()
+            after = ranks.column(reached)
+        else:
+            after, chosen = self._chosen.choose(slots, first, numbers_of(values), self._held(compared))
         held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
         if not self._spec.emit_final:
             arrays = list(columns.columns)
@@ -348,7 +367,9 @@ class _ColumnAggregateOperator(Operator):
         if not first.size:
             return
         for index, kind in layout.folded.items():
-            if kind in ("min", "max", "compared"):
+            if layout.is_ranked(index):
+                self._state.columns[layout.name_of(index)].put(new, given[index].take(arrow_of(first)))
+            elif kind in ("min", "max", "compared"):
                 self._held(index)[new] = given[index][first]
             elif kind == "sum" and self._held(index).dtype.kind == "f":
                 self._held(index)[new] = -0.0  # the only float that leaves every other one as it is when it is added
@@ -572,7 +593,8 @@ class _ColumnAggregateOperator(Operator):
                 arrays[index] = state.columns[layout.name_of(index)].get(slots)
             for index, kind in layout.folded.items():
                 held: Any = state.columns[layout.name_of(index)]
-                values = held.get(slots) if kind == "last" else held.values.array[slots]
+                is_own = kind == "last" or layout.is_ranked(index)
+                values = held.get(slots) if is_own else held.values.array[slots]
                 arrays[index] = result(kind, values, layout.schema.types[index])
             yield ColumnBatch(batch_of(arrays, layout.schema.names), named=layout.named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.core.arrow_arrays import arrow_of
+from engine.core.arrow_arrays import arrow_of, bools_of
 from engine.operators.after_columns import VALUE_COLUMN
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_fields import column_index, is_named
@@ -65,6 +65,10 @@ class Layout:
 
         return bool(pa.types.is_decimal128(self.schema.types[index]))
 
+    def is_ranked(self, index: int) -> bool:
+        """Whether it is compared by ranks (``column_ranks``)."""
+        return self.folded.get(index) in ("min", "max", "compared") and _is_text(self.schema.types[index])
+
     def name_of(self, index: int) -> str:
         # With one aggregate its column is "value", as it was before there were several.
         return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
@@ -107,7 +111,8 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
         # Dates and times are ordered as the numbers that they are; nothing is added to them.
         is_time = how in ("min", "max", "compared") and is_int64_like(kind) and pa.types.is_temporal(kind)
         is_decimal = bool(pa.types.is_decimal128(kind)) and how in _OF_DECIMALS
-        is_built_in = is_time or is_decimal  # functions of the user's are not compiled for them
+        is_other = how in ("min", "max", "compared") and (_is_text(kind) or pa.types.is_boolean(kind))
+        is_built_in = is_time or is_decimal or is_other  # of a function of the user's these are no folds
         if not (is_number or (is_built_in and values is None) or (how == "last" and can_be_kept(kind))):
             return None
     # A float key too: 0.0 and -0.0 are one key, and it is the first record's that results have.
@@ -119,6 +124,14 @@ def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> 
     if not all(can_be_kept(schema.types[index]) for index in kept):
         return None
     return Layout(schema, keys, folded, kept, isinstance(spec, KeyedAggregateSpec), values, choice)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_text or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _choice_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> RecordChoice | None:
@@ -134,7 +147,7 @@ def held_kind(layout: Layout, index: int) -> pa.DataType:
     import pyarrow as pa
 
     own = layout.schema.types[index]
-    if layout.folded.get(index, "last") == "last":
+    if layout.folded.get(index, "last") == "last" or layout.is_ranked(index):
         return own
     if pa.types.is_decimal128(own):
         from engine.state.short_decimals import short_kind
@@ -167,7 +180,10 @@ def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
 def folded_of(layout: Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
     """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
     if layout.values is None:
-        return {index: numbers_of(columns.column(index)) for index in layout.folded}
+        return {
+            index: columns.column(index) if layout.is_ranked(index) else numbers_of(columns.column(index))
+            for index in layout.folded
+        }
     return layout.values.of(columns, layout.folded)
 
 
@@ -181,6 +197,8 @@ def numbers_of(column: pa.Array) -> Array:
 
     if pa.types.is_decimal128(column.type):
         return units_of(column)
+    if pa.types.is_boolean(column.type):
+        return bools_of(column).astype(np.int64)
     values = values_of(column)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
 

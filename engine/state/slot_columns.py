@@ -6,7 +6,7 @@ stand here as the number of their place in it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import numpy as np
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Slots = Array | slice
 
 __all__ = ["CodedColumn", "FixedColumn", "StateColumn", "StructColumn", "can_be_kept", "state_column"]
+
+#: Fewer distinct values are not worth to be looked through.
+_RENEW_MIN: Final = 1 << 16
 
 
 class StateColumn(Protocol):
@@ -137,12 +140,19 @@ class CodedColumn:
         self.kind = kind
         self._distinct = SlotTable([kind])
         self._codes = PagedArray(np.int32)
+        #: with so many distinct values those that no entry has any more are forgotten
+        self._renew_at = _RENEW_MIN
 
     def reserve(self, num_slots: int) -> None:
         self._codes.reserve(num_slots)
 
     def put(self, slots: Slots, column: pa.Array) -> None:
         self._codes.array[slots] = self._distinct.slots_of([column])
+        if self._distinct.num_slots > self._renew_at:
+            held = self._distinct.keys_of(self._codes.array)[0]
+            self._distinct = SlotTable([self.kind])
+            self._codes.array[:] = self._distinct.slots_of([held])
+            self._renew_at = max(_RENEW_MIN, 2 * self._distinct.num_slots)
 
     def get(self, slots: Slots) -> pa.Array:
         return self._distinct.keys_of(self._codes.array[slots])[0]
