@@ -382,13 +382,19 @@ class _ColumnWindowOperator(Operator):
 
     def _evict_beside_late(self, starts: list[int]) -> None:
         """Late records make windows fire again: their slices are all in memory, or all in files."""
-        for start in starts:
-            for window in self._fired_windows(start) if -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS else ():
-                others = [other for other in self._panes.slices_of(window) if other in self._spilled]
-                if others:
-                    self._windows.evict(self._panes.slices_of(window))
-                    self._spilled.add_pane(start)
-                    self._expect(start, self._watermark_ms)
+        late = [(start, self._fired_windows(start)) for start in starts if -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS]
+        is_settled = False
+        while not is_settled:  # a slice that goes to files may be in windows of one that was looked at before
+            is_settled = True
+            for start, fired in late:
+                for window in fired:
+                    slices = self._panes.slices_of(window)
+                    is_here = start not in self._spilled or any(other in self._state.panes for other in slices)
+                    if is_here and any(other in self._spilled for other in slices):
+                        self._windows.evict(slices)
+                        self._spilled.add_pane(start)
+                        self._expect(start, self._watermark_ms)
+                        is_settled = False
 
     def _take_up_late_spilled(
         self, late: list[tuple[Array, int, list[tuple[int, int]]]], aggregated: pa.RecordBatch, is_left: Array
