@@ -65,11 +65,11 @@ def spec_of(assigner, fold, **settings):
     return (column_session if assigner is SESSIONS else column_window)(rows, None), rows
 
 
-@pytest.mark.parametrize("name", ["tumbling", "sliding", "sessions"])
+@pytest.mark.parametrize("name", ["tumbling", "sliding", "sliding, by slice", "sessions"])
 @pytest.mark.parametrize("kind", [pa.decimal128(10, 2), pa.decimal128(38, 20), pa.decimal128(5, -2)], ids=str)
 def test_decimals_in_windows_are_what_they_are_on_rows_and_restored_at_another_parallelism(name, kind):
-    order = [] if name == "sliding" else [first(1), last(1)]
-    spec, rows = spec_of(ASSIGNERS.get(name, SESSIONS), [*PLAIN, *order])
+    order = [] if name == "sliding, by slice" else [first(1), last(1)]  # overlapping: each window by itself
+    spec, rows = spec_of(ASSIGNERS.get(name.split(",")[0], SESSIONS), [*PLAIN, *order])
     steps = steps_of(f"{name} {kind}", kind, 99_999)
     expected, _ = run(rows, steps, on_rows=True)
     assert run(spec, steps) == (expected, True)
@@ -89,17 +89,18 @@ def test_decimals_in_windows_are_what_they_are_on_rows_and_restored_at_another_p
     assert sorted(seen) == expected
 
 
-@pytest.mark.parametrize("name", ["tumbling", "sliding", "sessions"])
+@pytest.mark.parametrize("name", ["tumbling", "sliding", "sliding, by slice", "sessions"])
 @pytest.mark.parametrize("largest", [10**18 - 1, 10**19, 10**28])
 def test_decimals_in_windows_of_more_digits_go_on_on_rows(name, largest):
-    spec, rows = spec_of(ASSIGNERS.get(name, SESSIONS), PLAIN)
+    order = [first(1), last(1)] if name == "sliding" else []
+    spec, rows = spec_of(ASSIGNERS.get(name.split(",")[0], SESSIONS), [*PLAIN, *order])
     steps = steps_of(1, KIND, 1000)
     with decimal.localcontext(prec=50):
         steps = [*steps, *steps_of(name, KIND, largest, begin=3)]
     assert run(spec, steps)[0] == run(rows, steps, on_rows=True)[0]
 
 
-@pytest.mark.parametrize("name", ["tumbling", "sessions"])
+@pytest.mark.parametrize("name", ["tumbling", "sliding", "sessions"])
 @pytest.mark.parametrize("aggregate", ["sum", "min", "max", "min_by", "max_by"])
 def test_records_of_windows_with_decimals_are_those_of_rows(name, aggregate):
     spec, rows = spec_of(ASSIGNERS.get(name, SESSIONS), ReduceFold(FieldAggregate(aggregate, 1)))
