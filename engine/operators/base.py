@@ -103,12 +103,19 @@ class Operator(abc.ABC):
     out: Output
     #: Of operators on columns: something came that columns cannot do, and all is done on rows since.
     _is_on_rows = False
+    #: Why, "" = what was restored is why.
+    _why_on_rows = ""
+
+    def _note_rows(self, why: str) -> None:
+        """Rows are about to take over, if they have not yet. The first reason is the one that is told."""
+        if not self._is_on_rows and not self._why_on_rows:
+            self._why_on_rows = why
 
     def tier(self, planned: str) -> str:
         """Return how batches are taken up by now, for people. ``planned``: what the spec says of it."""
-        return (
-            f"on rows, as something came that columns cannot do (planned: {planned})" if self._is_on_rows else planned
-        )
+        if not self._is_on_rows:
+            return planned
+        return f"on rows: {self._why_on_rows or 'its state was restored from rows or other types'} (planned: {planned})"
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         """Called once before anything else. Overriders call ``super().open(ctx, out)`` first."""

@@ -36,6 +36,7 @@ from engine.operators.column_layout import (
     result,
     rows_before_null,
 )
+from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.held_part import HELD_PART, HeldPart, Waiting
 from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
@@ -203,6 +204,8 @@ class _ColumnAggregateOperator(Operator):
             if columns is not None and self._slots.is_spilled:
                 columns = self._with_room(columns, batch.timestamps_ms)
         if columns is None:
+            if not self._slots.has_others:
+                self._note_rows(why_handed_over(batch))
             self._hand_over()
             self._rows.process_batch(input_index, batch)
             return
@@ -212,6 +215,7 @@ class _ColumnAggregateOperator(Operator):
             return
         done = self._process_columns(columns, batch.timestamps_ms)
         if done < len(batch):
+            self._note_rows(NEEDS_A_VALUE)  # if it was no sum
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
             return
@@ -250,12 +254,14 @@ class _ColumnAggregateOperator(Operator):
 
         layout = self._layout
         assert layout is not None
-        num_valid = rows_before_null(layout, columns)
+        whole, num_valid = columns.num_rows, rows_before_null(layout, columns)
         if num_valid < columns.num_rows:
             columns = columns.slice(0, num_valid)
             stamps = None if stamps is None else stamps[:num_valid]
         given = folded_of(layout, columns) if num_valid else None
         if given is None:
+            if whole:
+                self._note_rows(NEEDS_A_VALUE if num_valid < whole else "values that kernels do not take")
             return 0
         state = self._state
         before = state.num_slots
@@ -272,6 +278,7 @@ class _ColumnAggregateOperator(Operator):
         after, done = self._fold(layout, slots, given)
         state.mark(slots)
         if done < slots.size:  # forget the slots that rows behind have begun
+            self._note_rows(BEYOND_64_BITS)
             self._trimmed = np.setdiff1d(np.arange(state.num_slots), slots[begun[begun >= done]])
         if not self._spec.emit_final:
             self._emit(layout, columns.slice(0, done), slots[:done], after, stamps)
@@ -487,6 +494,7 @@ class _ColumnAggregateOperator(Operator):
         rest, later = taken.as_they_came(done), self._held_rows.take_batches()
         watermarks = [*(watermark_ms for _, watermark_ms in taken.watermarks), *self._held_rows.take_watermarks()]
         self._run = self._taken = self._results = None
+        self._note_rows(NEEDS_A_VALUE)  # if it was no sum
         self._hand_over()
         assert self._layout is not None
         for batch in (rest, *later):

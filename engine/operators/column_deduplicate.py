@@ -15,6 +15,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.deduplicate import FIRST, DeduplicateOperator, DeduplicateSpec
+from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey
 from engine.operators.memory_watch import MemoryWatch
@@ -68,12 +69,16 @@ class _ColumnDeduplicateOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         state = self._state
-        if not (self._is_on_rows or state.others or self._watch.must_leave(state.nbytes)):
+        is_here = not (self._is_on_rows or state.others)
+        is_full = is_here and self._watch.must_leave(state.nbytes)
+        if is_here and not is_full:
             keys = self._keys_of(batch)
             if keys is not None:
                 assert isinstance(batch, ColumnBatch)
                 self._take(keys, batch)
                 return
+        if is_here:
+            self._note_rows(why_handed_over(batch, is_full=is_full))
         self._hand_over()
         self._rows.process_batch(input_index, batch)
 

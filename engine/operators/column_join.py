@@ -12,6 +12,7 @@ from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, named_schema, plain_columns
 from engine.operators.compile.translate import Shape
+from engine.operators.handed_over import why_handed_over
 from engine.operators.join_state import JOIN_PART
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.memory_watch import MemoryWatch
@@ -67,6 +68,8 @@ class ColumnJoinOperator(Operator):
     """``rows``: its operator on rows, which may take over at any batch."""
 
     _state: Any
+    #: whether records have to have timestamps
+    _needs_times = True
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -89,13 +92,16 @@ class ColumnJoinOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         must_leave = self._watch is not None and self._watch.must_leave(self._state.nbytes)
-        if not (self._is_on_rows or self._state.others or must_leave) and self._takes(batch):
+        is_here = not (self._is_on_rows or self._state.others)
+        if is_here and not must_leave and self._takes(batch):
             assert isinstance(batch, ColumnBatch)
             columns = plain_columns(batch.columns)
             columns = columns.replace_schema_metadata(named_schema(columns.schema, batch.named).metadata)
             if self._state.define(input_index, columns.schema):
                 self._process_columns(input_index, columns, batch.timestamps_ms)
                 return
+        if is_here:
+            self._note_rows(why_handed_over(batch, is_full=must_leave, needs_times=self._needs_times))
         self._hand_over()
         self._rows.process_batch(input_index, batch)
 

@@ -14,6 +14,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import is_named, plain_columns
 from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
+from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART
 from engine.operators.last_records import LastRecords
 from engine.operators.memory_watch import MemoryWatch
@@ -63,12 +64,15 @@ class _ColumnLastRowOperator(Operator):
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         state = self._state
-        is_here = not (self._is_on_rows or state.slots.others or self._watch.must_leave(state.nbytes))
-        if is_here and isinstance(batch, ColumnBatch) and not batch.scalar:
+        is_here = not (self._is_on_rows or state.slots.others)
+        is_full = is_here and self._watch.must_leave(state.nbytes)
+        if is_here and not is_full and isinstance(batch, ColumnBatch) and not batch.scalar:
             columns = plain_columns(batch.columns)
             if state.define(columns.schema, named=batch.named):
                 self._take(columns, batch.timestamps_ms)
                 return
+        if is_here:
+            self._note_rows(why_handed_over(batch, is_full=is_full))
         self._hand_over()
         self._rows.process_batch(input_index, batch)
 

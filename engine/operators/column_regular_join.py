@@ -224,6 +224,8 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         #: kinds, rows, partners that the kernel writes
         self._found = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.int64)
 
+    _needs_times = False
+
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
         return isinstance(batch, ColumnBatch) and not batch.scalar
 

@@ -22,6 +22,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, named_schema, plain_columns
 from engine.operators.column_window import folds_of, users_choice
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
+from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
@@ -240,6 +241,8 @@ class _ColumnSessionOperator(Operator):
     def _process(self, input_index: int, batch: Batch) -> None:
         on_rows = self._is_on_rows or self._state.others
         if on_rows or not self._takes(batch) or not self._process_columns(batch):
+            if not on_rows:
+                self._note_rows(why_handed_over(batch, needs_times=True))
             self._hand_over()
             self._rows.process_batch(input_index, batch)
 
@@ -264,6 +267,7 @@ class _ColumnSessionOperator(Operator):
             return False
         left = self._state.take_up_batch(columns, aggregated, times_ms, self._watermark_ms, self)
         if left is not None:
+            self._note_rows(BEYOND_64_BITS)
             self._hand_over(self._taken_up_on_rows(left, columns))
         elif self._watch.must_spill(self._state.nbytes):
             sessions.spill(self._watermark_ms)

@@ -30,6 +30,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, named_schema, plain_columns
 from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
+from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key
 from engine.operators.left_windows import WINDOW_SLOTS_PART
@@ -280,6 +281,8 @@ class _ColumnWindowOperator(Operator):
                 if rest is not None:
                     rest = replace(rest, named=batch.named)
         if rest is not None:
+            if not on_rows:
+                self._note_rows(why_handed_over(batch, needs_times=True))
             self._hand_over()
             self._rows.process_batch(input_index, rest)
         elif self._windows.has_too_much() or (not self._spilled and self._watch.must_spill(self._state.nbytes)):
@@ -350,6 +353,7 @@ class _ColumnWindowOperator(Operator):
             return None
         rows = pa.array(is_left.nonzero()[0])
         if not is_done:
+            self._note_rows(BEYOND_64_BITS)
             return ColumnBatch(columns.take(rows), times_ms[is_left])
         return self._process_in_memory(columns.take(rows), aggregated.take(rows), times_ms[is_left])
 
@@ -483,6 +487,7 @@ class _ColumnWindowOperator(Operator):
             by_pane: list[tuple[int, Array]] = []
             for pane, start in enumerate(starts[:num_panes].tolist()):
                 if not -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS:
+                    self._note_rows("timestamps at the ends of time")
                     return _left(columns, times_ms, taken)
                 rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
@@ -496,6 +501,7 @@ class _ColumnWindowOperator(Operator):
             for start, rows in by_pane:
                 if slots is None:
                     if not self._state.begin_batch(aggregated):
+                        self._note_rows(NEEDS_A_VALUE)
                         return _left(columns, times_ms, taken)
                     slots = self._state.slots_of(aggregated)
                 if start not in self._state.panes:
@@ -506,8 +512,10 @@ class _ColumnWindowOperator(Operator):
                 elif self._state.take_up(start, rows, slots):
                     taken[rows] = True
                 else:
+                    self._note_rows(BEYOND_64_BITS)
                     return _left(columns, times_ms, taken)
             if slots is not None and not self._take_up_late(late, slots, taken):
+                self._note_rows(BEYOND_64_BITS)
                 return _left(columns, times_ms, taken)
         return None
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import random
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -215,4 +217,26 @@ def test_dates_and_times_are_compared_on_columns_as_on_rows(type_name, kind, fin
 def test_an_operator_that_went_on_on_rows_says_so():
     with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1)) as harness:
         harness.process_batch(columns([(1, 2**63 - 1, 0.5, "a"), (1, 1, 0.5, "a")]))
-        assert harness.head.tier("vectorised").startswith("on rows")
+        assert harness.head.tier("vectorised") == "on rows: an integer sum beyond 64 bits (planned: vectorised)"
+        taken = harness.snapshot(1)
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1), restored=[taken]) as harness:
+        assert harness.head.tier("") == "on rows: its state was restored from rows or other types (planned: )"
+    batch = columns([(1, 1, 0.5, "a")])
+    others = [
+        (batch.to_rows(), "rows came"),
+        (ColumnBatch(batch.columns.select([1]), scalar=True), "single values came, not records"),
+        (ColumnBatch(batch.columns.select([2, 1])), "records whose types .* not beside those before .* double, "),
+    ]
+    for other, reason in others:
+        with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1)) as harness:
+            harness.process_batch(batch)
+            with contextlib.suppress(Exception):  # a value that is no record
+                harness.process_batch(other)
+            assert re.match(f"on rows: {reason}", harness.head.tier("vectorised"))
+
+
+def test_a_null_that_ends_the_columns_is_told():
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1)) as harness:
+        with pytest.raises(Exception, match="None"):
+            harness.process_batch(columns([(1, 1, 0.5, "a"), (1, None, 0.5, "a")]))
+        assert harness.head.tier("").startswith("on rows: a null where a value is needed")
