@@ -165,7 +165,8 @@ def test_a_function_makes_the_results_of_streams_without_a_type(env):
         condition=lambda a, b: a < b,
     )
     kinds = [f"{row.get_row_kind()} {row[0]}" for row in joined.execute_and_collect()]
-    assert sorted(kinds) == ["+I None-c4", "+I a1-a3"]
+    right_first = ["+I None-a3", "+I None-c4", "+I a1-a3", "-D None-a3"]  # which of both comes first is nobody's promise
+    assert sorted(kinds) in (["+I None-c4", "+I a1-a3"], right_first)
 
 
 def test_in_batch_what_is_left_at_the_end_is_told(env):
