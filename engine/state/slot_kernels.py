@@ -124,10 +124,6 @@ def find_int_slots(
         if row == guessed and key_of_slot.size > 0:
             guessed = min(row + _BLOCK, keys.size)
             guess_int_slots(keys, row, guessed, fresh, key_of_slot, slot_of_row)
-            if old.size > 0:
-                for later in range(row, guessed):
-                    if slot_of_row[later] < 0:
-                        prefetch(old, np.int64(_mix(keys[later]) & old_mask))
         if row < guessed and slot_of_row[row] >= 0:
             row += 1
             continue
@@ -224,10 +220,6 @@ def find_lane_slots(
         if row == guessed:
             begun, guessed = row, min(row + _BLOCK, keys.shape[0])
             guess_lane_slots(keys, begun, guessed, fresh, key_of_slot, hashes, slot_of_row)
-            if old.size > 0:
-                for later in range(begun, guessed):
-                    if slot_of_row[later] < 0:
-                        prefetch(old, np.int64(hashes[later - begun] & old_mask))
         if slot_of_row[row] >= 0:
             row += 1
             continue
@@ -357,10 +349,6 @@ def find_text_slots(
         if row == guessed:
             begun, guessed = row, min(row + _BLOCK, slot_of_row.size)
             guess_text_slots(texts, begun, guessed, fresh, keys, hashes, slot_of_row)
-            if old.size > 0:
-                for later in range(begun, guessed):
-                    if slot_of_row[later] < 0:
-                        prefetch(old, np.int64(hashes[later - begun] & old_mask))
         if slot_of_row[row] >= 0:
             row += 1
             continue
