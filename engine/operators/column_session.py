@@ -20,13 +20,13 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, named_schema, plain_columns
-from engine.operators.column_window import folds_of, users_choice
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
+from engine.operators.users_folds import folds_of, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough

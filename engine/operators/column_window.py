@@ -28,7 +28,6 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, named_schema, plain_columns
-from engine.operators.compile.expressions import Kind
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -37,6 +36,7 @@ from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 from engine.operators.rows_output import RowsOutput
+from engine.operators.users_folds import folds_of, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     #: row, pane, windows that fire
     _Late = tuple[int, int, list[tuple[int, int]]]
 
-__all__ = ["ColumnWindowSpec", "column_window", "folds_of", "users_choice", "windows_on_rows"]
+__all__ = ["ColumnWindowSpec", "column_window", "windows_on_rows"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
@@ -168,31 +168,6 @@ def _choosing(rows: WindowSpec, choice: RecordChoice, by_window: bool) -> Column
     assert isinstance(selector, FieldKey | ComposedKey)
     aggregates = (FieldAggregateOf("min", choice.field),)
     return ColumnWindowSpec(selector, aggregates, rows, keeps_record=True, choice=choice, by_window=by_window)
-
-
-def users_choice(rows: WindowSpec, shape: Shape) -> RecordChoice | None:
-    """Return how a user's reduce function picks records, or None."""
-    if not isinstance(rows.fold, ReduceFold):
-        return None
-    from engine.operators.column_folds import window_choice
-
-    return None if _key_of(rows, shape) is None else window_choice(rows.fold, shape)
-
-
-def _key_of(rows: WindowSpec, shape: Shape) -> int | None:
-    """Return the field that is the key of a user's fold; None if it is no integer or text."""
-    (selector,) = rows.key_selectors
-    if not isinstance(selector, FieldKey) or not isinstance(selector.field, int):
-        return None
-    key = selector.field
-    return key if 0 <= key < len(shape.kinds) and shape.kinds[key] in (Kind.INT, Kind.STR) else None
-
-
-def folds_of(rows: WindowSpec, shape: Shape) -> WindowFolds | None:
-    from engine.operators.column_folds import window_folds
-
-    key = _key_of(rows, shape)
-    return None if key is None else window_folds(rows.fold, shape, key)
 
 
 @final
