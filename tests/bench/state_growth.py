@@ -16,6 +16,7 @@ from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
 from tests.bench.state_memory import batch_of
+from tests.bench.stats import record
 from tests.testing.operator_harness import OperatorHarness
 
 
@@ -47,6 +48,14 @@ def main() -> None:
         some = [batch for batch in batches if low <= batch[0] < high]
         longest = sorted(some, key=lambda batch: -batch[1])[:3]
         shown = " ".join(f"{ms:8.1f} at {start:10,}" for start, ms, _ in longest)
+        record(
+            {
+                "workload": "state_growth",
+                "kind": options.kind,
+                "keys_from": low,
+                "longest_ms": [ms for _, ms, _ in longest],
+            }
+        )
         print(f"{low:15,} {high:11,} {np.median([ms for _, ms, _ in some]):8.1f} {shown} ({longest[0][2]})")
         low, high = high, 2 * high
     print(f"all: {sum(ms for _, ms, _ in batches) / 1000:.2f} CPU-s")
