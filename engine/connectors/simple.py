@@ -311,5 +311,7 @@ class DiscardSpec(OperatorSpec):
 
 @final
 class _DiscardOperator(Operator):
+    takes_kinds = True  # whatever becomes of a record
+
     def process_batch(self, input_index: int, batch: Batch) -> None:
         pass

@@ -39,6 +39,7 @@ TAKES_KINDS = {
     "engine.operators.timestamps._TimestampsOperator",
     "engine.connectors.file_sinks._FileSinkOperator",
     "engine.connectors.file_sink._FileSinkOperator",
+    "engine.connectors.simple._DiscardOperator",
 }
 INSERT, BEFORE, AFTER, DELETE = range(4)
 ROW = st.tuples(
