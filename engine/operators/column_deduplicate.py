@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Batch, ColumnBatch
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.column_last_row import ColumnLastRowSpec
+from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.deduplicate import FIRST, DeduplicateOperator, DeduplicateSpec
-from engine.operators.handed_over import why_handed_over
-from engine.operators.keyed import KEYED_PART
 from engine.operators.keys import ComposedKey
-from engine.operators.memory_watch import MemoryWatch
 from engine.operators.seen_keys import keys_in, state_of
 
 if TYPE_CHECKING:
@@ -49,38 +47,29 @@ def column_deduplicate(rows: DeduplicateSpec) -> ColumnDeduplicateSpec | ColumnL
 
 
 @final
-class _ColumnDeduplicateOperator(Operator):
+class _ColumnDeduplicateOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnDeduplicateSpec) -> None:
         assert spec.rows.keeps == FIRST
-        self._rows = DeduplicateOperator(spec.rows, is_inside=True)
+        super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
         self._selector = spec.rows.key_selector
         self._is_tuple = isinstance(self._selector, ComposedKey)
-        self._is_on_rows = False
 
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._watch = MemoryWatch(ctx)
-        self._rows.open(ctx, out)
+    def _open_state(self, ctx: OperatorContext) -> None:
         self._state = state_of(ctx, self._selector)
-        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
 
-    def close(self) -> None:
-        self._rows.close()
+    def _has_others(self) -> bool:
+        return bool(self._state.others)
 
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        state = self._state
-        is_here = not (self._is_on_rows or state.others)
-        is_full = is_here and self._watch.must_leave(state.nbytes)
-        if is_here and not is_full:
-            keys = self._keys_of(batch)
-            if keys is not None:
-                assert isinstance(batch, ColumnBatch)
-                self._take(keys, batch)
-                return
-        if is_here:
-            self._note_rows(why_handed_over(batch, is_full=is_full))
-        self._hand_over()
-        self._rows.process_batch(input_index, batch)
+    def _kept_bytes(self) -> int:
+        return self._state.nbytes
+
+    def _takes(self, batch: Batch) -> bool:
+        keys = self._keys_of(batch)
+        if keys is None:
+            return False
+        assert isinstance(batch, ColumnBatch)
+        self._take(keys, batch)
+        return True
 
     def _keys_of(self, batch: Batch) -> list[pa.Array] | None:
         """Return the columns of the key; None when these are not for columns."""
@@ -114,13 +103,7 @@ class _ColumnDeduplicateOperator(Operator):
             ColumnBatch(batch.columns.take(arrow_of(rows)), None if stamps is None else stamps[rows], named=batch.named)
         )
 
-    def _hand_over(self) -> None:
-        self._is_on_rows = True
+    def _give_to_rows(self) -> None:
         if self._state.num_entries():
             self._rows.adopt(keys_in(self._state, is_tuple=self._is_tuple))
             self._state.clear()
-
-    def finish(self) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()
-        self._rows.finish()

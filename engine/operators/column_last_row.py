@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, plain_columns
+from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
-from engine.operators.handed_over import why_handed_over
-from engine.operators.keyed import KEYED_PART
 from engine.operators.last_records import LastRecords
-from engine.operators.memory_watch import MemoryWatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,36 +43,29 @@ class ColumnLastRowSpec(OperatorSpec):
 
 
 @final
-class _ColumnLastRowOperator(Operator):
+class _ColumnLastRowOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnLastRowSpec) -> None:
         assert spec.rows.keeps == LAST
         self._spec = spec.rows
-        self._rows = DeduplicateOperator(spec.rows, is_inside=True)
-        self._is_on_rows = False
+        super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
 
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._watch = MemoryWatch(ctx)
-        self._rows.open(ctx, out)
+    def _open_state(self, ctx: OperatorContext) -> None:
         self._state = LastRecords(ctx, self._spec.key_selector, ordered=self._spec.emit_final)
-        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
 
-    def close(self) -> None:
-        self._rows.close()
+    def _has_others(self) -> bool:
+        return bool(self._state.slots.others)
 
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        state = self._state
-        is_here = not (self._is_on_rows or state.slots.others)
-        is_full = is_here and self._watch.must_leave(state.nbytes)
-        if is_here and not is_full and isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = plain_columns(batch.columns)
-            if state.define(columns.schema, named=batch.named):
-                self._take(columns, batch.timestamps_ms)
-                return
-        if is_here:
-            self._note_rows(why_handed_over(batch, is_full=is_full))
-        self._hand_over()
-        self._rows.process_batch(input_index, batch)
+    def _kept_bytes(self) -> int:
+        return self._state.nbytes
+
+    def _takes(self, batch: Batch) -> bool:
+        if not isinstance(batch, ColumnBatch) or batch.scalar:
+            return False
+        columns = plain_columns(batch.columns)
+        if not self._state.define(columns.schema, named=batch.named):
+            return False
+        self._take(columns, batch.timestamps_ms)
+        return True
 
     def _take(self, columns: pa.RecordBatch, times_ms: Any) -> None:
         changed, kinds, rows = self._state.take(columns)
@@ -95,20 +86,17 @@ class _ColumnLastRowOperator(Operator):
         for at in range(0, len(made), BATCH_ROWS_MAX):
             self.out.emit(made.slice(at, min(at + BATCH_ROWS_MAX, len(made))))
 
-    def _hand_over(self) -> None:
-        self._is_on_rows = True
+    def _give_to_rows(self) -> None:
         if self._state.num_entries():
             self._rows.adopt_last(self._state.rows())
             self._state.clear()
 
-    def finish(self) -> None:
-        if self._is_on_rows or self._state.slots.others:
-            self._hand_over()
-        elif self._spec.emit_final:
-            import numpy as np
+    def _emit_final(self) -> None:
+        import numpy as np
 
-            for columns in self._state.records():
-                kinds = np.full(columns.num_rows, RowKind.INSERT.value, np.int8)
-                self._emit(columns.replace_schema_metadata(None), None, kinds)
-            self._state.clear()
-        self._rows.finish()
+        if not self._spec.emit_final:
+            return
+        for columns in self._state.records():
+            kinds = np.full(columns.num_rows, RowKind.INSERT.value, np.int8)
+            self._emit(columns.replace_schema_metadata(None), None, kinds)
+        self._state.clear()

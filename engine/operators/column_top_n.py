@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import column_index, is_named, plain_columns
-from engine.operators.handed_over import why_handed_over
-from engine.operators.keyed import KEYED_PART
+from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.keys import ComposedKey
-from engine.operators.memory_watch import MemoryWatch
 from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, rows_in
 from engine.operators.top_n import RANK, TopNOperator, TopNSpec
 
@@ -295,36 +293,29 @@ class TopState:
 
 
 @final
-class _ColumnTopNOperator(Operator):
+class _ColumnTopNOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnTopNSpec) -> None:
         self._spec = spec.rows
-        self._rows = TopNOperator(spec.rows, is_inside=True)
-        self._is_on_rows = False
+        super().__init__(TopNOperator(spec.rows, is_inside=True))
 
-    def open(self, ctx: OperatorContext, out: Output) -> None:
-        super().open(ctx, out)
-        self._watch = MemoryWatch(ctx)
-        self._rows.open(ctx, out)
+    def _open_state(self, ctx: OperatorContext) -> None:
         self._state = TopState(self._spec, ctx.runtime_context.get_max_number_of_parallel_subtasks())
         ctx.state.add_keyed(TOP_PART, self._state)
-        self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
 
-    def close(self) -> None:
-        self._rows.close()
+    def _has_others(self) -> bool:
+        return bool(self._state.others)
 
-    def process_batch(self, input_index: int, batch: Batch) -> None:
-        state = self._state
-        is_here = not (self._is_on_rows or state.others)
-        is_full = is_here and self._watch.must_leave(state.nbytes)
-        if is_here and not is_full and isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = plain_columns(batch.columns)
-            if state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns):
-                self._take(columns, batch.timestamps_ms)
-                return
-        if is_here:
-            self._note_rows(why_handed_over(batch, is_full=is_full))
-        self._hand_over()
-        self._rows.process_batch(input_index, batch)
+    def _kept_bytes(self) -> int:
+        return self._state.nbytes
+
+    def _takes(self, batch: Batch) -> bool:
+        if not isinstance(batch, ColumnBatch) or batch.scalar:
+            return False
+        state, columns = self._state, plain_columns(batch.columns)
+        if not (state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns)):
+            return False
+        self._take(columns, batch.timestamps_ms)
+        return True
 
     def _take(self, columns: pa.RecordBatch, times_ms: Array | None) -> None:
         for changed, changes in self._state.take(columns, tells=not self._spec.emit_final):
@@ -342,22 +333,19 @@ class _ColumnTopNOperator(Operator):
         made = pa.RecordBatch.from_arrays(arrays, names=titles)
         self.out.emit(ColumnBatch(made, stamps, named=names is not None, kinds=kinds))
 
-    def _hand_over(self) -> None:
-        self._is_on_rows = True
+    def _give_to_rows(self) -> None:
         if self._state.num_entries():
             self._rows.adopt(self._state.rows())
             self._state.clear()
 
-    def finish(self) -> None:
-        if self._is_on_rows or self._state.others:
-            self._hand_over()
-        elif self._spec.emit_final:
-            import numpy as np
+    def _emit_final(self) -> None:
+        import numpy as np
 
-            for columns, ranks in self._state.records():
-                for at in range(0, columns.num_rows, BATCH_ROWS_MAX):
-                    part = columns.slice(at, BATCH_ROWS_MAX)
-                    kinds = np.full(part.num_rows, RowKind.INSERT.value, np.int8)
-                    self._emit(part, kinds, ranks[at : at + BATCH_ROWS_MAX], None)
-            self._state.clear()
-        self._rows.finish()
+        if not self._spec.emit_final:
+            return
+        for columns, ranks in self._state.records():
+            for at in range(0, columns.num_rows, BATCH_ROWS_MAX):
+                part = columns.slice(at, BATCH_ROWS_MAX)
+                kinds = np.full(part.num_rows, RowKind.INSERT.value, np.int8)
+                self._emit(part, kinds, ranks[at : at + BATCH_ROWS_MAX], None)
+        self._state.clear()

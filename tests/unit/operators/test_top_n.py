@@ -206,7 +206,7 @@ def test_last_rows_that_outgrow_their_memory_go_to_the_disk(monkeypatch):
     run.start(1)
     run.play([*steps, MARK])
     assert not run.harnesses[0].operators[0]._is_on_rows
-    monkeypatch.setattr("engine.operators.column_last_row.MemoryWatch.must_leave", lambda watch, held: held > 0)
+    monkeypatch.setattr("engine.operators.columns_until_rows.MemoryWatch.must_leave", lambda watch, held: held > 0)
     run.start(2)
     run.play([*steps, MARK])
     assert all(harness.operators[0]._is_on_rows for harness in run.harnesses)
