@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from engine.operators.window import WindowSpec
 from engine.operators.window_functions import JoinedFunction
 from engine.time.assigners import TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
-from tests.bench.state_memory import print_each, resident
+from tests.bench.operator_meter import OperatorMeter
+from tests.bench.state_memory import print_each
 from tests.bench.window_spill import Counted, batch_of
 from tests.testing.operator_harness import OperatorHarness
 
@@ -63,10 +63,7 @@ def measure(way: str, num_records: int, memory_mb: int, late: int) -> dict[str, 
         harness.watermark(_SIZE_MS)
         rng = np.random.default_rng(1)
         numbers = [rng.permutation(num_records) for _ in range(2)]
-        base = resident()
-        found: dict[str, float] = {}
-        spent_s = longest_s = 0.0
-        peak, num = 0, 0
+        meter, num = OperatorMeter(harness), 0
         num_batches = -(-num_records // BATCH_ROWS_MAX)
         out.num_rows = 0
         for number in range(num_batches):
@@ -76,27 +73,13 @@ def measure(way: str, num_records: int, memory_mb: int, late: int) -> dict[str, 
                 stamps = _SIZE_MS + number * _SIZE_MS // num_batches + rng.integers(0, 5, own.size)
                 stamps[:late] -= _SIZE_MS
                 batch = batch_of(own, stamps)
-                begin_s = time.process_time()
-                harness.process_batch(batch, input_index=side)
-                step_s = time.process_time() - begin_s
-                spent_s, longest_s, num = spent_s + step_s, max(longest_s, step_s), num + own.size
-                peak = max(peak, resident() - base)
+                with meter.batch():
+                    harness.process_batch(batch, input_index=side)
+                num += own.size
             if number == num_batches // 2:
-                found["entries, M"] = sum(p.num_entries() for p in harness.contexts[0].state.keyed.values()) / 1e6
-                begin_s = time.process_time()
-                harness.head.prepare_snapshot(1)
-                harness.head.snapshot_state(1)
-                found["barrier, ms"] = (time.process_time() - begin_s) * 1e3
-        begin_s = time.process_time()
-        harness.watermark(3 * _SIZE_MS)
-        fired_s = time.process_time() - begin_s
-        peak = max(peak, resident() - base)
-        found["M a CPU-s"] = num / (spent_s + fired_s) / 1e6
-        found["firing, s"] = fired_s
-        found["peak MB"] = peak / 1e6
-        found["longest batch, ms"] = longest_s * 1e3
-        found["results, M"] = out.num_rows / 1e6
-        return found
+                meter.barrier()
+        meter.end(3 * _SIZE_MS, "firing", num)
+        return {**meter.found, "results, M": out.num_rows / 1e6}
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from engine.operators.window_functions import window_call
 from engine.time.assigners import EventTimeSessionWindows
 from engine.time.triggers import EventTimeTrigger
 from engine.time.windows import TIME_MAX_MS
-from tests.bench.state_memory import print_each, resident
+from tests.bench.operator_meter import OperatorMeter
+from tests.bench.state_memory import print_each
 from tests.bench.window_spill import Counted, batch_of
 from tests.testing.operator_harness import OperatorHarness
 
@@ -57,38 +57,22 @@ def measure(way: str, num_keys: int, num_records: int, memory_mb: int, quiet: bo
         harness.output.emit = out.emit  # type: ignore[method-assign]
         harness.output.emit_watermark = out.emit_watermark  # type: ignore[method-assign]
         harness.watermark(-5 * gap_ms)
-        base, head = resident(), harness.head
-        found: dict[str, float] = {}
-        spent_s = longest_s = 0.0
-        peak = out.num_rows = 0
+        meter, head = OperatorMeter(harness), harness.head
+        out.num_rows = 0
         num_batches = num_records // BATCH_ROWS_MAX
         for number in range(num_batches):
             stamps = (number * BATCH_ROWS_MAX + np.arange(BATCH_ROWS_MAX)) // _RECORDS_PER_MS
             batch = batch_of(rng.integers(0, num_keys, BATCH_ROWS_MAX), stamps)
-            begin_s = time.process_time()
-            harness.process_batch(batch)
-            if not quiet:
-                harness.watermark(int(stamps[0]) - 5)
-            if (due := head.next_timer_ms()) is not None and due <= harness.clock.now_ms():
-                head.on_timer(harness.clock.now_ms())
-            step_s = time.process_time() - begin_s
-            spent_s, longest_s, peak = spent_s + step_s, max(longest_s, step_s), max(peak, resident() - base)
+            with meter.batch():
+                harness.process_batch(batch)
+                if not quiet:
+                    harness.watermark(int(stamps[0]) - 5)
+                if (due := head.next_timer_ms()) is not None and due <= harness.clock.now_ms():
+                    head.on_timer(harness.clock.now_ms())
             if number == num_batches // 2:
-                found["entries, M"] = sum(p.num_entries() for p in harness.contexts[0].state.keyed.values()) / 1e6
-                begin_s = time.process_time()
-                head.prepare_snapshot(1)
-                head.snapshot_state(1)
-                found["barrier, ms"] = (time.process_time() - begin_s) * 1e3
-        begin_s = time.process_time()
-        harness.watermark(TIME_MAX_MS)
-        ended_s = time.process_time() - begin_s
-        peak = max(peak, resident() - base)
-        found["M a CPU-s"] = num_batches * BATCH_ROWS_MAX / (spent_s + ended_s) / 1e6
-        found["the end, s"] = ended_s
-        found["peak MB"] = peak / 1e6
-        found["longest batch, ms"] = longest_s * 1e3
-        found["results, M"] = out.num_rows / 1e6
-        return found
+                meter.barrier()
+        meter.end(TIME_MAX_MS, "the end", num_batches * BATCH_ROWS_MAX)
+        return {**meter.found, "results, M": out.num_rows / 1e6}
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,8 @@ from engine.operators.window_contents import AggregateFold
 from engine.operators.window_functions import window_call
 from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
-from tests.bench.state_memory import STRIDE, print_each, resident
+from tests.bench.operator_meter import OperatorMeter
+from tests.bench.state_memory import STRIDE, print_each
 from tests.testing.operator_harness import OperatorHarness
 
 WAYS = ("files", "memory", "rocksdb")
@@ -70,37 +70,20 @@ def measure(way: str, num_keys: int, num_records: int, memory_mb: int, slide: bo
         out = Counted()
         harness.output.emit = out.emit  # type: ignore[method-assign]
         harness.watermark(_SIZE_MS)
-        base = resident()
-        found: dict[str, float] = {}
-        spent_s = longest_s = 0.0
-        peak = 0
+        meter = OperatorMeter(harness)
         num_batches = num_records // BATCH_ROWS_MAX
         out.num_rows = 0
         for number in range(num_batches):
             stamps = _SIZE_MS + number * _SIZE_MS // num_batches + rng.integers(0, 5, BATCH_ROWS_MAX)
             batch = batch_of(rng.integers(0, num_keys, BATCH_ROWS_MAX), stamps)
-            begin_s = time.process_time()
-            harness.process_batch(batch)
-            if slide and number * 4 // num_batches < (number + 1) * 4 // num_batches:
-                harness.watermark(int(stamps.min()) - 5)
-            step_s = time.process_time() - begin_s
-            spent_s, longest_s, peak = spent_s + step_s, max(longest_s, step_s), max(peak, resident() - base)
+            with meter.batch():
+                harness.process_batch(batch)
+                if slide and number * 4 // num_batches < (number + 1) * 4 // num_batches:
+                    harness.watermark(int(stamps.min()) - 5)
             if number == num_batches // 2:
-                found["entries, M"] = sum(p.num_entries() for p in harness.contexts[0].state.keyed.values()) / 1e6
-                begin_s = time.process_time()
-                harness.head.prepare_snapshot(1)
-                harness.head.snapshot_state(1)
-                found["barrier, ms"] = (time.process_time() - begin_s) * 1e3
-        begin_s = time.process_time()
-        harness.watermark(3 * _SIZE_MS)
-        fired_s = time.process_time() - begin_s
-        peak = max(peak, resident() - base)
-        found["M a CPU-s"] = num_batches * BATCH_ROWS_MAX / (spent_s + fired_s) / 1e6
-        found["firing, s"] = fired_s
-        found["peak MB"] = peak / 1e6
-        found["longest batch, ms"] = longest_s * 1e3
-        found["results, M"] = out.num_rows / 1e6
-        return found
+                meter.barrier()
+        meter.end(3 * _SIZE_MS, "firing", num_batches * BATCH_ROWS_MAX)
+        return {**meter.found, "results, M": out.num_rows / 1e6}
 
 
 def main() -> None:
