@@ -28,7 +28,6 @@ from engine.operators.session_state import Edges, SessionState, Sink
 from engine.operators.session_unsent import DUE, LATE, late_rows, metadata_of
 from engine.operators.spilling_windows import SUM_MAX
 from engine.state.array_files import ArrayFile, copy_of
-from engine.state.chunks import LazyChunks
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.hash_kernels import order_by_channel
 from engine.state.hash_partitions import HashPartitions
@@ -400,23 +399,14 @@ class SpillingSessions:
             return self.state.snapshot(key_groups)
         others = {group: chunk for group, chunk in self.state.others.items() if group in set(key_groups)}
         held = self._held_now(take=False)
-        made: dict[int, bytes] = {}
-
-        def chunk_of(group: int) -> bytes:
-            if group in others:
-                return others[group]
-            if group not in made:
-                made.clear()
-                numbers = self._cut.of_group(group)
-                made.update(self._chunks(numbers, {g for g in key_groups if self._cut.of_group(g) == numbers}, held))
-            return made[group]
-
         having = [
             group
             for group in key_groups
             if group in others or any(self._has(number, held) for number in self._cut.of_group(group))
         ]
-        return LazyChunks({group: group for group in having}, chunk_of)
+        return self._cut.lazy_chunks(
+            key_groups, having, others, lambda numbers, groups: self._chunks(numbers, groups, held)
+        )
 
     def _has(self, number: int, held: _Waiting) -> bool:
         is_passing = self._pass is not None and number in self._pass.parts and number in self._pass.todo

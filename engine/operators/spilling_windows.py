@@ -24,7 +24,6 @@ from engine.operators.spilled_panes import SpilledPanes
 from engine.operators.window_changes import PaneNotes, WindowChanges
 from engine.operators.window_chunks import Increment, WindowPiece
 from engine.operators.window_state import WindowState
-from engine.state.chunks import LazyChunks
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
@@ -266,7 +265,6 @@ class SpillingWindows:
         in_memory: dict[int, list[WindowPiece]] = {}
         for piece in window_chunks.pieces(self.state, wanted):
             in_memory.setdefault(piece[0], []).append(piece)
-        made: dict[int, bytes] = {}
 
         def pieces(within: range, in_reach: set[int]) -> Iterator[WindowPiece]:
             for group in in_reach:
@@ -274,22 +272,16 @@ class SpillingWindows:
             for partitions in self.pieces_of(starts, within):
                 yield from self._pieces_in_files(starts, partitions, in_reach)
 
-        def chunk_of(group: int) -> bytes:
-            if group not in made:
-                made.clear()
-                within = self._cut.of_group(group)
-                in_reach = {other for other in key_groups if self._cut.of_group(other) == within}
-                metadata = window_chunks.metadata(self.state)
-                made.update(dict.fromkeys(in_reach, empty_chunk(metadata)))
-                made.update(streams(pieces(within, in_reach), metadata))
-            return others.get(group) or made[group]
+        def chunks(within: range, in_reach: set[int]) -> dict[int, bytes]:
+            metadata = window_chunks.metadata(self.state)
+            return dict.fromkeys(in_reach, empty_chunk(metadata)) | dict(streams(pieces(within, in_reach), metadata))
 
         having = [
             group
             for group in key_groups
             if group in others or group in in_memory or self.pieces_of(starts, self._cut.of_group(group))
         ]
-        return LazyChunks({group: group for group in having}, chunk_of)
+        return self._cut.lazy_chunks(key_groups, having, others, chunks)
 
     def _pieces_in_files(self, starts: Iterable[int], partitions: range, wanted: set[int]) -> Iterator[WindowPiece]:
         """Yield the rows of these partitions, folded, in pieces of chunks."""

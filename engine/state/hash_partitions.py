@@ -6,11 +6,12 @@ the business of one run of one subtask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from engine.state.chunks import LazyChunks
 from engine.state.column_hash import mixed_hashes
 
 if TYPE_CHECKING:
@@ -52,3 +53,28 @@ class HashPartitions:
             return range(at * self._num_subs, (at + 1) * self._num_subs)
         first = at * self.number // max(self.number, len(self._key_groups))
         return range(first, first + 1)
+
+    def lazy_chunks(
+        self,
+        key_groups: Sequence[int],
+        having: Sequence[int],
+        others: Mapping[int, bytes],
+        make: Callable[[range, set[int]], Mapping[int, bytes]],
+    ) -> LazyChunks:
+        """Return the chunks of the key groups ``having``, made when asked for, those of the same partitions at once.
+
+        ``others``: chunks that are there already; ``make``: makes those of key groups all of whose keys are in the
+        partitions; ``key_groups``: all that are asked for.
+        """
+        made: dict[int, bytes] = {}
+
+        def chunk_of(group: int) -> bytes:
+            if group in others:
+                return others[group]
+            if group not in made:
+                made.clear()
+                numbers = self.of_group(group)
+                made.update(make(numbers, {other for other in key_groups if self.of_group(other) == numbers}))
+            return made[group]
+
+        return LazyChunks({group: group for group in having}, chunk_of)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.state.array_files import ArrayFile
-from engine.state.chunks import LazyChunks
 from engine.state.column_chunks import streams
 from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
@@ -220,29 +219,20 @@ class SpillingSlots:
         others: dict[int, bytes] = {}
         for other in (*self.slots.others, *self._others):
             others |= other.snapshot(key_groups)  # a key group comes from one subtask
-        made: dict[int, bytes] = {}
 
-        def chunk_of(group: int) -> bytes:
-            if group in others:
-                return others[group]
-            if group not in made:
-                made.clear()
-                numbers = self._cut.of_group(group)
-                in_reach = [other for other in key_groups if self._cut.of_group(other) == numbers]
-                pieces = (
-                    piece
-                    for number in numbers
-                    for piece in self._pieces(self._partitions[number], in_reach, since=None)
-                )
-                made.update(streams(pieces, self.slots.metadata()))
-            return made.get(group) or self._no_rows()
+        def chunks(numbers: range, in_reach: set[int]) -> dict[int, bytes]:
+            pieces = (
+                piece for number in numbers for piece in self._pieces(self._partitions[number], in_reach, since=None)
+            )
+            found = streams(pieces, self.slots.metadata())
+            return {group: found.get(group) or self._no_rows() for group in in_reach}
 
         wanted = [
             group
             for group in key_groups
             if group in others or any(self._partitions[number].num_slots for number in self._cut.of_group(group))
         ]
-        return LazyChunks({group: group for group in wanted}, chunk_of)
+        return self._cut.lazy_chunks(key_groups, wanted, others, chunks)
 
     def _no_rows(self) -> bytes:
         """Return the chunk of a key group without any, of a partition that has those of several."""
@@ -250,7 +240,7 @@ class SpillingSlots:
         (chunk,) = streams([(0, piece)], self.slots.metadata()).values()
         return chunk
 
-    def _pieces(self, part: _Partition, key_groups: list[int], since: int | None) -> Iterator[tuple[int, Any]]:
+    def _pieces(self, part: _Partition, key_groups: Iterable[int], since: int | None) -> Iterator[tuple[int, Any]]:
         if part.num_slots and (since is None or part.num_changed(since)):
             state = self._peek(part)
             slots = np.arange(state.num_slots) if since is None else state.changed_since(since)
