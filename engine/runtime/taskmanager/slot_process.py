@@ -52,6 +52,7 @@ from engine.runtime.taskmanager.memory import SlotMemory
 from engine.runtime.taskmanager.slot_control import ControlSocket
 from engine.runtime.taskmanager.slot_environment import SlotEnvironment
 from engine.runtime.taskmanager.stack_sampler import StackSampler
+from engine.runtime.taskmanager.step_order import StepOrder
 from engine.runtime.taskmanager.stream_task import StreamTask
 from engine.runtime.taskmanager.user_files import SITE_FOLDER_KEY, prepare_files
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -74,7 +75,8 @@ class SlotProcess:
         self._control = control
         self._mailbox = mailbox
         self._env: SlotEnvironment
-        self._tasks: list[StreamTask] = []
+        self._tasks: list[StreamTask] = []  #: in topological order
+        self._order = StepOrder()
         self._freed_at: float | None = None
         self._reports_asked: int | None = None
         #: filled by a sampling thread
@@ -159,7 +161,10 @@ class SlotProcess:
         self._fire_timers(tasks)
         for task in tasks:
             if task.is_runnable():
-                task.step()
+                if self._order.holds(task):
+                    task.wait_for_consumers()
+                else:
+                    task.step()
         self._env.transport.pump()
 
     def _let_others_work(self, inside: StreamTask, is_enough: Callable[[], bool]) -> None:
@@ -205,24 +210,11 @@ class SlotProcess:
                 if timer_ms <= now_ms:
                     task.fire_timers(now_ms)
 
-    def _add(self, task: StreamTask) -> None:
-        """Keep the tasks in topological order. They are deployed in it; one that comes late goes before its consumers.
-
-        A new list: others may be going through the old one.
-        """
-        produced = {partition.partition_id for partition in task.deployment.partitions}
-        at = len(self._tasks)
-        for index, other in enumerate(self._tasks):
-            if any(channel.partition_id in produced for gate in other.deployment.gates for channel in gate.channels):
-                at = index
-                break
-        self._tasks = [*self._tasks[:at], task, *self._tasks[at:]]
-
     def _handle(self, message: object) -> None:
         match message:
             case DeployTask(_, deployment):
                 task = StreamTask(deployment, self._env)
-                self._add(task)
+                self._tasks = self._order.arrange(self._tasks, task)
                 task.start()
                 if threading.active_count() > 2:  # more than the watchdog, which is in no hurry
                     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -289,6 +281,9 @@ class SlotProcess:
         if metrics:
             self._control.send(SlotReport(self._env.init.allocation_id, metrics))
         # Ended tasks have reported for the last time.
+        for task in self._tasks:
+            if task.state.is_terminal():
+                self._order.forget(task)
         self._tasks = [task for task in self._tasks if not task.state.is_terminal()]
         self._mailbox.call_later(_REPORT_INTERVAL, self._report)
 

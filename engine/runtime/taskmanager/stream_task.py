@@ -17,14 +17,12 @@ from engine.core.errors import ProgramError
 from engine.core.ids import ExecutionAttemptID, OperatorID
 from engine.core.options import CheckpointingOptions, JobOptions
 from engine.core.records import Batch
-from engine.graph.job_graph import ChainedOperator, ChainSpec
-from engine.operators.base import OperatorContext, PollResult, SourceOperator
+from engine.graph.job_graph import ChainSpec
+from engine.operators.base import PollResult, SourceOperator
 from engine.operators.failure import at_subtask, error_info
-from engine.operators.functions import RuntimeContext
 from engine.protocol.checkpoint import AwaitsCheckpoint, CheckpointFailureReason, StopMode, TriggerCheckpoint
 from engine.protocol.control import (
     ErrorInfo,
-    OperatorEventSent,
     ResultPartitionDescriptor,
     RunningTask,
     TaskDeployment,
@@ -50,9 +48,10 @@ from engine.runtime.taskmanager.slot_environment import SlotEnvironment
 from engine.runtime.taskmanager.snapshot_capture import StateCapture
 from engine.runtime.taskmanager.step_size import StepSize
 from engine.runtime.taskmanager.task_checkpoints import TaskCheckpoints, decline
+from engine.runtime.taskmanager.task_contexts import TaskContexts
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.task_input import connect_gate
-from engine.runtime.taskmanager.task_metrics import TaskClock, merged_accumulators, user_metrics
+from engine.runtime.taskmanager.task_metrics import TaskClock
 from engine.runtime.taskmanager.task_reports import running_task
 from engine.runtime.taskmanager.task_restore import TaskRegistries
 
@@ -78,13 +77,13 @@ class StreamTask:
         self._gate: InputGate | None = None
         self._exits: list[TaskExit] = []
         self._partitions: list[ResultPartition] = []
-        self._contexts: list[tuple[str, RuntimeContext]] = []  #: by operator name
         self._source: SourceOperator | None = None
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
         self._source_ended = False
         self._is_finished = False  #: ``finish`` of the operators has been called
         self._registries = TaskRegistries(deployment, env.init.work_dir)
+        self._contexts = TaskContexts(deployment, env, self._registries, self.wake)
         self._checkpoints: TaskCheckpoints | None = None  #: once everything is open
         self._pending: BatchArrived | None = None
         self._pending_at = 0  #: rows of the pending batch that were processed
@@ -127,13 +126,13 @@ class StreamTask:
                 )
             hungry = sum(chained.spec.blocks or bool(chained.spec.inputs_first) for chained in spec.operators)
             memory_bytes = self._env.memory.operator_bytes(hungry)
-            chain.open(lambda chained: self._context_of(chained, memory_bytes))
+            chain.open(lambda chained: self._contexts.of_operator(chained, memory_bytes))
             for task_exit in self._exits:
-                task_exit.open(self._runtime_context(self.deployment.vertex_name))
+                task_exit.open(self._contexts.of_task())
             self._registries.check_all_claimed(self._env.init.config)
             self._checkpoints = self._make_checkpoints(chain)
             if self._gate is not None and restore is not None:
-                context = self._runtime_context(self.deployment.vertex_name)
+                context = self._contexts.of_task()
                 batches = restored_batches(restore.in_flight, spec.input_keys, self.deployment, context)
                 self._gate.restore(batches)
         except BaseException as error:
@@ -239,46 +238,6 @@ class StreamTask:
         env.registry.register(partition)
         return partition
 
-    def _runtime_context(self, operator_name: str) -> RuntimeContext:
-        deployment = self.deployment
-        return RuntimeContext(
-            task_name=deployment.vertex_name,
-            subtask_index=deployment.subtask_index,
-            parallelism=deployment.parallelism,
-            max_parallelism=deployment.max_parallelism,
-            attempt_number=deployment.attempt_number,
-            job_parameters=self._env.job_parameters,
-            cached_files=self._env.cached_files,
-        )
-
-    def _context_of(self, chained: ChainedOperator, memory_bytes: int) -> OperatorContext:
-        env, deployment = self._env, self.deployment
-        runtime_context = self._runtime_context(chained.name)
-        self._contexts.append((chained.name, runtime_context))
-        return OperatorContext(
-            runtime_context=runtime_context,
-            operator_id=chained.operator_id,
-            operator_name=chained.name,
-            job_id=deployment.job_id,
-            job_name=deployment.job_name,
-            config=env.init.config,
-            clock=env.clock,
-            work_dir=env.init.work_dir,
-            memory_bytes=memory_bytes,
-            send_event=lambda event: self._send_event(chained.operator_id, event),
-            wake=self.wake,
-            host=env.init.data_host,
-            slot_shared=env.slot_shared,
-            state=self._registries.make(chained.operator_id, chained.name),
-        )
-
-    def _send_event(self, operator_id: OperatorID, event: object) -> None:
-        deployment = self.deployment
-        data = pickle.dumps(event, 5)
-        self._env.send(
-            OperatorEventSent(deployment.job_id, deployment.attempt_id, operator_id, deployment.subtask_index, data)
-        )
-
     def wake(self) -> None:
         """Thread-safe."""
         self._source_waits = False
@@ -316,6 +275,9 @@ class StreamTask:
         if not ready:
             self._clock.wait(backpressured=False)
         return ready
+
+    def wait_for_consumers(self) -> None:
+        self._clock.wait(backpressured=True)
 
     @property
     def _holds_end(self) -> bool:
@@ -425,7 +387,7 @@ class StreamTask:
     # --- inside and outside of operators ---------------------------------------------------------------------------
 
     def _run_inside(self, body: Callable[[], None]) -> None:
-        """Run code of the operators. Its errors end the task, not the slot."""
+        # Errors of the operators end the task, not the slot.
         watchdog = self._env.watchdog
         self.is_inside = True
         self._entered_ns = self._now_ns()
@@ -486,7 +448,7 @@ class StreamTask:
     # --- the step ------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Do a few milliseconds of work. Errors of user code end the task, not the slot."""
+        """Do a few milliseconds of work."""
         start_ns = self._now_ns()
         self._clock.begin(start_ns)
         gate = self._gate
@@ -621,7 +583,7 @@ class StreamTask:
             task_exit.close()
         if errors:
             raise errors[0]
-        accumulators = merged_accumulators(self._contexts)
+        accumulators = self._contexts.accumulators()
         for task_exit in self._exits:
             task_exit.end()
         self._enter(ExecutionState.FINISHED, accumulators=accumulators)
@@ -693,6 +655,6 @@ class StreamTask:
             idle_ms=idle_ms,
             backpressured_ms=backpressured_ms,
             batches_in=self._batches_in,
-            user=user_metrics(self._contexts),
+            user=self._contexts.metrics(),
             operators=() if self._chain is None else self._chain.operator_metrics(),
         )
