@@ -1,0 +1,415 @@
+"""From a function's tree to the values that it computes: fields, names, arithmetic, comparisons, calls.
+
+What it does with them, statement by statement, and the records that it returns are ``translate``'s.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import types
+from collections.abc import Sequence
+from typing import Any, Final
+
+from engine.core.records import Row
+from engine.operators.compile.callee import ABSENT, attribute_reader, name_reader
+from engine.operators.compile.expressions import (
+    INT_MAX,
+    Abs,
+    Arithmetic,
+    Compare,
+    Constant,
+    Expression,
+    Field,
+    If,
+    IsIn,
+    IsNull,
+    Kind,
+    Let,
+    Logic,
+    LowBits,
+    Negative,
+    Not,
+    Ref,
+    Root,
+    Rounded,
+    ToFloat,
+    ToInt,
+    Truth,
+    Wrapping,
+)
+from engine.operators.compile.shapes import Names, Outside, Record, Shape, constant, known, refuse
+from engine.operators.compile.texts import (
+    Concat,
+    Length,
+    Matches,
+    ParseFloat,
+    ParseInt,
+    SplitPart,
+    ToText,
+    text_method,
+)
+
+__all__ = ["Values"]
+
+_POWER_MAX: Final = 4
+
+_SIGNS: Final[dict[type, str]] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+class Values:
+    """``parameter``: the argument that is the record; "" = none is."""
+
+    def __init__(self, function: Any, shape: Shape, parameter: str) -> None:
+        self._function = function
+        self._shape = shape
+        self._parameter = parameter
+        self._num_lets = 0
+        self._num_blocks = 0
+        self._depth = 0  #: of functions that call each other
+        self._trees: dict[Any, tuple[ast.Lambda | ast.FunctionDef, list[str]]] = {}  #: of those that are called
+        self.owner: tuple[str, Any] | None = None  #: name of the argument that is the method's object, and the object
+        self.outside: dict[Any, Outside] = {}
+
+    def condition(self, node: ast.expr, names: Names) -> Expression:
+        """Translate what is asked for its truth only."""
+        match node:
+            case ast.BoolOp(sign, values):
+                parts = [self.condition(value, names) for value in values]
+                result = parts[-1]
+                for part in reversed(parts[:-1]):
+                    result = Logic(isinstance(sign, ast.And), part, result)
+                return result
+            case ast.UnaryOp(ast.Not(), operand):
+                return Not(self.condition(operand, names))
+        value = self.value(node, names)
+        return value if value.kind is Kind.BOOL else Truth(known(value))
+
+    # --- values
+
+    def _inlined(self, function: types.FunctionType, node: ast.Call, names: Names) -> Record:
+        """Translate what another function of the program gives."""
+        raise NotImplementedError
+
+    def _is_record(self, node: ast.expr, names: Names) -> bool:
+        return isinstance(node, ast.Name) and node.id == self._parameter and node.id not in names
+
+    def _field(self, index: int) -> Field:
+        return Field(index, self._shape.kinds[index])
+
+    def value(self, node: ast.expr, names: Names) -> Expression:
+        match node:
+            case ast.Name(name) if name in names:
+                return names[name]
+            case ast.Name() if self._is_record(node, names):
+                if not self._shape.is_scalar:
+                    refuse("it uses the record as a whole")
+                return self._field(0)
+            case ast.Constant(value):
+                return constant(value)
+            case ast.Name() | ast.Attribute() | ast.Subscript():
+                return self._place(node, names)
+            case ast.BinOp(left, sign, right):
+                return self._arithmetic(left, sign, right, names)
+            case ast.UnaryOp(ast.Not(), operand):
+                return Not(self.condition(operand, names))
+            case ast.UnaryOp(ast.USub(), ast.Constant(int() as value)) if type(value) is int:
+                return constant(-value)
+            case ast.UnaryOp(ast.USub(), operand):
+                return Negative(known(self.value(operand, names)))
+            case ast.Compare():
+                return self._comparison(node, names)
+            case ast.BoolOp(sign, values):
+                return self._choice(isinstance(sign, ast.And), values, names)
+            case ast.IfExp(test, body, orelse):
+                then, other = self.value(body, names), self.value(orelse, names)
+                return If(self.condition(test, names), known(then), known(other))
+            case ast.Call():
+                return self._call(node, names)
+            case ast.JoinedStr(parts):
+                return self._text(parts, names)
+        refuse(f"it has a {type(node).__name__}")
+
+    def _place(self, node: ast.expr, names: Names) -> Expression:
+        match node:
+            case ast.Subscript(owner, ast.Constant(key)) if self._is_record(owner, names):
+                return self._field_by(key)
+            case ast.Subscript(owner, ast.UnaryOp(ast.USub(), ast.Constant(int() as key))) if self._is_record(
+                owner, names
+            ):
+                return self._field_by(-key)
+            case ast.Attribute(owner, name) if self._is_record(owner, names):
+                own = self._shape.names
+                if own is None or name not in own or hasattr(Row, name):
+                    refuse(f"its records have no field .{name}")
+                return self._field(own.index(name))
+            case ast.Subscript(owner, ast.Constant(int() as index)) if type(index) is int and index >= 0:
+                split = self._split_of(owner, names)
+                if split is not None:
+                    return SplitPart(split[0], split[1], index)
+            case ast.Attribute(ast.Name(owner_name), name) if self._is_owner(owner_name, names):
+                return constant(self._attribute(name))
+            case ast.Name(name):
+                return constant(self._outside(name))
+        refuse(f"it has a {type(node).__name__}")
+
+    def _field_by(self, key: Any) -> Field:
+        shape = self._shape
+        if shape.is_scalar:
+            refuse("its records are bare values")
+        if type(key) is int and -len(shape.kinds) <= key < len(shape.kinds):
+            return self._field(key % len(shape.kinds))
+        if type(key) is str and shape.names is not None and key in shape.names:
+            return self._field(shape.names.index(key))
+        refuse(f"its records have no field [{key!r}]")
+
+    def _is_outside(self, name: str, names: Names) -> bool:
+        is_own = name == self._parameter or (self.owner is not None and name == self.owner[0])
+        return name not in names and not is_own
+
+    def _is_owner(self, name: str, names: Names) -> bool:
+        return self.owner is not None and name == self.owner[0] and name not in names
+
+    def _attribute(self, name: str) -> Any:
+        """Return the value of an attribute of the method's object, which is watched from now on."""
+        assert self.owner is not None
+        if name.startswith("__"):  # Python knows it by another name
+            refuse(f"it uses self.{name}")
+        key = "self", name
+        if key not in self.outside:
+            read = attribute_reader(self.owner[1], name)
+            self.outside[key] = Outside(read, read())
+        value = self.outside[key].value
+        if value is ABSENT:
+            refuse(f"self.{name} is not set")
+        return value
+
+    def _outside(self, name: str) -> Any:
+        """Return the value of a name from outside, which is watched from now on."""
+        code = self._function.__code__
+        if name in code.co_varnames or name in code.co_cellvars:
+            refuse(f"{name} is not assigned on every path")
+        if name not in self.outside:
+            read = name_reader(self._function, name)
+            self.outside[name] = Outside(read, read())
+        value = self.outside[name].value
+        if value is ABSENT:
+            refuse(f"{name} is not defined")
+        return value
+
+    def _arithmetic(self, left: ast.expr, sign: ast.operator, right: ast.expr, names: Names) -> Expression:
+        match sign, right:
+            case ast.Pow(), ast.Constant(int() as power) if type(power) is int and 1 <= power <= _POWER_MAX:
+                return self._power(known(self.value(left, names)), power)
+            case ast.LShift(), ast.Constant(int() as bits) if type(bits) is int and 0 <= bits <= 62:
+                shifted = known(self.value(left, names))
+                if shifted.kind is Kind.INT:
+                    return Arithmetic("*", shifted, constant(1 << bits))
+            case ast.RShift(), ast.Constant(int() as bits) if type(bits) is int and 0 <= bits <= 62:
+                shifted = known(self.value(left, names))
+                if shifted.kind is Kind.INT:
+                    return Arithmetic("//", shifted, constant(1 << bits))
+        if type(sign) not in _SIGNS:
+            refuse(f"it has a {type(sign).__name__}")
+        if isinstance(sign, ast.BitAnd):
+            for operand, other in ((left, right), (right, left)):
+                match other:
+                    case ast.Constant(int() as mask) if type(mask) is int and 0 <= mask <= INT_MAX:
+                        return self._low_bits(operand, mask, names)
+        first, second = known(self.value(left, names)), known(self.value(right, names))
+        if isinstance(sign, ast.Add) and first.kind is second.kind is Kind.STR:
+            return Concat(first, second)
+        return Arithmetic(_SIGNS[type(sign)], first, second)
+
+    def _low_bits(self, node: ast.expr, bits: int, names: Names) -> Expression:
+        operand = self._wrapping(node, names)
+        if operand.kind is not Kind.INT:
+            return Arithmetic("&", operand, constant(bits))
+        return LowBits(operand, bits)
+
+    def _wrapping(self, node: ast.expr, names: Names) -> Expression:
+        """Translate integers of which only the lowest 64 bits are wanted."""
+        match node:
+            case ast.Constant(int() as number) if type(number) is int:
+                return Constant((number + 2**63) % 2**64 - 2**63, Kind.INT)
+            case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() | ast.BitAnd() | ast.BitOr() | ast.BitXor(), right):
+                first, second = self._wrapping(left, names), self._wrapping(right, names)
+                if first.kind is second.kind is Kind.INT:
+                    return Wrapping(_SIGNS[type(node.op)], first, second)
+            case ast.BinOp(left, ast.LShift(), ast.Constant(int() as bits)) if type(bits) is int and 0 <= bits <= 62:
+                shifted = self._wrapping(left, names)
+                if shifted.kind is Kind.INT:
+                    return Wrapping("*", shifted, constant(1 << bits))
+        return known(self.value(node, names))
+
+    def _power(self, base: Expression, power: int) -> Expression:
+        if base.kind is not Kind.INT:
+            refuse(f"{base.kind.value} ** {power}")
+        self._num_lets += 1
+        ref = Ref(self._num_lets, Kind.INT)
+        result: Expression = ref
+        for _ in range(power - 1):
+            result = Arithmetic("*", result, ref)
+        return Let(self._num_lets, base, result)
+
+    def _comparison(self, node: ast.Compare, names: Names) -> Expression:
+        left, parts = node.left, []
+        lets: list[tuple[int, Expression]] = []
+        first: Expression | None = None
+        for position, (sign, right) in enumerate(zip(node.ops, node.comparators, strict=True)):
+            is_last = position == len(node.ops) - 1
+            if isinstance(sign, (ast.Is, ast.IsNot, ast.In, ast.NotIn)):
+                if len(node.ops) > 1:
+                    refuse("it chains is or in")
+                return self._membership(left, sign, right, names)
+            if type(sign) not in _SIGNS:
+                refuse(f"it has a {type(sign).__name__}")
+            before = first if first is not None else known(self.value(left, names))
+            after = known(self.value(right, names))
+            if not is_last:  # what stands in the middle is evaluated once, and only if it comes to that
+                self._num_lets += 1
+                lets.append((self._num_lets, after))
+                ref = Ref(self._num_lets, after.kind)
+                parts.append((Compare(_SIGNS[type(sign)], before, ref), lets[-1]))
+                first = ref
+            else:
+                parts.append((Compare(_SIGNS[type(sign)], before, after), (0, after)))
+        result: Expression = parts[-1][0]
+        for compare, (number, middle) in reversed(parts[:-1]):
+            result = Let(number, middle, Logic(True, compare, result))
+        return result
+
+    def _membership(self, left: ast.expr, sign: ast.cmpop, right: ast.expr, names: Names) -> Expression:
+        negated = isinstance(sign, (ast.IsNot, ast.NotIn))
+        operand = self.value(left, names)
+        result: Expression
+        if isinstance(sign, (ast.Is, ast.IsNot)):
+            if not (isinstance(right, ast.Constant) and right.value is None):
+                refuse("it asks for identity")
+            if isinstance(operand, Field):
+                return IsNull(operand.index, negated)
+            return Let(self._next_let(), operand, Constant(negated, Kind.BOOL))
+        match right:
+            case ast.Tuple(elements) | ast.List(elements) | ast.Set(elements) if elements:
+                choices = [self.value(element, names) for element in elements]
+                if not all(isinstance(one, Constant) and one.kind is operand.kind for one in choices):
+                    refuse("it asks for membership among values of other types")
+                if operand.kind not in (Kind.INT, Kind.STR):
+                    refuse(f"it asks for membership of {operand.kind.value}")
+                result = IsIn(operand, tuple(one.value for one in choices))  # type: ignore[attr-defined]
+            case _ if isinstance(operand, Constant) and operand.kind is Kind.STR:
+                text = self.value(right, names)
+                result = Matches("contains", known(text), operand.value)
+            case _:
+                refuse("it asks for membership in something else than constants")
+        return Not(result) if negated else result
+
+    def _next_let(self) -> int:
+        self._num_lets += 1
+        return self._num_lets
+
+    def _choice(self, is_and: bool, nodes: Sequence[ast.expr], names: Names) -> Expression:
+        """``a or b`` gives one of them."""
+        first = known(self.value(nodes[0], names))
+        if len(nodes) == 1:
+            return first
+        rest = self._choice(is_and, nodes[1:], names)
+        if first.kind is rest.kind is Kind.BOOL:
+            return Logic(is_and, first, rest)
+        ref = Ref(self._next_let(), first.kind)
+        test: Expression = ref if first.kind is Kind.BOOL else Truth(ref)
+        return Let(ref.number, first, If(test, rest, ref) if is_and else If(test, ref, rest))
+
+    # --- calls
+
+    def _split_of(self, node: ast.expr, names: Names) -> tuple[Expression, str] | None:
+        """Return text and separator of ``text.split("separator")``."""
+        match node:
+            case ast.Call(ast.Attribute(owner, "split"), [ast.Constant(str() as separator)], []) if separator:
+                text = self.value(owner, names)
+                return (text, separator) if text.kind is Kind.STR else None
+        return None
+
+    def _call(self, node: ast.Call, names: Names) -> Expression:
+        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+            refuse("it calls with keywords or *")
+        match node.func:
+            case ast.Name(name) if self._is_outside(name, names):
+                function = self._outside(name)
+                if isinstance(function, types.FunctionType):
+                    result = self._inlined(function, node, names)
+                    return result if isinstance(result, Expression) else refuse(f"{name} gives a record")
+                return self._builtin(function, name, [known(self.value(argument, names)) for argument in node.args])
+            case ast.Attribute(ast.Name(module), "sqrt") if self._is_outside(module, names):
+                if self._outside(module) is not math or len(node.args) != 1:
+                    refuse(f"it calls {module}.sqrt")
+                return Root(known(self.value(node.args[0], names)))
+            case ast.Attribute(owner, method):
+                text = known(self.value(owner, names))
+                if text.kind is not Kind.STR:
+                    refuse(f"it calls .{method}() of {text.kind.value}")
+                return text_method(text, method, node.args)
+        refuse("it calls something")
+
+    def _text(self, parts: Sequence[ast.expr], names: Names) -> Expression:
+        """Translate an f-string of texts and integers as they are."""
+        result: Expression = constant("")
+        for part in parts:
+            match part:
+                case ast.Constant(str() as text):
+                    one: Expression = constant(text)
+                case ast.FormattedValue(value, -1 | 115, None):
+                    one = known(self.value(value, names))
+                    if one.kind is not Kind.STR:
+                        one = ToText(one)
+                case _:
+                    refuse("it has an f-string with a format")
+            result = Concat(result, one)
+        return result
+
+    def _builtin(self, function: Any, name: str, arguments: list[Expression]) -> Expression:
+        if (function is min or function is max) and len(arguments) == 2:
+            return self._smaller(function is min, *arguments)
+        if len(arguments) != 1:
+            refuse(f"it calls {name}")
+        (operand,) = arguments
+        is_text = operand.kind is Kind.STR
+        if function is len:
+            return Length(operand)
+        if function is abs:
+            return Abs(operand)
+        if function is int:
+            return ParseInt(operand) if is_text else ToInt(operand)
+        if function is round and not is_text:
+            return ToInt(Rounded(operand)) if operand.kind is Kind.FLOAT else ToInt(operand)
+        if function is float:
+            return ParseFloat(operand) if is_text else ToFloat(operand)
+        if function is bool:
+            return Truth(operand)
+        if function is str:
+            return operand if is_text else ToText(operand)
+        refuse(f"it calls {name}")
+
+    def _smaller(self, is_min: bool, first: Expression, second: Expression) -> Expression:
+        """The second one if it is really smaller (greater): so for nan and -0.0 too."""
+        if first.kind is not second.kind or first.kind not in (Kind.INT, Kind.FLOAT):
+            refuse("it calls min or max of mixed types")
+        a, b = Ref(self._next_let(), first.kind), Ref(self._next_let(), second.kind)
+        chosen = If(Compare("<" if is_min else ">", b, a), b, a)
+        return Let(a.number, first, Let(b.number, second, chosen))
