@@ -28,7 +28,7 @@ from engine.operators.base import (
     PollResult,
     SourceOperator,
 )
-from engine.operators.event_time import MAIN_SPLIT, EventTime, stays_columnar
+from engine.operators.event_time import MAIN_SPLIT, EventTime
 from engine.operators.watermark_alignment import (
     AlignedSource,
     AlignmentCoordinatorSpec,
@@ -50,16 +50,18 @@ _ALIGNED_ROWS_FIRST: Final = 64
 @final
 @dataclass(frozen=True)
 class StampedSourceSpec(OperatorSpec):
-    """``source``: the spec of a SourceOperator; ``strategy`` says times and watermarks of what it emits."""
+    """``source``: the spec of a SourceOperator; ``strategy`` says times and watermarks of what it emits.
+    ``keeps_columns``: as of EventTime."""
 
     source: OperatorSpec
     strategy: WatermarkStrategy
+    keeps_columns: bool = True
     num_inputs = 0
 
     def build(self) -> SourceOperator:
         source = self.source.build()
         assert isinstance(source, SourceOperator), source
-        return _StampedSource(source, self.strategy)
+        return _StampedSource(source, self.strategy, self.keeps_columns)
 
     def coordinator(self) -> CoordinatorSpec | None:
         source = self.source.coordinator()
@@ -70,11 +72,6 @@ class StampedSourceSpec(OperatorSpec):
 
     def describe(self) -> str:
         return self.source.describe()
-
-    @property
-    def emits_columns(self) -> bool:
-        """Whether columns of the source stay columns."""
-        return stays_columnar(self.strategy)
 
     def for_batch(self) -> OperatorSpec:
         """Return the source with times but without watermarks: in batch event time ends with the input."""
@@ -121,9 +118,10 @@ class _StampedOutput(SplitOutput):
 
 @final
 class _StampedSource(SourceOperator):
-    def __init__(self, source: SourceOperator, strategy: WatermarkStrategy) -> None:
+    def __init__(self, source: SourceOperator, strategy: WatermarkStrategy, keeps_columns: bool) -> None:
         self._source = source
         self._strategy = strategy
+        self._keeps_columns = keeps_columns
         self._order = source.split_order if isinstance(source, SplitReadingOperator) else SplitOrder.UNTOLD
         self._aligned: AlignedSource | None = None
         self._rows_max = _ALIGNED_ROWS_FIRST
@@ -133,7 +131,7 @@ class _StampedSource(SourceOperator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._time = EventTime(self._strategy, ctx, out)
+        self._time = EventTime(self._strategy, ctx, out, keeps_columns=self._keeps_columns)
         if self._strategy.alignment is not None:
             self._aligned = AlignedSource(ctx, self._strategy.alignment[2])
             self._may_run_ahead = Configuration(ctx.config).get(JobOptions.ALLOW_UNALIGNED_SOURCE_SPLITS)

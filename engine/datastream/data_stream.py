@@ -31,8 +31,9 @@ from engine.operators.base import OperatorSpec
 from engine.operators.co_process import CoProcessSpec
 from engine.operators.functions import CoFlatMapFunction, CoMapFunction, Function, SinkFunction
 from engine.operators.map_batches import MapBatchesSpec, check_batch_format
+from engine.operators.opened_functions import keeps_state
 from engine.operators.output_tag import OutputTag
-from engine.operators.process import ProcessSpec, keeps_state
+from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import (
     CoProcessFunction,
     KeyedCoProcessFunction,

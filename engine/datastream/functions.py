@@ -1,4 +1,5 @@
-"""Function interfaces where a PyFlink program looks for them, and ours that run vectorised."""
+"""Function interfaces where a PyFlink program looks for them, those of joins (Flink's Java API), and ours that run
+vectorised."""
 
 from engine.operators.checkpointed_function import (
     CheckpointedFunction,
@@ -8,10 +9,13 @@ from engine.operators.checkpointed_function import (
 from engine.operators.functions import (
     AggregateFunction,
     CoFlatMapFunction,
+    CoGroupFunction,
     CoMapFunction,
     FilterFunction,
+    FlatJoinFunction,
     FlatMapFunction,
     Function,
+    JoinFunction,
     KeyedStateStore,
     KeySelector,
     MapFunction,
@@ -21,6 +25,7 @@ from engine.operators.functions import (
     SinkFunction,
     SourceFunction,
 )
+from engine.operators.interval_join import ProcessJoinFunction
 from engine.operators.process_functions import (
     AllWindowFunction,
     BaseBroadcastProcessFunction,
@@ -43,13 +48,16 @@ __all__ = [
     "BroadcastProcessFunction",
     "CheckpointedFunction",
     "CoFlatMapFunction",
+    "CoGroupFunction",
     "CoMapFunction",
     "CoProcessFunction",
     "FilterFunction",
+    "FlatJoinFunction",
     "FlatMapFunction",
     "Function",
     "FunctionInitializationContext",
     "FunctionSnapshotContext",
+    "JoinFunction",
     "KeySelector",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
@@ -59,6 +67,7 @@ __all__ = [
     "Partitioner",
     "ProcessAllWindowFunction",
     "ProcessFunction",
+    "ProcessJoinFunction",
     "ProcessWindowFunction",
     "ReduceFunction",
     "RuntimeContext",

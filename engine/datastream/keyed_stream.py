@@ -18,7 +18,8 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.deduplicate import FIRST, LAST
 from engine.operators.functions import Function
-from engine.operators.process import ProcessSpec, keeps_state
+from engine.operators.opened_functions import keeps_state
+from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import KeyedProcessFunction, ProcessFunction
 from engine.time.assigners import WindowAssigner, count_windows
 

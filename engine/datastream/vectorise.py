@@ -102,7 +102,10 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
             node.spec = dataclasses.replace(node.spec, source=dataclasses.replace(node.spec.source, columnar=True))
     if not {node.id for node in sequences} <= used:  # what those would have made possible is not so
         plan = _planned(nodes, {})
+    used = _origins(nodes, plan)
     for node in nodes:
+        if isinstance(node.spec, TimestampsSpec | StampedSourceSpec) and node.id not in used:
+            node.spec = dataclasses.replace(node.spec, keeps_columns=False)  # rows that were made for it may go on
         node.spec = plan.specs.get(node.id, node.spec)
         node.why_rows = plan.why_rows.get(node.id, "")
         if isinstance(node.spec, MapSpec | FilterSpec):
@@ -118,7 +121,7 @@ def _is_sequence(spec: SourceSpec) -> bool:
 
 def _gives_columns(spec: SourceSpec | StampedSourceSpec) -> bool:
     if isinstance(spec, StampedSourceSpec):
-        return spec.emits_columns and isinstance(spec.source, SourceSpec) and _gives_columns(spec.source)
+        return isinstance(spec.source, SourceSpec) and _gives_columns(spec.source)
     return bool(getattr(spec.source, "emits_columns", False) or getattr(spec.source, "columnar", False))
 
 
@@ -336,7 +339,7 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
             | ColumnSessionSpec(choice=RecordChoice())
         ):
             return _Columns(shape)  # they are whole records
-        case TimestampsSpec() if spec.emits_columns:
+        case TimestampsSpec():
             return given
         case ColumnReduceSpec() | ColumnDeduplicateSpec():
             return _Columns(shape)

@@ -38,8 +38,8 @@ from engine.operators.join_state import (
 )
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.opened_functions import keeps_state
 from engine.operators.output_tag import OutputTag
-from engine.operators.process import keeps_state
 from engine.operators.row_output import maker_of
 from engine.time.windows import TIME_MIN_MS
 

@@ -23,7 +23,7 @@ from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_sh
 from engine.operators.join_state import in_order
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
-from engine.operators.process import keeps_state
+from engine.operators.opened_functions import keeps_state
 from engine.operators.row_output import maker_of
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_functions import JoinedFunction

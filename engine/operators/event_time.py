@@ -35,7 +35,9 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["MAIN_SPLIT", "NO_TIMESTAMP_MS", "EventTime", "stays_columnar"]
+    from engine.operators.compile.stamps import StampFunction
+
+__all__ = ["MAIN_SPLIT", "NO_TIMESTAMP_MS", "EventTime", "is_called"]
 
 #: What an assigner sees as the previous timestamp of a record without one; Long.MIN_VALUE as in Flink.
 NO_TIMESTAMP_MS: Final = TIME_MIN_MS
@@ -43,14 +45,24 @@ NO_TIMESTAMP_MS: Final = TIME_MIN_MS
 MAIN_SPLIT: Final = ""
 
 
-def stays_columnar(strategy: WatermarkStrategy) -> bool:
-    """Return whether columns that come in stay columns."""
+def is_called(strategy: WatermarkStrategy) -> bool:
+    """Return whether something of the strategy must see records as rows, unless it compiles."""
     if strategy.generator_supplier is not None:
-        return False
+        return True
     assigner = strategy.timestamp_assigner
     if assigner is None or isinstance(assigner, IngestionTimeAssigner):
-        return True
-    return picked_timestamp_field(assigner) is not None
+        return False
+    return picked_timestamp_field(assigner) is None
+
+
+def _has_nested(batch: ColumnBatch) -> bool:
+    import pyarrow as pa
+
+    return any(map(pa.types.is_nested, batch.columns.schema.types))
+
+
+def _contents(batch: RowBatch) -> list[Any]:
+    return [(row.get_row_kind(), tuple(row)) for row in batch.rows]
 
 
 @final
@@ -59,17 +71,23 @@ class EventTime:
     records and by the clock. A split without records for the idle timeout is left out of the watermark; when all are,
     or when there was none for so long, the stream is idle.
 
+    ``keeps_columns``: records that come as columns stay so although a function has to see them as rows.
+
     Nothing of it is in checkpoints: after a restore generators begin anew, as in Flink. What is downstream has the time
     that it had, and time does not go back.
     """
 
-    def __init__(self, strategy: WatermarkStrategy, ctx: OperatorContext, out: Output) -> None:
+    def __init__(
+        self, strategy: WatermarkStrategy, ctx: OperatorContext, out: Output, *, keeps_columns: bool = True
+    ) -> None:
         self._ctx = ctx
         self._out = out
+        self._keeps_columns = keeps_columns
         self._assigner = strategy.timestamp_assigner
         #: where the event time stands, if the assigner only picks it
         self._field = picked_timestamp_field(strategy.timestamp_assigner)
         self._is_ingestion_time = isinstance(strategy.timestamp_assigner, IngestionTimeAssigner)
+        self._compiled: StampFunction | None = None  #: made for the first columns
         self._ingested_ms = NO_TIMESTAMP_MS  #: ingestion time: when the last record came
         self._delay_ms = strategy.out_of_orderness_ms
         self._timeout_ms = strategy.idle_timeout_ms
@@ -94,6 +112,11 @@ class EventTime:
     @property
     def is_idle(self) -> bool:
         return self._is_told_idle
+
+    def tier(self, planned: str) -> str:
+        """Return how times are found, for people. ``planned``: what is said of it before anything came."""
+        why = "" if self._compiled is None else self._compiled.reason
+        return f"{planned}; interpreted ({why})" if why else planned
 
     # --- splits ------------------------------------------------------------------------------------------------------
 
@@ -145,20 +168,13 @@ class EventTime:
                 f"The source of {self._ctx.operator_name!r} has records of split {split_id!r}, which was not assigned "
                 "to it or has ended: see split_of_batch() and take_ended() of its reader."
             )
-        stamped: Batch | None = None
-        if isinstance(batch, ColumnBatch) and self._supplier is None:
-            column_stamps = self._column_stamps(batch)
-            if column_stamps is not None:
-                stamped = replace(batch, timestamps_ms=column_stamps)
-        if stamped is None:
-            rows = rows_of(batch)
-            stamped = RowBatch(rows.rows, self._stamp(rows))
+        stamped, rows = self._stamped(batch)
         if self._timeout_ms is not None:
             self._active_ms[split_id] = self._counted_ms()
         if self._is_told_idle or self.splits.is_split_idle(split_id):
             self.set_idle(split_id, False)
         if self._supplier is not None:
-            self._process_with_generator(self._generators[split_id], split_id, rows_of(stamped))
+            self._process_with_generator(self._generators[split_id], split_id, rows or rows_of(stamped), stamped)
             return
         self._out.emit(stamped)
         if self._delay_ms is None or stamped.timestamps_ms is None:
@@ -167,8 +183,32 @@ class EventTime:
         highest_ms = max(stamps) if isinstance(stamps, list) else int(stamps.max())
         self.advance(split_id, highest_ms - self._delay_ms - 1)
 
+    def _stamped(self, batch: Batch) -> tuple[Batch, RowBatch | None]:
+        """Return the batch with event times, and its records as rows if somebody has to see them: they stay columns
+        all the same, unless that may have changed them."""
+        if isinstance(batch, RowBatch):
+            seen = RowBatch(batch.rows, self._stamp(batch))
+            return seen, seen
+        stamps = self._column_stamps(batch)
+        is_called = stamps is None and self._assigner is not None
+        if not is_called and self._supplier is None:
+            return replace(batch, timestamps_ms=stamps), None
+        rows = replace(batch, timestamps_ms=stamps if stamps is not None else batch.timestamps_ms).to_rows()
+        has_rows = bool(batch.named) or batch.kinds is not None  # which can be changed, as tuples cannot
+        before = _contents(rows) if has_rows and is_called else None
+        seen = RowBatch(rows.rows, self._stamp(rows)) if is_called else rows
+        if not self._keeps_columns or _has_nested(batch):
+            return seen, seen
+        if has_rows and (self._supplier is not None or before != _contents(seen)):
+            return seen, seen
+        if is_called:
+            import numpy as np
+
+            stamps = np.array(seen.timestamps_ms, np.int64)
+        return replace(batch, timestamps_ms=stamps), seen
+
     def _column_stamps(self, batch: ColumnBatch) -> np.ndarray[Any, Any] | None:
-        """Return the event times if they stand in a column of integers, or in the batch already; else None."""
+        """Return the event times if no assigner has to be called for them, else None."""
         import pyarrow as pa
 
         if self._assigner is None:
@@ -178,7 +218,7 @@ class EventTime:
 
             return np.full(len(batch), self._ingestion_ms(), np.int64)
         if self._field is None or batch.scalar:
-            return None
+            return self._computed_stamps(batch)
         index = column_index(batch.columns.schema, self._field)
         if index < 0:
             return None
@@ -187,6 +227,13 @@ class EventTime:
             return None
         stamps: np.ndarray[Any, Any] = numbers_of(column).astype("int64", copy=False)
         return None if int(stamps.min()) == TIME_MIN_MS else stamps
+
+    def _computed_stamps(self, batch: ColumnBatch) -> np.ndarray[Any, Any] | None:
+        if self._compiled is None:
+            from engine.operators.compile.stamps import StampFunction
+
+            self._compiled = StampFunction(self._assigner)
+        return self._compiled.apply(batch, NO_TIMESTAMP_MS)
 
     def _stamp(self, batch: RowBatch) -> list[int] | None:
         assigner = self._assigner
@@ -231,11 +278,12 @@ class EventTime:
         error = ValueError(f"the timestamp {stamp} is no time in milliseconds: it does not fit into 64 bits")
         raise user_error(error, operator_name=self._ctx.operator_name, record=row)
 
-    def _process_with_generator(self, split: _SplitGenerator, split_id: str, batch: RowBatch) -> None:
-        stamps = batch.timestamps_ms or [NO_TIMESTAMP_MS] * len(batch)
+    def _process_with_generator(self, split: _SplitGenerator, split_id: str, rows: RowBatch, batch: Batch) -> None:
+        """``rows``: the records of ``batch``, for the generator to see."""
+        stamps = rows.timestamps_ms or [NO_TIMESTAMP_MS] * len(rows)
         emitted = 0
         on_event, output = split.generator.on_event, split.output
-        for index, (row, stamp) in enumerate(zip(batch.rows, stamps, strict=True)):
+        for index, (row, stamp) in enumerate(zip(rows.rows, stamps, strict=True)):
             try:
                 on_event(row, stamp, output)
             except Exception as error:

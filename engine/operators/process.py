@@ -20,7 +20,6 @@ from engine.core.user_code import describe_record
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
-from engine.operators.functions import Function
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.process_functions import TimeDomain, TimerService
 from engine.operators.results import Results
@@ -28,7 +27,7 @@ from engine.state import timers as state_timers
 from engine.state.backend import VOID, KeyedStateBackend
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
-__all__ = ["OperatorTimerService", "ProcessContext", "ProcessInput", "ProcessOperator", "ProcessSpec", "keeps_state"]
+__all__ = ["OperatorTimerService", "ProcessContext", "ProcessInput", "ProcessOperator", "ProcessSpec"]
 
 
 @final
@@ -289,8 +288,3 @@ class ProcessOperator(Operator):
 def _occasion(time_ms: int, key: Any, domain: TimeDomain) -> str:
     kind = "event" if domain is TimeDomain.EVENT_TIME else "processing"
     return f"{kind}-time timer {time_ms} of key {describe_record(key)}"
-
-
-def keeps_state(function: Any) -> bool:
-    """Return whether map, flat_map or filter may use keyed state: only ``open`` gets the RuntimeContext."""
-    return isinstance(function, Function) and type(function).open is not Function.open

@@ -11,7 +11,7 @@ from typing import final
 
 from engine.core.records import Batch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.event_time import MAIN_SPLIT, EventTime, stays_columnar
+from engine.operators.event_time import MAIN_SPLIT, EventTime, is_called
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.time.watermarks import WatermarkStrategy
 
@@ -21,28 +21,33 @@ __all__ = ["TimestampsSpec"]
 @final
 @dataclass(frozen=True)
 class TimestampsSpec(OperatorSpec):
+    """``keeps_columns``: as of EventTime."""
+
     strategy: WatermarkStrategy
+    keeps_columns: bool = True
 
     def build(self) -> Operator:
-        return _TimestampsOperator(self.strategy)
+        return _TimestampsOperator(self.strategy, self.keeps_columns)
 
-    @property
-    def emits_columns(self) -> bool:
-        """Whether columns that come in stay columns."""
-        return stays_columnar(self.strategy)
+    def describe(self) -> str:
+        return "by a function: compiled on columns, else interpreted" if is_called(self.strategy) else ""
 
 
 @final
 class _TimestampsOperator(Operator):
     takes_kinds = True
 
-    def __init__(self, strategy: WatermarkStrategy) -> None:
+    def __init__(self, strategy: WatermarkStrategy, keeps_columns: bool) -> None:
         self._strategy = strategy
+        self._keeps_columns = keeps_columns
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
-        self._time = EventTime(self._strategy, ctx, out)
+        self._time = EventTime(self._strategy, ctx, out, keeps_columns=self._keeps_columns)
         self._time.add_split(MAIN_SPLIT)
+
+    def tier(self, planned: str) -> str:
+        return self._time.tier(planned)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         self._time.process(batch)

@@ -22,7 +22,7 @@ from engine.operators.failure import user_error
 from engine.operators.join_state import JOIN_PART, LeftRecords
 from engine.operators.keyed import Keys, last_row, open_keyed_state, open_timers
 from engine.operators.left_windows import SESSIONS_PART, WINDOW_SLOTS_PART, LeftSessions, LeftWindows
-from engine.operators.process import keeps_state
+from engine.operators.opened_functions import keeps_state
 from engine.operators.results import Results, iterator_of
 from engine.operators.window_cells import WindowCells
 from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, final
 
 from engine.core.records import Row
-from engine.operators.compile.callee import callee_of, parameters_of
+from engine.operators.compile.callee import Callee, callee_of, parameters_of
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, If, Kind, Let, Ref
 from engine.operators.compile.shapes import (
@@ -30,7 +30,7 @@ from engine.operators.compile.shapes import (
 from engine.operators.compile.texts import SplitPart
 from engine.operators.compile.values import Values
 
-__all__ = ["Fields", "Outside", "Record", "Shape", "Translation", "WholeRecord", "translate"]
+__all__ = ["Fields", "Outside", "Record", "Shape", "Translation", "WholeRecord", "translate", "translate_with"]
 
 _DEPTH_MAX: Final = 8
 _BLOCKS_MAX: Final = 300  # statements on all paths together
@@ -43,18 +43,31 @@ def translate(function: Any, shape: Shape, *, as_condition: bool = False, method
     Raises: NotCompilable with the reason.
     """
     callee = callee_of(function, method or ("filter" if as_condition else "map"))
+    return translate_with(callee, shape, as_condition=as_condition)
+
+
+def translate_with(
+    callee: Callee, shape: Shape, behind: Sequence[Kind] = (), *, as_condition: bool = False
+) -> Translation:
+    """``behind``: arguments behind the record, which are columns behind its fields. Raises: NotCompilable."""
     node, parameters = parameters_of(callee.function)
-    if len(parameters) != (1 if callee.owner is None else 2):
-        raise NotCompilable("it has more than one argument")
-    translator = _Translator(callee.function, shape, parameters[-1])
     if callee.owner is not None:
-        translator.owner = parameters[0], callee.owner
+        owner, *parameters = parameters or [""]
+    if len(parameters) != 1 + len(behind):
+        raise NotCompilable("it has more than one argument" if not behind else "it has other arguments")
+    translator = _Translator(callee.function, shape, parameters[0])
+    if callee.owner is not None:
+        translator.owner = owner, callee.owner
+    names: Names = {
+        name: Field(len(shape.kinds) + index, kind)
+        for index, (name, kind) in enumerate(zip(parameters[1:], behind, strict=True))
+    }
     result: Record
     try:
         if isinstance(node, ast.Lambda):
-            result = translator.condition(node.body, {}) if as_condition else translator.record(node.body, {})
+            result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
         else:
-            result = translator.block(node.body, {}, as_condition)
+            result = translator.block(node.body, names, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
     if not as_condition:

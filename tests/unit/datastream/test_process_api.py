@@ -148,13 +148,18 @@ def test_only_functions_that_can_ask_for_state_pay_for_it(stream):
 
     class Opened(Plain):
         def open(self, runtime_context):
-            pass
+            self.subtask = runtime_context.get_index_of_this_subtask()
+
+    class Stateful(Plain):
+        def open(self, runtime_context):
+            self.context = runtime_context
 
     keyed = stream.key_by(0)
     assert isinstance(keyed.map(lambda value: value)._node.spec, MapSpec)
     assert isinstance(keyed.map(Plain())._node.spec, MapSpec)
-    assert isinstance(keyed.map(Opened())._node.spec, ProcessSpec)
-    assert isinstance(stream.map(Opened())._node.spec, MapSpec)
+    assert isinstance(keyed.map(Opened())._node.spec, MapSpec)
+    assert isinstance(keyed.map(Stateful())._node.spec, ProcessSpec)
+    assert isinstance(stream.map(Stateful())._node.spec, MapSpec)
 
 
 def test_names_and_ways_in_the_plan(env, stream):

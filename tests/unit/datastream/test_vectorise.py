@@ -23,8 +23,9 @@ from engine.datastream.window import (
     SlidingEventTimeWindows,
     TumblingEventTimeWindows,
 )
-from engine.operators.functions import AggregateFunction, FilterFunction, MapFunction
+from engine.operators.functions import AggregateFunction, FilterFunction, JoinFunction, MapFunction
 from engine.operators.process_functions import ProcessWindowFunction
+from engine.operators.timestamps import TimestampsSpec
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
@@ -107,22 +108,60 @@ class ByMore(TimestampAssigner):
 
 
 @pytest.mark.parametrize(
-    ("assigner", "vectorised"),
-    [
-        (lambda row, at: row[2], True),
-        (ByField(), True),
-        (FieldTimestamps("ts"), True),
-        (ByMore(), False),
-        (lambda row, at: at, False),
-    ],
+    "assigner",
+    [lambda row, at: row[2], ByField(), FieldTimestamps("ts"), ByMore(), lambda row, at: at, lambda row, at: hash(row)],
 )
-def test_windows_are_vectorised_when_the_event_time_is_a_field(env, assigner, vectorised):
+def test_windows_are_vectorised_whatever_the_event_time_is(env, assigner):
     times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(1)).with_timestamp_assigner(assigner)
     stamped = columns(env).assign_timestamps_and_watermarks(times)
     tier = tiers(stamped.key_by("k").window(TUMBLING).aggregate(count(), sum_("v")))["TumblingEventTimeWindows"]
-    assert tier.startswith("vectorised") is vectorised
+    assert tier.startswith("vectorised")
     by_trigger = stamped.key_by("k").window(TUMBLING).trigger(CountTrigger.of(2)).aggregate(count())
     assert not tiers(by_trigger)["TumblingEventTimeWindows"].startswith("vectorised")
+
+
+def test_records_that_nobody_wants_as_columns_stay_the_rows_that_the_assigner_has_seen(env):
+    def keeps_columns(assigner, then):
+        times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(assigner)
+        stamped = columns(env).assign_timestamps_and_watermarks(times)
+        then(stamped).sink_to(DiscardingSink())
+        lowered = lower(reachable(env._sinks[-1:]), batch=False)
+        return [node.spec.keeps_columns for node in lowered if isinstance(node.spec, TimestampsSpec)]
+
+    def called(row, at):
+        return hash(row)
+
+    assert keeps_columns(called, lambda stream: stream.key_by(0).sum(1)) == [True]
+    assert keeps_columns(called, lambda stream: stream.map(repr)) == [False]
+
+
+class Opened(JoinFunction):
+    def open(self, runtime_context):
+        self.subtask = runtime_context.get_index_of_this_subtask()
+
+    def join(self, left, right):
+        return [*left, *right, self.subtask]
+
+
+class Stateful(Opened):
+    def open(self, runtime_context):
+        self.context, self.subtask = runtime_context, 0
+
+
+def test_joins_call_functions_that_were_opened_for_pairs_of_columns_unless_they_may_keep_state(env):
+    def results(function, first, second):
+        joined = first.join(second).where("k").equal_to("k").window(TUMBLING).apply(function)
+        tier = tiers(joined)["Window Join"]
+        with joined.execute_and_collect() as pairs:
+            return tier.split(",")[0], sorted(pairs)
+
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    first, second = (columns(env).assign_timestamps_and_watermarks(times) for _ in range(2))
+    on_columns, found = results(Opened(), first, second)
+    on_rows, wanted = results(Stateful(), first, second)
+    assert (on_columns, on_rows) == ("vectorised", "TumblingEventTimeWindows(1000")
+    assert found == wanted
+    assert len(found) > 100
 
 
 def test_aggregates_of_windows_give_the_same_on_columns_and_on_rows(env):
