@@ -26,6 +26,7 @@ __all__ = [
     "ROW_KINDS",
     "Batch",
     "ColumnBatch",
+    "Named",
     "Row",
     "RowBatch",
     "RowKind",
@@ -74,12 +75,17 @@ class RowBatch:
         return RowBatch(self.rows[start:end], None if stamps is None else stamps[start:end])
 
 
+#: What records of columns are: False = tuples, True = Rows, a class = its objects (``record_class``).
+Named: TypeAlias = bool | type
+
+
 @dataclass(slots=True)
 class ColumnBatch:
     """An Arrow RecordBatch. ``scalar``: the stream's records are the single column's values, not 1-tuples.
 
     ``timestamps_ms``: int64 array, shape (num_rows,), or None. ``named``: the records are Rows with the columns' names,
-    not tuples. Structs within records are Rows, maps are dicts. ``kinds``: of a changelog, int8 values of ``RowKind``,
+    or objects of that class, not tuples; objects come only to an operator that knows them (``Operator.takes_objects``).
+    Structs within records are Rows, maps are dicts. ``kinds``: of a changelog, int8 values of ``RowKind``,
     one a record; its records are Rows, those that insert too. None = no changelog: all are inserted. An operator gets
     kinds only if it says that it knows them (``Operator.takes_kinds``), else Rows.
     """
@@ -87,7 +93,7 @@ class ColumnBatch:
     columns: pa.RecordBatch
     timestamps_ms: np.ndarray[Any, Any] | None = None
     scalar: bool = False
-    named: bool = False
+    named: Named = False
     kinds: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
@@ -105,7 +111,7 @@ class ColumnBatch:
 
     def to_rows(self) -> RowBatch:
         """Return the same records as Python objects: Rows of their kind if they have one, bare values if ``scalar``,
-        Rows if ``named``, else tuples."""
+        Rows or objects if ``named``, else tuples."""
         stamps = None if self.timestamps_ms is None else self.timestamps_ms.tolist()
         lists = python_lists(self.columns)
         if self.kinds is not None:
@@ -115,6 +121,8 @@ class ColumnBatch:
             )
         if self.scalar:
             return RowBatch(lists[0], stamps)
+        if isinstance(self.named, type):
+            return RowBatch(list(map(self.named, *lists)), stamps)
         if self.named:
             names = tuple(self.columns.schema.names)
             return RowBatch([_row_of(names, list(values)) for values in zip(*lists, strict=True)], stamps)

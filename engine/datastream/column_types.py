@@ -22,6 +22,7 @@ from engine.core.type_info import (
 )
 from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
+from engine.operators.column_fields import has_fields
 from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
@@ -32,7 +33,7 @@ from engine.operators.window_contents import ReduceFold
 from engine.operators.window_functions import CoGroupedFunction
 from engine.time.triggers import EventTimeTrigger
 
-__all__ = ["why_rows"]
+__all__ = ["why_not_objects", "why_rows"]
 
 _LISTS = (ListTypeInfo, PrimitiveArrayTypeInfo, BasicArrayTypeInfo, ObjectArrayTypeInfo)
 _FLOATS = (BasicType.FLOAT, BasicType.DOUBLE)
@@ -49,6 +50,30 @@ def why_rows(spec: OperatorSpec, types: Sequence[TypeInformation | None]) -> str
         if isinstance(record, TupleTypeInfo) and (why := _why_of_types(spec, record, selector)):
             return why
     return ""
+
+
+def why_not_objects(spec: OperatorSpec, record: type | None) -> str:
+    """Return why an operator cannot take columns of objects of this class, None = of tuples or Rows; "" = it can."""
+    match spec:
+        case KeyedAggregateSpec(selector, _, field):
+            fields: list[Any] = [*_fields(selector), field]
+        case WindowSpec():
+            fold = spec.fold.given if isinstance(spec.fold, ReduceFold) else None
+            fields = [field for own in (*spec.key_selectors, fold) for field in _fields(own)]
+        case _:
+            fields = []
+    if record is None or has_fields(record, fields):
+        return ""
+    return f"objects of {record.__name__} have no fields by number"
+
+
+def _fields(selector: Any) -> Sequence[Any]:
+    match selector:
+        case ComposedKey(fields):
+            return fields
+        case FieldKey() | FieldAggregate():
+            return (selector.field,)
+    return ()
 
 
 def _selectors(spec: OperatorSpec) -> Sequence[Any]:

@@ -24,7 +24,7 @@ from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
-from engine.datastream.column_types import why_rows
+from engine.datastream.column_types import why_not_objects, why_rows
 from engine.graph.transformation import ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
@@ -67,6 +67,8 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 #: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
 #: microseconds a record more than columns.
 SEQUENCE_MIN = 500_000
+#: They take columns of objects.
+_OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
 #: Their records are those of their input.
 _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
@@ -181,12 +183,17 @@ def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
 def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     """Plan a node with inputs; return what comes out of it."""
     taken = _input_of(node, plan)
+    record = None if taken is None or taken.shape is None else taken.shape.record
     spec: OperatorSpec | None = None
     if taken is not None:
         given = [plan.gives[edge.source.id] for edge in node.inputs]
         plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given))
         if not plan.why_rows[node.id]:
+            plan.why_rows[node.id] = why_not_objects(node.spec, record)
+        if not plan.why_rows[node.id]:
             spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape)
+        if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
+            spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
         if taken.has_kinds and spec is not None:
             spec = _with_kinds(node.spec)
             if spec is None:
@@ -209,6 +216,8 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.tiers[node.id] = tier
     elif taken is not None:
         columns = _emitted(node.spec if spec is None else spec, taken)
+    if record is not None and not isinstance(node.spec, MapSpec | FilterSpec) and spec is None:
+        columns = None  # they become objects for it
     if columns is not None and taken is not None and isinstance(spec or node.spec, _KEEPING):
         columns = dataclasses.replace(columns, type_info=taken.type_info)
     return columns
@@ -382,7 +391,8 @@ def _of_function(spec: MapSpec | FilterSpec, given: _Columns | None) -> tuple[_C
             _of_declared(spec, given) if Kind.OPAQUE in shape.kinds and spec.input_type else (None, interpreted(error))
         )
     if isinstance(result, Fields):
-        return _Columns(Shape(tuple(item.kind for item in result.items), names=result.names)), COMPILED
+        kinds = tuple(item.kind for item in result.items)
+        return _Columns(Shape(kinds, names=result.names, record=result.record)), COMPILED
     if isinstance(result, Expression) and not is_filter:
         return _Columns(Shape((result.kind,), is_scalar=True)), COMPILED
     return given, COMPILED  # the records are those that came

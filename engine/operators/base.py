@@ -98,6 +98,8 @@ class Operator(abc.ABC):
     #: whoever calls it (``batch_for``): it must say that it knows kinds before it can take one that goes for one that
     #: comes.
     takes_kinds: ClassVar[bool] = False
+    #: Likewise, whether columns may come whose records are objects of a class (``ColumnBatch.named``).
+    takes_objects: ClassVar[bool] = False
 
     ctx: OperatorContext
     out: Output
@@ -203,9 +205,13 @@ class Operator(abc.ABC):
 
 
 def batch_for(operator: Operator, batch: Batch) -> Batch:
-    """Return a batch as the operator can take it: where that knows no kinds, Rows in place of columns with kinds."""
-    if type(batch) is ColumnBatch and batch.kinds is not None and not operator.takes_kinds:
-        return batch.to_rows()
+    """Return a batch as the operator can take it: where that knows no kinds, Rows in place of columns with kinds; where
+    it knows no objects of classes, these in place of their columns."""
+    if type(batch) is ColumnBatch:
+        if batch.kinds is not None and not operator.takes_kinds:
+            return batch.to_rows()
+        if batch.named.__class__ is not bool and not operator.takes_objects:
+            return batch.to_rows()
     return batch
 
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.late_dataclass import dataclass
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.after_columns import SLOTS_PART, SilencedOutput
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import named_schema, plain_columns
+from engine.operators.column_fields import has_fields, named_schema, plain_columns
 from engine.operators.column_layout import (
     Layout,
     batch_of,
@@ -126,8 +126,17 @@ def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpe
     return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final, spec.ttl_ms)
 
 
+def _fields_of(spec: KeyedAggregateSpec | KeyedReduceSpec) -> tuple[int | str, ...]:
+    """Return the fields that it asks records for, but for those that a function does."""
+    selector = spec.key_selector
+    keys = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+    return (*keys, spec.field) if isinstance(spec, KeyedAggregateSpec) else keys
+
+
 @final
 class _ColumnAggregateOperator(Operator):
+    takes_objects = True
+
     def __init__(self, spec: ColumnAggregateSpec | ColumnReduceSpec) -> None:
         self._spec = spec
         self._row_spec = _row_spec(spec)
@@ -225,7 +234,7 @@ class _ColumnAggregateOperator(Operator):
             self._slots.spill()
             self._state, self._chosen = self._slots.slots, None
 
-    def _known_columns(self, columns: pa.RecordBatch, named: bool) -> pa.RecordBatch | None:
+    def _known_columns(self, columns: pa.RecordBatch, named: Named) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
         layout = self._layout
         if layout is not None and layout.named != named:
@@ -234,6 +243,8 @@ class _ColumnAggregateOperator(Operator):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
+        if not has_fields(named, _fields_of(self._row_spec)):
+            return None
         schema = named_schema(columns.schema, named)
         layout = layout_of(schema, self._row_spec)
         if layout is None or layout.sums_a_key:

@@ -1,31 +1,51 @@
 """Small things that columnar operators share: fields of a schema or of a function, batches without dictionaries, and
-whether records are Rows, which state and its checkpoints say in the metadata of schemas.
+whether records are Rows or objects, which state and its checkpoints say in the metadata of schemas.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.record_class import class_from, class_pickle
+from engine.core.records import Named
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["are_alike", "column_index", "is_named", "named_schema", "picked_timestamp_field", "plain_columns"]
+__all__ = [
+    "are_alike",
+    "column_index",
+    "has_fields",
+    "is_named",
+    "named_schema",
+    "picked_timestamp_field",
+    "plain_columns",
+]
 
 #: In the metadata of a schema: records are Rows, not tuples.
 _NAMED: Final = {b"records": b"rows"}
+#: In the metadata of a schema: the class that records are objects of, pickled.
+_CLASS: Final = b"class of records"
 
 
-def named_schema(schema: pa.Schema, named: bool) -> pa.Schema:
-    """Return the schema with nothing in its metadata but whether the records are Rows."""
+def named_schema(schema: pa.Schema, named: Named) -> pa.Schema:
+    """Return the schema with nothing in its metadata but whether the records are Rows, or objects of a class."""
+    if isinstance(named, type):
+        return schema.with_metadata({_CLASS: class_pickle(named)})
     return schema.with_metadata(_NAMED if named else None)
 
 
-def is_named(schema: pa.Schema) -> bool:
-    """Whether records of such a schema are Rows."""
-    return _NAMED.items() <= (schema.metadata or {}).items()
+def is_named(schema: pa.Schema) -> Named:
+    """Whether records of such a schema are Rows, or the class that they are objects of."""
+    metadata = schema.metadata
+    if not metadata:
+        return False
+    if _CLASS in metadata:
+        return class_from(metadata[_CLASS])
+    return _NAMED.items() <= metadata.items()
 
 
 def column_index(schema: pa.Schema, field: int | str) -> int:
@@ -34,6 +54,12 @@ def column_index(schema: pa.Schema, field: int | str) -> int:
         return int(schema.get_field_index(field))
     index = field + len(schema) if field < 0 else field
     return index if 0 <= index < len(schema) else -1
+
+
+def has_fields(named: Named, fields: Iterable[int | str | None]) -> bool:
+    """Whether such records have these fields as far as it is a matter of how they are asked for: objects that are no
+    tuples have none by number."""
+    return not isinstance(named, type) or issubclass(named, tuple) or not any(isinstance(own, int) for own in fields)
 
 
 def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
@@ -49,7 +75,7 @@ def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def are_alike(schema: pa.Schema, other: pa.Schema) -> bool:
-    """Whether records of both are of the same types and names, and Rows or tuples."""
+    """Whether records of both are of the same types and names, and Rows, tuples or objects of one class."""
     return bool(schema.types == other.types and schema.names == other.names) and is_named(schema) == is_named(other)
 
 

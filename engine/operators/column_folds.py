@@ -197,4 +197,4 @@ def shape_of_schema(schema: pa.Schema) -> Shape | None:
         kind if exact.get(kind, own) == own else Kind.OPAQUE
         for kind, own in zip(shape.kinds, schema.types, strict=True)
     )
-    return Shape(kinds, names=shape.names)
+    return Shape(kinds, names=shape.names, record=shape.record)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.arrow_arrays import arrow_of, bools_of
+from engine.core.records import Named
 from engine.operators.after_columns import VALUE_COLUMN
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_fields import column_index, is_named
@@ -51,8 +52,8 @@ class Layout:
     choice: RecordChoice | None = None
 
     @property
-    def named(self) -> bool:
-        """Whether records are Rows: said in the schema, so that it is in the state's note."""
+    def named(self) -> Named:
+        """Whether records are Rows, or the class of them: said in the schema, so that it is in the state's note."""
         return is_named(self.schema)
 
     @property

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, named_schema, plain_columns
@@ -162,7 +162,7 @@ class _ColumnSessionOperator(Operator):
         self._is_on_rows = False
         #: the time now, and what of it others have been told
         self._watermark_ms = self._told_ms = TIME_MIN_MS
-        self._named = False  #: records of the current batch are Rows
+        self._named: Named = False  #: records of the current batch are Rows, or objects of a class
         #: when to begin with a pass, or to go on, and how long things are to wait
         self._due_ms: int | None = None
         self._wait_ms = _WAIT_MIN_MS
@@ -321,9 +321,9 @@ class _ColumnSessionOperator(Operator):
             self._folds = folds if as_planned else None
         return None if self._folds is None else self._folds.derived(columns)
 
-    def _defines(self, schema: pa.Schema, named: bool) -> bool:
+    def _defines(self, schema: pa.Schema, named: Named) -> bool:
         if named and self._spec.keeps_record:
-            schema = named_schema(schema, True)
+            schema = named_schema(schema, named)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users and not self._state.is_defined:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import column_index, is_named, plain_columns
 from engine.operators.columns_until_rows import ColumnsUntilRows
@@ -75,7 +75,7 @@ class TopState:
         key = spec.key_selector
         self._is_tuple = isinstance(key, ComposedKey)
         self._fields = key.fields if self._is_tuple else (key.field,)
-        self.named = False
+        self.named: Named = False
         self.clear()
 
     def clear(self) -> None:
@@ -98,7 +98,7 @@ class TopState:
         self._base = 1
         self._num_put = 0
 
-    def define(self, schema: pa.Schema, *, named: bool) -> bool:
+    def define(self, schema: pa.Schema, *, named: Named) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
         from engine.operators.order_lanes import can_order
         from engine.state.slot_columns import can_be_kept, state_column

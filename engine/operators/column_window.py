@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, named_schema, plain_columns
+from engine.operators.column_fields import column_index, has_fields, named_schema, plain_columns
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -172,6 +172,8 @@ def _choosing(rows: WindowSpec, choice: RecordChoice, by_window: bool) -> Column
 
 @final
 class _ColumnWindowOperator(Operator):
+    takes_objects = True
+
     def __init__(self, spec: ColumnWindowSpec) -> None:
         slices = slices_of(spec.rows.assigner)
         assert slices is not None, spec.rows.assigner
@@ -187,7 +189,7 @@ class _ColumnWindowOperator(Operator):
         self._folded_schema: pa.Schema | None = None
         #: the row operator has taken over
         self._is_on_rows = False
-        self._named = False  #: records of the current batch are Rows
+        self._named: Named = False  #: records of the current batch are Rows, or objects of a class
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()
@@ -298,7 +300,7 @@ class _ColumnWindowOperator(Operator):
         if self._state.layout is not None:
             return bool(self._state.layout.schema.types == schema.types) and self._state.named == named
         if named:
-            schema = named_schema(schema, True)
+            schema = named_schema(schema, named)
         if self._spec.seeds is not None:
             return self._state.define(schema, [0])
         if self._spec.is_users:
@@ -309,6 +311,8 @@ class _ColumnWindowOperator(Operator):
                 return False
         selector = self._spec.key_selector
         fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+        if not has_fields(self._named, (*fields, *(aggregate.field for aggregate in self._spec.aggregates))):
+            return False
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
     def _process_columns(

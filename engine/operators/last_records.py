@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, Named
 from engine.operators.base import OperatorContext
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
 from engine.operators.keys import ComposedKey
@@ -68,7 +68,7 @@ class LastRecords:
         self.slots.clear()
         self.schema = None
 
-    def define(self, schema: pa.Schema, *, named: bool) -> bool:
+    def define(self, schema: pa.Schema, *, named: Named) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
         import pyarrow as pa
 

@@ -28,6 +28,7 @@ class RowOperator(Operator):
     """``functions``: one per input, methods of one object if there are several."""
 
     takes_kinds = True  # a function that is called gets Rows of them
+    takes_objects = True
 
     def __init__(self, kind: StepKind, functions: tuple[BoundFunction, ...]) -> None:
         self._functions = functions

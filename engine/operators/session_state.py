@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.records import Named
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
 from engine.operators.session_distinct import SessionDistinct
@@ -212,7 +213,7 @@ class SessionState:
         return self._lateness_ms
 
     @property
-    def named(self) -> bool:
+    def named(self) -> Named:
         """Whether the records that sessions hold are Rows."""
         return self._windows.named
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, Named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ class Unsent:
         self.late += other.late
 
 
-def metadata_of(kind: bytes, *, named: bool = False) -> dict[bytes, bytes]:
+def metadata_of(kind: bytes, *, named: Named = False) -> dict[bytes, bytes]:
     """Return what a stream of this kind says of itself."""
     return {_KIND: kind, _NAMED: b"1" if named else b"0"}
 
@@ -66,7 +66,7 @@ def late_rows(columns: pa.RecordBatch, times_ms: Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=[*columns.schema.names, "time"])
 
 
-def _late_batch(rows: pa.RecordBatch, named: bool) -> ColumnBatch:
+def _late_batch(rows: pa.RecordBatch, named: Named) -> ColumnBatch:
     import pyarrow as pa
 
     *columns, times_ms = rows.columns

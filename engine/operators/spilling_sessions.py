@@ -22,7 +22,7 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import BATCH_ROWS_MAX
+from engine.core.records import BATCH_ROWS_MAX, Named
 from engine.operators.held_rows import HeldRows, TakenRows
 from engine.operators.session_state import Edges, SessionState, Sink
 from engine.operators.session_unsent import DUE, LATE, late_rows, metadata_of
@@ -156,7 +156,7 @@ class SpillingSessions:
         self._held = HeldRows(int(bytes_max * _HELD_SHARE), self._cut.number)
         self._schema: pa.Schema | None = None
         #: whether the records that wait are Rows
-        self.named = False
+        self.named: Named = False
         #: how much the records that wait can add to a sum, and when the first session of theirs could be due
         self._held_bound = 0.0
         self._held_due_ms = TIME_MAX_MS

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.core.records import ColumnBatch
+from engine.core.records import ColumnBatch, Named
 from engine.operators.column_fields import is_named, named_schema
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TOP_PART: Final = "top-records"
 
 
 def chunks_of(
-    pieces: Iterable[tuple[pa.RecordBatch, Array]], key_groups: Iterable[int], *, named: bool
+    pieces: Iterable[tuple[pa.RecordBatch, Array]], key_groups: Iterable[int], *, named: Named
 ) -> dict[int, bytes]:
     """Return chunks by key group. ``pieces``: records and the key group of each."""
     import numpy as np

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.records import Named
 from engine.operators.column_fields import is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.window_distinct import can_be_distinct
@@ -36,8 +37,8 @@ class RecordLayout:
     keys: tuple[int, ...]
 
     @property
-    def named(self) -> bool:
-        """Whether they are Rows."""
+    def named(self) -> Named:
+        """Whether they are Rows, or their class."""
         return is_named(self.schema)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ProgramError
-from engine.core.records import ColumnBatch, python_values
+from engine.core.records import ColumnBatch, Named, python_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
@@ -157,11 +157,11 @@ class WindowState:
         )
 
     @property
-    def named(self) -> bool:
+    def named(self) -> Named:
         """Whether the records that windows hold are Rows."""
         return self._keeps_record and self.layout is not None and self.layout.named
 
-    def is_named(self, schema: pa.Schema) -> bool:
+    def is_named(self, schema: pa.Schema) -> Named:
         """Whether windows of such records would hold Rows."""
         return self._keeps_record and is_named(schema)
 

@@ -10,7 +10,7 @@ import ast
 import builtins
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, final
 
 from engine.core.late_dataclass import dataclass
@@ -20,7 +20,17 @@ from engine.operators.compile.source import tree_of
 from engine.operators.functions import Function
 from engine.operators.row_output import RowMap
 
-__all__ = ["ABSENT", "Callee", "attribute_reader", "callee_of", "name_reader", "parameters_of"]
+__all__ = [
+    "ABSENT",
+    "Callee",
+    "Default",
+    "arguments_of",
+    "attribute_reader",
+    "callee_of",
+    "defaults_of_function",
+    "name_reader",
+    "parameters_of",
+]
 
 #: Stands for the value of a name that has none.
 ABSENT: Final = object()
@@ -89,14 +99,57 @@ def name_reader(function: Any, name: str) -> Callable[[], Any]:
 def parameters_of(function: types.FunctionType) -> tuple[ast.Lambda | ast.FunctionDef, list[str]]:
     """Return the tree of a function that computes what it returns, and the names of its arguments.
 
-    Raises: NotCompilable for what is called otherwise, a generator, or one that is decorated.
+    Raises: NotCompilable for what is called otherwise, or a generator. Decorators make no difference: the function at
+    hand is the one inside of them if its code is.
     """
     node = tree_of(function)
     arguments = node.args
-    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or function.__defaults__:
-        _refuse("it has optional arguments")
+    if arguments.vararg or arguments.kwarg:
+        _refuse("it takes any number of arguments")
     if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         _refuse("it is a generator")
-    if isinstance(node, ast.FunctionDef) and node.decorator_list:
-        _refuse("it is decorated")
-    return node, [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    return node, [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Default:
+    """The value of an argument that a call does not give."""
+
+    value: Any
+
+
+def defaults_of_function(function: types.FunctionType) -> dict[str, Any]:
+    """Return argument → the value that it has if it is not given."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    last = names[len(names) - len(defaults) :]
+    return dict(zip(last, defaults, strict=True)) | (function.__kwdefaults__ or {})
+
+
+def arguments_of(
+    node: ast.Call, parameters: Sequence[str], defaults: Mapping[str, Any], name: str, code: Any = None
+) -> dict[str, ast.expr | Default]:
+    """Return what a call gives each parameter. ``code``: of the function, which says what is given by name or by place
+    only; None = nothing is.
+
+    Raises: NotCompilable for a call with * or **, or one that is an error.
+    """
+    by_name, by_place = (0, 0) if code is None else (code.co_kwonlyargcount, code.co_posonlyargcount)
+    if any(isinstance(argument, ast.Starred) for argument in node.args):
+        _refuse(f"it calls {name} with *")
+    if len(node.args) > len(parameters) - by_name:
+        _refuse(f"it calls {name} with other arguments")
+    given: dict[str, ast.expr | Default] = dict(zip(parameters, node.args))
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            _refuse(f"it calls {name} with **")
+        if keyword.arg in given or keyword.arg not in parameters[by_place:]:
+            _refuse(f"it calls {name} with other arguments")
+        given[keyword.arg] = keyword.value
+    for parameter in parameters:
+        if parameter not in given:
+            if parameter not in defaults:
+                _refuse(f"it calls {name} with other arguments")
+            given[parameter] = Default(defaults[parameter])
+    return given

@@ -11,7 +11,8 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import ColumnBatch, Row
+from engine.core.record_class import fields_of_class
+from engine.core.records import ColumnBatch, Named, Row
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Field, Frame, Kind, Value
 from engine.operators.compile.texts import array_of
@@ -34,7 +35,7 @@ class ColumnFunction:
         self._is_filter = is_filter
         self._schema: pa.Schema | None = None
         #: which records the schema's are: scalar, named, of a changelog
-        self._is_like: tuple[bool, bool, bool] | None = None
+        self._is_like: tuple[bool, Named, bool] | None = None
         self._translation: Translation | None = None
         self._doubts_in_row = 0
         self.reason = ""
@@ -119,12 +120,12 @@ def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> Colum
     match translation.result:
         case WholeRecord():
             return batch
-        case Fields(items, _, names):
+        case Fields(items, _, names, record):
             arrays = [_array(item, frame) for item in items]
             columns = pa.RecordBatch.from_arrays(
                 arrays, names=[f"f{index}" for index in range(len(arrays))] if names is None else list(names)
             )
-            return ColumnBatch(columns, batch.timestamps_ms, named=names is not None)
+            return ColumnBatch(columns, batch.timestamps_ms, named=record or names is not None)
         case Expression() as value:
             return ColumnBatch(
                 pa.RecordBatch.from_arrays([_array(value, frame)], names=["f0"]), batch.timestamps_ms, scalar=True
@@ -152,6 +153,8 @@ def shape_of(batch: ColumnBatch) -> Shape:
     record = batch.slice(0, 1).to_rows().rows[0]
     if batch.scalar:
         return Shape(kinds, is_scalar=True)
+    if isinstance(batch.named, type) and type(record) is batch.named:
+        return Shape(kinds, names=fields_of_class(batch.named), record=batch.named)
     if type(record) is tuple:
         return Shape(kinds)
     if type(record) is Row:

@@ -60,7 +60,7 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar:
+    if shape.is_scalar or shape.record is not None:
         _refuse("its records are no tuples")
     parser = _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds))
     if shape.names is not None and not parser.returns_whole():
@@ -81,7 +81,7 @@ def translate_choice(function: Any, shape: Shape) -> RecordChoice:
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar:
+    if shape.is_scalar or shape.record is not None:
         _refuse("its records are no tuples")
     return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()
 

@@ -32,11 +32,22 @@ def refuse(what: str) -> NoReturn:
 @final
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What records are. ``names``: of a Row's fields; ``is_scalar``: the record is the only field's value."""
+    """What records are. ``names``: of a Row's fields, or of an object's; ``is_scalar``: the record is the only field's
+    value; ``record``: the class that records are objects of, None = tuples or Rows."""
 
     kinds: tuple[Kind, ...]
     is_scalar: bool = False
     names: tuple[str, ...] | None = None
+    record: type | None = None
+
+    @property
+    def has_places(self) -> bool:
+        """Whether a record has its fields by number, too."""
+        return not self.is_scalar and (self.record is None or issubclass(self.record, tuple))
+
+    @property
+    def is_tuple(self) -> bool:
+        return self.has_places and (self.names is None or self.record is not None)
 
 
 @final
@@ -48,11 +59,21 @@ class WholeRecord:
 @final
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The result is a tuple of these, or a Row, which may have ``names``."""
+    """The result is a tuple of these, or a Row, which may have ``names``, or an object of the class ``record`` with
+    these names."""
 
     items: tuple[Expression, ...]
     is_row: bool = False
     names: tuple[str, ...] | None = None
+    record: type | None = None
+
+    def of(self, items: tuple[Expression, ...]) -> Fields:
+        """Return the same of other items."""
+        return Fields(items, self.is_row, self.names, self.record)
+
+    def is_like(self, other: Fields) -> bool:
+        one, two = ((len(own.items), own.is_row, own.names, own.record) for own in (self, other))
+        return one == two
 
 
 Record: TypeAlias = Expression | Fields | WholeRecord
@@ -102,7 +123,7 @@ def constant(value: Any) -> Constant:
 def with_let(number: int, value: Expression, result: Record) -> Record:
     if isinstance(result, Fields):  # evaluated with the first field; the others may refer to it too
         first, *others = result.items
-        return Fields((Let(number, known(value), known(first)), *others), result.is_row, result.names)
+        return result.of((Let(number, known(value), known(first)), *others))
     if isinstance(result, WholeRecord):
         refuse("it computes something and returns the record")
     return Let(number, known(value), result)

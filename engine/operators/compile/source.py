@@ -51,8 +51,10 @@ def tree_of(function: Any) -> ast.Lambda | ast.FunctionDef:
         raise NotCompilable("its source has changed")
     if code.co_name != "<lambda>":
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and node.name == code.co_name and node.lineno == code.co_firstlineno:
-                return node
+            if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+                first = node.decorator_list[0] if node.decorator_list else node
+                if first.lineno == code.co_firstlineno:
+                    return node
         raise NotCompilable("its source is not at hand")
     bodies = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and _holds(node.body, code)]
     if not bodies:

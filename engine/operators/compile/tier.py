@@ -9,10 +9,12 @@ from __future__ import annotations
 import typing
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.record_class import fields_of_class, why_not_plain
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.operators.compile.errors import NotCompilable
 
 if TYPE_CHECKING:
+    from engine.operators.compile.expressions import Kind
     from engine.operators.compile.translate import Shape
 
 __all__ = ["COMPILED", "IF_TYPES_ALLOW", "ON_ROWS", "annotated_shape", "interpreted", "tier_of"]
@@ -61,8 +63,8 @@ def tier_of(function: Any, input_type: TypeInformation | None, *, is_filter: boo
 
 
 def annotated_shape(function: Any, method: str) -> Shape | None:
-    """Return what records are by the annotation of the function's argument: int, float, bool, str, or a tuple of these
-    and others; None = it says nothing that is of use. ``method``: of an object, the one that is called."""
+    """Return what records are by the annotation of the function's argument: int, float, bool, str, or a tuple or plain
+    class of these and others; None = it says nothing of use. ``method``: of an object, the one that is called."""
     from engine.operators.compile.callee import callee_of
     from engine.operators.compile.expressions import Kind
     from engine.operators.compile.translate import Shape
@@ -77,7 +79,18 @@ def annotated_shape(function: Any, method: str) -> Shape | None:
     kinds = {int: Kind.INT, float: Kind.FLOAT, bool: Kind.BOOL, str: Kind.STR}
     if annotation in kinds:
         return Shape((kinds[annotation],), is_scalar=True)
+    if isinstance(annotation, type) and not why_not_plain(annotation):
+        return _shape_of_class(annotation, kinds)
     fields = typing.get_args(annotation)
     if typing.get_origin(annotation) is not tuple or not fields or Ellipsis in fields:
         return None
     return Shape(tuple(kinds.get(field, Kind.OPAQUE) for field in fields))
+
+
+def _shape_of_class(record: type, kinds: dict[Any, Kind]) -> Shape:
+    from engine.operators.compile.expressions import Kind
+    from engine.operators.compile.translate import Shape
+
+    names = fields_of_class(record)
+    hints = typing.get_type_hints(record)
+    return Shape(tuple(kinds.get(hints.get(name), Kind.OPAQUE) for name in names), names=names, record=record)

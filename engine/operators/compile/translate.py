@@ -7,12 +7,22 @@ for ``explain``. A record is a bare value, a tuple (``r[0]``) or a Row (``r.name
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import types
 from collections.abc import Sequence
 from typing import Any, Final, final
 
+from engine.core.record_class import defaults_of, fields_of_class, why_not_plain
 from engine.core.records import Row
-from engine.operators.compile.callee import Callee, callee_of, parameters_of
+from engine.operators.compile.callee import (
+    Callee,
+    Default,
+    arguments_of,
+    callee_of,
+    defaults_of_function,
+    parameters_of,
+)
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, If, Kind, Let, Ref
 from engine.operators.compile.shapes import (
@@ -23,6 +33,7 @@ from engine.operators.compile.shapes import (
     Shape,
     Translation,
     WholeRecord,
+    constant,
     known,
     refuse,
     with_let,
@@ -51,19 +62,20 @@ def translate_with(
 ) -> Translation:
     """``behind``: arguments behind the record, which are columns behind its fields. Raises: NotCompilable."""
     node, parameters = parameters_of(callee.function)
+    num_owners = 0 if callee.owner is None else 1
+    num_given = num_owners + 1 + len(behind)
+    if callee.function.__code__.co_argcount < num_given:
+        raise NotCompilable("it has too few arguments" if behind else "it has no argument")
+    translator = _Translator(callee.function, shape, parameters[num_owners])
     if callee.owner is not None:
-        owner, *parameters = parameters or [""]
-    if len(parameters) != 1 + len(behind):
-        raise NotCompilable("it has more than one argument" if not behind else "it has other arguments")
-    translator = _Translator(callee.function, shape, parameters[0])
-    if callee.owner is not None:
-        translator.owner = owner, callee.owner
-    names: Names = {
+        translator.owner = parameters[0], callee.owner
+    columns: Names = {
         name: Field(len(shape.kinds) + index, kind)
-        for index, (name, kind) in enumerate(zip(parameters[1:], behind, strict=True))
+        for index, (name, kind) in enumerate(zip(parameters[num_owners + 1 : num_given], behind, strict=True))
     }
     result: Record
     try:
+        names = columns | translator.names_of_defaults(parameters[num_given:])
         if isinstance(node, ast.Lambda):
             result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
         else:
@@ -77,6 +89,14 @@ def translate_with(
 
 @final
 class _Translator(Values):
+    def names_of_defaults(self, parameters: Sequence[str]) -> Names:
+        """Return what stands for the arguments that are never given."""
+        defaults = self._defaults(self._function) if parameters else {}
+        for parameter in parameters:
+            if parameter not in defaults:
+                refuse("it has more than one argument")
+        return {parameter: constant(defaults[parameter]) for parameter in parameters}
+
     # --- statements
 
     def block(self, statements: Sequence[ast.stmt], names: Names, as_condition: bool) -> Record:
@@ -138,7 +158,7 @@ class _Translator(Values):
         return result
 
     def _unpacked(self, value: ast.expr, names: Names, count: int) -> list[Expression]:
-        if self._is_record(value, names) and not self._shape.is_scalar:
+        if self._is_record(value, names) and self._shape.has_places:
             if count != len(self._shape.kinds):
                 refuse(f"it unpacks {count} of {len(self._shape.kinds)} fields")
             return [self._field(index) for index in range(count)]
@@ -158,15 +178,70 @@ class _Translator(Values):
         match node:
             case ast.Tuple(elements) if elements:
                 return Fields(tuple(self.value(element, names) for element in elements))
-            case ast.Call(ast.Name(name)) if self._is_outside(name, names):
-                function = self._outside(name)
-                if function is Row:
-                    return self._row(node, names)
-                if isinstance(function, types.FunctionType):
-                    return self._inlined(function, node, names)
+            case ast.Call():
+                made = self._called(node, names)
+                if made is not None:
+                    return made
             case ast.IfExp(test, body, orelse):
                 return self._branch(self.condition(test, names), self.record(body, names), self.record(orelse, names))
         return self.value(node, names)
+
+    def _called(self, node: ast.Call, names: Names) -> Record | None:
+        """Translate a call that gives a record, or may; None = it gives a value."""
+        match node.func:
+            case ast.Attribute(owner, "_replace") if self._is_record(owner, names) and not node.args:
+                if self._shape.is_tuple and self._shape.record is not None:
+                    return self._replaced(node.keywords, names)
+            case ast.Attribute(owner, method) if self._is_record(owner, names) and self._shape.record is not None:
+                return self._inlined(self._method(method), _with_first(owner, node), names)
+            case ast.Attribute(ast.Name(module), "replace") if self._is_outside(module, names):
+                if self._outside(module) is dataclasses:
+                    return self._called_replace(node, names)
+            case ast.Name(name) if self._is_outside(name, names):
+                function = self._outside(name)
+                if function is Row:
+                    return self._row(node, names)
+                if function is dataclasses.replace:
+                    return self._called_replace(node, names)
+                if isinstance(function, types.FunctionType):
+                    return self._inlined(function, node, names)
+                if isinstance(function, type) and fields_of_class(function):
+                    return self._object(function, node, names)
+        return None
+
+    def _object(self, kind: type, node: ast.Call, names: Names) -> Fields:
+        why = why_not_plain(kind)
+        if why:
+            refuse(f"it makes a {kind.__name__}, which is more than its fields: {why}")
+        match node.args:
+            case [ast.Starred(ast.Name() as record)] if self._is_record(record, names) and self._shape.has_places:
+                every: list[ast.expr] = [
+                    ast.Subscript(record, ast.Constant(at)) for at in range(len(self._shape.kinds))
+                ]
+                node = ast.Call(node.func, every, node.keywords)
+        fields = fields_of_class(kind)
+        given = arguments_of(node, list(fields), defaults_of(kind), kind.__name__)
+        items = tuple(self._argument(given[field], names) for field in fields)
+        return Fields(items, False, fields, kind)
+
+    def _argument(self, given: ast.expr | Default, names: Names) -> Expression:
+        return constant(given.value) if isinstance(given, Default) else self.value(given, names)
+
+    def _called_replace(self, node: ast.Call, names: Names) -> Fields:
+        """Translate ``dataclasses.replace(record, field=value)``."""
+        record = self._shape.record
+        if record is None or self._shape.is_tuple or len(node.args) != 1 or not self._is_record(node.args[0], names):
+            refuse("it calls replace() of something else than the record")
+        return self._replaced(node.keywords, names)
+
+    def _replaced(self, changes: Sequence[ast.keyword], names: Names) -> Fields:
+        shape = self._shape
+        assert shape.names is not None
+        values = {change.arg: self.value(change.value, names) for change in changes}
+        if not values.keys() <= set(shape.names) or len(values) < len(changes):
+            refuse("it replaces a field that its records do not have")
+        items = tuple(values.get(name, self._field(index)) for index, name in enumerate(shape.names))
+        return Fields(items, False, shape.names, shape.record)
 
     def _row(self, node: ast.Call, names: Names) -> Fields:
         fields = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
@@ -183,23 +258,22 @@ class _Translator(Values):
         self._num_blocks += 1
         if self._depth >= _DEPTH_MAX or self._num_blocks > _BLOCKS_MAX:
             refuse("its functions call each other too often")
-        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
-            refuse("it calls with keywords or *")
         if function not in self._trees:
             self._trees[function] = parameters_of(function)
         tree, parameters = self._trees[function]
-        if len(parameters) != len(node.args):
-            refuse(f"it calls {function.__name__} with other arguments")
+        defaults = self._defaults(function)
         record = ""
         given: Names = {}
         lets: list[tuple[int, Expression]] = []
-        for parameter, argument in zip(parameters, node.args, strict=True):
-            if self._is_record(argument, names) and not self._shape.is_scalar:
+        for parameter, argument in arguments_of(
+            node, parameters, defaults, function.__name__, function.__code__
+        ).items():
+            if isinstance(argument, ast.expr) and self._is_record(argument, names) and not self._shape.is_scalar:
                 if record:
                     refuse(f"it gives {function.__name__} the record twice")
                 record = parameter
                 continue
-            value = self.value(argument, names)
+            value = self._argument(argument, names)
             if not isinstance(value, Field):  # evaluated once, whether it is used or not
                 lets.append((self._next_let(), known(value)))
                 value = Ref(lets[-1][0], value.kind)
@@ -217,18 +291,25 @@ class _Translator(Values):
             result = with_let(number, value, result)
         return result
 
+    def _defaults(self, function: types.FunctionType) -> dict[str, Any]:
+        """Return the values of arguments that are not given, which are watched from now on."""
+        if function.__defaults__ or function.__kwdefaults__:
+            for name in ("__defaults__", "__kwdefaults__"):
+                self._watch((function, name), functools.partial(getattr, function, name))
+        return defaults_of_function(function)
+
     def _branch(self, test: Expression, then: Record, other: Record) -> Record:
-        if isinstance(then, Fields) and isinstance(other, Fields) and _are_alike(then, other):
+        if isinstance(then, Fields) and isinstance(other, Fields) and then.is_like(other):
             ref = Ref(self._next_let(), Kind.BOOL)
             first, *others = [If(ref, known(one), known(two)) for one, two in zip(then.items, other.items, strict=True)]
-            return Fields((Let(ref.number, test, first), *others), then.is_row, then.names)
+            return then.of((Let(ref.number, test, first), *others))
         if isinstance(then, Expression) and isinstance(other, Expression):
             return If(test, known(then), known(other))
         refuse("its branches return different things")
 
 
-def _are_alike(one: Fields, two: Fields) -> bool:
-    return (len(one.items), one.is_row, one.names) == (len(two.items), two.is_row, two.names)
+def _with_first(argument: ast.expr, node: ast.Call) -> ast.Call:
+    return ast.Call(node.func, [argument, *node.args], node.keywords)
 
 
 def _as_declared(result: Record, shape: Shape, names: tuple[str, ...] | None) -> Record:
@@ -237,11 +318,14 @@ def _as_declared(result: Record, shape: Shape, names: tuple[str, ...] | None) ->
     if names is not None:
         if isinstance(result, Expression) and result.kind is Kind.OPAQUE:
             refuse("it hands on a field that may become a Row")
-        if isinstance(result, WholeRecord) and shape.names is None:
+        if isinstance(result, WholeRecord) and shape.is_tuple:
             result = Fields(tuple(Field(index, kind) for index, kind in enumerate(shape.kinds)))
             if len(result.items) != len(names):
                 return WholeRecord()
-        if isinstance(result, Fields) and result.names is None and len(result.items) == len(names):
+        is_tuple = isinstance(result, Fields) and (
+            result.names is None if result.record is None else issubclass(result.record, tuple)
+        )
+        if isinstance(result, Fields) and is_tuple and len(result.items) == len(names):
             result = Fields(result.items, True, names)
     if isinstance(result, Fields) and result.is_row and result.names is None:
         refuse("it makes Rows without names")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from engine.core.records import Row
@@ -107,6 +107,10 @@ class Values:
         """Translate what another function of the program gives."""
         raise NotImplementedError
 
+    def _called(self, node: ast.Call, names: Names) -> Record | None:
+        """Translate a call of a function of the program, or of a class; None = it is of another one."""
+        raise NotImplementedError
+
     def _is_record(self, node: ast.expr, names: Names) -> bool:
         return isinstance(node, ast.Name) and node.id == self._parameter and node.id not in names
 
@@ -155,10 +159,7 @@ class Values:
             ):
                 return self._field_by(-key)
             case ast.Attribute(owner, name) if self._is_record(owner, names):
-                own = self._shape.names
-                if own is None or name not in own or hasattr(Row, name):
-                    refuse(f"its records have no field .{name}")
-                return self._field(own.index(name))
+                return self._field_or_property(owner, name, names)
             case ast.Subscript(owner, ast.Constant(int() as index)) if type(index) is int and index >= 0:
                 split = self._split_of(owner, names)
                 if split is not None:
@@ -169,10 +170,48 @@ class Values:
                 return constant(self._outside(name))
         refuse(f"it has a {type(node).__name__}")
 
+    def _field_or_property(self, record: ast.expr, name: str, names: Names) -> Expression:
+        own, kind = self._shape.names, self._shape.record
+        if own is not None and name in own and (kind is not None or not hasattr(Row, name)):
+            return self._field(own.index(name))
+        if kind is None:
+            refuse(f"its records have no field .{name}")
+        found = self._of_class(name)
+        if not isinstance(found, property):
+            return constant(found)
+        if not isinstance(found.fget, types.FunctionType):
+            refuse(f"it uses .{name}, which is no plain property")
+        result = self._inlined(found.fget, ast.Call(record, [record], []), names)
+        return result if isinstance(result, Expression) else refuse(f"{name} gives a record")
+
+    def _of_class(self, name: str) -> Any:
+        """Return what the records' class has under a name, as it lies there; it is watched from now on."""
+        kind = self._shape.record
+        assert kind is not None
+        found = self._watch(("class", name), attribute_reader(kind, name))
+        if found is ABSENT or name.startswith("__"):
+            refuse(f"its records have no field .{name}")
+        return found
+
+    def _method(self, name: str) -> types.FunctionType:
+        """Return a method of the records' class."""
+        found = self._of_class(name)
+        if not isinstance(found, types.FunctionType) or name in (self._shape.names or ()):
+            refuse(f"it calls .{name}(), which is no plain method")
+        return found
+
+    def _watch(self, key: Any, read: Callable[[], Any]) -> Any:
+        """Return a value that counts as a constant from now on; ``key``: what it is known by."""
+        if key not in self.outside:
+            self.outside[key] = Outside(read, read())
+        return self.outside[key].value
+
     def _field_by(self, key: Any) -> Field:
         shape = self._shape
         if shape.is_scalar:
             refuse("its records are bare values")
+        if not shape.has_places or (shape.record is not None and type(key) is str):
+            refuse(f"its records have no field [{key!r}]")
         if type(key) is int and -len(shape.kinds) <= key < len(shape.kinds):
             return self._field(key % len(shape.kinds))
         if type(key) is str and shape.names is not None and key in shape.names:
@@ -191,11 +230,7 @@ class Values:
         assert self.owner is not None
         if name.startswith("__"):  # Python knows it by another name
             refuse(f"it uses self.{name}")
-        key = "self", name
-        if key not in self.outside:
-            read = attribute_reader(self.owner[1], name)
-            self.outside[key] = Outside(read, read())
-        value = self.outside[key].value
+        value = self._watch(("self", name), attribute_reader(self.owner[1], name))
         if value is ABSENT:
             refuse(f"self.{name} is not set")
         return value
@@ -205,10 +240,7 @@ class Values:
         code = self._function.__code__
         if name in code.co_varnames or name in code.co_cellvars:
             refuse(f"{name} is not assigned on every path")
-        if name not in self.outside:
-            read = name_reader(self._function, name)
-            self.outside[name] = Outside(read, read())
-        value = self.outside[name].value
+        value = self._watch(name, name_reader(self._function, name))
         if value is ABSENT:
             refuse(f"{name} is not defined")
         return value
@@ -347,14 +379,14 @@ class Values:
         return None
 
     def _call(self, node: ast.Call, names: Names) -> Expression:
+        made = self._called(node, names)
+        if made is not None:
+            return made if isinstance(made, Expression) else refuse("it uses a record that it makes")
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             refuse("it calls with keywords or *")
         match node.func:
             case ast.Name(name) if self._is_outside(name, names):
                 function = self._outside(name)
-                if isinstance(function, types.FunctionType):
-                    result = self._inlined(function, node, names)
-                    return result if isinstance(result, Expression) else refuse(f"{name} gives a record")
                 return self._builtin(function, name, [known(self.value(argument, names)) for argument in node.args])
             case ast.Attribute(ast.Name(module), "sqrt") if self._is_outside(module, names):
                 if self._outside(module) is not math or len(node.args) != 1:

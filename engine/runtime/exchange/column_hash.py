@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.core.records import ColumnBatch
+from engine.operators.column_fields import has_fields
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.state.column_hash import groups_of_rows, hash_of_column, warm_up
 
@@ -32,6 +33,8 @@ def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool
             return None
     if batch.scalar:
         return None  # records are bare values: field 0 is a part of the value
+    if not has_fields(batch.named, fields):
+        return None
     columns = []
     for field in fields:
         num_columns = batch.columns.num_columns

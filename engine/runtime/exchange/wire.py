@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 from engine.core.errors import InternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.core.late_dataclass import dataclass
-from engine.core.records import Batch, ColumnBatch, RowBatch
+from engine.core.record_class import class_from, class_pickle
+from engine.core.records import Batch, ColumnBatch, Named, RowBatch
 from engine.protocol.stream import Element, Records
 from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, widths_of
 from engine.runtime.exchange.row_pickle import RowPickler
@@ -49,7 +50,7 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Raised whenever a frame's meaning changes; slots of different versions refuse each other.
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 #: payload size, channel, kind
 HEADER: Final = struct.Struct("<QIB3x")
 _HELLO: Final = struct.Struct("<4sHH32s")
@@ -62,6 +63,7 @@ _FLAG_STAMPS: Final = 2
 _FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 _FLAG_PLAIN: Final = 16  # values of one column after the other, each column from a multiple of 8 bytes on
+_FLAG_CLASS: Final = 64  # records are objects of the class that came last
 _FLAG_KINDS: Final = 32  # behind the timestamps, a byte each, filled up to a multiple of 8
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
@@ -95,6 +97,7 @@ class FrameKind(enum.IntEnum):
     ERROR = 16
     PACKED_ROWS = 17
     PACKED_COLUMNS = 18
+    RECORD_CLASS = 19
 
     @property
     def is_records(self) -> bool:
@@ -104,7 +107,7 @@ class FrameKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An encoded element, or a part of one (a schema)."""
+    """An encoded element, or a part of one (a schema, a class)."""
 
     kind: FrameKind
     buffers: Sequence[Buffer]
@@ -178,6 +181,7 @@ class Encoder:
         self._codec = codec
         self._plain = PlainColumns()  #: knows the schema that the reader has
         self._has_dictionary = False
+        self._record_class: type | None = None  #: the one that the reader has
         self._rows = RowPickler(operator_name)
 
     def encode(self, element: Element) -> list[Frame]:
@@ -200,7 +204,16 @@ class Encoder:
 
     def _encode_columns(self, batch: ColumnBatch) -> list[Frame]:
         columns = batch.columns
-        flags = (_FLAG_SCALAR if batch.scalar else 0) | (_FLAG_NAMED if batch.named else 0)
+        frames: list[Frame] = []
+        flags = _FLAG_SCALAR if batch.scalar else 0
+        if isinstance(batch.named, type):
+            flags |= _FLAG_CLASS
+            if batch.named is not self._record_class:
+                self._record_class = batch.named
+                pickled = class_pickle(batch.named)
+                frames.append(Frame(FrameKind.RECORD_CLASS, (pickled,), len(pickled)))
+        elif batch.named:
+            flags |= _FLAG_NAMED
         stamps: Buffer = b""
         if batch.timestamps_ms is not None:
             flags |= _FLAG_STAMPS
@@ -209,7 +222,6 @@ class Encoder:
         if batch.kinds is not None:
             flags |= _FLAG_KINDS
             kinds = batch.kinds.astype("i1", copy=False).tobytes() + bytes(-len(batch) % _ALIGNMENT)
-        frames: list[Frame] = []
         values: list[Buffer]
         if self._plain.see(columns.schema):
             self._has_dictionary = _has_dictionary(columns.schema)
@@ -275,6 +287,7 @@ class Decoder:
     def __init__(self) -> None:
         self._schema: pa.Schema | None = None
         self._widths: tuple[int, ...] | None = None
+        self._record_class: type | None = None
 
     def decode(self, kind: FrameKind, payload: Buffer) -> Element | RemoteError | None:
         """Return the element, or None when the frame only prepares the next ones."""
@@ -297,6 +310,9 @@ class Decoder:
 
                 self._schema = pa.ipc.read_schema(pa.py_buffer(payload))
                 self._widths = widths_of(self._schema)
+                return None
+            case FrameKind.RECORD_CLASS:
+                self._record_class = class_from(bytes(payload))
                 return None
             case FrameKind.EVENT:
                 event: Element = pickle.loads(payload)
@@ -331,7 +347,11 @@ class Decoder:
         else:
             assert self._schema is not None, "columns before their schema"
             columns = pa.ipc.read_record_batch(message, self._schema)
-        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), bool(flags & _FLAG_NAMED), kinds)
+        named: Named = bool(flags & _FLAG_NAMED)
+        if flags & _FLAG_CLASS:
+            assert self._record_class is not None, "objects before their class"
+            named = self._record_class
+        return ColumnBatch(columns, stamps, bool(flags & _FLAG_SCALAR), named, kinds)
 
     def _plain_columns(self, values: pa.Buffer, num_rows: int) -> pa.RecordBatch:
         import pyarrow as pa

@@ -571,7 +571,6 @@ def test_a_helper_that_is_replaced_or_whose_names_change_is_translated_again():
     "source",
     [
         "def f(r):\n    return f(r - 1) if r > 0 else r\n",
-        "def g(x, y=2):\n    return x * y\nf = lambda r: g(r)\n",
         "def g(x):\n    yield x\nf = lambda r: g(r)\n",
         "def g(x):\n    return x, x\nf = lambda r: g(r) < 3\n",
         "def g(x):\n    pass\nf = lambda r: g(r)\n",

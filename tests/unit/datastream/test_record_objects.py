@@ -1,0 +1,89 @@
+"""Programs whose records are dataclass objects: columns between operators, objects wherever Python code sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from engine.common import Time, Types, WatermarkStrategy
+from engine.datastream import StreamExecutionEnvironment
+from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
+from engine.datastream.window import EventTimeSessionWindows, TumblingEventTimeWindows
+
+TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.DOUBLE(), Types.LONG()])
+TIMES = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+COMPILED = "compiled on columns, else interpreted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    key: int
+    price: float
+    name: str = "x"
+
+
+def order_of(r) -> Order:
+    return Order(r.k % 5, r.v * 2)
+
+
+def is_dear(o: Order) -> bool:
+    return o.price > 20
+
+
+@pytest.fixture
+def env():
+    environment = StreamExecutionEnvironment.create_local_environment(2)
+    environment.set_parallelism(2)
+    return environment
+
+
+def orders(env, is_columns):
+    if is_columns:
+        source = DataGeneratorSource.of_columns(lambda i: (i % 7, i / 2, i * 100), 100, TYPED)
+        stream = env.from_source(source, WatermarkStrategy.no_watermarks(), "gen").set_parallelism(1)
+    else:
+        stream = env.from_collection([(i % 7, i / 2, i * 100) for i in range(100)], TYPED)
+    return stream.assign_timestamps_and_watermarks(TIMES).set_parallelism(1).map(order_of).set_parallelism(1)
+
+
+def tiers(stream):
+    stream.sink_to(DiscardingSink())
+    graph, _ = stream.get_execution_environment()._build("plan")
+    return {info.name.removeprefix("Sink: "): info.tier for vertex in graph.vertices for info in vertex.operators}
+
+
+def test_the_plan_says_what_takes_columns_of_objects(env):
+    stream = orders(env, True).filter(is_dear)
+    window = TumblingEventTimeWindows.of(Time.seconds(1))
+    told = tiers(stream.map(lambda o: o.price + 1).name("more"))
+    assert told["Map"] == told["Filter"] == told["more"] == COMPILED
+    assert tiers(stream.key_by("key").sum("price"))["Keyed Aggregation"] == "vectorised"
+    by_number = tiers(stream.key_by(0).sum("price"))["Keyed Aggregation"]
+    assert by_number == "built-in on rows: objects of Order have no fields by number"
+    assert tiers(stream.key_by("key").window(window).max("price"))["TumblingEventTimeWindows"].startswith("vectorised")
+    sessions = stream.key_by("key").window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
+    assert tiers(sessions.sum("price"))["EventTimeSessionWindows"].endswith("its records are objects of Order")
+    refused = tiers(stream.map(lambda o: o.nothing).name("refused"))["refused"]
+    assert refused == "interpreted (its records have no field .nothing)"
+
+
+def results(env, is_columns):
+    keyed = orders(env, is_columns).filter(is_dear).set_parallelism(1).key_by("key")
+    window = TumblingEventTimeWindows.of(Time.seconds(1))
+    for stream in (
+        orders(env, is_columns),
+        keyed.sum("price"),
+        keyed.window(window).max("price"),
+        keyed.window(EventTimeSessionWindows.with_gap(Time.milliseconds(300))).sum("price"),
+        keyed.max_by("price").map(lambda o: [dataclasses.astuple(o)]),
+    ):
+        with stream.execute_and_collect() as found:
+            yield sorted(map(repr, found))
+
+
+def test_results_are_those_of_rows(env):
+    ours, theirs = list(results(env, True)), list(results(env, False))
+    assert ours == theirs
+    assert ours[0][0] == "Order(key=0, price=0.0, name='x')"
+    assert all(len(found) > 10 for found in ours)
