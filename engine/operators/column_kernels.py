@@ -13,6 +13,7 @@ import numpy as np
 __all__ = [
     "add_floats",
     "add_ints",
+    "choose_codes_of_rows",
     "choose_of_rows",
     "choose_running",
     "count_rows",
@@ -247,6 +248,22 @@ def choose_of_rows(rows: Any, slots: Any, values: Any, law: tuple[int, bool], ac
         slot = slots[row]
         if _takes_over(law, values[row], acc[slot]):
             acc[slot] = values[row]
+            taken[num_taken] = row
+            num_taken += 1
+    return num_taken
+
+
+@numba.njit(nogil=True, cache=True)
+def choose_codes_of_rows(
+    rows: Any, slots: Any, codes: Any, ranks: Any, law: tuple[int, bool], acc: Any, taken: Any
+) -> int:
+    """As ``choose_of_rows`` of values that are codes, with their ranks, int32, by code."""
+    num_taken = 0
+    for i in range(rows.size):
+        row = rows[i]
+        slot = slots[row]
+        if _takes_over(law, ranks[codes[row]], ranks[acc[slot]]):
+            acc[slot] = codes[row]
             taken[num_taken] = row
             num_taken += 1
     return num_taken

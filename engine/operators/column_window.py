@@ -3,7 +3,7 @@
 A batch finds the slots of its keys once; each slice of time (``window_slices``) has a pane of accumulators by slot
 (``window_panes``); a window is one pane, or several that are merged when it fires. Semantics are those of
 ``operators/window``: lateness by window, one result more for each late record, what is too late to a side output. Types
-that kernels do not know (text to be compared, averages of decimals…) make the row operator take over before the first
+that kernels do not know (averages of decimals, sums of texts…) make the row operator take over before the first
 record. Sums of floats over several slices are added slice by slice, so the last digits may differ from those on rows.
 What depends on the order of a window's records (first, last, records, functions of the user's) cannot be put together
 of slices, into which they came mixed: there each window has a pane of its own, and a record goes into several.

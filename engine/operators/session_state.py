@@ -438,9 +438,7 @@ class SessionState:
             self._compact()
         self._forget_codes(0)
         for own in windows._fields:
-            own.values = own.valid = None  # of a batch
-            if own.codes is not None:
-                own.codes.trim()
+            own.forget_batch()
         windows._taken = np.zeros(0, np.int32)
         for distinct in self._distinct:
             distinct.trim(live.size)

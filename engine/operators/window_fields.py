@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Named
+from engine.operators.code_order import CodeOrder
 from engine.operators.column_fields import is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.window_distinct import can_be_distinct
@@ -22,7 +23,7 @@ from engine.state.slot_table import SlotTable
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["AggregatedField", "RecordLayout", "can_be_aggregated", "codes_for"]
+__all__ = ["AggregatedField", "RecordLayout", "averages", "can_be_aggregated", "codes_for", "field_of_kind"]
 
 #: Floats that are coded, by their bits: 0.0 and -0.0 are two values in a record, though they are one key.
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
@@ -45,7 +46,8 @@ class RecordLayout:
 @final
 @dataclass
 class AggregatedField:
-    """A field that is aggregated. ``present``: the column of panes that counts its values, 0 = that of records."""
+    """A field that is aggregated. ``present``: the column of panes that counts its values, 0 = that of records;
+    ``order``: of codes that are compared."""
 
     index: int
     kind: pa.DataType
@@ -53,6 +55,18 @@ class AggregatedField:
     codes: SlotTable | None
     values: Array | None = None
     valid: Array | None = None
+    order: CodeOrder | None = None
+
+    @property
+    def is_only_kept(self) -> bool:
+        """Whether it is coded, and never compared: in a record null is a value of its own then."""
+        return self.codes is not None and self.order is None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes."""
+        held = 0 if self.codes is None else self.codes.nbytes
+        return held if self.order is None else held + self.order.nbytes
 
     @property
     def is_float(self) -> bool:
@@ -102,10 +116,40 @@ class AggregatedField:
 
     def forget_codes(self) -> None:
         self.codes = codes_for(self.kind)
+        if self.order is not None:
+            self.order = CodeOrder(self.codes)
+
+    def forget_batch(self) -> None:
+        """Give back what can be had again."""
+        self.values = self.valid = None
+        if self.codes is not None:
+            self.codes.trim()
+            if self.order is not None:
+                self.order = CodeOrder(self.codes)
+
+    def comparable(self, values: Array, others: Array) -> tuple[Array, Array]:
+        """Return numbers in the order of these values, which are as panes hold them."""
+        if self.order is None:
+            return values, others
+        ranks = self.order.ranks(values, others)
+        return ranks[values], ranks[others]
 
 
 def _sum_kind(kind: pa.DataType) -> pa.DataType:
     return pa.decimal128(max(kind.precision, SUM_DIGITS_MAX), kind.scale)
+
+
+def field_of_kind(index: int, kind: pa.DataType, is_compared: bool) -> AggregatedField:
+    """``is_compared``: or added; else it is only kept."""
+    if is_compared and is_compared_by_rank(kind):
+        codes = codes_for(kind)
+        return AggregatedField(index, kind, 0, codes, order=CodeOrder(codes))
+    return AggregatedField(index, kind, 0, None if is_compared or is_int64_like(kind) else codes_for(kind))
+
+
+def is_compared_by_rank(kind: pa.DataType) -> bool:
+    """Whether it is text or bytes."""
+    return is_text_like(kind) and not pa.types.is_decimal(kind)
 
 
 def codes_for(kind: pa.DataType) -> SlotTable:
@@ -125,9 +169,20 @@ def can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
         case "avg":
             return is_number  # of decimals: each one has as many places as it needs
         case "min" | "max":
-            return is_number or is_decimal or (bool(pa.types.is_temporal(kind)) and is_int64_like(kind))
+            is_other = pa.types.is_temporal(kind) or pa.types.is_boolean(kind)
+            return is_number or is_decimal or (is_other and is_int64_like(kind)) or is_compared_by_rank(kind)
         case "first" | "last":
             return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
         case "count_distinct":
             return can_be_distinct(kind)
     return False
+
+
+def averages(sums: Array, nums: Array) -> pa.Array:
+    """Return each sum, of integers or floats, by the number of its values, as Python divides; null where that is 0."""
+    present = nums > 0
+    made = np.divide(sums, nums, out=np.zeros(nums.size), where=present)
+    if sums.dtype != np.float64:
+        for large in np.flatnonzero(np.abs(sums) > 1 << 53).tolist():
+            made[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
+    return arrow_of(made, mask=None if present.all() else ~present)

@@ -6,6 +6,7 @@ whose count is 0 has nothing in the slice. Floats stand there as their bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -32,9 +33,19 @@ class Accumulator:
     is_float: bool
     seed: int | float | None = None
 
-    def merge(self, target: Array, source: Array, slots: Array, fresh: Array, *, plainly: bool = False) -> None:
+    def merge(
+        self,
+        target: Array,
+        source: Array,
+        slots: Array,
+        fresh: Array,
+        *,
+        comparable: Callable[[Array, Array], tuple[Array, Array]],
+        plainly: bool = False,
+    ) -> None:
         """Take up ``source``, which comes after ``target``, both (slots, columns); ``slots``: those that source has a
-        value of; ``fresh``: of these, whether target has none. ``plainly``: a NaN wins only where it came first."""
+        value of; ``fresh``: of these, whether target has none. ``comparable``: gives numbers in the order of what both
+        hold. ``plainly``: a NaN wins only where it came first."""
         into, of = _typed(target, self)[slots], _typed(source, self)[slots]
         match self.kind:
             case "sum":
@@ -42,9 +53,11 @@ class Accumulator:
                 if not self.is_float and (((into ^ merged) & (of ^ merged)) < 0).any():
                     raise OverflowError("a sum of a window does not fit into 64 bits")
             case "min":
-                merged = np.where((of < into) | ((of != of) & (not plainly)), of, into)
+                before, after = comparable(into, of)
+                merged = np.where((after < before) | ((of != of) & (not plainly)), of, into)
             case "max":
-                merged = np.where((of > into) | ((of != of) & (not plainly)), of, into)
+                before, after = comparable(into, of)
+                merged = np.where((after > before) | ((of != of) & (not plainly)), of, into)
             case "first":
                 merged = into
             case "last":

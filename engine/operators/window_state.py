@@ -21,9 +21,16 @@ from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.record_choice import RecordChoice
 from engine.operators.window_changes import WindowChanges
 from engine.operators.window_distinct import DistinctValues
-from engine.operators.window_fields import AggregatedField, RecordLayout, can_be_aggregated, codes_for
+from engine.operators.window_fields import (
+    AggregatedField,
+    RecordLayout,
+    averages,
+    can_be_aggregated,
+    codes_for,
+    field_of_kind,
+)
 from engine.operators.window_panes import Accumulator, Pane
-from engine.state.arrow_views import is_int64_like, valid_mask, values_of
+from engine.state.arrow_views import valid_mask, values_of
 from engine.state.slot_table import SlotTable, can_be_key
 from engine.time.windows import TIME_MIN_MS
 
@@ -101,12 +108,12 @@ class WindowState:
         self._table = SlotTable([schema.types[key] for key in keys])
         seeds = self._seeds or [None] * len(indexes)
         # Of any type: what is added or compared, by whatever else it is aggregated too.
-        numbers = {i for i, own in zip(indexes, self._aggregates, strict=True) if own.kind in ("sum", "min", "max")}
+        compared = {i for i, own in zip(indexes, self._aggregates, strict=True) if own.kind in ("sum", "min", "max")}
         for aggregate, index, seed in zip(self._aggregates, indexes, seeds, strict=True):
             if aggregate.kind == "count_distinct":
                 self._add_distinct(index)
             elif aggregate.field is not None:
-                field = self._field(index, coded=index not in numbers and not is_int64_like(schema.types[index]))
+                field = self._field(index, is_compared=index in compared or aggregate.kind == "avg")
                 self._add("sum" if aggregate.kind == "avg" else aggregate.kind, field, seed)
         if self._keeps_record:
             for index, kind in enumerate(schema.types):
@@ -116,15 +123,13 @@ class WindowState:
                     self._add("first" if self._choice is None else "chosen", field)
         return True
 
-    def _field(self, index: int, *, coded: bool) -> AggregatedField:
+    def _field(self, index: int, *, is_compared: bool = True) -> AggregatedField:
         assert self.layout is not None
         for field in self._fields:
             if field.index == index:
                 return field
-        kind = self.layout.schema.types[index]
-        field = AggregatedField(index, kind, 0, codes_for(kind) if coded else None)
-        self._fields.append(field)
-        return field
+        self._fields.append(field_of_kind(index, self.layout.schema.types[index], is_compared))
+        return self._fields[-1]
 
     def _add_distinct(self, index: int) -> None:
         assert self.layout is not None
@@ -181,7 +186,7 @@ class WindowState:
         for field in self._fields:
             column = columns.column(field.index)
             field.valid = None
-            if field.codes is not None and self._keeps_record:
+            if field.is_only_kept and self._keeps_record:
                 field.values = field.codes_of(column)
                 continue
             if column.null_count:
@@ -220,7 +225,7 @@ class WindowState:
         return not any(
             columns.column(field.index).null_count
             for field in self._fields
-            if field.codes is None or not self._keeps_record
+            if not (field.is_only_kept and self._keeps_record)
         )
 
     def bound_of_records(self, columns: pa.RecordBatch) -> float:
@@ -330,6 +335,11 @@ class WindowState:
                 kernels.add_floats(rows, slots, values, acc)
             case "sum":
                 pass  # done by ``_add_ints``
+            case "min" | "max" if field.order is not None:
+                law = RecordChoice.of_kind(f"{kind}_by", 0).law if self._choice is None else self._choice.law
+                ranks = field.order.ranks(values[rows], acc[slots[rows]])
+                taken = np.empty(rows.size, np.int32)
+                self._taken = taken[: kernels.choose_codes_of_rows(rows, slots, values, ranks, law, acc, taken)]
             case "min" if self._choice is not None:
                 taken = np.empty(rows.size, np.int32)
                 self._taken = taken[: kernels.choose_of_rows(rows, slots, values, self._choice.law, acc, taken)]
@@ -374,14 +384,16 @@ class WindowState:
         for accumulator, field in self._accumulators:
             having = slots[source[slots, field.present] > 0]
             fresh = target[having, field.present] == 0
-            accumulator.merge(target, source, having, fresh, plainly=self._compares_plainly)
+            accumulator.merge(
+                target, source, having, fresh, plainly=self._compares_plainly, comparable=field.comparable
+            )
         for column in {0, *(field.present for field in self._fields)}:
             target[slots, column] += source[slots, column]
 
     def _merge_chosen(self, choice: RecordChoice, target: Array, source: Array, slots: Array) -> None:
         """As ``merge``, of records of which one stays; both sides have one."""
-        compared = next(accumulator for accumulator, _ in self._accumulators if accumulator.kind == "min")
-        held, following = _typed(target, compared)[slots], _typed(source, compared)[slots]
+        compared, field = next((a, field) for a, field in self._accumulators if a.kind == "min")
+        held, following = field.comparable(_typed(target, compared)[slots], _typed(source, compared)[slots])
         taken = slots[choice.takes_over(following, held)]
         for accumulator, _ in self._accumulators:
             target[taken, accumulator.column] = source[taken, accumulator.column]
@@ -415,7 +427,7 @@ class WindowState:
             if aggregate.field is None:
                 parts.append(rows[:, 0].tolist())
                 continue
-            field = self._field(self._index_of(aggregate), coded=False)
+            field = self._field(self._index_of(aggregate))
             accumulator = self._find(aggregate.kind, field, seed)
             assert accumulator is not None
             is_plain = field.codes is None and field.kind in (pa.int64(), pa.float64())
@@ -445,7 +457,7 @@ class WindowState:
             if aggregate.kind == "count_distinct":
                 parts.append(self._distinct_of(aggregate).sets_of(start, slots))
             elif aggregate.kind == "avg":
-                field = self._field(self._index_of(aggregate), coded=False)
+                field = self._field(self._index_of(aggregate))
                 sums = self._find("sum", field)
                 assert sums is not None
                 totals = self._column(sums, field, rows).to_pylist()
@@ -468,20 +480,14 @@ class WindowState:
             return arrow_of(rows[:, 0])
         if aggregate.kind == "count_distinct":
             return arrow_of(rows[:, self._distinct_of(aggregate).column])
-        field = self._field(self._index_of(aggregate), coded=False)
+        field = self._field(self._index_of(aggregate))
         if aggregate.kind == "count":
             return arrow_of(rows[:, field.present])
         accumulator = self._find("sum" if aggregate.kind == "avg" else aggregate.kind, field)
         assert accumulator is not None
         if aggregate.kind != "avg":
             return self._column(accumulator, field, rows)
-        sums, nums = _typed(rows, accumulator), rows[:, field.present]
-        present = nums > 0
-        averages = np.divide(sums, nums, out=np.zeros(nums.size), where=present)
-        if not accumulator.is_float:
-            for large in np.flatnonzero(np.abs(sums) > 1 << 53).tolist():
-                averages[large] = int(sums[large]) / int(nums[large])  # exact to the last digit, as on rows
-        return arrow_of(averages, mask=None if present.all() else ~present)
+        return averages(_typed(rows, accumulator), rows[:, field.present])
 
     def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
         values = _typed(rows, accumulator)
@@ -552,7 +558,7 @@ class WindowState:
     def nbytes(self) -> int:
         if self.layout is None:
             return 0
-        codes = sum(field.codes.nbytes for field in self._fields if field.codes is not None)
+        codes = sum(field.nbytes for field in self._fields)
         distinct = sum(own.nbytes for own in self._distinct)
         marks = 0 if self.changes is None else self.changes.nbytes
         return self._table.nbytes + sum(pane.nbytes for pane in self.panes.values()) + codes + distinct + marks
@@ -584,7 +590,7 @@ class WindowState:
             if aggregate.field is None:
                 yield str(num_keys + 1)
                 continue
-            accumulator = self._find(aggregate.kind, self._field(self._index_of(aggregate), coded=False), seed)
+            accumulator = self._find(aggregate.kind, self._field(self._index_of(aggregate)), seed)
             assert accumulator is not None
             yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
 

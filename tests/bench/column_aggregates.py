@@ -82,6 +82,7 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
     distinct = AggregateFold(RowAggregates([count_distinct(2)]))
     gap = EventTimeSessionWindows(500)
     sessions = windows(distinct, gap)
+    texts = AggregateFold(RowAggregates([FieldAggregateOf("min", 3), FieldAggregateOf("max", 3)]))
     edges = windows(AggregateFold(RowAggregates([FieldAggregateOf("first", 2), FieldAggregateOf("last", 2)])), gap)
     chosen, picked = windows(ReduceFold(FieldAggregate("max_by", 2)), gap), windows(ReduceFold(newest), gap)
     return {
@@ -95,6 +96,12 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
         "10 s windows each 5 s, count_distinct": in_columns(
             windows(distinct, SlidingEventTimeWindows(10_000, 5000, 0))
         ),
+        "10 s windows, min and max of texts": in_columns(windows(texts)),
+        "10 s windows each 5 s, min and max of texts": in_columns(
+            windows(texts, SlidingEventTimeWindows(10_000, 5000, 0))
+        ),
+        "10 s windows, max_by a text": in_columns(windows(ReduceFold(FieldAggregate("max_by", 3)))),
+        "sessions, gap 0.5 s, min and max of texts": in_sessions(windows(texts, gap)),
         "sessions, gap 0.5 s, count_distinct": in_sessions(sessions),
         "sessions, gap 0.5 s, first and last": in_sessions(edges),
         "sessions, gap 0.5 s, max_by": in_sessions(chosen),

@@ -250,9 +250,10 @@ class _Parser:
         if self._held_names(left) == self._held_names(right):
             _refuse("it does not compare both records")
         for index, kind in enumerate(self._shape.kinds):
-            if kind in _NUMBERS and all(_is_item(node, index, len(self._shape.kinds)) for node in (left, right)):
+            is_ordered = kind in _NUMBERS or kind is Kind.STR
+            if is_ordered and all(_is_item(node, index, len(self._shape.kinds)) for node in (left, right)):
                 return index
-        _refuse("it does not compare one field of both records that is a number")
+        _refuse("it does not compare one field of both records that is a number or text")
 
     def _held_names(self, node: ast.expr) -> bool:
         """Whether what is compared is of the record so far; else it is of the next one."""

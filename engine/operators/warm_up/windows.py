@@ -46,3 +46,5 @@ def warm_up_accumulators(slot_type: str) -> None:
         for kernel in (add, *compared, kernels.put_last):
             kernel(rows, slots, values, held)
         kernels.choose_of_rows(rows, slots, values, (0, False), held, out[0])
+    codes, ranks = np.zeros(2, np.int64), np.zeros(2, np.int32)
+    kernels.choose_codes_of_rows(rows, slots, codes, ranks, (0, False), pane.column(1), out[0])

@@ -96,7 +96,7 @@ def sometimes_nothing(a, b):
         (lambda a, b: b if b[1] > a[3] else a, None),
         (lambda a, b: b if b[1] > b[3] else a, None),
         (lambda a, b: b if b[1] == a[1] else a, None),
-        (lambda a, b: b if b[2] > a[2] else a, None),  # texts
+        (lambda a, b: b if b[2] > a[2] else a, RecordChoice(2, ">")),
         (function_of("f = lambda a, b: b if b[1] > a[1] else b\n"), None),
         (function_of("f = lambda a, b: b if b[1] > a[1] else RATE\n"), None),
         (lambda a, b: (b if b[1] > a[1] else a)[:], None),
@@ -105,7 +105,7 @@ def sometimes_nothing(a, b):
         (lambda a, b, c=1: b if b[1] > a[1] else a, None),
     ],
 )
-def test_a_function_is_known_to_pick_only_where_it_compares_one_number_of_both(function, choice):
+def test_a_function_is_known_to_pick_only_where_it_compares_one_number_or_text_of_both(function, choice):
     schema = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("s", pa.string()), ("t", pa.int64())])
     assert choice_of(function, schema) == choice
 

@@ -49,7 +49,7 @@ GAP_MS = 6
 SESSIONS = EventTimeSessionWindows.with_gap(Time.milliseconds(GAP_MS))
 AGGREGATES = [count(), count(3), sum_(1), min_(1), max_(1), avg(1), sum_(2), max_(2), avg(2)]
 AGGREGATES += [count_distinct(1), count_distinct(2), count_distinct(3)]
-AGGREGATES += [first(1), first(2), first(3), last(1), last(2), last(3), min_(2)]
+AGGREGATES += [first(1), first(2), first(3), last(1), last(2), last(3), min_(2), min_(3), max_(3)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -197,6 +197,8 @@ PLAIN_STEP = st.one_of(
 REDUCES = {
     **{f"{kind} of {field}": FieldAggregate(kind, field) for kind in ("sum", "min", "max") for field in (1, 2)},
     **{f"{kind} of {field}": FieldAggregate(kind, field) for kind in ("min_by", "max_by") for field in (1, 2)},
+    **{f"{kind} of a text": FieldAggregate(kind, 3) for kind in ("min", "max_by")},
+    "by a text": lambda a, b: b if b[3] >= a[3] else a,
     "last of equals": lambda a, b: b if b[1] >= a[1] else a,
     "by a float": lambda a, b: b if b[2] < a[2] else a,
     "not by a float": lambda a, b: a if b[2] > a[2] else b,

@@ -46,6 +46,8 @@ AGGREGATES = [
     last(1),
     sum_(2),
     max_(2),
+    min_(3),
+    max_(3),
     avg(2),
     count_distinct(1),
     count_distinct(2),
@@ -170,7 +172,7 @@ def test_results_that_are_records_are_those_of_rows(kind, field, lateness_ms):
 
 
 def test_types_that_kernels_do_not_know_are_left_to_rows_before_the_first_record():
-    rows = built_in(ASSIGNERS["tumbling"], [max_(3)])
+    rows = built_in(ASSIGNERS["tumbling"], [sum_(3)])
     steps = [5, [((1, 1, 1.0, "b"), 12), ((1, 1, 1.0, "c"), 13)], 40]
     assert play(column_window(rows), steps) == play(rows, steps)
 
@@ -247,7 +249,7 @@ def test_windows_go_on_from_a_snapshot_in_which_some_have_fired(kind):
 
 def test_keys_that_are_in_no_window_any_more_are_forgotten(monkeypatch):
     monkeypatch.setattr("engine.operators.window_state._COMPACT_SLOTS_MIN", 100)
-    aggregates = [count(), first(3), last(3), count_distinct(3)]  # those before have codes of one table
+    aggregates = [count(), first(3), last(3), max_(3), count_distinct(3)]  # those before have codes of one table
     spec = column_window(built_in(ASSIGNERS["tumbling"], aggregates))
     with OperatorHarness(spec) as harness:
         for at in range(0, 2000, 10):
@@ -256,7 +258,7 @@ def test_keys_that_are_in_no_window_any_more_are_forgotten(monkeypatch):
             harness.watermark(at)
             batch = columns(rows[:20], [at] * 20)  # of a window that goes on: its slots may have moved by now
             harness.process_batch(batch)
-            expected = [(3, f"f{at - 10}-{i}", f"f{at - 10}-{i}", 2) for i in range(20) if at]
+            expected = [(3, f"f{at - 10}-{i}", f"f{at - 10}-{i}", f"l{at - 10}-{i}", 2) for i in range(20) if at]
             assert [row[3:] for row in harness.output.rows] == expected
             harness.output.batches.clear()
         assert harness.head._state._table.num_slots < 200

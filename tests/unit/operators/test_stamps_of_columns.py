@@ -193,7 +193,7 @@ def test_why_it_was_interpreted_is_told():
     with OperatorHarness(spec) as harness:
         assert harness.head.tier(spec.describe()) == "by a function: compiled on columns, else interpreted"
         harness.process_batch(columns([2]))
-        assert harness.head.tier(spec.describe()).endswith("else interpreted; interpreted (it uses the record as a whole)")
+        assert harness.head.tier(spec.describe()).endswith("; interpreted (it uses the record as a whole)")
 
 
 def test_a_global_that_changes_counts_at_once(monkeypatch):
