@@ -88,7 +88,7 @@ function frames(tree, zoom, query) {
     });
   }
   for (const frame of made) frame.found = found(frame.one.name);
-  return { made: made.slice(0, FRAMES_MAX), rows: Math.max(...made.map(({ depth }) => depth)) + 1, zoomed: names };
+  return { made: made.slice(0, FRAMES_MAX), height: ROW_PX * Math.max(...made.map(({ depth }) => depth + 1)), zoomed: names };
 }
 
 /** Samples whose stacks have a frame that is searched for, each once. */
@@ -137,12 +137,12 @@ function drawing(session) {
       : empty("Code was always running", "In all of the samples: see “On-CPU”.")];
   }
   const query = session.query.trim().toLowerCase();
-  const { made, rows, zoomed } = frames(tree, session.zoom, query);
+  const { made, height, zoomed } = frames(tree, session.zoom, query);
   const frameAt = (event) => { const hit = event.target.closest(".frame"); return hit ? made[Number(hit.dataset.frame)] : null; };
   const say = (text) => { session.note = text; document.getElementById("flame-note").textContent = text || " "; };
   return [problem, facts,
     h("div", {
-      class: "flames", style: { height: `${rows * ROW_PX}px` },
+      class: "flames", style: { height: `${height}px` },
       onclick: (event) => { const frame = frameAt(event); if (frame) { session.zoom = frame.path; redraw(session); } },
       onmouseover: (event) => { const frame = frameAt(event); say(frame ? said(frame.one, tree) : ""); },
       onmouseleave: () => say(""),
