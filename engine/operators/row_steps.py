@@ -142,6 +142,7 @@ def _generate(kinds: tuple[StepKind, ...], stamped: bool) -> _Loop:
     file_name = _FILE_NAME.format(kinds=" ".join(kind.value for kind in kinds) + (" stamped" if stamped else ""))
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
     names: dict[str, Any] = {"iterator_of": iterator_of, "islice": itertools.islice, "ROWS_MAX": BATCH_ROWS_MAX}
+    names["__name__"] = __name__  # a profile names the module of each function
     exec(compile(source, file_name, "exec"), names)
     return _Loop(names["loop"], writer.step_by_line)
 

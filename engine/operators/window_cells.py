@@ -226,7 +226,7 @@ def _loop(is_aggregate: bool, is_single: bool, slices: Slices) -> Callable[..., 
     # In the engine's folder, so that no traceback takes it for a user's file.
     file_name = f"{__file__}:{slices} {'aggregate' if is_aggregate else 'reduce'}{'' if is_single else ' sliding'}"
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": __name__}  # a profile names the module of each function
     exec(compile(source, file_name, "exec"), names)
     loop: Callable[..., None] = names["loop"]
     return loop

@@ -5,16 +5,21 @@
     python -m tests.bench start-up                               three small programs, beside a PyFlink hello world
     python -m tests.bench keyed-sum --runs 3                     1 M keys, one result an event, beside Flink Java
     python -m tests.bench keyed-sum --backend rocksdb --events 2000000      the same with RocksDB named
-    python -m tests.bench keyed-sum-on-disk --events 12000000    10 M keys with 128 MB of managed memory for both slots,
-                                                                 beside RocksDB with as much: state lies in files
+    python -m tests.bench keyed-sum-on-disk --runs 1             10 M keys with 128 MB of managed memory for both slots,
+                                                                 beside RocksDB with as much: state lies in files; an
+                                                                 execution of Flink's is ended after --limit-s 60
+    python -m tests.bench keyed-sum-on-disk --values 14 --keys 1500000 --events 3000000 --limit-s 0   128 bytes a record
     python -m tests.bench window --runs 3                        10 s windows, 100 k keys, beside Flink Java and SQL
     python -m tests.bench interval-join --events 10000000        two streams, within 5 s, beside Flink Java
     python -m tests.bench window-join --events 10000000          two streams, 10 s windows, beside Flink Java
     python -m tests.bench keyed-python                           lambdas beside Bytewax, Pathway, PyFlink and Spark
     python -m tests.bench window-python                          windows of lambdas beside Bytewax, PyFlink and Spark
+    python -m tests.bench window-python --only engine pyflink --marginal    without anybody's start-up
     python -m tests.bench latency                                50,000 events/s at three buffer timeouts, beside Flink
     python -m tests.bench recovery-beside-flink                  checkpoints of 1 GB, kill -9 to the first record
     python -m tests.bench scaling                                by slots, channels and keys, ours only
+    python -m tests.bench scaling --only slots ceiling --workload window map-python …  one slot, two, two jobs at once
+    python -m tests.bench scaling --only slots --workload keyed-sum --with-flink       Flink's 1 → 2 beside it
     python -m tests.bench smoke [--only PART …]                  seconds, ours only: the programs run and count right
     python -m tests.bench COMMAND [ITS OPTIONS] [--json FILE]    ours only, each with --help of its own:{commands}
     python -m tests.bench charts RESULTS.json [OUT.svg | OUT.html]          charts of what --json has gathered
@@ -68,6 +73,8 @@ WORKLOADS = [
     "smoke",
     "charts",
 ]
+EVENTS = 50_000_000
+DISK_EVENTS = 12_000_000  #: of keyed-sum-on-disk
 KEYS = {
     "keyed-sum": 1_000_000,
     "keyed-sum-on-disk": 10_000_000,
@@ -90,13 +97,15 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         case "keyed-sum" | "keyed-sum-on-disk" | "window" | "interval-join" | "window-join":
             return keyed(
                 workload,
-                events=arguments.events,
-                keys=KEYS[workload],
+                events=arguments.events or (DISK_EVENTS if workload == "keyed-sum-on-disk" else EVENTS),
+                keys=arguments.keys or KEYS[workload],
                 parallelism=parallelism,
                 runs=runs,
                 flink=flink_of(arguments),
                 timeout_s=limit_s,
                 backend=arguments.backend,
+                values=arguments.values,
+                limit_s=arguments.limit_s,
             )
         case "keyed-python" | "window-python":
             return python_peers.race(
@@ -107,6 +116,8 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 timeout_s=limit_s,
                 scale=arguments.scale,
                 only=arguments.only if arguments.peers else ["engine"],
+                events=arguments.events,
+                marginal=arguments.marginal,
             )
         case "latency":
             return latency.latency(
@@ -121,7 +132,7 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
         case "recovery-beside-flink":
             load = Load(
-                keys=arguments.keys,
+                keys=arguments.keys or 500_000,
                 value_bytes=arguments.value_bytes,
                 rate=arguments.rate,
                 parallelism=1,
@@ -133,8 +144,15 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
             return recovery_race.recovery_race(load, runs=runs, flink=flink_of(arguments), only=arguments.only)
         case _:
-            curves = arguments.only or ["slots", "ceiling", "channels", "keys"]
-            return scaling.scaling(curves, events=arguments.events, runs=runs, timeout_s=limit_s)
+            return scaling.scaling(
+                arguments.only or scaling.CURVES,
+                events=arguments.events,
+                runs=runs,
+                timeout_s=limit_s,
+                cache=Path(arguments.cache),
+                workloads=arguments.scaled,
+                flink=flink_of(arguments) if arguments.with_flink else None,
+            )
 
 
 def smoke(arguments: argparse.Namespace) -> int:
@@ -167,19 +185,30 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=help_text(), formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("workload", choices=WORKLOADS)
     made.add_argument("files", nargs="*", help="of charts: results, and where to")
-    made.add_argument("--events", type=int, default=50_000_000, help="of the keyed workloads and scaling")
+    made.add_argument(
+        "--events", type=int, help=f"of the keyed workloads ({EVENTS}) and scaling (as each workload has)"
+    )
     made.add_argument("--size", default=None, help="bytes of text, e.g. 500MB")
     made.add_argument("--runs", type=int, default=3)
     made.add_argument("--parallelism", type=int, default=2)
     made.add_argument("--backend", choices=["hashmap", "rocksdb"], default="hashmap", help="of keyed-sum")
     made.add_argument("--rate", type=int, help="events a second of latency (50000) and recovery (40000)")
     made.add_argument("--seconds", type=int, default=20, help="of latency; the first four tenths do not count")
-    made.add_argument("--keys", type=int, default=500_000, help="of recovery")
+    made.add_argument("--keys", type=int, help="of the keyed workloads (as each has) and recovery (500000)")
+    made.add_argument("--values", type=int, choices=[0, 14], default=0, help="of keyed-sum-on-disk: further fields")
+    made.add_argument("--limit-s", type=int, default=60, help="of keyed-sum-on-disk: one execution of Flink's; 0: none")
     made.add_argument("--value-bytes", type=int, default=2048, help="of recovery")
     made.add_argument("--memory", default="4g", help="of recovery: taskmanager.memory.process.size")
     made.add_argument("--settle-s", type=float, default=5, help="of recovery: before the first checkpoint")
     made.add_argument("--scale", type=float, default=1, help="of keyed-python and window-python: of their events")
+    made.add_argument(
+        "--marginal", action="store_true", help="of those: what a quarter of the events costs is taken off"
+    )
     made.add_argument("--only", nargs="+", help="these contenders, curves (scaling) or parts (smoke) only")
+    made.add_argument(
+        "--workload", dest="scaled", nargs="+", choices=scaling.WORKLOADS, default=["keyed-sum"], help="of scaling"
+    )
+    made.add_argument("--with-flink", action="store_true", help="of scaling: slots of the keyed sum")
     made.add_argument("--timeout", type=float, default=900)
     made.add_argument("--no-peers", dest="peers", action="store_false")
     made.add_argument("--cache", default=default_cache())

@@ -77,7 +77,7 @@ def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     points = ("workload", "contender", "backend", "timeout_ms", "slots", "channels", "keys", "kind")
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        key = tuple(row.get(name) for name in points)
+        key = (*(row.get(name) for name in points), row.get("of", "keyed-sum"))
         kept.pop(key, None)
         kept[key] = row
     return list(kept.values())
@@ -112,7 +112,8 @@ def charts_of(rows: Iterable[dict[str, Any]]) -> list[Chart]:
             mine = [row for row in of.get(name, []) if row.get("backend", "hashmap") == backend]
             charts.append(Chart(f"{title}, {backend}", "M events per CPU-second", _bars(mine, kept, 1e-6)))
     for name, title in (("keyed-python", "Keyed sum"), ("window-python", "10 s windows")):
-        series = _bars(of.get(name, []), {"events_per_cpu_s": "start-up included"}, 1e-3)
+        whole = [row for row in of.get(name, []) if row.get("kind") != "marginal"]
+        series = _bars(whole, {"events_per_cpu_s": "start-up included"}, 1e-3)
         charts.append(Chart(f"{title}, Python functions", "k events per CPU-second", series, logarithmic=True))
     for name, title in (
         ("keyed-lambdas", "Keyed running sum, 1 M keys"),
@@ -144,7 +145,12 @@ def _latency_charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def _scaling_charts(of: dict[str, list[dict[str, Any]]]) -> list[Chart]:
-    charts = []
+    points = [(row["contender"], row) for row in of.get("scaling-slots", []) if row["slots"] == 2 and "of" in row]
+    bars = tuple(
+        Series(name, tuple((row["of"], row["ratio_to_first_wall"]) for contender, row in points if contender == name))
+        for name in dict.fromkeys(contender for contender, _ in points)
+    )
+    charts = [Chart("From one slot to two", "times the events a second", bars)]
     for curve, measure, unit in (
         ("slots", "warm_events_per_s", "M events a second"),
         ("channels", "warm_events_per_cpu_s", "M events per CPU-second"),
@@ -156,10 +162,14 @@ def _scaling_charts(of: dict[str, list[dict[str, Any]]]) -> list[Chart]:
         series = tuple(
             Series(name, tuple((row[key], _scaled(row[measure], 1e-6)) for row in rows))
             for key, name in drawn
-            if (rows := sorted(of.get(f"scaling-{key}", []), key=lambda row: row[key]))
+            if (rows := sorted(filter(_is_keyed_sum, of.get(f"scaling-{key}", [])), key=lambda row: row[key]))
         )
         charts.append(Chart(f"Keyed sum by number of {curve}, warm", unit, series, curves=True))
     return charts
+
+
+def _is_keyed_sum(row: dict[str, Any]) -> bool:
+    return row["contender"] == "engine" and row.get("of", "keyed-sum") == "keyed-sum"
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------

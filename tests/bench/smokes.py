@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from tests.bench import join_spill, keyed, latency, window_spill
@@ -15,8 +16,15 @@ __all__ = ["PARTS"]
 
 
 def _channels() -> int:
-    rows = scaling(["channels"], events=40_000, runs=1, timeout_s=300, channels=(2, 6))
+    rows = scaling(["channels"], events=40_000, runs=1, timeout_s=300, cache=Path(), channels=(2, 6))
     return 0 if len(rows) == 2 else 1
+
+
+def _slots() -> int:
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
+        shape = {"runs": 1, "timeout_s": 300, "cache": Path(folder), "workloads": ["map-python", "word-count"]}
+        rows = scaling(["slots"], events=20_000, slots=(2,), **shape)
+    return 0 if [row["of"] for row in rows] == ["map-python", "word-count"] else 1
 
 
 def _lambdas() -> int:
@@ -61,6 +69,7 @@ PARTS = {
     "keyed": keyed.smoke,
     "latency": latency.smoke,
     "channels": _channels,
+    "slots": _slots,
     "lambdas": _lambdas,
     "recovery": _recovery,
     "spill": _spill,

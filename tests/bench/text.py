@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +43,16 @@ def write_text(path: str, num_bytes: int, seed: int = 1) -> int:
             written += len(block)
             num_words += len(picked)
     return num_words
+
+
+def text_of(cache: Path, num_bytes: int) -> Path:
+    """Return a file of at least so many bytes in ``cache``, made when it is missing."""
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"zipf-{num_bytes}.txt"
+    if not path.exists():
+        write_text(f"{path}.part", num_bytes)
+        os.replace(f"{path}.part", path)
+    return path
 
 
 if __name__ == "__main__":

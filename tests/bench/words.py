@@ -15,7 +15,7 @@ from tests.bench.environments import peer_python
 from tests.bench.measure import Measurement, run
 from tests.bench.session_start import session_rows
 from tests.bench.stats import append_json, stamped
-from tests.bench.text import write_text
+from tests.bench.text import text_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -87,11 +87,7 @@ def report(name: str, contender: str, size: int, results: list[Measurement]) -> 
 def word_count(name: str, contenders: list[str], arguments: argparse.Namespace) -> int:
     size = num_bytes(arguments.size)
     cache = Path(arguments.cache)
-    cache.mkdir(parents=True, exist_ok=True)
-    source = cache / f"zipf-{size}.txt"
-    if not source.exists():
-        write_text(str(source) + ".part", size)
-        os.replace(str(source) + ".part", source)
+    source = text_of(cache, size)
     size = source.stat().st_size
     results: dict[str, list[Measurement]] = {contender: [] for contender in contenders}
     seen: set[tuple[int, int]] = set()

@@ -113,3 +113,17 @@ def empty_site(tmp_path: Path, browser: Browser) -> Iterator[Site]:
 def browser() -> Iterator[Browser]:
     with Browser() as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_console_problems(browser: Browser) -> Iterator[None]:
+    browser.console_problems()
+    yield
+    assert browser.console_problems() == []
+
+
+def go(browser: Browser, address: str, path: str) -> None:
+    # Away first: a change of the hash alone is no load, and tests should not depend on each other's pages.
+    browser.open("about:blank")
+    browser.open(f"{address}/#{path}")
+    browser.wait_ready(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import http.server
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +15,7 @@ from engine.graph.execution_graph import ExceptionEntry
 from engine.ha.history import LeaderRecord
 from engine.protocol.control import ErrorInfo
 from engine.protocol.lifecycle import ExecutionState, JobStatus
-from tests.browser.conftest import ERROR, Site
+from tests.browser.conftest import ERROR, Site, go
 from tests.browser.webdriver import Browser
 from tests.testing.fake_gateway import count, end, word_count_job
 
@@ -27,20 +26,6 @@ JOINED = JobID.from_text("Word count with stop words")
 BROKEN = JobID.from_text("Broken job")
 FLAT_MAP = JobVertexID.from_text("flat_map -> key_by")
 TASKMANAGER = "host-1:40001-3fa2b1"
-
-
-def go(browser: Browser, address: str, path: str) -> None:
-    # Away first: a change of the hash alone is no load, and tests should not depend on each other's pages.
-    browser.open("about:blank")
-    browser.open(f"{address}/#{path}")
-    browser.wait_ready(path)
-
-
-@pytest.fixture(autouse=True)
-def no_console_problems(browser: Browser) -> Iterator[None]:
-    browser.console_problems()
-    yield
-    assert browser.console_problems() == []
 
 
 def test_a_user_finds_a_job_looks_at_it_and_cancels_it(browser: Browser, site: Site, tmp_path: Path):

@@ -20,7 +20,7 @@ from engine.ha.history import LeaderRecord
 from engine.protocol.checkpoint import StopMode
 from engine.protocol.control import ErrorInfo, SlotAddress, TaskManagerRegistered, TaskMetrics
 from engine.protocol.lifecycle import ExecutionState, JobStatus
-from engine.protocol.profiling import OperatorMetrics, StacksSampled
+from engine.protocol.profiling import OperatorMetrics, Stack, StacksSampled
 from engine.runtime.jobmanager.gateway import CheckpointsView, ClusterOverview, TakenCheckpoint, TaskManagerView
 
 #: States on the way to RUNNING, with the milliseconds after the start of the job at which they are entered.
@@ -184,6 +184,10 @@ class FakeGateway:
         self.shut_down = False
         self.coordinator_answers: dict[str, Any] = {}
         self.checkpoint_statistics = CheckpointStatistics(10)
+        #: what a look at a slot finds; None: as many looks as asked for, all but one of them in the same function
+        self.stacks: dict[Stack, int] | None = None
+        self.may_sample = asyncio.Event()
+        self.may_sample.set()
         #: checkpoints and savepoints that were asked for; answered when ``may_answer`` is set, or refused
         self.asked: list[tuple[Any, ...]] = []
         self.may_answer = asyncio.Event()
@@ -302,7 +306,8 @@ class FakeGateway:
         self, resource_id: ResourceID, allocation_id: AllocationID, num_samples: int, interval_ms: int
     ) -> StacksSampled:
         self.taskmanager(resource_id)
-        stacks = {("op.process:1", "user.f:7"): num_samples - 1, (): 1}
+        await self.may_sample.wait()
+        stacks = self.stacks or {("op.process:1", "user.f:7"): num_samples - 1, (): 1}
         attempts = [owner.current for graph in self.jobs() for owner in graph.all_subtasks()]
         in_slot = [one.attempt_id for one in attempts if one.slot and one.slot.allocation_id == allocation_id]
         return StacksSampled(1, dict.fromkeys(in_slot, stacks), self.now_ms)

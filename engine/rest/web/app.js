@@ -13,7 +13,7 @@ import * as taskmanagers from "./taskmanagers.js";
 
 const ROUTES = [
   [/^\/overview$/, overview.page],
-  [/^\/job\/(?<jid>[0-9a-f]{32})(?:\/(?<tab>\w+)(?:\/(?<detail>\w+))?)?$/, job.page],
+  [/^\/job\/(?<jid>[0-9a-f]{32})(?:\/(?<tab>\w+)(?:\/(?<detail>\w+)(?:\/(?<view>\w+)(?:\/(?<kind>\w+)(?:\/(?<subtask>\d+))?)?)?)?)?$/, job.page],
   [/^\/taskmanagers$/, taskmanagers.list],
   [/^\/taskmanager\/(?<id>[^/]+)(?:\/(?<tab>\w+)(?:\/(?<file>[^/]+))?)?$/, taskmanagers.page],
   [/^\/jobmanager(?:\/(?<tab>\w+)(?:\/(?<file>[^/]+))?)?$/, jobmanager.page],

@@ -26,7 +26,7 @@ function append(node, children) {
   }
 }
 
-const HANDLERS = ["onclick", "oninput", "onchange", "onsubmit", "onkeydown", "ondragover", "ondragleave", "ondrop"];
+const HANDLERS = ["onclick", "oninput", "onchange", "onsubmit", "onkeydown", "ondragover", "ondragleave", "ondrop", "onmouseover", "onmouseleave"];
 
 function keyOf(node) {
   return node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null;

@@ -3,6 +3,7 @@
 import { getJson, quoted } from "./api.js";
 import { checkpoints } from "./checkpoints.js";
 import { h } from "./dom.js";
+import { KINDS, flameGraph, gather } from "./flamegraph.js";
 import { bytes, count, duration, percent, short, time } from "./format.js";
 import { graph, plainText } from "./graph.js";
 import { badge, bar, confirmed, empty, facts, keyValues, table, tabs, taskCounts } from "./parts.js";
@@ -39,7 +40,7 @@ function ratesOf(job, vertex) {
 }
 
 export const page = {
-  async load({ jid, tab, detail }, signal) {
+  async load({ jid, tab, detail, view, kind, subtask = "" }, signal) {
     const job = await getJson(`jobs/${jid}`, signal);
     for (const vertex of job.vertices) vertex.rates = ratesOf(job, vertex);
     const data = { job };
@@ -48,8 +49,10 @@ export const page = {
     if (job.vertices.some((vertex) => vertex.tasks.SCHEDULED)) waits.push(getJson("overview", signal).then((answer) => { data.cluster = answer; }));
     if (tab === "vertex" && job.vertices.some((vertex) => vertex.id === detail)) {
       waits.push(ask(`vertices/${detail}`).then((answer) => { data.vertex = answer; }));
-      waits.push(ask(`vertices/${detail}/operators`).then((answer) => { data.operators = answer.operators; }));
-      waits.push(ask(`vertices/${detail}/accumulators`).then((answer) => { data.accumulators = answer["user-accumulators"]; }));
+      if (view !== "flamegraph") {
+        waits.push(ask(`vertices/${detail}/operators`).then((answer) => { data.operators = answer.operators; }));
+        waits.push(ask(`vertices/${detail}/accumulators`).then((answer) => { data.accumulators = answer["user-accumulators"]; }));
+      }
     }
     if (tab === "timeline" && job.vertices.reduce((sum, vertex) => sum + vertex.parallelism, 0) <= TIMELINE_SUBTASKS_MAX) {
       waits.push(Promise.all(job.vertices.map((vertex) => ask(`vertices/${vertex.id}/subtasktimes`))).then((answer) => { data.times = answer; }));
@@ -63,10 +66,14 @@ export const page = {
       waits.push(ask("accumulators").then((answer) => { data.accumulators = answer["user-task-accumulators"]; }));
     }
     await Promise.all(waits);
+    if (data.vertex && view === "flamegraph") {
+      const looked = data.vertex.subtasks.filter((one) => one.status === "RUNNING" && (subtask === "" || String(one.subtask) === subtask));
+      data.flames = gather(jid, detail, kindOf(kind), subtask, looked.length);
+    }
     return data;
   },
 
-  render(data, { jid, tab = "vertices", detail = "" }, context) {
+  render(data, { jid, tab = "vertices", detail = "", kind, subtask = "" }, context) {
     const { job, exceptions } = data;
     const base = `#/job/${jid}`;
     const vertices = new Map(job.vertices.map((vertex) => [vertex.id, vertex]));
@@ -81,9 +88,11 @@ export const page = {
         ? graph(job.plan, { vertices, link: (id) => (detail === id ? base : `${base}/vertex/${id}`), selected: detail }) : empty("The plan is empty")),
       h("section", { class: "card", "data-key": "tabs" },
         tabs([["vertices", base, "Vertices"], ["timeline", `${base}/timeline`, "Timeline"], ...(job["job-type"] === "BATCH" ? [] : [["checkpoints", `${base}/checkpoints`, "Checkpoints"]]), ["exceptions", `${base}/exceptions`, number ? `Exceptions (${number}${exceptions.truncated ? "+" : ""})` : "Exceptions"], ["config", `${base}/config`, "Configuration"]], tab === "vertex" ? "vertices" : tab),
-        content(data, base, tab, detail)));
+        content(data, base, tab, detail, kindOf(kind), subtask)));
   },
 };
+
+const kindOf = (kind) => (KINDS.some(([name]) => name === kind) ? kind : KINDS[0][0]);
 
 const firstLines = (text, limit) => { const lines = text.split("\n"); return lines.length > limit ? [...lines.slice(0, limit), "…"].join("\n") : text; };
 
@@ -117,14 +126,14 @@ function totals(vertices) {
   return sums;
 }
 
-function content(data, base, tab, detail) {
+function content(data, base, tab, detail, kind, subtask) {
   const { job } = data;
   switch (tab) {
     case "timeline": return data.times ? timeline(job, data.times) : empty("Too many subtasks to draw", "Choose a vertex to see its subtasks.");
     case "checkpoints": return checkpoints(data);
     case "exceptions": return exceptionList(data.exceptions);
     case "config": return configuration(data);
-    default: return h("div", null, vertexTable(job, base, detail), data.vertex ? subtasks(data) : null);
+    default: return h("div", null, vertexTable(job, base, detail), data.vertex ? vertexDetail(data, `${base}/vertex/${detail}`, kind, subtask) : null);
   }
 }
 
@@ -157,8 +166,15 @@ const operatorTable = (rows) => table([
   { title: "Runs", class: "wrap", cell: (row) => row.tier },
 ], rows, { key: (row) => row.name });
 
-function subtasks({ vertex, operators, accumulators }) {
+function vertexDetail(data, base, kind, subtask) {
+  const { vertex, flames } = data;
   return h("div", { class: "detail", "data-key": vertex.id },
+    tabs([["subtasks", base, "Subtasks"], ["flamegraph", `${base}/flamegraph`, "FlameGraph"]], flames ? "flamegraph" : "subtasks"),
+    flames ? flameGraph(flames, vertex, base, kind, subtask) : subtasks(data));
+}
+
+function subtasks({ vertex, operators, accumulators }) {
+  return h("div", null,
     operators && operators.length ? [h("h3", null, `Operators of ${plainText(vertex.name)}`), operatorTable(operators)] : null,
     h("h3", null, `Subtasks of ${plainText(vertex.name)}`),
     table([

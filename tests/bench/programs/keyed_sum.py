@@ -2,7 +2,8 @@
 
 ``reps=2``: execute it twice, see ``repeating``. ``backend=rocksdb``: state on disk. ``sources=16``: the events come
 from so many sources, each with PARALLELISM subtasks in the same slots: so many times more channels into each sum.
-``memory=128m``: managed memory of both slots. ``files``: say how much of the state lay in files, which is looked at
+``values=14``: so many further fields of 8 bytes, of which the sum keeps a key's first. ``memory=128m``: managed memory
+of both slots. ``files``: say how much of the state lay in files, which is looked at
 as the events are made. ``phases=FOLDER``: each slot writes there where its time went, see ``exchange_phases``.
 """
 
@@ -13,19 +14,21 @@ from engine.common import Configuration, Types, WatermarkStrategy
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from tests.bench.exchange_phases import install
-from tests.bench.programs.events import users_and_amounts
+from tests.bench.programs.events import further_values, users_and_amounts
 from tests.bench.programs.repeating import options_of, repeat
 from tests.bench.state_files import WatchedGenerator
 
 events, keys, parallelism = map(int, sys.argv[1:4])
 options = options_of(sys.argv[4:])
 sources = int(options.get("sources", 1))
+values = int(options.get("values", 0))
 
 
 def made(indexes, first):
     if "phases" in options:
         install(options["phases"])
-    return users_and_amounts(indexes + first, keys)
+    indexes = indexes + first
+    return (*users_and_amounts(indexes, keys), *further_values(indexes, values))
 
 
 def sums_of(env):
@@ -36,7 +39,7 @@ def sums_of(env):
         if "memory" in options:
             settings.set_string("taskmanager.memory.managed.size", options["memory"])
         env.configure(settings)
-    typed = Types.TUPLE([Types.LONG(), Types.DOUBLE()])
+    typed = Types.TUPLE([Types.LONG(), Types.DOUBLE(), *[Types.LONG()] * values])
     streams = []
     for number in range(sources):
         first, end = events * number // sources, events * (number + 1) // sources
@@ -59,7 +62,7 @@ def execute():
 if "collect" in options:
     with sums_of(StreamExecutionEnvironment.get_execution_environment()).execute_and_collect() as results:
         largest = {}
-        for user, total in results:
+        for user, total, *_ in results:
             largest[user] = max(largest.get(user, 0.0), total)
     print(f"RESULT keys={len(largest)} total={sum(largest.values()):.3f}")
 else:

@@ -1,5 +1,6 @@
 """Ours: count, sum and max in 10 s event-time windows with untyped Python functions, 5 s of disorder:
-EVENTS KEYS PARALLELISM [rows]. With ``rows`` events are made by an object, which does not compile: so nothing does."""
+EVENTS KEYS PARALLELISM [rows] [reps=2]. With ``rows`` events are made by an object, which does not compile: so nothing
+does. ``reps``: execute it so many times, see ``repeating``. PARALLELISM is 1 or 2."""
 
 import sys
 
@@ -8,13 +9,16 @@ from engine.common.watermark_strategy import TimestampAssigner
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.functions import AggregateFunction, FilterFunction, ProcessWindowFunction
 from engine.datastream.window import TumblingEventTimeWindows
+from tests.bench.programs.repeating import options_of, repeat
 
 num_events, num_keys, parallelism = map(int, sys.argv[1:4])
+options = options_of(sys.argv[4:])
+part = num_events // parallelism
 
 
 def event(j):
-    # The source gives each reader one half of the numbers: both halves become one interleaved sequence.
-    i = 2 * j if j < num_events // 2 else 2 * (j - num_events // 2) + 1
+    # The source gives each of two readers one half of the numbers: both halves become one interleaved sequence.
+    i = parallelism * j if j < part else parallelism * (j - part) + 1
     mixed = (i * 0x9E3779B97F4A7C15 ^ i >> 7) & 0xFFFFFFFFFFFF
     return mixed % num_keys, (mixed & 0xFFFFF) / 1000.0, 1_700_000_000_000 + i // 100 + 5000 - (mixed >> 17) % 5000
 
@@ -65,12 +69,17 @@ class Counting(FilterFunction):
         return False
 
 
-env = StreamExecutionEnvironment.get_execution_environment()
-env.set_parallelism(parallelism)
-watermarks = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(5)).with_timestamp_assigner(Stamp())
-source = Event() if "rows" in sys.argv else event
-events = env.from_sequence(0, num_events - 1).map(source).assign_timestamps_and_watermarks(watermarks)
-windows = events.key_by(lambda e: e[0]).window(TumblingEventTimeWindows.of(Time.seconds(10)))
-windows.aggregate(CountSumMax(), WithWindow()).filter(Counting()).print()
-result = env.execute("windows, lambdas")
-print("events", result.get_accumulator_result("events"))
+def execute():
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.set_parallelism(parallelism)
+    watermarks = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(5))
+    source = Event() if "rows" in options else event
+    events = env.from_sequence(0, num_events - 1).map(source)
+    events = events.assign_timestamps_and_watermarks(watermarks.with_timestamp_assigner(Stamp()))
+    windows = events.key_by(lambda e: e[0]).window(TumblingEventTimeWindows.of(Time.seconds(10)))
+    windows.aggregate(CountSumMax(), WithWindow()).filter(Counting()).print()
+    result = env.execute("windows, lambdas")
+    print("events", result.get_accumulator_result("events"))
+
+
+repeat(execute, int(options.get("reps", 1)))

@@ -92,6 +92,21 @@ def test_charts_have_what_there_are_rows_for_and_nothing_else():
     assert charts_of([{"workload": "unknown", "contender": "engine"}]) == []
 
 
+def test_slots_are_charted_by_workload_and_the_curve_is_that_of_the_keyed_sum():
+    def row(of: str, contender: str, slots: int, ratio: float) -> dict:
+        spread = [ratio, ratio, ratio]
+        named = {"workload": "scaling-slots", "contender": contender, "of": of, "slots": slots}
+        return {**named, "ratio_to_first_wall": spread, "warm_events_per_s": [1e6, 1e6, 1e6]}
+
+    rows = [row(of, "engine", slots, slots * 0.9) for of in ("keyed-sum", "map-python") for slots in (1, 2)]
+    rows += [row("keyed-sum", "flink-java", slots, slots * 0.5) for slots in (1, 2)]
+    bars, curve = charts_of(rows)
+    of_engine, of_flink = bars.series
+    assert of_engine.points == (("keyed-sum", [1.8, 1.8, 1.8]), ("map-python", [1.8, 1.8, 1.8]))
+    assert of_flink.points == (("keyed-sum", [1.0, 1.0, 1.0]),)
+    assert [(series.name, len(series.points)) for series in curve.series] == [("engine", 2)]
+
+
 def test_a_picture_is_well_formed_and_names_are_escaped():
     chart = Chart("a < b", "u & v", (Series("<engine>", (("g", [1, 2, 3]),)),))
     root = ElementTree.fromstring(picture([chart, *charts_of([scaling_row(2, 1.0), scaling_row(64, 1.0)])]))

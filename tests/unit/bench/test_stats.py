@@ -78,6 +78,40 @@ def test_ratios_compare_warm_with_warm_and_cold_with_cold():
     assert row["warm_events_per_cpu_s"][1] == 125
 
 
+def test_an_execution_that_a_limit_ended_counts_by_the_events_that_it_reached(capsys):
+    output = (
+        "RESULT w2-java {n=1000} rep=0 cold cpu=5.00 secs=9.0 ev/s=1 ev/cpu-s=1 events=500\n"
+        "RESULT w2-java {n=1000} rep=1 warm cpu=4.00 secs=9.0 ev/s=1 ev/cpu-s=1 events=800\n"
+    )
+    flink = keyed.sample_of(result_of(output))
+    assert flink.reached == (500, 800)
+    engine = keyed.Sample(warm_cpu_s=1, warm_wall_s=1, cold_cpu_s=2, cold_wall_s=1, peak_mb=1)
+    first, row = keyed.rows_of({"engine": [engine], "flink-java": [flink]}, 1000)
+    assert row["warm_events_per_cpu_s"][1] == 200
+    assert row["cold_events_per_cpu_s"][1] == round(500 / 6)
+    assert row["ratio_warm"][1] == 5
+    assert row["ratio_engine_cold_peer_warm"][1] == 2.5
+    assert row["reached"] == [(500, 800)]
+    assert "reached" not in first
+    assert "ended by the limit after [(500, 800)] events" in capsys.readouterr().out
+
+
+def test_a_marginal_rate_leaves_out_what_a_quarter_of_the_events_costs(monkeypatch):
+    def run(command, **_):
+        size = int(command[2])
+        start_s, event_s = (1.0, 1e-6) if "window_lambdas" in command[1] else (20.0, 5e-3)
+        return result_of(f"events {size}\n", cpu_s=start_s + size * event_s)
+
+    monkeypatch.setattr(python_peers, "run", run)
+    shape = {"python_of": str, "runs": 1, "parallelism": 2, "timeout_s": 1.0, "only": ["engine", "pyflink"]}
+    ours, theirs = python_peers.race("window-python", marginal=True, **shape)
+    assert (ours["events_per_cpu_s"][1], theirs["events_per_cpu_s"][1]) == (1_000_000, 200)
+    assert theirs["ratio_of_engine"][1] == pytest.approx(5000)
+    ours, theirs = python_peers.race("window-python", events=4000, **shape)
+    assert (ours["events"], theirs["events"]) == (4000, 4000)
+    assert theirs["ratio_of_engine"][1] == pytest.approx(40 / 1.004, abs=0.01)
+
+
 def test_latencies_are_of_all_subtasks_and_later_than_the_warm_up(tmp_path):
     seconds = 1_000_000_000
     first = np.array([[100 * seconds, 9_000_000], [102 * seconds, 2_000_000]], dtype=">i8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from engine.core.ids import ExecutionAttemptID
@@ -42,6 +43,19 @@ def test_operators_tell_records_batches_and_what_ran_them():
         ("op2", 4, 2, "interpreted (it uses a builtin_function_or_method)", "op0"),
         ("(exchange)", 4, 2, "", ""),
     ]
+
+
+def test_generated_loops_are_seen_as_the_engines():
+    seen = []
+
+    def caller(row: tuple[int, str]) -> int:
+        frame = sys._getframe(1)
+        seen.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}")
+        return row[0]
+
+    with Run(MapSpec(caller)) as run:
+        run.chain.process_batch(0, columns_of([1], ["x"]))
+    assert seen == ["engine.operators.row_steps.loop"]
 
 
 def test_a_look_at_a_thread_finds_the_function_it_is_in_and_leaves_out_what_called_it():
