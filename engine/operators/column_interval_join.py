@@ -5,18 +5,19 @@ those of ``operators/interval_join``, which takes over, with all that is kept, w
 do: rows, keys of different types on both sides, lists as values, times beyond 62 bits. The pairs of one record come in
 order of arrival of its partners.
 
-State is in memory: with the backend ``rocksdb`` rows also take over when it is more than its share of managed memory.
+What is more than the operator's share of memory lies in files, whatever the backend (``spilling_intervals``): then
+records and the time wait, and the partners of many records are looked for in a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
-from engine.core.records import BATCH_ROWS_MAX, RowBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
 from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
@@ -39,14 +40,18 @@ from engine.operators.join_state import (
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.opened_functions import keeps_state
+from engine.operators.memory_watch import MemoryWatch
 from engine.operators.output_tag import OutputTag
 from engine.operators.row_output import maker_of
-from engine.time.windows import TIME_MIN_MS
+from engine.state.key_groups import key_group_range
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.join_segments import FoundPairs
+    from engine.operators.spilling_intervals import SpillingIntervals
     from engine.state.slot_table import SlotTable
 
     Array = np.ndarray[Any, Any]
@@ -54,6 +59,12 @@ if TYPE_CHECKING:
 __all__ = ["ColumnIntervalJoinSpec", "IntervalState", "Stored", "column_interval_join"]
 
 _LEFT: Final = 0
+#: Records, and the time, wait beside files for so long at least, and for so many times what the last pass took, unless
+#: there is no room for more.
+_WAIT_MIN_MS: Final = 20
+_WAIT_FACTOR: Final = 3
+#: So long a pass goes on when it is time to, before it is the turn of others.
+_TURN_MS: Final = 5
 #: Fewer rows of a side, or keys, than this are never worth a compaction.
 _COMPACT_MIN: Final = 1 << 16
 
@@ -116,6 +127,8 @@ class IntervalState:
         self._fields = fields
         self._is_tuple = is_tuple
         self.watermark_ms = TIME_MIN_MS
+        #: Told of a side's rows that are left when they get other numbers, rising.
+        self.on_renumbered: Callable[[int, Array], None] = lambda side, kept: None
         self.clear()
 
     def clear(self) -> None:
@@ -156,7 +169,7 @@ class IntervalState:
 
     def remove_until(self, floors_ms: tuple[int, int]) -> None:
         """Remove what has come so far up to these times, by side."""
-        for side, floor_ms in zip(self.sides, floors_ms, strict=True):
+        for number, (side, floor_ms) in enumerate(zip(self.sides, floors_ms, strict=True)):
             if side is None:
                 continue
             side.floor_ms, side.mark = floor_ms, side.store.num_rows
@@ -164,6 +177,7 @@ class IntervalState:
                 live = side.live()
                 if 2 * live.size <= side.mark:
                     self._compact(side, live)
+                    self.on_renumbered(number, live)
                 side.compact_at = max(_COMPACT_MIN, 2 * live.size)
 
     def _compact(self, side: _Side, live: Array) -> None:
@@ -264,6 +278,8 @@ class Stored:
 
 @final
 class _ColumnIntervalJoinOperator(ColumnJoinOperator):
+    _state: SpillingIntervals
+
     def __init__(self, spec: ColumnIntervalJoinSpec) -> None:
         self._spec = spec
         rows = spec.rows
@@ -272,33 +288,69 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         self._bounds = ((rows.lower_ms, rows.upper_ms), (-rows.upper_ms, -rows.lower_ms))
         self._compiled = None if spec.shape is None else pair_function(rows.function)
         self._make = maker_of(rows.output_type)
+        #: what others have been told of the time
+        self._told_ms = TIME_MIN_MS
+        #: when to begin with a pass, or to go on, and how long records are to wait
+        self._due_ms: int | None = None
+        self._wait_ms = _WAIT_MIN_MS
+        #: steps of the pass, and the time that they took
+        self._steps_max = self._pass_ms = 0
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import join_kernels
+        from engine.operators.spilling_intervals import SpillingIntervals
+        from engine.operators.unsent_pairs import PAIRS_PART, UnsentPairs
 
         super().open(ctx, out)
         self._kernels = join_kernels
         self._rows.open(ctx, out)
-        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        runtime = ctx.runtime_context
+        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._memory = MemoryWatch(ctx)
         selectors = self._spec.rows.key_selectors
-        state = IntervalState(
-            ctx.runtime_context.get_max_number_of_parallel_subtasks(),
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        subtask = runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks()
+        state = SpillingIntervals(
+            max_parallelism,
+            key_group_range(*subtask, max_parallelism),
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
+            self._bounds,
             is_tuple=isinstance(selectors[0], ComposedKey),
+            folder=ctx.work_dir,
+            bytes_max=self._memory.limit_bytes,
         )
-        self._register(ctx, state, has_disk=True)
+        self._register(ctx, state)
+        state.settle()
+        self._unsent = UnsentPairs(state)
+        ctx.state.add_keyed(PAIRS_PART, self._unsent)
+        if self._unsent:
+            self._due_ms = ctx.clock.now_ms()
+
+    def close(self) -> None:
+        super().close()
+        self._state.clear()
 
     # --- records
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._send_unsent()
+        super().process_batch(input_index, batch)
 
     def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
         columns, times_ms = self._in_time(side, columns, times_ms)
         if not times_ms.size:
             return
-        slots = self._state.slots_of(side, columns)
-        partners = self._state.sides[1 - side]
+        if self._state.is_spilled:
+            self._hold(side, columns, times_ms)
+            return
+        kept = self._state.memory
+        slots = kept.slots_of(side, columns)
+        partners = kept.sides[1 - side]
         if partners is not None:
             self._join(side, columns, times_ms, slots, partners)
-        self._state.append(side, columns, times_ms, slots)
+        kept.append(side, columns, times_ms, slots)
+        if self._memory.must_spill(kept.nbytes):
+            self._state.spill()
 
     def _in_time(self, side: int, columns: pa.RecordBatch, times_ms: Array) -> tuple[pa.RecordBatch, Array]:
         """Send what is late aside, or drop it; return the rest."""
@@ -367,15 +419,109 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
 
     # --- time
 
+    def process_watermark(self, watermark_ms: int) -> None:
+        self._send_unsent()
+        super().process_watermark(watermark_ms)
+
     def _process_time(self, watermark_ms: int) -> None:
+        self._state.advance(watermark_ms)
+        if watermark_ms == TIME_MAX_MS:
+            self._take_up_all()  # the end of all time: results come before the barrier of a last savepoint
+
+    def _emit_time(self, watermark_ms: int) -> None:
+        if not self._state.is_waiting:
+            self._told_ms = max(self._told_ms, watermark_ms)
+            self.out.emit_watermark(watermark_ms)
+
+    # --- records in files
+
+    def _hold(self, side: int, columns: pa.RecordBatch, times_ms: Array) -> None:
         state = self._state
-        state.watermark_ms = max(state.watermark_ms, watermark_ms)
-        floors = [max(watermark_ms, -TIME_LIMIT_MS) - max(0, upper) for _, upper in self._bounds]
-        state.remove_until((floors[0], floors[1]))
+        state.hold(side, columns, times_ms)
+        self._be_due()
+        # The pairs of those before are found while these gather, a bit with each batch: there is no pause.
+        while state.is_passing and self._steps_max - state.steps_left < state.filled * self._steps_max:
+            self._step()
+        if not state.is_passing and state.filled >= 1:
+            self._begin_pass()
+
+    def _be_due(self) -> None:
+        """See to it that nothing waits for long."""
+        if self._due_ms is None and self._state.is_waiting:
+            self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+
+    def _begin_pass(self) -> None:
+        begin_ms = self.ctx.clock.monotonic_ms()
+        self._steps_max = self._state.begin_pass()
+        self._pass_ms = self.ctx.clock.monotonic_ms() - begin_ms
+
+    def _step(self) -> None:
+        """Go on with the pass."""
+        begin_ms = self.ctx.clock.monotonic_ms()
+        until_ms = self._state.step(self._emit_found)
+        self._pass_ms += self.ctx.clock.monotonic_ms() - begin_ms
+        if until_ms is None:
+            return
+        self._due_ms = None
+        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._pass_ms)
+        if self._told_ms < until_ms:
+            self._told_ms = until_ms
+            self.out.emit_watermark(until_ms)
+        if not self._state.is_waiting and self._state.has_little():
+            self._state.gather()
+        self._be_due()
+
+    def _emit_found(self, found: FoundPairs) -> None:
+        from engine.operators.join_segments import portions
+
+        for rows in portions(found):
+            left, right = (FromBatch(own, rows) for own in found.sides)
+            times = found.times_ms[0][rows], found.times_ms[1][rows]
+            self._emit(Pairs(left, right, times[0].clip(min=times[1]), rows.size), times)
+
+    def _take_up_all(self) -> None:
+        """Find the pairs of all that waits."""
+        while self._state.is_waiting:
+            if not self._state.is_passing:
+                self._begin_pass()
+            self._step()
+
+    def _send_unsent(self) -> None:
+        """Send what was to be sent when the checkpoint was made, before anything else."""
+        if self._unsent:
+            for found in self._unsent.take():
+                self._emit_found(found)
+
+    def process_idle(self, idle: bool) -> None:
+        self._send_unsent()
+        self._take_up_all()
+        super().process_idle(idle)
+
+    def end_superstep(self, superstep: int) -> None:
+        self._take_up_all()
+        super().end_superstep(superstep)
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._send_unsent()  # what waits is part of the snapshot: the task does not stand still for it
+
+    def next_timer_ms(self) -> int | None:
+        return self._due_ms
+
+    def on_timer(self, now_ms: int) -> None:
+        self._due_ms = None
+        self._send_unsent()
+        if not self._state.is_passing and self._state.is_waiting:
+            self._begin_pass()
+        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
+        while self._state.is_passing and self.ctx.clock.monotonic_ms() <= end_ms:
+            self._step()
+        if self._state.is_passing:
+            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
 
     # --- the way to rows, and the end
 
     def _hand_over(self) -> None:
+        self._take_up_all()
         state = self._state
         if not self._is_on_rows:
             self._rows.timers.current_watermark = state.watermark_ms
@@ -385,3 +531,8 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         for records in state.records():
             self._rows.adopt(records.side, *records.rows())
         state.clear()
+
+    def finish(self) -> None:
+        self._send_unsent()
+        self._take_up_all()
+        super().finish()

@@ -123,11 +123,14 @@ class ColumnJoinOperator(Operator):
             self._rows.process_watermark(watermark_ms)
             return
         self._process_time(watermark_ms)
-        self.out.emit_watermark(watermark_ms)
+        self._emit_time(watermark_ms)
 
     @abc.abstractmethod
     def _process_time(self, watermark_ms: int) -> None:
         """Fire and forget what is due; the watermark is handed on afterwards."""
+
+    def _emit_time(self, watermark_ms: int) -> None:
+        self.out.emit_watermark(watermark_ms)
 
     # --- the way to rows, and the end
 

@@ -18,7 +18,9 @@ from engine.operators.bound_function import BoundFunction
 from engine.operators.functions import Function
 from engine.operators.join_state import JOIN_PART, LeftRecords
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
+from engine.operators.left_chunks import LeftChunks
 from engine.operators.results import Results
+from engine.operators.unsent_pairs import PAIRS_PART, rows_of_pairs
 from engine.state.descriptors import MapStateDescriptor
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
@@ -95,6 +97,8 @@ class IntervalJoinOperator(Operator):
         self._is_inside = is_inside
         #: what an operator on columns has left in the checkpoint, until the first record or watermark
         self._left: LeftRecords | None = None
+        #: pairs that such a one had not sent, until anything happens
+        self._left_pairs: LeftChunks | None = None
         self._keys = [Keys(selector) for selector in spec.key_selectors]
         self.function = BoundFunction(spec.function, "process_element")
         #: of each side: earliest and latest partner, relative to its own record
@@ -116,8 +120,19 @@ class IntervalJoinOperator(Operator):
         if not self._is_inside and ctx.state.has_left(JOIN_PART):
             self._left = LeftRecords()
             ctx.state.add_keyed(JOIN_PART, self._left)
+        if not self._is_inside and ctx.state.has_left(PAIRS_PART):
+            self._left_pairs = LeftChunks()
+            ctx.state.add_keyed(PAIRS_PART, self._left_pairs)
+
+    def _send_left(self) -> None:
+        """Send the results of pairs that were not sent before the checkpoint."""
+        left, self._left_pairs = self._left_pairs, None
+        for chunk in () if left is None else left.take_chunks():
+            for pairs, times in rows_of_pairs(chunk):
+                self.join_pairs(pairs, times)
 
     def _take_left(self) -> None:
+        self._send_left()
         left, self._left = self._left, None
         for records in () if left is None else left.take():
             self.adopt(records.side, *records.rows())
@@ -217,6 +232,22 @@ class IntervalJoinOperator(Operator):
                 rest = self._results.take(rest, context.get_timestamp())
             except Exception as error:
                 raise self.function.error(error, pair) from error
+
+    def process_idle(self, idle: bool) -> None:
+        self._send_left()
+        super().process_idle(idle)
+
+    def next_timer_ms(self) -> int | None:
+        return None if self._left_pairs is None else self.ctx.clock.now_ms()
+
+    def on_timer(self, now_ms: int) -> None:
+        self._send_left()
+
+    def prepare_snapshot(self, checkpoint_id: int) -> None:
+        self._send_left()
+
+    def finish(self) -> None:
+        self._send_left()
 
     def process_watermark(self, watermark_ms: int) -> None:
         self._take_left()

@@ -1,7 +1,8 @@
 """numba kernels of joins on columns: free functions on arrays; each has a slow obvious twin in the tests.
 
 Rows of a side are numbered; those of a key are a chain in order of arrival (interval join), or lie side by side in an
-order by key (window join). Pairs come out in portions: a kernel says where it stopped. Importing this imports numba.
+order by key (window join, interval join in files). Pairs come out in portions: a kernel says where it stopped.
+Importing this imports numba.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numba
 
-__all__ = ["changes_of_chains", "link_rows", "order_by_slot", "pairs_of_chains", "pairs_of_groups"]
+__all__ = ["changes_of_chains", "link_rows", "order_by_slot", "pairs_of_chains", "pairs_of_codes", "pairs_of_groups"]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -194,3 +195,70 @@ def changes_of_chains(
         phase = 0
         row += 1
     return row, 0, -1, num
+
+
+@numba.njit(nogil=True, cache=True)
+def pairs_of_codes(
+    rows: Any,
+    partners: Any,
+    at: tuple[int, int, int],
+    bounds: tuple[int, int],
+    arrived: tuple[int, int],
+    floor: int,
+    out_rows: Any,
+    out_partners: Any,
+) -> tuple[int, int, int, int]:
+    """Write (row, partner) for each partner that has the row's code, came before it and is within its bounds; return
+    (row, partner with its code, partner reached or -1, pairs written).
+
+    ``rows``: codes rising (uint64), times, numbers by arrival, and marks and floors: of each row the ``gone`` of
+    ``pairs_of_chains`` that held when it came, the mark as a number by arrival; ``partners``: the first three. Only
+    rows that came as ``arrived[0]`` to ``arrived[1] - 1`` are looked at; partners up to ``floor`` are gone in any case.
+    ``at``: the first three of what the last call returned, (0, 0, -1) at first; all is done when the row reached is the
+    number of rows. Where there are few rows for many partners, these are not looked at one by one.
+    """
+    codes, times_ms, arrivals, marks, floors = rows
+    partner_codes, partner_times_ms, partner_arrivals = partners
+    row, first, partner = at
+    lower, upper = bounds
+    num_partners = partner_codes.size
+    num_pairs = 0
+    while row < codes.size:
+        if not arrived[0] <= arrivals[row] < arrived[1]:
+            row += 1
+            continue
+        code = codes[row]
+        if first < num_partners and partner_codes[first] < code:
+            step = 1
+            while first + step < num_partners and partner_codes[first + step] < code:
+                first += step
+                step += step
+            end = min(first + step, num_partners)
+            first += 1
+            while first < end:
+                middle = (first + end) // 2
+                if partner_codes[middle] < code:
+                    first = middle + 1
+                else:
+                    end = middle
+        if partner < 0:
+            partner = first
+        low = times_ms[row] + lower
+        high = times_ms[row] + upper
+        while partner < num_partners and partner_codes[partner] == code:
+            time_ms = partner_times_ms[partner]
+            if (
+                low <= time_ms <= high
+                and time_ms > floor
+                and partner_arrivals[partner] < arrivals[row]
+                and (partner_arrivals[partner] >= marks[row] or time_ms > floors[row])
+            ):
+                if num_pairs == out_rows.size:
+                    return row, first, partner, num_pairs
+                out_rows[num_pairs] = row
+                out_partners[num_pairs] = partner
+                num_pairs += 1
+            partner += 1
+        partner = -1
+        row += 1
+    return row, first, -1, num_pairs

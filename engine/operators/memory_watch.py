@@ -1,8 +1,8 @@
 """What an operator on columns does when its state is more than its share of managed memory.
 
-Keyed aggregations, windows, sessions and window joins put it into files, whatever the backend
-(``state/spilling_slots``, ``spilling_windows``, ``spilling_sessions``, ``window_join_state``). Others keep theirs in
-memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the disk, and goes on
+Keyed aggregations, windows, sessions, window joins and interval joins put it into files, whatever the backend
+(``state/spilling_slots``, ``spilling_windows``, ``spilling_sessions``, ``window_join_state``, ``spilling_intervals``).
+Others keep theirs in memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the disk, and goes on
 there; with ``hashmap`` there is no other place. The log says so, once.
 """
 

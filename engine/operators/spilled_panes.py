@@ -11,7 +11,6 @@ panes are in files, and the folding (``spilling_windows``).
 from __future__ import annotations
 
 import mmap
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.errors import ExternalError
+from engine.state.batch_files import write_batches
 from engine.state.hash_kernels import order_by_channel
 
 Array = np.ndarray[Any, Any]
@@ -194,23 +193,7 @@ class SpilledPanes:
 
     def _written(self, segments: list[_Segment]) -> list[_Segment]:
         """Return the same segments in a new file. All have the same schema."""
-        try:
-            with tempfile.TemporaryFile(dir=self._folder, prefix="panes-") as file:
-                with pa.ipc.new_stream(file, segments[0].columns.schema) as writer:
-                    for segment in segments:
-                        writer.write_batch(segment.columns)
-                file.flush()
-                mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        except OSError as error:
-            raise ExternalError(
-                f"Cannot put windows into a file in {self._folder}: {error.strerror}. State on columns that is more "
-                "than its share of managed memory is kept there; leave room in io.tmp.dirs, or raise "
-                "taskmanager.memory.managed.size."
-            ) from error
-        options = pa.ipc.IpcReadOptions(use_threads=False)
-        with pa.ipc.open_stream(pa.py_buffer(mapping), options=options) as reader:
-            batches = [reader.read_next_batch() for _ in segments]
-        mapping.madvise(mmap.MADV_DONTNEED)
+        batches, mapping = write_batches([segment.columns for segment in segments], self._folder, "windows")
         return [
             _Segment(columns, segment.ends, segment.is_folded, mapping)
             for columns, segment in zip(batches, segments, strict=True)

@@ -7,7 +7,7 @@ the business of one run of one subtask.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 __all__ = ["HashPartitions"]
+
+#: A hash has so many bits.
+_CODE_BITS: Final = 32
 
 
 @final
@@ -36,7 +39,20 @@ class HashPartitions:
 
     def of_rows(self, keys: Sequence[pa.Array]) -> Array:
         """Return the number of each row's partition, uint16."""
+        return self._of_hashes(mixed_hashes(list(keys), is_tuple=self._is_tuple)).astype(np.uint16)
+
+    def codes_of_rows(self, keys: Sequence[pa.Array]) -> Array:
+        """Return a number for each row's key by which rows can be sorted: those of a partition lie in a row then, and
+        equal keys have the same one. uint64; other keys may have it too."""
         hashes = mixed_hashes(list(keys), is_tuple=self._is_tuple)
+        codes: Array = self._of_hashes(hashes) << np.uint64(_CODE_BITS) | hashes
+        return codes
+
+    def codes_of(self, partitions: range) -> tuple[int, int]:
+        """Return where the codes of partitions begin, and end."""
+        return partitions.start << _CODE_BITS, partitions.stop << _CODE_BITS
+
+    def _of_hashes(self, hashes: Array) -> Array:
         groups = hashes % np.uint64(self._max_parallelism) - np.uint64(self._key_groups.start)
         if self._num_subs > 1:
             sub = hashes // np.uint64(self._max_parallelism) % np.uint64(self._num_subs)
@@ -44,7 +60,8 @@ class HashPartitions:
         else:
             numbers = groups * np.uint64(self.number) // np.uint64(max(self.number, len(self._key_groups)))
         # The rest, for a key of another subtask's range: it is in no checkpoint, but neither may it break anything.
-        return (numbers % np.uint64(self.number)).astype(np.uint16)
+        of_rows: Array = numbers % np.uint64(self.number)
+        return of_rows
 
     def of_group(self, group: int) -> range:
         """Return the partitions that have the keys of a key group."""

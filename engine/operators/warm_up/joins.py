@@ -23,6 +23,9 @@ def warm_up_operators() -> None:
     kernels.link_rows(slots, 0, links, ends)
     out = np.empty(1, np.int64), np.empty(1, np.int64)
     kernels.pairs_of_chains(slots, times_ms, (0, -1), (0, 0), (0, 0), links, ends, *out)
+    codes = np.zeros(2, np.uint64)
+    rows = codes, times_ms, times_ms, times_ms, times_ms
+    kernels.pairs_of_codes(rows, rows[:3], (0, 0, -1), (0, 0), (0, 1), 0, *out)
     found = np.empty(4, np.int8), np.empty(4, np.int64), np.empty(4, np.int64)
     kernels.changes_of_chains(slots, np.zeros(2, np.uint8), (0, 0, -1), (True, True), links, ends, *found)
     group = np.zeros(2, np.int64), np.empty(2, np.int64)

@@ -427,9 +427,9 @@ def test_a_record_whose_partners_are_gone_is_forgotten(monkeypatch):
             harness.watermark(at)
             results.update(row[1] == row[5] and row[2] == f"n{at}-{row[1]}" for row in harness.output.rows)
             harness.output.batches.clear()
-            for side in harness.head._state.sides:
+            for side in harness.head._state.memory.sides:
                 assert side.store.num_rows < 250
-        assert harness.head._state.table.num_slots < 300
+        assert harness.head._state.memory.table.num_slots < 300
     assert results == {True: 20 * 300}
 
 

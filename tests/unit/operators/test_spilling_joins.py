@@ -310,20 +310,8 @@ def test_a_window_that_is_most_of_the_memory_is_joined_in_pieces(monkeypatch):
         assert len(harness.output.batches) > 1
 
 
-def test_joins_begin_on_columns_with_rocksdb_and_interval_joins_go_to_rows_when_memory_ends(monkeypatch):
+def test_window_joins_stay_on_columns_with_rocksdb(monkeypatch):
     monkeypatch.setattr(memory_watch, "_BYTES_MIN", 60_000)
-    rows = interval((-5, 5), FUNCTIONS["added"])
-    results = []
-    for spec in (column_interval_join(rows, SHAPES), rows):
-        with OperatorHarness(spec, memory_bytes=1, config=ROCKSDB) as harness:
-            for number in (0, 2, 4):
-                for side in range(2):
-                    harness.process_batch(many(number, side).slice(0, 200), input_index=side)
-                if number == 0 and spec is not rows:
-                    assert not harness.head._is_on_rows
-            assert spec is rows or harness.head._is_on_rows
-            results.append(Counter(harness.output.rows))
-    assert results[0] == results[1]
     with OperatorHarness(column_window_join(SUMS, SHAPES), memory_bytes=1, config=ROCKSDB) as harness:
         for number in range(6):
             harness.process_batch(many(number, 0))
