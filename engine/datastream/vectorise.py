@@ -6,14 +6,15 @@ other way round, an operator on rows takes columns too, at the price of converti
 
 Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
 columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it:
-then the records of an untyped program have types after all, those that its functions give.
+then the records of an untyped program have types after all, those that its functions give. Rows of a declared type
+become columns where an operator that works on columns comes next (``typed_rows``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
 from engine.datastream.column_types import why_not_objects, why_rows
+from engine.datastream.typed_rows import typed_nodes
 from engine.graph.transformation import ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
@@ -88,7 +90,9 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
     sequences = [node for node in nodes if isinstance(node.spec, SourceSpec) and _is_sequence(node.spec)]
     texts = _texts_of_tokenizers(nodes)
     taken = {node.id: _Columns(Shape((Kind.INT,), is_scalar=True)) for node in sequences}
-    plan = _planned(nodes, taken | {node.id: _words(node.spec) for node, _ in texts})
+    taken |= {node.id: _words(node.spec) for node, _ in texts}
+    typed = _typed_for_columns(nodes, taken)
+    plan = _planned(nodes, taken, typed)
     used = _origins(nodes, plan)
     for node, text in texts:
         if node.id in used:
@@ -103,9 +107,10 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
             assert isinstance(node.spec.source, SequenceSource)
             node.spec = dataclasses.replace(node.spec, source=dataclasses.replace(node.spec.source, columnar=True))
     if not {node.id for node in sequences} <= used:  # what those would have made possible is not so
-        plan = _planned(nodes, {})
+        plan = _planned(nodes, {}, typed)
     used = _origins(nodes, plan)
     for node in nodes:
+        node.columns_of = node.output_type if node.id in plan.converted else None
         if isinstance(node.spec, TimestampsSpec | StampedSourceSpec) and node.id not in used:
             node.spec = dataclasses.replace(node.spec, keeps_columns=False)  # rows that were made for it may go on
         node.spec = plan.specs.get(node.id, node.spec)
@@ -139,6 +144,8 @@ class _Plan:
     tiers: dict[int, str]
     #: maps and filters of which columns may come, by types that are seen when the first ones come
     may_give: set[int]
+    #: nodes whose rows become columns, by their declared type
+    converted: set[int]
 
 
 def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transformation, Transformation]]:
@@ -223,9 +230,9 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     return columns
 
 
-def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> _Plan:
-    """``columnar``: nodes taken to give these columns, beside those that do."""
-    plan = _Plan({}, {}, {}, {}, set())
+def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns], typed: Collection[int] = ()) -> _Plan:
+    """``columnar``: nodes taken to give these columns, beside those that do. ``typed``: whose rows become columns."""
+    plan = _Plan({}, {}, {}, {}, set(), set())
     for node in nodes:
         columns: _Columns | None = None
         if node.id in columnar:
@@ -239,8 +246,34 @@ def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) 
             columns = _Columns(_declared(node.output_type), node.output_type)
         else:
             columns = _transformed(node, plan)
+        if columns is None and node.id in typed:
+            columns = _Columns(_declared(node.output_type, converted=True), node.output_type)
+            plan.converted.add(node.id)
         plan.gives[node.id] = columns
     return plan
+
+
+def _typed_for_columns(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns]) -> set[int]:
+    """Return the nodes whose rows had better become columns: all that read them gain by it, and at last one of them
+    runs on columns, which without that would run on rows."""
+    typed = typed_nodes(nodes, SEQUENCE_MIN)
+    readers: dict[int, list[Transformation]] = {node.id: [] for node in nodes}
+    for node in nodes:
+        for edge in node.inputs:
+            if edge.side_tag is None:
+                readers[edge.source.id].append(node)
+    while typed:
+        plan = _planned(nodes, columnar, typed)
+        wanted = _origins(nodes, plan)
+
+        def takes_columns(node: Transformation, plan: _Plan = plan, wanted: set[int] = wanted) -> bool:
+            return node.id in plan.specs or _hands_on(node, plan, wanted)
+
+        in_vain = {one for one in plan.converted if one not in wanted or not all(map(takes_columns, readers[one]))}
+        if not in_vain:
+            return plan.converted
+        typed -= in_vain
+    return typed
 
 
 def _types_by_side(node: Transformation, given: Sequence[_Columns | None]) -> list[TypeInformation | None]:
@@ -255,16 +288,25 @@ def _origins(nodes: Sequence[Transformation], plan: _Plan) -> set[int]:
     """Return the nodes whose columns reach an operator that is planned to run on columns."""
     wanted: set[int] = set()
     for node in reversed(nodes):
-        if node.id in plan.specs or (node.id in wanted and plan.gives[node.id] is not None):
+        if node.id in plan.specs or _hands_on(node, plan, wanted):
             wanted.update(edge.source.id for edge in node.inputs)
     return wanted
 
 
-def _declared(type_info: TypeInformation | None) -> Shape | None:
-    """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with."""
+def _hands_on(node: Transformation, plan: _Plan, wanted: Collection[int]) -> bool:
+    """Whether columns go in and come out, and are wanted there."""
+    return node.id in wanted and plan.gives[node.id] is not None and node.id not in plan.converted
+
+
+def _declared(type_info: TypeInformation | None, *, converted: bool = False) -> Shape | None:
+    """Return the shape of records of a type, as far as columns of it are what the interpreter would compute with.
+    ``converted``: they were rows, whose columns are of 64 bits whatever is declared."""
     if not isinstance(type_info, TupleTypeInfo):
         return None
     kinds = {BasicType.LONG: Kind.INT, BasicType.DOUBLE: Kind.FLOAT, BasicType.STRING: Kind.STR}
+    if converted:
+        kinds |= dict.fromkeys((BasicType.BYTE, BasicType.SHORT, BasicType.INT), Kind.INT)
+        kinds |= {BasicType.FLOAT: Kind.FLOAT, BasicType.CHAR: Kind.STR}
     return Shape(
         tuple(
             kinds.get(field.basic_type, Kind.OPAQUE) if isinstance(field, BasicTypeInfo) else Kind.OPAQUE

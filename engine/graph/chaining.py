@@ -127,6 +127,7 @@ def _chain_spec(made: _Chain, ids: dict[StreamNode, OperatorID]) -> ChainSpec:
             node.name,
             node.transformation.spec,
             tuple((index[e.target], e.side_tag, e.input_index) for e in node.outputs if id(e) not in left),
+            node.transformation.columns_of,
         )
         for node in made.nodes
     )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from engine.core.ids import IntermediateDatasetID, JobID, JobVertexID, OperatorID
 from engine.core.late_dataclass import dataclass
+from engine.core.type_info import TypeInformation
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorSpec
 from engine.protocol.control import UserFile
@@ -41,12 +42,14 @@ class JobType(enum.Enum):
 @dataclass(frozen=True)
 class ChainedOperator:
     """One operator of a chain. Operators are listed head first; ``next`` are indexes of chained successors together
-    with the side tag that they listen to (None = main output) and the successor's input index."""
+    with the side tag that they listen to (None = main output) and the successor's input index. ``columns_of``: what it
+    emits in rows becomes columns, as far as it is of this type."""
 
     operator_id: OperatorID
     name: str
     spec: OperatorSpec
     next: tuple[tuple[int, str | None, int], ...] = ()
+    columns_of: TypeInformation | None = None
 
 
 @dataclass(frozen=True)

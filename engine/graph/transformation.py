@@ -121,12 +121,16 @@ class Transformation:
     kind: str = ""
     #: what keeps its operator on rows, though its kind has a form on columns; "" = nothing, or that is not known
     why_rows: str = ""
+    #: what it emits in rows becomes columns, as far as it is of this type; None = it stays rows
+    columns_of: TypeInformation | None = None
     id: int = field(default_factory=lambda: next(_ids))
 
     @property
     def tier(self) -> str:
         """What plans say of how the operator runs."""
         own = self.spec.describe()
+        if self.columns_of is not None:
+            own = f"{own}, results as columns" if own else "results as columns"
         if not self.why_rows:
             return own
         told = own if own.endswith("on rows") else f"{own}, on rows" if own else "on rows"

@@ -39,8 +39,8 @@ from engine.operators.join_state import (
 )
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey, FieldKey
-from engine.operators.opened_functions import keeps_state
 from engine.operators.memory_watch import MemoryWatch
+from engine.operators.opened_functions import keeps_state
 from engine.operators.output_tag import OutputTag
 from engine.operators.row_output import maker_of
 from engine.state.key_groups import key_group_range

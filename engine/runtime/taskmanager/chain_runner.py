@@ -15,6 +15,7 @@ from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext, batch_for
 from engine.operators.failure import user_error
+from engine.operators.row_columns import RowColumns
 from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
 from engine.protocol.profiling import OperatorMetrics
@@ -103,20 +104,23 @@ def _blame(error: Exception, operator_name: str) -> NoReturn:
 
 @final
 class _ChainOutput:
-    """An operator's Output."""
+    """An operator's Output. ``columns``: what makes columns of its rows; None = they stay rows."""
 
-    def __init__(self, object_reuse: bool) -> None:
+    def __init__(self, object_reuse: bool, columns: RowColumns | None) -> None:
         self.targets: list[_Link | _TimedExit] = []
         self.side_targets: dict[str, list[_Link | _TimedExit]] = {}
         self.num_records = 0
         self.num_batches = 0
         self._object_reuse = object_reuse
+        self.columns = columns
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
             return
         self.num_records += len(batch)
         self.num_batches += 1
+        if self.columns is not None:
+            batch = self.columns.of(batch)
         targets = self.targets
         if len(targets) == 1:
             targets[0].emit(batch)
@@ -168,7 +172,10 @@ class OperatorChain:
         assert len(exits) == len(spec.exits), "one exit per outgoing edge"
         self.spec = spec
         self.operators: list[Operator] = []
-        self._outputs = [_ChainOutput(object_reuse) for _ in spec.operators]
+        self._outputs = [
+            _ChainOutput(object_reuse, None if chained.columns_of is None else RowColumns(chained.columns_of))
+            for chained in spec.operators
+        ]
         self.clock = OperatorClock(len(spec.operators))
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()
@@ -206,6 +213,8 @@ class OperatorChain:
             operator, following = self.operators[index], self.spec.operators[index].next
             if not isinstance(operator, RowOperator) or index in with_exits or len(following) != 1:
                 continue
+            if self._outputs[index].columns is not None:
+                continue  # what follows wants columns
             (successor_index, tag, _) = following[0]
             successor = self.operators[successor_index]
             if tag is None and isinstance(successor, RowOperator):
@@ -305,7 +314,10 @@ class OperatorChain:
                     tiers = [operator.tier(chained.spec.describe())]
                 head = chained.name
             counts = output.num_records, output.num_batches, self.clock.busy_ms(index)
-            found.append(OperatorMetrics(chained.name, *counts, tiers.pop(0), fused_with))
+            tier = tiers.pop(0)
+            if output.columns is not None:
+                tier = f"{tier}, {output.columns.told()}"
+            found.append(OperatorMetrics(chained.name, *counts, tier, fused_with))
         if self.spec.exits:
             num_records, index = self.num_records_out(), len(self.operators)
             num_batches = sum(self._outputs[i].num_batches for i in {one.operator_index for one in self.spec.exits})

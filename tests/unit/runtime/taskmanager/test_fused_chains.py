@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.core.clock import SystemClock
 from engine.core.errors import UserCodeError
 from engine.core.ids import JobID, OperatorID
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
+from engine.core.type_info import TypeInformation, Types
 from engine.graph.job_graph import ChainedOperator, ChainSpec, Exit
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.base import OperatorContext, OperatorSpec
@@ -30,9 +31,11 @@ Stamped = tuple[Any, "int | None"]
 class Box:
     def __init__(self) -> None:
         self.batches: list[RowBatch] = []
+        self.shapes: list[type[Batch]] = []
         self.watermarks_ms: list[int] = []
 
     def emit(self, batch: Batch) -> None:
+        self.shapes.append(type(batch))
         self.batches.append(rows_of(batch))
 
     def emit_watermark(self, watermark_ms: int) -> None:
@@ -54,10 +57,21 @@ class Box:
 class Run:
     """A chain of the specs, one behind the other; every operator in ``exits`` also has an exit of its own."""
 
-    def __init__(self, *specs: OperatorSpec, exits: tuple[int, ...] = ()) -> None:
-        last = len(specs) - 1
+    def __init__(
+        self,
+        *specs: OperatorSpec,
+        exits: tuple[int, ...] = (),
+        columns_of: Mapping[int, TypeInformation] | None = None,
+    ) -> None:
+        last, columns_of = len(specs) - 1, columns_of or {}
         operators = tuple(
-            ChainedOperator(OperatorID.from_text(f"{i}"), f"op{i}", spec, ((i + 1, None, 0),) if i < last else ())
+            ChainedOperator(
+                OperatorID.from_text(f"{i}"),
+                f"op{i}",
+                spec,
+                ((i + 1, None, 0),) if i < last else (),
+                columns_of.get(i),
+            )
             for i, spec in enumerate(specs)
         )
         at = (*exits, last)
@@ -425,3 +439,31 @@ def test_a_variable_of_the_surroundings_may_change_between_batches():
         (function,) = run.chain.operators[0]._column_functions[0]
     assert run.box.stamped() == [(2, None), (3, None)]
     assert function.num_compiled == 2
+
+
+# --- rows that become columns in the middle ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_what_follows_rows_that_become_columns_runs_on_those_unless_one_is_not_of_its_type(odd):
+    pairs = Types.TUPLE([Types.LONG(), Types.DOUBLE()])
+    steps = (
+        MapSpec(lambda i: (i, i / 2 if i or not odd else "x")),
+        FilterSpec(lambda pair: pair[0] != 1),
+        MapSpec(swapped),
+    )
+    with Run(*steps, columns_of={0: pairs, 2: Types.TUPLE([Types.DOUBLE(), Types.LONG()])}) as run:
+        run.process([1, 2, 3], [10, 20, 30])
+        run.process([0, 1], [40, 50])
+        run.process([4], [60])
+        tiers = [one.tier for one in run.chain.operator_metrics()]
+    assert run.box.stamped() == [((1.0, 2), 20), ((1.5, 3), 30), (("x" if odd else 0.0, 0), 40), ((2.0, 4), 60)]
+    assert run.box.shapes == ([ColumnBatch, RowBatch, RowBatch] if odd else [ColumnBatch] * 3)
+    assert run.counts() == [6, 4, 4]
+    assert tiers[0].startswith("interpreted (rows)")
+    assert tiers[0].endswith("results as columns" + (odd * ", until one was not of its type"))
+    assert tiers[1] == "compiled"
+
+
+def swapped(pair: Any) -> Any:
+    return pair[1], pair[0]
