@@ -36,13 +36,15 @@ from engine.connectors.file_sink_config import (
 from engine.connectors.files import absolute_path
 from engine.connectors.part_writers import FileFormat, PartWriter
 from engine.connectors.sink import takes_checkpoints
+from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import EngineError, ProgramError
 from engine.core.fs import file_system_of, without_waiting
 from engine.core.late_dataclass import dataclass
-from engine.core.records import Batch, RowBatch, rows_of
+from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.core.type_info import TypeInformation
 from engine.operators.base import CoordinatorSpec, Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
+from engine.operators.seen_records import shown
 from engine.protocol.checkpoint import NO_CHECKPOINT
 from engine.state.descriptors import ListStateDescriptor
 
@@ -139,8 +141,7 @@ class FileSinkSpec(OperatorSpec):
     def on_columns(self, *, with_kinds: bool = False) -> FileSinkSpec | None:
         """Return the spec for an input of columns, perhaps with kinds, or None where it would be taken apart into
         records."""
-        sees_records = not isinstance(self.sink.bucket_assigner, TimeBucketAssigner)
-        if sees_records or not getattr(self.sink.format, "writes_kinds" if with_kinds else "writes_columns", False):
+        if not getattr(self.sink.format, "writes_kinds" if with_kinds else "writes_columns", False):
             return None
         return replace(self, is_vectorised=True)
 
@@ -200,25 +201,36 @@ class _FileSinkOperator(Operator):
                 self._roll(other)  # its hour is over
             self._write(folder, batch, now_ms)
             return
-        for bucket, rows in self._by_bucket(rows_of(batch), now_ms).items():
-            self._write(self._folder_of(bucket), RowBatch(rows), now_ms)
+        for bucket, part in self._by_bucket(batch, now_ms).items():
+            self._write(self._folder_of(bucket), part, now_ms)
 
-    def _by_bucket(self, batch: RowBatch, now_ms: int) -> dict[str, list[Any]]:
+    def _by_bucket(self, batch: Batch, now_ms: int) -> dict[str, Batch]:
+        """Return the records of each bucket, as columns if they came so."""
+        if isinstance(batch, RowBatch):
+            return {bucket: _rows_at(batch, at) for bucket, at in self._places(batch, now_ms).items()}
+        rows, are_unchanged = shown(batch)
+        places = self._places(rows, now_ms)
+        if not are_unchanged():
+            return {bucket: _rows_at(rows, at) for bucket, at in places.items()}
+        return {bucket: _columns_at(batch, at) for bucket, at in places.items()}
+
+    def _places(self, batch: RowBatch, now_ms: int) -> dict[str, list[int]]:
+        """Return which records go to each bucket."""
         bucket_of = self._sink.bucket_assigner.get_bucket_id
         stamps = batch.timestamps_ms
         context = BucketContext(now_ms, self._watermark_ms)
-        by_bucket: dict[str, list[Any]] = {}
+        by_bucket: dict[str, list[int]] = {}
         row = None
         try:
             for index, row in enumerate(batch.rows):
                 if stamps is not None:
                     context = BucketContext(now_ms, self._watermark_ms, stamps[index])
                 bucket = bucket_of(row, context)
-                rows = by_bucket.get(bucket)
-                if rows is None:
+                places = by_bucket.get(bucket)
+                if places is None:
                     _check_bucket(bucket)
-                    rows = by_bucket[bucket] = []
-                rows.append(row)
+                    places = by_bucket[bucket] = []
+                places.append(index)
         except Exception as error:
             raise user_error(error, operator_name=self.ctx.operator_name, record=row) from error
         return by_bucket
@@ -342,6 +354,25 @@ class _FileSinkOperator(Operator):
                     self._fs.delete(part.path)
                 except EngineError:
                     pass  # the coordinator removes what it finds
+
+
+def _rows_at(batch: RowBatch, places: list[int]) -> RowBatch:
+    return RowBatch([batch.rows[at] for at in places])
+
+
+def _columns_at(batch: ColumnBatch, places: list[int]) -> ColumnBatch:
+    if len(places) == len(batch):
+        return batch
+    import numpy as np
+
+    rows = np.array(places, np.int64)
+    stamps, kinds = batch.timestamps_ms, batch.kinds
+    return replace(
+        batch,
+        columns=batch.columns.take(arrow_of(rows)),
+        timestamps_ms=None if stamps is None else stamps[rows],
+        kinds=None if kinds is None else kinds[rows],
+    )
 
 
 def _check_bucket(bucket: Any) -> None:

@@ -20,6 +20,7 @@ from engine.core.records import Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import OperatorContext, Output
 from engine.operators.column_fields import column_index, picked_timestamp_field
 from engine.operators.failure import user_error
+from engine.operators.seen_records import shown
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.time.split_watermarks import SplitWatermarks
 from engine.time.watermarks import (
@@ -53,16 +54,6 @@ def is_called(strategy: WatermarkStrategy) -> bool:
     if assigner is None or isinstance(assigner, IngestionTimeAssigner):
         return False
     return picked_timestamp_field(assigner) is None
-
-
-def _has_nested(batch: ColumnBatch) -> bool:
-    import pyarrow as pa
-
-    return any(map(pa.types.is_nested, batch.columns.schema.types))
-
-
-def _contents(batch: RowBatch) -> list[Any]:
-    return [(row.get_row_kind(), tuple(row)) for row in batch.rows]
 
 
 @final
@@ -193,13 +184,11 @@ class EventTime:
         is_called = stamps is None and self._assigner is not None
         if not is_called and self._supplier is None:
             return replace(batch, timestamps_ms=stamps), None
-        rows = replace(batch, timestamps_ms=stamps if stamps is not None else batch.timestamps_ms).to_rows()
-        has_rows = bool(batch.named) or batch.kinds is not None  # which can be changed, as tuples cannot
-        before = _contents(rows) if has_rows and is_called else None
+        rows, are_unchanged = shown(batch if stamps is None else replace(batch, timestamps_ms=stamps))
         seen = RowBatch(rows.rows, self._stamp(rows)) if is_called else rows
-        if not self._keeps_columns or _has_nested(batch):
-            return seen, seen
-        if has_rows and (self._supplier is not None or before != _contents(seen)):
+        # A generator sees them one by one, while others go on their way already.
+        can_change = self._supplier is not None and (bool(batch.named) or batch.kinds is not None)
+        if not self._keeps_columns or can_change or not are_unchanged():
             return seen, seen
         if is_called:
             import numpy as np

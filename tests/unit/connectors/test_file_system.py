@@ -4,6 +4,8 @@ import datetime as dt
 import os
 import pickle
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from engine.connectors.file_system import (
@@ -19,6 +21,7 @@ from engine.connectors.file_system import (
 from engine.connectors.source import SourceSpec
 from engine.core.clock import ManualClock
 from engine.core.errors import ConfigError, ExternalError, InputError, ProgramError
+from engine.core.records import ColumnBatch, RowBatch
 from engine.core.type_info import Types
 from engine.operators.base import JobOutcome
 from tests.testing.operator_harness import OperatorHarness, end_job, start_coordinators
@@ -227,3 +230,41 @@ def test_what_a_killed_slot_left_behind_is_removed_by_whoever_ends_the_job(tmp_p
     end_job(second, JobOutcome.FINISHED)
     assert hidden(tmp_path) == [".part-0-0.inprogress.of-another-job"]
     assert [(tmp_path / name).read_text() for name in visible(tmp_path)] == ["attempt 1\n"]
+
+
+class ByKind(BucketAssigner):
+    """``renames``: it changes what it sees."""
+
+    def __init__(self, renames):
+        self.renames = renames
+
+    def get_bucket_id(self, element, context):
+        kind = element[1]
+        if self.renames and kind == "odd":
+            element["kind"] = "renamed"
+        return f"{kind}/{context.timestamp()}"
+
+
+@pytest.mark.parametrize(("named", "renames"), [(False, False), (True, False), (True, True)])
+def test_columns_go_to_the_buckets_of_their_rows(tmp_path, monkeypatch, named, renames):
+    numbers = list(range(40))
+    columns = pa.record_batch({"number": numbers, "kind": ["odd" if number % 2 else "even" for number in numbers]})
+    batch = ColumnBatch(columns, np.array(numbers) // 30, named=named)
+    fields = [Types.LONG(), Types.STRING()]
+    type_info = Types.ROW_NAMED(["number", "kind"], fields) if named else Types.TUPLE(fields)
+
+    def written(way, given):
+        spec = builder(tmp_path / way).with_bucket_assigner(ByKind(renames)).build().to_spec(type_info)
+        kinds = set()
+        with OperatorHarness(spec) as harness, monkeypatch.context() as patches:
+            write = harness.head._write
+            patches.setattr(harness.head, "_write", lambda *own: (kinds.add(type(own[1])), write(*own)))
+            harness.head.process_batch(0, given)
+            harness.end()
+            harness._coordinators[0].job_ended(JobOutcome.FINISHED)
+        return kinds, {name: (tmp_path / way / name).read_text() for name in visible(tmp_path / way)}
+
+    (kinds, found), (_, wanted) = written("columns", batch), written("rows", batch.to_rows())
+    assert kinds == {RowBatch if renames else ColumnBatch}
+    assert found == wanted
+    assert [name.rpartition("/")[0] for name in found] == ["even/0", "even/1", "odd/0", "odd/1"]

@@ -227,7 +227,7 @@ def test_the_plan_says_which_file_sinks_write_columns(env, tmp_path):
         stream.write_as_csv(f"{tmp_path}/out2")
         stream.sink_to(csv.build()).name("Rolling")
         stream.sink_to(csv.with_bucket_assigner(ByKey()).build()).name("Buckets")
-        named = {"Text Sink": tier, "CSV Sink": tier, "Rolling": tier, "Buckets": ""}
+        named = {"Text Sink": tier, "CSV Sink": tier, "Rolling": tier, "Buckets": tier}
         assert plan_of_sinks(env) == named
 
 
