@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import tempfile
 
 import numpy as np
 import pytest
 
-from tests.bench import keyed
+from tests.bench import keyed, state_files
 from tests.bench.measure import Measurement
 from tests.bench.state_files import FolderWatch, WatchedGenerator, mapped_bytes
 
@@ -51,6 +52,25 @@ def test_the_most_that_lay_in_a_folder_is_told(tmp_path):
         while not watch.bytes_max:
             pass
     assert watch.bytes_max == 5000
+
+
+def test_folders_that_go_while_they_are_looked_at_are_no_error(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "000001.sst").write_bytes(bytes(100))
+    looked_at = []
+
+    def size(path):
+        looked_at.append(path)
+        shutil.rmtree(tmp_path / ("b" if "/a/" in path else "a"), ignore_errors=True)
+        return 100
+
+    monkeypatch.setattr(state_files.os.path, "getsize", size)
+    assert state_files._size_of(tmp_path) == 100
+    assert len(looked_at) == 1
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path)
+    assert state_files._size_of(tmp_path) == 0
 
 
 def test_a_run_on_disk_whose_state_was_in_memory_is_no_run():
