@@ -14,6 +14,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -140,8 +141,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how many times 1 %% is changed")
     arguments = parser.parse_args()
     if MALLOC_HUGE not in os.environ:  # as a slot is started
-        os.environ[MALLOC_HUGE] = with_huge_malloc("")
-        os.execv(sys.executable, [sys.executable, "-m", "tests.bench.checkpoint_pause", *sys.argv[1:]])
+        command = [sys.executable, "-m", "tests.bench.checkpoint_pause", *sys.argv[1:]]
+        env = {**os.environ, MALLOC_HUGE: with_huge_malloc("")}
+        told = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(told, end="")
+        record(json.loads(told))
+        return
     registry, mailbox = OperatorStateRegistry(), Mailbox()
     operator_id = OperatorID.from_text("bench")
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +194,6 @@ def main() -> None:
         other.backend.close()
         table.backend.close()
     print(json.dumps(results, indent=2))
-    record(results)
 
 
 if __name__ == "__main__":

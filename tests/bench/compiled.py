@@ -1,6 +1,6 @@
 """What compiling a function to expressions over columns gains, and whether rows should become columns for it.
 
-    python -m tests.bench.compiled
+    python -m tests.bench.compiled [--rounds 30]
 
 CPU time of a batch of 16384 records, best of several rounds: the function in the interpreter on rows (and with the
 conversion of columns to rows before it, which is what a columnar stream pays), compiled on columns, and compiled with
@@ -9,6 +9,7 @@ rows made columns before and rows again behind it.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,6 @@ import pyarrow as pa
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.compile.column_steps import ColumnFunction
 from tests.bench.stats import record
-
-ROUNDS = 30
 
 
 def arithmetic(r):
@@ -39,8 +38,8 @@ def parse(r):
     return int(r[2].split(",")[1]) + 1
 
 
-def ns_a_record(work: Callable[[], Any]) -> float:
-    best = min(_cpu_ns(work) for _ in range(ROUNDS))
+def ns_a_record(work: Callable[[], Any], rounds: int) -> float:
+    best = min(_cpu_ns(work) for _ in range(rounds))
     return best / BATCH_ROWS_MAX
 
 
@@ -51,6 +50,9 @@ def _cpu_ns(work: Callable[[], Any]) -> int:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
     rng = np.random.default_rng(1)
     numbers = rng.integers(0, 1_000_000, BATCH_ROWS_MAX)
     texts = [f"id,{number},x" for number in numbers.tolist()]
@@ -71,10 +73,10 @@ def main() -> None:
             return [function(row) for row in rows]
 
         seen = [
-            ns_a_record(lambda interpret=interpret: interpret(rows)),
-            ns_a_record(lambda interpret=interpret: interpret(batch.to_rows().rows)),
-            ns_a_record(lambda compiled=compiled: compiled.apply(batch)),
-            ns_a_record(there_and_back),
+            ns_a_record(lambda interpret=interpret: interpret(rows), rounds),
+            ns_a_record(lambda interpret=interpret: interpret(batch.to_rows().rows), rounds),
+            ns_a_record(lambda compiled=compiled: compiled.apply(batch), rounds),
+            ns_a_record(there_and_back, rounds),
         ]
         assert compiled.num_interpreted == 0, compiled.reason
         print(f"{function.__name__:12} {seen[0]:8.0f} {seen[1]:15.0f} {seen[2]:9.1f} {seen[3]:22.0f}")

@@ -1,7 +1,8 @@
 """How long a cluster is without a leader, and what a fenced write costs: ``python -m tests.bench.election [-n 5]``.
 
-Starts a ZooKeeper of its own. A leader is killed with -9; the time runs until the next one's first write has come back.
-A leader that leaves by itself is followed at once. Not here: how long a job takes to go on (``recovery``).
+Starts a ZooKeeper of its own, unless it is ``--only filesystem``. A leader is killed with -9; the time runs until the
+next one's first write has come back. A leader that leaves by itself is followed at once. Not here: how long a job takes
+to go on (``recovery``).
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ def report(name: str, backend: HaBackend, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-n", type=int, default=5, help="elections of each kind")
-    repeats = parser.parse_args().n
+    parser.add_argument("--only", choices=["filesystem"], help="without ZooKeeper")
+    options = parser.parse_args()
+    repeats = options.n
     with tempfile.TemporaryDirectory() as folder:
         report("filesystem", FileBackend(Path(folder) / "files"), repeats)
-        for servers in (1, 3):
+        for servers in () if options.only else (1, 3):
             with running_cluster("--only-zookeeper", "--zookeeper", str(servers)) as zookeepers:
                 for session_s in (2, 4):
                     backend = ZooKeeperBackend(zookeepers.zookeeper, Path(folder) / f"{servers}-{session_s}")

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
+from tests.bench.state_files import mapped_bytes
 from tests.bench.state_memory import resident
 from tests.testing.operator_harness import OperatorHarness
 
-__all__ = ["OperatorMeter"]
+__all__ = ["OperatorMeter", "files_bytes"]
 
 
 @final
 class OperatorMeter:
-    """``found``: figures by name, CPU time throughout. Memory is what is resident beyond that at the beginning."""
+    """``found``: figures by name, CPU time throughout. Memory is what is resident beyond that at the beginning, files
+    are what is mapped of them at the barrier and before the end, at most."""
 
     def __init__(self, harness: OperatorHarness) -> None:
         self.found: dict[str, float] = {}
         self._harness = harness
         self._base = resident()
+        self._base_files = files_bytes()
         self._spent_s = self._longest_s = 0.0
         self._peak = 0
 
@@ -36,6 +39,7 @@ class OperatorMeter:
 
     def barrier(self) -> None:
         """Stand at a barrier, without the snapshot's thread."""
+        self._look_at_files()
         harness = self._harness
         self.found["entries, M"] = sum(p.num_entries() for p in harness.contexts[0].state.keyed.values()) / 1e6
         begin_s = time.process_time()
@@ -45,6 +49,7 @@ class OperatorMeter:
 
     def end(self, watermark_ms: int, name: str, num_records: int) -> None:
         """Let the time go on to the last watermark. ``name``: what that is called."""
+        self._look_at_files()
         begin_s = time.process_time()
         self._harness.watermark(watermark_ms)
         ended_s = time.process_time() - begin_s
@@ -56,3 +61,13 @@ class OperatorMeter:
 
     def _look(self) -> None:
         self._peak = max(self._peak, resident() - self._base)
+
+    def _look_at_files(self) -> None:
+        in_files_mb = (files_bytes() - self._base_files) / 1e6
+        self.found["files, MB"] = max(self.found.get("files, MB", 0.0), in_files_mb)
+
+
+def files_bytes() -> int:
+    """Return how much of this process's state lies in files."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return mapped_bytes(maps)

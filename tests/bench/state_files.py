@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -94,10 +95,15 @@ class FolderWatch:
 
     def _sample(self) -> None:
         while not self._ended.wait(_PERIOD_S):
-            total = 0
-            for path in self._folder.rglob("*"):
-                try:
-                    total += path.stat().st_size if path.is_file() else 0
-                except FileNotFoundError:
-                    continue  # merged into another one meanwhile
-            self.bytes_max = max(self.bytes_max, total)
+            self.bytes_max = max(self.bytes_max, _size_of(self._folder))
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for inner, _, names in os.walk(folder):  # folders that go meanwhile, between two executions, are no error
+        for name in names:
+            try:
+                total += os.path.getsize(os.path.join(inner, name))
+            except FileNotFoundError:
+                continue  # merged into another one meanwhile
+    return total

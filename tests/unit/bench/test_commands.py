@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench import stats
 
 #: One needs what a job has written, the other makes texts for others.
 NOT_ALONE = {"exchange_phases", "text"}
+#: Those that start processes of their own: see ``tests/process/test_bench_smoke.py``.
+ELSEWHERE = {"checkpoint_cost", "election", "lambdas", "recovery", "row_steps"}
+#: command → options with which it is done at once. ``--one`` is what its own processes are told to do.
+SMALL = {
+    "changelogs": "--records 2000 --keys 50 --runs 1",
+    "checkpoint_pause": "--megabytes 4 --memory-mb 8",
+    "column_aggregates": "--records 2000 --keys 50 --runs 1",
+    "compiled": "--rounds 1",
+    "join_spill": "--records 40000 --only files",
+    "session_spill": "--records 400000 --keys 300000 --memory-mb 1 --only files --one",
+    "state_growth": "--keys 150000",
+    "state_memory": "--keys 40000 --one",
+    "state_spill": "--keys 40000 --updates 20000 --only columns --one",
+    "text_columns": "--records 2000",
+    "text_sinks": "--records 50 --runs 1",
+    "window_checkpoint": "--keys 20000 --rounds 1",
+    "window_spill": "--keys 40000 --records 40000 --only files --one",
+}
 
 
 def test_every_program_is_a_command():
@@ -21,6 +43,34 @@ def test_every_program_is_a_command():
         text = (folder / f"{name}.py").read_text()
         assert "record(" in text or "print_each(" in text, name
     assert all(name in bench.help_text() for name in (*bench.COMMANDS, *bench.WITH_JSON))
+
+
+@pytest.fixture
+def garbage_collection_as_it_was() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+def test_every_command_is_tried():
+    assert {*SMALL, *ELSEWHERE} == {*bench.COMMANDS, *bench.WITH_JSON}
+
+
+@pytest.mark.usefixtures("garbage_collection_as_it_was")
+@pytest.mark.parametrize("command", SMALL)
+def test_a_command_measures_on_little(command, monkeypatch, capsys):
+    monkeypatch.setattr(stats, "RECORDED", [])
+    monkeypatch.setattr(bench, "RECORDED", stats.RECORDED)
+    options = SMALL[command].split()
+    monkeypatch.setattr(sys, "argv", ["bench", command.replace("_", "-"), *options])
+    assert bench.main() == 0
+    told = capsys.readouterr().out
+    if "--one" in options:
+        assert all(isinstance(value, int | float) for value in json.loads(told).values())
+    else:
+        assert told
+        assert stats.RECORDED or command in bench.WITH_JSON
 
 
 def test_what_a_command_records_is_appended_as_json(tmp_path, monkeypatch, capsys):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import os
+import shutil
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.bench import keyed
+from tests.bench import keyed, state_files
 from tests.bench.measure import Measurement
 from tests.bench.state_files import FolderWatch, WatchedGenerator, mapped_bytes
 
@@ -53,10 +56,41 @@ def test_the_most_that_lay_in_a_folder_is_told(tmp_path):
     assert watch.bytes_max == 5000
 
 
+def test_files_and_folders_that_go_while_they_are_looked_at_are_no_error(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("000001.sst", "000002.sst"):
+            (tmp_path / folder / name).write_bytes(bytes(100))
+    size_of_file, looked_at = os.path.getsize, []
+
+    def size(path):
+        looked_at.append(path)
+        if len(looked_at) == 1:  # what is still to come goes: the other file here, and the other folder
+            found = size_of_file(path)
+            shutil.rmtree(tmp_path / "a")
+            return found
+        return size_of_file(path)
+
+    (tmp_path / "b").rename(tmp_path / "a" / "b")
+    monkeypatch.setattr(state_files.os.path, "getsize", size)
+    assert state_files._size_of(tmp_path) == 100
+    assert len(looked_at) == 2
+
+
+def test_a_limited_run_whose_state_was_still_small_counts_and_says_so(capsys):
+    limited = keyed.Sample(1.0, 1.0, 1.0, 1.0, 100.0, files_mb=75, reached=(50, 60))
+    assert keyed.on_disk("flink-java", limited, 128, 100) is limited
+    assert "75 MB" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="75 MB"):
+        keyed.on_disk("flink-java", replace(limited, reached=(100, 100)), 128, 100)
+    with pytest.raises(RuntimeError, match="0 MB"):
+        keyed.on_disk("flink-java", replace(limited, files_mb=0), 128, 100)
+
+
 def test_a_run_on_disk_whose_state_was_in_memory_is_no_run():
     output = "RESULT state in files, MB: 300\nRESULT state in files, MB: 280\nRESULT rep=1 warm cpu=1.5 secs=1.0 span=2"
     sample = keyed.sample_of(Measurement(9.0, 4.0, 100.0, None, 0, output))
     assert (sample.files_mb, sample.cold_cpu_s) == (300, 2.5)
-    assert keyed.on_disk("engine", sample, 128) is sample
+    assert keyed.on_disk("engine", sample, 128, 10) is sample
     with pytest.raises(RuntimeError, match="flink-java: 300 MB of its state lay in files, with 512 MB"):
-        keyed.on_disk("flink-java", sample, 512)
+        keyed.on_disk("flink-java", sample, 512, 10)
