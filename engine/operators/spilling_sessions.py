@@ -258,6 +258,7 @@ class SpillingSessions:
         part = self._partitions[number]
         state = part.state
         assert state is not None
+        state.know_next_due()  # a part that is not due is not read
         part.num_sessions, part.next_due_ms, part.bound = state.num_sessions, state.next_due_ms, state.bound()
         if not part.num_sessions:
             part.state, part.num_bytes = None, 0

@@ -16,6 +16,7 @@ def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import session_kernels as kernels
+    from engine.operators.session_calendar import SessionCalendar
 
     windows.warm_up_accumulators("int64")
     slots, times_ms, numbers = np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -30,3 +31,8 @@ def warm_up_operators() -> None:
     kernels.link_sessions(slots, times_ms, times_ms, numbers, 0, heads, sessions)
     kernels.link_pairs(numbers, 0, heads, numbers.copy())
     kernels.list_pairs(heads, numbers, *out)
+    calendar = SessionCalendar(5, 0)
+    calendar.add(numbers, times_ms, 1)
+    calendar.advance(-1, sessions, np.zeros(1, np.bool_))
+    calendar.next_due_ms()
+    calendar.remove(numbers)
