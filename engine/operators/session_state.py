@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.records import record_values
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
 from engine.operators.session_distinct import SessionDistinct
@@ -476,7 +477,7 @@ class SessionState:
 
     def keys_of(self, sessions: Array) -> list[tuple[Any, ...]]:
         """Return the fields of each session's key."""
-        return list(zip(*(column.to_pylist() for column in self.key_columns(sessions)), strict=True))
+        return list(zip(*map(record_values, self.key_columns(sessions)), strict=True))
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
@@ -517,7 +518,7 @@ class SessionState:
             parts = self.parts() if parts is None else parts
             numbers = np.fromiter(parts, np.int64, len(parts))
             numbers = numbers[np.argsort(self._sessions.array[numbers, _CHANGED], kind="stable")]
-            keys = zip(*(column.to_pylist() for column in self._keys.keys_of(numbers)), strict=True)
+            keys = zip(*map(record_values, self._keys.keys_of(numbers)), strict=True)
             edges = self._sessions.array[numbers, :_NEXT].tolist()
             fired = self._have_fired(numbers).tolist()
             for number, key, (start, end), has_fired in zip(numbers.tolist(), keys, edges, fired, strict=True):
