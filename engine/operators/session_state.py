@@ -392,6 +392,18 @@ class SessionState:
         made = self._windows.held(due.sessions, self._windows.panes[_PANE].values)[1]
         return made, (due.ends - 1).tolist()
 
+    @property
+    def averages_decimals(self) -> bool:
+        """Whether ``results`` are of no column."""
+        return self._windows.averages_decimals
+
+    def result_rows(self, due: Edges, result: Callable[[Any], Iterable[Any]]) -> tuple[list[Any], list[int]]:
+        """As ``results``, in Python. ``result``: of the row operator's accumulator."""
+        keys, made = self._windows.accumulators_of(_PANE, due.sessions)
+        starts, ends = due.starts.tolist(), due.ends.tolist()
+        rows = [(*key, *edges, *result(own)) for key, own, *edges in zip(keys, made, starts, ends, strict=True)]
+        return rows, (due.ends - 1).tolist()
+
     def drop(self, sessions: Array) -> None:
         """Forget sessions; keys that have none too, once they are most."""
         assert self._keys is not None
@@ -425,7 +437,7 @@ class SessionState:
             if own.codes is not None:
                 held = self.num_sessions * sum(of is own for _, of in self._windows._accumulators)
                 if own.codes.num_slots > max(at_least, 2 * held):
-                    self._windows._compact_codes(own)
+                    own.renew_codes(self._windows._places_of(own))
 
     def trim(self) -> None:
         """Give back what is reserved, before all of it goes to a file."""

@@ -25,6 +25,8 @@ from engine.state.slot_table import SlotTable
 from engine.state.value_arena import ValueArena
 
 Array = np.ndarray[Any, Any]
+#: columns of panes with the slots that have something there
+Places = list[tuple[Array, Array]]
 
 __all__ = ["AggregatedField", "RecordLayout", "averages", "can_be_aggregated", "codes_for", "field_of_kind"]
 
@@ -88,6 +90,15 @@ class AggregatedField:
         """Whether there are decimals which are no such integers."""
         return self.is_decimal and first_long(column) < len(column)
 
+    def code_decimals(self, places: Places) -> None:
+        """Decimals have come that are no integers of 64 bits: hold them, which are compared only, by number, and
+        compare them by rank."""
+        held = [self.column_of_ints("min", np.ascontiguousarray(column[slots])) for column, slots in places]
+        self.codes = codes_for(self.kind)
+        self.order = _order_of(self.codes)
+        for (column, slots), values in zip(places, held, strict=True):
+            column[slots] = self.codes_of(values)
+
     @property
     def adds_exactly(self) -> bool:
         """Whether Python gives sums that panes hold as they are: it may round those of decimals."""
@@ -132,15 +143,18 @@ class AggregatedField:
         column = self.codes.keys_of(codes)[0]
         return column.view(self.kind) if self.kind in _BITS else column
 
-    def keep_codes(self, used: Array) -> Array:
-        """Forget all codes but these; return the new ones of theirs."""
-        column = self.decoded(used)
+    def renew_codes(self, places: Places) -> None:
+        """Forget the values that are in no pane; several accumulators may have codes of one table."""
+        held = [column[slots] for column, slots in places]
+        used = np.unique(np.concatenate([np.zeros(0, np.int64), *held]))
+        values = self.decoded(used)
         self.codes = codes_for(self.kind)
         if self.order is not None:
             self.order = _order_of(self.codes)
-        fresh = self.codes_of(column)
+        fresh = self.codes_of(values)
+        for (column, slots), codes in zip(places, held, strict=True):
+            column[slots] = fresh[np.searchsorted(used, codes)]
         self.renew_at = max(_RENEW_MIN, 2 * self.codes.num_slots)
-        return fresh
 
     def forget_batch(self) -> None:
         """Give back what can be had again."""
@@ -192,10 +206,8 @@ def can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
     match aggregate.kind:
         case "count":
             return aggregate.field is None or can_be_kept(kind)
-        case "sum":
+        case "sum" | "avg":
             return is_number or is_decimal
-        case "avg":
-            return is_number  # of decimals: each one has as many places as it needs
         case "min" | "max":
             is_other = pa.types.is_temporal(kind) or pa.types.is_boolean(kind)
             return is_number or is_decimal or (is_other and is_int64_like(kind)) or is_compared_by_rank(kind)

@@ -187,8 +187,10 @@ class WindowState:
             distinct.begin_batch(columns.column(distinct.index))
         for field in self._fields:
             if field.codes is not None and field.codes.num_slots > field.renew_at:
-                self._compact_codes(field)
+                field.renew_codes(self._places_of(field))
             column = columns.column(field.index)
+            if field.has_long(column):
+                field.code_decimals(self._places_of(field))
             field.valid = None
             if field.is_only_kept and self._keeps_record:
                 field.values = field.codes_of(column)
@@ -208,9 +210,15 @@ class WindowState:
         return True
 
     def _takes_decimals(self, columns: pa.RecordBatch) -> bool:
-        """Whether decimals are few digits, and Python would give the very sums of them."""
-        added = all(field.adds_exactly for field in self._fields_of_int_sums())
-        return added and not any(field.has_long(columns.column(field.index)) for field in self._fields)
+        """Whether decimals that are added are few digits, and Python would give the very sums of them."""
+        added = list(self._fields_of_int_sums())
+        is_exact = all(field.adds_exactly for field in added)
+        return is_exact and not any(field.has_long(columns.column(field.index)) for field in added)
+
+    def _places_of(self, field: AggregatedField) -> list[tuple[Array, Array]]:
+        """Return all columns of panes that have values of a field, each with the slots that have something."""
+        columns = [accumulator.column for accumulator, own in self._accumulators if own is field]
+        return [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in columns]
 
     # --- records that are taken up later
 
@@ -445,10 +453,12 @@ class WindowState:
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
         these slots."""
-        values = self.panes[start].values
         slots = self.panes[start].slots()
-        if only is not None:
-            slots = np.intersect1d(slots, only)
+        return self.accumulators_of(start, slots if only is None else np.intersect1d(slots, only))
+
+    def accumulators_of(self, start: int, slots: Array) -> tuple[list[tuple[Any, ...]], list[Any]]:
+        """As ``accumulators``, of slots that have something in the pane."""
+        values = self.panes[start].values
         if self._seeds is not None:
             plain_keys, made = self.held(slots, values)
             return [(key,) for key in plain_keys], made
@@ -469,6 +479,11 @@ class WindowState:
             else:
                 parts.append(record_values(self._result(aggregate, rows)))
         return keys, list(map(list, zip(*parts, strict=True)))
+
+    @property
+    def averages_decimals(self) -> bool:
+        """Whether results are of no column: Python gives each average of decimals as many places as it needs."""
+        return any(own.kind == "avg" and self._field(self._index_of(own)).is_decimal for own in self._aggregates)
 
     def _index_of(self, aggregate: FieldAggregateOf) -> int:
         assert self.layout is not None
@@ -531,17 +546,7 @@ class WindowState:
             distinct.compact(kept)
         for field in self._fields:
             if field.codes is not None:
-                self._compact_codes(field)
-
-    def _compact_codes(self, field: AggregatedField) -> None:
-        """Keep the values that are in a pane; several accumulators may have codes of one table."""
-        accumulators = [accumulator.column for accumulator, own in self._accumulators if own is field]
-        places = [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in accumulators]
-        used = [column[slots] for column, slots in places]
-        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
-        fresh = field.keep_codes(codes)
-        for (column_of_pane, slots), held in zip(places, used, strict=True):
-            column_of_pane[slots] = fresh[np.searchsorted(codes, held)]
+                field.renew_codes(self._places_of(field))
 
     def watermark_of(self, start: int) -> int:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
@@ -660,6 +665,8 @@ class WindowState:
             if field.present:
                 pane.column(field.present)[slots] = values_of(present)
         for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
+            if accumulator.kind != "sum" and field.has_long(held):
+                field.code_decimals(self._places_of(field))
             pane.column(accumulator.column)[slots] = field.held_of(held)
         for distinct, lists in zip(self._distinct, columns[end + len(self._fields) :], strict=True):
             distinct.restore(start, pane, slots, lists)

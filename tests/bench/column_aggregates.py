@@ -30,6 +30,7 @@ from engine.operators.keys import FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import window_call
+from engine.state.short_decimals import of_units
 from engine.time.assigners import EventTimeSessionWindows, SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from tests.bench.stats import record
@@ -102,6 +103,10 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
         ),
         "10 s windows, max_by a text": in_columns(windows(ReduceFold(FieldAggregate("max_by", 3)))),
         "sessions, gap 0.5 s, min and max of texts": in_sessions(windows(texts, gap)),
+        "10 s windows, avg of decimals": in_columns(
+            windows(AggregateFold(RowAggregates([FieldAggregateOf("avg", 3)])))
+        ),
+        "10 s windows, min and max of long decimals": in_columns(windows(texts)),
         "max_by, records with lists": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
         "10 s windows, last of lists": in_columns(windows(AggregateFold(RowAggregates([FieldAggregateOf("last", 3)])))),
         "10 s windows, max_by, records with lists": in_columns(windows(ReduceFold(FieldAggregate("max_by", 2)))),
@@ -132,10 +137,25 @@ def with_lists(batch: ColumnBatch) -> ColumnBatch:
     return ColumnBatch(batch.columns.set_column(3, "text", lists), batch.timestamps_ms)
 
 
+def with_decimals(batch: ColumnBatch) -> ColumnBatch:
+    """Instead of a text there is an amount of money, of 12 digits."""
+    units = batch.columns.column(2).to_numpy() * 1_234_567
+    return ColumnBatch(batch.columns.set_column(3, "text", of_units(units, pa.decimal128(38, 2))), batch.timestamps_ms)
+
+
+def with_long_decimals(batch: ColumnBatch) -> ColumnBatch:
+    """The same with 30 digits."""
+    short = with_decimals(batch).columns.column(3)
+    longs = short.cast(pa.decimal128(38, 20))
+    return ColumnBatch(batch.columns.set_column(3, "text", longs), batch.timestamps_ms)
+
+
 def of_name(name: str) -> Callable[[ColumnBatch], ColumnBatch]:
     """Return what makes the records of a workload."""
     if "lists" in name:
         return with_lists
+    if "decimals" in name:
+        return with_long_decimals if "long" in name else with_decimals
     return with_rows if "Rows" in name else lambda batch: batch
 
 
