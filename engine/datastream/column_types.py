@@ -9,18 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.core.type_info import (
-    BasicArrayTypeInfo,
-    BasicType,
-    BasicTypeInfo,
-    ListTypeInfo,
-    MapTypeInfo,
-    ObjectArrayTypeInfo,
-    PrimitiveArrayTypeInfo,
-    TupleTypeInfo,
-    TypeInformation,
-)
-from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
+from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
+from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_fields import has_fields
 from engine.operators.deduplicate import DeduplicateSpec
@@ -29,13 +19,11 @@ from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
-from engine.operators.window_contents import ReduceFold
 from engine.operators.window_functions import CoGroupedFunction
 from engine.time.triggers import EventTimeTrigger
 
 __all__ = ["why_not_objects", "why_rows"]
 
-_LISTS = (ListTypeInfo, PrimitiveArrayTypeInfo, BasicArrayTypeInfo, ObjectArrayTypeInfo)
 _FLOATS = (BasicType.FLOAT, BasicType.DOUBLE)
 
 
@@ -47,7 +35,7 @@ def why_rows(spec: OperatorSpec, types: Sequence[TypeInformation | None]) -> str
     if isinstance(spec, WindowSpec) and (why := _why_of_window(spec)):
         return why
     for record, selector in zip(types, _selectors(spec), strict=False):
-        if isinstance(record, TupleTypeInfo) and (why := _why_of_types(spec, record, selector)):
+        if isinstance(record, TupleTypeInfo) and (why := _why_of_types(record, selector)):
             return why
     return ""
 
@@ -93,23 +81,11 @@ def _why_of_window(spec: WindowSpec) -> str:
     return "" if type(spec.trigger) is EventTimeTrigger else f"its trigger is {type(spec.trigger).__name__}"
 
 
-def _why_of_types(spec: OperatorSpec, record: TupleTypeInfo, selector: Any) -> str:
-    is_window = isinstance(spec, WindowSpec) and spec.num_inputs == 1
+def _why_of_types(record: TupleTypeInfo, selector: Any) -> str:
     for name, field in _keys_of(record, selector):
-        if why := _in_the_way(field, rows_fit=not is_window, is_key=True):
-            return f"its key {name!r} is {why}"
-    if isinstance(spec, DeduplicateSpec | WindowSpec) and not _keeps_records(spec):
-        return ""
-    for name, field in zip(record.get_field_names(), record.get_field_types(), strict=True):
-        if why := _in_the_way(field, rows_fit=not is_window):
-            return f"it keeps {name!r}, which is {why}"
+        if isinstance(field, TupleTypeInfo) and _has_float(field):  # what is no key at all is refused before
+            return f"its key {name!r} is a Row with a float"
     return ""
-
-
-def _keeps_records(spec: OperatorSpec) -> bool:
-    """Whether a window keeps a record of its key, on columns field by field. Window joins keep batches as they are."""
-    fold = spec.fold if isinstance(spec, WindowSpec) else None
-    return isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate)
 
 
 def _keys_of(record: TupleTypeInfo, selector: Any) -> Iterator[tuple[str, TypeInformation]]:
@@ -121,16 +97,10 @@ def _keys_of(record: TupleTypeInfo, selector: Any) -> Iterator[tuple[str, TypeIn
             yield names[place], types[place]
 
 
-def _in_the_way(field: TypeInformation, *, rows_fit: bool, is_key: bool = False, is_within: bool = False) -> str:
-    if isinstance(field, _LISTS):
-        return "a list"
-    if isinstance(field, MapTypeInfo):
-        return "a map"
-    if isinstance(field, TupleTypeInfo):
-        if not rows_fit:
-            return "a Row"
-        inner = (_in_the_way(one, rows_fit=True, is_key=is_key, is_within=True) for one in field.get_field_types())
-        why = next(filter(None, inner), "")
-        return why if why.startswith("a Row with") else f"a Row with {why}" if why else ""
-    is_float = isinstance(field, BasicTypeInfo) and field.basic_type in _FLOATS
-    return "a float" if is_key and is_within and is_float else ""
+def _has_float(row: TupleTypeInfo) -> bool:
+    return any(
+        _has_float(field)
+        if isinstance(field, TupleTypeInfo)
+        else isinstance(field, BasicTypeInfo) and field.basic_type in _FLOATS
+        for field in row.get_field_types()
+    )

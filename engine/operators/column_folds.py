@@ -156,7 +156,7 @@ def window_folds(fold: Any, shape: Shape, key: int) -> WindowFolds | None:
 def window_choice(fold: ReduceFold, shape: Shape) -> RecordChoice | None:
     """Return how a fold of windows picks one of two records, or None when that is not known for sure."""
     try:
-        return translate_choice(fold.given, shape) if set(shape.kinds) <= _HELD else None
+        return translate_choice(fold.given, shape)
     except NotCompilable:
         return None
 

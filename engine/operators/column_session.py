@@ -280,6 +280,9 @@ class _ColumnSessionOperator(Operator):
             part = due.part(at, at + BATCH_ROWS_MAX)
             if self._spec.seeds is not None:
                 self.out.emit(RowBatch(*state.folded(part)))
+            elif state.averages_decimals:
+                assert isinstance(self._spec.rows.fold, AggregateFold)
+                self.out.emit(RowBatch(*state.result_rows(part, self._spec.rows.fold.result)))
             else:
                 self.out.emit(ColumnBatch(*state.results(part), named=state.named))
 

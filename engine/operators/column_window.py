@@ -3,7 +3,7 @@
 A batch finds the slots of its keys once; each slice of time (``window_slices``) has a pane of accumulators by slot
 (``window_panes``); a window is one pane, or several that are merged when it fires. Semantics are those of
 ``operators/window``: lateness by window, one result more for each late record, what is too late to a side output. Types
-that kernels do not know (averages of decimals, sums of texts…) make the row operator take over before the first
+that kernels do not know (sums of texts…) make the row operator take over before the first
 record. Sums of floats over several slices are added slice by slice, so the last digits may differ from those on rows.
 What depends on the order of a window's records (first, last, records, functions of the user's) cannot be put together
 of slices, into which they came mixed: there each window has a pane of its own, and a record goes into several.
@@ -605,6 +605,9 @@ class _ColumnWindowOperator(Operator):
     def _fire_of(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
         import numpy as np
 
+        if state.averages_decimals:
+            self._fire_rows(state, window, only)
+            return
         try:
             slots, values = state.contents(self._panes.slices_of(window), only)
         except OverflowError:
@@ -621,7 +624,7 @@ class _ColumnWindowOperator(Operator):
             self.out.emit(ColumnBatch(columns, stamps, named=state.named))
 
     def _fire_rows(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
-        """As ``_fire``, where a sum over the slices does not fit into 64 bits."""
+        """As ``_fire``, where a sum over the slices does not fit into 64 bits, or results are of no column."""
         fold = self._spec.rows.fold
         assert isinstance(fold, AggregateFold)
         merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}

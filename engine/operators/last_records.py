@@ -73,7 +73,7 @@ class LastRecords:
         import pyarrow as pa
 
         from engine.state.slot_columns import can_be_kept
-        from engine.state.slot_table import can_be_key
+        from engine.state.struct_keys import can_be_row_key
 
         if self.schema is None and self.slots.note:
             self._know(_schema_of(self.slots))
@@ -81,7 +81,7 @@ class LastRecords:
         if self.schema is not None:
             return are_alike(self.schema, schema)
         keys = [column_index(schema, field) for field in self._fields]
-        if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+        if min(keys) < 0 or not all(can_be_row_key(schema.types[key]) for key in keys):
             return False
         # Of a float key too: 0.0 and -0.0 are one key, and it is the last record's that results have.
         kept = {

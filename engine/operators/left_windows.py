@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
-from engine.core.records import RowKind, python_values, row_of_kind
+from engine.core.records import RowKind, record_values, row_of_kind
 from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
 from engine.operators.session_unsent import Unsent
@@ -59,7 +59,7 @@ class LeftWindows(LeftChunks):
                 for batch, of_pane, made in _held_in(layer, self._operator_name):
                     start = batch.column(1)[0].as_py()
                     times_ms[start] = int(of_pane[b"watermark"])
-                    keys = map(canonical_key, python_values(batch.column(0)))
+                    keys = map(canonical_key, record_values(batch.column(0)))
                     panes.setdefault(start, {}).update(zip(keys, made, strict=True))
             for start, held in panes.items():
                 yield start, list(held), list(held.values()), times_ms[start]
@@ -83,7 +83,7 @@ class LeftSessions(LeftChunks):
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 for batch, _, made in _held_in(reader, self._operator_name):
                     is_told = batch.schema.names[-1] == FIRED
-                    fired = python_values(batch.column(batch.num_columns - 1)) if is_told else [False] * batch.num_rows
+                    fired = record_values(batch.column(batch.num_columns - 1)) if is_told else [False] * batch.num_rows
                     yield from zip(*_keys_and_edges(batch), made, fired, strict=True)
 
     def unsent(self) -> tuple[list[tuple[Any, int, int, Any]], list[ColumnBatch]]:
@@ -104,7 +104,7 @@ class LeftSessions(LeftChunks):
 
 
 def _keys_and_edges(batch: pa.RecordBatch) -> tuple[list[Any], list[int], list[int]]:
-    starts, ends, keys = (python_values(batch.column(index)) for index in range(3))
+    starts, ends, keys = (record_values(batch.column(index)) for index in range(3))
     return list(map(canonical_key, keys)), starts, ends
 
 
@@ -152,6 +152,6 @@ def _accumulators_of(chunk: pa.Schema, operator_name: str) -> Callable[[pa.Recor
 def _values(batch: pa.RecordBatch, field: str) -> list[Any]:
     column = batch.column(int(field.removesuffix("f")))
     if not field.endswith("f"):
-        return python_values(column)
+        return record_values(column)
     floats: list[Any] = column.to_numpy().view("float64").tolist()
     return floats

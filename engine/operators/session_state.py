@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import Named
+from engine.core.records import Named, record_values
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
 from engine.operators.session_calendar import FreeNumbers, SessionCalendar
@@ -406,6 +406,18 @@ class SessionState:
         made = self._windows.held(due.sessions, self._windows.panes[_PANE].values)[1]
         return made, (due.ends - 1).tolist()
 
+    @property
+    def averages_decimals(self) -> bool:
+        """Whether ``results`` are of no column."""
+        return self._windows.averages_decimals
+
+    def result_rows(self, due: Edges, result: Callable[[Any], Iterable[Any]]) -> tuple[list[Any], list[int]]:
+        """As ``results``, in Python. ``result``: of the row operator's accumulator."""
+        keys, made = self._windows.accumulators_of(_PANE, due.sessions)
+        starts, ends = due.starts.tolist(), due.ends.tolist()
+        rows = [(*key, *edges, *result(own)) for key, own, *edges in zip(keys, made, starts, ends, strict=True)]
+        return rows, (due.ends - 1).tolist()
+
     def drop(self, sessions: Array) -> None:
         """Forget sessions; keys that have none too, once they are most."""
         assert self._keys is not None
@@ -442,7 +454,7 @@ class SessionState:
             if own.codes is not None:
                 held = self.num_sessions * sum(of is own for _, of in self._windows._accumulators)
                 if own.codes.num_slots > max(at_least, 2 * held):
-                    self._windows._compact_codes(own)
+                    own.renew_codes(self._windows._places_of(own))
 
     def trim(self) -> None:
         """Give back what is reserved, before all of it goes to a file."""
@@ -496,7 +508,7 @@ class SessionState:
 
     def keys_of(self, sessions: Array) -> list[tuple[Any, ...]]:
         """Return the fields of each session's key."""
-        return list(zip(*(column.to_pylist() for column in self.key_columns(sessions)), strict=True))
+        return list(zip(*map(record_values, self.key_columns(sessions)), strict=True))
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
@@ -537,7 +549,7 @@ class SessionState:
             parts = self.parts() if parts is None else parts
             numbers = np.fromiter(parts, np.int64, len(parts))
             numbers = numbers[np.argsort(self._sessions.array[numbers, _CHANGED], kind="stable")]
-            keys = zip(*(column.to_pylist() for column in self._keys.keys_of(numbers)), strict=True)
+            keys = zip(*map(record_values, self._keys.keys_of(numbers)), strict=True)
             edges = self._sessions.array[numbers, :_NEXT].tolist()
             fired = self._have_fired(numbers).tolist()
             for number, key, (start, end), has_fired in zip(numbers.tolist(), keys, edges, fired, strict=True):

@@ -1,15 +1,17 @@
 """Fields of records that windows over columns aggregate: what can be done with a type, and values of a batch.
 
-Values that are no numbers are numbered in a table of the field's own; a pane has these codes in their place.
+Values that are no numbers are numbered in a table of the field's own, lists, maps and structs in an arena; a pane has
+these codes in their place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Named
@@ -19,12 +21,18 @@ from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.window_distinct import can_be_distinct
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, values_of
 from engine.state.short_decimals import SUM_DIGITS_MAX, adds_exactly, first_long, of_units, units_of
+from engine.state.slot_columns import can_be_kept
 from engine.state.slot_table import SlotTable
+from engine.state.value_arena import ValueArena
 
 Array = np.ndarray[Any, Any]
+#: columns of panes with the slots that have something there
+Places = list[tuple[Array, Array]]
 
 __all__ = ["AggregatedField", "RecordLayout", "averages", "can_be_aggregated", "codes_for", "field_of_kind"]
 
+#: Fewer codes are not worth to be looked through.
+_RENEW_MIN: Final = 1 << 16
 #: Floats that are coded, by their bits: 0.0 and -0.0 are two values in a record, though they are one key.
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 
@@ -52,10 +60,12 @@ class AggregatedField:
     index: int
     kind: pa.DataType
     present: int
-    codes: SlotTable | None
+    codes: SlotTable | ValueArena | None
     values: Array | None = None
     valid: Array | None = None
     order: CodeOrder | None = None
+    #: with so many codes those that no pane has any more are forgotten
+    renew_at: int = field(default_factory=lambda: _RENEW_MIN)
 
     @property
     def is_only_kept(self) -> bool:
@@ -81,6 +91,15 @@ class AggregatedField:
         """Whether there are decimals which are no such integers."""
         return self.is_decimal and first_long(column) < len(column)
 
+    def code_decimals(self, places: Places) -> None:
+        """Decimals have come that are no integers of 64 bits: hold them, which are compared only, by number, and
+        compare them by rank."""
+        held = [self.column_of_ints("min", np.ascontiguousarray(column[slots])) for column, slots in places]
+        self.codes = codes_for(self.kind)
+        self.order = _order_of(self.codes)
+        for (column, slots), values in zip(places, held, strict=True):
+            column[slots] = self.codes_of(values)
+
     @property
     def adds_exactly(self) -> bool:
         """Whether Python gives sums that panes hold as they are: it may round those of decimals."""
@@ -96,6 +115,17 @@ class AggregatedField:
         if self.is_decimal:
             return of_units(values, self.kind if kind != "sum" else _sum_kind(self.kind), mask=mask)
         return arrow_of(values, mask=mask) if kind == "sum" else from_int64(values, self.kind, valid)
+
+    def column_of(self, kind: str, values: Array, valid: Array) -> pa.Array:
+        """Return what an accumulator of that kind holds, integers, floats or codes, as values."""
+        mask = None if valid.all() else ~valid
+        if self.codes is not None:
+            column = self.decoded(values)
+            return column if mask is None else pc.if_else(arrow_of(mask), pa.scalar(None, column.type), column)
+        if self.is_float:
+            made = arrow_of(values, mask=mask)
+            return made if kind == "sum" else made.cast(self.kind)
+        return self.column_of_ints(kind, values, valid)
 
     def held_of(self, column: pa.Array) -> Array:
         """Return what a pane holds of a column of a checkpoint."""
@@ -114,10 +144,18 @@ class AggregatedField:
         column = self.codes.keys_of(codes)[0]
         return column.view(self.kind) if self.kind in _BITS else column
 
-    def forget_codes(self) -> None:
+    def renew_codes(self, places: Places) -> None:
+        """Forget the values that are in no pane; several accumulators may have codes of one table."""
+        held = [column[slots] for column, slots in places]
+        used = np.unique(np.concatenate([np.zeros(0, np.int64), *held]))
+        values = self.decoded(used)
         self.codes = codes_for(self.kind)
         if self.order is not None:
-            self.order = CodeOrder(self.codes)
+            self.order = _order_of(self.codes)
+        fresh = self.codes_of(values)
+        for (column, slots), codes in zip(places, held, strict=True):
+            column[slots] = fresh[np.searchsorted(used, codes)]
+        self.renew_at = max(_RENEW_MIN, 2 * self.codes.num_slots)
 
     def forget_batch(self) -> None:
         """Give back what can be had again."""
@@ -125,7 +163,7 @@ class AggregatedField:
         if self.codes is not None:
             self.codes.trim()
             if self.order is not None:
-                self.order = CodeOrder(self.codes)
+                self.order = _order_of(self.codes)
 
     def comparable(self, values: Array, others: Array) -> tuple[Array, Array]:
         """Return numbers in the order of these values, which are as panes hold them."""
@@ -143,7 +181,7 @@ def field_of_kind(index: int, kind: pa.DataType, is_compared: bool) -> Aggregate
     """``is_compared``: or added; else it is only kept."""
     if is_compared and is_compared_by_rank(kind):
         codes = codes_for(kind)
-        return AggregatedField(index, kind, 0, codes, order=CodeOrder(codes))
+        return AggregatedField(index, kind, 0, codes, order=_order_of(codes))
     return AggregatedField(index, kind, 0, None if is_compared or is_int64_like(kind) else codes_for(kind))
 
 
@@ -152,9 +190,14 @@ def is_compared_by_rank(kind: pa.DataType) -> bool:
     return is_text_like(kind) and not pa.types.is_decimal(kind)
 
 
-def codes_for(kind: pa.DataType) -> SlotTable:
+def codes_for(kind: pa.DataType) -> SlotTable | ValueArena:
     """Return an empty table of values of that type."""
-    return SlotTable([_BITS.get(kind, kind)])
+    return ValueArena(kind) if kind.num_fields else SlotTable([_BITS.get(kind, kind)])
+
+
+def _order_of(codes: SlotTable | ValueArena) -> CodeOrder:
+    assert isinstance(codes, SlotTable), "values in an arena are not compared"
+    return CodeOrder(codes)
 
 
 def can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
@@ -163,16 +206,14 @@ def can_be_aggregated(aggregate: FieldAggregateOf, kind: pa.DataType) -> bool:
     is_decimal = bool(pa.types.is_decimal128(kind))
     match aggregate.kind:
         case "count":
-            return aggregate.field is None or is_int64_like(kind) or is_text_like(kind)
-        case "sum":
+            return aggregate.field is None or can_be_kept(kind)
+        case "sum" | "avg":
             return is_number or is_decimal
-        case "avg":
-            return is_number  # of decimals: each one has as many places as it needs
         case "min" | "max":
             is_other = pa.types.is_temporal(kind) or pa.types.is_boolean(kind)
             return is_number or is_decimal or (is_other and is_int64_like(kind)) or is_compared_by_rank(kind)
         case "first" | "last":
-            return (is_int64_like(kind) and kind != pa.float16()) or is_text_like(kind)
+            return kind != pa.float16() and can_be_kept(kind)
         case "count_distinct":
             return can_be_distinct(kind)
     return False

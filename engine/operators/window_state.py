@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ProgramError
-from engine.core.records import ColumnBatch, Named, python_values
+from engine.core.records import ColumnBatch, Named, record_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index, is_named
 from engine.operators.field_aggregates import FieldAggregateOf
@@ -31,7 +31,9 @@ from engine.operators.window_fields import (
 )
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import valid_mask, values_of
-from engine.state.slot_table import SlotTable, can_be_key
+from engine.state.slot_columns import can_be_kept
+from engine.state.slot_table import SlotTable
+from engine.state.struct_keys import can_be_row_key
 from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
@@ -97,12 +99,12 @@ class WindowState:
 
     def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
-        if min(keys) < 0 or not all(can_be_key(schema.types[key]) for key in keys):
+        if min(keys) < 0 or not all(can_be_row_key(schema.types[key]) for key in keys):
             return False
         indexes = [0 if a.field is None else column_index(schema, a.field) for a in self._aggregates]
         if min(indexes) < 0 or not all(map(can_be_aggregated, self._aggregates, (schema.types[i] for i in indexes))):
             return False
-        if self._keeps_record and not all(can_be_key(kind) for kind in schema.types):
+        if self._keeps_record and not all(map(can_be_kept, schema.types)):
             return False
         self.layout = RecordLayout(schema, tuple(keys))
         self._table = SlotTable([schema.types[key] for key in keys])
@@ -184,7 +186,11 @@ class WindowState:
         for distinct in self._distinct:
             distinct.begin_batch(columns.column(distinct.index))
         for field in self._fields:
+            if field.codes is not None and field.codes.num_slots > field.renew_at:
+                field.renew_codes(self._places_of(field))
             column = columns.column(field.index)
+            if field.has_long(column):
+                field.code_decimals(self._places_of(field))
             field.valid = None
             if field.is_only_kept and self._keeps_record:
                 field.values = field.codes_of(column)
@@ -204,9 +210,15 @@ class WindowState:
         return True
 
     def _takes_decimals(self, columns: pa.RecordBatch) -> bool:
-        """Whether decimals are few digits, and Python would give the very sums of them."""
-        added = all(field.adds_exactly for field in self._fields_of_int_sums())
-        return added and not any(field.has_long(columns.column(field.index)) for field in self._fields)
+        """Whether decimals that are added are few digits, and Python would give the very sums of them."""
+        added = list(self._fields_of_int_sums())
+        is_exact = all(field.adds_exactly for field in added)
+        return is_exact and not any(field.has_long(columns.column(field.index)) for field in added)
+
+    def _places_of(self, field: AggregatedField) -> list[tuple[Array, Array]]:
+        """Return all columns of panes that have values of a field, each with the slots that have something."""
+        columns = [accumulator.column for accumulator, own in self._accumulators if own is field]
+        return [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in columns]
 
     # --- records that are taken up later
 
@@ -418,7 +430,7 @@ class WindowState:
 
     def held(self, slots: Array, values: Array) -> tuple[list[Any], list[Any]]:
         """Return the keys of these slots, of one field each, and what a user's function has made by key."""
-        (keys,) = map(python_values, self._table.keys_of(slots))
+        (keys,) = map(record_values, self._table.keys_of(slots))
         if self._seeds is None:
             return keys, self._records(slots, values)
         rows = values[slots]
@@ -432,7 +444,7 @@ class WindowState:
             assert accumulator is not None
             is_plain = field.codes is None and field.kind in (pa.int64(), pa.float64())
             column = _typed(rows, accumulator) if is_plain else self._column(accumulator, field, rows)
-            parts.append(column.tolist() if is_plain else python_values(column))
+            parts.append(column.tolist() if is_plain else record_values(column))
         return keys, list(zip(*parts, strict=True))
 
     def _records(self, slots: Array, values: Array) -> list[Any]:
@@ -441,14 +453,16 @@ class WindowState:
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of
         these slots."""
-        values = self.panes[start].values
         slots = self.panes[start].slots()
-        if only is not None:
-            slots = np.intersect1d(slots, only)
+        return self.accumulators_of(start, slots if only is None else np.intersect1d(slots, only))
+
+    def accumulators_of(self, start: int, slots: Array) -> tuple[list[tuple[Any, ...]], list[Any]]:
+        """As ``accumulators``, of slots that have something in the pane."""
+        values = self.panes[start].values
         if self._seeds is not None:
             plain_keys, made = self.held(slots, values)
             return [(key,) for key in plain_keys], made
-        keys = list(zip(*(column.to_pylist() for column in self._table.keys_of(slots)), strict=True))
+        keys = list(zip(*map(record_values, self._table.keys_of(slots)), strict=True))
         if self._keeps_record:
             return keys, self._records(slots, values)
         rows = values[slots]
@@ -463,8 +477,13 @@ class WindowState:
                 totals = self._column(sums, field, rows).to_pylist()
                 parts.append(list(zip(totals, rows[:, field.present].tolist(), strict=True)))
             else:
-                parts.append(self._result(aggregate, rows).to_pylist())
+                parts.append(record_values(self._result(aggregate, rows)))
         return keys, list(map(list, zip(*parts, strict=True)))
+
+    @property
+    def averages_decimals(self) -> bool:
+        """Whether results are of no column: Python gives each average of decimals as many places as it needs."""
+        return any(own.kind == "avg" and self._field(self._index_of(own)).is_decimal for own in self._aggregates)
 
     def _index_of(self, aggregate: FieldAggregateOf) -> int:
         assert self.layout is not None
@@ -490,16 +509,7 @@ class WindowState:
         return averages(_typed(rows, accumulator), rows[:, field.present])
 
     def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
-        values = _typed(rows, accumulator)
-        present = rows[:, field.present] > 0
-        mask = None if present.all() else ~present
-        if field.codes is not None:
-            column = field.decoded(values.astype(np.int64))
-            return column if mask is None else _masked(column, mask)
-        if accumulator.is_float:
-            made = arrow_of(values, mask=mask)
-            return made if accumulator.kind == "sum" else made.cast(field.kind)
-        return field.column_of_ints(accumulator.kind, np.ascontiguousarray(values), present)
+        return field.column_of(accumulator.kind, _typed(rows, accumulator), rows[:, field.present] > 0)
 
     # --- forgetting --------------------------------------------------------------------------------------------------
 
@@ -536,19 +546,7 @@ class WindowState:
             distinct.compact(kept)
         for field in self._fields:
             if field.codes is not None:
-                self._compact_codes(field)
-
-    def _compact_codes(self, field: AggregatedField) -> None:
-        """Keep the values that are in a pane; several accumulators may have codes of one table."""
-        accumulators = [accumulator.column for accumulator, own in self._accumulators if own is field]
-        places = [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in accumulators]
-        used = [column[slots] for column, slots in places]
-        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
-        column = field.decoded(codes)
-        field.forget_codes()
-        fresh = field.codes_of(column)
-        for (column_of_pane, slots), held in zip(places, used, strict=True):
-            column_of_pane[slots] = fresh[np.searchsorted(codes, held)]
+                field.renew_codes(self._places_of(field))
 
     def watermark_of(self, start: int) -> int:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""
@@ -667,6 +665,8 @@ class WindowState:
             if field.present:
                 pane.column(field.present)[slots] = values_of(present)
         for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
+            if accumulator.kind != "sum" and field.has_long(held):
+                field.code_decimals(self._places_of(field))
             pane.column(accumulator.column)[slots] = field.held_of(held)
         for distinct, lists in zip(self._distinct, columns[end + len(self._fields) :], strict=True):
             distinct.restore(start, pane, slots, lists)
@@ -686,9 +686,3 @@ def _sum_of_sizes(values: Array) -> float:
 def _typed(rows: Array, accumulator: Accumulator) -> Array:
     column = np.ascontiguousarray(rows[:, accumulator.column])
     return column.view(np.float64) if accumulator.is_float else column
-
-
-def _masked(column: pa.Array, mask: Array) -> pa.Array:
-    import pyarrow.compute as pc
-
-    return pc.if_else(arrow_of(mask), pa.scalar(None, column.type), column)

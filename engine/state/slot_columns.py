@@ -1,7 +1,7 @@
 """Columns of state: one value a slot. Numbers, times, short decimals in arrays, structs by field, all else by a code.
 
 A column knows nothing of keys. Values of text, bytes and long decimals are kept once each in a table of their own and
-stand here as the number of their place in it.
+stand here as the number of their place in it; lists and maps in an arena, each for itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, va
 from engine.state.paged_array import PagedArray
 from engine.state.short_decimals import is_short_decimal, of_units, units_of
 from engine.state.slot_table import SlotTable
+from engine.state.value_arena import ValueArena
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Slots = Array | slice
 
-__all__ = ["CodedColumn", "FixedColumn", "StateColumn", "StructColumn", "can_be_kept", "state_column"]
+__all__ = [
+    "CodedColumn",
+    "FixedColumn",
+    "NestedColumn",
+    "StateColumn",
+    "StructColumn",
+    "can_be_kept",
+    "state_column",
+]
 
-#: Fewer distinct values are not worth to be looked through.
+#: Fewer distinct values, or lists that nothing holds any more, are not worth to be looked through.
 _RENEW_MIN: Final = 1 << 16
+#: Lists that are copied at once: their elements are counted in 32 bits.
+_COPIED_MAX: Final = 1 << 18
 
 
 class StateColumn(Protocol):
@@ -52,17 +63,29 @@ class StateColumn(Protocol):
 def can_be_kept(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
+    if pa.types.is_map(kind):
+        return can_be_kept(kind.key_type) and can_be_kept(kind.item_type)
     if pa.types.is_struct(kind):
-        return kind.num_fields > 0 and all(field.nullable and can_be_kept(field.type) for field in kind)
+        return kind.num_fields > 0 and all(can_be_kept(field.type) for field in kind)
+    if _is_list(kind):
+        return can_be_kept(kind.value_type)
     return is_int64_like(kind) or is_text_like(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def state_column(kind: pa.DataType) -> StateColumn:
     """Return an empty column of that type, for which ``can_be_kept`` holds."""
     import pyarrow as pa
 
-    if pa.types.is_struct(kind):
+    if pa.types.is_struct(kind) and all(field.nullable for field in kind):
         return StructColumn(kind)
+    if kind.num_fields:
+        return NestedColumn(kind)
     return FixedColumn(kind) if is_int64_like(kind) or is_short_decimal(kind) else CodedColumn(kind)
 
 
@@ -213,3 +236,59 @@ class StructColumn:
     @property
     def nbytes(self) -> int:
         return sum(column.nbytes for column in self._columns)
+
+
+@final
+class NestedColumn:
+    """Lists, maps, structs of which a field is never null. What no slot holds any more is forgotten once it is most."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self.kind = kind
+        self._arena = ValueArena(kind)
+        #: by slot, the number in the arena plus 1; 0 = nothing has been put there
+        self._numbers = PagedArray(np.int64)
+        self._num_dead = 0
+
+    def reserve(self, num_slots: int) -> None:
+        self._numbers.reserve(num_slots)
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        numbers = self._numbers.array
+        if isinstance(slots, slice):
+            self._num_dead += int(np.count_nonzero(numbers[slots]))
+            first = self._arena.add(column) + 1
+            numbers[slots] = np.arange(first, first + len(column))
+        else:
+            before, rows = numbers[slots], np.arange(slots.size)
+            numbers[slots] = rows
+            last = np.flatnonzero(numbers[slots] == rows)
+            self._num_dead += int(np.count_nonzero(before[last]))
+            first = self._arena.add(column if last.size == slots.size else column.take(arrow_of(last))) + 1
+            numbers[slots[last]] = np.arange(first, first + last.size)
+        if self._num_dead > max(_RENEW_MIN, self._arena.num_slots - self._num_dead):
+            self._renew(np.flatnonzero(numbers))
+
+    def _renew(self, held: Array) -> None:
+        """Have but what these slots hold."""
+        arena, numbers = ValueArena(self.kind), self._numbers.array
+        for at in range(0, held.size, _COPIED_MAX):
+            part = held[at : at + _COPIED_MAX]
+            first = arena.add(self.get(part)) + 1
+            numbers[part] = np.arange(first, first + part.size)
+        self._arena, self._num_dead = arena, 0
+
+    def get(self, slots: Slots) -> pa.Array:
+        return self._arena.get(self._numbers.array[slots] - 1)
+
+    def compact(self, kept: Array) -> None:
+        moved = self._numbers.array[kept]
+        self._numbers.array[:] = 0
+        self._numbers.array[: kept.size] = moved
+        self._renew(np.flatnonzero(self._numbers.array))
+
+    def trim(self, num_slots: int) -> None:
+        self._numbers.trim(num_slots)
+
+    @property
+    def nbytes(self) -> int:
+        return self._numbers.nbytes + self._arena.nbytes

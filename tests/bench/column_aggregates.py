@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from engine.operators.keys import FieldKey
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import window_call
+from engine.state.short_decimals import of_units
 from engine.time.assigners import EventTimeSessionWindows, SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from tests.bench.stats import record
@@ -102,11 +103,60 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
         ),
         "10 s windows, max_by a text": in_columns(windows(ReduceFold(FieldAggregate("max_by", 3)))),
         "sessions, gap 0.5 s, min and max of texts": in_sessions(windows(texts, gap)),
+        "10 s windows, avg of decimals": in_columns(
+            windows(AggregateFold(RowAggregates([FieldAggregateOf("avg", 3)])))
+        ),
+        "10 s windows, min and max of long decimals": in_columns(windows(texts)),
+        "max_by, records with lists": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
+        "10 s windows, last of lists": in_columns(windows(AggregateFold(RowAggregates([FieldAggregateOf("last", 3)])))),
+        "10 s windows, max_by, records with lists": in_columns(windows(ReduceFold(FieldAggregate("max_by", 2)))),
+        "10 s windows, sum by Rows": in_columns(windows(AggregateFold(RowAggregates([FieldAggregateOf("sum", 2)])))),
+        "sessions, gap 0.5 s, sum by Rows": in_sessions(
+            windows(AggregateFold(RowAggregates([FieldAggregateOf("sum", 2)])), gap)
+        ),
         "sessions, gap 0.5 s, count_distinct": in_sessions(sessions),
         "sessions, gap 0.5 s, first and last": in_sessions(edges),
         "sessions, gap 0.5 s, max_by": in_sessions(chosen),
         "sessions, gap 0.5 s, reduce: greatest": in_sessions(picked),
     }
+
+
+def with_rows(batch: ColumnBatch) -> ColumnBatch:
+    """The key is a Row of a number and a text."""
+    columns = batch.columns
+    remainders = pa.array(columns.column(0).to_numpy() % 3).cast(pa.string())
+    keys = pa.StructArray.from_arrays([columns.column(0), remainders], ["number", "text"])
+    return ColumnBatch(columns.set_column(0, "key", keys), batch.timestamps_ms)
+
+
+def with_lists(batch: ColumnBatch) -> ColumnBatch:
+    """Instead of a text there is a list of two."""
+    texts = batch.columns.column(3)
+    twice = pa.array(np.arange(2 * len(texts)) // 2)
+    lists = pa.ListArray.from_arrays(np.arange(0, 2 * len(texts) + 1, 2, np.int32), texts.take(twice))
+    return ColumnBatch(batch.columns.set_column(3, "text", lists), batch.timestamps_ms)
+
+
+def with_decimals(batch: ColumnBatch) -> ColumnBatch:
+    """Instead of a text there is an amount of money, of 12 digits."""
+    units = batch.columns.column(2).to_numpy() * 1_234_567
+    return ColumnBatch(batch.columns.set_column(3, "text", of_units(units, pa.decimal128(38, 2))), batch.timestamps_ms)
+
+
+def with_long_decimals(batch: ColumnBatch) -> ColumnBatch:
+    """The same with 30 digits."""
+    short = with_decimals(batch).columns.column(3)
+    longs = short.cast(pa.decimal128(38, 20))
+    return ColumnBatch(batch.columns.set_column(3, "text", longs), batch.timestamps_ms)
+
+
+def of_name(name: str) -> Callable[[ColumnBatch], ColumnBatch]:
+    """Return what makes the records of a workload."""
+    if "lists" in name:
+        return with_lists
+    if "decimals" in name:
+        return with_long_decimals if "long" in name else with_decimals
+    return with_rows if "Rows" in name else lambda batch: batch
 
 
 def batches(num_records: int, num_keys: int) -> list[ColumnBatch]:
@@ -176,17 +226,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads with this in their names")
     options = parser.parse_args()
     given = batches(options.records, options.keys)
-    in_rows = [batch.to_rows() for batch in given]
     warm = batches(2 * BATCH_ROWS_MAX, 1000)
     print(f"{options.records:,} records, {options.keys:,} keys; CPU-seconds a million records, best of {options.runs}")
     print(f"{'':38} {'columns':>8} {'on rows':>8} {'rows':>8} {'ratio':>6}")
     for name, (columnar, rows) in workloads().items():
         if options.only not in name:
             continue
-        cpu_seconds(columnar, warm, lambda batches: None)
+        made_of = of_name(name)
+        cpu_seconds(columnar, map(made_of, warm), lambda batches: None)
         found = []
         totals = []
-        for spec, of in ((columnar, given), (rows, given), (rows, in_rows)):
+        of_columns = list(map(made_of, given))
+        of: Sequence[Batch]
+        for spec, of in ((columnar, of_columns), (rows, of_columns), (rows, [one.to_rows() for one in of_columns])):
             times = []
             for _ in range(options.runs):
                 total = Totals()
