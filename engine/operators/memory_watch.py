@@ -2,8 +2,8 @@
 
 Keyed aggregations, windows, sessions, window joins and interval joins put it into files, whatever the backend
 (``state/spilling_slots``, ``spilling_windows``, ``spilling_sessions``, ``window_join_state``, ``spilling_intervals``).
-Others keep theirs in memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the disk, and goes on
-there; with ``hashmap`` there is no other place. The log says so, once.
+Others keep theirs in memory: with ``rocksdb`` the operator hands everything to the one on rows, which keeps it on the
+disk, and goes on there; with ``hashmap`` there is no other place. The log says so, once.
 """
 
 from __future__ import annotations

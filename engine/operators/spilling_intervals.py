@@ -194,14 +194,11 @@ class SpillingIntervals:
         for side, own in enumerate(self.memory.sides):
             if own is None:
                 continue
-            mark, floor_ms = self._removals.now(side)
             for segment in self.segments[side]:
                 rows = self._live(side, segment)
                 rows = rows[np.argsort(segment.arrivals[rows], kind="stable")]
                 columns = segment.columns.take(arrow_of(rows))
                 self.memory.append(side, columns, segment.times_ms[rows], self.memory.slots_of(side, columns))
-                own.mark += int(np.count_nonzero(segment.arrivals[rows] < mark))
-            own.floor_ms = max(own.floor_ms, floor_ms)
         self.memory.watermark_ms = self.watermark_ms
         self._forget_files()
 

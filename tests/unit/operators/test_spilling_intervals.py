@@ -95,6 +95,7 @@ def test_interval_joins_in_files_give_what_those_of_rows_give(bounds, function):
     @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.lists(STEP, max_size=10))
     @example([(0, [((1, 1, "a"), 5)]), 5, (1, [((1, 1.5, 2), 5)]), (0, [((1, 2, "b"), 5)]), (1, [((1, 2.5, 2), 5)])])
+    @example([(0, [((0, 1, "a"), 0)]), (0, [((1, 1, "a"), 5)]), 5, (1, [((1, 1.5, 2), 5)]), (0, [((1, 2, "b"), 5)])])
     @example([(0, [((1, LARGE, "a"), 0)]), 5, (1, [((1, 1.5, 2), 5)]), 5, (1, [((1, 2.5, 2), 5)])])
     def check(steps):
         check_told(told(spec, steps), told(rows, steps))
@@ -263,7 +264,8 @@ def test_memory_stays_bounded_and_files_go_when_the_time_has_passed_them(config)
 
 
 @pytest.mark.usefixtures("share_of_400_kb")
-def test_records_far_ahead_do_not_keep_those_beside_them():
+def test_records_far_ahead_do_not_keep_those_beside_them(monkeypatch):
+    monkeypatch.setattr(spilling_intervals, "_SEGMENT_ROWS", 1)  # no segments become one
     with OperatorHarness(
         column_interval_join(interval((-5, 5), FUNCTIONS["added"]), SHAPES), memory_bytes=1
     ) as harness:
