@@ -243,9 +243,6 @@ class IntervalJoinOperator(Operator):
     def on_timer(self, now_ms: int) -> None:
         self._send_left()
 
-    def prepare_snapshot(self, checkpoint_id: int) -> None:
-        self._send_left()
-
     def finish(self) -> None:
         self._send_left()
 

@@ -146,9 +146,10 @@ class Removals:
         floors_ms = np.array([TIME_MIN_MS, *(floors[side] for floors in self._floors_ms)], np.int64)
         return marks[places], floors_ms[places]
 
-    def now(self, side: int) -> tuple[int, int]:
-        """Return the mark and the floor that are in force."""
-        return (self._marks[-1][side], self._floors_ms[-1][side]) if self._at else (0, TIME_MIN_MS)
+    def now(self, side: int, arrival: int = TIME_MAX_MS) -> tuple[int, int]:
+        """Return the mark and the floor that are in force, or were when the record of this number came."""
+        (mark,), (floor_ms,) = self.of_partners(side, np.array([arrival]))
+        return int(mark), int(floor_ms)
 
 
 @dataclass(frozen=True, slots=True)

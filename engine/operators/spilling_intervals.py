@@ -26,7 +26,7 @@ from engine.operators.join_state import SideRecords, chunks_of, key_columns, rec
 from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
 from engine.state.spilling_slots import allow_open_files
-from engine.time.windows import TIME_MIN_MS
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
@@ -194,20 +194,18 @@ class SpillingIntervals:
         for side, own in enumerate(self.memory.sides):
             if own is None:
                 continue
-            mark, floor_ms = self._removals.now(side)
             for segment in self.segments[side]:
                 rows = self._live(side, segment)
                 rows = rows[np.argsort(segment.arrivals[rows], kind="stable")]
                 columns = segment.columns.take(arrow_of(rows))
                 self.memory.append(side, columns, segment.times_ms[rows], self.memory.slots_of(side, columns))
-                own.mark += int(np.count_nonzero(segment.arrivals[rows] < mark))
-            own.floor_ms = max(own.floor_ms, floor_ms)
         self.memory.watermark_ms = self.watermark_ms
         self._forget_files()
 
-    def _live(self, side: int, segment: Segment, part: slice = slice(None)) -> Array:
-        """Return the rows of a segment, or of a part of it, that are there still."""
-        mark, floor_ms = self._removals.now(side)
+    def _live(self, side: int, segment: Segment, part: slice = slice(None), *, arrival: int = TIME_MAX_MS) -> Array:
+        """Return the rows of a segment, or of a part of it, that are there still, or were when the record of this
+        number came."""
+        mark, floor_ms = self._removals.now(side, arrival)
         times_ms = segment.times_ms[part]
         is_live = (times_ms > segment.floor_ms) & ((times_ms > floor_ms) | (segment.arrivals[part] >= mark))
         return np.flatnonzero(is_live) + (part.start or 0)
@@ -277,9 +275,9 @@ class SpillingIntervals:
         return own.until_ms
 
     def _tidy(self) -> None:
-        """Forget what no record that comes can have as a partner, and let small segments become one."""
+        """Forget what no record that waits or comes can have as a partner, and let small segments become one."""
         for side, segments in enumerate(self.segments):
-            mark, floor_ms = self._removals.now(side)
+            mark, floor_ms = self._removals.now(side, self._first_held())
             for segment in segments:
                 if segment.last_arrival < mark:
                     segment.floor_ms = max(segment.floor_ms, floor_ms)
@@ -292,9 +290,13 @@ class SpillingIntervals:
                     self._replace(side, number, [segment])
                     break
 
+    def _first_held(self) -> int:
+        """Return the number of the first record that waits, or of any that comes."""
+        return min((int(held.batches[0][3][0]) for held in self._held if held.batches), default=self._num_arrived)
+
     def _replace(self, side: int, number: int, some: list[Segment]) -> None:
         """Let the records of these segments, as far as they are there still, be in one."""
-        rows = [self._live(side, segment) for segment in some]
+        rows = [self._live(side, segment, arrival=self._first_held()) for segment in some]
         parts = list(zip(some, rows, strict=True))
         codes = np.concatenate([segment.codes[rows] for segment, rows in parts])
         times_ms = np.concatenate([segment.times_ms[rows] for segment, rows in parts])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.core.clock import ManualClock
 from engine.core.records import rows_of
+from engine.operators import column_interval_join as column_interval_join_module
 from engine.operators import join_segments, memory_watch, spilling_intervals
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.join_kernels import pairs_of_codes
@@ -39,18 +40,31 @@ from tests.unit.operators.test_restore import FULL, INCREMENTAL, ROCKSDB, Run, s
 from tests.unit.operators.test_restore_columns import PHASES, disturbed, subtask_of, undisturbed
 
 
-@pytest.fixture(params=["passes", "waiting", "coming back", "few pairs"])
+@pytest.fixture(params=["passes", "waiting", "under way", "coming back", "few pairs"])
 def little_memory(request, monkeypatch):
     """All goes to files after the first batch. Then: a pass with each batch; records and the time wait for a barrier or
-    the end; it comes back into memory again and again; pairs are found in the smallest portions."""
+    the end; a pass is under way whenever records and watermarks come; it comes back into memory again and again; pairs
+    are found in the smallest portions."""
+    is_waiting = request.param in ("waiting", "under way")
     monkeypatch.setattr(spilling_intervals, "NUM_PARTITIONS", 4)
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
-    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 1 << 20 if request.param == "waiting" else 100)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 1 << 20 if is_waiting else 100)
     monkeypatch.setattr(spilling_intervals, "_RETURN_SHARE", 1000 if request.param == "coming back" else -1)
     monkeypatch.setattr(spilling_intervals, "_STEP_ROWS", 3)
+    if request.param == "under way":
+        monkeypatch.setattr(column_interval_join_module._ColumnIntervalJoinOperator, "_hold", hold_and_step)
+        monkeypatch.setattr(spilling_intervals, "_STEP_ROWS", 1)
     if request.param == "few pairs":
         monkeypatch.setattr(join_segments, "_PAIRS_MAX", 1)
         monkeypatch.setattr(spilling_intervals, "_SEGMENT_ROWS", 4)
+
+
+def hold_and_step(self, side, columns, times_ms):
+    self._state.hold(side, columns, times_ms)
+    if self._state.is_passing:
+        self._step()
+    else:
+        self._begin_pass()
 
 
 def told(spec, steps):
@@ -95,6 +109,7 @@ def test_interval_joins_in_files_give_what_those_of_rows_give(bounds, function):
     @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.lists(STEP, max_size=10))
     @example([(0, [((1, 1, "a"), 5)]), 5, (1, [((1, 1.5, 2), 5)]), (0, [((1, 2, "b"), 5)]), (1, [((1, 2.5, 2), 5)])])
+    @example([(0, [((0, 1, "a"), 0)]), (0, [((1, 1, "a"), 5)]), 5, (1, [((1, 1.5, 2), 5)]), (0, [((1, 2, "b"), 5)])])
     @example([(0, [((1, LARGE, "a"), 0)]), 5, (1, [((1, 1.5, 2), 5)]), 5, (1, [((1, 2.5, 2), 5)])])
     def check(steps):
         check_told(told(spec, steps), told(rows, steps))
@@ -263,7 +278,8 @@ def test_memory_stays_bounded_and_files_go_when_the_time_has_passed_them(config)
 
 
 @pytest.mark.usefixtures("share_of_400_kb")
-def test_records_far_ahead_do_not_keep_those_beside_them():
+def test_records_far_ahead_do_not_keep_those_beside_them(monkeypatch):
+    monkeypatch.setattr(spilling_intervals, "_SEGMENT_ROWS", 1)  # no segments become one
     with OperatorHarness(
         column_interval_join(interval((-5, 5), FUNCTIONS["added"]), SHAPES), memory_bytes=1
     ) as harness:
