@@ -4,9 +4,9 @@ surely is columns.
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
 
-Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
-columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it:
-then the records of an untyped program have types after all, those that its functions give.
+Columns come from sources that have them, and from a ``WordTokenizer``, or a function like it, over a text file. A
+sequence of numbers becomes columns too, where functions that compile (``operators/compile``) stand between it and an
+operator that gains by it: then the records of an untyped program have types after all, those that its functions give.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
 from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, ProjectSpec
-from engine.operators.text import TokenizeSpec, WordTokenizer
+from engine.operators.text import TokenizeSpec, WordTokenizer, tokenizer_of
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.top_n import RANK, TopNSpec
 from engine.operators.window import WindowSpec
@@ -96,7 +96,9 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
             assert isinstance(text.spec, SourceSpec)
             assert isinstance(text.spec.source, TextFileSource)
             text.spec = dataclasses.replace(text.spec, source=dataclasses.replace(text.spec.source, raw_chunks=True))
-            node.spec = TokenizeSpec(node.spec.function)
+            tokenizer = tokenizer_of(node.spec.function)
+            assert tokenizer is not None
+            node.spec = TokenizeSpec(tokenizer)
     for node in sequences:
         if node.id in used:
             assert isinstance(node.spec, SourceSpec)
@@ -143,7 +145,7 @@ def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transfor
     num_users = Counter(edge.source.id for node in nodes for edge in node.inputs)
     found = []
     for node in nodes:
-        if not isinstance(node.spec, FlatMapSpec) or type(node.spec.function) is not WordTokenizer:
+        if not isinstance(node.spec, FlatMapSpec):
             continue
         if len(node.inputs) != 1 or node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
             continue
@@ -152,13 +154,14 @@ def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transfor
             isinstance(text.spec, SourceSpec)
             and isinstance(text.spec.source, TextFileSource)
             and num_users[text.id] == 1
+            and tokenizer_of(node.spec.function) is not None
         ):
             found.append((node, text))
     return found
 
 
 def _words(spec: OperatorSpec) -> _Columns:
-    tokenizer = spec.function if isinstance(spec, FlatMapSpec) else getattr(spec, "tokenizer", None)
+    tokenizer = tokenizer_of(spec.function) if isinstance(spec, FlatMapSpec) else getattr(spec, "tokenizer", None)
     assert isinstance(tokenizer, WordTokenizer)
     return _Columns(Shape((Kind.STR, Kind.INT)) if tokenizer.pairs else Shape((Kind.STR,), is_scalar=True))
 
