@@ -40,6 +40,7 @@ from engine.operators.column_window import ColumnWindowSpec, column_window, wind
 from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
+from engine.operators.compile.flat import translate_flat
 from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.tier import (
     COMPILED,
@@ -67,6 +68,8 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 #: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
 #: microseconds a record more than columns.
 SEQUENCE_MIN = 500_000
+#: They run functions on columns, as far as they compile.
+_OF_FUNCTIONS = (MapSpec, FilterSpec, FlatMapSpec)
 #: They take columns of objects.
 _OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
 #: Their records are those of their input.
@@ -109,7 +112,7 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
     for node in nodes:
         node.spec = plan.specs.get(node.id, node.spec)
         node.why_rows = plan.why_rows.get(node.id, "")
-        if isinstance(node.spec, MapSpec | FilterSpec):
+        if isinstance(node.spec, _OF_FUNCTIONS):
             node.spec = dataclasses.replace(node.spec, tier=plan.tiers.get(node.id, ""))
 
 
@@ -207,7 +210,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
             why = windows_on_rows(node.spec, taken.shape)
         plan.why_rows[node.id] = why
     columns: _Columns | None = None
-    if isinstance(node.spec, MapSpec | FilterSpec):
+    if isinstance(node.spec, _OF_FUNCTIONS):
         columns, tier = _of_function(node.spec, taken)
         if taken is None and any(edge.source.id in plan.may_give for edge in node.inputs):
             tier = IF_TYPES_ALLOW
@@ -216,7 +219,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.tiers[node.id] = tier
     elif taken is not None:
         columns = _emitted(node.spec if spec is None else spec, taken)
-    if record is not None and not isinstance(node.spec, MapSpec | FilterSpec) and spec is None:
+    if record is not None and not isinstance(node.spec, _OF_FUNCTIONS) and spec is None:
         columns = None  # they become objects for it
     if columns is not None and taken is not None and isinstance(spec or node.spec, _KEEPING):
         columns = dataclasses.replace(columns, type_info=taken.type_info)
@@ -372,11 +375,27 @@ def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
     return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
 
 
-def _of_function(spec: MapSpec | FilterSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
-    """Return what comes out of a map or filter, and what will run its function."""
+def _of_flat_map(spec: FlatMapSpec, given: _Columns) -> tuple[_Columns | None, str]:
+    shape = given.shape or annotated_shape(spec.function, "flat_map")
+    if shape is None:
+        return None, IF_TYPES_ALLOW
+    try:
+        return _Columns(translate_flat(spec.function, shape).shape), COMPILED
+    except NotCompilable as error:
+        return None, interpreted(error)
+
+
+def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
+    """Return what comes out of a map, filter or flat_map, and what will run its function."""
     is_filter = isinstance(spec, FilterSpec)
     if given is None:
         return None, ON_ROWS
+    if isinstance(spec, FlatMapSpec):
+        return (
+            (None, interpreted(NotCompilable("its input is a changelog")))
+            if given.has_kinds
+            else _of_flat_map(spec, given)
+        )
     shape = given.shape
     if shape is None and spec.input_type is None:
         shape = annotated_shape(spec.function, "filter" if is_filter else "map")

@@ -15,7 +15,14 @@ from typing import Any, Final, final
 
 from engine.core.record_class import defaults_of, fields_of_class, why_not_plain
 from engine.core.records import Row
-from engine.operators.compile.callee import Default, arguments_of, callee_of, defaults_of_function, parameters_of
+from engine.operators.compile.callee import (
+    Callee,
+    Default,
+    arguments_of,
+    callee_of,
+    defaults_of_function,
+    parameters_of,
+)
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, If, Kind, Let, Ref
 from engine.operators.compile.shapes import (
@@ -47,16 +54,9 @@ def translate(function: Any, shape: Shape, *, as_condition: bool = False, method
     Raises: NotCompilable with the reason.
     """
     callee = callee_of(function, method or ("filter" if as_condition else "map"))
-    node, parameters = parameters_of(callee.function)
-    num_given = 1 if callee.owner is None else 2
-    if len(parameters) < num_given:
-        raise NotCompilable("it has no argument")
-    translator = _Translator(callee.function, shape, parameters[num_given - 1])
-    if callee.owner is not None:
-        translator.owner = parameters[0], callee.owner
+    translator, node, names = translator_of(callee, shape)
     result: Record
     try:
-        names = translator.names_of_defaults(parameters[num_given:])
         if isinstance(node, ast.Lambda):
             result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
         else:
@@ -66,6 +66,21 @@ def translate(function: Any, shape: Shape, *, as_condition: bool = False, method
     if not as_condition:
         result = _as_declared(result, shape, callee.row_names)
     return Translation(result, tuple(translator.outside.values()))
+
+
+def translator_of(
+    callee: Callee, shape: Shape, *, is_flat: bool = False
+) -> tuple[_Translator, ast.Lambda | ast.FunctionDef, Names]:
+    """Return what translates a function of one record, its tree, and what stands for arguments that are never given.
+    ``is_flat``: it may be a generator. Raises: NotCompilable."""
+    node, parameters = parameters_of(callee.function, is_flat=is_flat)
+    num_given = 1 if callee.owner is None else 2
+    if len(parameters) < num_given:
+        raise NotCompilable("it has no argument")
+    translator = _Translator(callee.function, shape, parameters[num_given - 1])
+    if callee.owner is not None:
+        translator.owner = parameters[0], callee.owner
+    return translator, node, translator.names_of_defaults(parameters[num_given:])
 
 
 @final
@@ -112,6 +127,14 @@ class _Translator(Values):
     def _assign(
         self, target: ast.expr, value: ast.expr, names: Names, rest: Sequence[ast.stmt], as_condition: bool
     ) -> Record:
+        inner, lets = self.bound(target, value, names)
+        result = self.block(rest, inner, as_condition)
+        for number, expression in reversed(lets):
+            result = with_let(number, expression, result)
+        return result
+
+    def bound(self, target: ast.expr, value: ast.expr, names: Names) -> tuple[Names, list[tuple[int, Expression]]]:
+        """Translate an assignment; return the names with those that it gives, and what has to be computed for them."""
         bound: list[tuple[str, Expression]]
         match target:
             case ast.Name(name):
@@ -132,11 +155,7 @@ class _Translator(Values):
         for (name, expression), (number, _) in zip(bound, lets, strict=True):
             # A field is no computation: None in it may be asked for, and it may be of any type.
             inner[name] = expression if isinstance(expression, Field) else Ref(number, expression.kind)
-        result = self.block(rest, inner, as_condition)
-        for number, expression in reversed(lets):
-            if not isinstance(expression, Field):
-                result = with_let(number, expression, result)
-        return result
+        return inner, [(number, expression) for number, expression in lets if not isinstance(expression, Field)]
 
     def _unpacked(self, value: ast.expr, names: Names, count: int) -> list[Expression]:
         if self._is_record(value, names) and self._shape.has_places:

@@ -193,6 +193,6 @@ def test_a_word_count_of_lambdas_runs_in_kernels(tmp_path, mode):
         words = env.read_text_file(str(tmp_path / "text")).flat_map(function)
         stream = words.key_by(lambda pair: pair[0]).sum(1)
         counts.append(sorted(stream.execute_and_collect()))
-        assert ("interpreted" in planned(stream).values()) is (len(counts) == 2)
+        assert any("interpreted" in tier for tier in planned(stream).values()) is (len(counts) == 2)
     assert counts[0] == counts[1]
     assert ("to", 3) in counts[0]
