@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.core.type_info import BasicType, BasicTypeInfo, TupleTypeInfo, TypeInformation
-from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
+from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_fields import has_fields
 from engine.operators.deduplicate import DeduplicateSpec
@@ -19,6 +19,7 @@ from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.top_n import TopNSpec
 from engine.operators.window import WindowSpec
+from engine.operators.window_contents import ReduceFold
 from engine.operators.window_functions import CoGroupedFunction
 from engine.time.triggers import EventTimeTrigger
 

@@ -4,10 +4,10 @@ surely is columns.
 Called by ``lowering`` on its copy of the graph. An operator that is named here still takes rows, should some come; the
 other way round, an operator on rows takes columns too, at the price of converting them.
 
-Columns come from sources that have them, and from a ``WordTokenizer`` over a text file. A sequence of numbers becomes
-columns too, where functions that compile (``operators/compile``) stand between it and an operator that gains by it:
-then the records of an untyped program have types after all, those that its functions give. Rows of a declared type
-become columns where an operator that works on columns comes next (``typed_rows``).
+Columns come from sources that have them, and from a ``WordTokenizer``, or a function like it, over a text file. A
+sequence of numbers becomes columns too, where functions that compile (``operators/compile``) stand between it and an
+operator that gains by it: then the records of an untyped program have types after all, those that its functions give.
+Rows of a declared type become columns where an operator that works on columns comes next (``typed_rows``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from engine.operators.column_window import ColumnWindowSpec, column_window, wind
 from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
+from engine.operators.compile.flat import translate_flat
 from engine.operators.compile.folds import translate_choice, translate_reduce
 from engine.operators.compile.tier import (
     COMPILED,
@@ -59,7 +60,7 @@ from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
 from engine.operators.regular_join import RegularJoinSpec
 from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, ProjectSpec
-from engine.operators.text import TokenizeSpec, WordTokenizer
+from engine.operators.text import TokenizeSpec, WordTokenizer, tokenizer_of
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.top_n import RANK, TopNSpec
 from engine.operators.window import WindowSpec
@@ -69,6 +70,8 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 #: Numbers of a sequence that are worth it: loading numba and its kernels takes one to two seconds, rows some two
 #: microseconds a record more than columns.
 SEQUENCE_MIN = 500_000
+#: They run functions on columns, as far as they compile.
+_OF_FUNCTIONS = (MapSpec, FilterSpec, FlatMapSpec)
 #: They take columns of objects.
 _OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
 #: Their records are those of their input.
@@ -100,7 +103,9 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
             assert isinstance(text.spec, SourceSpec)
             assert isinstance(text.spec.source, TextFileSource)
             text.spec = dataclasses.replace(text.spec, source=dataclasses.replace(text.spec.source, raw_chunks=True))
-            node.spec = TokenizeSpec(node.spec.function)
+            tokenizer = tokenizer_of(node.spec.function)
+            assert tokenizer is not None
+            node.spec = TokenizeSpec(tokenizer)
     for node in sequences:
         if node.id in used:
             assert isinstance(node.spec, SourceSpec)
@@ -115,7 +120,7 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
             node.spec = dataclasses.replace(node.spec, keeps_columns=False)  # rows that were made for it may go on
         node.spec = plan.specs.get(node.id, node.spec)
         node.why_rows = plan.why_rows.get(node.id, "")
-        if isinstance(node.spec, MapSpec | FilterSpec):
+        if isinstance(node.spec, _OF_FUNCTIONS):
             node.spec = dataclasses.replace(node.spec, tier=plan.tiers.get(node.id, ""))
 
 
@@ -153,7 +158,7 @@ def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transfor
     num_users = Counter(edge.source.id for node in nodes for edge in node.inputs)
     found = []
     for node in nodes:
-        if not isinstance(node.spec, FlatMapSpec) or type(node.spec.function) is not WordTokenizer:
+        if not isinstance(node.spec, FlatMapSpec):
             continue
         if len(node.inputs) != 1 or node.inputs[0].partitioning.strategy is not ShipStrategy.FORWARD:
             continue
@@ -162,13 +167,14 @@ def _texts_of_tokenizers(nodes: Sequence[Transformation]) -> list[tuple[Transfor
             isinstance(text.spec, SourceSpec)
             and isinstance(text.spec.source, TextFileSource)
             and num_users[text.id] == 1
+            and tokenizer_of(node.spec.function) is not None
         ):
             found.append((node, text))
     return found
 
 
 def _words(spec: OperatorSpec) -> _Columns:
-    tokenizer = spec.function if isinstance(spec, FlatMapSpec) else getattr(spec, "tokenizer", None)
+    tokenizer = tokenizer_of(spec.function) if isinstance(spec, FlatMapSpec) else getattr(spec, "tokenizer", None)
     assert isinstance(tokenizer, WordTokenizer)
     return _Columns(Shape((Kind.STR, Kind.INT)) if tokenizer.pairs else Shape((Kind.STR,), is_scalar=True))
 
@@ -214,7 +220,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
             why = windows_on_rows(node.spec, taken.shape)
         plan.why_rows[node.id] = why
     columns: _Columns | None = None
-    if isinstance(node.spec, MapSpec | FilterSpec):
+    if isinstance(node.spec, _OF_FUNCTIONS):
         columns, tier = _of_function(node.spec, taken)
         if taken is None and any(edge.source.id in plan.may_give for edge in node.inputs):
             tier = IF_TYPES_ALLOW
@@ -223,7 +229,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.tiers[node.id] = tier
     elif taken is not None:
         columns = _emitted(node.spec if spec is None else spec, taken)
-    if record is not None and not isinstance(node.spec, MapSpec | FilterSpec) and spec is None:
+    if record is not None and not isinstance(node.spec, _OF_FUNCTIONS) and spec is None:
         columns = None  # they become objects for it
     if columns is not None and taken is not None and isinstance(spec or node.spec, _KEEPING):
         columns = dataclasses.replace(columns, type_info=taken.type_info)
@@ -414,11 +420,27 @@ def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
     return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
 
 
-def _of_function(spec: MapSpec | FilterSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
-    """Return what comes out of a map or filter, and what will run its function."""
+def _of_flat_map(spec: FlatMapSpec, given: _Columns) -> tuple[_Columns | None, str]:
+    shape = given.shape or annotated_shape(spec.function, "flat_map")
+    if shape is None:
+        return None, IF_TYPES_ALLOW
+    try:
+        return _Columns(translate_flat(spec.function, shape).shape), COMPILED
+    except NotCompilable as error:
+        return None, interpreted(error)
+
+
+def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
+    """Return what comes out of a map, filter or flat_map, and what will run its function."""
     is_filter = isinstance(spec, FilterSpec)
     if given is None:
         return None, ON_ROWS
+    if isinstance(spec, FlatMapSpec):
+        return (
+            (None, interpreted(NotCompilable("its input is a changelog")))
+            if given.has_kinds
+            else _of_flat_map(spec, given)
+        )
     shape = given.shape
     if shape is None and spec.input_type is None:
         shape = annotated_shape(spec.function, "filter" if is_filter else "map")

@@ -39,7 +39,7 @@ class RowOperator(Operator):
         #: told how many records each operator of the run but the last has given to the next one
         self._tellers: tuple[Callable[[int], None], ...] = ()
         #: by input: for columns, a function per step; made when the first columns come
-        self._column_functions: dict[int, tuple[ColumnFunction | None, ...]] = {}
+        self._column_functions: dict[int, tuple[ColumnFunction, ...]] = {}
         self._loops: dict[tuple[int, int], RowSteps] = {}
 
     def fuse(self, successor: RowOperator, tell: Callable[[int], None]) -> None:
@@ -67,7 +67,7 @@ class RowOperator(Operator):
         if isinstance(batch, ColumnBatch):
             batch, at = self._through_columns(input_index, batch)
             if at == len(self._steps[input_index]):
-                self._target.emit(batch)
+                self._emit_columns(batch)
                 return
         self._through_loop(input_index, rows_of(batch), at)
 
@@ -112,7 +112,7 @@ class RowOperator(Operator):
             functions = self._column_functions[input_index] = self._compiled(input_index)
         at = 0
         for function in functions:
-            if function is None or not len(batch):
+            if not len(batch):
                 break
             result = function.apply(batch)
             if result is None:
@@ -123,13 +123,22 @@ class RowOperator(Operator):
             at += 1
         return batch, (at if len(batch) else len(functions))
 
-    def _compiled(self, input_index: int) -> tuple[ColumnFunction | None, ...]:
+    def _emit_columns(self, batch: ColumnBatch) -> None:
+        if len(batch) > 2 * BATCH_ROWS_MAX:
+            for start in range(0, len(batch), BATCH_ROWS_MAX):
+                self._target.emit(batch.slice(start, min(start + BATCH_ROWS_MAX, len(batch))))
+        elif len(batch):
+            self._target.emit(batch)
+
+    def _compiled(self, input_index: int) -> tuple[ColumnFunction, ...]:
         from engine.operators.compile.column_steps import ColumnFunction
 
         return tuple(
-            None
-            if step.kind is StepKind.FLAT_MAP
-            else ColumnFunction(step.function.function, is_filter=step.kind is StepKind.FILTER)
+            ColumnFunction(
+                step.function.function,
+                is_filter=step.kind is StepKind.FILTER,
+                is_flat=step.kind is StepKind.FLAT_MAP,
+            )
             for step in self._steps[input_index]
         )
 
@@ -140,7 +149,7 @@ class RowOperator(Operator):
         functions = self._column_functions.get(0)
         if functions is None:
             return ["interpreted (rows)"] * len(self._steps[0])
-        return ["interpreted (flat_map)" if function is None else function.tier() for function in functions]
+        return [function.tier() for function in functions]
 
     def close(self) -> None:
         self._functions[0].close()

@@ -69,15 +69,16 @@ class CoMapSpec(OperatorSpec):
 @final
 @dataclass(frozen=True)
 class FlatMapSpec(OperatorSpec):
-    """``function``: FlatMapFunction or callable; returns an iterable, or None for nothing."""
+    """``function``: FlatMapFunction or callable; returns an iterable, or None for nothing. ``tier``: as in MapSpec."""
 
     function: Any
+    tier: str = ""
 
     def build(self) -> Operator:
         return RowOperator(StepKind.FLAT_MAP, (BoundFunction(self.function, "flat_map"),))
 
     def describe(self) -> str:
-        return _INTERPRETED
+        return self.tier or _INTERPRETED
 
 
 @final

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch, rows_of
 from engine.operators.base import BATCH_ONLY, Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.compile.words import words_of
 from engine.operators.failure import user_error
 from engine.operators.keys import FieldKey
 
@@ -32,6 +33,7 @@ __all__ = [
     "plan_word_count",
     "separator_ranges",
     "text_of_words",
+    "tokenizer_of",
 ]
 
 #: Name of the column of whole-line chunks that ``connectors/files`` emits with ``raw_chunks``.
@@ -48,24 +50,33 @@ class WordTokenizer:
     """A flat_map function: line → [(word, 1), …], or [word, …] with ``pairs=False``.
 
     ``separator``: None = any run of white space, as ``str.split()``; else one ASCII character, of which a run separates
-    too. There are no empty words. ``lower``: ASCII letters become small.
+    too. There are no empty words. ``lower``: ASCII letters become small; ``all_letters``: so do all that can, as
+    ``str.lower()`` has it. That is slower where there are others.
     """
 
     separator: str | None = None
     lower: bool = False
     pairs: bool = True
+    all_letters: bool = False
 
     def __post_init__(self) -> None:
         separator = self.separator
         if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in "\r\n"):
             raise ValueError(f"Separator {separator!r}: expected one ASCII character other than a line end, or None.")
+        if self.all_letters and separator is not None:
+            raise ValueError("all_letters goes with words that are parted by white space only.")
 
     def words(self, line: str) -> list[str]:
         if self.separator is None:
-            return (_lowered(line) if self.lower else line).split()
+            return self._small(line).split()
         words = [word for part in line.split("\n") for word in part.split(self.separator) if word]
         # Cut first: the separator may be a letter.
-        return list(map(_lowered, words)) if self.lower else words
+        return list(map(self._small, words))
+
+    def _small(self, text: str) -> str:
+        if not self.lower:
+            return text
+        return text.lower() if self.all_letters else _lowered(text)
 
     def __call__(self, line: str) -> list[Any]:
         return [(word, 1) for word in self.words(line)] if self.pairs else self.words(line)
@@ -92,16 +103,26 @@ class WordCountPlan:
 def plan_word_count(source: Any, function: Any, key_selector: Any, field: Any) -> WordCountPlan | None:
     """Return the vectorised plan of ``source.flat_map(function).key_by(key_selector).sum(field)`` in batch, or None.
 
-    None unless the source is a TextFileSource, the function a WordTokenizer of pairs, the key field 0 and the sum over
-    field 1. The caller sees to it that nothing else reads the source, the flat_map or the keyed stream, and that
-    ``count`` runs at the source's parallelism and chained to it. Results are columns (f0: string, f1: int64).
+    None unless the source is a TextFileSource, the function a WordTokenizer of pairs or one like it, the key field 0
+    and the sum over field 1. The caller sees to it that nothing else reads the source, the flat_map or the keyed
+    stream, and that ``count`` runs at the source's parallelism and chained to it. Results are columns (f0: string,
+    f1: int64).
     """
-    if not (isinstance(function, WordTokenizer) and function.pairs and hasattr(source, "raw_chunks")):
+    if not hasattr(source, "raw_chunks") or key_selector != FieldKey(0) or field != 1:
         return None
-    if key_selector != FieldKey(0) or field != 1:
+    tokenizer = tokenizer_of(function)
+    if tokenizer is None or not tokenizer.pairs:
         return None
     chunks = dataclasses.replace(source, raw_chunks=True)
-    return WordCountPlan(chunks, WordCountSpec(function), FieldKey(0), ColumnarSumSpec())
+    return WordCountPlan(chunks, WordCountSpec(tokenizer), FieldKey(0), ColumnarSumSpec())
+
+
+def tokenizer_of(function: Any) -> WordTokenizer | None:
+    """Return the tokenizer that a flat_map function is, or does the same as; None if there is none."""
+    if isinstance(function, WordTokenizer):
+        return function
+    words = words_of(function)
+    return None if words is None else WordTokenizer(None, words.lower, words.pairs, all_letters=words.lower)
 
 
 @final
@@ -286,13 +307,26 @@ def _texts_of(batch: Batch) -> Iterator[np.ndarray[Any, Any]]:
     yield kernel_view(np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8))
 
 
-def _checked_texts(batch: Batch, operator_name: str) -> list[np.ndarray[Any, Any]]:
+def _checked_texts(batch: Batch, tokenizer: WordTokenizer, operator_name: str) -> list[np.ndarray[Any, Any]]:
     try:
-        return list(_texts_of(batch))
+        texts = list(_texts_of(batch))
     except TypeError as error:
         row = next(row for row in rows_of(batch).rows if not isinstance(row, str))
         seen = TypeError(f"words are cut out of str, got a {type(row).__name__}")
         raise user_error(seen, operator_name=operator_name, record=row) from error
+    return list(map(_all_small, texts)) if tokenizer.lower and tokenizer.all_letters else texts
+
+
+def _all_small(text: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the text with those letters small that are no ASCII; these are left to the kernel."""
+    import numpy as np
+
+    from engine.state.arrow_views import kernel_view
+
+    if not (text >= 0x80).any():
+        return text
+    small = text.tobytes().decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
+    return kernel_view(np.frombuffer(small, dtype=np.uint8))
 
 
 @final
@@ -315,7 +349,7 @@ class _TokenizeOperator(Operator):
         if stamps is not None and len(batch):
             self._process_stamped(rows_of(batch))
             return
-        for data in _checked_texts(batch, self.ctx.operator_name):
+        for data in _checked_texts(batch, self._tokenizer, self.ctx.operator_name):
             values = np.empty(data.size + 16, dtype=np.uint8)
             offsets = np.empty(data.size // 2 + 2, dtype=np.int32)
             text = text_of_words(data, self._tokenizer)
@@ -353,7 +387,7 @@ class _WordCountOperator(Operator):
         self._bytes_max = max(_TABLE_BYTES_MIN, ctx.memory_bytes // 2)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
-        for data in _checked_texts(batch, self.ctx.operator_name):
+        for data in _checked_texts(batch, self._tokenizer, self.ctx.operator_name):
             self._words.count(data)
             if self._words.num_bytes > self._bytes_max:
                 self._flush()

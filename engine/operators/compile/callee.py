@@ -96,8 +96,11 @@ def name_reader(function: Any, name: str) -> Callable[[], Any]:
     return lambda: names.get(name, getattr(builtins, name, ABSENT))
 
 
-def parameters_of(function: types.FunctionType) -> tuple[ast.Lambda | ast.FunctionDef, list[str]]:
-    """Return the tree of a function that computes what it returns, and the names of its arguments.
+def parameters_of(
+    function: types.FunctionType, *, is_flat: bool = False
+) -> tuple[ast.Lambda | ast.FunctionDef, list[str]]:
+    """Return the tree of a function that computes what it returns, and the names of its arguments; ``is_flat``: or what
+    it yields.
 
     Raises: NotCompilable for what is called otherwise, or a generator. Decorators make no difference: the function at
     hand is the one inside of them if its code is.
@@ -106,7 +109,8 @@ def parameters_of(function: types.FunctionType) -> tuple[ast.Lambda | ast.Functi
     arguments = node.args
     if arguments.vararg or arguments.kwarg:
         _refuse("it takes any number of arguments")
-    if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+    is_generator = function.__code__.co_flags & inspect.CO_GENERATOR and not is_flat
+    if is_generator or function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         _refuse("it is a generator")
     return node, [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
 

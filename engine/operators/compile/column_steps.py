@@ -15,6 +15,8 @@ from engine.core.record_class import fields_of_class
 from engine.core.records import ColumnBatch, Named, Row
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Field, Frame, Kind, Value
+from engine.operators.compile.flat import FlatTranslation, translate_flat
+from engine.operators.compile.flat_steps import ARROW_TYPES, flattened
 from engine.operators.compile.texts import array_of
 from engine.operators.compile.translate import Fields, Shape, Translation, WholeRecord, translate
 
@@ -26,17 +28,18 @@ DOUBTS_MAX: Final = 5
 
 @final
 class ColumnFunction:
-    """A map function or filter condition. ``reason``: why it was left to the interpreter, last time or for good.
-    ``method``: as in ``translate``."""
+    """A map function or filter condition, or a flat_map function. ``reason``: why it was left to the interpreter, last
+    time or for good. ``method``: as in ``translate``."""
 
-    def __init__(self, function: Any, *, is_filter: bool, method: str = "") -> None:
+    def __init__(self, function: Any, *, is_filter: bool, is_flat: bool = False, method: str = "") -> None:
         self._function = function
+        self._is_flat = is_flat
         self._method = method
         self._is_filter = is_filter
         self._schema: pa.Schema | None = None
         #: which records the schema's are: scalar, named, of a changelog
         self._is_like: tuple[bool, Named, bool] | None = None
-        self._translation: Translation | None = None
+        self._translation: Translation | FlatTranslation | None = None
         self._doubts_in_row = 0
         self.reason = ""
         self.num_compiled = 0  #: batches
@@ -67,9 +70,7 @@ class ColumnFunction:
         frame = Frame(batch.columns.columns, batch.columns.num_rows)
         try:
             with np.errstate(all="ignore"):
-                result = (
-                    self._filtered(batch, translation, frame) if self._is_filter else _mapped(batch, translation, frame)
-                )
+                result = self._result(batch, translation, frame)
         except (Doubt, pa.ArrowException):
             self._doubts_in_row += 1
             self.reason = "a value on which columns and interpreter may differ, or an error"
@@ -79,7 +80,12 @@ class ColumnFunction:
         self._doubts_in_row = 0
         return result
 
-    def _translation_for(self, batch: ColumnBatch) -> Translation | None:
+    def _result(self, batch: ColumnBatch, translation: Translation | FlatTranslation, frame: Frame) -> ColumnBatch:
+        if isinstance(translation, FlatTranslation):
+            return flattened(batch, translation, frame)
+        return self._filtered(batch, translation, frame) if self._is_filter else _mapped(batch, translation, frame)
+
+    def _translation_for(self, batch: ColumnBatch) -> Translation | FlatTranslation | None:
         schema = batch.columns.schema
         is_like = batch.scalar, batch.named, batch.kinds is not None
         if is_like != self._is_like or (schema is not self._schema and not schema.equals(self._schema)):
@@ -93,6 +99,11 @@ class ColumnFunction:
     def _compile(self, batch: ColumnBatch) -> None:
         self._translation = None
         try:
+            if self._is_flat:
+                if batch.kinds is not None:
+                    raise NotCompilable("its input is a changelog")
+                self._translation = translate_flat(self._function, shape_of(batch))
+                return
             self._translation = translate(
                 self._function, shape_of(batch), as_condition=self._is_filter, method=self._method
             )
@@ -132,16 +143,13 @@ def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> Colum
             )
 
 
-_ARROW_TYPES: Final = {Kind.INT: pa.int64(), Kind.FLOAT: pa.float64(), Kind.BOOL: pa.bool_()}
-
-
 def _array(expression: Expression, frame: Frame) -> pa.Array:
     if isinstance(expression, Field):
         return frame.columns[expression.index]  # as it is, nulls included
     value: Value = expression.evaluate(frame, None)
     if expression.kind is Kind.STR:
         return array_of(value, frame.num_rows)
-    return pa.array(np.broadcast_to(value.values, frame.num_rows), _ARROW_TYPES[expression.kind])
+    return pa.array(np.broadcast_to(value.values, frame.num_rows), ARROW_TYPES[expression.kind])
 
 
 # --- what records are -----------------------------------------------------------------------------------------------

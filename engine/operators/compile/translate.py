@@ -61,7 +61,27 @@ def translate_with(
     callee: Callee, shape: Shape, behind: Sequence[Kind] = (), *, as_condition: bool = False
 ) -> Translation:
     """``behind``: arguments behind the record, which are columns behind its fields. Raises: NotCompilable."""
-    node, parameters = parameters_of(callee.function)
+    translator, node, names = translator_of(callee, shape, behind)
+    result: Record
+    try:
+        if isinstance(node, ast.Lambda):
+            result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
+        else:
+            result = translator.block(node.body, names, as_condition)
+    except RecursionError:
+        raise NotCompilable("it is too deep") from None
+    if not as_condition:
+        result = _as_declared(result, shape, callee.row_names)
+    return Translation(result, tuple(translator.outside.values()))
+
+
+def translator_of(
+    callee: Callee, shape: Shape, behind: Sequence[Kind] = (), *, is_flat: bool = False
+) -> tuple[_Translator, ast.Lambda | ast.FunctionDef, Names]:
+    """Return what translates a function of one record, its tree, and what stands for its other arguments: columns
+    ``behind`` the record's, and those that are never given. ``is_flat``: it may be a generator. Raises: NotCompilable.
+    """
+    node, parameters = parameters_of(callee.function, is_flat=is_flat)
     num_owners = 0 if callee.owner is None else 1
     num_given = num_owners + 1 + len(behind)
     if callee.function.__code__.co_argcount < num_given:
@@ -73,18 +93,7 @@ def translate_with(
         name: Field(len(shape.kinds) + index, kind)
         for index, (name, kind) in enumerate(zip(parameters[num_owners + 1 : num_given], behind, strict=True))
     }
-    result: Record
-    try:
-        names = columns | translator.names_of_defaults(parameters[num_given:])
-        if isinstance(node, ast.Lambda):
-            result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
-        else:
-            result = translator.block(node.body, names, as_condition)
-    except RecursionError:
-        raise NotCompilable("it is too deep") from None
-    if not as_condition:
-        result = _as_declared(result, shape, callee.row_names)
-    return Translation(result, tuple(translator.outside.values()))
+    return translator, node, columns | translator.names_of_defaults(parameters[num_given:])
 
 
 @final
@@ -131,6 +140,14 @@ class _Translator(Values):
     def _assign(
         self, target: ast.expr, value: ast.expr, names: Names, rest: Sequence[ast.stmt], as_condition: bool
     ) -> Record:
+        inner, lets = self.bound(target, value, names)
+        result = self.block(rest, inner, as_condition)
+        for number, expression in reversed(lets):
+            result = with_let(number, expression, result)
+        return result
+
+    def bound(self, target: ast.expr, value: ast.expr, names: Names) -> tuple[Names, list[tuple[int, Expression]]]:
+        """Translate an assignment; return the names with those that it gives, and what has to be computed for them."""
         bound: list[tuple[str, Expression]]
         match target:
             case ast.Name(name):
@@ -151,11 +168,7 @@ class _Translator(Values):
         for (name, expression), (number, _) in zip(bound, lets, strict=True):
             # A field is no computation: None in it may be asked for, and it may be of any type.
             inner[name] = expression if isinstance(expression, Field) else Ref(number, expression.kind)
-        result = self.block(rest, inner, as_condition)
-        for number, expression in reversed(lets):
-            if not isinstance(expression, Field):
-                result = with_let(number, expression, result)
-        return result
+        return inner, [(number, expression) for number, expression in lets if not isinstance(expression, Field)]
 
     def _unpacked(self, value: ast.expr, names: Names, count: int) -> list[Expression]:
         if self._is_record(value, names) and self._shape.has_places:

@@ -87,3 +87,19 @@ def test_results_are_those_of_rows(env):
     assert ours == theirs
     assert ours[0][0] == "Order(key=0, price=0.0, name='x')"
     assert all(len(found) > 10 for found in ours)
+
+
+def test_flat_maps_of_columns_stay_columns(env):
+    stream = orders(env, True)
+    pairs = stream.flat_map(lambda o: [(o.key, i) for i in range(2)] if is_dear(o) else []).name("pairs")
+    told = tiers(pairs.set_parallelism(1).key_by(0).sum(1))
+    assert (told["pairs"], told["Keyed Aggregation"]) == (COMPILED, "vectorised")
+    refused = tiers(stream.flat_map(lambda o: [o.key, o.price]).name("refused"))["refused"]
+    assert refused == "interpreted (its records are of several types)"
+    found = []
+    for is_columns in (True, False):
+        made = orders(env, is_columns).flat_map(lambda o: [(o.key, i) for i in range(2)] if is_dear(o) else [])
+        with made.set_parallelism(1).key_by(0).sum(1).execute_and_collect() as results:
+            found.append(sorted(results))
+    assert found[0] == found[1]
+    assert len(found[0]) > 100
