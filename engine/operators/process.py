@@ -225,7 +225,7 @@ class ProcessOperator(Operator):
         rows: list[Any],
         stamps: list[int] | None,
     ) -> None:
-        """Call the function on each record. ``of_keys``: who holds the current key, what sets it (None: it is assigned),
+        """Call the function on each record. ``of_keys``: who holds the current key, what sets it (None: assignment),
         the keys. Everything a record needs is written out in the loop: calls would cost more than what they do."""
         holder, set_key, keys = of_keys
         results = self._results

@@ -101,8 +101,8 @@ class KeyedBackend(abc.ABC):
             state.clean_up()
 
     def may_assign(self, keys: list[Any]) -> bool:
-        """Whether ``set_current_key`` of each of these would only set ``key_or_none``: then whoever goes through them may
-        do that itself, which costs a tenth."""
+        """Whether ``set_current_key`` of each of these would only set ``key_or_none``: then whoever goes through them
+        may do that itself, which costs a tenth."""
         return not self._cleaned and not self._key_types.is_open and _ASSIGNED.issuperset(map(type, keys))
 
     def _new_canonical(self, key: Any) -> Any:
