@@ -8,23 +8,25 @@ when the inputs are keyed. Not here: broadcast streams (``broadcast``), the func
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 from engine.core.clock import Clock
 from engine.core.errors import ProgramError
 from engine.core.late_dataclass import dataclass
-from engine.core.records import Batch, rows_of
+from engine.core.records import BATCH_ROWS_MAX, Batch, rows_of
 from engine.core.type_info import TypeInformation
 from engine.core.user_code import describe_record
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
+from engine.operators.output_tag import OutputTag
 from engine.operators.process_functions import TimeDomain, TimerService
-from engine.operators.results import Results
+from engine.operators.results import USUAL_RESULTS, Results, iterator_of
 from engine.state import timers as state_timers
 from engine.state.backend import VOID, KeyedStateBackend
+from engine.state.heap_states import MISSING
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 __all__ = ["OperatorTimerService", "ProcessContext", "ProcessInput", "ProcessOperator", "ProcessSpec"]
@@ -89,6 +91,12 @@ class OperatorTimerService(TimerService):
         return self._backend.current_key
 
     def register_event_time_timer(self, timestamp: int) -> None:
+        # Timers of this kind come by the record: no call for what is nearly always in order.
+        backend = self._backend
+        if backend is not None and type(timestamp) is int and TIME_MIN_MS <= timestamp <= TIME_MAX_MS:
+            key = backend.key_or_none
+            self._timers.register_event_time(backend.current_key if key is MISSING else key, VOID, timestamp)
+            return
         self._timers.register_event_time(self._key(timestamp), VOID, timestamp)
 
     def delete_event_time_timer(self, timestamp: int) -> None:
@@ -151,6 +159,13 @@ def _processing(function: Any, method: str) -> Callable[[Any, Any], Any]:
     return call
 
 
+@final
+class _NoKey:
+    """Takes the key of records that have none."""
+
+    __slots__ = ("key_or_none",)
+
+
 class ProcessOperator(Operator):
     """Subclassed by the broadcast operator only."""
 
@@ -191,35 +206,59 @@ class ProcessOperator(Operator):
         self._results.flush()
 
     def _process_keyed(self, input_index: int, keys: list[Any], rows: list[Any], stamps: list[int] | None) -> None:
-        call, ctx, take = self._calls[input_index], self._process_ctx, self._results.take
         backend = self._backend
         assert backend is not None
-        set_key = backend.set_current_key
-        row: Any = None
-        for key, row, stamp in zip(keys, rows, itertools.repeat(None) if stamps is None else stamps):
-            ctx.now_at = stamp
-            try:
-                set_key(key)
-                results = call(row, ctx)
-                rest = None if results is None else take(results, stamp)
-            except BaseException as error:
-                raise self._error(error, record=row) from error
-            if rest is not None:
-                self._drain(rest, stamp, record=row)
+        set_key = None if backend.may_assign(keys) else backend.set_current_key
+        self._process(self._calls[input_index], self._process_ctx, (backend, set_key, keys), rows, stamps)
 
     def _process_unkeyed(
         self, call: Callable[[Any, Any], Any], ctx: Any, rows: list[Any], stamps: list[int] | None
     ) -> None:
-        take = self._results.take
-        for row, stamp in zip(rows, itertools.repeat(None) if stamps is None else stamps):
+        self._process(call, ctx, (_NoKey(), None, itertools.repeat(None)), rows, stamps)
+
+    def _process(
+        self,
+        call: Callable[[Any, Any], Any],
+        ctx: Any,
+        of_keys: tuple[Any, Callable[[Any], None] | None, Iterable[Any]],
+        rows: list[Any],
+        stamps: list[int] | None,
+    ) -> None:
+        """Call the function on each record. ``of_keys``: who holds the current key, what sets it (None: assignment),
+        the keys. Everything a record needs is written out in the loop: calls would cost more than what they do."""
+        holder, set_key, keys = of_keys
+        results = self._results
+        results.begin(stamped=stamps is not None)
+        make, out, out_stamps = results.make, results.rows, results.stamps
+        method, is_stamped = self._methods[0], stamps is not None
+        for key, row, stamp in zip(keys, rows, itertools.repeat(None) if stamps is None else stamps):
             ctx.now_at = stamp
             try:
-                results = call(row, ctx)
-                rest = None if results is None else take(results, stamp)
+                if set_key is None:
+                    holder.key_or_none = key
+                else:
+                    set_key(key)
+                given = call(row, ctx)
+                if given is None:
+                    continue
+                given = iter(given) if type(given) in USUAL_RESULTS else iterator_of(given, method)
+                for result in given:
+                    if type(result) is tuple and result and type(result[0]) is OutputTag:
+                        results.take_side(result, stamp)
+                        if results.is_full():
+                            break
+                        continue
+                    out.append(result if make is None else make(result))
+                    if is_stamped:
+                        out_stamps.append(stamp)  # type: ignore[arg-type]
+                    if len(out) >= BATCH_ROWS_MAX:
+                        break
+                else:
+                    continue
             except BaseException as error:
                 raise self._error(error, record=row) from error
-            if rest is not None:
-                self._drain(rest, stamp, record=row)
+            self._drain(given, stamp, record=row)
+            out, out_stamps = results.rows, results.stamps
 
     def _drain(self, rest: Iterator[Any] | None, stamp: int | None, **on: Any) -> None:
         """Hand on what fills a batch, take what follows, as often as it takes. One record may yield millions."""
@@ -236,8 +275,7 @@ class ProcessOperator(Operator):
     # --- time ------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        for time_ms, key, _ in self._timers.advance_watermark(watermark_ms):
-            self._fire(time_ms, key, TimeDomain.EVENT_TIME)
+        self._fire(self._timers.advance_watermark(watermark_ms), TimeDomain.EVENT_TIME)
         self._results.flush()
         self.out.emit_watermark(watermark_ms)
 
@@ -245,28 +283,31 @@ class ProcessOperator(Operator):
         return self._timers.next_processing_ms()
 
     def on_timer(self, now_ms: int) -> None:
-        for time_ms, key, _ in self._timers.due_processing(now_ms):
-            self._fire(time_ms, key, TimeDomain.PROCESSING_TIME)
+        self._fire(self._timers.due_processing(now_ms), TimeDomain.PROCESSING_TIME)
         self._results.flush()
 
-    def _fire(self, time_ms: int, key: Any, domain: TimeDomain) -> None:
-        ctx, backend = self._process_ctx, self._backend
-        assert backend is not None
-        backend.set_current_key(key)
-        ctx.now_at, ctx.domain = time_ms, domain
-        stamp = (
-            time_ms if domain is TimeDomain.EVENT_TIME else None
-        )  # what a processing-time timer emits has no event time
-        try:
-            if self._on_timer is None:
-                raise ProgramError(f"{type(self._function).__name__} registers timers and has no on_timer().")
-            results = self._on_timer(time_ms, ctx)
-            rest = None if results is None else self._results.take(results, stamp)
-        except BaseException as error:
-            raise self._error(error, occasion=_occasion(time_ms, key, domain)) from error
-        if rest is not None:
-            self._drain(rest, stamp, occasion=_occasion(time_ms, key, domain))
-        ctx.domain = None
+    def _fire(self, timers: Iterator[state_timers.Timer], domain: TimeDomain) -> None:
+        ctx, backend, take, call = self._process_ctx, self._backend, self._results.take, self._on_timer
+        is_event_time = domain is TimeDomain.EVENT_TIME
+        may_assign = backend is not None and backend.may_assign([])
+        for time_ms, key, _ in timers:
+            assert backend is not None
+            if may_assign and (type(key) is int or type(key) is str):
+                backend.key_or_none = key
+            else:
+                backend.set_current_key(key)
+            ctx.now_at, ctx.domain = time_ms, domain
+            stamp = time_ms if is_event_time else None  # what a processing-time timer emits has no event time
+            try:
+                if call is None:
+                    raise ProgramError(f"{type(self._function).__name__} registers timers and has no on_timer().")
+                results = call(time_ms, ctx)
+                rest = None if results is None else take(results, stamp)
+            except BaseException as error:
+                raise self._error(error, occasion=_occasion(time_ms, key, domain)) from error
+            if rest is not None:
+                self._drain(rest, stamp, occasion=_occasion(time_ms, key, domain))
+            ctx.domain = None
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -16,16 +16,16 @@ from engine.operators.base import Output
 from engine.operators.output_tag import OutputTag
 from engine.operators.row_output import maker_of
 
-__all__ = ["Gathered", "Results", "iterator_of"]
+__all__ = ["USUAL_RESULTS", "Gathered", "Results", "iterator_of"]
 
 
 #: Surely iterable; asking an abstract class costs ten times as much.
-_USUAL: Final = frozenset((list, tuple, types.GeneratorType))
+USUAL_RESULTS: Final = frozenset((list, tuple, types.GeneratorType))
 
 
 def iterator_of(results: Any, method: str) -> Iterator[Any]:
     """Return an iterator over what a function returned; raises TypeError for what cannot be meant."""
-    if type(results) in _USUAL:
+    if type(results) in USUAL_RESULTS:
         return iter(results)
     if isinstance(results, (str, bytes)):
         raise TypeError(
@@ -42,18 +42,32 @@ def iterator_of(results: Any, method: str) -> Iterator[Any]:
 
 @final
 class Results:
-    """Collects results of one operator; ``flush`` hands them on. ``method`` names the function in messages."""
+    """Collects results of one operator; ``flush`` hands them on. ``method`` names the function in messages.
+
+    A loop over records may add to ``rows`` and ``stamps`` itself, after ``begin``; ``flush`` replaces both. ``make`` is
+    to be called on each row, if it is there.
+    """
 
     def __init__(self, out: Output, output_type: TypeInformation | None, method: str) -> None:
         self._out = out
         self._method = method
-        self._make = maker_of(output_type)
-        self._rows: list[Any] = []
-        self._stamps: list[int] = []
+        self.make = maker_of(output_type)
+        self.rows: list[Any] = []
+        self.stamps: list[int] = []  #: event times, one a row, if they have any
         self._stamped = False
         #: tag id → rows, stamps, what makes them Rows
         self._sides: dict[str, tuple[list[Any], list[int], Callable[[Any], Any] | None]] = {}
         self._num_side = 0
+
+    def begin(self, *, stamped: bool) -> None:
+        """What is added next has event times, or has none. Hands on what is there, if that is otherwise."""
+        if self._stamped is not stamped:
+            self.flush()
+            self._stamped = stamped
+
+    def is_full(self) -> bool:
+        """Whether there is as much as fits into a batch."""
+        return len(self.rows) + self._num_side >= BATCH_ROWS_MAX
 
     def take(self, results: Any, stamp_ms: int | None) -> Iterator[Any] | None:
         """Take what ``results`` (an iterable) gives, all with that event time.
@@ -61,27 +75,26 @@ class Results:
         Returns the rest of it when as much as fits into a batch was taken: ``flush``, then take the rest.
         """
         if self._stamped is not (stamp_ms is not None):
-            if self._rows or self._num_side:
+            if self.rows or self._num_side:
                 return iterator_of(results, self._method)  # stamped and unstamped records never share a batch
             self._stamped = stamp_ms is not None
         iterator = iterator_of(results, self._method)
-        rows = self._rows
-        size = len(rows)
-        make = self._make
-        try:
-            for result in iterator:
-                if type(result) is tuple and result and type(result[0]) is OutputTag:
-                    self._take_side(result, stamp_ms)
-                else:
-                    rows.append(result if make is None else make(result))
-                if len(rows) + self._num_side >= BATCH_ROWS_MAX:
+        rows, stamps, make = self.rows, self.stamps, self.make
+        for result in iterator:
+            if type(result) is tuple and result and type(result[0]) is OutputTag:
+                self.take_side(result, stamp_ms)
+                if self.is_full():
                     return iterator
-        finally:
+                continue
+            rows.append(result if make is None else make(result))
             if stamp_ms is not None:
-                self._stamps += [stamp_ms] * (len(rows) - size)
+                stamps.append(stamp_ms)
+            if len(rows) >= BATCH_ROWS_MAX:
+                return iterator
         return None
 
-    def _take_side(self, result: tuple[Any, ...], stamp_ms: int | None) -> None:
+    def take_side(self, result: tuple[Any, ...], stamp_ms: int | None) -> None:
+        """Take a pair whose first item is an OutputTag. Raises: TypeError if it is no pair."""
         if len(result) != 2:
             raise TypeError(f"{self._method} gave {result!r:.120}: expected (tag, value) for a side output.")
         tag, value = result
@@ -96,9 +109,9 @@ class Results:
 
     def flush(self) -> None:
         """Hand on everything taken."""
-        rows, stamps = self._rows, self._stamps
+        rows, stamps = self.rows, self.stamps
         if rows:
-            self._rows, self._stamps = [], []
+            self.rows, self.stamps = [], []
             self._out.emit(RowBatch(rows, stamps if self._stamped else None))
         if self._num_side:
             sides, self._sides = self._sides, {}

@@ -4,19 +4,22 @@ What comes out is, read as rows again, what went in: value by value, type by typ
 exactly of the declared type (a ``bool`` or an ``IntEnum`` where an int is declared, an int beyond 64 bits, a subclass,
 another length, a Row of another kind or with other names) stays rows, and so do all after it: the operator behind goes
 on on rows for good then, and would have to make rows of columns. Integers and floats of all declared widths become
-columns of 64 bits, as a Python object has them. None is a null.
+columns of 64 bits, as a Python object has them. None is a null. Where results of a ROW type would be made Rows
+(``row_output``), tuples become columns as they are, and Rows only where they do not.
 
 Rate: 40 to 50 ns a field and row, checks included (decision 0066).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import Batch, ColumnBatch, Row, RowBatch, RowKind
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
+from engine.operators.row_output import row_maker
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,9 +56,10 @@ def column_kinds(type_info: TypeInformation | None) -> tuple[type, ...] | None:
 
 @final
 class RowColumns:
-    """Converts the batches of one stream. ``type_info``: one that has ``column_kinds``."""
+    """Converts the batches of one stream. ``type_info``: one that has ``column_kinds``. ``makes_rows``: nobody has made
+    Rows of what comes, so it is done here (ROW types only)."""
 
-    def __init__(self, type_info: TypeInformation) -> None:
+    def __init__(self, type_info: TypeInformation, *, makes_rows: bool = False) -> None:
         kinds = column_kinds(type_info)
         assert kinds is not None, type_info
         assert isinstance(type_info, TupleTypeInfo)
@@ -64,16 +68,22 @@ class RowColumns:
         self._named = isinstance(type_info, RowTypeInfo)
         self._fields = [itemgetter(index) for index in range(len(kinds))]
         self._schema: pa.Schema | None = None  #: made with the first batch
+        self._make: Callable[[Any], Any] | None = None
+        if makes_rows:
+            assert isinstance(type_info, RowTypeInfo), type_info
+            self._make = row_maker(type_info)
         #: a batch has come whose records are not exactly of the type
         self.is_over = False
 
     def of(self, batch: Batch) -> Batch:
         """Return the batch as columns, or as it is where they would not be the same records."""
-        if self.is_over or not isinstance(batch, RowBatch):
+        if not isinstance(batch, RowBatch):
             return batch
-        columns = self._columns_of(batch)
-        self.is_over = columns is None
-        return batch if columns is None else columns
+        columns = None if self.is_over else self._columns_of(batch)
+        if columns is not None:
+            return columns
+        self.is_over = True
+        return batch if self._make is None else RowBatch(list(map(self._make, batch.rows)), batch.timestamps_ms)
 
     def told(self) -> str:
         """Return what happens to the rows, for people."""
@@ -108,8 +118,12 @@ class RowColumns:
     def _values_of(self, rows: list[Any]) -> list[Any] | None:
         """Return the fields of each record, as a tuple or list; None if one is no such record."""
         num_rows = len(rows)
-        if not self._named:
-            return rows if list(map(type, rows)).count(tuple) == num_rows else None
+        if not self._named or self._make is not None:
+            if list(map(type, rows)).count(tuple) == num_rows:
+                return rows
+            if not self._named:
+                return None
+            rows = list(map(self._make, rows)) if self._make is not None else rows
         if (
             list(map(type, rows)).count(Row) < num_rows
             or list(map(_KIND_OF, rows)).count(RowKind.INSERT) < num_rows

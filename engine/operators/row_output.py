@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
-from engine.core.records import Row
+from engine.core.records import Row, row_of, row_of_kind
 from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.functions import Function, RuntimeContext, callable_of
 
@@ -14,18 +14,14 @@ __all__ = ["RowMap", "RowOutput", "maker_of", "row_maker"]
 
 def row_maker(row_type: RowTypeInfo) -> Callable[[Any], Any]:
     """Return value → Row for tuples and lists of the type's length; everything else passes as it is."""
-    names = row_type.get_field_names()
+    names = tuple(row_type.get_field_names())
     num_fields = len(names)
 
     def make(value: Any) -> Any:
         if isinstance(value, tuple | list) and len(value) == num_fields:
-            row = Row(*value)
-            row.set_field_names(names)
-            return row
+            return row_of(names, list(value))
         if isinstance(value, Row) and len(value) == num_fields and not value.has_field_names():
-            row = Row.of_kind(value.get_row_kind(), *value)
-            row.set_field_names(names)
-            return row
+            return row_of_kind(value.get_row_kind(), value, names)
         return value
 
     return make

@@ -78,7 +78,14 @@ class KeyedStateBackend(Protocol):
         """The key that states mean, canonical. Raises ProgramError when there is none."""
         ...
 
+    #: the current key without the check; a value that is in no table when there is none
+    key_or_none: Any
+
     def set_current_key(self, key: Any) -> None: ...
+
+    def may_assign(self, keys: list[Any]) -> bool:
+        """Whether ``set_current_key`` of each of these would do no more than set ``key_or_none``."""
+        ...
 
     def clear_current_key(self) -> None:
         """From now on no key is meant, e.g. in ``open`` or for a broadcast element: state is refused."""

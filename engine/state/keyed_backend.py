@@ -32,6 +32,8 @@ __all__ = ["KeyedBackend", "check_kind"]
 
 #: Of tuples, floats… remembered so that they are not searched for NaN again; some MB.
 _CANONICAL_KEYS_MAX: Final = 1 << 16
+#: Keys of these types are what they are.
+_ASSIGNED: Final = frozenset((str, int))
 
 
 def check_kind(table: Table, descriptor: StateDescriptor, owner: str) -> None:
@@ -97,6 +99,11 @@ class KeyedBackend(abc.ABC):
         self.key_or_none = key
         for state in self._cleaned.values():
             state.clean_up()
+
+    def may_assign(self, keys: list[Any]) -> bool:
+        """Whether ``set_current_key`` of each of these would only set ``key_or_none``: then whoever goes through them
+        may do that itself, which costs a tenth."""
+        return not self._cleaned and not self._key_types.is_open and _ASSIGNED.issuperset(map(type, keys))
 
     def _new_canonical(self, key: Any) -> Any:
         if len(self._canonical) >= _CANONICAL_KEYS_MAX:

@@ -55,7 +55,7 @@ COMMANDS = (
     *("session_spill", "state_growth", "state_memory", "state_spill", "text_columns", "text_sinks"),
     *("window_checkpoint", "window_spill"),
 )
-WITH_JSON = ("lambdas", "recovery", "row_steps")
+WITH_JSON = ("keyed_steps", "lambdas", "recovery", "row_steps")
 WORKLOADS = [
     "word-count",
     "word-count-lambdas",

@@ -3,6 +3,7 @@
     python -m tests.bench.lambdas keyed-lambdas --events 10000000     1 M keys
     python -m tests.bench.lambdas window-lambdas --events 10000000    100 k keys, 10 s windows
     python -m tests.bench.lambdas keyed-rows|window-rows …            the same, kept from compiling
+    python -m tests.bench.lambdas keyed-typed|keyed-named|window-typed …    so too, records of a declared type
     python -m tests.bench.lambdas smoke                               seconds, ours only: none lost
 
 Contenders alternate. Ours is the CPU time of the whole process tree, start-up included; Flink's is that of its JVM
@@ -30,6 +31,9 @@ PROGRAMS = {
     "window-lambdas": ("window_lambdas.py", 100_000, ["peers.W3", "inter=true"], []),
     "keyed-rows": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"], ["rows"]),
     "window-rows": ("window_lambdas.py", 100_000, ["peers.W3", "inter=true"], ["rows"]),
+    "keyed-typed": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"], ["rows", "typed"]),
+    "keyed-named": ("keyed_lambdas.py", 1_000_000, ["peers.W2", "mode=reduce"], ["rows", "named"]),
+    "window-typed": ("window_lambdas.py", 100_000, ["peers.W3", "inter=true"], ["rows", "typed"]),
 }
 WARM = re.compile(r"^RESULT .* warm cpu=([0-9.]+)", re.MULTILINE)
 SMOKE_EVENTS = 600_000  # enough for columns

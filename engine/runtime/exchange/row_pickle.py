@@ -9,14 +9,22 @@ from __future__ import annotations
 import io
 import pickle
 import types
-from typing import Any, Final, final
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Final, TypeAlias, final
 
 from engine.core.errors import UserCodeError
+from engine.core.records import ROW_KINDS, Row, RowKind, row_of
 from engine.core.user_code import describe_record
 
-__all__ = ["RowPickler"]
+__all__ = ["RowPickler", "RowValues", "rows_of_values", "values_of_rows"]
+
+#: names, kinds (a byte each; None = all insert), values of each
+RowValues: TypeAlias = tuple[tuple[str, ...] | None, bytes | None, list[list[Any]]]
 
 _PLAIN_TYPES: Final = frozenset((str, int, float, bool, bytes, type(None)))
+#: So few rows are pickled before a pickler of their own would be made: 0.3 us instead of 1.0 for one.
+_FEW: Final = 8
 #: Classes that came with records. Strong references: cloudpickle itself forgets a class that has no instance left.
 _received: dict[str, type] = {}
 
@@ -34,12 +42,17 @@ class RowPickler:
         self._by_value = False
         self._sent_classes: set[str] = set()
 
-    def dump(self, rows: list[Any], content: Any) -> bytes:
-        """Return the pickle of ``content``, which holds ``rows`` and nothing unusual besides.
+    def dump(self, rows: list[Any], content: Any, values: Sequence[Any] | None = None) -> bytes:
+        """Return the pickle of ``content``, which holds ``rows`` and nothing unusual besides. ``values``: what stands
+        for the rows in it.
 
         Raises: UserCodeError with the first row that cannot be pickled.
         """
-        if rows and _is_plain(rows[0]) and _is_plain(rows[-1]):
+        if len(rows) > _FEW and (
+            (_is_plain(rows[0]) and _is_plain(rows[-1]))
+            if values is None
+            else _PLAIN_TYPES.issuperset(map(type, (*values[0], *values[-1])))
+        ):
             # Without the memo of shared objects: 35 ns a row of (word, 1) instead of 87. Sharing inside a row and
             # cycles are rare in such rows; a cycle raises and goes the other way.
             stream = io.BytesIO()
@@ -59,6 +72,38 @@ class RowPickler:
             return _dump_by_value(content, self._sent_classes)
         except Exception as error:
             raise _blame(rows, error, self._operator_name) from error
+
+
+def values_of_rows(rows: list[Any]) -> RowValues | None:
+    """Return what a batch of Rows is, if they all have the same names: it takes a quarter of the time of a pickle of
+    Rows one by one, and half of the bytes."""
+    if not rows or type(rows[0]) is not Row or list(map(type, rows)).count(Row) < len(rows):
+        return None
+    names = rows[0]._fields
+    values = list(map(_VALUES_OF, rows))
+    if list(map(_NAMES_OF, rows)).count(names) < len(rows) or list(map(type, values)).count(list) < len(rows):
+        return None
+    kinds = list(map(_KIND_OF, rows))
+    if kinds.count(RowKind.INSERT) == len(rows):
+        return names, None, values
+    if list(map(type, kinds)).count(RowKind) < len(rows):
+        return None  # somebody has set something else
+    return names, bytes(map(_NUMBER_OF, kinds)), values
+
+
+def rows_of_values(names: tuple[str, ...] | None, kinds: bytes | None, values: list[list[Any]]) -> list[Row]:
+    """Return the Rows again."""
+    rows = [row_of(names, own) for own in values]
+    if kinds is not None:
+        for row, kind in zip(rows, kinds, strict=True):
+            row._kind = ROW_KINDS[kind]
+    return rows
+
+
+_NAMES_OF: Final = attrgetter("_fields")
+_VALUES_OF: Final = attrgetter("_values")
+_KIND_OF: Final = attrgetter("_kind")
+_NUMBER_OF: Final = attrgetter("_value_")
 
 
 def _blame(rows: list[Any], error: Exception, operator_name: str) -> UserCodeError:

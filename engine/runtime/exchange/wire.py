@@ -1,9 +1,10 @@
 """Bytes between slots: frames, the handshake, and how elements become payloads and back. No socket here: ``transport``.
 
 A frame is a 16-byte header (payload size, channel, kind) and a payload. Rows travel pickled, one list a frame, whatever
-their size. Columns travel as they lie in memory, one behind the other, or as Arrow IPC messages where they have nulls
-or values of many sizes (the schema once a channel either way), and are read without a copy. A blocking partition spills
-the same frames. Either may be compressed: a frame by itself, where that makes it smaller.
+their size; Row objects of the same names as their values. Columns travel as they lie in memory, one behind the other,
+or as Arrow IPC messages where they have nulls or values of many sizes (the schema once a channel either way), and are
+read without a copy. A blocking partition spills the same frames. Either may be compressed: a frame by itself, where
+that makes it smaller.
 
 Pickles are loaded only after the handshake named this very job: both ends are slots of one job, which run its user code
 anyway.
@@ -15,16 +16,16 @@ import enum
 import pickle
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 from engine.core.errors import InternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.core.late_dataclass import dataclass
 from engine.core.record_class import class_from, class_pickle
-from engine.core.records import Batch, ColumnBatch, Named, RowBatch
+from engine.core.records import ColumnBatch, Named, Row, RowBatch
 from engine.protocol.stream import Element, Records
 from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, widths_of
-from engine.runtime.exchange.row_pickle import RowPickler
+from engine.runtime.exchange.row_pickle import RowPickler, rows_of_values, values_of_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,6 +69,12 @@ _FLAG_KINDS: Final = 32  # behind the timestamps, a byte each, filled up to a mu
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
 _BUFFERS_MAX: Final = 64
+
+#: How rows are pickled, said by the first byte: a list; a pair with timestamps; Rows of the same names as these, their
+#: kinds, their values, and timestamps.
+_BARE_ROWS: Final = b"\x00"
+_STAMPED_ROWS: Final = b"\x01"
+_ROW_VALUES: Final = b"\x02"
 
 #: What frames may be compressed with, by the number in front of one that is.
 CODECS: Final = ("lz4", "zstd")
@@ -160,7 +167,7 @@ def estimate_row_bytes(batch: RowBatch) -> float:
     size = num = 0
     for row in batch.rows[: step * _SAMPLE_ROWS : step]:
         try:
-            size += len(RowPickler().dump([row], row))
+            size += len(RowPickler().dump([row], row._values if type(row) is Row else row))
         except UserCodeError:
             return _UNKNOWN_ROW_BYTES  # inside one slot it may pass all the same
         num += 1
@@ -195,9 +202,11 @@ class Encoder:
         batch = element.batch
         if type(batch) is RowBatch:
             stamps = batch.timestamps_ms
+            if (values := values_of_rows(batch.rows)) is not None:
+                payload = self._rows.dump(batch.rows, (*values, stamps), values[2])
+                return [Frame(FrameKind.ROWS, (_ROW_VALUES, payload), len(payload) + 1)]
             payload = self._rows.dump(batch.rows, batch.rows if stamps is None else (batch.rows, stamps))
-            # The first byte tells a bare list from a pair with timestamps.
-            head = b"\x00" if stamps is None else b"\x01"
+            head = _BARE_ROWS if stamps is None else _STAMPED_ROWS
             return [Frame(FrameKind.ROWS, (head, payload), len(payload) + 1)]
         assert isinstance(batch, ColumnBatch), batch
         return self._encode_columns(batch)
@@ -294,9 +303,7 @@ class Decoder:
         match kind:
             case FrameKind.ROWS:
                 view = memoryview(payload)
-                content = pickle.loads(view[1:])
-                batch: Batch = RowBatch(content) if view[0] == 0 else RowBatch(content[0], content[1])
-                return Records(batch)
+                return Records(_decoded_rows(view[:1], pickle.loads(view[1:])))
             case FrameKind.COLUMNS:
                 return Records(self._decode_columns(payload))
             case FrameKind.PACKED_ROWS | FrameKind.PACKED_COLUMNS:
@@ -367,6 +374,15 @@ class Decoder:
             at += size + -size % _ALIGNMENT
         assert at == values.size, (at, values.size, num_rows)
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _decoded_rows(head: memoryview, content: Any) -> RowBatch:
+    if head == _BARE_ROWS:
+        return RowBatch(content)
+    if head == _STAMPED_ROWS:
+        return RowBatch(content[0], content[1])
+    *values, stamps = content
+    return RowBatch(rows_of_values(*values), stamps)
 
 
 def _has_dictionary(schema: pa.Schema) -> bool:

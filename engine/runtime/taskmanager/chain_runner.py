@@ -7,17 +7,20 @@ when the head is called (``stream_task``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol, final
 
 from engine.core.errors import EngineError
 from engine.core.records import Batch
 from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
-from engine.operators.base import Operator, OperatorContext, batch_for
+from engine.operators.base import Operator, OperatorContext, OperatorSpec, batch_for
 from engine.operators.failure import user_error
 from engine.operators.row_columns import RowColumns
 from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
+from engine.operators.row_output import RowOutput
+from engine.operators.stateless import FlatMapSpec, MapSpec
 from engine.protocol.profiling import OperatorMetrics
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.runtime.taskmanager.operator_clock import OperatorClock
@@ -172,16 +175,14 @@ class OperatorChain:
         assert len(exits) == len(spec.exits), "one exit per outgoing edge"
         self.spec = spec
         self.operators: list[Operator] = []
-        self._outputs = [
-            _ChainOutput(object_reuse, None if chained.columns_of is None else RowColumns(chained.columns_of))
-            for chained in spec.operators
-        ]
+        self._outputs: list[_ChainOutput] = []
         self.clock = OperatorClock(len(spec.operators))
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()
         for index, chained in enumerate(spec.operators):
-            with_name = _calling(chained.name)
-            self.operators.append(with_name(chained.spec.build))
+            own, columns = _converting(chained)
+            self._outputs.append(_ChainOutput(object_reuse, columns))
+            self.operators.append(_calling(chained.name)(own.build))
             assert all(following > index for following, _, _ in chained.next), "operators are listed head first"
         for index, chained in enumerate(spec.operators):
             for following, tag, input_index in chained.next:
@@ -323,6 +324,16 @@ class OperatorChain:
             num_batches = sum(self._outputs[i].num_batches for i in {one.operator_index for one in self.spec.exits})
             found.append(OperatorMetrics("(exchange)", num_records, num_batches, self.clock.busy_ms(index)))
         return tuple(found)
+
+
+def _converting(chained: ChainedOperator) -> tuple[OperatorSpec, RowColumns | None]:
+    """Return what runs, and what makes columns of its rows: of tuples, before anybody makes Rows of them."""
+    spec, columns_of = chained.spec, chained.columns_of
+    if columns_of is None:
+        return spec, None
+    if isinstance(spec, MapSpec | FlatMapSpec) and isinstance(spec.function, RowOutput):
+        return replace(spec, function=spec.function.function), RowColumns(columns_of, makes_rows=True)
+    return spec, RowColumns(columns_of)
 
 
 def _calling(operator_name: str) -> Callable[..., Any]:

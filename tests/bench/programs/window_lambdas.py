@@ -1,10 +1,11 @@
 """Ours: count, sum and max in 10 s event-time windows with untyped Python functions, 5 s of disorder:
-EVENTS KEYS PARALLELISM [rows] [reps=2]. With ``rows`` events are made by an object, which does not compile: so nothing
-does. ``reps``: execute it so many times, see ``repeating``. PARALLELISM is 1 or 2."""
+EVENTS KEYS PARALLELISM [rows] [typed] [reps=2]. With ``rows`` events are made by an object, which does not compile: so
+nothing does, unless their type is declared (``typed``). ``reps``: execute it so many times, see ``repeating``.
+PARALLELISM is 1 or 2."""
 
 import sys
 
-from engine.common import Duration, Time, WatermarkStrategy
+from engine.common import Duration, Time, Types, WatermarkStrategy
 from engine.common.watermark_strategy import TimestampAssigner
 from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.functions import AggregateFunction, FilterFunction, ProcessWindowFunction
@@ -74,7 +75,8 @@ def execute():
     env.set_parallelism(parallelism)
     watermarks = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(5))
     source = Event() if "rows" in options else event
-    events = env.from_sequence(0, num_events - 1).map(source)
+    row_type = Types.TUPLE([Types.LONG(), Types.DOUBLE(), Types.LONG()]) if "typed" in options else None
+    events = env.from_sequence(0, num_events - 1).map(source, output_type=row_type)
     events = events.assign_timestamps_and_watermarks(watermarks.with_timestamp_assigner(Stamp()))
     windows = events.key_by(lambda e: e[0]).window(TumblingEventTimeWindows.of(Time.seconds(10)))
     windows.aggregate(CountSumMax(), WithWindow()).filter(Counting()).print()

@@ -33,6 +33,11 @@ class NamedEvent:
         return f"key {i % 7}", i, i / 4
 
 
+class OddNamedEvent:
+    def __call__(self, i):
+        return f"key {i % 7}", i, i / 4 if i < 150 else None if i % 2 else 10**30
+
+
 class More(TimestampAssigner):
     def extract_timestamp(self, value, record_timestamp):
         return value[1] * 10 + len(str(value[1])) * 0
@@ -134,12 +139,16 @@ def by_key(results):
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])
-@pytest.mark.parametrize("case", ["sum", "reduce", "max_by", "window", "named", "odd sum", "odd reduce", "odd window"])
+@pytest.mark.parametrize(
+    "case", ["sum", "reduce", "max_by", "window", "named", "odd named", "odd sum", "odd reduce", "odd window"]
+)
 def test_results_are_those_of_rows(env, monkeypatch, case, parallelism):
     env.set_parallelism(parallelism)
 
     def results(type_info):
-        event = NamedEvent() if case == "named" else Event(150 if case.startswith("odd") else None)
+        event = Event(150 if case.startswith("odd") else None)
+        if case.endswith("named"):
+            event = OddNamedEvent() if case.startswith("odd") else NamedEvent()
         stream = events(env, type_info=type_info, event=event)
         if case.endswith("window"):
             times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(More())
@@ -155,14 +164,14 @@ def test_results_are_those_of_rows(env, monkeypatch, case, parallelism):
                 return keyed.sum("v")
         return keyed.sum(2 if case.startswith("odd") else 1)
 
-    declared = NAMED if case == "named" else PAIRS
+    declared = NAMED if case.endswith("named") else PAIRS
     assert converted(results(declared))
     found = by_key(results(declared).execute_and_collect())
-    on_rows = NAMED if case == "named" else None
+    on_rows = NAMED if case.endswith("named") else None
     if on_rows is not None:
         monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 10**6)
     expected = by_key(results(on_rows).execute_and_collect())
     assert found == expected
     assert sum(map(len, found.values())) >= 3
-    if case == "named":
+    if case.endswith("named"):
         assert {kind for records in found.values() for kind, _ in records} == {Row}

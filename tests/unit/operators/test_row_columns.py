@@ -161,3 +161,17 @@ def test_which_types_have_columns_here():
     ):
         assert column_kinds(other) is None
     assert column_kinds(Types.ROW_NAMED(["a", "a"], [Types.LONG(), Types.LONG()])) is None
+
+
+def test_tuples_of_a_row_type_are_columns_of_rows_and_rows_once_one_is_not_of_it():
+    columns = RowColumns(ROWS, makes_rows=True)
+    expected = [Row(a=1, b="x"), Row(a=2, b=None)]
+    for batch in ([(1, "x"), (2, None)], [Row(1, "x"), (2, None)], [[1, "x"], Row(a=2, b=None)]):
+        made = columns.of(RowBatch(batch, [5, 6]))
+        assert isinstance(made, ColumnBatch)
+        assert list(map(exact, rows_of(made).rows)) == list(map(exact, expected))
+        assert rows_of(made).timestamps_ms == [5, 6]
+    for batch in ([(1, "x"), (2**70, None)], [(1, "x")]):
+        made = columns.of(RowBatch(batch, list(range(len(batch)))))
+        assert list(map(exact, made.rows)) == [exact(Row("a", "b")(*row)) for row in batch]
+        assert made.timestamps_ms == list(range(len(batch)))

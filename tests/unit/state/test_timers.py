@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,43 @@ def test_timers_behave_as_a_set_that_is_sorted_when_time_advances(operations):
             assert [at for at, _ in fired] == sorted(at for at, _ in due)
             model -= due
         assert timers.next_event_ms() == min((at for at, _ in model), default=None)
+
+
+def test_many_timers_fire_as_a_sorted_set_though_the_program_registers_and_deletes_meanwhile():
+    """So many that what is due is taken off at once: what comes and goes while they fire has its place among them."""
+    rng = random.Random(5)
+    for _ in range(10):
+        timers, model, order = TimerService(128), {}, itertools.count()
+
+        def register(key, time_ms, timers=timers, model=model, order=order):
+            timers.register_event_time(key, None, time_ms)
+            model.setdefault((time_ms, key), next(order))
+
+        def delete(key, time_ms, timers=timers, model=model):
+            timers.delete_event_time(key, None, time_ms)
+            model.pop((time_ms, key), None)
+
+        for _ in range(600):
+            register(rng.randrange(5), rng.randrange(150))
+        for until in (40, 41, 120, 149):
+            for time_ms, key, _ in timers.advance_watermark(until):
+                first = min((timer for timer in model if timer[0] <= until), key=lambda timer: (timer[0], model[timer]))
+                assert (time_ms, key) == first
+                del model[first]
+                if rng.random() < 0.3:
+                    register(rng.randrange(5, 10), rng.randrange(time_ms, 160))
+                if rng.random() < 0.3:
+                    delete(rng.randrange(10), rng.randrange(time_ms, 160))
+            assert not [timer for timer in model if timer[0] <= until]
+            assert timers.num_timers() == len(model)
+
+
+def test_timers_that_were_due_when_a_pass_was_given_up_fire_in_the_next_one():
+    timers = TimerService(128)
+    for time_ms in range(1000):
+        timers.register_event_time("k", None, time_ms)
+    first = list(itertools.islice(timers.advance_watermark(900), 500))
+    assert [at for at, _, _ in first] == list(range(500))
+    assert timers.next_event_ms() == 500
+    assert [at for at, _, _ in timers.advance_watermark(900)] == list(range(500, 901))
+    assert timers.num_timers() == 99

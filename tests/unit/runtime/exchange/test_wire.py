@@ -12,7 +12,7 @@ import pytest
 
 from engine.core.errors import UserCodeError
 from engine.core.ids import JobID
-from engine.core.records import ColumnBatch, Row, RowBatch
+from engine.core.records import ColumnBatch, Row, RowBatch, RowKind
 from engine.protocol.stream import (
     END_OF_DATA,
     CheckpointBarrier,
@@ -67,6 +67,52 @@ def test_rows_come_back_as_they_were(rows: list[Any]):
     ]
     for element in there_and_back(Records(RowBatch(rows))):
         assert [type(row) for row in element.batch.rows] == [type(row) for row in rows]
+
+
+class OwnRow(Row):
+    """Of the program; pickle makes a Row of it."""
+
+
+def exactly(row: Row) -> Any:
+    return row._fields, row._kind, type(row._values), [(type(value), value) for value in row._values]
+
+
+NAMED = Row("k", "v")
+
+
+@pytest.mark.parametrize("stamps", [None, list(range(20))])
+@pytest.mark.parametrize(
+    ("rows", "as_values"),
+    [
+        ([NAMED(i, f"v{i}") for i in range(20)], True),
+        ([NAMED(True, None), *(NAMED(2**70, i / 3) for i in range(19))], True),
+        ([NAMED(i, [i, {"k": np.int64(i)}]) for i in range(20)], True),
+        ([NAMED(1, Row(n=i)) for i in range(20)], True),
+        ([Row(i) for i in range(20)], True),
+        ([Row.of_kind(RowKind(i % 4), k=i, v=i) for i in range(20)], True),
+        ([Row() for _ in range(20)], True),
+        ([NAMED(i, i) for i in range(19)] + [Row(i=1, v=2)], False),
+        ([NAMED(i, i) for i in range(19)] + [Row(1, 2)], False),
+        ([NAMED(i, i) for i in range(19)] + [OwnRow(k=1, v=2)], False),
+        ([OwnRow(k=i, v=2) for i in range(20)], False),
+        ([NAMED(i, i) for i in range(19)] + [(1, 2)], False),
+    ],
+)
+def test_rows_with_names_and_kinds_come_back_as_they_were(rows: list[Any], as_values: bool, stamps: list[int] | None):
+    (frame,) = Encoder().encode(Records(RowBatch(rows, stamps)))
+    assert (bytes(frame.buffers[0]) == b"\x02") is as_values
+    (element,) = there_and_back(Records(RowBatch(rows, stamps)))
+    found = element.batch.rows
+    assert [exactly(row) if isinstance(row, Row) else row for row in found] == [
+        exactly(row) if isinstance(row, Row) else row for row in rows
+    ]
+    assert element.batch.timestamps_ms == stamps
+
+
+def test_the_row_that_cannot_be_sent_is_named_though_its_values_travel():
+    rows = [NAMED(1, 2), NAMED(3, (value for value in ())), NAMED(5, 6)]
+    with pytest.raises(UserCodeError, match=r"k=3"):
+        Encoder("Source").encode(Records(RowBatch(rows)))
 
 
 def test_a_row_that_holds_itself_passes():
