@@ -5,6 +5,7 @@ whether records are Rows, which state and its checkpoints say in the metadata of
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.time.watermarks import FieldTimestamps, TimestampAssigner
@@ -12,10 +13,25 @@ from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["are_alike", "column_index", "is_named", "named_schema", "picked_timestamp_field", "plain_columns"]
+__all__ = [
+    "KEY_FIELDS",
+    "KEY_NAME",
+    "are_alike",
+    "column_index",
+    "is_named",
+    "named_schema",
+    "own_fields",
+    "picked_timestamp_field",
+    "plain_columns",
+]
 
 #: In the metadata of a schema: records are Rows, not tuples.
 _NAMED: Final = {b"records": b"rows"}
+#: In the metadata of a schema in state: which columns the key is.
+KEY_FIELDS: Final = b"key-fields"
+#: Of the columns that a computed key has behind those of the records (``computed_keys``): in state, for good.
+KEY_NAME: Final = "__key_{}__"
+_KEY_PREFIX: Final = KEY_NAME.partition("{")[0]
 
 
 def named_schema(schema: pa.Schema, named: bool) -> pa.Schema:
@@ -29,11 +45,21 @@ def is_named(schema: pa.Schema) -> bool:
 
 
 def column_index(schema: pa.Schema, field: int | str) -> int:
-    """Return the column that a field names, by position (negative: from the end) or name; -1 if there is none."""
+    """Return the column that a field names, by position (negative: from the end of the record) or name; -1 if there is
+    none."""
     if isinstance(field, str):
         return int(schema.get_field_index(field))
-    index = field + len(schema) if field < 0 else field
-    return index if 0 <= index < len(schema) else -1
+    num_fields = own_fields(schema.names)
+    index = field + num_fields if field < 0 else field
+    return index if 0 <= index < num_fields else -1
+
+
+def own_fields(names: Sequence[str]) -> int:
+    """Return how many columns are the records' own: computed keys stand behind them."""
+    num = len(names)
+    while num and names[num - 1].startswith(_KEY_PREFIX):
+        num -= 1
+    return num
 
 
 def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:

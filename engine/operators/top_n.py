@@ -19,7 +19,7 @@ from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
-from engine.operators.keys import ComposedKey, FieldKey, canonical_key, field_of
+from engine.operators.keys import canonical_key, field_of
 from engine.operators.left_chunks import LeftChunks
 from engine.operators.regular_join import time_to_live
 from engine.operators.results import Gathered
@@ -55,9 +55,7 @@ class TopNSpec(OperatorSpec):
 
     @property
     def why_rows(self) -> str:
-        """Why it cannot run on columns, whatever its input is; "" = it can."""
-        if not isinstance(self.key_selector, FieldKey | ComposedKey):
-            return "its key is not a field"
+        """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:
