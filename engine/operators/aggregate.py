@@ -25,6 +25,7 @@ from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, is_on_disk, last_row, open_keyed_state, open_mapping, see_keys
 from engine.operators.keys import NAN, FieldKey, canonical_key, field_of
+from engine.operators.without_kinds import NOT_TAKEN_BACK, check_is_plain
 from engine.state.backend import KeyedStateBackend
 from engine.state.descriptors import StateTtlConfig, ValueStateDescriptor
 from engine.state.heap_states import MISSING
@@ -142,6 +143,8 @@ class FieldAggregate:
         kind = type(row)
         if kind is tuple:
             return row[self.field]
+        if kind is Row:
+            check_is_plain(row, f"{self.kind}()", NOT_TAKEN_BACK)
         return row if _is_scalar(row) else field_of(row, self.field)
 
     def check_first(self, row: Any) -> None:
