@@ -53,6 +53,7 @@ from engine.operators.compile.tier import (
     tier_of,
 )
 from engine.operators.compile.translate import Fields, Shape, translate
+from engine.operators.computed_keys import KeyFunction, key_function_of
 from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
@@ -198,13 +199,16 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     taken = _input_of(node, plan)
     record = None if taken is None or taken.shape is None else taken.shape.record
     spec: OperatorSpec | None = None
+    key: KeyFunction | str | None = None
     if taken is not None:
         given = [plan.gives[edge.source.id] for edge in node.inputs]
-        plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given))
+        key = _key_function(node.spec, taken.shape)
+        plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given)) or (key if type(key) is str else "")
         if not plan.why_rows[node.id]:
             plan.why_rows[node.id] = why_not_objects(node.spec, record)
         if not plan.why_rows[node.id]:
-            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape)
+            assert not isinstance(key, str)
+            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape, key)
         if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
             spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
         if taken.has_kinds and spec is not None:
@@ -214,10 +218,11 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     if spec is not None:
         plan.specs[node.id] = spec
     elif isinstance(node.spec, WindowSpec):
-        why = sessions_on_rows(node.spec, None if taken is None else taken.shape, from_rows=taken is None)
+        shape, own_key = None if taken is None else taken.shape, key if isinstance(key, KeyFunction) else None
+        why = "" if isinstance(key, str) else sessions_on_rows(node.spec, shape, from_rows=taken is None, key=own_key)
         why = why or plan.why_rows.get(node.id, "")
         if not why and taken is not None and node.spec.num_inputs == 1:
-            why = windows_on_rows(node.spec, taken.shape)
+            why = windows_on_rows(node.spec, taken.shape, own_key)
         plan.why_rows[node.id] = why
     columns: _Columns | None = None
     if isinstance(node.spec, _OF_FUNCTIONS):
@@ -322,25 +327,51 @@ def _declared(type_info: TypeInformation | None, *, converted: bool = False) -> 
     )
 
 
-def _columnar(spec: OperatorSpec, shape: Shape | None) -> OperatorSpec | None:
-    """Return what to run in place of an operator whose input is columns, or None."""
+def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str | None:
+    """Return what a key selector that is a function is on columns, or why it keeps the operator on rows; None = it is
+    none, or of no such operator."""
     match spec:
-        case KeyedAggregateSpec(FieldKey() | ComposedKey() as selector, kind) if kind in COLUMN_KINDS:
-            return ColumnAggregateSpec(selector, kind, spec.field, spec.emit_final)
-        case KeyedReduceSpec(FieldKey(int() as field) as selector, function) if shape is not None:
-            if not 0 <= field < len(shape.kinds) or shape.kinds[field] not in (Kind.INT, Kind.STR):
+        case KeyedAggregateSpec(kind=kind) if kind not in COLUMN_KINDS:
+            return None
+        case KeyedAggregateSpec() | KeyedReduceSpec() | TopNSpec() | DeduplicateSpec():
+            selector = spec.key_selector
+        case WindowSpec(key_selectors=(selector,)) if selector is not None:
+            pass
+        case _:
+            return None
+    return None if isinstance(selector, FieldKey | ComposedKey) else key_function_of(selector, shape)
+
+
+def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | None:
+    """Return what to run in place of an operator whose input is columns, or None. ``key``: of a key that is a
+    function."""
+    match spec:
+        case KeyedAggregateSpec(selector, kind) if kind in COLUMN_KINDS:
+            own = selector if key is None else key.selector
+            return ColumnAggregateSpec(own, kind, spec.field, spec.emit_final, key=key)
+        case KeyedReduceSpec(selector, function) if shape is not None:
+            own = selector if key is None else key.selector
+            if (key is None or not key.num_computed) and not _is_plain_field(own, shape):
                 return None
             known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
-            return ColumnReduceSpec(selector, function, spec.emit_final) if known else None
+            return ColumnReduceSpec(own, function, spec.emit_final, key=key) if known else None
         case WindowSpec():
-            return column_window(spec, shape) or column_session(spec, shape)
+            return column_window(spec, shape, key=key) or column_session(spec, shape, key)
         case TopNSpec():
-            return column_top_n(spec)
+            return column_top_n(spec, key)
         case DeduplicateSpec():
-            return column_deduplicate(spec)
+            return column_deduplicate(spec, key)
         case FileSinkSpec() | TextFileSinkSpec() | CsvFileSinkSpec():
             return spec.on_columns()
     return None
+
+
+def _is_plain_field(selector: FieldKey | ComposedKey, shape: Shape) -> bool:
+    """Whether a key is an integer or a text."""
+    match selector:
+        case FieldKey(int() as field):
+            return 0 <= field < len(shape.kinds) and shape.kinds[field] in (Kind.INT, Kind.STR)
+    return False
 
 
 def _with_kinds(spec: OperatorSpec) -> OperatorSpec | None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.errors import ProgramError
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.operators.base import Operator, OperatorContext, Output
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.column_fields import KEY_FIELDS, column_index, is_named
+from engine.operators.computed_keys import own_records, python_keys
+from engine.operators.keys import ComposedKey, key_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from engine.operators.held_part import HeldPart
     from engine.state.slot_state import SlotState
 
-__all__ = ["SLOTS_PART", "VALUE_COLUMN", "AfterColumns", "SilencedOutput"]
+__all__ = ["SLOTS_PART", "VALUE_COLUMN", "AfterColumns"]
 
 #: The columnar operator's part of state, and its column of the only field that is aggregated (others: c0, c1…).
 SLOTS_PART: Final = "slots"
@@ -29,35 +31,10 @@ VALUE_COLUMN: Final = "value"
 
 
 @final
-class SilencedOutput:
-    """The row operator's Output: to ours, or to nobody while it takes up state."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self.is_silent = False
-
-    def emit(self, batch: Batch) -> None:
-        if not self.is_silent:
-            self._out.emit(batch)
-
-    def emit_side(self, tag: str, batch: Batch) -> None:
-        self._out.emit_side(tag, batch)
-
-    def emit_watermark(self, watermark_ms: int) -> None:
-        self._out.emit_watermark(watermark_ms)
-
-    def emit_idle(self, idle: bool) -> None:
-        self._out.emit_idle(idle)
-
-    def emit_superstep_end(self, superstep: int) -> None:
-        self._out.emit_superstep_end(superstep)
-
-
-@final
 class AfterColumns(Operator):
-    """``rows``: the operator, for which the first record of a key is the key's state."""
+    """``rows``: the operator, which goes on with the record that each key's state is (``adopt``)."""
 
-    def __init__(self, rows: Operator, key_selector: Any) -> None:
+    def __init__(self, rows: Any, key_selector: Any) -> None:
         self._rows = rows
         self._key_selector = key_selector
         self._slots: SlotState | None = None
@@ -73,8 +50,7 @@ class AfterColumns(Operator):
             return
         from engine.state.slot_state import SlotState
 
-        self._output = SilencedOutput(out)
-        self._rows.open(ctx, self._output)
+        self._rows.open(ctx, out)
         is_tuple = isinstance(self._key_selector, ComposedKey)
         max_parallelism = ctx.runtime_context.get_max_number_of_parallel_subtasks()
         self._slots = SlotState(max_parallelism, is_tuple=is_tuple)
@@ -110,38 +86,35 @@ class AfterColumns(Operator):
     def _take_up(self) -> None:
         slots, held = self._slots, self._held
         if slots is not None and slots.num_entries():
-            self._output.is_silent = True
             for state in (slots, *slots.others):
-                for batch in _records_of(state, self._key_selector, self.ctx.operator_name):
-                    self._rows.process_batch(0, batch)
-            self._output.is_silent = False
+                for keys, records in _records_of(state, self._key_selector, self.ctx.operator_name):
+                    self._rows.adopt(keys, records.rows)
             slots.clear()
         if held is not None and held.is_restored:
             for waiting in held.take():
+                batch = own_records(waiting.batch)
                 if waiting.is_result:
-                    self.out.emit(waiting.batch)
+                    self.out.emit(batch)
                 else:
-                    self._rows.process_batch(0, waiting.batch.to_rows())
+                    self._rows.process_batch(0, batch.to_rows())
 
 
-def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator[RowBatch]:
-    """Yield the record that each key's state is."""
+def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator[tuple[list[Any], RowBatch]]:
+    """Yield keys, and the record that each one's state is."""
     import numpy as np
     import pyarrow as pa
-
-    from engine.operators.column_fields import column_index, is_named
 
     if slots.table is None:
         return
     schema = pa.ipc.read_schema(pa.py_buffer(slots.note))
     left = [index for index in range(len(schema)) if f"c{index}" not in slots.columns]
-    match selector:
-        case FieldKey(field):
-            keys = [column_index(schema, field)]
-        case ComposedKey(fields):
-            keys = [column_index(schema, field) for field in fields]
-        case _:
-            keys = left if VALUE_COLUMN not in slots.columns else []
+    is_tuple = isinstance(selector, ComposedKey)
+    if (said := (schema.metadata or {}).get(KEY_FIELDS)) is not None:
+        keys = [int(field) for field in said.split(b",")]
+    elif fields := key_fields(selector):
+        keys = [column_index(schema, field) for field in fields]
+    else:
+        keys = left if VALUE_COLUMN not in slots.columns else []
     values = [index for index in left if index not in keys]
     if len(keys) != len(slots.table.kinds) or len(values) != (VALUE_COLUMN in slots.columns):
         raise ProgramError(
@@ -152,14 +125,16 @@ def _records_of(slots: SlotState, selector: Any, operator_name: str) -> Iterator
     for start in range(0, slots.num_slots, BATCH_ROWS_MAX):
         part = np.arange(start, min(slots.num_slots, start + BATCH_ROWS_MAX))
         arrays: list[Any] = [None] * len(schema)
-        for index, column in zip(keys, slots.table.keys_of(part), strict=True):
+        of_keys = slots.table.keys_of(part)
+        for index, column in zip(keys, of_keys, strict=True):
             arrays[index] = column
         for index in range(len(schema)):
             name = VALUE_COLUMN if index in values else f"c{index}"
             if name in slots.columns:
                 arrays[index] = _as_in_records(slots.columns[name].get(part), schema.types[index])
         columns = pa.RecordBatch.from_arrays(arrays, names=schema.names)
-        yield ColumnBatch(columns, named=is_named(schema)).to_rows()
+        records = own_records(ColumnBatch(columns, named=is_named(schema)))
+        yield python_keys(of_keys, is_tuple=is_tuple), records.to_rows()
 
 
 def _as_in_records(held: pa.Array, own: pa.DataType) -> pa.Array:

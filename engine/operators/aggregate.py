@@ -25,6 +25,7 @@ from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, is_on_disk, last_row, open_keyed_state, open_mapping, see_keys
 from engine.operators.keys import NAN, FieldKey, canonical_key, field_of
+from engine.operators.without_kinds import NOT_TAKEN_BACK, check_is_plain
 from engine.state.backend import KeyedStateBackend
 from engine.state.descriptors import StateTtlConfig, ValueStateDescriptor
 from engine.state.heap_states import MISSING
@@ -142,6 +143,8 @@ class FieldAggregate:
         kind = type(row)
         if kind is tuple:
             return row[self.field]
+        if kind is Row:
+            check_is_plain(row, f"{self.kind}()", NOT_TAKEN_BACK)
         return row if _is_scalar(row) else field_of(row, self.field)
 
     def check_first(self, row: Any) -> None:
@@ -302,6 +305,18 @@ class _KeyedReduceOperator(Operator):
             raise self._reducer.error(error, row) from error
         return results
 
+    def adopt(self, keys: list[Any], values: list[Any]) -> None:
+        """Go on with these values of keys that have none yet."""
+        if self._backend is not None:
+            for key, value in zip(keys, values, strict=True):
+                self._backend.set_current_key(key)
+                self._value.update(value)
+            self._backend.clear_current_key()
+            return
+        if self._part is not None and self._part.wants_keys:
+            see_keys(self._part, self.keys, keys, values)
+        self.state.update(zip(map(canonical_key, keys), values, strict=True))
+
     def _first_or_nan(self, key: Any, row: Any) -> Any:
         key = canonical_key(key)
         self.state[key] = result = self._reducer.call(self.state[key], row) if key in self.state else self._first(row)
@@ -408,6 +423,16 @@ class _PairSumOperator(Operator):
         self.sums[key] = value[1]
         if not self._by_first:
             self._firsts[key] = value[0]
+
+    def adopt(self, keys: list[Any], values: list[Any]) -> None:
+        """As of the general operator."""
+        if self._general.is_in_backend:
+            self._general.adopt(keys, values)
+            return
+        if self._part is not None and self._part.wants_keys:
+            see_keys(self._part, self._general.keys, keys, values)
+        for key, value in zip(map(canonical_key, keys), values, strict=True):
+            self._restore(key, value)
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
         batch = rows_of(batch)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.late_dataclass import dataclass
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
-from engine.operators.after_columns import SLOTS_PART, SilencedOutput
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named
+from engine.operators.after_columns import SLOTS_PART
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import has_fields, named_schema, plain_columns
+from engine.operators.column_fields import KEY_FIELDS, has_fields, named_schema, plain_columns
 from engine.operators.column_layout import (
     Layout,
     batch_of,
@@ -36,11 +36,12 @@ from engine.operators.column_layout import (
     result,
     rows_before_null,
 )
+from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records, python_keys
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.held_part import HELD_PART, HeldPart, Waiting
 from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 from engine.state.key_groups import key_group_range
@@ -75,13 +76,14 @@ _OVER: Final = object()
 @dataclass(frozen=True)
 class ColumnAggregateSpec(OperatorSpec):
     """``key_selector``: FieldKey or ComposedKey; ``kind``: one of COLUMN_KINDS; ``field``: position or name;
-    ``ttl_ms``: as in KeyedAggregateSpec."""
+    ``ttl_ms``: as in KeyedAggregateSpec; ``key``: the function that ``key_selector`` stands for, if it does."""
 
     key_selector: FieldKey | ComposedKey
     kind: str
     field: int | str
     emit_final: bool = False
     ttl_ms: int = 0
+    key: KeyFunction | None = None
     #: what comes out are columns, if what goes in is
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
@@ -94,18 +96,20 @@ class ColumnAggregateSpec(OperatorSpec):
         return _ColumnAggregateOperator(self)
 
     def describe(self) -> str:
-        return "vectorised"
+        return "vectorised" + ("" if self.key is None else self.key.describe())
 
 
 @final
 @dataclass(frozen=True)
 class ColumnReduceSpec(OperatorSpec):
-    """``function``: as in KeyedReduceSpec; what it does with columns is found out when their types are known."""
+    """``function``: as in KeyedReduceSpec; what it does with columns is found out when their types are known. ``key``:
+    as in ColumnAggregateSpec."""
 
-    key_selector: FieldKey
+    key_selector: FieldKey | ComposedKey
     function: Any
     emit_final: bool = False
     ttl_ms: int = 0
+    key: KeyFunction | None = None
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
 
@@ -117,20 +121,20 @@ class ColumnReduceSpec(OperatorSpec):
         return _ColumnAggregateOperator(self)
 
     def describe(self) -> str:
-        return "compiled on columns, else interpreted"
+        return "compiled on columns, else interpreted" + ("" if self.key is None else self.key.describe())
 
 
 def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpec | KeyedReduceSpec:
+    selector = spec.key_selector if spec.key is None else spec.key.given
     if isinstance(spec, ColumnReduceSpec):
-        return KeyedReduceSpec(spec.key_selector, spec.function, spec.emit_final, spec.ttl_ms)
-    return KeyedAggregateSpec(spec.key_selector, spec.kind, spec.field, spec.emit_final, spec.ttl_ms)
+        return KeyedReduceSpec(selector, spec.function, spec.emit_final, spec.ttl_ms)
+    return KeyedAggregateSpec(selector, spec.kind, spec.field, spec.emit_final, spec.ttl_ms)
 
 
-def _fields_of(spec: KeyedAggregateSpec | KeyedReduceSpec) -> tuple[int | str, ...]:
+def _fields_of(spec: ColumnAggregateSpec | ColumnReduceSpec) -> tuple[int | str, ...]:
     """Return the fields that it asks records for, but for those that a function does."""
-    selector = spec.key_selector
-    keys = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
-    return (*keys, spec.field) if isinstance(spec, KeyedAggregateSpec) else keys
+    keys = key_fields(spec.key_selector)
+    return (*keys, spec.field) if isinstance(spec, ColumnAggregateSpec) else keys
 
 
 @final
@@ -141,6 +145,7 @@ class _ColumnAggregateOperator(Operator):
         self._spec = spec
         self._row_spec = _row_spec(spec)
         self._rows: Any = self._row_spec.build_on_rows()
+        self._keys = KeysBeside(spec.key)
         #: the row operator has taken over
         self._is_on_rows = False
         self._layout: Layout | None = None
@@ -155,8 +160,9 @@ class _ColumnAggregateOperator(Operator):
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
-        self._rows_output = SilencedOutput(out)
-        self._rows.open(ctx, self._rows_output)
+        self._rows.open(ctx, out)
+        if self._spec.key is not None and self._spec.key.num_computed:
+            self.out = WithoutKeys(out)
         self._kernels = {
             ("sum", False): kernels.running_sum_of_ints,
             ("sum", True): kernels.running_sum_of_floats,
@@ -167,7 +173,7 @@ class _ColumnAggregateOperator(Operator):
         }
         runtime = ctx.runtime_context
         max_parallelism = runtime.get_max_number_of_parallel_subtasks()
-        is_tuple = isinstance(self._spec.key_selector, ComposedKey)
+        is_tuple = self._is_tuple = isinstance(self._spec.key_selector, ComposedKey)
         self._slots: SpillingSlots = SpillingSlots(
             max_parallelism,
             key_group_range(
@@ -209,7 +215,11 @@ class _ColumnAggregateOperator(Operator):
             self._take_restored()
         columns = None
         if not self._is_on_rows and not self._slots.has_others and isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = self._known_columns(plain_columns(batch.columns), batch.named)
+            keyed = self._keys.of(batch)
+            if keyed is None:
+                self._note_rows(self._keys.why)
+            else:
+                columns = self._known_columns(plain_columns(keyed.columns), batch.named)
             if columns is not None and self._slots.is_spilled:
                 columns = self._with_room(columns, batch.timestamps_ms)
         if columns is None:
@@ -243,13 +253,16 @@ class _ColumnAggregateOperator(Operator):
             return columns
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
-        if not has_fields(named, _fields_of(self._row_spec)):
+        if not has_fields(named, _fields_of(self._spec)):
             return None
         schema = named_schema(columns.schema, named)
-        layout = layout_of(schema, self._row_spec)
+        layout = layout_of(schema, self._spec.key_selector, self._row_spec)
         if layout is None or layout.sums_a_key:
             return None
         self._layout = layout
+        if self._spec.key is not None:  # rows that go on with this are told by nobody else what the key is
+            fields = ",".join(map(str, layout.keys)).encode()
+            schema = schema.with_metadata({**(schema.metadata or {}), KEY_FIELDS: fields})
         self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
@@ -510,7 +523,7 @@ class _ColumnAggregateOperator(Operator):
         assert self._layout is not None
         for batch in (rest, *later):
             for at in range(0, len(batch), BATCH_ROWS_MAX):
-                part = batch.slice(at, min(len(batch), at + BATCH_ROWS_MAX))
+                part = own_records(batch.slice(at, min(len(batch), at + BATCH_ROWS_MAX)))
                 self._rows.process_batch(0, replace(part, named=self._layout.named))
         for watermark_ms in watermarks:
             self.out.emit_watermark(watermark_ms)
@@ -565,7 +578,7 @@ class _ColumnAggregateOperator(Operator):
             if waiting.is_result:
                 self.out.emit(waiting.batch)
             else:
-                self.process_batch(0, waiting.batch)
+                self.process_batch(0, own_records(waiting.batch))
 
     def next_timer_ms(self) -> int | None:
         return self._due_ms
@@ -633,20 +646,16 @@ class _ColumnAggregateOperator(Operator):
                 assert layout is not None
                 trimmed = self._trimmed if state is self._state else None
                 for batch in self._batches(layout, state, trimmed):
-                    self._take_over(batch.to_rows())
+                    keys = [batch.columns.column(key) for key in layout.keys]
+                    records = own_records(batch).to_rows().rows
+                    self._rows.adopt(python_keys(keys, is_tuple=self._is_tuple), records)
         self._slots.clear()
         self._state, self._trimmed = self._slots.slots, None
 
     def _layout_of_note(self, note: bytes) -> Layout | None:
         import pyarrow as pa
 
-        return layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._row_spec)
-
-    def _take_over(self, rows: RowBatch) -> None:
-        """The first record of a key is its state in the row operator: each of these is."""
-        self._rows_output.is_silent = True
-        self._rows.process_batch(0, rows)
-        self._rows_output.is_silent = False
+        return layout_of(pa.ipc.read_schema(pa.py_buffer(note)), self._spec.key_selector, self._row_spec)
 
     def close(self) -> None:
         self._rows.close()

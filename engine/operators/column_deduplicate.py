@@ -15,8 +15,9 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import column_index, plain_columns
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.columns_until_rows import ColumnsUntilRows
+from engine.operators.computed_keys import KeyFunction, KeysBeside
 from engine.operators.deduplicate import FIRST, DeduplicateOperator, DeduplicateSpec
-from engine.operators.keys import ComposedKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.seen_keys import keys_in, state_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ __all__ = ["ColumnDeduplicateSpec", "column_deduplicate"]
 @final
 @dataclass(frozen=True)
 class ColumnDeduplicateSpec(OperatorSpec):
+    """``key``: what the key selector is on columns, where it is a function."""
+
     rows: DeduplicateSpec
+    key: KeyFunction | None = None
     emits_columns = True
     preload = ("engine.operators.warm_up.tables",)
 
@@ -36,14 +40,16 @@ class ColumnDeduplicateSpec(OperatorSpec):
         return _ColumnDeduplicateOperator(self)
 
     def describe(self) -> str:
-        return "vectorised"
+        return "vectorised" + ("" if self.key is None else self.key.describe())
 
 
-def column_deduplicate(rows: DeduplicateSpec) -> ColumnDeduplicateSpec | ColumnLastRowSpec | None:
+def column_deduplicate(
+    rows: DeduplicateSpec, key: KeyFunction | None = None
+) -> ColumnDeduplicateSpec | ColumnLastRowSpec | None:
     """Return the columnar form of a first or last row; None if there is none."""
-    if rows.why_rows:
+    if rows.why_rows or (key is None and not isinstance(rows.key_selector, FieldKey | ComposedKey)):
         return None
-    return ColumnDeduplicateSpec(rows) if rows.keeps == FIRST else ColumnLastRowSpec(rows)
+    return ColumnDeduplicateSpec(rows, key) if rows.keeps == FIRST else ColumnLastRowSpec(rows, key)
 
 
 @final
@@ -51,7 +57,8 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnDeduplicateSpec) -> None:
         assert spec.rows.keeps == FIRST
         super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
-        self._selector = spec.rows.key_selector
+        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
+        self._keys = KeysBeside(spec.key)
         self._is_tuple = isinstance(self._selector, ComposedKey)
 
     def _open_state(self, ctx: OperatorContext) -> None:
@@ -77,9 +84,12 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
 
         if not isinstance(batch, ColumnBatch) or batch.scalar:
             return None
-        columns = plain_columns(batch.columns)
-        fields = self._selector.fields if self._is_tuple else (self._selector.field,)
-        places = [column_index(columns.schema, field) for field in fields]
+        keyed = self._keys.of(batch)
+        if keyed is None:
+            self._note_rows(self._keys.why)
+            return None
+        columns = plain_columns(keyed.columns)
+        places = [column_index(columns.schema, field) for field in key_fields(self._selector)]
         if min(places) < 0:
             return None
         keys = [columns.column(place) for place in places]

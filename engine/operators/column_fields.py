@@ -5,7 +5,7 @@ whether records are Rows or objects, which state and its checkpoints say in the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.record_class import class_from, class_pickle
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "KEY_FIELDS",
+    "KEY_NAME",
     "are_alike",
     "column_index",
     "has_fields",
     "is_named",
     "named_schema",
+    "own_fields",
     "picked_timestamp_field",
     "plain_columns",
 ]
@@ -29,6 +32,11 @@ __all__ = [
 _NAMED: Final = {b"records": b"rows"}
 #: In the metadata of a schema: the class that records are objects of, pickled.
 _CLASS: Final = b"class of records"
+#: In the metadata of a schema in state: which columns the key is.
+KEY_FIELDS: Final = b"key-fields"
+#: Of the columns that a computed key has behind those of the records (``computed_keys``): in state, for good.
+KEY_NAME: Final = "__key_{}__"
+_KEY_PREFIX: Final = KEY_NAME.partition("{")[0]
 
 
 def named_schema(schema: pa.Schema, named: Named) -> pa.Schema:
@@ -49,11 +57,21 @@ def is_named(schema: pa.Schema) -> Named:
 
 
 def column_index(schema: pa.Schema, field: int | str) -> int:
-    """Return the column that a field names, by position (negative: from the end) or name; -1 if there is none."""
+    """Return the column that a field names, by position (negative: from the end of the record) or name; -1 if there is
+    none."""
     if isinstance(field, str):
         return int(schema.get_field_index(field))
-    index = field + len(schema) if field < 0 else field
-    return index if 0 <= index < len(schema) else -1
+    num_fields = own_fields(schema.names)
+    index = field + num_fields if field < 0 else field
+    return index if 0 <= index < num_fields else -1
+
+
+def own_fields(names: Sequence[str]) -> int:
+    """Return how many columns are the records' own: computed keys stand behind them."""
+    num = len(names)
+    while num and names[num - 1].startswith(_KEY_PREFIX):
+        num -= 1
+    return num
 
 
 def has_fields(named: Named, fields: Iterable[int | str | None]) -> bool:

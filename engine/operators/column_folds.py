@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine.core.records import ColumnBatch
 from engine.operators.aggregate import FieldAggregate
-from engine.operators.column_fields import is_named
+from engine.operators.column_fields import is_named, own_fields
 from engine.operators.compile.column_steps import shape_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Field, Frame, Kind
@@ -184,10 +184,12 @@ def choice_of(function: Any, schema: pa.Schema) -> RecordChoice | None:
 
 
 def shape_of_schema(schema: pa.Schema) -> Shape | None:
-    """Return the shape of records in columns of these types; OPAQUE what is not kept as the interpreter computes."""
-    arrays = [pa.nulls(1, kind) for kind in schema.types]
+    """Return the shape of records in columns of these types, computed keys behind them left out; OPAQUE what is not
+    kept as the interpreter computes."""
+    num_fields = own_fields(schema.names)
+    arrays = [pa.nulls(1, kind) for kind in schema.types[:num_fields]]
     try:
-        records = pa.RecordBatch.from_arrays(arrays, names=schema.names)
+        records = pa.RecordBatch.from_arrays(arrays, names=schema.names[:num_fields])
         shape = shape_of(ColumnBatch(records, named=is_named(schema)))
     except (NotCompilable, pa.ArrowException):
         return None
@@ -195,6 +197,6 @@ def shape_of_schema(schema: pa.Schema) -> Shape | None:
     exact = {Kind.INT: pa.int64(), Kind.FLOAT: pa.float64()}
     kinds = tuple(
         kind if exact.get(kind, own) == own else Kind.OPAQUE
-        for kind, own in zip(shape.kinds, schema.types, strict=True)
+        for kind, own in zip(shape.kinds, schema.types[:num_fields], strict=True)
     )
     return Shape(kinds, names=shape.names, record=shape.record)

@@ -14,6 +14,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, plain_columns
 from engine.operators.columns_until_rows import ColumnsUntilRows
+from engine.operators.computed_keys import KeyFunction, KeysBeside, own_columns
 from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
 from engine.operators.last_records import LastRecords
 
@@ -26,7 +27,10 @@ __all__ = ["ColumnLastRowSpec"]
 @final
 @dataclass(frozen=True)
 class ColumnLastRowSpec(OperatorSpec):
+    """``key``: what the key selector is on columns, where it is a function."""
+
     rows: DeduplicateSpec
+    key: KeyFunction | None = None
     emits_columns = True
     emits_kinds = True
     preload = ("engine.operators.warm_up.tops",)
@@ -39,7 +43,7 @@ class ColumnLastRowSpec(OperatorSpec):
         return _ColumnLastRowOperator(self)
 
     def describe(self) -> str:
-        return "vectorised, a changelog of columns"
+        return "vectorised, a changelog of columns" + ("" if self.key is None else self.key.describe())
 
 
 @final
@@ -47,10 +51,12 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnLastRowSpec) -> None:
         assert spec.rows.keeps == LAST
         self._spec = spec.rows
+        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
+        self._keys = KeysBeside(spec.key)
         super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
 
     def _open_state(self, ctx: OperatorContext) -> None:
-        self._state = LastRecords(ctx, self._spec.key_selector, ordered=self._spec.emit_final)
+        self._state = LastRecords(ctx, self._selector, ordered=self._spec.emit_final)
 
     def _has_others(self) -> bool:
         return bool(self._state.slots.others)
@@ -61,7 +67,11 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar:
             return False
-        columns = plain_columns(batch.columns)
+        keyed = self._keys.of(batch)
+        if keyed is None:
+            self._note_rows(self._keys.why)
+            return False
+        columns = plain_columns(keyed.columns)
         if not self._state.define(columns.schema, named=batch.named):
             return False
         self._take(columns, batch.timestamps_ms)
@@ -78,6 +88,7 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
         import pyarrow as pa
 
         assert self._state.schema is not None
+        columns = own_columns(columns)
         names = self._spec.names
         named = is_named(self._state.schema)
         if names is not None and not named:

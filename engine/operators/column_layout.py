@@ -10,7 +10,7 @@ from engine.core.records import Named
 from engine.operators.after_columns import VALUE_COLUMN
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_fields import column_index, is_named
-from engine.operators.keys import ComposedKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.record_choice import RecordChoice
 
 if TYPE_CHECKING:
@@ -75,17 +75,18 @@ class Layout:
         return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
 
 
-def layout_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) -> Layout | None:
-    """Return where things are, or None when columns of this schema cannot be aggregated here."""
+def layout_of(
+    schema: pa.Schema, selector: FieldKey | ComposedKey, spec: KeyedAggregateSpec | KeyedReduceSpec
+) -> Layout | None:
+    """Return where things are, or None when columns of this schema cannot be aggregated here. ``selector``: of the
+    key's columns, whatever it is on rows."""
     import pyarrow as pa
 
     from engine.state.arrow_views import is_int64_like
     from engine.state.slot_columns import can_be_kept
     from engine.state.struct_keys import can_be_row_key
 
-    selector = spec.key_selector
-    fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
-    keys = tuple(column_index(schema, field) for field in fields)
+    keys = tuple(column_index(schema, field) for field in key_fields(selector))
     if min(keys) < 0 or not all(can_be_row_key(schema.types[key]) for key in keys):
         return None
     values: FoldedValues | None = None

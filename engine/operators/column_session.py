@@ -20,13 +20,14 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBa
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, named_schema, plain_columns
+from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
-from engine.operators.users_folds import folds_of, users_choice
+from engine.operators.users_folds import folds_of, num_nested, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -75,11 +76,13 @@ class ColumnSessionSpec(OperatorSpec):
     choice: RecordChoice | None = None
     #: what a user's fold begins with: the first record's own values; its results are rows
     seeds: tuple[None, ...] | None = None
+    #: the function that ``key_selector`` stands for, if it does
+    key: KeyFunction | None = None
     preload = ("engine.operators.warm_up.sessions",)
 
     @property
     def emits_columns(self) -> bool:
-        return self.seeds is None
+        return self.seeds is None and not num_nested(self.key, self.rows)
 
     @property
     def is_users(self) -> bool:
@@ -91,29 +94,34 @@ class ColumnSessionSpec(OperatorSpec):
 
     def describe(self) -> str:
         tier = "compiled on columns, else interpreted" if self.is_users else "vectorised"
-        return f"{tier}, {self.rows.assigner!r}, accumulators by session"
+        computed = "" if self.key is None else self.key.describe()
+        return f"{tier}, {self.rows.assigner!r}, accumulators by session{computed}"
 
 
-def column_session(rows: WindowSpec, shape: Shape | None = None) -> ColumnSessionSpec | None:
-    """Return the columnar form of session windows; None if there is none. ``shape``: of the records, if known."""
-    planned = _planned(rows, shape)
+def column_session(
+    rows: WindowSpec, shape: Shape | None = None, key: KeyFunction | None = None
+) -> ColumnSessionSpec | None:
+    """Return the columnar form of session windows; None if there is none. ``shape``: of the records, if known;
+    ``key``: what the key selector is on columns, where it is a function."""
+    planned = _planned(rows, shape, key)
     return planned if isinstance(planned, ColumnSessionSpec) else None
 
 
-def sessions_on_rows(rows: WindowSpec, shape: Shape | None, *, from_rows: bool) -> str:
+def sessions_on_rows(rows: WindowSpec, shape: Shape | None, *, from_rows: bool, key: KeyFunction | None = None) -> str:
     """Return why these windows run on rows, in a few words for who reads the plan; "" = they are not sessions, or they
     do not. ``from_rows``: so come their records."""
     if not isinstance(rows.assigner, MergingWindowAssigner):
         return ""
-    planned = _planned(rows, shape)
+    planned = _planned(rows, shape, key)
     if isinstance(planned, str) and not (from_rows and planned == _NO_TYPES):
         return planned
     return "its input is rows, of no source that has columns" if from_rows else ""
 
 
-def _planned(rows: WindowSpec, shape: Shape | None) -> ColumnSessionSpec | str:
+def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> ColumnSessionSpec | str:
     """Return the columnar form, or why there is none."""
-    selectors, fold, assigner = rows.key_selectors, rows.fold, rows.assigner
+    fold, assigner = rows.fold, rows.assigner
+    selectors = rows.key_selectors if key is None else (key.selector,)
     if len(selectors) != 1:
         return "it joins two streams"
     if not isinstance(selectors[0], FieldKey | ComposedKey):
@@ -131,26 +139,27 @@ def _planned(rows: WindowSpec, shape: Shape | None) -> ColumnSessionSpec | str:
     if isinstance(fold, AggregateFold):
         if not isinstance(fold.given, RowAggregates):
             return "nobody knows what merge() of its AggregateFunction does"
-        return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows)
+        return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows, key=key)
     if not isinstance(fold, ReduceFold) or not isinstance(rows.function, PassThrough):
         return "its results go through a window function"
     if isinstance(fold.given, FieldAggregate) and fold.given.kind not in ("min_by", "max_by"):
         one = FieldAggregateOf(fold.given.kind, fold.given.field)
-        return ColumnSessionSpec(selectors[0], (one,), assigner._gap, rows, keeps_record=True)
+        return ColumnSessionSpec(selectors[0], (one,), assigner._gap, rows, keeps_record=True, key=key)
     if isinstance(fold.given, FieldAggregate):
         choice: RecordChoice | None = RecordChoice.of_kind(fold.given.kind, fold.given.field)
     elif shape is None:
         return _NO_TYPES
     else:
-        choice = users_choice(rows, shape)
+        choice = users_choice(rows, shape, key)
     if choice is None:
         # What a reduce function makes of two sessions is what it makes of their fields, as it is of two records.
-        folds = None if shape is None else folds_of(rows, shape)
+        folds = None if shape is None else folds_of(rows, shape, key)
         if folds is None or set(folds.seeds) != {None}:
             return "its function neither folds field by field nor picks a record, as far as the compiler sees"
-        return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=(None,) * len(folds.seeds))
+        seeds = (None,) * len(folds.seeds)
+        return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=seeds, key=key)
     compared = FieldAggregateOf("min", choice.field)
-    return ColumnSessionSpec(selectors[0], (compared,), assigner._gap, rows, keeps_record=True, choice=choice)
+    return ColumnSessionSpec(selectors[0], (compared,), assigner._gap, rows, True, choice=choice, key=key)
 
 
 @final
@@ -158,6 +167,7 @@ class _ColumnSessionOperator(Operator):
     def __init__(self, spec: ColumnSessionSpec) -> None:
         self._spec = spec
         self._rows = WindowOperator(spec.rows, is_inside=True)
+        self._keys = KeysBeside(spec.key)
         #: the row operator has taken over
         self._is_on_rows = False
         #: the time now, and what of it others have been told
@@ -179,6 +189,8 @@ class _ColumnSessionOperator(Operator):
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
         self._rows.open(ctx, out)
+        if self._spec.key is not None:
+            self.out = WithoutKeys(out, num_nested=num_nested(self._spec.key, self._spec.rows))
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         runtime = ctx.runtime_context
         self._max_parallelism = runtime.get_max_number_of_parallel_subtasks()
@@ -249,7 +261,11 @@ class _ColumnSessionOperator(Operator):
     def _process_columns(self, batch: Batch) -> bool:
         """Return whether the records have been taken up, or wait; if not, only rows can do it."""
         assert isinstance(batch, ColumnBatch)
-        columns, times_ms = plain_columns(batch.columns), batch.timestamps_ms
+        keyed = self._keys.of(batch) if len(batch) else batch
+        if keyed is None:
+            self._note_rows(self._keys.why)
+            return False
+        columns, times_ms = plain_columns(keyed.columns), batch.timestamps_ms
         assert times_ms is not None
         aggregated = self._aggregated_or_none(columns)
         if aggregated is None or not self._defines(aggregated.schema, batch.named):
@@ -316,7 +332,7 @@ class _ColumnSessionOperator(Operator):
 
             self._folded_schema = columns.schema
             shape = shape_of_schema(columns.schema)
-            folds = None if shape is None else folds_of(self._spec.rows, shape)
+            folds = None if shape is None else folds_of(self._spec.rows, shape, self._spec.key)
             as_planned = folds is not None and (folds.aggregates, folds.seeds) == (
                 self._spec.aggregates,
                 self._spec.seeds,
@@ -333,10 +349,9 @@ class _ColumnSessionOperator(Operator):
             from engine.operators.column_folds import shape_of_schema
 
             shape = shape_of_schema(schema)
-            if shape is None or users_choice(self._spec.rows, shape) != self._spec.choice:
+            if shape is None or users_choice(self._spec.rows, shape, self._spec.key) != self._spec.choice:
                 return False
-        selector = self._spec.key_selector
-        fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+        fields = key_fields(self._spec.key_selector)
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
     def _taken_up_on_rows(self, assigned: Assigned, columns: pa.RecordBatch) -> dict[int, Any]:
@@ -344,7 +359,7 @@ class _ColumnSessionOperator(Operator):
         fold = self._spec.rows.fold
         assert fold is not None
         held = self._state.parts()
-        records = ColumnBatch(columns, named=self._state.named).to_rows().rows
+        records = own_records(ColumnBatch(columns, named=self._state.named)).to_rows().rows
         sessions = assigned.sessions
         for rows, merges, fires in assigned.steps_left():
             for source, target, _, goes_first in merges.tolist():

@@ -17,7 +17,8 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowKi
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import column_index, is_named, plain_columns
 from engine.operators.columns_until_rows import ColumnsUntilRows
-from engine.operators.keys import ComposedKey
+from engine.operators.computed_keys import KeyFunction, KeysBeside, own_columns, own_records
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, rows_in
 from engine.operators.top_n import RANK, TopNOperator, TopNSpec
 
@@ -41,7 +42,10 @@ _COMPACT_MIN: Final = 1 << 16
 @final
 @dataclass(frozen=True)
 class ColumnTopNSpec(OperatorSpec):
+    """``key``: what the key selector is on columns, where it is a function."""
+
     rows: TopNSpec
+    key: KeyFunction | None = None
     emits_columns = True
     emits_kinds = True
     preload = ("engine.operators.warm_up.tops",)
@@ -54,12 +58,14 @@ class ColumnTopNSpec(OperatorSpec):
         return _ColumnTopNOperator(self)
 
     def describe(self) -> str:
-        return "vectorised, order by long texts on rows, a changelog of columns"
+        computed = "" if self.key is None else self.key.describe()
+        return f"vectorised, order by long texts on rows, a changelog of columns{computed}"
 
 
-def column_top_n(rows: TopNSpec) -> ColumnTopNSpec | None:
+def column_top_n(rows: TopNSpec, key: KeyFunction | None = None) -> ColumnTopNSpec | None:
     """Return the columnar form of a top-N; None if there is none."""
-    return None if rows.why_rows else ColumnTopNSpec(rows)
+    is_known = key is not None or isinstance(rows.key_selector, FieldKey | ComposedKey)
+    return ColumnTopNSpec(rows, key) if is_known and not rows.why_rows else None
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -67,14 +73,13 @@ def column_top_n(rows: TopNSpec) -> ColumnTopNSpec | None:
 
 @final
 class TopState:
-    """Implements ``parts.KeyedPart``. ``fields``: of the key."""
+    """Implements ``parts.KeyedPart``. ``selector``: of the key's columns, which are kept with the records."""
 
-    def __init__(self, spec: TopNSpec, max_parallelism: int) -> None:
+    def __init__(self, spec: TopNSpec, selector: FieldKey | ComposedKey, max_parallelism: int) -> None:
         self._spec = spec
         self._max_parallelism = max_parallelism
-        key = spec.key_selector
-        self._is_tuple = isinstance(key, ComposedKey)
-        self._fields = key.fields if self._is_tuple else (key.field,)
+        self._is_tuple = isinstance(selector, ComposedKey)
+        self._fields = key_fields(selector)
         self.named: Named = False
         self.clear()
 
@@ -256,7 +261,7 @@ class TopState:
         """Return all records as Python objects, those of a key in their order."""
         found: list[Any] = []
         for columns, _ in self.records():
-            found += ColumnBatch(columns, named=self.named).to_rows().rows
+            found += own_records(ColumnBatch(columns, named=self.named)).to_rows().rows
         for chunk in self.others.values():
             found += rows_in(chunk)
         return found
@@ -296,10 +301,12 @@ class TopState:
 class _ColumnTopNOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnTopNSpec) -> None:
         self._spec = spec.rows
+        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
+        self._keys = KeysBeside(spec.key)
         super().__init__(TopNOperator(spec.rows, is_inside=True))
 
     def _open_state(self, ctx: OperatorContext) -> None:
-        self._state = TopState(self._spec, ctx.runtime_context.get_max_number_of_parallel_subtasks())
+        self._state = TopState(self._spec, self._selector, ctx.runtime_context.get_max_number_of_parallel_subtasks())
         ctx.state.add_keyed(TOP_PART, self._state)
 
     def _has_others(self) -> bool:
@@ -311,7 +318,11 @@ class _ColumnTopNOperator(ColumnsUntilRows):
     def _takes(self, batch: Batch) -> bool:
         if not isinstance(batch, ColumnBatch) or batch.scalar:
             return False
-        state, columns = self._state, plain_columns(batch.columns)
+        keyed = self._keys.of(batch)
+        if keyed is None:
+            self._note_rows(self._keys.why)
+            return False
+        state, columns = self._state, plain_columns(keyed.columns)
         if not (state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns)):
             return False
         self._take(columns, batch.timestamps_ms)
@@ -326,6 +337,7 @@ class _ColumnTopNOperator(ColumnsUntilRows):
         """Hand on records as Rows, with names if the records, or else the program, have some."""
         import pyarrow as pa
 
+        columns = own_columns(columns)
         names = columns.schema.names if self._state.named else self._spec.names
         arrays, titles = columns.columns, list(names or columns.schema.names)
         if self._spec.with_rank:

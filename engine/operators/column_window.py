@@ -28,15 +28,16 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBa
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.column_fields import column_index, has_fields, named_schema, plain_columns
+from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
-from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.keys import ComposedKey, FieldKey, canonical_key, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
 from engine.operators.rows_output import RowsOutput
-from engine.operators.users_folds import folds_of, users_choice
+from engine.operators.users_folds import folds_of, num_nested, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -85,11 +86,13 @@ class ColumnWindowSpec(OperatorSpec):
     choice: RecordChoice | None = None
     #: overlapping windows do not share slices
     by_window: bool = False
+    #: the function that ``key_selector`` stands for, if it does
+    key: KeyFunction | None = None
     preload = ("engine.operators.warm_up.windows",)
 
     @property
     def emits_columns(self) -> bool:
-        return not self.fires_on_rows
+        return not self.fires_on_rows and not num_nested(self.key, self.rows)
 
     @property
     def fires_on_rows(self) -> bool:
@@ -107,14 +110,16 @@ class ColumnWindowSpec(OperatorSpec):
     def describe(self) -> str:
         where = "accumulators by slot and window" if self.by_window else "accumulators by slot"
         how = "compiled on columns, else interpreted" if self.is_users else "vectorised"
-        return f"{how}, {self.rows.assigner!r}, {where}"
+        computed = "" if self.key is None else self.key.describe()
+        return f"{how}, {self.rows.assigner!r}, {where}{computed}"
 
 
 def column_window(
-    rows: WindowSpec, shape: Shape | None = None, windows_max: int = _WINDOWS_MAX
+    rows: WindowSpec, shape: Shape | None = None, windows_max: int = _WINDOWS_MAX, key: KeyFunction | None = None
 ) -> ColumnWindowSpec | None:
-    """Return the columnar form of a window operator; None if there is none."""
-    selectors = rows.key_selectors
+    """Return the columnar form of a window operator; None if there is none. ``key``: what the key selector is on
+    columns, where it is a function."""
+    selectors = rows.key_selectors if key is None else (key.selector,)
     fold = rows.fold
     slices = slices_of(rows.assigner)
     if slices is None:
@@ -131,7 +136,7 @@ def column_window(
         by_window &= bool(kinds & {"first", "last"}) or ("count_distinct" in kinds and rows.allowed_lateness_ms > 0)
         if by_window and slices.windows_of_slice > windows_max:
             return None
-        return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows, by_window=by_window)
+        return ColumnWindowSpec(selectors[0], fold.given.aggregates, rows, by_window=by_window, key=key)
     if by_window and slices.windows_of_slice > windows_max:
         return None
     if isinstance(fold, ReduceFold) and isinstance(fold.given, FieldAggregate):
@@ -139,23 +144,23 @@ def column_window(
         if not isinstance(rows.function, PassThrough):
             return None
         if kind in ("min_by", "max_by"):
-            return _choosing(rows, RecordChoice.of_kind(kind, field), by_window)
+            return _choosing(rows, RecordChoice.of_kind(kind, field), by_window, key)
         aggregates = (FieldAggregateOf(kind, field),)
-        return ColumnWindowSpec(selectors[0], aggregates, rows, keeps_record=True, by_window=by_window)
+        return ColumnWindowSpec(selectors[0], aggregates, rows, keeps_record=True, by_window=by_window, key=key)
     if fold is None or shape is None or rows.function.clears:
         return None
-    choice = users_choice(rows, shape)
+    choice = users_choice(rows, shape, key)
     if choice is not None:
-        return _choosing(rows, choice, by_window)
-    folds = folds_of(rows, shape)
+        return _choosing(rows, choice, by_window, key)
+    folds = folds_of(rows, shape, key)
     if folds is None:
         return None
-    return ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds, by_window=by_window)
+    return ColumnWindowSpec(selectors[0], folds.aggregates, rows, seeds=folds.seeds, by_window=by_window, key=key)
 
 
-def windows_on_rows(rows: WindowSpec, shape: Shape | None) -> str:
+def windows_on_rows(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None = None) -> str:
     """Return why windows without a columnar form have none; "" = for another reason than that records are in many."""
-    is_possible = column_window(rows, shape, sys.maxsize) is not None
+    is_possible = column_window(rows, shape, sys.maxsize, key) is not None
     return f"a record is in more than {_WINDOWS_MAX} windows, whose results depend on its order" if is_possible else ""
 
 
@@ -163,11 +168,11 @@ def _given(rows: WindowSpec) -> Any:
     return rows.fold.given if isinstance(rows.fold, ReduceFold) else None
 
 
-def _choosing(rows: WindowSpec, choice: RecordChoice, by_window: bool) -> ColumnWindowSpec:
-    (selector,) = rows.key_selectors
+def _choosing(rows: WindowSpec, choice: RecordChoice, by_window: bool, key: KeyFunction | None) -> ColumnWindowSpec:
+    (selector,) = rows.key_selectors if key is None else (key.selector,)
     assert isinstance(selector, FieldKey | ComposedKey)
     aggregates = (FieldAggregateOf("min", choice.field),)
-    return ColumnWindowSpec(selector, aggregates, rows, keeps_record=True, choice=choice, by_window=by_window)
+    return ColumnWindowSpec(selector, aggregates, rows, True, choice=choice, by_window=by_window, key=key)
 
 
 @final
@@ -184,6 +189,7 @@ class _ColumnWindowOperator(Operator):
         self._lateness_ms = spec.rows.allowed_lateness_ms
         self._late_tag = spec.rows.late_tag
         self._rows = WindowOperator(spec.rows, is_inside=True)
+        self._keys = KeysBeside(spec.key)
         #: of a user's fold, when the types of its records are known; False = they cannot be folded here
         self._folds: WindowFolds | Literal[False] | None = None
         self._folded_schema: pa.Schema | None = None
@@ -205,6 +211,8 @@ class _ColumnWindowOperator(Operator):
         self._watch = MemoryWatch(ctx)
         self._rows_output = RowsOutput(out)
         self._rows.open(ctx, self._rows_output)
+        if self._spec.key is not None:
+            self.out = WithoutKeys(out, num_nested=num_nested(self._spec.key, self._spec.rows))
         runtime = ctx.runtime_context
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         is_tuple = isinstance(self._spec.key_selector, ComposedKey)
@@ -249,8 +257,13 @@ class _ColumnWindowOperator(Operator):
     def process_batch(self, input_index: int, batch: Batch) -> None:
         rest: Batch | None = batch
         on_rows = self._is_on_rows or self._state.others
+        keyed = None
         if not on_rows and isinstance(batch, ColumnBatch) and not batch.scalar:
-            columns = plain_columns(batch.columns)
+            keyed = self._keys.of(batch)
+            if keyed is None:
+                self._note_rows(self._keys.why)
+        if keyed is not None and isinstance(batch, ColumnBatch):
+            columns = plain_columns(keyed.columns)
             aggregated = self._aggregated(batch, columns)
             self._named = batch.named
             if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
@@ -261,7 +274,7 @@ class _ColumnWindowOperator(Operator):
             if not on_rows:
                 self._note_rows(why_handed_over(batch, needs_times=True))
             self._hand_over()
-            self._rows.process_batch(input_index, rest)
+            self._rows.process_batch(input_index, own_records(rest) if isinstance(rest, ColumnBatch) else rest)
         elif self._windows.has_too_much() or (not self._spilled and self._watch.must_spill(self._state.nbytes)):
             self._make_room()
         elif self._spilled:
@@ -288,7 +301,7 @@ class _ColumnWindowOperator(Operator):
 
             self._folded_schema = columns.schema
             shape = shape_of_schema(columns.schema)
-            folds = None if shape is None else folds_of(self._spec.rows, shape)
+            folds = None if shape is None else folds_of(self._spec.rows, shape, self._spec.key)
             as_planned = folds is not None and repr((folds.aggregates, folds.seeds)) == repr(
                 (self._spec.aggregates, self._spec.seeds)
             )
@@ -307,10 +320,9 @@ class _ColumnWindowOperator(Operator):
             from engine.operators.column_folds import shape_of_schema
 
             shape = shape_of_schema(schema)
-            if shape is None or users_choice(self._spec.rows, shape) != self._spec.choice:
+            if shape is None or users_choice(self._spec.rows, shape, self._spec.key) != self._spec.choice:
                 return False
-        selector = self._spec.key_selector
-        fields = selector.fields if isinstance(selector, ComposedKey) else (selector.field,)
+        fields = key_fields(self._spec.key_selector)
         if not has_fields(self._named, (*fields, *(aggregate.field for aggregate in self._spec.aggregates))):
             return False
         return self._state.define(schema, [column_index(schema, field) for field in fields])
@@ -635,7 +647,11 @@ class _ColumnWindowOperator(Operator):
                 key = canonical_key(fields)
                 have = merged.get(key)
                 merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
-        rows = [(*fields, *window, *fold.result(accumulator)) for fields, accumulator in merged.values()]
+        is_nested = num_nested(self._spec.key, self._spec.rows) > 0
+        rows = [
+            (*((fields,) if is_nested else fields), *window, *fold.result(accumulator))
+            for fields, accumulator in merged.values()
+        ]
         for at in range(0, len(rows), BATCH_ROWS_MAX):
             part = rows[at : at + BATCH_ROWS_MAX]
             self.out.emit(RowBatch(part, [window[1] - 1] * len(part)))

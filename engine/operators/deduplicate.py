@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
+from engine.core.records import Batch, Row, RowKind, kind_of, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
-from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.keys import canonical_key
 from engine.operators.last_records import LAST_PART, LastRecords
 from engine.operators.regular_join import time_to_live
 from engine.operators.results import Gathered
 from engine.operators.seen_keys import SEEN_PART, LeftKeys
-from engine.operators.top_n import check_is_plain
+from engine.operators.without_kinds import NOT_KEPT, check_is_plain
 from engine.state.descriptors import ValueStateDescriptor
 from engine.state.heap_states import MISSING
 
@@ -50,9 +50,7 @@ class DeduplicateSpec(OperatorSpec):
 
     @property
     def why_rows(self) -> str:
-        """Why it cannot run on columns, whatever its input is; "" = it can."""
-        if not isinstance(self.key_selector, FieldKey | ComposedKey):
-            return "its key is not a field"
+        """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:
@@ -138,7 +136,8 @@ class DeduplicateOperator(Operator):
         records = zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True)
         if self._spec.keeps == FIRST:
             for key, row, stamp in records:
-                check_is_plain(row, "first_row()")
+                if type(row) is Row:
+                    check_is_plain(row, "first_row()", NOT_KEPT)
                 self.backend.set_current_key(key)
                 if self._state.value() is None:
                     self._state.update(True)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from engine.core.errors import ProgramError
+from engine.core.records import Row
 from engine.operators.functions import AggregateFunction
 from engine.operators.keys import canonical_key, field_of
 from engine.operators.process_functions import ProcessWindowFunction
+from engine.operators.without_kinds import NOT_TAKEN_BACK, check_is_plain
 
 __all__ = [
     "FieldAggregateOf",
@@ -125,6 +127,8 @@ class RowAggregates(AggregateFunction):
         return made
 
     def add(self, value: Any, accumulator: list[Any]) -> list[Any]:
+        if type(value) is Row:
+            check_is_plain(value, "aggregate()", NOT_TAKEN_BACK)
         result = list(accumulator)
         for i, aggregate in enumerate(self._aggregates):
             if aggregate.field is None:

@@ -15,7 +15,17 @@ from engine.core.records import Row
 from engine.operators.functions import callable_of
 from engine.state.key_groups import NAN, canonical_key
 
-__all__ = ["NAN", "ComposedKey", "FieldKey", "canonical_key", "field_of", "key_error", "key_function", "key_name"]
+__all__ = [
+    "NAN",
+    "ComposedKey",
+    "FieldKey",
+    "canonical_key",
+    "field_of",
+    "key_error",
+    "key_fields",
+    "key_function",
+    "key_name",
+]
 
 
 def field_of(record: Any, field: int | str) -> Any:
@@ -45,6 +55,16 @@ class ComposedKey:
         return tuple(field_of(record, field) for field in self.fields)
 
 
+def key_fields(selector: Any) -> tuple[int | str, ...]:
+    """Return the fields that the key is; none for a function."""
+    match selector:
+        case FieldKey(field):
+            return (field,)
+        case ComposedKey(fields):
+            return fields
+    return ()
+
+
 def key_function(selector: Any) -> Callable[[Any], Any]:
     """Return record → key at the best speed: C where positions are known, the user's function otherwise.
 
@@ -62,14 +82,7 @@ def key_function(selector: Any) -> Callable[[Any], Any]:
 
 def key_error(error: BaseException, selector: Any, record: Any) -> BaseException:
     """Return what to tell when ``selector`` raised ``error`` on ``record``: clearer, if a field is missing."""
-    match selector:
-        case FieldKey(field):
-            fields: tuple[int | str, ...] = (field,)
-        case ComposedKey(fields):
-            pass
-        case _:
-            return error
-    for field in fields:
+    for field in key_fields(selector):
         try:
             field_of(record, field)
         except Exception:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import ColumnBatch, Named
 from engine.operators.base import OperatorContext
-from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.keys import ComposedKey
+from engine.operators.column_fields import KEY_FIELDS, are_alike, column_index, is_named, named_schema
+from engine.operators.computed_keys import own_records
+from engine.operators.keys import ComposedKey, key_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["KEY_FIELDS", "LAST_PART", "LastRecords"]
+__all__ = ["LAST_PART", "LastRecords"]
 
 #: Name of the part of state in checkpoints, for good.
 LAST_PART: Final = "last-records"
-#: In the note's metadata: which fields the key columns are.
-KEY_FIELDS: Final = b"key-fields"
 #: Rows that become Python objects at once.
 _ROWS_MAX: Final = 1 << 16
 #: Columns of texts are made anew when so many records, and twice those that are kept, have come since.
@@ -47,7 +46,7 @@ class LastRecords:
         from engine.state.slot_state import SlotState
 
         is_tuple = isinstance(key_selector, ComposedKey)
-        self._fields = key_selector.fields if is_tuple else (key_selector.field,)
+        self._fields = key_fields(key_selector)
         self.slots: SlotState = SlotState(ctx.runtime_context.get_max_number_of_parallel_subtasks(), is_tuple=is_tuple)
         self.schema: pa.Schema | None = None
         #: by slot: number of its last record, of those that have come from 1 on
@@ -188,7 +187,7 @@ class LastRecords:
     def rows(self) -> Iterator[list[Any]]:
         """Yield all records as Python objects, some at a time."""
         for columns in self.records():
-            yield ColumnBatch(columns, named=is_named(columns.schema)).to_rows().rows
+            yield own_records(ColumnBatch(columns, named=is_named(columns.schema))).to_rows().rows
 
 
 def _schema_of(state: SlotState) -> pa.Schema:

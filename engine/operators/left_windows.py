@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import ProgramError
 from engine.core.records import RowKind, record_values, row_of_kind
-from engine.operators.column_fields import is_named
+from engine.operators.column_fields import is_named, own_fields
+from engine.operators.computed_keys import own_records
 from engine.operators.left_chunks import LeftChunks
 from engine.operators.session_unsent import Unsent
 from engine.state.column_chunks import GONE, WATERMARK
@@ -95,7 +96,7 @@ class LeftSessions(LeftChunks):
         for chunk in self.chunks():
             unsent = Unsent()
             unsent.restore(chunk)
-            late += unsent.late
+            late += map(own_records, unsent.late)
             with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
                 accumulators_of = _accumulators_of(reader.schema, self._operator_name)
             for batch in unsent.due:
@@ -139,8 +140,11 @@ def _accumulators_of(chunk: pa.Schema, operator_name: str) -> Callable[[pa.Recor
             "function they cannot go on. Give the operator another uid to begin afresh."
         )
     schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-    names = tuple(schema.names) if is_named(schema) else None
+    num_fields = own_fields(schema.names)
+    names = tuple(schema.names[:num_fields]) if is_named(schema) else None
     fields = held.decode().split(",")
+    if num_fields < len(schema):  # records with computed keys behind them
+        fields = fields[:num_fields]
 
     def accumulators_of(batch: pa.RecordBatch) -> list[Any]:
         made: list[Any] = list(zip(*(_values(batch, field) for field in fields), strict=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.records import record_values
 from engine.operators.base import OperatorContext
+from engine.operators.computed_keys import python_keys
 from engine.operators.keys import ComposedKey
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def keys_in(state: SlotState, *, is_tuple: bool) -> Iterator[Any]:
         for at in range(0, each.num_slots, _KEYS_MAX):
             assert each.table is not None
             columns = each.table.keys_of(np.arange(at, min(at + _KEYS_MAX, each.num_slots)))
-            values = [record_values(column) for column in columns]
-            yield from zip(*values, strict=True) if is_tuple else values[0]
+            yield from python_keys(columns, is_tuple=is_tuple)
 
 
 @final

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.records import ColumnBatch, Named
 from engine.operators.column_fields import is_named, named_schema
+from engine.operators.computed_keys import own_records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,5 +66,5 @@ def rows_in(chunk: bytes) -> list[Any]:
     """Return the records of a chunk as Python objects."""
     rows: list[Any] = []
     for columns in columns_in(chunk):
-        rows += ColumnBatch(columns, named=is_named(columns.schema)).to_rows().rows
+        rows += own_records(ColumnBatch(columns, named=is_named(columns.schema))).to_rows().rows
     return rows

@@ -14,20 +14,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.core.errors import ProgramError
-from engine.core.records import Batch, RowKind, kind_of, row_of_kind, rows_of
+from engine.core.records import Batch, Row, RowKind, row_of_kind, rows_of
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_mapping
-from engine.operators.keys import ComposedKey, FieldKey, canonical_key, field_of
+from engine.operators.keys import canonical_key, field_of
 from engine.operators.left_chunks import LeftChunks
 from engine.operators.regular_join import time_to_live
 from engine.operators.results import Gathered
 from engine.operators.top_chunks import TOP_PART, rows_in
+from engine.operators.without_kinds import NOT_KEPT, check_is_plain
 from engine.state.descriptors import ValueStateDescriptor
 from engine.state.heap_states import MISSING
 
-__all__ = ["RANK", "TopNOperator", "TopNSpec", "changes_of", "check_is_plain"]
+__all__ = ["RANK", "TopNOperator", "TopNSpec", "changes_of"]
 
 #: Name of the field with the rank.
 RANK: Final = "rank"
@@ -55,9 +55,7 @@ class TopNSpec(OperatorSpec):
 
     @property
     def why_rows(self) -> str:
-        """Why it cannot run on columns, whatever its input is; "" = it can."""
-        if not isinstance(self.key_selector, FieldKey | ComposedKey):
-            return "its key is not a field"
+        """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:
@@ -66,16 +64,6 @@ class TopNSpec(OperatorSpec):
     def describe(self) -> str:
         why = self.why_rows
         return "on rows" + (f": {why}" if why else "")
-
-
-def check_is_plain(row: Any, method: str) -> None:
-    """Raises: ProgramError for a record that is not an insertion."""
-    kind = kind_of(row)
-    if kind is not RowKind.INSERT:
-        raise ProgramError(
-            f"{method} got a record of kind {kind}: its input must be plain records, not a changelog. Records that are "
-            "no longer kept cannot take the place of one that is taken back."
-        )
 
 
 def changes_of(kept: Sequence[Any], place: int, row: Any, spec: TopNSpec) -> Iterator[tuple[RowKind, Any, int]]:
@@ -177,7 +165,8 @@ class TopNOperator(Operator):
         stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         spec = self._spec
         for key, row, stamp in zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True):
-            check_is_plain(row, "top_n()")
+            if type(row) is Row:
+                check_is_plain(row, "top_n()", NOT_KEPT)
             kept = self._kept(key)
             place = self._place(row, kept)
             if place == spec.n:

@@ -17,6 +17,7 @@ from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, Named, record_values
 from engine.operators import column_kernels as kernels
 from engine.operators.column_fields import column_index, is_named
+from engine.operators.computed_keys import own_records
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.record_choice import RecordChoice
 from engine.operators.window_changes import WindowChanges
@@ -448,7 +449,7 @@ class WindowState:
         return keys, list(zip(*parts, strict=True))
 
     def _records(self, slots: Array, values: Array) -> list[Any]:
-        return ColumnBatch(self.results((0, 0), slots, values), named=self.named).to_rows().rows
+        return own_records(ColumnBatch(self.results((0, 0), slots, values), named=self.named)).to_rows().rows
 
     def accumulators(self, start: int, only: Array | None) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the fields of each key of a pane and what the row operator's accumulator of it would be; ``only``: of

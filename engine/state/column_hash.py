@@ -36,7 +36,9 @@ def groups_of_rows(columns: list[pa.Array], max_parallelism: int, *, is_tuple: b
 
 
 def mixed_hashes(columns: list[pa.Array], *, is_tuple: bool) -> Array:
-    """Return the hash of each row's key, of which the key group is the rest; uint64 with 32 bits used."""
+    """Return the hash of each row's key, of which the key group is the rest; uint64 with 32 bits used. Several columns
+    are a tuple, whoever forgets to say so."""
+    is_tuple = is_tuple or len(columns) > 1
     return _mix32(_mixed_fields(columns, len(columns[0])) if is_tuple else hash_of_column(columns[0]))
 
 

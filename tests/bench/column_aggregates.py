@@ -25,6 +25,7 @@ from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceS
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
+from engine.operators.computed_keys import KeyFunction, key_function_of
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates, WindowRecord, count_distinct
 from engine.operators.keys import FieldKey
 from engine.operators.window import WindowSpec
@@ -72,6 +73,12 @@ def in_columns(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
     return spec, rows
 
 
+def by_function(function) -> tuple[OperatorSpec, OperatorSpec]:
+    key = key_function_of(function, shape_of_schema(SCHEMA))
+    assert isinstance(key, KeyFunction)
+    return ColumnAggregateSpec(key.selector, "sum", 2, key=key), KeyedAggregateSpec(function, "sum", 2)
+
+
 def in_sessions(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
     spec = column_session(rows, shape_of_schema(SCHEMA))
     assert spec is not None
@@ -87,6 +94,9 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
     edges = windows(AggregateFold(RowAggregates([FieldAggregateOf("first", 2), FieldAggregateOf("last", 2)])), gap)
     chosen, picked = windows(ReduceFold(FieldAggregate("max_by", 2)), gap), windows(ReduceFold(newest), gap)
     return {
+        "sum by r[0] // 2": by_function(lambda r: r[0] // 2),
+        "sum by (r[3], r[0] % 100)": by_function(lambda r: (r[3], r[0] % 100)),
+        "sum by r[3].lower()": by_function(lambda r: r[3].lower()),
         "max_by": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
         "reduce: first": (ColumnReduceSpec(KEY, first), KeyedReduceSpec(KEY, first)),
         "reduce: last": (ColumnReduceSpec(KEY, last), KeyedReduceSpec(KEY, last)),

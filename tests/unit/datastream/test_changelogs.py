@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
-from engine.common import Time, Types
-from engine.core.errors import ProgramError
+from engine.common import Row, Time, Types, WatermarkStrategy
+from engine.core.errors import EngineError, ProgramError
 from engine.core.printing import format_typed
 from engine.core.records import RowKind
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from engine.datastream.aggregates import count
 from engine.datastream.connectors.file_system import Encoder, FileSink
 from engine.datastream.window import TumblingEventTimeWindows
 from tests.unit.datastream.test_vectorise import TYPED, columns, tiers
@@ -204,3 +206,56 @@ def test_in_batch_what_is_left_at_the_end_is_told(env):
 def test_what_cannot_be_meant_is_refused(env, of, told):
     with pytest.raises((ProgramError, AttributeError), match=told):
         of(env.from_collection([(1, "a")], PAIRS), env.from_collection([(1, "x")], PAIRS))
+
+
+REFUSING = {
+    "top_n()": lambda keyed: keyed.top_n(1, "v"),
+    "first_row()": lambda keyed: keyed.first_row(),
+    "sum()": lambda keyed: keyed.sum("v"),
+    "max_by()": lambda keyed: keyed.max_by("v"),
+    "min()": lambda keyed: keyed.window(WINDOW).min("v"),
+    "aggregate()": lambda keyed: keyed.window(WINDOW).aggregate(count()),
+}
+WINDOW = TumblingEventTimeWindows.of(Time.seconds(1))
+BY_TS = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field("ts")
+
+
+def stream_of(kind):
+    """In an environment of its own."""
+    env = StreamExecutionEnvironment.create_local_environment(1)
+    rows = [Row(k=n % 3, v=n, ts=n * 100) for n in range(6)]
+    stream = columns(env, 6) if kind == "columns" else env.from_collection(rows, TYPED)
+    return stream.assign_timestamps_and_watermarks(BY_TS)
+
+
+@pytest.mark.parametrize("kind", ["columns", "rows"])
+@pytest.mark.parametrize("method", REFUSING)
+def test_what_can_take_nothing_back_is_refused_behind_a_changelog(method, kind):
+    """By the plan where it is sure, else by the first retraction; on rows and on columns alike."""
+    make = REFUSING[method]
+    for changelog_of in (
+        lambda stream, last: last,
+        lambda stream, last: last.union(stream).assign_timestamps_and_watermarks(BY_TS),
+        lambda stream, last: last.regular_join(stream, 0, 0, output=lambda a, b: a),
+    ):
+        stream = stream_of(kind)
+        changelog = changelog_of(stream, stream.key_by("k").last_row())
+        with pytest.raises(ProgramError, match=rf"^{re.escape(method)} behind '(Last Row|Regular Join)', which gives"):
+            tiers(make(changelog.key_by("k")))
+    filtered = stream_of(kind).key_by("k").last_row().filter(lambda row: row.ts >= 0)
+    with pytest.raises(EngineError, match=rf"{re.escape(method)} got a record of kind [-+]U: its input must be plain"):
+        list(make(filtered.key_by(lambda row: row.k)).execute_and_collect())
+    inserted = stream_of(kind).key_by("k").last_row().filter(lambda row: row.get_row_kind() is RowKind.INSERT)
+    assert list(make(inserted.key_by("k")).execute_and_collect())
+
+
+def test_functions_see_the_kinds_of_what_they_reduce(env):
+    last = columns(env, 6).key_by("k").last_row()
+    reduced = last.key_by("k").reduce(lambda a, b: b if b.get_row_kind() is RowKind.UPDATE_AFTER else a)
+    assert {format_typed(row) for row in reduced.execute_and_collect()} >= {"+U[0, 3, 300]", "+U[2, 5, 500]"}
+
+
+def test_in_batch_a_last_row_is_no_changelog(env):
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    made = columns(env, 9).key_by("k").last_row().key_by(lambda row: row.k < 5).sum("v")
+    assert [row.v for row in made.execute_and_collect()] == [6 + 7 + 8]

@@ -58,7 +58,21 @@ def test_the_plan_says_which_aggregations_are_vectorised(env):
     stream = columns(env)
     assert tiers(stream.key_by("k").sum("v"))["Keyed Aggregation"] == "vectorised"
     assert tiers(stream.key_by(lambda row: row[0]).max(1))["Keyed Aggregation"] == "vectorised"
-    assert tiers(stream.key_by(lambda row: row[0] % 2).max(1))["Keyed Aggregation"] == "built-in on rows"
+    computed = "vectorised, its key computed on columns"
+    assert tiers(stream.key_by(lambda row: row[0] % 2).max(1))["Keyed Aggregation"] == computed
+    assert tiers(stream.key_by(lambda row: row.k).max(1))["Keyed Aggregation"] == "vectorised"
+    assert tiers(stream.key_by(lambda row: (row["k"], row[1])).max(1))["Keyed Aggregation"] == "vectorised"
+    chosen = tiers(stream.key_by(lambda row: row.k % 2).reduce(lambda a, b: b))["Keyed Reduce"]
+    assert chosen == "compiled on columns, else interpreted, its key computed on columns"
+    for keyed in (stream.key_by(lambda row: hash(row[0])), stream.key_by(hash)):
+        for name, made in {
+            "Keyed Aggregation": keyed.sum(1),
+            "Keyed Reduce": keyed.reduce(lambda a, b: a),
+            "Top N": keyed.top_n(1, "v"),
+            "First Row": keyed.first_row(),
+            "TumblingEventTimeWindows": keyed.window(TUMBLING).sum("v"),
+        }.items():
+            assert "on rows: its key is a function that is not compiled (" in tiers(made)[name]
     assert tiers(stream.key_by(0).max_by(1))["Keyed Aggregation"] == "vectorised"
     assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
 
@@ -95,6 +109,26 @@ def test_records_that_columns_have_chosen_arrive_as_those_of_rows(env):
         )
     assert found[0] == found[1]
     assert set(found[0][0]) == {(0, 0, 0), (1, 1, 100), (2, 2, 200)}
+
+
+def test_keys_that_are_functions_give_the_same_on_columns_and_on_rows(env):
+    times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
+    rows = [Row(k=i % 3, v=i, ts=i * 100) for i in range(100)]
+    found = []
+    for stream in (env.from_collection(rows, TYPED), columns(env)):
+        stamped = stream.assign_timestamps_and_watermarks(times)
+        made = [
+            made
+            for keyed in (stamped.key_by(lambda r: r.v % 7), stamped.key_by(lambda r: (r.k, r.v // 10)))
+            for made in (
+                keyed.sum("v"),
+                keyed.last_row(),
+                keyed.window(TUMBLING).aggregate(count(), sum_("v")),
+                keyed.window(GAP).max_by("v"),
+            )
+        ]
+        found.append([sorted(map(repr, one.execute_and_collect())) for one in made])
+    assert found[0] == found[1]
 
 
 class ByField(TimestampAssigner):
@@ -427,7 +461,7 @@ GAP = EventTimeSessionWindows.with_gap(Time.seconds(1))
 DYNAMIC = EventTimeSessionWindows.with_dynamic_gap(lambda row: 5)
 BY_CLOCK = ProcessingTimeSessionWindows.with_gap(Time.seconds(1))
 NOT_VECTORISED = {
-    "its key is no field": lambda env: columns(env).key_by(lambda row: str(row[0])).window(GAP).sum(1),
+    "its key is a function": lambda env: columns(env).key_by(lambda row: hash(row[0])).window(GAP).sum(1),
     "its gap is not fixed": lambda env: columns(env).key_by("k").window(DYNAMIC).sum(1),
     "its time is the clock's": lambda env: columns(env).key_by("k").window(BY_CLOCK).sum(1),
     "its trigger is CountTrigger": lambda env: columns(env).key_by(0).window(GAP).trigger(CountTrigger.of(1)).sum(1),
