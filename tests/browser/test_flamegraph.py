@@ -38,6 +38,11 @@ def frames(browser: Browser) -> dict[str, tuple[int, str]]:
     return {name: (width, kind) for name, width, kind in browser.script(FRAMES)}
 
 
+def hottest(browser: Browser) -> list[str]:
+    rows = browser.script("return [...document.querySelectorAll('#flamegraph tbody tr')].map((row) => row.innerText)")
+    return [row.split("\t")[0].strip() for row in rows]
+
+
 def frame(name: str) -> str:
     return f".frame[title^='{name}']"
 
@@ -60,8 +65,7 @@ def test_the_flame_graph_of_a_vertex_adds_up_and_is_read_zoomed_and_searched(
         ATTACK: (5, "user"),
     }
     assert browser.script("return [window.attacked, document.querySelectorAll('.flames img').length]") == [None, 0]
-    hottest = browser.script("return [...document.querySelectorAll('#flamegraph tbody tr')].map((r) => r.innerText)")
-    assert [line.split("\t")[0].strip() for line in hottest] == ["re.Pattern.split:1", "__main__.split:8", ATTACK]
+    assert hottest(browser) == ["re.Pattern.split:1", "__main__.split:8", ATTACK]
     browser.script("document.querySelector('.detail').scrollIntoView()")
     browser.screenshot(str(tmp_path / "flamegraph.png"))
 
@@ -132,3 +136,11 @@ def test_a_taskmanager_that_does_not_answer_is_told_and_the_page_lives_on(browse
     browser.wait_text("samples in", "#flame-facts")
     assert browser.script("return document.querySelector('.flame-problem')") is None
     browser.console_problems()  # the browser itself notes each answer 503
+
+
+def test_of_very_many_stacks_those_that_are_seen_least_are_forgotten_and_shares_stay(browser: Browser, site: Site):
+    site.gateway.stacks = {(f"rare.f{number}:1",): 1 for number in range(21_000)} | {("hot.f:1",): 21_000}
+    go(browser, site.address, PAGE)
+    browser.wait_text("samples in", "#flame-facts")
+    assert frames(browser) == {"all": (100, "root"), "hot.f:1": (50, "user")}
+    assert hottest(browser) == ["hot.f:1"]

@@ -57,10 +57,15 @@ function pruned(tree, least) {
   return left;
 }
 
-/** The tree of a type: a root whose value is the sum of its children. */
-function treeOf({ root, kind }) {
+const resting = ({ root }) => [...root.children].reduce((sum, [name, child]) => sum + (name.startsWith(NOT_RUNNING) ? child.value : 0), 0);
+const running = (session) => session.root.value - resting(session);
+
+/** The tree of a type. Its value may be more than that of its children: what was seen least is not kept. */
+function treeOf(session) {
+  const { root, kind } = session;
   const children = [...root.children].filter(([name]) => kind === "full" || name.startsWith(NOT_RUNNING) === (kind === "off_cpu"));
-  return { name: "all", value: children.reduce((sum, [, child]) => sum + child.value, 0), children: new Map(children) };
+  const value = kind === "full" ? root.value : kind === "off_cpu" ? resting(session) : running(session);
+  return { name: "all", value, children: new Map(children) };
 }
 
 /** Frames to draw, from the root down; those above the zoomed one are as wide as it. */
@@ -118,8 +123,6 @@ function redraw(session) {
   const place = document.getElementById("flamegraph");
   if (session === shown && place) morphChildren(place, h("div", null, drawing(session)));
 }
-
-const running = ({ root }) => root.value - [...root.children].reduce((sum, [name, child]) => sum + (name.startsWith(NOT_RUNNING) ? child.value : 0), 0);
 
 function drawing(session) {
   const problem = session.error ? h("p", { class: "flame-problem" }, session.error) : null;

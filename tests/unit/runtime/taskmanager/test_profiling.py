@@ -92,3 +92,22 @@ def test_a_look_at_a_thread_finds_the_function_it_is_in_and_leaves_out_what_call
     finally:
         go_on.set()
         thread.join()
+
+
+def test_while_a_thread_is_looked_at_the_interpreter_switches_at_once_and_as_before_afterwards():
+    before_s = sys.getswitchinterval()
+    seen_s: list[float] = []
+    ended: list[object] = []
+    go_on = threading.Event()
+
+    def running() -> None:
+        seen_s.append(sys.getswitchinterval())
+        go_on.wait(60)
+
+    for _ in range(2):  # at the same time, as of two vertices in one slot
+        StackSampler(threading.get_ident(), running, (lambda: None).__code__).start(1, 0.0, ended.append)
+    until(lambda: len(seen_s) == 2, "both looking")
+    assert max(seen_s) <= 0.0001
+    go_on.set()
+    until(lambda: len(ended) == 2, "both done")
+    assert sys.getswitchinterval() == before_s
