@@ -21,12 +21,15 @@ from engine.connectors.source import (
 from engine.core.arrow_arrays import arrow_of
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
-from engine.core.type_info import RowTypeInfo, TypeInformation
+from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation, Types
 from engine.operators.base import OperatorContext
 from engine.operators.bound_function import BoundFunction
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    #: name, type, and that of the column; None: it has no column of its own, and the one that comes is taken
+    _Field = tuple[str, TypeInformation, pa.DataType | None]
 
 __all__ = ["ColumnGeneratorSource", "columns_of"]
 
@@ -107,7 +110,7 @@ class _Reader(SourceReader):
         self._split_id = ""  #: of the last batch
         self._function = BoundFunction(source.function, "map")
         self._type_info = source.type_info
-        self._fields: list[pa.Field] | None = None
+        self._fields: list[_Field] | None = None
         self._is_named = isinstance(source.type_info, RowTypeInfo)
         #: what is being read first
         self._splits: list[GeneratorSplit] = []
@@ -116,7 +119,7 @@ class _Reader(SourceReader):
         super().open(ctx)
         self._function.open(ctx)
         if self._type_info is not None:
-            self._fields = self._type_info.arrow_fields()
+            self._fields = _fields_of(self._type_info)
 
     def add_split(self, split: Split) -> None:
         assert isinstance(split, GeneratorSplit)
@@ -163,7 +166,15 @@ class _Reader(SourceReader):
         self._function.close()
 
 
-def columns_of(made: Any, fields: list[pa.Field] | None) -> pa.RecordBatch:
+def _fields_of(type_info: TypeInformation) -> list[_Field] | None:
+    if isinstance(type_info, TupleTypeInfo):
+        named = zip(type_info.get_field_names(), type_info.get_field_types(), strict=True)
+        return [(name, kind, kind.to_arrow()) for name, kind in named]
+    own = type_info.to_arrow()
+    return None if own is None else [("f0", type_info, own)]
+
+
+def columns_of(made: Any, fields: list[_Field] | None) -> pa.RecordBatch:
     """Return what a function made as a RecordBatch of these fields. Raises: TypeError when it is no such thing."""
     import pyarrow as pa
 
@@ -179,8 +190,13 @@ def columns_of(made: Any, fields: list[pa.Field] | None) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays([_array(array, None) for array in arrays], names=names)
     if len(fields) != len(arrays):
         raise TypeError(f"got {len(arrays)} columns; the type information has {len(fields)} fields")
-    typed = [_array(array, field.type) for array, field in zip(arrays, fields, strict=True)]
-    return pa.RecordBatch.from_arrays(typed, names=[field.name for field in fields])
+    typed = []
+    for values, (name, declared, kind) in zip(arrays, fields, strict=True):
+        array = _array(values, kind)
+        if declared == Types.BIG_DEC() and not pa.types.is_decimal(array.type):
+            raise TypeError(f"column {name!r} is {array.type}; its declared type is a decimal")
+        typed.append(array)
+    return pa.RecordBatch.from_arrays(typed, names=[name for name, *_ in fields])
 
 
 def _array(values: Any, kind: pa.DataType | None) -> pa.Array:

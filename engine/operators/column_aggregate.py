@@ -37,7 +37,7 @@ from engine.operators.column_layout import (
     rows_before_null,
 )
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records, python_keys
-from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
+from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.held_part import HELD_PART, HeldPart, Waiting
 from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
@@ -234,7 +234,7 @@ class _ColumnAggregateOperator(Operator):
             return
         done = self._process_columns(columns, batch.timestamps_ms)
         if done < len(batch):
-            self._note_rows(NEEDS_A_VALUE)  # if it was no sum
+            self._note_rows(self._why_not(columns.slice(done)))  # if it was no sum
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
             return
@@ -270,6 +270,13 @@ class _ColumnAggregateOperator(Operator):
         )
         return columns
 
+    def _why_not(self, columns: pa.RecordBatch) -> str:
+        """Return why the first of these rows is not for columns."""
+        assert self._layout is not None
+        compared = [(self._layout.is_decimal(index), columns.column(index)) for index in self._layout.folded]
+        is_long = any(is_decimal and column[0].is_valid for is_decimal, column in compared)
+        return LONG_DECIMALS if is_long else NEEDS_A_VALUE
+
     def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None) -> int:
         """Take up the rows and emit; return how many, fewer than all if the next one is not for columns."""
         import numpy as np
@@ -278,14 +285,15 @@ class _ColumnAggregateOperator(Operator):
 
         layout = self._layout
         assert layout is not None
-        whole, num_valid = columns.num_rows, rows_before_null(layout, columns)
+        given_columns, num_valid = columns, rows_before_null(layout, columns)
         if num_valid < columns.num_rows:
             columns = columns.slice(0, num_valid)
             stamps = None if stamps is None else stamps[:num_valid]
         given = folded_of(layout, columns) if num_valid else None
         if given is None:
-            if whole:
-                self._note_rows(NEEDS_A_VALUE if num_valid < whole else "values that kernels do not take")
+            if given_columns.num_rows:
+                is_cut = num_valid < given_columns.num_rows
+                self._note_rows(self._why_not(given_columns) if is_cut else "values that kernels do not take")
             return 0
         state = self._state
         before = state.num_slots

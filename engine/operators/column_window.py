@@ -30,7 +30,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, has_fields, named_schema, plain_columns
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
-from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, why_handed_over
+from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, canonical_key, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
@@ -492,7 +492,8 @@ class _ColumnWindowOperator(Operator):
             for start, rows in by_pane:
                 if slots is None:
                     if not self._state.begin_batch(aggregated):
-                        self._note_rows(NEEDS_A_VALUE)
+                        is_null = self._state.takes_decimals(aggregated)
+                        self._note_rows(NEEDS_A_VALUE if is_null else LONG_DECIMALS)
                         return _left(columns, times_ms, taken)
                     slots = self._state.slots_of(aggregated)
                 if start not in self._state.panes:

@@ -31,8 +31,11 @@ Places = list[tuple[Array, Array]]
 
 __all__ = ["AggregatedField", "RecordLayout", "averages", "can_be_aggregated", "codes_for", "field_of_kind"]
 
-#: Fewer codes are not worth to be looked through.
+#: Fewer codes are not worth to be looked through; of numbers, which take little room.
 _RENEW_MIN: Final = 1 << 16
+_RENEW_NUMBERS_MIN: Final = 1 << 20
+#: Codes by those that panes have: to make a table anew takes as long as some records of each value that stays.
+_RENEW_SHARE: Final = 4
 #: Floats that are coded, by their bits: 0.0 and -0.0 are two values in a record, though they are one key.
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 
@@ -65,7 +68,14 @@ class AggregatedField:
     valid: Array | None = None
     order: CodeOrder | None = None
     #: with so many codes those that no pane has any more are forgotten
-    renew_at: int = field(default_factory=lambda: _RENEW_MIN)
+    renew_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.renew_at = self._renew_min
+
+    @property
+    def _renew_min(self) -> int:
+        return _RENEW_NUMBERS_MIN if is_int64_like(self.kind) else _RENEW_MIN
 
     @property
     def is_only_kept(self) -> bool:
@@ -155,7 +165,7 @@ class AggregatedField:
         fresh = self.codes_of(values)
         for (column, slots), codes in zip(places, held, strict=True):
             column[slots] = fresh[np.searchsorted(used, codes)]
-        self.renew_at = max(_RENEW_MIN, 2 * self.codes.num_slots)
+        self.renew_at = max(self._renew_min, _RENEW_SHARE * self.codes.num_slots)
 
     def forget_batch(self) -> None:
         """Give back what can be had again."""

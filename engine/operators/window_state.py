@@ -182,7 +182,7 @@ class WindowState:
     def begin_batch(self, columns: pa.RecordBatch, *, is_held: bool = False) -> bool:
         """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it. ``is_held``:
         the records have waited, which ``can_take_later`` has allowed."""
-        if not is_held and not self._takes_decimals(columns):
+        if not is_held and not self.takes_decimals(columns):
             return False
         for distinct in self._distinct:
             distinct.begin_batch(columns.column(distinct.index))
@@ -210,7 +210,7 @@ class WindowState:
                 field.values = field.ints_of(column)
         return True
 
-    def _takes_decimals(self, columns: pa.RecordBatch) -> bool:
+    def takes_decimals(self, columns: pa.RecordBatch) -> bool:
         """Whether decimals that are added are few digits, and Python would give the very sums of them."""
         added = list(self._fields_of_int_sums())
         is_exact = all(field.adds_exactly for field in added)
@@ -231,7 +231,7 @@ class WindowState:
 
     def can_take_later(self, columns: pa.RecordBatch) -> bool:
         """Whether ``begin_batch`` will take rows of this batch."""
-        if not self._takes_decimals(columns):
+        if not self.takes_decimals(columns):
             return False
         if not self._compares_plainly:
             return True

@@ -64,9 +64,8 @@ def hash_of_column(column: pa.Array) -> Array:
         return _by_distinct(column)
     if pa.types.is_struct(kind):
         return _hash_rows(column)
-    is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
     is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-    if (is_text or is_large) and len(column) >= _KERNEL_ROWS_MIN:
+    if _is_hashed_as_text(column):
         hashes = _hash_text(column, np.int64 if is_large else np.int32)
     elif pa.types.is_integer(kind) and kind != pa.uint64():
         values = numbers_of(column).astype(np.int64, copy=False)
@@ -76,6 +75,15 @@ def hash_of_column(column: pa.Array) -> Array:
     if column.null_count:
         hashes[bools_of(column.is_null())] = stable_hash(None)
     return hashes
+
+
+def _is_hashed_as_text(column: pa.Array) -> bool:
+    import pyarrow as pa
+
+    types, kind = pa.types, column.type
+    is_text = types.is_string(kind) or types.is_binary(kind)
+    is_text = is_text or types.is_large_string(kind) or types.is_large_binary(kind)
+    return bool(is_text) and len(column) >= _KERNEL_ROWS_MIN
 
 
 def _hash_rows(column: pa.Array) -> Array:
@@ -99,7 +107,7 @@ def _mixed_fields(columns: list[pa.Array], num_rows: int) -> Array:
 
 
 def _by_distinct(column: pa.Array) -> Array:
-    """Hash each distinct value once, by the scalar law."""
+    """Hash each distinct value once: many texts by the kernel, else by the scalar law."""
     import numpy as np
     import pyarrow as pa
 
@@ -108,8 +116,12 @@ def _by_distinct(column: pa.Array) -> Array:
             column = column.dictionary_encode()
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
             return np.array([stable_hash(value) for value in record_values(column)], dtype=np.uint64)
-    # One more entry for nulls at the end.
-    of_code = np.array([*map(stable_hash, record_values(column.dictionary)), stable_hash(None)], np.uint64)
+    values = column.dictionary
+    if _is_hashed_as_text(values):
+        of_values = hash_of_column(values)
+    else:
+        of_values = np.array([*map(stable_hash, record_values(values))], np.uint64)
+    of_code = np.append(of_values, np.uint64(stable_hash(None)))  # one more entry for nulls
     codes = numbers_of(column.indices)
     if column.null_count:
         codes = np.where(bools_of(column.indices.is_valid()), codes, len(of_code) - 1)

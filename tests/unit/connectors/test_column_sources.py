@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +72,16 @@ def test_the_generator_goes_on_exactly_where_its_snapshot_was():
     fresh.restore(enumerator.snapshot(), 2)
     assert fresh.next_split(0, "h").next == BATCH_ROWS_MAX
     assert fresh.next_split(0, "h") is None
+
+
+def test_decimals_that_are_declared_keep_their_names_and_digits():
+    typed = Types.ROW_NAMED(["i", "d"], [Types.INT(), Types.BIG_DEC()])
+    kind = pa.decimal128(22, 2)
+    source = ColumnGeneratorSource(lambda indexes: (indexes, pa.array(indexes).cast(kind)), 2, typed)
+    assert read(source) == [[Row(i=0, d=Decimal("0.00")), Row(i=1, d=Decimal("1.00"))]]
+    source = ColumnGeneratorSource(lambda indexes: (indexes, indexes), 2, typed)
+    with pytest.raises(UserCodeError, match="column 'd' is int64; its declared type is a decimal"):
+        read(source)
 
 
 def test_types_name_and_cast_the_generated_columns():

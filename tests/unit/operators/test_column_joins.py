@@ -237,7 +237,7 @@ def test_what_columns_cannot_do_has_no_columnar_form():
 
     class Opened(ProcessJoinFunction):
         def open(self, runtime_context):
-            pass
+            self.context = runtime_context
 
         def process_element(self, left, right, ctx):
             yield left

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from engine.core.errors import UserCodeError
 from engine.core.records import ColumnBatch, RowBatch
 from engine.datastream.aggregates import sum_
+from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_session import column_session
@@ -53,6 +58,18 @@ def test_a_sum_beyond_64_bits_is_told(name):
         harness.process_batch(columns([(1, 2**63 - 1, 0.5, "a")], [5]))
         harness.process_batch(columns([(1, 2**63 - 1, 0.5, "a")], [6]))
         assert harness.head.tier("").startswith("on rows: an integer sum beyond 64 bits")
+
+
+@pytest.mark.parametrize(("name", "value"), [("sum", 10**20), ("sum", None), ("window", 10**20)])
+def test_decimals_of_many_digits_are_no_null(name, value):
+    spec = ColumnAggregateSpec(KEY, "sum", 1) if name == "sum" else SPECS[name]()
+    values = [pa.array([1, 1]), pa.array([5, value], pa.decimal128(38, 0))]
+    batch = ColumnBatch(pa.RecordBatch.from_arrays(values, names=["k", "v"]), np.array([1, 2]))
+    told = "decimals of more than 18 digits" if value else "a null where a value is needed"
+    with OperatorHarness(spec) as harness:
+        with contextlib.suppress(UserCodeError):
+            harness.process_batch(batch)
+        assert harness.head.tier("").startswith(f"on rows: {told}")
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -218,6 +218,7 @@ def test_what_lies_in_files_comes_back(name, monkeypatch):
 def test_what_nothing_holds_any_more_is_forgotten(name, monkeypatch):
     monkeypatch.setattr(slot_columns, "_RENEW_MIN", 50)
     monkeypatch.setattr(window_fields, "_RENEW_MIN", 50)
+    monkeypatch.setattr(window_fields, "_RENEW_NUMBERS_MIN", 50)
     most = 0
     adds = ValueArena.add
 

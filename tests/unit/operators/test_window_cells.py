@@ -125,7 +125,7 @@ def test_windows_that_had_fired_already_keep_to_the_long_way():
 
 class Opened(AggregateFunction):
     def open(self, runtime_context):
-        pass
+        self.context = runtime_context
 
     def create_accumulator(self):
         return 0

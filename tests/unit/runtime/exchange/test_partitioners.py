@@ -171,6 +171,16 @@ def test_text_kernel_agrees_with_the_scalar_law(texts: list[str | None]):
     assert hash_of_column(pa.array(texts, pa.string())).tolist() == [stable_hash(text) for text in texts]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+@pytest.mark.parametrize("num_values", [3, 200])
+def test_texts_in_a_dictionary_are_hashed_as_texts_by_the_kernel_or_not(kind, num_values):
+    """With nulls among rows and values, values that no row has, and a slice of the rows."""
+    values = pa.array([None if at == 1 else f"ä{at}" for at in range(num_values)]).cast(kind)
+    codes = pa.array([None if at % 7 == 0 else at * at % (num_values - 1) for at in range(300)], pa.int16())
+    column = pa.DictionaryArray.from_arrays(codes, values).slice(5)
+    assert hash_of_column(column).tolist() == list(map(stable_hash, record_values(column)))
+
+
 @pytest.mark.parametrize("key", [FieldKey(0), FieldKey("b"), FieldKey(-1), ComposedKey((0, "b")), lambda row: row[1]])
 def test_columns_go_where_rows_go_and_stay_columns(key: Any):
     columns = pa.record_batch({"a": [f"w{i % 37}" for i in range(300)], "b": [i % 11 for i in range(300)]})
