@@ -21,13 +21,16 @@ from engine.time.windows import TimeWindow
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["WINDOW_SLOTS", "Entry", "column_entries", "gone_namespaces", "is_column_part"]
+__all__ = ["WINDOW_SLOTS", "Entry", "column_entries", "gone_by", "is_column_part"]
 
 #: The part with windows.
 WINDOW_SLOTS: Final = "window-slots"
 #: key, namespace, value
 Entry = tuple[Any, Any, Any]
 
+#: The part with records of joins, and what it calls their sides.
+JOINED: Final = "join-records"
+_SIDES: Final = ("left", "right")
 #: Of a join's chunk, before each of its two streams.
 _LENGTH: Final = struct.Struct("<q")
 #: The last column of sessions that may be late (``operators/left_windows``).
@@ -47,13 +50,33 @@ def column_entries(part: str, chunk: bytes) -> Iterator[Entry]:
     or that of the window (of a cumulating one, of its last step) where each has a pane of its own. Sessions: their
     window. Joins: the record's number and its side, with time and fields. Top-N: the record's number
     in its key group, with fields. Last rows: key, None, fields. Keys that were seen have the value True. Records that
-    waited at the barrier, and results that had not been sent: number, which of both, fields.
+    waited at the barrier, and results that had not been sent: number, which of both, fields. Pairs of joins that had
+    not been sent: number, "pair", fields of both sides.
     """
     return _READERS[part](chunk)
 
 
-def gone_namespaces(chunk: bytes) -> frozenset[Any]:
-    """Return the namespaces of which nothing is left in layers below the chunk, if it is an increment of windows."""
+def gone_by(part: str, chunk: bytes) -> Callable[[Entry], bool] | None:
+    """Return what says which entries of layers below the chunk are gone, if it is an increment that does."""
+    if part == WINDOW_SLOTS:
+        gone = _gone_slices(chunk)
+        return None if not gone else lambda entry: entry[1] in gone
+    if part == JOINED and chunk:
+        (size,) = _LENGTH.unpack_from(chunk)
+        if size < 0:
+            floors_ms, starts, (slice_ms, offset), _ = json.loads(chunk[_LENGTH.size : _LENGTH.size - size])
+
+            def is_gone(entry: Entry) -> bool:
+                _, side, record = entry
+                time_ms = record["time"]
+                is_below = floors_ms is not None and time_ms <= floors_ms[_SIDES.index(side)]
+                return is_below or time_ms - (time_ms - offset) % slice_ms in starts
+
+            return is_gone
+    return None
+
+
+def _gone_slices(chunk: bytes) -> frozenset[int]:
     import pyarrow as pa
 
     with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
@@ -127,15 +150,29 @@ def _accumulators(
 def _joined(chunk: bytes) -> Iterator[Entry]:
     at = number = 0
     while at < len(chunk):
-        side, number = ("left", "right")[number % 2], number + 1
         (size,) = _LENGTH.unpack_from(chunk, at)
         at += _LENGTH.size
+        if size < 0:  # what an increment says of the layers below it
+            at -= size
+            continue
+        side, number = _SIDES[number % 2], number + 1
         if size:
             for batch, _ in _batches(memoryview(chunk)[at : at + size]):
                 names = batch.schema.names[2:]
                 for time_ms, arrival, *values in _rows(batch.columns):
                     yield arrival, side, {"time": time_ms, **dict(zip(names, values, strict=True))}
         at += size
+
+
+def _pairs(chunk: bytes) -> Iterator[Entry]:
+    import pyarrow as pa
+
+    numbers = itertools.count()
+    for batch, metadata in _batches(chunk):
+        names = [(side, pa.ipc.read_schema(pa.py_buffer(metadata[side.encode()])).names) for side in _SIDES]
+        fields = [f"{side}.{name}" for side, own in names for name in own]
+        for values in _rows(batch.columns):
+            yield next(numbers), "pair", dict(zip(fields, values[: len(fields)], strict=True))
 
 
 def _top(chunk: bytes) -> Iterator[Entry]:
@@ -177,7 +214,8 @@ _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "slots-held": _held,
     WINDOW_SLOTS: _windows,
     "session-slots": _sessions,
-    "join-records": _joined,
+    JOINED: _joined,
+    "join-pairs": _pairs,
     "top-records": _top,
     "seen-keys": _seen,
     "last-records": _last,

@@ -127,8 +127,8 @@ class IntervalState:
         self._fields = fields
         self._is_tuple = is_tuple
         self.watermark_ms = TIME_MIN_MS
-        #: Told of a side's rows that are left when they get other numbers, rising.
-        self.on_renumbered: Callable[[int, Array], None] = lambda side, kept: None
+        #: Called when rows get other numbers.
+        self.on_renumbered: Callable[[], None] = lambda: None
         self.clear()
 
     def clear(self) -> None:
@@ -169,7 +169,7 @@ class IntervalState:
 
     def remove_until(self, floors_ms: tuple[int, int]) -> None:
         """Remove what has come so far up to these times, by side."""
-        for number, (side, floor_ms) in enumerate(zip(self.sides, floors_ms, strict=True)):
+        for side, floor_ms in zip(self.sides, floors_ms, strict=True):
             if side is None:
                 continue
             side.floor_ms, side.mark = floor_ms, side.store.num_rows
@@ -177,7 +177,7 @@ class IntervalState:
                 live = side.live()
                 if 2 * live.size <= side.mark:
                     self._compact(side, live)
-                    self.on_renumbered(number, live)
+                    self.on_renumbered()
                 side.compact_at = max(_COMPACT_MIN, 2 * live.size)
 
     def _compact(self, side: _Side, live: Array) -> None:

@@ -1,19 +1,23 @@
 """What joins on columns keep: rows of a side by number, and what a checkpoint has of both sides.
 
 A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
-arrival and the records; perhaps several times, where increments stand behind each other. It says nothing about keys, so
+arrival and the records; perhaps several times, where increments stand behind each other. An increment begins with what
+it says of those below it (``Told``), its length, negative, before it. It says nothing about keys, so
 rows can go on with it as well (``LeftRecords``). Schemas say whether records are Rows (``column_fields.is_named``).
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.late_dataclass import dataclass
 from engine.core.records import ColumnBatch
 from engine.operators.column_fields import is_named
 from engine.operators.left_chunks import LeftChunks
+from engine.time.windows import TIME_MIN_MS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +30,14 @@ __all__ = [
     "LeftRecords",
     "RowStore",
     "SideRecords",
+    "Told",
     "chunks_of",
     "in_order",
     "key_columns",
     "key_kinds",
+    "layer_of",
     "records_in",
+    "told_of",
 ]
 
 #: Name of the part of state in checkpoints, for good.
@@ -230,25 +237,88 @@ def _with_times(records: SideRecords) -> pa.RecordBatch:
     return rows.replace_schema_metadata(records.columns.schema.metadata)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an increment says of records in the layers below it. ``floors_ms``: by side, those with event times up to it
+    are gone; ``gone``: so are those of slices of time that begin there, where ``slices`` are (size, offset), ms;
+    ``watermark_ms``: the time has come as far."""
+
+    floors_ms: tuple[int, int] | None = None
+    gone: tuple[int, ...] = ()
+    slices: tuple[int, int] = (1, 0)
+    watermark_ms: int = TIME_MIN_MS
+
+    def chunk(self, layer: bytes) -> bytes:
+        """Return the chunk of a key group. ``layer``: its records, as ``chunks_of`` gives them, b"" = it has none."""
+        content = json.dumps([self.floors_ms, self.gone, self.slices, self.watermark_ms]).encode()
+        return _LENGTH.pack(-len(content)) + content + (layer or _LENGTH.pack(0) * _SIDES)
+
+    @classmethod
+    def of(cls, content: bytes) -> Told:
+        floors_ms, gone, slices, watermark_ms = json.loads(content)
+        return cls(None if floors_ms is None else tuple(floors_ms), tuple(gone), tuple(slices), watermark_ms)
+
+    def left_of(self, records: SideRecords) -> SideRecords | None:
+        """Return what is left of records below, None = nothing."""
+        import numpy as np
+        import pyarrow as pa
+
+        times_ms = records.times_ms
+        is_left = np.ones(times_ms.size, np.bool_)
+        if self.floors_ms is not None:
+            is_left &= times_ms > self.floors_ms[records.side]
+        if self.gone:
+            size, offset = self.slices
+            is_left &= ~np.isin(times_ms - (times_ms - offset) % size, self.gone)
+        rows = np.flatnonzero(is_left)
+        if not rows.size:
+            return None
+        watermark_ms = max(self.watermark_ms, records.watermark_ms)
+        columns = records.columns if rows.size == times_ms.size else records.columns.take(pa.array(rows))
+        return SideRecords(records.side, columns, times_ms[rows], records.arrivals[rows], watermark_ms)
+
+
 def records_in(chunk: bytes) -> Iterator[SideRecords]:
     """Yield what a chunk has: of each side in order of arrival."""
+    yield from layer_of(chunk)[1]
+
+
+def told_of(chunk: bytes) -> Told | None:
+    """Return what a chunk says of the layers below it; None = it is no increment."""
+    (size,) = _LENGTH.unpack_from(chunk) if chunk else (0,)
+    return Told.of(chunk[_LENGTH.size : _LENGTH.size - size]) if size < 0 else None
+
+
+def layer_of(chunk: bytes) -> tuple[Told | None, list[SideRecords]]:
+    """Return what a chunk says of the layers below it, and its records: of several increments, what is left."""
     import pyarrow as pa
 
     from engine.state.arrow_views import values_of
 
+    told: Told | None = None
+    found: list[SideRecords] = []
     at = number = 0
     while at < len(chunk):
-        side, number = number % _SIDES, number + 1
         (size,) = _LENGTH.unpack_from(chunk, at)
         at += _LENGTH.size
+        if size < 0:
+            own = Told.of(chunk[at : at - size])
+            if not number:
+                told = own
+            found = [left for records in found if (left := own.left_of(records)) is not None]
+            at -= size
+            continue
+        side, number = number % _SIDES, number + 1
         if size:
             with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
                 for batch, metadata in reader.iter_batches_with_custom_metadata():
                     columns = pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:])
                     columns = columns.replace_schema_metadata(batch.schema.metadata)
                     times_ms, arrivals = (values_of(batch.column(index)).copy() for index in range(2))
-                    yield SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK]))
+                    found.append(SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK])))
         at += size
+    return told, found
 
 
 @final

@@ -50,13 +50,14 @@ class KeyIndex:
 @final
 @dataclass(slots=True, eq=False)
 class SliceRecords:
-    """``arrivals``: rising numbers, the order in which they came; ``fired_ms``: of restored ones, up to when their
-    windows have fired."""
+    """``arrivals``: rising numbers, the order in which they came; of restored ones ``fired_ms``: up to when their
+    windows have fired, and ``origin``: the former subtask, from 1."""
 
     columns: pa.RecordBatch
     times_ms: Array
     arrivals: Array
     fired_ms: int = TIME_MIN_MS
+    origin: int = 0
     #: for late records, and what it took when it was made
     index: KeyIndex | None = None
     _index_bytes: int = 0
@@ -66,7 +67,8 @@ class SliceRecords:
         return int(self.columns.nbytes) + self.times_ms.nbytes + self.arrivals.nbytes + self._index_bytes
 
     def take(self, rows: Array) -> SliceRecords:
-        return SliceRecords(self.columns.take(arrow_of(rows)), self.times_ms[rows], self.arrivals[rows], self.fired_ms)
+        own = self.times_ms[rows], self.arrivals[rows]
+        return SliceRecords(self.columns.take(arrow_of(rows)), *own, self.fired_ms, self.origin)
 
     def keep_index(self, index: KeyIndex) -> int:
         """Return how much more memory that takes."""
@@ -77,7 +79,8 @@ class SliceRecords:
 def are_small(before: SliceRecords, last: SliceRecords) -> bool:
     """Whether two batches are to become one: as in a binary counter, so that a row is copied a few times only."""
     sizes = before.times_ms.size, last.times_ms.size
-    return sizes[0] < 2 * sizes[1] and sum(sizes) <= _MERGED_ROWS_MAX and before.fired_ms == last.fired_ms
+    are_alike = (before.fired_ms, before.origin) == (last.fired_ms, last.origin)
+    return are_alike and sizes[0] < 2 * sizes[1] and sum(sizes) <= _MERGED_ROWS_MAX
 
 
 def joined(kept: list[SliceRecords]) -> tuple[pa.RecordBatch, Array, Array]:

@@ -148,6 +148,15 @@ class SpilledPanes:
     def clear(self) -> None:
         self._panes, self._tail_bytes = {}, 0
 
+    def unite(self, start: int, other: int) -> None:
+        """Let the records of a pane be those of another one, which keeps its own before them; none was folded."""
+        pane, more = self._panes[start], self._panes.pop(other)
+        for segment in more.segments:
+            pane.add(segment)
+        pane.tail += more.tail
+        pane.sorted_tail = None
+        pane.bound += more.bound
+
     # --- what goes in
 
     def raise_bound(self, start: int, by: float, limit: float) -> bool:

@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 
 __all__ = ["SpilledRecords"]
 
+#: Up to when windows had fired, and origin (``slice_records``).
+_Kind = tuple[int, int]
 #: In files, before the records' own columns: event time, number by arrival.
 _NUM_OWN: Final = 2
 #: What a record takes beside its columns while a piece is joined: slot, order, number by arrival.
@@ -42,8 +44,10 @@ class SpilledRecords:
     def clear(self) -> None:
         for files in self._files:
             files.clear()
-        #: start → by side: up to when windows had fired → number of the pane in the side's files
-        self._panes: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
+        #: start → by side: (up to when windows had fired, origin) → number of the pane in the side's files
+        self._panes: dict[int, tuple[dict[_Kind, int], dict[_Kind, int]]] = {}
+        #: start → number by arrival of the last record
+        self._last_arrivals: dict[int, int] = {}
         self._next_number = 0
         self._schemas: list[pa.Schema | None] = [None, None]
         #: rows that were ever held, by side, and their bytes
@@ -70,27 +74,54 @@ class SpilledRecords:
 
     def fired_of(self, start: int) -> set[int]:
         """Return up to when windows of a slice's records had fired."""
-        return {fired_ms for numbers in self._panes[start] for fired_ms in numbers}
+        return {fired_ms for numbers in self._panes[start] for fired_ms, _ in numbers}
 
     def hold(self, side: int, start: int, some: SliceRecords, partitions: Array) -> None:
         """Keep records; the slice is in files from now on."""
         files = self._files[side]
         numbers = self._panes.setdefault(start, ({}, {}))[side]
-        if some.fired_ms not in numbers:
-            numbers[some.fired_ms] = self._next_number
+        kind = some.fired_ms, some.origin
+        if kind not in numbers:
+            numbers[kind] = self._next_number
             files.add_pane(self._next_number)
             self._next_number += 1
+        self._last_arrivals[start] = max(self._last_arrivals.get(start, -1), int(some.arrivals.max(initial=-1)))
         self._schemas[side] = some.columns.schema
         arrays = [arrow_of(some.times_ms), arrow_of(some.arrivals), *some.columns.columns]
         rows = pa.RecordBatch.from_arrays(arrays, names=[str(at) for at in range(len(arrays))])
         num_rows, nbytes = self._held[side]
         self._held[side] = num_rows + rows.num_rows, nbytes + rows.nbytes
-        files.hold(numbers[some.fired_ms], rows, partitions)
+        files.hold(numbers[kind], rows, partitions)
 
     def drop(self, starts: Iterable[int]) -> None:
         for start in starts:
+            del self._last_arrivals[start]
             for files, numbers in zip(self._files, self._panes.pop(start), strict=True):
                 files.drop(numbers.values())
+
+    def last_arrival(self, start: int) -> int:
+        return self._last_arrivals[start]
+
+    # --- while an increment is restored
+
+    def drop_origin(self, start: int, origin: int) -> None:
+        """Forget what a former subtask had in a slice."""
+        for files, numbers in zip(self._files, self._panes[start], strict=True):
+            gone = [kind for kind in numbers if kind[1] == origin]
+            files.drop(numbers.pop(kind) for kind in gone)
+        if not any(self._panes[start]):
+            self.drop([start])
+
+    def note_fired(self, origin: int, watermark_ms: int) -> None:
+        """The windows of all records of a former subtask have fired up to that time."""
+        for panes in self._panes.values():
+            for files, numbers in zip(self._files, panes, strict=True):
+                for kind in [kind for kind in numbers if kind[1] == origin and kind[0] < watermark_ms]:
+                    number, later = numbers.pop(kind), (watermark_ms, origin)
+                    if later in numbers:
+                        files.unite(numbers[later], number)
+                    else:
+                        numbers[later] = number
 
     def pieces_of(self, starts: Iterable[int], bytes_max: int, within: range | None = None) -> list[range]:
         """Return the partitions in pieces of which the records of these slices take about so much memory together."""
@@ -108,10 +139,10 @@ class SpilledRecords:
     def records_of(self, side: int, start: int, partitions: range) -> Iterator[SliceRecords]:
         """Yield what the side has of these partitions of a slice; those of a key in the order in which they came as far
         as their windows had fired up to the same time."""
-        for fired_ms, number in self._panes[start][side].items():
+        for (fired_ms, origin), number in self._panes[start][side].items():
             found = [rows.columns for rows in self._files[side].rows_of(number, partitions)]
             if found:
                 rows = pa.concat_batches(found)
                 columns = pa.RecordBatch.from_arrays(rows.columns[_NUM_OWN:], schema=self._schemas[side])
                 times_ms, arrivals = (values_of(rows.column(at)) for at in range(_NUM_OWN))
-                yield SliceRecords(columns, times_ms, arrivals, fired_ms)
+                yield SliceRecords(columns, times_ms, arrivals, fired_ms, origin)

@@ -12,7 +12,7 @@ came behind them only. When there is little enough, all of it comes back into me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 import numpy as np
@@ -21,10 +21,12 @@ import pyarrow as pa
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.column_interval_join import IntervalState
+from engine.operators.join_marks import JoinMark, JoinMarks
 from engine.operators.join_segments import FoundPairs, PairFinder, Removals, Segment, sorted_segment, written
-from engine.operators.join_state import SideRecords, chunks_of, key_columns, records_in
+from engine.operators.join_state import SideRecords, Told, chunks_of, key_columns, layer_of, records_in, told_of
 from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
+from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
@@ -41,6 +43,8 @@ _RESTORED_SHARE: Final = 3 / 4
 #: Records of a pass in one step of it; of a segment that is made from what was in memory, or from others.
 _STEP_ROWS: Final = 1 << 14
 _SEGMENT_ROWS: Final = 1 << 17
+#: Rows of columns that are noted in the time of an entry of objects.
+_ROWS_PER_ENTRY: Final = 8
 
 
 @final
@@ -72,8 +76,8 @@ class _Pass:
 
 @final
 class SpillingIntervals:
-    """Implements ``parts.LazyPart``. ``memory``: what is in memory, empty while there are files, with the types.
-    ``bounds``: of each side, earliest and latest partner relative to its own record."""
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``memory``: what is in memory, empty while there are
+    files, with the types. ``bounds``: of each side, earliest and latest partner relative to its own record."""
 
     def __init__(
         self,
@@ -93,13 +97,26 @@ class SpillingIntervals:
         self._folder = folder
         self._bytes_max = bytes_max
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
+        self._key_groups = key_groups
+        self._marks = JoinMarks()
+        #: of each side: number by arrival of the first row in memory
+        self._first_arrivals = [0, 0]
+        #: what is being restored from one former subtask: its key groups, and where it begins, by side: rows in memory,
+        #: or segments
+        self._origin: set[int] = set()
+        self._origin_begins = (0, 0)
+        self._last_restored = -1
+        #: of rows in memory: side, begin, end, and up to which times they are gone
+        self._gone: list[tuple[int, int, int, int]] = []
         self.memory = self._empty()
         self.is_spilled = False
         self.watermark_ms = TIME_MIN_MS
         self._forget_files()
 
     def _empty(self) -> IntervalState:
-        return IntervalState(self._max_parallelism, self._fields, is_tuple=self._is_tuple)
+        memory = IntervalState(self._max_parallelism, self._fields, is_tuple=self._is_tuple)
+        memory.on_renumbered = self._marks.clear  # the next snapshot is a full one: most of the last is gone
+        return memory
 
     def _forget_files(self) -> None:
         self.is_spilled = False
@@ -112,6 +129,7 @@ class SpillingIntervals:
 
     def clear(self) -> None:
         """Forget everything, types too."""
+        self._marks.clear()
         self.memory.clear()
         self._forget_files()
 
@@ -162,22 +180,30 @@ class SpillingIntervals:
     def spill(self) -> None:
         """Let all that is in memory go to files."""
         allow_open_files()
+        self._forget_gone()
         source, self.memory = self.memory, self._empty()
         self.is_spilled = True
         self.memory.others, source.others = source.others, self.memory.others
-        marks = [0, 0]
+        marks, begins = [0, 0], [0, 0]
         for number, side in enumerate(source.sides):
             if side is None:
                 continue
             self.memory.define(number, side.store.schema)
+            first = self._first_arrivals[number]
             live = side.live()
-            for at in range(0, live.size, _SEGMENT_ROWS):
-                part = live[at : at + _SEGMENT_ROWS]
-                columns = side.store.records(part)
-                codes = self._cut.codes_of_rows(self._key_columns(number, columns))
-                self._add(number, sorted_segment([columns], codes, side.store.times_ms[part], part))
-            marks[number] = side.mark
-            self._num_arrived = max(self._num_arrived, side.store.num_rows)
+            # Not beyond where what is being restored begins.
+            edge = int(np.searchsorted(live, self._origin_begins[number]))
+            for begin, end in ((0, edge), (edge, live.size)):
+                if begin == edge:
+                    begins[number] = len(self.segments[number])
+                for at in range(begin, end, _SEGMENT_ROWS):
+                    part = live[at : min(at + _SEGMENT_ROWS, end)]
+                    columns = side.store.records(part)
+                    codes = self._cut.codes_of_rows(self._key_columns(number, columns))
+                    self._add(number, sorted_segment([columns], codes, side.store.times_ms[part], first + part))
+            marks[number] = first + side.mark
+            self._num_arrived = max(self._num_arrived, first + side.store.num_rows)
+        self._origin_begins, self._first_arrivals = (begins[0], begins[1]), [0, 0]
         if self.watermark_ms != TIME_MIN_MS:
             self._removals.add(0, self.watermark_ms, (marks[0], marks[1]))
 
@@ -201,6 +227,7 @@ class SpillingIntervals:
                 self.memory.append(side, columns, segment.times_ms[rows], self.memory.slots_of(side, columns))
         self.memory.watermark_ms = self.watermark_ms
         self._forget_files()
+        self._marks.clear()  # it is little
 
     def _live(self, side: int, segment: Segment, part: slice = slice(None), *, arrival: int = TIME_MAX_MS) -> Array:
         """Return the rows of a segment, or of a part of it, that are there still, or were when the record of this
@@ -227,6 +254,7 @@ class SpillingIntervals:
     def advance(self, watermark_ms: int) -> None:
         """Let the time go on; others hear of it when nothing ``is_waiting``."""
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
+        self._marks.num_watermarks += 1
         if not self.is_spilled:
             self.memory.watermark_ms = self.watermark_ms
             self.memory.remove_until(self._removals.floors_at(watermark_ms))
@@ -332,13 +360,18 @@ class SpillingIntervals:
         )
         return left, right
 
-    def _records_of(self, partitions: range, kept: tuple[list[Segment], list[Segment]]) -> Iterator[SideRecords]:
-        """Yield the records of these partitions in order of arrival."""
+    def _records_of(
+        self, partitions: range, kept: tuple[list[Segment], list[Segment]], since: tuple[int, int] = (0, 0)
+    ) -> Iterator[SideRecords]:
+        """Yield the records of these partitions in order of arrival, those from these numbers on, by side."""
         codes = self._cut.codes_of(partitions)
         for side, segments in enumerate(kept):
             found = []
             for segment in segments:
+                if segment.last_arrival < since[side]:
+                    continue
                 rows = self._live(side, segment, slice(*segment.between(codes)))
+                rows = rows[segment.arrivals[rows] >= since[side]]
                 if rows.size:
                     found.append((segment.columns.take(arrow_of(rows)), segment.times_ms[rows], segment.arrivals[rows]))
                 segment.let_go()
@@ -352,6 +385,18 @@ class SpillingIntervals:
                 part = slice(at, at + BATCH_ROWS_MAX)
                 own = together.slice(at, BATCH_ROWS_MAX)
                 yield SideRecords(side, own, times[part], every[order[part]], self.watermark_ms)
+
+    def _records_in_memory(self, since: tuple[int, int] = (0, 0)) -> Iterator[SideRecords]:
+        for number, side in enumerate(self.memory.sides):
+            if side is None:
+                continue
+            first = self._first_arrivals[number]
+            live = side.live()
+            live = live[np.searchsorted(live, since[number] - first) :]
+            for at in range(0, live.size, BATCH_ROWS_MAX):
+                part = live[at : at + BATCH_ROWS_MAX]
+                columns, times_ms = side.store.records(part), side.store.times_ms[part]
+                yield SideRecords(number, columns, times_ms, first + part, self.watermark_ms)
 
     # --- what has not been sent
 
@@ -414,7 +459,8 @@ class SpillingIntervals:
     def lazy_snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
         key_groups = list(key_groups)
         if not self.is_spilled:
-            return self.memory.snapshot(key_groups)
+            chunks = chunks_of(self._grouped(self._records_in_memory()), key_groups)
+            return chunks | {group: chunk for group, chunk in self.others.items() if group in set(key_groups)}
         kept = self._all()
         others = {group: chunk for group, chunk in self.memory.others.items() if group in set(key_groups)}
         having = [group for group in key_groups if group in others or self._has(group, kept)]
@@ -422,39 +468,167 @@ class SpillingIntervals:
             key_groups,
             having,
             others,
-            lambda numbers, groups: dict.fromkeys(groups, b"") | chunks_of(self._with_groups(numbers, kept), groups),
+            lambda numbers, groups: (
+                dict.fromkeys(groups, b"") | chunks_of(self._grouped(self._records_of(numbers, kept)), groups)
+            ),
         )
 
     def _has(self, group: int, kept: tuple[list[Segment], list[Segment]]) -> bool:
         codes = self._cut.codes_of(self._cut.of_group(group))
         return any(begin < end for side in kept for begin, end in (segment.between(codes) for segment in side))
 
-    def _with_groups(
-        self, partitions: range, kept: tuple[list[Segment], list[Segment]]
-    ) -> Iterator[tuple[SideRecords, Array]]:
-        for records in self._records_of(partitions, kept):
+    def _grouped(self, some: Iterable[SideRecords]) -> Iterator[tuple[SideRecords, Array]]:
+        for records in some:
             yield records, self._groups(records.side, records.columns)
 
+    # --- NotingPart
+
+    def _arrived(self) -> tuple[int, int]:
+        """Return the number of the next record, by side."""
+        if self.is_spilled:
+            return self._num_arrived, self._num_arrived
+        left, right = (
+            first + (0 if side is None else side.store.num_rows)
+            for first, side in zip(self._first_arrivals, self.memory.sides, strict=True)
+        )
+        return left, right
+
+    def _mark_of(self, checkpoint_id: int) -> JoinMark | None:
+        return None if self.others else self._marks.of(checkpoint_id)
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None:
+            return None
+        every = range(self._cut.number)
+        some = (
+            self._records_of(every, self._all(), mark.arrived)
+            if self.is_spilled
+            else self._records_in_memory(mark.arrived)
+        )
+        return self._increment(self._told(mark), key_groups, some)
+
+    def _told(self, mark: JoinMark) -> Told:
+        """Return what an increment says of what it builds on: all of that came before the watermarks since."""
+        if mark.num_watermarks == self._marks.num_watermarks:
+            return Told()
+        return Told(self._removals.floors_at(self.watermark_ms), watermark_ms=self.watermark_ms)
+
+    def _increment(self, told: Told, key_groups: Iterable[int], some: Iterable[SideRecords]) -> dict[int, bytes]:
+        groups = list(key_groups)
+        layers = chunks_of(self._grouped(some), groups)
+        return {group: told.chunk(layers.get(group, b"")) for group in groups}
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None or self.is_spilled:
+            return None
+        num_rows = sum(self._arrived()) - sum(mark.arrived)
+        if num_rows > entries_max * _ROWS_PER_ENTRY:
+            return None
+        copied, told, groups = list(self._records_in_memory(mark.arrived)), self._told(mark), list(key_groups)
+        return NotedDelta(num_rows // _ROWS_PER_ENTRY, lambda: self._increment(told, groups, copied))
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        """Records that are gone count: they are in what the increment builds on."""
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None:
+            return None
+        added = max(own - before for own, before in zip(self._arrived(), mark.arrived, strict=True))
+        if not self.is_spilled:
+            added = sum(self._arrived()) - sum(mark.arrived)
+        changed = added + max(0, mark.num_entries + added - self.num_entries())
+        return changed if changed <= at_most else None
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        self._marks.begin(checkpoint_id, self._arrived(), self.num_entries())
+
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._marks.forget(until_checkpoint_id, kept_ids)
+
+    # --- restoring
+
     def restore(self, chunks: Mapping[int, bytes]) -> None:
+        told = {group: own for group, chunk in chunks.items() if (own := told_of(chunk)) is not None}
+        self._begin_layer(chunks.keys())
+        if told:
+            self._take_up_told(next(iter(told.values())))  # of one former subtask: each says the same
         for group, chunk in chunks.items():
-            if not self.is_spilled:
-                self.memory.restore({group: chunk})
-                if self.memory.nbytes > self._bytes_max * _RESTORED_SHARE:
-                    self.spill()
-                continue
-            found = list(records_in(chunk))
-            is_known = group not in self.memory.others
-            if not (is_known and all(self.define(records.side, records.columns.schema) for records in found)):
-                self.memory.others[group] = self.memory.others.get(group, b"") + chunk
-                continue
-            for records in found:
-                self.hold(records.side, records.columns, records.times_ms)
-            if self.filled >= 1:
+            self._restore(group, chunk)
+
+    def _begin_layer(self, groups: Iterable[int]) -> None:
+        """Of several former subtasks, the layers come one after the other; an increment has all of its key groups."""
+        if self._origin.isdisjoint(groups):
+            if self.is_spilled:
                 self._write_held()
+            self._origin, self._origin_begins = set(), self._places()
+        self._origin.update(groups)
+
+    def _places(self) -> tuple[int, int]:
+        if self.is_spilled:
+            return len(self.segments[0]), len(self.segments[1])
+        left, right = (0 if side is None else side.store.num_rows for side in self.memory.sides)
+        return left, right
+
+    def _take_up_told(self, told: Told) -> None:
+        """Forget what is gone of the layers below."""
+        if told.floors_ms is None:
+            return
+        if self.is_spilled:
+            self._write_held()
+            for segments, begin, floor_ms in zip(self.segments, self._origin_begins, told.floors_ms, strict=True):
+                for segment in segments[begin:]:
+                    segment.floor_ms = max(segment.floor_ms, floor_ms)
+            return
+        for side, (begin, end) in enumerate(zip(self._origin_begins, self._places(), strict=True)):
+            self._gone.append((side, begin, end, told.floors_ms[side]))
+
+    def _forget_gone(self) -> None:
+        """Forget what is gone of the rows in memory, of all layers at once."""
+        gone, self._gone = self._gone, []
+        begins = list(self._origin_begins)
+        for number, side in enumerate(self.memory.sides):
+            mine = [own for own in gone if own[0] == number]
+            if side is None or not mine:
+                continue
+            is_left = np.ones(side.store.num_rows, np.bool_)
+            for _, begin, end, floor_ms in mine:
+                is_left[begin:end] &= side.store.times_ms[begin:end] > floor_ms
+            if not is_left.all():
+                begins[number] = int(np.count_nonzero(is_left[: begins[number]]))
+                side.store.keep(np.flatnonzero(is_left))
+        if not self.is_spilled:
+            self._origin_begins = begins[0], begins[1]
+
+    def _restore(self, group: int, chunk: bytes) -> None:
+        found = layer_of(chunk)[1]
+        self._last_restored = max([self._last_restored, *(int(records.arrivals.max()) for records in found)])
+        is_known = group not in self.others
+        if not (is_known and all(self.define(records.side, records.columns.schema) for records in found)):
+            self.others[group] = self.others.get(group, b"") + chunk
+            return
+        for records in found:
+            if self.is_spilled:
+                self.hold(records.side, records.columns, records.times_ms)
+            else:
+                slots = self.memory.slots_of(records.side, records.columns)
+                self.memory.append(records.side, records.columns, records.times_ms, slots)
+        if self.is_spilled and self.filled >= 1:
+            self._write_held()
+        elif not self.is_spilled and self.memory.nbytes > self._bytes_max * _RESTORED_SHARE:
+            self.spill()
 
     def settle(self) -> None:
-        """All has been restored: none of it has to be looked for partners for."""
-        self._write_held()
+        """All has been restored: none of it has to be looked for partners for. Numbers go on behind those in the
+        checkpoint, on which increments may build."""
+        if self.is_spilled:
+            self._write_held()
+            self._num_arrived = max(self._num_arrived, self._last_restored + 1)
+        else:
+            self._forget_gone()
+            rows = self._places()
+            self._first_arrivals = [max(0, self._last_restored + 1 - own) for own in rows]
+        self._origin, self._origin_begins = set(), (0, 0)
 
 
 def _are_small(before: Segment, last: Segment) -> bool:

@@ -7,7 +7,7 @@ so memory is what waits, a piece, and the panes that have stayed. Not here: wind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -16,13 +16,24 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.join_state import SideRecords, chunks_of, key_columns, key_kinds, records_in
+from engine.operators.join_marks import JoinMark, JoinMarks
+from engine.operators.join_state import (
+    SideRecords,
+    Told,
+    chunks_of,
+    key_columns,
+    key_kinds,
+    layer_of,
+    records_in,
+    told_of,
+)
 from engine.operators.slice_records import KeyIndex, SliceRecords, are_small, joined
 from engine.operators.spilled_records import SpilledRecords
 from engine.operators.window_slices import Slices
 from engine.state.chunks import LazyChunks
 from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
+from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 from engine.time.windows import TIME_MIN_MS
 
@@ -40,6 +51,8 @@ _PANES_SHARE: Final = 3 / 8
 _LEFT_SHARE: Final = 1 / 4
 _WAITING_SHARE: Final = 1 / 8
 _PIECE_SHARE: Final = 1 / 8
+#: Rows of columns that are noted in the time of an entry of objects.
+_ROWS_PER_ENTRY: Final = 8
 
 
 @final
@@ -55,8 +68,8 @@ class WindowContent:
 
 @final
 class WindowJoinState:
-    """Implements ``parts.LazyPart``. ``fields``: of the key, by side; ``folder``: on a local disk; ``bytes_max``: the
-    share of memory."""
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``fields``: of the key, by side; ``folder``: on a local
+    disk; ``bytes_max``: the share of memory."""
 
     def __init__(
         self,
@@ -76,10 +89,23 @@ class WindowJoinState:
         self._bytes_max = bytes_max
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self.spilled = SpilledRecords(self._cut.number, folder, int(bytes_max * _WAITING_SHARE))
-        self.watermark_ms = TIME_MIN_MS
+        self._marks = JoinMarks()
+        #: what is being restored: of which former subtask, and its key groups
+        self._origin, self._origin_groups = 1, set[int]()
+        self._watermark_ms = TIME_MIN_MS
         self.clear()
 
+    @property
+    def watermark_ms(self) -> int:
+        return self._watermark_ms
+
+    @watermark_ms.setter
+    def watermark_ms(self, watermark_ms: int) -> None:
+        self._marks.num_watermarks += watermark_ms > self._watermark_ms
+        self._watermark_ms = watermark_ms
+
     def clear(self) -> None:
+        self._marks.clear()
         #: start → records by side
         self.panes: dict[int, tuple[list[SliceRecords], list[SliceRecords]]] = {}
         self._panes_bytes = 0
@@ -124,11 +150,18 @@ class WindowJoinState:
         return {some.fired_ms for kept in self.panes[start] for some in kept}
 
     def append(
-        self, side: int, start: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, fired_ms: int
+        self,
+        side: int,
+        start: int,
+        columns: pa.RecordBatch,
+        times_ms: Array,
+        arrivals: Array,
+        fired_ms: int,
+        origin: int = 0,
     ) -> None:
         """The columns are the state's own from now on."""
         own = pa.RecordBatch.from_arrays(columns.columns, schema=self.schemas[side])
-        some = SliceRecords(own, times_ms, arrivals, fired_ms)
+        some = SliceRecords(own, times_ms, arrivals, fired_ms, origin)
         if start in self.spilled:
             self._hold(side, start, some)
             return
@@ -139,12 +172,13 @@ class WindowJoinState:
         self._panes_bytes += some.nbytes
         while len(kept) > 1 and are_small(kept[-2], kept[-1]):
             last = kept.pop()
-            before, kept[-1] = kept[-1], SliceRecords(*joined([kept[-1], last]), last.fired_ms)
+            before, kept[-1] = kept[-1], SliceRecords(*joined([kept[-1], last]), last.fired_ms, last.origin)
             self._panes_bytes += kept[-1].nbytes - before.nbytes - last.nbytes
 
     def drop(self, starts: Iterable[int]) -> None:
         """Forget panes, wherever they are."""
         for start in starts:
+            self._marks.note_gone(start)
             if start in self.spilled:
                 self.spilled.drop([start])
             else:
@@ -258,10 +292,16 @@ class WindowJoinState:
         for chunk in self.others.values():
             yield records_in(chunk)
 
-    def _records_of(self, partitions: range | None, starts: Iterable[int]) -> Iterator[SideRecords]:
+    def _records_of(self, partitions: range | None, starts: Iterable[int], since: int = 0) -> Iterator[SideRecords]:
+        """``since``: the number by arrival of the first one that is wanted."""
         for side in range(2):
             for start in sorted(starts):
                 for some in self.records_at(side, start, partitions):
+                    if since:
+                        rows = np.flatnonzero(some.arrivals >= since)
+                        if not rows.size:
+                            continue
+                        some = some if rows.size == some.times_ms.size else some.take(rows)
                     fired_ms = max(self.watermark_ms, some.fired_ms)
                     yield SideRecords(side, some.columns, some.times_ms, some.arrivals, fired_ms)
 
@@ -276,7 +316,7 @@ class WindowJoinState:
 
     def lazy_snapshot(self, key_groups: Iterable[int]) -> Mapping[int, bytes]:
         wanted, starts = set(key_groups), self.spilled.starts()
-        chunks = chunks_of(self._with_groups(None, self.panes), wanted)
+        chunks = chunks_of(self._grouped(self._records_of(None, self.panes)), wanted)
         chunks |= {group: chunk for group, chunk in self.others.items() if group in wanted}
         if not starts:
             return chunks
@@ -288,29 +328,115 @@ class WindowJoinState:
                 within = self._cut.of_group(group)
                 in_reach = {other for other in wanted if self._cut.of_group(other) == within}
                 made.update(dict.fromkeys(in_reach, b""))
-                made.update(chunks_of(self._with_groups(within, starts), in_reach))
+                made.update(chunks_of(self._grouped(self._records_of(within, starts)), in_reach))
             return chunks.get(group, b"") + made[group]
 
         sizes = self.spilled.bytes_by_partition(starts)
         in_files = {group for group in wanted if any(sizes[partition] for partition in self._cut.of_group(group))}
         return LazyChunks({group: group for group in sorted(in_files | chunks.keys())}, chunk_of)
 
-    def _with_groups(self, partitions: range | None, starts: Iterable[int]) -> Iterator[tuple[SideRecords, Array]]:
-        for records in self._records_of(partitions, starts):
+    def _grouped(self, some: Iterable[SideRecords]) -> Iterator[tuple[SideRecords, Array]]:
+        for records in some:
             keys = [records.columns.column(key) for key in self.keys[records.side]]
             groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple)
             yield records, groups.astype("int64")
 
+    # --- NotingPart
+
+    def _mark_of(self, checkpoint_id: int) -> JoinMark | None:
+        return None if self.others else self._marks.of(checkpoint_id)
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None:
+            return None
+        return self._increment(self._told(mark), key_groups, self._since(mark))
+
+    def _since(self, mark: JoinMark) -> Iterator[SideRecords]:
+        """Yield what has come since a barrier; slices in files of which nothing has are not read."""
+        first, _ = mark.arrived
+        yield from self._records_of(None, self.panes, first)
+        starts = [start for start in self.spilled.starts() if self.spilled.last_arrival(start) >= first]
+        for partitions in self.spilled.pieces_of(starts, int(self._bytes_max * _PIECE_SHARE)):
+            yield from self._records_of(partitions, starts, first)
+
+    def _told(self, mark: JoinMark) -> Told:
+        """Return what an increment says of what it builds on."""
+        watermark_ms = self.watermark_ms if mark.num_watermarks != self._marks.num_watermarks else TIME_MIN_MS
+        slices = self._slices.slice_ms, self._slices.offset_ms
+        return Told(None, self._marks.gone_since(mark), slices, watermark_ms)
+
+    def _increment(self, told: Told, key_groups: Iterable[int], some: Iterable[SideRecords]) -> dict[int, bytes]:
+        groups = list(key_groups)
+        layers = chunks_of(self._grouped(some), groups)
+        return {group: told.chunk(layers.get(group, b"")) for group in groups}
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None or self.spilled:
+            return None
+        num_rows = self.num_arrived - mark.arrived[0]
+        if num_rows > entries_max * _ROWS_PER_ENTRY:
+            return None
+        copied, told, groups = list(self._since(mark)), self._told(mark), list(key_groups)
+        return NotedDelta(num_rows // _ROWS_PER_ENTRY, lambda: self._increment(told, groups, copied))
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        """Records that are gone count: they are in what the increment builds on."""
+        mark = self._mark_of(since_checkpoint_id)
+        if mark is None:
+            return None
+        added = self.num_arrived - mark.arrived[0]
+        changed = added + max(0, mark.num_entries + added - self.num_entries())
+        return changed if changed <= at_most else None
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        self._marks.begin(checkpoint_id, (self.num_arrived, self.num_arrived), self.num_entries())
+
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._marks.forget(until_checkpoint_id, kept_ids)
+
+    # --- restoring
+
     def restore(self, chunks: Mapping[int, bytes]) -> None:
+        told = next((own for chunk in chunks.values() if (own := told_of(chunk)) is not None), None)
+        # Of several former subtasks, the layers come one after the other; an increment has all of its key groups.
+        if self._origin_groups.isdisjoint(chunks):
+            self._origin, self._origin_groups = self._origin + 1, set()
+        self._origin_groups.update(chunks)
+        if told is not None:
+            self._take_up_told(told)
         for group, chunk in chunks.items():
-            found = list(records_in(chunk))
-            if not all(self.define(records.side, records.columns.schema) for records in found):
-                self.others[group] = chunk
+            found = layer_of(chunk)[1]
+            is_known = group not in self.others
+            if not (is_known and all(self.define(records.side, records.columns.schema) for records in found)):
+                self.others[group] = self.others.get(group, b"") + chunk
                 continue
             for records in found:
                 self._restore(records)
             if self._panes_bytes > self._bytes_max * _PANES_SHARE:
                 self.make_room(lambda start: start)
+
+    def _take_up_told(self, told: Told) -> None:
+        """Take up what an increment says of the layers below, of the same former subtask."""
+        for start in told.gone:
+            if start in self.spilled:
+                self.spilled.drop_origin(start, self._origin)
+            elif start in self.panes:
+                pane = self.panes[start]
+                self._panes_bytes -= _bytes_of(pane)
+                for kept in pane:
+                    kept[:] = [some for some in kept if some.origin != self._origin]
+                self._panes_bytes += _bytes_of(pane)
+                if not any(pane):
+                    del self.panes[start]
+            if start not in self:
+                self.returned.discard(start)
+        for kept in (kept for pane in self.panes.values() for kept in pane):
+            for some in kept:
+                if some.origin == self._origin:
+                    some.fired_ms = max(some.fired_ms, told.watermark_ms)
+        self.spilled.note_fired(self._origin, told.watermark_ms)
 
     def _restore(self, records: SideRecords) -> None:
         size, offset = self._slices.slice_ms, self._slices.offset_ms
@@ -319,7 +445,7 @@ class WindowJoinState:
         for start in np.unique(starts).tolist():
             rows = np.flatnonzero(starts == start)
             columns, arrivals = records.columns.take(arrow_of(rows)), records.arrivals[rows]
-            self.append(records.side, start, columns, times_ms[rows], arrivals, records.watermark_ms)
+            self.append(records.side, start, columns, times_ms[rows], arrivals, records.watermark_ms, self._origin)
             self.returned.add(start)
             self.num_arrived = max(self.num_arrived, int(arrivals[-1]) + 1)
 
