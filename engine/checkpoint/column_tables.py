@@ -14,17 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.records import record_values
-from engine.state.column_chunks import GONE
+from engine.state.column_chunks import GONE, GONE_KEYS, INCREMENT, KIND
 from engine.state.slot_expiry import WRITTEN
 from engine.time.windows import TimeWindow
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["WINDOW_SLOTS", "Entry", "column_entries", "gone_by", "is_column_part"]
+__all__ = ["SESSION_SLOTS", "WINDOW_SLOTS", "Entry", "column_entries", "gone_by", "is_column_part", "replaced_keys"]
 
 #: The part with windows.
 WINDOW_SLOTS: Final = "window-slots"
+#: That with sessions.
+SESSION_SLOTS: Final = "session-slots"
 #: key, namespace, value
 Entry = tuple[Any, Any, Any]
 
@@ -82,6 +84,22 @@ def _gone_slices(chunk: bytes) -> frozenset[int]:
     with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
         gone = (reader.schema.metadata or {}).get(GONE)
     return frozenset(map(int, gone.split(b","))) if gone else frozenset()
+
+
+def replaced_keys(chunk: bytes) -> Iterator[Any]:
+    """Yield the keys of which nothing is left in layers below the chunk, if it is an increment of sessions."""
+    import pyarrow as pa
+
+    source, num_keys = pa.BufferReader(chunk), 0
+    while source.tell() < len(chunk):
+        reader = pa.ipc.open_stream(source)
+        said = reader.schema.metadata or {}
+        if INCREMENT in said:
+            num_keys = said[b"keys"].count(b",") + 1
+        for batch in reader:
+            if INCREMENT in said or said.get(KIND) == GONE_KEYS:
+                columns = batch.columns[2 : 2 + num_keys] if INCREMENT in said else batch.columns
+                yield from map(_key, _rows(columns))
 
 
 def _batches(chunk: bytes | memoryview) -> Iterator[tuple[pyarrow.RecordBatch, Mapping[bytes, bytes]]]:
@@ -213,7 +231,7 @@ _READERS: Final[Mapping[str, Callable[[bytes], Iterator[Entry]]]] = {
     "slots": _slots,
     "slots-held": _held,
     WINDOW_SLOTS: _windows,
-    "session-slots": _sessions,
+    SESSION_SLOTS: _sessions,
     JOINED: _joined,
     "join-pairs": _pairs,
     "top-records": _top,

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from engine.checkpoint.column_tables import column_entries, gone_by, is_column_part
+from engine.checkpoint.column_tables import SESSION_SLOTS, column_entries, gone_by, is_column_part, replaced_keys
 from engine.checkpoint.held_tables import held_part_of, take_up_held
 from engine.checkpoint.model import CompletedCheckpoint, OperatorLayout, VertexState
 from engine.checkpoint.restored_state import HandleRestoredState, read_chunks, read_file
@@ -189,6 +189,9 @@ class SavepointReader:
         def take_columns(chunk: bytes, cells: dict[Any, Any]) -> None:
             if is_gone := gone_by(state, chunk):
                 for place in [place for place, entry in cells.items() if is_gone(entry)]:
+                    del cells[place]
+            if replaced := set(map(_hashable, replaced_keys(chunk))) if state == SESSION_SLOTS else None:
+                for place in [place for place in cells if place[1] in replaced]:
                     del cells[place]
             for key, namespace, value in column_entries(state, chunk):
                 cells[namespace, _hashable(key)] = (key, namespace, value)

@@ -6,6 +6,7 @@ the folds of users are taken over: for built-in aggregates the program says by i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -14,7 +15,7 @@ from engine.core.records import RowKind, record_values, row_of_kind
 from engine.operators.column_fields import is_named, own_fields
 from engine.operators.computed_keys import own_records
 from engine.operators.left_chunks import LeftChunks
-from engine.operators.session_unsent import Unsent
+from engine.operators.session_unsent import layers_of
 from engine.state.column_chunks import GONE, WATERMARK
 from engine.state.key_groups import canonical_key
 
@@ -78,29 +79,30 @@ class LeftSessions(LeftChunks):
 
         Raises: ProgramError when it is not known what an accumulator is.
         """
-        import pyarrow as pa
-
         for chunk in self.take_chunks():
-            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-                for batch, _, made in _held_in(reader, self._operator_name):
+            held: dict[Any, list[tuple[Any, int, int, Any, bool]]] = {}
+            for layer in layers_of(chunk):
+                for columns in layer.replaced_keys():
+                    for key in map(canonical_key, record_values(columns[0])):
+                        held.pop(key, None)
+                accumulators_of = _accumulators_of(layer.schema, self._operator_name)
+                for batch in layer.sessions:
                     is_told = batch.schema.names[-1] == FIRED
                     fired = record_values(batch.column(batch.num_columns - 1)) if is_told else [False] * batch.num_rows
-                    yield from zip(*_keys_and_edges(batch), made, fired, strict=True)
+                    for session in zip(*_keys_and_edges(batch), accumulators_of(batch), fired, strict=True):
+                        held.setdefault(session[0], []).append(session)
+            yield from itertools.chain.from_iterable(held.values())
 
     def unsent(self) -> tuple[list[tuple[Any, int, int, Any]], list[ColumnBatch]]:
         """Return what was due when the checkpoint was made, (key, start, end, accumulator), and what was too late."""
-        import pyarrow as pa
-
         due: list[tuple[Any, int, int, Any]] = []
         late: list[ColumnBatch] = []
         for chunk in self.chunks():
-            unsent = Unsent()
-            unsent.restore(chunk)
-            late += map(own_records, unsent.late)
-            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-                accumulators_of = _accumulators_of(reader.schema, self._operator_name)
-            for batch in unsent.due:
-                due += zip(*_keys_and_edges(batch), accumulators_of(batch), strict=True)
+            for layer in layers_of(chunk):
+                late += map(own_records, layer.unsent.late)
+                accumulators_of = _accumulators_of(layer.schema, self._operator_name)
+                for batch in layer.unsent.due:
+                    due += zip(*_keys_and_edges(batch), accumulators_of(batch), strict=True)
         return due, late
 
 

@@ -15,7 +15,6 @@ the sessions were changed; with a lateness, whether they have fired is the last 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, final
 
 import numpy as np
@@ -24,13 +23,15 @@ import pyarrow as pa
 from engine.core.records import Named, record_values
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
+from engine.operators.session_assigned import Assigned, Edges, OpenSession
 from engine.operators.session_calendar import FreeNumbers, SessionCalendar
+from engine.operators.session_changes import SessionChanges
 from engine.operators.session_distinct import SessionDistinct
-from engine.operators.session_unsent import Unsent
+from engine.operators.session_unsent import Unsent, layers_of
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.arrow_views import values_of
-from engine.state.column_chunks import streams
+from engine.state.column_chunks import by_group, streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import PagedArray
 from engine.state.slot_table import SlotTable
@@ -45,73 +46,7 @@ _PANE: Final = 0
 _COMPACT_MIN: Final = 1 << 16
 _START, _END, _NEXT, _CHANGED = range(4)
 #: Columns of merges.
-_SOURCE, _TARGET, _AT_LEVEL, _GOES_FIRST = range(4)
-#: Columns of fires, before start and end.
-_ROW, _OF_LEVEL = range(2)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class OpenSession:
-    """``fields``: of the key; ``accumulator``: the row operator's; ``has_fired``: and is kept for late records."""
-
-    fields: tuple[Any, ...]
-    start: int
-    end: int
-    accumulator: Any
-    has_fired: bool
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Edges:
-    """Sessions with what they begin and end at, maybe not for long."""
-
-    sessions: Array
-    starts: Array
-    ends: Array
-
-    def part(self, begin: int, end: int) -> Edges:
-        return Edges(self.sessions[begin:end], self.starts[begin:end], self.ends[begin:end])
-
-    def take(self, places: Array) -> Edges:
-        return Edges(self.sessions[places], self.starts[places], self.ends[places])
-
-    def lists(self) -> tuple[list[int], list[int], list[int]]:
-        return self.sessions.tolist(), self.starts.tolist(), self.ends.tolist()
-
-
-@final
-@dataclass(slots=True)
-class Assigned:
-    """Which session each row of a batch is in, and which become one or fire meanwhile: as ``assign_sessions`` tells
-    it."""
-
-    #: by row, -1 = too late
-    sessions: Array
-    levels: Array
-    merges: Array
-    fires: Array
-    num_levels: int
-    #: what has been done: two steps a level, its merges and then its rows
-    step: int = field(default=0)
-
-    def merges_of(self, level: int) -> Array:
-        return self.merges[self.merges[:, _AT_LEVEL] == level]
-
-    def rows_of(self, level: int) -> Array:
-        return np.flatnonzero(self.levels == level).astype(np.int32)
-
-    def fires_of(self, level: int) -> Edges:
-        own = self.fires[self.fires[:, _OF_LEVEL] == level]
-        return Edges(self.sessions[own[:, _ROW]], own[:, 2], own[:, 3])
-
-    def steps_left(self) -> Iterator[tuple[Array, Array, Edges]]:
-        """Yield (rows to be taken up, merges to be done before, sessions that fire afterwards), level by level, from
-        ``step`` on."""
-        for level in range(self.step // 2, self.num_levels):
-            merges = self.merges_of(level)
-            yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges, self.fires_of(level)
+_SOURCE, _TARGET, _, _GOES_FIRST = range(4)
 
 
 class Sink(Protocol):
@@ -167,6 +102,8 @@ class SessionState:
         self._gap_ms = gap_ms
         self._lateness_ms = lateness_ms
         self._is_tuple = is_tuple
+        #: of what is in memory; None = nobody wants to know
+        self.changes: SessionChanges | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -268,6 +205,7 @@ class SessionState:
         sessions, levels = of_row
         taken = sessions >= 0
         self._keys.key_slots.array[sessions[taken]] = slots[taken]
+        self._mark(slots[taken])
         if self._lateness_ms:
             assert isinstance(watermark_ms, int)
             self._expect(sessions[taken], watermark_ms)
@@ -281,6 +219,11 @@ class SessionState:
         self._fired.array[changed] = self._sessions.array[changed, _END] - 1 <= watermark_ms
         self._calendar.remove(changed)
         self._put_on_calendar(changed, self._due_of(changed))
+
+    def _mark(self, slots: Array) -> None:
+        """Sessions of these keys change."""
+        if self.changes is not None:
+            self.changes.mark(slots, self.num_keys)
 
     def _put_on_calendar(self, sessions: Array, due_ms: Array) -> None:
         assert self._keys is not None
@@ -371,12 +314,14 @@ class SessionState:
 
     def _due(self, watermark_ms: int) -> tuple[Edges, Array]:
         """Return the sessions that fire now, the first that ended first, and those that are to be dropped then."""
+        assert self._keys is not None
         due = self._calendar.advance(watermark_ms, self._sessions.array, self._fired.array)
         ends = self._sessions.array[due, _END]
         fires, is_over = np.ones(due.size, np.bool_), np.ones(due.size, np.bool_)
         if self._lateness_ms:
             fires = ~self._fired.array[due]
             self._fired.array[due] = True
+            self._mark(self._keys.key_slots.array[due])
             over_ms = ends - 1 + self._lateness_ms
             is_over = over_ms <= watermark_ms
             self._put_on_calendar(due[~is_over], over_ms[~is_over])
@@ -421,6 +366,7 @@ class SessionState:
     def drop(self, sessions: Array) -> None:
         """Forget sessions; keys that have none too, once they are most."""
         assert self._keys is not None
+        self._mark(self._keys.key_slots.array[sessions])
         kernels.unlink_sessions(sessions, self._keys.key_slots.array, self._heads.array, self._sessions.array)
         for distinct in self._distinct:
             distinct.drop(self._windows.panes[_PANE], sessions)
@@ -437,6 +383,8 @@ class SessionState:
         live = self._live()
         is_kept = np.zeros(self.num_keys, np.bool_)
         is_kept[self._keys.key_slots.array[live]] = True
+        if self.changes is not None:
+            is_kept[self.changes.marked(self.num_keys, live.size)] = True
         kept = np.flatnonzero(is_kept)
         if 2 * kept.size < self.num_keys:
             slot_of_slot = np.zeros(self.num_keys, np.int32)
@@ -446,6 +394,8 @@ class SessionState:
             self._heads.array[: kept.size] = heads
             self._keys.key_slots.array[live] = slot_of_slot[self._keys.key_slots.array[live]]
             self._keys.table.compact(kept)
+            if self.changes is not None:
+                self.changes.compact(kept)
         self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
 
     def _forget_codes(self, at_least: int) -> None:
@@ -645,9 +595,7 @@ class SessionState:
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Cut rows of chunks, or others whose key ``keys_in`` gives, by key group."""
         keys = self.keys_in(rows) if keys_in is None else keys_in(rows)
-        groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype(np.int64)
-        for group in sorted(wanted.intersection(np.unique(groups).tolist())):
-            yield group, rows.filter(pa.array(groups == group))
+        yield from by_group(rows, groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple), wanted)
 
     def keys_in(self, rows: pa.RecordBatch) -> list[pa.Array]:
         """Return the columns of the key that rows of a chunk have."""
@@ -656,18 +604,51 @@ class SessionState:
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         for group, chunk in chunks.items():
-            with pa.ipc.open_stream(pa.py_buffer(chunk)) as reader:
-                metadata = reader.schema.metadata or {}
-                schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-                if not self.define(schema, [int(key) for key in metadata[b"keys"].split(b",")]):
-                    self.others[group] = chunk
-                    continue
+            for layer in layers_of(chunk):
+                schema = pa.ipc.read_schema(pa.py_buffer(layer.metadata[b"schema"]))
+                if not self.define(schema, [int(key) for key in layer.metadata[b"keys"].split(b",")]):
+                    self.others[group] = self.others.get(group, b"") + chunk  # increments behind what they build on
+                    break
                 held = self._windows.fields_held().encode()
-                if metadata.get(FIELDS, held) != held:
+                if layer.metadata.get(FIELDS, held) != held:
                     raise other_fields(schema)
-                for batch in reader:
+                for keys in layer.replaced_keys():
+                    self.forget_keys(keys)
+                for batch in layer.sessions:
                     self.put(batch)
-                self.unsent.restore(chunk)
+                self.unsent.add(layer.unsent)
+
+    def forget_keys(self, columns: list[pa.Array]) -> None:
+        """Forget all sessions of these keys."""
+        assert self._keys is not None
+        slots = np.sort(self._keys.table.slots_of(columns))
+        self._heads.reserve(self.num_keys)
+        self.drop(self.sessions_of_keys(slots[np.flatnonzero(np.diff(slots, prepend=-1))])[0].sessions)
+
+    def sessions_of_keys(self, slots: Array) -> tuple[Edges, Array]:
+        """Return all sessions of these keys, in the order in which they were changed, and the keys that have none."""
+        at = self._heads.array[slots] - 1
+        gone, found = slots[at < 0], [at[:0]]
+        while (at := at[at >= 0]).size:
+            found.append(at)
+            at = self._sessions.array[at, _NEXT] - 1
+        sessions = np.concatenate(found)
+        return self.edges_of(sessions[np.argsort(self._sessions.array[sessions, _CHANGED], kind="stable")]), gone
+
+    def cut_of_keys(self) -> tuple[int, int, bool]:
+        """Return how keys are cut into key groups: their columns, the maximum parallelism, whether they are tuples."""
+        assert self._windows.layout is not None
+        return len(self._windows.layout.keys), self._max_parallelism, self._is_tuple
+
+    def keys_of_slots(self, slots: Array) -> list[pa.Array]:
+        """Return the columns of keys."""
+        assert self._keys is not None
+        return self._keys.table.keys_of(slots)
+
+    def num_distinct(self, sessions: Array) -> int:
+        """Return how many distinct values these have."""
+        pane = self._windows.panes[_PANE]
+        return sum(int(pane.column(distinct.column)[sessions].sum()) for distinct in self._distinct)
 
     def put(self, batch: pa.RecordBatch) -> None:
         """Take up sessions that are rows of a chunk, in the order in which they were changed."""

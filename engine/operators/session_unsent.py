@@ -1,16 +1,19 @@
-"""What sessions on columns had to send, and had not sent yet, when a checkpoint was made of them in files.
+"""What chunks of sessions on columns are made of, and what these had to send when a checkpoint was made of files.
 
-Records for sessions in files wait, and so does the time. Who makes a checkpoint takes them up, and may send nothing:
-what fires then, and what came too late, stands behind the sessions in the chunk, as streams of their own. Who reads a
-chunk for its sessions sees the first stream only.
+A chunk has a stream of sessions, and behind it others that readers of sessions do not see. Records for sessions in
+files wait, and so does the time: who makes a checkpoint takes them up, and may send nothing; so what fires then, and
+what came too late, are such streams. An increment has the keys that have no session any more in another one. Where
+increments are kept as they are, in one chunk, each is a layer behind those that it builds on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import ColumnBatch, Named
+from engine.state.column_chunks import GONE_KEYS, INCREMENT, KIND
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +21,11 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["DUE", "LATE", "Unsent", "late_rows", "metadata_of"]
+__all__ = ["DUE", "LATE", "Layer", "Unsent", "late_rows", "layers_of", "metadata_of"]
 
 #: Kinds of streams: sessions that fire, in the columns of a chunk, and records that came too late.
 DUE: Final = b"due"
 LATE: Final = b"late"
-_KIND: Final = b"kind"
 _NAMED: Final = b"named"
 
 
@@ -41,13 +43,6 @@ class Unsent:
     def num_entries(self) -> int:
         return sum(map(len, self.late)) + sum(rows.num_rows for rows in self.due)
 
-    def restore(self, chunk: bytes) -> None:
-        for schema, batches in _streams_behind(chunk):
-            if schema.metadata[_KIND] == DUE:
-                self.due += batches
-            else:
-                self.late += (_late_batch(rows, schema.metadata.get(_NAMED) == b"1") for rows in batches)
-
     def add(self, other: Unsent) -> None:
         self.due += other.due
         self.late += other.late
@@ -55,7 +50,7 @@ class Unsent:
 
 def metadata_of(kind: bytes, *, named: Named = False) -> dict[bytes, bytes]:
     """Return what a stream of this kind says of itself."""
-    return {_KIND: kind, _NAMED: b"1" if named else b"0"}
+    return {KIND: kind, _NAMED: b"1" if named else b"0"}
 
 
 def late_rows(columns: pa.RecordBatch, times_ms: Array) -> pa.RecordBatch:
@@ -74,14 +69,50 @@ def _late_batch(rows: pa.RecordBatch, named: Named) -> ColumnBatch:
     return ColumnBatch(own, times_ms.to_numpy(zero_copy_only=False), named=named)
 
 
-def _streams_behind(chunk: bytes) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
-    """Yield the streams behind the first one, whole."""
+@final
+@dataclass(slots=True)
+class Layer:
+    """``schema``: of its sessions, with what the chunk says of itself; ``gone``: keys without sessions."""
+
+    schema: pa.Schema
+    sessions: list[pa.RecordBatch]
+    gone: list[pa.RecordBatch] = field(default_factory=list)
+    unsent: Unsent = field(default_factory=Unsent)
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        return self.schema.metadata or {}
+
+    def replaced_keys(self) -> Iterator[list[pa.Array]]:
+        """Yield the columns of keys of which lower layers have nothing to say, if it is an increment."""
+        if INCREMENT in self.metadata:
+            num_keys = self.metadata[b"keys"].count(b",") + 1
+            for rows in self.sessions:
+                yield rows.columns[2 : 2 + num_keys]
+            for rows in self.gone:
+                yield rows.columns
+
+
+def layers_of(chunk: bytes) -> Iterator[Layer]:
+    """Yield the layers of a chunk, the lowest first."""
     import pyarrow as pa
 
-    source, is_first = pa.BufferReader(chunk), True
+    source, layer = pa.BufferReader(chunk), None
     while source.tell() < len(chunk):
         reader = pa.ipc.open_stream(source)
-        batches = list(reader)
-        if not is_first:
-            yield reader.schema, batches
-        is_first = False
+        batches, said = list(reader), reader.schema.metadata or {}
+        kind = said.get(KIND)
+        if kind is None:
+            if layer is not None:
+                yield layer
+            layer = Layer(reader.schema, batches)
+            continue
+        assert layer is not None
+        if kind == GONE_KEYS:
+            layer.gone += batches
+        elif kind == DUE:
+            layer.unsent.due += batches
+        else:
+            layer.unsent.late += (_late_batch(rows, said.get(_NAMED) == b"1") for rows in batches)
+    if layer is not None:
+        yield layer

@@ -15,7 +15,7 @@ Folding cannot fail later: nulls that only rows can take, and sums that could le
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -24,13 +24,15 @@ import pyarrow as pa
 
 from engine.core.records import BATCH_ROWS_MAX, Named
 from engine.operators.held_rows import HeldRows, TakenRows
+from engine.operators.session_changes import SessionChanges
 from engine.operators.session_state import Edges, SessionState, Sink
-from engine.operators.session_unsent import DUE, LATE, late_rows, metadata_of
+from engine.operators.session_unsent import DUE, LATE, late_rows, layers_of, metadata_of
 from engine.operators.spilling_windows import SUM_MAX
 from engine.state.array_files import ArrayFile, copy_of
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.hash_kernels import order_by_channel
 from engine.state.hash_partitions import HashPartitions
+from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
@@ -128,8 +130,8 @@ class _Kept:
 
 @final
 class SpillingSessions:
-    """Implements ``parts.LazyPart``. ``state``: what is in memory, empty when it has been cut, with the types.
-    ``aggregated_of``: keys and values of records that waited; ``keeps_late``: they are whole records."""
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``state``: what is in memory, empty when it has been cut,
+    with the types. ``aggregated_of``: keys and values of records that waited; ``keeps_late``: they are whole ones."""
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class SpillingSessions:
         gap_ms: int,
     ) -> None:
         self.state = state
+        self._changes = state.changes = SessionChanges()
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self._folder = folder
         self._bytes_max = bytes_max
@@ -175,7 +178,7 @@ class SpillingSessions:
     @property
     def nbytes(self) -> int:
         """Bytes in memory, without the records that wait."""
-        return self.state.nbytes + self._resident_bytes
+        return self.state.nbytes + self._resident_bytes + self._changes.nbytes
 
     @property
     def filled(self) -> float:
@@ -208,6 +211,8 @@ class SpillingSessions:
         source, self.state = self.state, self.state.of_same_types()
         self.state.unsent, source.unsent = source.unsent, self.state.unsent
         self.state.others, source.others = source.others, self.state.others
+        source.changes, self.state.changes = None, self._changes
+        self._changes.clear()
         self._partitions = [_Partition() for _ in range(self._cut.number)]
         self._after_ms = self._until_ms = watermark_ms
         self._distribute(source)
@@ -292,6 +297,7 @@ class SpillingSessions:
     def clear(self) -> None:
         """Forget everything, types too."""
         self.state.clear()
+        self._changes.clear()
         self.close()
 
     def close(self) -> None:
@@ -467,10 +473,47 @@ class SpillingSessions:
             restored = self.state.another()
             restored.restore({group: chunk})
             if restored.others or not self.state.has_types_of(restored):
-                self.state.others[group] = chunk
+                self.state.others[group] = self.state.others.get(group, b"") + chunk
             elif restored.is_defined:
+                for layer in layers_of(chunk):
+                    for keys in layer.replaced_keys():
+                        self._forget_keys(keys)
                 self._distribute(restored)
                 self.state.unsent.add(restored.unsent)
+
+    def _forget_keys(self, keys: list[pa.Array]) -> None:
+        """Forget all sessions of these keys."""
+        numbers = self._cut.of_rows(keys)
+        for number in np.unique(numbers).tolist():
+            if self._partitions[number].num_sessions:
+                rows = pa.array(np.flatnonzero(numbers == number))
+                self._load(number).forget_keys([column.take(rows) for column in keys])
+                self._put_back(number)
+
+    # --- NotingPart
+
+    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        return None if self._is_whole else self._changes.delta(self.state, key_groups, since_checkpoint_id)
+
+    def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
+        return None if self._is_whole else self._changes.note(self.state, key_groups, since_checkpoint_id, entries_max)
+
+    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
+        return None if self._is_whole else self._changes.num_changed(since_checkpoint_id, at_most)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether checkpoints have all of it: of what is in files, or of other types, nobody knows what changed."""
+        return bool(self._partitions or self.state.others)
+
+    def begin_epoch(self, checkpoint_id: int) -> None:
+        if self._is_whole or self.state.unsent:
+            self._changes.clear()  # what was to be sent at that barrier is in its chunks, and must not come again
+        else:
+            self._changes.begin_epoch(checkpoint_id, self.state.nbytes)
+
+    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
+        self._changes.forget_epochs(until_checkpoint_id, kept_ids)
 
 
 def _cuts(rows: _Rows, *, is_by_time: bool) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ Count, sum and maximum by int64 key alone, in tumbling windows or (``--slide``) 
 a record in each slice, then one per cent of them, by chance, get one in the newest slice before each checkpoint: what
 is written, the CPU time of who writes it, and of the task at the barrier, without the fork. It drives the code of a
 slot, in this process. ``--memory-mb``: the operator's share; slices beyond it lie in files. ``--distinct``: distinct
-values too.
+values too. ``--sessions``: sessions, one a key, in place of windows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from engine.core.ids import OperatorID
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
+from engine.operators.column_session import column_session
 from engine.operators.column_window import column_window
 from engine.operators.field_aggregates import RowAggregates, WindowRecord, count, count_distinct, max_, sum_
 from engine.operators.keys import FieldKey
@@ -33,7 +34,7 @@ from engine.protocol.checkpoint import CheckpointOptions
 from engine.runtime.taskmanager.mailbox import Mailbox
 from engine.runtime.taskmanager.snapshot_capture import StateCapture
 from engine.runtime.taskmanager.snapshot_workers import SlotSnapshotWorkers
-from engine.time.assigners import SlidingEventTimeWindows, TumblingEventTimeWindows
+from engine.time.assigners import EventTimeSessionWindows, SlidingEventTimeWindows, TumblingEventTimeWindows
 from engine.time.triggers import EventTimeTrigger
 from tests.bench.state_memory import STRIDE
 from tests.bench.stats import record
@@ -42,12 +43,16 @@ from tests.testing.operator_harness import OperatorHarness
 _SIZE_MS = 4000
 
 
-def spec_of(slide: bool, distinct: bool) -> Any:
-    assigner = SlidingEventTimeWindows(_SIZE_MS, _SIZE_MS // 4, 0) if slide else TumblingEventTimeWindows(_SIZE_MS, 0)
+def spec_of(slide: bool, distinct: bool, sessions: bool = False) -> Any:
+    assigner: Any = (
+        SlidingEventTimeWindows(_SIZE_MS, _SIZE_MS // 4, 0) if slide else TumblingEventTimeWindows(_SIZE_MS, 0)
+    )
     aggregates = [count(), sum_(1), max_(1), *([count_distinct(1)] if distinct else [])]
     fold = AggregateFold(RowAggregates(aggregates))
+    if sessions:
+        assigner = EventTimeSessionWindows(_SIZE_MS)
     rows = WindowSpec((FieldKey(0),), assigner, EventTimeTrigger(), window_call(WindowRecord(1)), fold)
-    return column_window(rows)
+    return column_session(rows) if sessions else column_window(rows)
 
 
 def send(harness: OperatorHarness, numbers: np.ndarray[Any, Any], stamp_ms: int) -> None:
@@ -119,9 +124,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.01, help="of the keys that change")
     parser.add_argument("--slide", action="store_true")
     parser.add_argument("--distinct", action="store_true")
+    parser.add_argument("--sessions", action="store_true", help="a session of each key instead")
     options = parser.parse_args()
     rng = np.random.default_rng(1)
-    spec = spec_of(options.slide, options.distinct)
+    spec = spec_of(options.slide, options.distinct, options.sessions)
     with (
         tempfile.TemporaryDirectory() as folder,
         OperatorHarness(spec, memory_bytes=options.memory_mb << 20) as harness,

@@ -33,6 +33,6 @@ def warm_up_operators() -> None:
     kernels.list_pairs(heads, numbers, *out)
     calendar = SessionCalendar(5, 0)
     calendar.add(numbers, times_ms, 1)
+    calendar.remove(numbers)
     calendar.advance(-1, sessions, np.zeros(1, np.bool_))
     calendar.next_due_ms()
-    calendar.remove(numbers)

@@ -112,6 +112,25 @@ def test_sessions_have_their_windows(tmp_path):
     assert table.to_arrow().column_names == ["key", "window_start", "window_end", "value"]
 
 
+def test_sessions_of_increments_are_those_of_their_keys_now(tmp_path):
+    """One is longer, one is new, one has become part of another, and one is over."""
+    spec = column_session(built_in(EventTimeSessionWindows(5), [sum_("amount")]))
+    with OperatorHarness(spec) as harness:
+        rows = [(key, 1, 0.5, "a") for key in range(100)] + [(4, 1, 0.5, "a"), (4, 1, 0.5, "a")]
+        harness.process_batch(batch(*rows, stamps=[10] * 99 + [1] + [16, 30]))
+        first = harness.snapshot(1)
+        rows = [(1, 5, 0.5, "a"), (2, 5, 0.5, "a"), (4, 5, 0.5, "a")]
+        harness.process_batch(batch(*rows, stamps=[12, 40, 13]))
+        harness.watermark(7)
+        taken = harness.snapshot(2, since=first)
+        assert taken.num_deltas > 0
+        savepoint_of(tmp_path, [("op", "Operator", handles_of(taken, tmp_path))])
+    table = SavepointReader.read(str(tmp_path)).keyed_state("op", "session-slots")
+    found = {(key, window.start, window.end): value["sum(amount)"] for key, window, value in table.entries()}
+    changed = {(1, 10, 17): 6, (2, 10, 15): 1, (2, 40, 45): 5, (4, 10, 21): 7, (4, 30, 35): 1}
+    assert found == {**{(key, 10, 15): 1 for key in range(99) if key not in (1, 4)}, **changed}
+
+
 def test_joins_have_the_records_of_both_sides(tmp_path):
     spec = ColumnIntervalJoinSpec(IntervalJoinSpec((KEY, KEY), -5, 5, lambda a, b: (a, b)))
     left, right = batch((1, 2, 0.5, "a"), (2, 3, 1.0, "b"), stamps=[1, 2]), batch((3, 4, 2.0, "c"), stamps=[3])

@@ -48,6 +48,8 @@ class Taken:
 class Job:
     """The subtasks of a window operator, with what captures their state in a slot."""
 
+    part = PART
+
     def __init__(self, spec, parallelism, folder, *, restored=None, memory_bytes=64 << 20):
         self.folder = f"file://{folder}"
         self.parallelism = parallelism
@@ -101,9 +103,9 @@ class Job:
         captured = []
         for harness, capture, groups in zip(self.harnesses, self.captures, self.groups, strict=True):
             harness.head.prepare_snapshot(self.number)
-            part = harness.contexts[0].state.keyed[PART]
-            taken.full.append(SubtaskSnapshot(self.number, [{PART: [part.snapshot(groups)]}], [None]))
-            taken.pending.append(set(harness.head._pending))
+            part = harness.contexts[0].state.keyed[self.part]
+            taken.full.append(SubtaskSnapshot(self.number, [{self.part: [part.snapshot(groups)]}], [None]))
+            taken.pending.append(self.pending(harness))
             captured.append(capture.capture(self.number, options, {}, lambda _, error: None))
         meanwhile()
         for snapshot, capture, workers in zip(captured, self.captures, self.workers, strict=True):
@@ -113,16 +115,20 @@ class Job:
             if end == "aborted":
                 continue
             capture.acknowledged(snapshot)
-            handle = snapshot.keyed[ID, PART]
+            handle = snapshot.keyed[ID, self.part]
             taken.deltas.append(sum(layer.is_delta for layer in handle.layers))
             layers = [
                 {group: chunk for some in read_chunks(layer, range(NUM_GROUPS)) for group, chunk in some.items()}
                 for layer in handle.layers
             ]
-            taken.snapshots.append(SubtaskSnapshot(self.number, [{PART: layers}], [None]))
+            taken.snapshots.append(SubtaskSnapshot(self.number, [{self.part: layers}], [None]))
         if end == "completed":
             self.base = self.number
         return taken
+
+    def pending(self, harness):
+        """Return the windows that have not fired."""
+        return set(harness.head._pending)
 
     def held(self):
         """Return all that the subtasks hold, and up to when windows have fired."""
