@@ -52,6 +52,9 @@ class Equality(Expression):
         one, two = _nulls_of(self.compared.left, frame), _nulls_of(self.compared.right, frame)
         if one is None and two is None:
             return self.compared.evaluate(frame, mask)
+        for side in (self.compared.left, self.compared.right):
+            if not isinstance(side, Field):  # computed beside None too, errors included
+                side.evaluate(frame, mask)
         nulls = two if one is None else (one if two is None else one | two)
         differ = self.compared.sign == "!="
         both = np.zeros(frame.num_rows, np.bool_) if one is None or two is None else one & two

@@ -639,3 +639,12 @@ def test_a_field_of_any_type_may_stand_beside_what_is_computed():
     batch = ColumnBatch(pa.RecordBatch.from_pydict({"a": [1, 2], "b": [[1], None]}))
     result = ColumnFunction(function, is_filter=False).apply(batch)
     assert result is None or result.to_rows().rows == [([1], 2), (None, 3)]
+
+
+def test_what_is_compared_with_none_is_computed_all_the_same():
+    batch = ColumnBatch(pa.RecordBatch.from_pydict({"a": [1, None], "b": [1, 0]}))
+    compiled = ColumnFunction(function_of("f = lambda r: r[0] == 2 % r[1]\n"), is_filter=True)
+    assert compiled.apply(batch) is None
+    assert compiled.apply(batch.slice(0, 1)).to_rows().rows == []
+    equal = ColumnFunction(function_of("f = lambda r: (r[0] == r[1], r[0] != 1)\n"), is_filter=False)
+    assert equal.apply(batch).to_rows().rows == [(True, False), (False, True)]
