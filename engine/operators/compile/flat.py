@@ -16,14 +16,12 @@ from typing import Any, Final, TypeAlias, final
 from engine.core.late_dataclass import dataclass
 from engine.operators.compile.callee import callee_of
 from engine.operators.compile.errors import NotCompilable
-from engine.operators.compile.expressions import Constant, Expression, Field, Kind, Ref
+from engine.operators.compile.expressions import Expression, Field, Kind, Ref
 from engine.operators.compile.shapes import Fields, Names, Outside, Record, Shape, WholeRecord, constant, refuse
 from engine.operators.compile.translate import _Translator, translator_of
 
 __all__ = ["Bind", "Choose", "Each", "Emit", "FlatTranslation", "Node", "Numbers", "Parts", "Several", "translate_flat"]
 
-#: Rounds of a loop over constants that are written out.
-_ROUNDS_MAX: Final = 16
 _NODES_MAX: Final = 300
 
 
@@ -233,7 +231,7 @@ class _Flat:
         return self._loop(clause.target.id, clause.iter, of_one, names)
 
     def _loop(self, target: str, iterated: ast.expr, of_one: Callable[[Names], Node], names: Names) -> Node:
-        constants = self._constants(iterated, names)
+        constants = self._translator.constants(iterated, names)
         if constants is not None:
             return Several(tuple(of_one({**names, target: one}) for one in constants))
         found = self._iterated(iterated, names)
@@ -242,24 +240,6 @@ class _Flat:
         number = self._translator._next_let()
         ref = Ref(number, Kind.INT if isinstance(found, Numbers) else Kind.STR)
         return Each(number, found, of_one({**names, target: ref}))
-
-    def _constants(self, node: ast.expr, names: Names) -> list[Constant] | None:
-        """Return what is looped over if that is known."""
-        match node:
-            case ast.Tuple(elements) | ast.List(elements) if len(elements) <= _ROUNDS_MAX:
-                found = [self._translator.value(element, names) for element in elements]
-                return [one for one in found if isinstance(one, Constant)] if _are_constants(found) else None
-            case ast.Call(ast.Name("range"), arguments, []) if self._is_range(names):
-                bounds = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
-                if len(bounds) == len(arguments) <= 3 and arguments and all(type(bound) is int for bound in bounds):
-                    if len(bounds) == 3 and bounds[2] == 0:
-                        return None
-                    numbers = range(*bounds)  # type: ignore[arg-type]
-                    return [constant(one) for one in numbers] if len(numbers) <= _ROUNDS_MAX else None
-        return None
-
-    def _is_range(self, names: Names) -> bool:
-        return self._translator._is_outside("range", names) and self._translator._outside("range") is range
 
     def _iterated(self, node: ast.expr, names: Names) -> Parts | Numbers | None:
         match node:
@@ -272,7 +252,7 @@ class _Flat:
                         return Parts(text, None)
                     case [ast.Constant(str() as separator)] if separator:
                         return Parts(text, constant(separator).value)
-            case ast.Call(ast.Name("range"), [stop], []) if self._is_range(names):
+            case ast.Call(ast.Name("range"), [stop], []) if self._translator.is_range(names):
                 value = self._translator.value(stop, names)
                 return Numbers(value) if value.kind is Kind.INT else None
         return None
@@ -348,10 +328,6 @@ class _Collector(ast.NodeTransformer):
         if node.id == self._name:
             refuse("it does more with its list than to append to it")
         return node
-
-
-def _are_constants(values: Sequence[Expression]) -> bool:
-    return all(isinstance(value, Constant) for value in values)
 
 
 def _goes_on(statements: Sequence[ast.stmt]) -> bool:

@@ -1,7 +1,7 @@
 """Expressions over columns of texts that give what Python's str gives, or raise ``Doubt``.
 
 Arrow counts code points and compares bytes of UTF-8, which orders as Python does. Where Unicode makes them differ
-(case, white space, digits) everything but ASCII is in doubt.
+(case, white space, digits) everything but ASCII is Python's to do, text by text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.late_dataclass import dataclass
+from engine.operators.compile.calls import Called
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import (
     Expression,
@@ -58,16 +59,6 @@ def array_of(value: Value, num_rows: int) -> Any:
     """Return a text per row."""
     values = value.values
     return pa.repeat(values, num_rows) if isinstance(values, pa.Scalar) else values
-
-
-def _doubt_unless(holds: Any, mask: Mask) -> None:
-    """Raise Doubt if an Arrow condition is false, or null, on a row that counts."""
-    doubt_where(~np.asarray(bools(holds)), mask)
-
-
-def _require_ascii(values: Any, mask: Mask) -> None:
-    if not pc.all(pc.string_is_ascii(values), min_count=0).as_py():
-        _doubt_unless(pc.string_is_ascii(values), mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +125,8 @@ class Transformed(Expression):
         if self.how == "replace":
             old, new = self.arguments
             return Value(pc.replace_substring(values, pattern=old, replacement=new))
-        _require_ascii(values, mask)
+        if not pc.all(pc.string_is_ascii(values), min_count=0).as_py():
+            return Called(getattr(str, self.how), (self.operand,), Kind.STR).evaluate(frame, mask)
         if self.how == "strip":
             return Value(pc.utf8_trim(values, characters=_WHITE_SPACE))
         return Value(pc.ascii_lower(values) if self.how == "lower" else pc.ascii_upper(values))
@@ -158,36 +150,41 @@ class ToText(Expression):
 
 @dataclass(frozen=True, eq=False)
 class ParseInt(Expression):
-    """int() of a text of plain digits; all else (spaces, underscores, many digits, errors) is in doubt."""
+    """int() of a text: of plain digits at once, else (spaces, underscores, many digits) one by one."""
 
     operand: Expression
     kind: Kind = Kind.INT
 
     def evaluate(self, frame: Frame, mask: Mask) -> Value:
         texts = _plain(self.operand, _INTEGER, frame, mask)
+        if texts is None:
+            return Called(int, (self.operand,), Kind.INT).evaluate(frame, mask)
         values = pc.cast(texts, pa.int64()).to_numpy(zero_copy_only=False)
         return Value(values, int(values.min()), int(values.max()))
 
 
 @dataclass(frozen=True, eq=False)
 class ParseFloat(Expression):
-    """float() of a text of plain digits with a point; both round correctly."""
+    """float() of a text: of plain digits with a point at once, as both round correctly, else one by one."""
 
     operand: Expression
     kind: Kind = Kind.FLOAT
 
     def evaluate(self, frame: Frame, mask: Mask) -> Value:
         texts = _plain(self.operand, _NUMBER, frame, mask)
+        if texts is None:
+            return Called(float, (self.operand,), Kind.FLOAT).evaluate(frame, mask)
         return Value(pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False))
 
 
-def _plain(operand: Expression, pattern: str, frame: Frame, mask: Mask) -> pa.Array:
-    """Return the texts; "0" on rows that do not count."""
+def _plain(operand: Expression, pattern: str, frame: Frame, mask: Mask) -> pa.Array | None:
+    """Return the texts; "0" on rows that do not count; None if there are others."""
     texts = array_of(operand.evaluate(frame, mask), frame.num_rows)
     matching = bools(pc.match_substring_regex(texts, pattern=pattern))
     # Arrow's $ is the very end, but nothing is left to chance.
     matching = matching & ~bools(pc.match_substring(texts, pattern="\n"))
-    doubt_where(~matching, mask)
+    if np.any(~matching if mask is None else ~matching & mask):
+        return None
     if matching.all():
         return texts
     return pc.if_else(pa.array(matching), texts, pa.scalar("0"))

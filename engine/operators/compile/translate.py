@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import itertools
 import types
 from collections.abc import Sequence
 from typing import Any, Final, final
 
 from engine.core.record_class import defaults_of, fields_of_class, why_not_plain
 from engine.core.records import Row
+from engine.operators.compile.called import Calls
 from engine.operators.compile.callee import (
     Callee,
     Default,
@@ -25,6 +27,7 @@ from engine.operators.compile.callee import (
 )
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, If, Kind, Let, Ref
+from engine.operators.compile.named_values import hoisted
 from engine.operators.compile.shapes import (
     Fields,
     Names,
@@ -39,7 +42,6 @@ from engine.operators.compile.shapes import (
     with_let,
 )
 from engine.operators.compile.texts import SplitPart
-from engine.operators.compile.values import Values
 
 __all__ = ["Fields", "Outside", "Record", "Shape", "Translation", "WholeRecord", "translate", "translate_with"]
 
@@ -64,7 +66,9 @@ def translate_with(
     translator, node, names = translator_of(callee, shape, behind)
     result: Record
     try:
-        if isinstance(node, ast.Lambda):
+        if isinstance(node, ast.Lambda) and any(isinstance(part, ast.NamedExpr) for part in ast.walk(node)):
+            result = translator.block([ast.Return(node.body)], names, as_condition)
+        elif isinstance(node, ast.Lambda):
             result = translator.condition(node.body, names) if as_condition else translator.record(node.body, names)
         else:
             result = translator.block(node.body, names, as_condition)
@@ -97,7 +101,7 @@ def translator_of(
 
 
 @final
-class _Translator(Values):
+class _Translator(Calls):
     def names_of_defaults(self, parameters: Sequence[str]) -> Names:
         """Return what stands for the arguments that are never given."""
         defaults = self._defaults(self._function) if parameters else {}
@@ -116,6 +120,9 @@ class _Translator(Values):
         if self._num_blocks > _BLOCKS_MAX:
             refuse("it has too many paths")
         first, rest = statements[0], statements[1:]
+        assigned, first = hoisted(first)
+        if assigned:
+            return self.block([*assigned, first, *rest], names, as_condition)
         match first:
             case ast.Expr(ast.Constant()):
                 return self.block(rest, names, as_condition)  # a docstring
@@ -130,6 +137,12 @@ class _Translator(Values):
             case ast.AugAssign(ast.Name(name) as target, sign, value):
                 changed = ast.BinOp(ast.Name(name, ast.Load()), sign, value)
                 return self._assign(target, changed, names, rest, as_condition)
+            case ast.For(ast.Name() as target, iterated, body, []):
+                constants = self.constants(iterated, names)
+                if constants is None:
+                    refuse("it loops over something else than constants")
+                rounds = [(ast.Assign([target], ast.Constant(one.value)), *body) for one in constants]
+                return self.block([*itertools.chain(*rounds), *rest], names, as_condition)
             case ast.If(test, body, orelse):
                 condition = self.condition(test, names)
                 then = self.block([*body, *rest], dict(names), as_condition)

@@ -6,16 +6,18 @@ What it does with them, statement by statement, and the records that it returns 
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import math
+import operator
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from engine.core.records import Row
 from engine.operators.compile.callee import ABSENT, attribute_reader, name_reader
+from engine.operators.compile.calls import ATTRIBUTES, Called
 from engine.operators.compile.expressions import (
     INT_MAX,
-    Abs,
     Arithmetic,
     Compare,
     Constant,
@@ -31,26 +33,19 @@ from engine.operators.compile.expressions import (
     Negative,
     Not,
     Ref,
-    Root,
-    Rounded,
-    ToFloat,
     ToInt,
     Truth,
     Wrapping,
 )
+from engine.operators.compile.nulls import Equality, FieldTruth
 from engine.operators.compile.shapes import Names, Outside, Record, Shape, constant, known, refuse
 from engine.operators.compile.texts import (
     Concat,
-    Length,
     Matches,
-    ParseFloat,
-    ParseInt,
     SplitPart,
-    ToText,
-    text_method,
 )
 
-__all__ = ["Values"]
+__all__ = ["Values", "of_time", "told_by_value"]
 
 _POWER_MAX: Final = 4
 
@@ -71,6 +66,46 @@ _SIGNS: Final[dict[type, str]] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
+
+
+#: Rounds of a loop over constants that are written out.
+_ROUNDS_MAX: Final = 16
+_NUMBERS: Final = {Kind.INT, Kind.FLOAT, Kind.BOOL}
+_TIMES: Final = (dt.datetime, dt.date, dt.time)
+#: A text that is repeated more often is left to the interpreter.
+_REPEATS_MAX: Final = 1 << 10
+
+
+def told_by_value(operand: Expression) -> Expression:
+    """Return what is looked for among others; NaN, which is found by identity, has none here."""
+    if operand.kind not in (Kind.INT, Kind.STR, Kind.BOOL):
+        refuse(f"it looks for {operand.kind.value} among others")
+    return operand
+
+
+def of_time(name: str) -> Callable[..., Any]:
+    """Return what gives a field, or calls a method, of a date or time; of anything else it raises."""
+
+    def of_time(value: Any, *arguments: Any) -> Any:
+        if type(value) not in _TIMES:
+            raise TypeError(name)
+        found = getattr(value, name)
+        return found(*arguments) if callable(found) else found
+
+    return of_time
+
+
+def _repeated(first: Any, second: Any) -> str:
+    if (second if type(second) is int else first) > _REPEATS_MAX:
+        raise OverflowError
+    repeated: str = first * second
+    return repeated
+
+
+def _compared(sign: str, left: Expression, right: Expression) -> Expression:
+    compared = Compare(sign, left, right)
+    is_null_safe = sign in ("==", "!=") and (isinstance(left, Field) or isinstance(right, Field))
+    return Equality(compared) if is_null_safe else compared
 
 
 class Values:
@@ -99,6 +134,9 @@ class Values:
             case ast.UnaryOp(ast.Not(), operand):
                 return Not(self.condition(operand, names))
         value = self.value(node, names)
+        if isinstance(value, Field):
+            known(value)
+            return FieldTruth(value)
         return value if value.kind is Kind.BOOL else Truth(known(value))
 
     # --- values
@@ -135,6 +173,14 @@ class Values:
                 return Not(self.condition(operand, names))
             case ast.UnaryOp(ast.USub(), ast.Constant(int() as value)) if type(value) is int:
                 return constant(-value)
+            case ast.UnaryOp(ast.UAdd(), operand):
+                positive = known(self.value(operand, names))
+                return positive if positive.kind is Kind.FLOAT else ToInt(positive)
+            case ast.UnaryOp(ast.Invert(), operand):
+                inverted = known(self.value(operand, names))
+                if inverted.kind is not Kind.INT:
+                    refuse(f"it inverts {inverted.kind.value}")
+                return Arithmetic("-", Negative(inverted), constant(1))
             case ast.UnaryOp(ast.USub(), operand):
                 return Negative(known(self.value(operand, names)))
             case ast.Compare():
@@ -162,10 +208,17 @@ class Values:
                 return self._field_or_property(owner, name, names)
             case ast.Subscript(owner, ast.Constant(int() as index)) if type(index) is int and index >= 0:
                 split = self._split_of(owner, names)
-                if split is not None:
-                    return SplitPart(split[0], split[1], index)
+                return self._subscript(node, names) if split is None else SplitPart(split[0], split[1], index)
             case ast.Attribute(ast.Name(owner_name), name) if self._is_owner(owner_name, names):
                 return constant(self._attribute(name))
+            case ast.Attribute(ast.Name(module), name) if self._is_module(module, names):
+                return constant(getattr(math, name, None))
+            case ast.Attribute(owner, name) if name in ATTRIBUTES:
+                time = self.value(owner, names)
+                if isinstance(time, Field) and time.kind is Kind.OPAQUE:
+                    return Called(of_time(name), (time,), Kind.INT)
+            case ast.Subscript():
+                return self._subscript(node, names)
             case ast.Name(name):
                 return constant(self._outside(name))
         refuse(f"it has a {type(node).__name__}")
@@ -247,8 +300,12 @@ class Values:
 
     def _arithmetic(self, left: ast.expr, sign: ast.operator, right: ast.expr, names: Names) -> Expression:
         match sign, right:
-            case ast.Pow(), ast.Constant(int() as power) if type(power) is int and 1 <= power <= _POWER_MAX:
-                return self._power(known(self.value(left, names)), power)
+            case ast.Pow(), _:
+                return self._to_power(known(self.value(left, names)), known(self.value(right, names)))
+            case ast.Mod(), ast.Tuple(elements) if isinstance(left, ast.Constant) and type(left.value) is str:
+                pattern = left.value
+                parts = tuple(known(self.value(element, names)) for element in elements)
+                return Called(lambda *own: pattern % own, parts, Kind.STR)
             case ast.LShift(), ast.Constant(int() as bits) if type(bits) is int and 0 <= bits <= 62:
                 shifted = known(self.value(left, names))
                 if shifted.kind is Kind.INT:
@@ -267,7 +324,24 @@ class Values:
         first, second = known(self.value(left, names)), known(self.value(right, names))
         if isinstance(sign, ast.Add) and first.kind is second.kind is Kind.STR:
             return Concat(first, second)
+        kinds = {first.kind, second.kind}
+        if isinstance(sign, ast.FloorDiv | ast.Mod) and Kind.FLOAT in kinds and kinds <= _NUMBERS:
+            compute = operator.floordiv if isinstance(sign, ast.FloorDiv) else operator.mod
+            return Called(compute, (first, second), Kind.FLOAT)
+        if isinstance(sign, ast.Mod) and first.kind is Kind.STR:
+            return Called(operator.mod, (first, second), Kind.STR)
+        if isinstance(sign, ast.Mult) and kinds == {Kind.STR, Kind.INT}:
+            return Called(_repeated, (first, second), Kind.STR)
         return Arithmetic(_SIGNS[type(sign)], first, second)
+
+    def _to_power(self, base: Expression, power: Expression) -> Expression:
+        if base.kind is Kind.FLOAT and power.kind in _NUMBERS:
+            return Called(operator.pow, (base, power), Kind.FLOAT)
+        if isinstance(power, Constant) and power.kind is Kind.INT and 1 <= power.value <= _POWER_MAX:
+            return self._power(base, power.value)
+        if base.kind is Kind.INT and power.kind is Kind.FLOAT:
+            return Called(operator.pow, (base, power), Kind.FLOAT)
+        refuse(f"{base.kind.value} ** something")
 
     def _low_bits(self, node: ast.expr, bits: int, names: Names) -> Expression:
         operand = self._wrapping(node, names)
@@ -318,10 +392,10 @@ class Values:
                 self._num_lets += 1
                 lets.append((self._num_lets, after))
                 ref = Ref(self._num_lets, after.kind)
-                parts.append((Compare(_SIGNS[type(sign)], before, ref), lets[-1]))
+                parts.append((_compared(_SIGNS[type(sign)], before, ref), lets[-1]))
                 first = ref
             else:
-                parts.append((Compare(_SIGNS[type(sign)], before, after), (0, after)))
+                parts.append((_compared(_SIGNS[type(sign)], before, after), (0, after)))
         result: Expression = parts[-1][0]
         for compare, (number, middle) in reversed(parts[:-1]):
             result = Let(number, middle, Logic(True, compare, result))
@@ -341,16 +415,36 @@ class Values:
             case ast.Tuple(elements) | ast.List(elements) | ast.Set(elements) if elements:
                 choices = [self.value(element, names) for element in elements]
                 if not all(isinstance(one, Constant) and one.kind is operand.kind for one in choices):
-                    refuse("it asks for membership among values of other types")
+                    result = self._among(told_by_value(operand), [known(one) for one in choices])
+                    return Not(result) if negated else result
                 if operand.kind not in (Kind.INT, Kind.STR):
                     refuse(f"it asks for membership of {operand.kind.value}")
                 result = IsIn(operand, tuple(one.value for one in choices))  # type: ignore[attr-defined]
+            case ast.Name(name) if self._is_container(name, names):
+                contains = self._outside(name).__contains__  # of what it is then
+                result = Called(contains, (told_by_value(operand),), Kind.BOOL)
+            case ast.Call(ast.Name("range"), [ast.Constant(), *_] as bounds, []) if self._is_outside("range", names):
+                if self._outside("range") is not range:
+                    refuse("range is not Python's")
+                values: list[Any] = [bound.value for bound in bounds if isinstance(bound, ast.Constant)]
+                if len(values) != len(bounds) or not all(type(value) is int for value in values) or 0 in values[2:]:
+                    refuse("it asks for membership in a range that is not constant")
+                result = Called(range(*values).__contains__, (told_by_value(operand),), Kind.BOOL)
             case _ if isinstance(operand, Constant) and operand.kind is Kind.STR:
                 text = self.value(right, names)
                 result = Matches("contains", known(text), operand.value)
             case _:
                 refuse("it asks for membership in something else than constants")
         return Not(result) if negated else result
+
+    def _is_container(self, name: str, names: Names) -> bool:
+        if not self._is_outside(name, names):
+            return False
+        return type(self._outside(name)) in (tuple, list, set, frozenset, dict, range)
+
+    def _among(self, operand: Expression, choices: list[Expression]) -> Expression:
+        """``operand in (a, b, …)``, all of which are computed."""
+        return Called(lambda own, *others: own in others, (operand, *choices), Kind.BOOL)
 
     def _next_let(self) -> int:
         self._num_lets += 1
@@ -362,86 +456,51 @@ class Values:
         if len(nodes) == 1:
             return first
         rest = self._choice(is_and, nodes[1:], names)
+        if isinstance(first, Field) and not is_and:
+            return If(FieldTruth(first), first, rest)
         if first.kind is rest.kind is Kind.BOOL:
             return Logic(is_and, first, rest)
         ref = Ref(self._next_let(), first.kind)
         test: Expression = ref if first.kind is Kind.BOOL else Truth(ref)
         return Let(ref.number, first, If(test, rest, ref) if is_and else If(test, ref, rest))
 
-    # --- calls
+    # --- what is looped over
 
-    def _split_of(self, node: ast.expr, names: Names) -> tuple[Expression, str] | None:
-        """Return text and separator of ``text.split("separator")``."""
+    def constants(self, node: ast.expr, names: Names) -> list[Constant] | None:
+        """Return what is looped over if that is known."""
         match node:
-            case ast.Call(ast.Attribute(owner, "split"), [ast.Constant(str() as separator)], []) if separator:
-                text = self.value(owner, names)
-                return (text, separator) if text.kind is Kind.STR else None
+            case ast.Tuple(elements) | ast.List(elements) if len(elements) <= _ROUNDS_MAX:
+                found = [self.value(element, names) for element in elements]
+                return (
+                    [one for one in found if isinstance(one, Constant)]
+                    if all(isinstance(one, Constant) for one in found)
+                    else None
+                )
+            case ast.Call(ast.Name("range"), arguments, []) if self.is_range(names):
+                bounds = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+                if len(bounds) == len(arguments) <= 3 and arguments and all(type(bound) is int for bound in bounds):
+                    if len(bounds) == 3 and bounds[2] == 0:
+                        return None
+                    numbers = range(*bounds)  # type: ignore[arg-type]
+                    return [constant(one) for one in numbers] if len(numbers) <= _ROUNDS_MAX else None
         return None
 
+    def is_range(self, names: Names) -> bool:
+        return self._is_outside("range", names) and self._outside("range") is range
+
+    # --- calls
+
+    def _is_module(self, name: str, names: Names) -> bool:
+        return self._is_outside(name, names) and self._outside(name) is math
+
     def _call(self, node: ast.Call, names: Names) -> Expression:
-        made = self._called(node, names)
-        if made is not None:
-            return made if isinstance(made, Expression) else refuse("it uses a record that it makes")
-        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
-            refuse("it calls with keywords or *")
-        match node.func:
-            case ast.Name(name) if self._is_outside(name, names):
-                function = self._outside(name)
-                return self._builtin(function, name, [known(self.value(argument, names)) for argument in node.args])
-            case ast.Attribute(ast.Name(module), "sqrt") if self._is_outside(module, names):
-                if self._outside(module) is not math or len(node.args) != 1:
-                    refuse(f"it calls {module}.sqrt")
-                return Root(known(self.value(node.args[0], names)))
-            case ast.Attribute(owner, method):
-                text = known(self.value(owner, names))
-                if text.kind is not Kind.STR:
-                    refuse(f"it calls .{method}() of {text.kind.value}")
-                return text_method(text, method, node.args)
-        refuse("it calls something")
+        raise NotImplementedError
+
+    def _split_of(self, node: ast.expr, names: Names) -> tuple[Expression, str] | None:
+        raise NotImplementedError
+
+    def _subscript(self, node: ast.Subscript, names: Names) -> Expression:
+        raise NotImplementedError
 
     def _text(self, parts: Sequence[ast.expr], names: Names) -> Expression:
-        """Translate an f-string of texts and integers as they are."""
-        result: Expression = constant("")
-        for part in parts:
-            match part:
-                case ast.Constant(str() as text):
-                    one: Expression = constant(text)
-                case ast.FormattedValue(value, -1 | 115, None):
-                    one = known(self.value(value, names))
-                    if one.kind is not Kind.STR:
-                        one = ToText(one)
-                case _:
-                    refuse("it has an f-string with a format")
-            result = Concat(result, one)
-        return result
-
-    def _builtin(self, function: Any, name: str, arguments: list[Expression]) -> Expression:
-        if (function is min or function is max) and len(arguments) == 2:
-            return self._smaller(function is min, *arguments)
-        if len(arguments) != 1:
-            refuse(f"it calls {name}")
-        (operand,) = arguments
-        is_text = operand.kind is Kind.STR
-        if function is len:
-            return Length(operand)
-        if function is abs:
-            return Abs(operand)
-        if function is int:
-            return ParseInt(operand) if is_text else ToInt(operand)
-        if function is round and not is_text:
-            return ToInt(Rounded(operand)) if operand.kind is Kind.FLOAT else ToInt(operand)
-        if function is float:
-            return ParseFloat(operand) if is_text else ToFloat(operand)
-        if function is bool:
-            return Truth(operand)
-        if function is str:
-            return operand if is_text else ToText(operand)
-        refuse(f"it calls {name}")
-
-    def _smaller(self, is_min: bool, first: Expression, second: Expression) -> Expression:
-        """The second one if it is really smaller (greater): so for nan and -0.0 too."""
-        if first.kind is not second.kind or first.kind not in (Kind.INT, Kind.FLOAT):
-            refuse("it calls min or max of mixed types")
-        a, b = Ref(self._next_let(), first.kind), Ref(self._next_let(), second.kind)
-        chosen = If(Compare("<" if is_min else ">", b, a), b, a)
-        return Let(a.number, first, Let(b.number, second, chosen))
+        raise NotImplementedError

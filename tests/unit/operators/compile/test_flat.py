@@ -188,9 +188,9 @@ def check(function, rows):
 
 
 TAME = [
-    (1, 3, 2.5, True, "a,b c", 4, None),
-    (2, 0, -1.0, False, "  x \u2003yy,", None, [1]),
-    (3, 7, 0.0, True, "", 5, []),
+    (1, 3, 2.5, True, "a,b c", 4, None, "x"),
+    (2, 0, -1.0, False, "  x \u2003yy,", None, [1], None),
+    (3, 7, 0.0, True, "", 5, [], ""),
 ]
 
 

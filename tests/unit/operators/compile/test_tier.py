@@ -36,7 +36,7 @@ class Opened(Doubling):
         (lambda r: r.n + len(r["word"]), NAMED, "compiled on columns, else interpreted"),
         (lambda n: n % 7 == 0, Types.LONG(), "compiled on columns, else interpreted"),
         (lambda r: r[1] * 2, None, "interpreted (its input has no type)"),
-        (lambda r: r[1] % 2.5, PAIR, "interpreted (% of floats)"),
+        (lambda r: r[1] & 2.5, PAIR, "interpreted (& of floats)"),
         (lambda r: print(r[1]), PAIR, "interpreted (it calls print)"),
         (lambda r: r.n, PAIR, "interpreted (its records have no field .n)"),
         (lambda r: r[0] + r[1], PAIR, "interpreted (str + int)"),
@@ -77,7 +77,7 @@ def columns(type_info=None):
 def test_the_execution_plan_shows_the_tier_of_each_operator():
     numbers = columns(Types.TUPLE([Types.LONG(), Types.LONG()])).map(lambda r: r[0] + 1)
     asked = numbers.filter(lambda n: n in UNKNOWN)  # noqa: F821
-    seen = ["interpreted (it asks for membership in something else than constants)", ROWS]
+    seen = ["interpreted (UNKNOWN is not defined)", ROWS]
     assert tiers(asked.map(lambda n: n)) == [COMPILED, *seen]
 
 
