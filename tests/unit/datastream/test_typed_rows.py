@@ -175,3 +175,34 @@ def test_results_are_those_of_rows(env, monkeypatch, case, parallelism):
     assert sum(map(len, found.values())) >= 3
     if case.endswith("named"):
         assert {kind for records in found.values() for kind, _ in records} == {Row}
+
+
+class Spotty:
+    def __call__(self, i):
+        return None if i % 5 == 1 else i % 2 == 0, None if i % 7 == 1 else f"é{i},", None if i % 3 == 1 else i / 3
+
+
+@pytest.mark.parametrize("make", [Types.TUPLE, Types.ROW])
+def test_files_have_the_lines_of_rows(env, tmp_path, monkeypatch, make):
+    spotty = make([Types.BOOLEAN(), Types.STRING(), Types.DOUBLE()])
+
+    def lines(name):
+        stream = env.from_sequence(0, 99).map(Spotty(), output_type=spotty)
+        assert bool(converted_before(stream, tmp_path / "none")) is (name == "columns")
+        stream.write_as_text(f"{tmp_path}/{name}")
+        env.execute()
+        return sorted((tmp_path / name).read_text().splitlines())
+
+    found = lines("columns")
+    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 1000)
+    assert found == lines("rows")
+    assert len(found) == 100
+
+
+def converted_before(stream, path):
+    """Return what the plan converts where the stream is written to a file."""
+    env = stream.get_execution_environment()
+    stream.write_as_text(str(path))
+    graph, _ = env._build("plan")
+    env._sinks.clear()
+    return [info.name for vertex in graph.vertices for info in vertex.operators if CONVERTED in info.tier]
