@@ -437,7 +437,7 @@ class SessionState:
             self._compact()
         self._forget_codes(0)
         for own in windows._fields:
-            own.values = own.valid = None  # of a batch
+            own.values = own.valid = own.column = None  # of a batch
             if own.codes is not None:
                 own.codes.trim()
         windows._taken = np.zeros(0, np.int32)

@@ -52,6 +52,8 @@ class AggregatedField:
     codes: SlotTable | None
     values: Array | None = None
     valid: Array | None = None
+    #: of a batch, in place of ``values``: only those of windows' first records are wanted, which are few
+    column: pa.Array | None = None
 
     @property
     def is_float(self) -> bool:

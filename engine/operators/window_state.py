@@ -183,7 +183,10 @@ class WindowState:
             column = columns.column(field.index)
             field.valid = None
             if field.codes is not None and self._keeps_record:
-                field.values = field.codes_of(column)
+                if self._choice is None:
+                    field.column = column
+                else:
+                    field.values = field.codes_of(column)
                 continue
             if column.null_count:
                 if self._compares_plainly:
@@ -315,8 +318,12 @@ class WindowState:
     ) -> None:
         rows, begun_slots, begun_rows = begins
         values = field.values
-        assert values is not None
         acc = pane.column(accumulator.column, accumulator.is_float)
+        if field.column is not None:
+            if begun_rows.size:
+                acc[begun_slots] = field.codes_of(field.column.take(arrow_of(begun_rows)))
+            return
+        assert values is not None
         kind = accumulator.kind
         if kind == "sum" and not accumulator.is_float:
             pass  # begins with 0, and ``_add_ints`` has added to it
