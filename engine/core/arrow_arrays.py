@@ -23,12 +23,28 @@ def arrow_of(values: Array, kind: pa.DataType | None = None, *, mask: Array | No
     import pyarrow as pa
 
     dtype = values.dtype
-    is_plain = dtype.kind in "iufb" and dtype.itemsize <= 8 and dtype.isnative and values.ndim == 1
-    if not is_plain or (kind is not None and kind != pa.from_numpy_dtype(dtype)):
+    own_kind = (_plain_kinds or _known_kinds()).get(dtype)
+    if own_kind is None or values.ndim != 1 or (kind is not None and kind != own_kind):
         return pa.array(values, kind, mask=mask)
-    own = np.packbits(values, bitorder="little") if dtype.kind == "b" else np.ascontiguousarray(values)
+    if dtype.kind == "b":
+        values_bytes = np.packbits(values, bitorder="little")
+    else:
+        values_bytes = values if values.flags.c_contiguous else np.ascontiguousarray(values)
     valid = None if mask is None else pa.py_buffer(np.packbits(~mask, bitorder="little"))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(dtype), values.size, [valid, pa.py_buffer(own)])
+    return pa.Array.from_buffers(own_kind, values.size, [valid, pa.py_buffer(values_bytes)])
+
+
+#: numpy's type → Arrow's, of numbers and booleans in this machine's order of bytes; looking it up is half of a short
+#: array's cost otherwise
+_plain_kinds: dict[Any, pa.DataType] = {}
+
+
+def _known_kinds() -> dict[Any, pa.DataType]:
+    import numpy as np
+    import pyarrow as pa
+
+    _plain_kinds.update({np.dtype(code): pa.from_numpy_dtype(np.dtype(code)) for code in "?bhilqBHILQefd"})
+    return _plain_kinds
 
 
 def numbers_of(column: pa.Array) -> Array:

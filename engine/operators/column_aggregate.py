@@ -219,7 +219,7 @@ class _ColumnAggregateOperator(Operator):
             if keyed is None:
                 self._note_rows(self._keys.why)
             else:
-                columns = self._known_columns(plain_columns(keyed.columns), batch.named)
+                columns = self._known_columns(keyed.columns, batch.named)
             if columns is not None and self._slots.is_spilled:
                 columns = self._with_room(columns, batch.timestamps_ms)
         if columns is None:
@@ -251,6 +251,7 @@ class _ColumnAggregateOperator(Operator):
             return None
         if layout is not None and layout.schema.equals(columns.schema):
             return columns
+        columns = plain_columns(columns)
         if layout is not None:
             return columns if layout.schema.types == columns.schema.types else None
         if not has_fields(named, _fields_of(self._spec)):
@@ -313,7 +314,8 @@ class _ColumnAggregateOperator(Operator):
             self._note_rows(BEYOND_64_BITS)
             self._trimmed = np.setdiff1d(np.arange(state.num_slots), slots[begun[begun >= done]])
         if not self._spec.emit_final:
-            self._emit(layout, columns.slice(0, done), slots[:done], after, stamps)
+            some = columns if done == columns.num_rows else columns.slice(0, done)
+            self._emit(layout, some, slots[:done], after, stamps)
         return done
 
     def _fold(self, layout: Layout, slots: Array, given: dict[int, Any]) -> tuple[dict[int, Any], int]:
@@ -333,7 +335,7 @@ class _ColumnAggregateOperator(Operator):
             done = min(done, reached[index])
             if layout.is_decimal(index):
                 done = min(done, first_long_units(after[index][:done]))
-        for index in sums:
+        for index in sums if done < slots.size else ():
             excess = slice(done, reached[index])
             np.subtract.at(self._held(index), slots[excess], given[index][excess].astype(np.int64, copy=False))
             after[index] = after[index][:done]
@@ -341,7 +343,7 @@ class _ColumnAggregateOperator(Operator):
         for index, kind in layout.folded.items():
             if kind == "last":
                 after[index] = given[index][:done]
-                column = result(kind, after[index], layout.schema.types[index])
+                column = result(kind, after[index], layout.types[index])
                 self._state.columns[layout.name_of(index)].put(slots, column)
             elif layout.is_ranked(index):
                 ranks = self._ranks(layout, index, given[index].slice(0, done), slots)
@@ -388,15 +390,18 @@ class _ColumnAggregateOperator(Operator):
         held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
         if not self._spec.emit_final:
             arrays = list(columns.columns)
-            arrays[compared] = result("compared", after, layout.schema.types[compared])
+            arrays[compared] = result("compared", after, layout.types[compared])
+            earlier = np.flatnonzero(chosen < 0)
             for index, column in held.items():
-                arrays[index] = mixed_column(columns.column(index), column, slots, chosen)
+                arrays[index] = mixed_column(columns.column(index), column, slots, (chosen, earlier))
         taken = np.flatnonzero(chosen == np.arange(chosen.size))
-        for index, column in held.items():
-            column.put(slots[taken], columns.column(index).take(arrow_of(taken)))
+        if taken.size:  # in a long stream of small batches that is rare
+            rows = arrow_of(taken)
+            for index, column in held.items():
+                column.put(slots[taken], columns.column(index).take(rows))
         self._state.mark(slots if self._spec.ttl_ms else slots[taken])
         if not self._spec.emit_final:
-            self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+            self.out.emit(ColumnBatch(batch_of(arrays, layout.names), stamps, named=layout.named))
 
     def _begin_slots(
         self, layout: Layout, new: Array | slice, columns: pa.RecordBatch, first: Array, given: dict[int, Any]
@@ -435,9 +440,9 @@ class _ColumnAggregateOperator(Operator):
         for index in layout.kept:
             arrays[index] = self._state.columns[layout.name_of(index)].get(slots)
         for index, kind in layout.folded.items():
-            arrays[index] = result(kind, after[index], layout.schema.types[index])
+            arrays[index] = result(kind, after[index], layout.types[index])
         stamps = None if stamps is None else stamps[: slots.size]
-        self.out.emit(ColumnBatch(batch_of(arrays, layout.schema.names), stamps, named=layout.named))
+        self.out.emit(ColumnBatch(batch_of(arrays, layout.names), stamps, named=layout.named))
 
     # --- rows of state that is on the disk ---------------------------------------------------------------------------
 
@@ -635,8 +640,8 @@ class _ColumnAggregateOperator(Operator):
                 held: Any = state.columns[layout.name_of(index)]
                 is_own = kind == "last" or layout.is_ranked(index)
                 values = held.get(slots) if is_own else held.values.array[slots]
-                arrays[index] = result(kind, values, layout.schema.types[index])
-            yield ColumnBatch(batch_of(arrays, layout.schema.names), named=layout.named)
+                arrays[index] = result(kind, values, layout.types[index])
+            yield ColumnBatch(batch_of(arrays, layout.names), named=layout.named)
 
     def _hand_over(self) -> None:
         """Give all state to the row operator; it takes every record from now on.

@@ -49,9 +49,10 @@ class ChosenRows:
         return after, chosen
 
 
-def mixed_column(column: pa.Array, held: StateColumn, slots: Array, chosen: Array) -> pa.Array:
-    """Return for each row the value of the row ``chosen``, or what its slot holds where that is -1."""
-    earlier = np.flatnonzero(chosen < 0)
+def mixed_column(column: pa.Array, held: StateColumn, slots: Array, choice: tuple[Array, Array]) -> pa.Array:
+    """Return for each row the value of the row that was chosen, or what its slot holds where that is -1. ``choice``:
+    the rows, and which of them are -1."""
+    chosen, earlier = choice
     if not earlier.size:
         return column.take(arrow_of(chosen))
     if earlier.size == chosen.size:

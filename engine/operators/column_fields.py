@@ -94,6 +94,8 @@ def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
 
 def are_alike(schema: pa.Schema, other: pa.Schema) -> bool:
     """Whether records of both are of the same types and names, and Rows, tuples or objects of one class."""
+    if schema.equals(other):  # a look without lists of Python objects
+        return is_named(schema) == is_named(other)
     return bool(schema.types == other.types and schema.names == other.names) and is_named(schema) == is_named(other)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.arrow_arrays import arrow_of, bools_of
@@ -61,18 +62,47 @@ class Layout:
         """Whether results lack the key: then rows could not go on with them as state."""
         return any(self.folded.get(key) == "sum" for key in self.keys)
 
-    def is_decimal(self, index: int) -> bool:
+    # What follows is asked for each batch, however few records it has.
+
+    @cached_property
+    def types(self) -> list[pa.DataType]:
+        kinds: list[pa.DataType] = self.schema.types
+        return kinds
+
+    @cached_property
+    def names(self) -> list[str]:
+        names: list[str] = self.schema.names
+        return names
+
+    @cached_property
+    def _decimals(self) -> frozenset[int]:
         import pyarrow as pa
 
-        return bool(pa.types.is_decimal128(self.schema.types[index]))
+        return frozenset(index for index, kind in enumerate(self.types) if pa.types.is_decimal128(kind))
+
+    @cached_property
+    def _ranked(self) -> frozenset[int]:
+        return frozenset(
+            index
+            for index, how in self.folded.items()
+            if how in ("min", "max", "compared") and _is_text(self.types[index])
+        )
+
+    @cached_property
+    def _state_names(self) -> list[str]:
+        # With one aggregate its column is "value", as it was before there were several.
+        return [VALUE_COLUMN if self.is_built_in and i in self.folded else f"c{i}" for i in range(len(self.types))]
+
+    def is_decimal(self, index: int) -> bool:
+        return index in self._decimals
 
     def is_ranked(self, index: int) -> bool:
         """Whether it is compared by ranks (``column_ranks``)."""
-        return self.folded.get(index) in ("min", "max", "compared") and _is_text(self.schema.types[index])
+        return index in self._ranked
 
     def name_of(self, index: int) -> str:
-        # With one aggregate its column is "value", as it was before there were several.
-        return VALUE_COLUMN if self.is_built_in and index in self.folded else f"c{index}"
+        """Return the column of state that has it."""
+        return self._state_names[index]
 
 
 def layout_of(
@@ -162,7 +192,6 @@ def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
     """Return how many rows come before the first one that is for rows: with a null that is to be added or compared, or
     a decimal with more digits than are held here; all of them, if sums of decimals are rounded otherwise."""
     import numpy as np
-    import pyarrow as pa
 
     from engine.state.arrow_views import valid_mask
     from engine.state.short_decimals import adds_exactly, first_long
@@ -173,7 +202,7 @@ def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
             column = columns.column(index)
             if column.null_count:
                 num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
-            if pa.types.is_decimal128(column.type):
+            if layout.is_decimal(index):
                 is_exact = how != "sum" or adds_exactly(column.type.scale)
                 num_rows = min(num_rows, first_long(column)) if is_exact else 0
     return num_rows
@@ -218,7 +247,7 @@ def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
     if pa.types.is_temporal(own) and own.bit_width == 32:
         made = made.cast(pa.int32())
     # A minimum fits its own type; a sum may not.
-    return made if kind == "sum" else made.cast(own)
+    return made if kind == "sum" or made.type == own else made.cast(own)
 
 
 def batch_of(arrays: list[pa.Array], names: list[str]) -> pa.RecordBatch:

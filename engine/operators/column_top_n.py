@@ -110,6 +110,8 @@ class TopState:
         from engine.state.slot_table import SlotTable
         from engine.state.struct_keys import can_be_row_key
 
+        if self.schema is not None and self.named == named and self.schema.equals(schema):
+            return True  # found without lists of Python objects
         if self.schema is not None:
             return bool(self.schema.types == schema.types and self.schema.names == schema.names and self.named == named)
         self._keys = [column_index(schema, field) for field in self._fields]
@@ -190,7 +192,8 @@ class TopState:
         rows = rows[self._owners.array[place_of_row[rows]] == self._base + rows]
         self.num_places = used
         self._base += num_rows
-        self._put(place_of_row[rows], columns.take(rows))
+        if rows.size:  # in a long stream nearly all are left out
+            self._put(place_of_row[rows], columns.take(arrow_of(rows)))
 
     def _put(self, places: Array, columns: pa.RecordBatch) -> None:
         self._num_put += places.size

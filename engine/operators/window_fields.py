@@ -66,6 +66,8 @@ class AggregatedField:
     codes: SlotTable | ValueArena | None
     values: Array | None = None
     valid: Array | None = None
+    #: of a batch, in place of ``values``: only those of windows' first records are wanted, which are few
+    column: pa.Array | None = None
     order: CodeOrder | None = None
     #: with so many codes those that no pane has any more are forgotten
     renew_at: int = field(init=False)
@@ -169,7 +171,7 @@ class AggregatedField:
 
     def forget_batch(self) -> None:
         """Give back what can be had again."""
-        self.values = self.valid = None
+        self.values = self.valid = self.column = None
         if self.codes is not None:
             self.codes.trim()
             if self.order is not None:

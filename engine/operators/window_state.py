@@ -193,8 +193,12 @@ class WindowState:
             if field.has_long(column):
                 field.code_decimals(self._places_of(field))
             field.valid = None
+            field.column = None
             if field.is_only_kept and self._keeps_record:
-                field.values = field.codes_of(column)
+                if self._choice is None:
+                    field.column = column
+                else:
+                    field.values = field.codes_of(column)
                 continue
             if column.null_count:
                 if self._compares_plainly:
@@ -332,8 +336,12 @@ class WindowState:
     ) -> None:
         rows, begun_slots, begun_rows = begins
         values = field.values
-        assert values is not None
         acc = pane.column(accumulator.column, accumulator.is_float)
+        if field.column is not None:
+            if begun_rows.size:
+                acc[begun_slots] = field.codes_of(field.column.take(arrow_of(begun_rows)))
+            return
+        assert values is not None
         kind = accumulator.kind
         if kind == "sum" and not accumulator.is_float:
             pass  # begins with 0, and ``_add_ints`` has added to it
