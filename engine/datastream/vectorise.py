@@ -184,7 +184,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         plan.why_rows[node.id] = why_rows(node.spec, _types_by_side(node, given))
         if not plan.why_rows[node.id]:
             spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape)
-        if taken.has_kinds and spec is not None:
+        if taken.has_kinds and spec is not None and not isinstance(node.spec, RegularJoinSpec):
             spec = _with_kinds(node.spec)
             if spec is None:
                 plan.why_rows[node.id] = "its input is a changelog"
@@ -312,7 +312,8 @@ def _joining(node: Transformation, given: Sequence[_Columns | None]) -> Operator
         case IntervalJoinSpec():
             return column_interval_join(node.spec, (left, right))
         case RegularJoinSpec():
-            return column_regular_join(node.spec, (left, right))
+            has_kinds = any(columns is not None and columns.has_kinds for columns in given)
+            return column_regular_join(node.spec, (left, right), has_kinds=has_kinds)
         case WindowSpec():
             return column_window_join(node.spec, (left, right))
     return None
