@@ -8,8 +8,7 @@ called), then what changes. Inputs may be changelogs: what is taken back is foun
 
 ``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, keys of
 different types on both sides, lists as values, changelogs of Rows without names where a function sees them; with the
-backend ``rocksdb`` also when state is more than its share of managed memory. Increments have the records that came
-since, while they only come.
+backend ``rocksdb`` also when state is more than its share of managed memory.
 """
 
 from __future__ import annotations
@@ -317,8 +316,9 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
                 (row, reached),
                 (own, others, holds),
                 is_outer,
-                now_ms,
+                (now_ms, state.epoch),
                 links,
+                state.touched(1 - side),
                 state.partners(1 - side),
                 partners,
                 out,

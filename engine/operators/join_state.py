@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 __all__ = [
+    "GONE",
     "JOIN_PART",
     "LeftRecords",
     "RowStore",
@@ -36,6 +37,8 @@ __all__ = [
 
 #: Name of the part of state in checkpoints, for good.
 JOIN_PART: Final = "join-records"
+#: In place of the number of a record's partners, in an increment: the record of that arrival is no longer there.
+GONE: Final = -2
 _SIDES: Final = 2
 _LENGTH: Final = struct.Struct("<q")
 _TIME: Final = "$time"
@@ -74,7 +77,8 @@ class SideRecords:
 
 def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
     """Yield the records of each side in order of arrival, as far as their types and watermarks are the same; those with
-    the latest watermark first, as they came before others of their key."""
+    the latest watermark first, as they came before others of their key. Where partners are counted, of a record that is
+    there several times the last one stands for all: increments write it anew."""
     import numpy as np
     import pyarrow as pa
 
@@ -88,7 +92,11 @@ def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
         (columns,) = pa.Table.from_batches([records.columns for records in some]).combine_chunks().to_batches()
         times_ms = np.concatenate([records.times_ms for records in some])
         counted = [records.partners for records in some if records.partners is not None]
-        partners = np.concatenate(counted)[order] if counted else None
+        partners = np.concatenate(counted) if counted else None
+        if partners is not None:
+            is_last = np.append(arrivals[order][1:] != arrivals[order][:-1], True)
+            order = order[is_last & (partners[order] != GONE)]
+            partners = partners[order]
         yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], -negative_ms, partners)
 
 

@@ -86,8 +86,12 @@ def find_removed(
 
 
 @numba.njit(nogil=True, cache=True)
-def settle_chains(slots: Any, floor_ms: int, now_ms: int, links: Any, ends: Any) -> int:
-    """Take all that is gone out of the chains of these slots; the rest is written now. Return the number of slots."""
+def settle_chains(slots: Any, floor_ms: int, written: tuple[int, int], links: Any, ends: Any, touched: Any) -> int:
+    """Take all that is gone out of the chains of these slots; the rest is written now. Return the number of slots.
+
+    ``written``: the time, 0 = none is kept, and the epoch; ``touched``: int32, the epoch in which a row was written.
+    """
+    now_ms, epoch = written
     for i in range(slots.size):
         slot = slots[i]
         before = -1
@@ -96,7 +100,9 @@ def settle_chains(slots: Any, floor_ms: int, now_ms: int, links: Any, ends: Any)
             if links[row, 0] <= floor_ms:
                 row = _unlink(slot, before, row, links, ends)
             else:
-                links[row, 0] = now_ms
+                if now_ms:
+                    links[row, 0] = now_ms
+                    touched[row] = epoch
                 before = row
                 row = links[row, 1]
     return slots.size
@@ -140,8 +146,9 @@ def changes_of_pairs(
     rows: tuple[int, int],
     pairs: tuple[Any, Any, Any],
     is_outer: tuple[bool, bool],
-    now_ms: int,
+    written: tuple[int, int],
     links: Any,
+    touched: Any,
     num_partners: Any,
     own_partners: Any,
     out: tuple[Any, Any, Any, Any],
@@ -150,9 +157,11 @@ def changes_of_pairs(
 
     ``rows``: begin and end; ``pairs``: (row, partner, 1 if they match), as of ``partners_of_rows``, all of these rows;
     ``is_outer``: of their own side and of the other one, of which are ``links`` and, for each of its rows, the number
-    of its partners; those of the rows that are added are written to ``own_partners``. ``out``: kinds int8, rows int64,
+    of its partners; those of the rows that are added are written to ``own_partners``; ``written``, ``touched``: as in
+    ``settle_chains``. ``out``: kinds int8, rows int64,
     1 where the row itself is in the change uint8, partners int64, -1 = none; room for twice the pairs and the rows.
     """
+    now_ms, epoch = written
     pair_rows, partners, holds = pairs
     out_kinds, out_rows, out_owns, out_partners = out
     num = 0
@@ -176,6 +185,7 @@ def changes_of_pairs(
                         out_kinds[num], out_rows[num], out_owns[num], out_partners[num] = 3, row, 0, partners[at]
                         num += 1
                     num_partners[partners[at]] += 1
+                    touched[partners[at]] = epoch
         if is_outer[0] and not matching:
             out_kinds[num], out_rows[num], out_owns[num], out_partners[num] = kind, row, 1, -1
             num += 1
@@ -191,7 +201,10 @@ def changes_of_pairs(
                             out_kinds[num], out_rows[num], out_owns[num], out_partners[num] = 0, row, 0, partners[at]
                             num += 1
                         num_partners[partners[at]] = max(0, num_partners[partners[at]] - 1)
-            for at in range(begin, end):  # a list on rows is written as a whole
-                links[partners[at], 0] = now_ms
+                        touched[partners[at]] = epoch
+            if now_ms:
+                for at in range(begin, end):  # a list on rows is written as a whole
+                    links[partners[at], 0] = now_ms
+                    touched[partners[at]] = epoch
         begin = end
     return num

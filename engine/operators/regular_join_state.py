@@ -4,7 +4,11 @@ As long as records only come, and all of a key are partners, no number of them i
 output as long as the other side has none of its key. That is over (``is_counted``) when a changelog takes something
 back, and from the beginning where outer joins have conditions or records a time to live: then each record of an outer
 side has the number of its partners, as on rows, and each the wall time at which it was written in place of its event
-time. A record that is gone keeps its number until most are gone.
+time. A record that is gone keeps its row until most are gone.
+
+Increments have the records that came. Of a join that counts, they have all records that were written since, whole, and
+those that went, by the number of their row, so that is the same from the full checkpoint on: where rows are numbered
+anew, or were by a restore, the next one is full.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.arrow_arrays import arrow_of
 from engine.operators.column_interval_join import IntervalState
-from engine.operators.join_state import RowStore, SideRecords, chunks_of, records_in
+from engine.operators.join_state import GONE, RowStore, SideRecords, chunks_of, in_order, records_in
 from engine.operators.record_equality import are_equal, hashes_of_records
 from engine.state.changes import EPOCHS_MAX
 
@@ -32,13 +37,15 @@ __all__ = ["RegularState"]
 _ROWS_MAX: Final = 1 << 18
 #: Fewer keys than this are never worth a new table of them.
 _COMPACT_MIN: Final = 1 << 16
+#: As in ``regular_join_kernels``, whose import costs more.
+_GONE_MS: Final = -(1 << 63)
 #: Number of partners of a record that came from a join that did not count them: all of its key.
 _ALL: Final = -1
 
 
 @final
 class RegularState:
-    """Implements ``parts.DeltaPart``, with increments while records only come."""
+    """Implements ``parts.DeltaPart``."""
 
     def __init__(
         self,
@@ -60,8 +67,13 @@ class RegularState:
 
     def clear(self) -> None:
         self.kept.clear()
-        #: checkpoint → rows of each side at its barrier
-        self._marks: dict[int, tuple[int, int]] = {}
+        #: checkpoint → rows of each side at its barrier, and the epoch that began there
+        self._marks: dict[int, tuple[tuple[int, int], int]] = {}
+        self.epoch = 1
+        #: by side: of a join that counts, the epoch in which each row was written, or went
+        self._touched = _arrays("int32")
+        #: while layers are restored: (side, key group) → numbers that the rows had in the checkpoint, rising, and have
+        self._restored_rows: dict[tuple[int, int], tuple[Array, Array]] = {}
         self.is_counted = self._has_to_count
         #: by side: the number of partners of each row; of inner sides none
         self._partners = _arrays("int64")
@@ -80,7 +92,7 @@ class RegularState:
 
     @property
     def nbytes(self) -> int:
-        return self.kept.nbytes + sum(array.nbytes for array in (*self._partners, *self._hashes))
+        return self.kept.nbytes + sum(array.nbytes for array in (*self._partners, *self._hashes, *self._touched))
 
     # --- time to live
 
@@ -106,6 +118,7 @@ class RegularState:
         self.is_counted = self._has_restored = True
         self._marks = {}  # increments are no longer what has come
         for side, num_rows in enumerate(self._num_rows()):
+            self._touched[side].reserve(num_rows)
             if self._is_outer[side]:
                 self._partners[side].reserve(num_rows)
                 self._partners[side].array[:num_rows] = _ALL
@@ -118,8 +131,9 @@ class RegularState:
         has_restored, self._has_restored = self._has_restored, False
         if not has_restored:
             return
+        self._restored_rows = {}
         if not self.is_counted:
-            self._partners = _arrays("int64")
+            self._partners, self._touched = _arrays("int64"), _arrays("int32")
             return
         for side, own in enumerate(self.kept.sides):
             if own is None or not self._is_outer[side]:
@@ -137,6 +151,10 @@ class RegularState:
         """Return the number of partners of each row of an outer side; good until rows are added."""
         return self._partners[side].array
 
+    def touched(self, side: int) -> Array:
+        """Return the epoch in which each row was written; likewise."""
+        return self._touched[side].array
+
     # --- what comes and goes
 
     def add(self, side: int, columns: pa.RecordBatch, slots: Array, now_ms: int) -> int:
@@ -148,6 +166,8 @@ class RegularState:
         self.kept.append(side, columns, np.full(slots.size, now_ms, np.int64), slots)
         if self._is_outer[side]:
             self._partners[side].reserve(store.num_rows)
+        self._touched[side].reserve(store.num_rows)
+        self._touched[side].array[first : store.num_rows] = self.epoch
         return first
 
     def remove(
@@ -179,7 +199,9 @@ class RegularState:
             store.chains[0][removed[rows], 0] = times_ms[rows]  # others have that hash, too
             self._find_removed_exactly(store, columns, given, removed)
             rows = np.flatnonzero(removed >= 0)
-        kernels.settle_chains(np.unique(slots[rows]), floor_ms, now_ms, *store.chains)
+        touched = self._touched[side].array
+        touched[removed[rows]] = self.epoch
+        kernels.settle_chains(np.unique(slots[rows]), floor_ms, (now_ms, self.epoch), *store.chains, touched)
 
     @staticmethod
     def _find_removed_exactly(store: RowStore, columns: pa.RecordBatch, given: Any, removed: Array) -> None:
@@ -229,11 +251,12 @@ class RegularState:
                 side.compact_at = max(_COMPACT_MIN, 2 * own.size)
         if not is_due:
             return
+        self._marks = {}  # rows are numbered anew
         for index, side in enumerate(self.kept.sides):
             if side is None:
                 continue
             own, size = live[index], live[index].size
-            for numbers in (self._partners[index], self._hashes[index]):
+            for numbers in (self._partners[index], self._hashes[index], self._touched[index]):
                 if numbers.capacity:
                     numbers.reserve(side.store.num_rows)
                     numbers.array[:size] = numbers.array[own]
@@ -273,36 +296,78 @@ class RegularState:
         return self.kept.num_entries()
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
-        import numpy as np
-
-        now_ms = self.now_ms()
         for group, chunk in chunks.items():
             found = list(records_in(chunk))
             is_known = group not in self.others
             if not (is_known and all(self.define(records.side, records.columns.schema) for records in found)):
-                self.others[group] = self.others.get(group, b"") + chunk
+                self.others[group] = self.others.get(group, b"") + self._given_up(group) + chunk
                 continue
             for records in found:
-                side, times_ms = records.side, np.zeros_like(records.times_ms)
-                if self._expiry is not None:  # what had no time to live is as if written now
-                    times_ms = np.where(records.times_ms > 0, records.times_ms, now_ms)
-                self.kept.append(side, records.columns, times_ms, self.kept.slots_of(side, records.columns))
-                self._restore_partners(side, records)
+                self._take_up(records, group)
 
-    def _restore_partners(self, side: int, records: SideRecords) -> None:
-        if not self._is_outer[side]:
-            return
+    def _take_up(self, records: SideRecords, group: int) -> None:
+        import numpy as np
+
+        from engine.operators import regular_join_kernels as kernels
+
+        side, columns, partners = records.side, records.columns, records.partners
         self._has_restored = True
-        self.is_counted |= records.partners is not None
-        num_rows = self._store(side).num_rows
-        own = self._partners[side]
-        own.reserve(num_rows)
-        own.array[num_rows - len(records.times_ms) : num_rows] = _ALL if records.partners is None else records.partners
+        times_ms = np.zeros_like(records.times_ms)
+        if self._expiry is not None:  # what had no time to live is as if written now
+            times_ms = np.where(records.times_ms > 0, records.times_ms, self.now_ms())
+        if partners is None:
+            partners = np.full(times_ms.size, _ALL)
+            is_new = np.ones(times_ms.size, np.bool_)
+        else:
+            self.is_counted = True
+            numbers, rows = self._restored_rows.get((side, group), (np.zeros(0, np.int64), np.zeros(0, np.int64)))
+            at = np.searchsorted(numbers, records.arrivals)
+            is_known = np.append(numbers, -1)[at] == records.arrivals
+            again = rows[at[is_known]]
+            is_gone = partners == GONE
+            links = self._store(side).chains[0]
+            links[again, 0] = np.where(is_gone, kernels.GONE, times_ms)[is_known]
+            if self._is_outer[side]:
+                self._partners[side].array[again] = partners[is_known]
+            is_new = ~(is_known | is_gone)
+        if not is_new.all():
+            columns, times_ms, partners = columns.filter(arrow_of(is_new)), times_ms[is_new], partners[is_new]
+        first = self._store(side).num_rows
+        self.kept.append(side, columns, times_ms, self.kept.slots_of(side, columns))
+        end = first + times_ms.size
+        self._touched[side].reserve(end)
+        if self._is_outer[side]:
+            self._partners[side].reserve(end)
+            self._partners[side].array[first:end] = partners
+        if records.partners is not None:
+            numbers = np.concatenate([numbers, records.arrivals[is_new]])
+            self._restored_rows[side, group] = numbers, np.concatenate([rows, np.arange(first, end)])
+
+    def _given_up(self, group: int) -> bytes:
+        """Return a chunk of what was restored of a key group and can be counted, as its later layers are for others."""
+        import numpy as np
+
+        from engine.operators import regular_join_kernels as kernels
+
+        pieces = []
+        for side in range(2):
+            numbers, rows = self._restored_rows.pop((side, group), (None, None))
+            if numbers is None or rows is None:
+                continue
+            store = self._store(side)
+            times_ms = store.times_ms[rows]
+            is_live = times_ms != kernels.GONE
+            rows, numbers, times_ms = rows[is_live], numbers[is_live], times_ms[is_live]
+            partners = self._partners[side].array[rows] if self._is_outer[side] else np.zeros(rows.size, np.int64)
+            records = SideRecords(side, store.records(rows), times_ms, numbers, 0, partners)
+            pieces.append((records, np.full(rows.size, group)))
+            store.chains[0][rows, 0] = kernels.GONE
+        return chunks_of(pieces, {group}).get(group, b"")
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         self._settle()
         wanted = set(key_groups)
-        chunks = chunks_of(self._kept_since((0, 0)), wanted)
+        chunks = chunks_of(self._kept_since(None), wanted)
         for group, chunk in self.others.items():
             if group in wanted:
                 chunks[group] = chunks.get(group, b"") + chunk
@@ -311,12 +376,13 @@ class RegularState:
     def records(self) -> Iterator[SideRecords]:
         """Yield all that is kept, each side in order of arrival."""
         self._settle()
-        for records, _ in self._kept_since((0, 0)):
+        for records, _ in self._kept_since(None):
             yield records
         for chunk in self.others.values():
-            yield from records_in(chunk)
+            yield from in_order(records_in(chunk))
 
-    def _kept_since(self, begin: tuple[int, int]) -> Iterator[tuple[SideRecords, Array]]:
+    def _kept_since(self, mark: tuple[tuple[int, int], int] | None) -> Iterator[tuple[SideRecords, Array]]:
+        """Yield records with their key groups; ``mark``: those that have changed since then."""
         import numpy as np
 
         from engine.state.column_hash import groups_of_rows
@@ -324,15 +390,18 @@ class RegularState:
         for index, side in enumerate(self.kept.sides):
             if side is None:
                 continue
-            store, live = side.store, self._live(index)
-            has_partners = self.is_counted and self._is_outer[index]
-            for at in range(int(np.searchsorted(live, begin[index])), live.size, _ROWS_MAX):
-                part = live[at : at + _ROWS_MAX]
-                columns = store.records(part)
+            store = side.store
+            rows = self._live(index) if mark is None else self._changed(index, mark)
+            for at in range(0, rows.size, _ROWS_MAX):
+                part = rows[at : at + _ROWS_MAX]
+                columns, times_ms = store.records(part), store.times_ms[part]
                 keys = [columns.column(key) for key in side.keys]
                 groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype("int64")
-                partners = self._partners[index].array[part] if has_partners else None
-                yield SideRecords(index, columns, store.times_ms[part], part, 0, partners), groups
+                partners = None
+                if self.is_counted:
+                    partners = self._partners[index].array[part] if self._is_outer[index] else np.zeros_like(part)
+                    partners = np.where(times_ms > _GONE_MS, partners, GONE)
+                yield SideRecords(index, columns, times_ms, part, 0, partners), groups
 
     # --- DeltaPart
 
@@ -340,8 +409,18 @@ class RegularState:
         left, right = (0 if side is None else side.store.num_rows for side in self.kept.sides)
         return left, right
 
-    def _mark(self, checkpoint_id: int) -> tuple[int, int] | None:
-        return None if self.is_counted or self.others else self._marks.get(checkpoint_id)
+    def _mark(self, checkpoint_id: int) -> tuple[tuple[int, int], int] | None:
+        return None if self.others else self._marks.get(checkpoint_id)
+
+    def _changed(self, side: int, mark: tuple[tuple[int, int], int]) -> Array:
+        """Return the rows that were written since, rising, and those that were there and have gone."""
+        import numpy as np
+
+        (num_rows, epoch), store = (mark[0][side], mark[1]), self._store(side)
+        if not self.is_counted:
+            return np.arange(num_rows, store.num_rows)
+        rows = np.flatnonzero(self._touched[side].array[: store.num_rows] >= epoch)
+        return rows[(store.times_ms[rows] > _GONE_MS) | (rows < num_rows)]
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
         mark = self._mark(since_checkpoint_id)
@@ -351,11 +430,15 @@ class RegularState:
         mark = self._mark(since_checkpoint_id)
         if mark is None:
             return None
-        num = sum(self._num_rows()) - sum(mark)
+        sides = [side for side, own in enumerate(self.kept.sides) if own is not None]
+        num = sum(self._changed(side, mark).size for side in sides)
         return num if num <= at_most else None
 
     def begin_epoch(self, checkpoint_id: int) -> None:
-        self._marks[checkpoint_id] = self._num_rows()
+        if self.is_counted and self._has_restored:
+            return  # rows have other numbers than in what was restored
+        self.epoch += 1
+        self._marks[checkpoint_id] = self._num_rows(), self.epoch
         while len(self._marks) > EPOCHS_MAX:
             del self._marks[min(self._marks)]  # what builds on it is a full one
 

@@ -30,13 +30,14 @@ def warm_up_operators() -> None:
     regular.mix_hashes(hashes, times_ms)
     given = slots, bytes_, bytes_, hashes, 0, regular.LIVES_ON
     regular.find_removed(*given, links, ends, hashes, removed, times_ms.copy())
-    regular.settle_chains(slots, regular.LIVES_ON, 0, links, ends)
+    touched = np.zeros(2, np.int32)
+    regular.settle_chains(slots, regular.LIVES_ON, (0, 0), links, ends, touched)
     regular.partners_of_rows(slots, 0, regular.LIVES_ON, links, ends, *out)
     pairs = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.uint8)
     changes = np.empty(4, np.int8), np.empty(4, np.int64), np.empty(4, np.uint8), np.empty(4, np.int64)
     numbers = np.zeros(2, np.int64)
     regular.changes_of_pairs(
-        bytes_, np.zeros(2, np.int8), (0, 1), pairs, (True, True), 0, links, numbers, numbers, changes
+        bytes_, np.zeros(2, np.int8), (0, 1), pairs, (True, True), (0, 0), links, touched, numbers, numbers, changes
     )
     group = np.zeros(2, np.int64), np.empty(2, np.int64)
     kernels.order_by_slot(slots, *group)

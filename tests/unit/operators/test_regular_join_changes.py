@@ -21,6 +21,7 @@ from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import MARK, Case, Rows, Wait
 from tests.unit.operators.test_regular_join import ROUTES, greater, join, on_columns, shown
 from tests.unit.operators.test_restore import FULL, INCREMENTAL, ROCKSDB, Run, straight
+from tests.unit.operators.test_restore_columns import subtask_of
 
 NAN = float("nan")
 INNER = pa.struct([("p", pa.int64()), ("q", pa.float64())])
@@ -244,7 +245,9 @@ CONFIGS = {"full": FULL, "incremental": INCREMENTAL, "rocksdb": ROCKSDB}
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", ["plain", "compiled", "ttl, compiled"])
 @pytest.mark.parametrize("how", JOIN_KINDS)
-def test_joins_after_crashes_are_those_of_rows(how, name, config):
+def test_joins_after_crashes_are_those_of_rows(how, name, config, monkeypatch):
+    monkeypatch.setattr("engine.operators.regular_join_state._COMPACT_MIN", 4)
+    monkeypatch.setattr("engine.operators.column_interval_join._COMPACT_MIN", 4)
     rows = made(how, name)
     for seed in range(3):
         steps = list(as_steps(script(seed, has_kinds=seed % 3 > 0)))
@@ -309,3 +312,128 @@ def test_what_has_expired_is_in_no_snapshot():
     run.play([*as_steps([(0, [(RowKind.INSERT, (key, 1, "a")) for key in range(50)], False, 0)]), Wait(10), MARK])
     run.start(1)
     assert run.harnesses[0].operators[0]._state.num_entries() == 0
+
+
+INSERT, BEFORE, AFTER, DELETE = RowKind
+
+
+def deltas_of(monkeypatch):
+    """Return a list that gets the bytes of each increment that there is."""
+    sizes = []
+    snapshot_delta = regular_join_state.RegularState.snapshot_delta
+
+    def noting(state, *arguments):
+        delta = snapshot_delta(state, *arguments)
+        if delta is not None:
+            sizes.append(sum(map(len, delta.values())))
+        return delta
+
+    monkeypatch.setattr(regular_join_state.RegularState, "snapshot_delta", noting)
+    return sizes
+
+
+LIVES = {"columns": (True, 1), "columns, two": (True, 2), "rows": (False, 2)}
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("name", ["plain", "compiled", "ttl, compiled"])
+@pytest.mark.parametrize("how", JOIN_KINDS)
+def test_increments_have_what_came_and_what_went(how, name, life, monkeypatch):
+    sizes = deltas_of(monkeypatch)
+    rows = made(how, name)
+    columns_, on_rows = (on_columns(rows), MapSpec(shown)), (rows, MapSpec(shown))
+    first = [
+        (0, [*((INSERT, (key, 1, "a")) for key in [*range(40), 50]), (INSERT, (50, -9, "z"))], False, 0),
+        (1, [(INSERT, (key % 45, 0.5, key % 3)) for key in range(80)], False, 0),
+        (0, [(BEFORE, (3, 1, "a")), (AFTER, (3, 2, "a"))], False, 0),
+    ]
+    changes = [
+        (1, [(DELETE, (4, 0.5, 1)), (INSERT, (5, 0.5, 1)), (INSERT, (41, 0.5, 0)), (INSERT, (50, 0.5, 0))], False, 3),
+        (0, [(DELETE, (6, 1, "a")), (INSERT, (41, 3, "b")), (DELETE, (41, 3, "b")), (INSERT, (7, 0, "c"))], False, 3),
+    ]
+    again = [(1, [(DELETE, (5, 0.5, 1)), (DELETE, (7, 0.5, 1))], False, 0), (0, [(DELETE, (7, 0, "c"))], False, 0)]
+    ends = [
+        (1, [(DELETE, (50, 0.5, 0)), (INSERT, (50, 0.5, -9))], False, 5),
+        (0, [(kind, (key, 1, "a")) for key in range(45) for kind in (DELETE, INSERT)], False, 0),
+        (1, [(DELETE, (key % 45, 0.5, key % 3)) for key in range(80)], False, 0),
+        (0, [(DELETE, (key, 1, "a")) for key in range(45)], False, 0),
+    ]
+    run = Run(Case(columns_, [], ROUTES), INCREMENTAL, None)
+    run.start(1)
+    for steps in (first, changes, again):
+        run.play([*as_steps(steps), MARK])
+    assert len(sizes) == 2
+    full = sum(map(len, run.harnesses[0].operators[0]._state.snapshot(range(128)).values()))
+    assert 0 < max(sizes) < full / 3
+    is_on_columns, parallelism = LIVES[life]
+    run.case = Case(columns_ if is_on_columns else on_rows, [], ROUTES)
+    run.start(parallelism)
+    if is_on_columns:
+        run.play([MARK])  # rows have other numbers now
+        assert len(sizes) == 2
+        run.play([MARK])
+        assert len(sizes) == 2 + parallelism
+        run.start(1)
+    run.play(as_steps(ends))
+    assert run.finish() == straight(Case(on_rows, list(as_steps([*first, *changes, *again, *ends])), ROUTES))
+
+
+@pytest.mark.parametrize("how", ["inner", "full"])
+def test_where_rows_are_numbered_anew_a_checkpoint_is_full(how, monkeypatch):
+    monkeypatch.setattr("engine.operators.regular_join_state._COMPACT_MIN", 4)
+    monkeypatch.setattr("engine.operators.column_interval_join._COMPACT_MIN", 4)
+    sizes = deltas_of(monkeypatch)
+    rows = made(how, "plain")
+    first = [(0, [(INSERT, (key, 1, "a")) for key in range(20)] + [(DELETE, (3, 1, "a"))], False, 0)]
+    passing = [(kind, (key, 5, "c")) for key in range(20) for kind in (INSERT, DELETE)]
+    leaving = [(DELETE, (key, 1, "a")) for key in range(15)]
+    gone = [(0, [*passing, *leaving, *((INSERT, (key, 2, "b")) for key in (4, 9))], False, 0)]
+    ends = [(1, [(INSERT, (key, 0.5, 1)) for key in range(20)], False, 0)]
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], ROUTES), INCREMENTAL, None)
+    run.start(1)
+    run.play([*as_steps(first), MARK, *as_steps(gone), MARK])
+    assert not sizes
+    run.play([MARK])
+    assert len(sizes) == 1
+    run.start(1)
+    run.play(as_steps(ends))
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), list(as_steps([*first, *gone, *ends])), ROUTES))
+
+
+@pytest.mark.parametrize("how", ["inner", "full"])
+def test_increments_of_others_types_stand_for_what_they_build_on(how, monkeypatch):
+    """Of two subtasks the second one has right records of other types, since its increment."""
+    sizes = deltas_of(monkeypatch)
+    rows = made(how, "plain")
+    narrow = RIGHT.set(2, pa.field("w", pa.int32()))
+    numbers, others = ([key for key in range(30) if subtask_of(key, 2) == index] for index in range(2))
+
+    def step(side, kind, keys, values, schema=None):
+        (made_,) = as_steps([(side, [(kind, (key, *values)) for key in keys], False, 0)])
+        return replace(made_, schema=schema or SCHEMAS[side])
+
+    first = [
+        step(0, INSERT, numbers, (1, "a")),
+        step(1, INSERT, numbers, (0.5, 1)),
+        step(0, AFTER, others, (1, "a")),
+        step(0, INSERT, others, (2, "b")),
+        step(0, DELETE, numbers[:2], (1, "a")),
+        step(0, DELETE, others[:2], (2, "b")),
+    ]
+    second = [
+        step(1, INSERT, others, (0.5, 1), narrow),
+        step(0, DELETE, others[2:4], (1, "a")),
+        step(0, INSERT, others[:1], (4, "c")),
+    ]
+    ends = [step(1, INSERT, numbers + others, (1.5, 2), None), step(0, DELETE, numbers + others, (1, "a"))]
+    specs = (on_columns(rows), MapSpec(shown))
+    run = Run(Case(specs, [], ROUTES), INCREMENTAL, None)
+    run.start(2)
+    run.play([*first, MARK, *second, MARK])
+    assert len(sizes) == 2
+    run.start(1)
+    assert run.harnesses[0].operators[0]._state.others
+    run.play([MARK])
+    run.start(1)
+    run.play(ends)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), [*first, *second, *ends], ROUTES))
