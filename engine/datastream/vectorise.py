@@ -211,7 +211,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
             spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape, key)
         if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
             spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
-        if taken.has_kinds and spec is not None:
+        if taken.has_kinds and spec is not None and not isinstance(node.spec, RegularJoinSpec):
             spec = _with_kinds(node.spec)
             if spec is None:
                 plan.why_rows[node.id] = "its input is a changelog"
@@ -403,7 +403,8 @@ def _joining(node: Transformation, given: Sequence[_Columns | None]) -> Operator
         case IntervalJoinSpec():
             return column_interval_join(node.spec, (left, right))
         case RegularJoinSpec():
-            return column_regular_join(node.spec, (left, right))
+            has_kinds = any(columns is not None and columns.has_kinds for columns in given)
+            return column_regular_join(node.spec, (left, right), has_kinds=has_kinds)
         case WindowSpec():
             return column_window_join(node.spec, (left, right))
     return None

@@ -98,7 +98,7 @@ class ColumnJoinOperator(Operator):
             columns = plain_columns(batch.columns)
             columns = columns.replace_schema_metadata(named_schema(columns.schema, batch.named).metadata)
             if self._state.define(input_index, columns.schema):
-                self._process_columns(input_index, columns, batch.timestamps_ms)
+                self._process_batch(input_index, columns, batch)
                 return
         if is_here:
             self._note_rows(why_handed_over(batch, is_full=must_leave, needs_times=self._needs_times))
@@ -111,6 +111,10 @@ class ColumnJoinOperator(Operator):
             return False
         times_ms = batch.timestamps_ms
         return not len(batch) or bool(times_ms.min() > -TIME_LIMIT_MS and times_ms.max() < TIME_LIMIT_MS)
+
+    def _process_batch(self, side: int, columns: pa.RecordBatch, batch: ColumnBatch) -> None:
+        """``columns``: of the batch, with a schema that says whether they are Rows."""
+        self._process_columns(side, columns, batch.timestamps_ms)
 
     @abc.abstractmethod
     def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None: ...

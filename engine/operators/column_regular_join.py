@@ -1,24 +1,23 @@
 """Regular join on columns: the records of both sides in arrays, chained by key, as in ``column_interval_join``.
 
 A kernel finds the changes that a batch makes. Results are columns, in outer joins with kinds, for theirs are a
-changelog; where a function makes the results of an outer join it is called, and they are Rows. As all records of a key
-are partners of each other, no number of them is kept: a record stands alone in the output as long as the other side has
-none of its key.
+changelog; where a function makes the results of an outer join it is called, and they are Rows. As long as records only
+come, and all of a key are partners, their numbers are not kept (``regular_join_state``). Where records go, or outer
+joins have a condition, the pairs of whole records are found first, then for which the condition holds (compiled, or
+called), then what changes. Inputs may be changelogs: what is taken back is found by the hash of the record.
 
-``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, and so
-retractions, keys of different types on both sides, lists as values; with the backend ``rocksdb`` also when state is
-more than its share of managed memory. A condition of an inner join that compiles says which pairs are none. Increments
-have the records that came since.
+``operators/regular_join`` takes over, with all that is kept, when something comes that columns cannot do: rows, keys of
+different types on both sides, lists as values, changelogs of Rows without names where a function sees them; with the
+backend ``rocksdb`` also when state is more than its share of managed memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.arrow_arrays import arrow_of
+from engine.core.arrow_arrays import arrow_of, bools_of
 from engine.core.errors import EngineError
 from engine.core.records import (
     BATCH_ROWS_MAX,
@@ -29,7 +28,7 @@ from engine.core.records import (
     RowKind,
 )
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_interval_join import IntervalState, Stored
+from engine.operators.column_interval_join import Stored
 from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
@@ -42,12 +41,12 @@ from engine.operators.join_pairs import (
     pair_shape,
     records_of,
 )
-from engine.operators.join_state import RowStore, SideRecords, chunks_of
+from engine.operators.join_state import RowStore
 from engine.operators.keyed import last_row
 from engine.operators.keys import ComposedKey
 from engine.operators.regular_join import Beside, RegularJoinOperator, RegularJoinSpec
+from engine.operators.regular_join_state import RegularState
 from engine.operators.row_output import maker_of
-from engine.state.changes import EPOCHS_MAX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,136 +57,61 @@ if TYPE_CHECKING:
 __all__ = ["ColumnRegularJoinSpec", "column_regular_join"]
 
 _LEFT: Final = 0
-#: Kind of what comes; all else goes.
+#: Kinds of what comes; all else goes.
 _COMES: Final = RowKind.INSERT.value
-#: Rows that are turned into columns at once while a snapshot is made.
-_ROWS_MAX: Final = 1 << 18
+_COMES_AGAIN: Final = RowKind.UPDATE_AFTER.value
 
 
 @final
 @dataclass(frozen=True)
 class ColumnRegularJoinSpec(ColumnJoinSpec):
-    """``shape``: of the results, when these are columns; None = they are rows."""
+    """``shape``: of the results, when these are columns; None = they are rows. ``has_kinds``: an input is a changelog;
+    ``is_condition_compiled``: of a join with one."""
 
     rows: RegularJoinSpec
+    has_kinds: bool = False
+    is_condition_compiled: bool = False
 
     @property
     def emits_kinds(self) -> bool:  # type: ignore[override]
-        return any(self.rows.is_outer)
+        return self.has_kinds or any(self.rows.is_outer)
 
     def build(self) -> Operator:
         return _ColumnRegularJoinOperator(self)
 
     def describe(self) -> str:
-        if any(self.rows.is_outer):
-            how = "a changelog of " + ("columns" if isinstance(self.rows.output, Beside) else "rows")
+        if self.emits_kinds:
+            how = "a changelog of " + ("rows" if self.shape is None else "columns")
         elif isinstance(self.rows.output, Beside):
             how = "columns beside columns"
         else:
             how = "function called for each pair" if self.shape is None else "function compiled"
-        condition = "" if self.rows.condition is None else ", condition compiled"
+        condition = ""
+        if self.rows.condition is not None:
+            condition = ", condition compiled" if self.is_condition_compiled else ", condition called for each pair"
         return f"vectorised, {self.rows.how}, records by key{condition}, {how}"
 
 
-def column_regular_join(rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
-    """Return the columnar form of a regular join; None if there is none. ``shapes``: of both sides' records."""
-    if rows.why_rows or not (rows.condition is None or is_compiled_condition(rows.condition, *shapes)):
+def column_regular_join(
+    rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape | None], *, has_kinds: bool = False
+) -> OperatorSpec | None:
+    """Return the columnar form of a regular join; None if there is none. ``shapes``: of both sides' records;
+    ``has_kinds``: an input is a changelog."""
+    if rows.why_rows:
         return None
+    is_changelog = has_kinds or any(rows.is_outer)
     shape = None
     if isinstance(rows.output, Beside):
-        kinds = [
-            (Kind.OPAQUE,) * size if own is None else own.kinds
-            for own, size in zip(shapes, rows.output.sizes, strict=True)
-        ]
-        shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
-    elif not any(rows.is_outer) and maker_of(rows.output_type) is None:
+        if rows.output.names is not None or any(rows.is_outer) or not has_kinds:
+            kinds = [
+                (Kind.OPAQUE,) * size if own is None else own.kinds
+                for own, size in zip(shapes, rows.output.sizes, strict=True)
+            ]
+            shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
+    elif not is_changelog and maker_of(rows.output_type) is None:
         shape = pair_shape(rows.output, *shapes)
-    return ColumnRegularJoinSpec(rows, shape)
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-@final
-class RegularState:
-    """Implements ``parts.DeltaPart``: records come, and none goes."""
-
-    def __init__(self, max_parallelism: int, fields: tuple[tuple[int | str, ...], ...], *, is_tuple: bool) -> None:
-        self._max_parallelism = max_parallelism
-        self._is_tuple = is_tuple
-        self.kept = IntervalState(max_parallelism, fields, is_tuple=is_tuple)
-        #: checkpoint → rows of each side at its barrier
-        self._marks: dict[int, tuple[int, int]] = {}
-
-    @property
-    def others(self) -> dict[int, bytes]:
-        return self.kept.others
-
-    def define(self, side: int, schema: pa.Schema) -> bool:
-        return self.kept.define(side, schema)
-
-    @property
-    def nbytes(self) -> int:
-        return self.kept.nbytes
-
-    def clear(self) -> None:
-        self.kept.clear()
-        self._marks = {}
-
-    def num_entries(self) -> int:
-        return self.kept.num_entries()
-
-    def restore(self, chunks: Mapping[int, bytes]) -> None:
-        self.kept.restore(chunks)
-
-    def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
-        wanted = set(key_groups)
-        chunks = chunks_of(self._kept_since((0, 0)), wanted)
-        for group, chunk in self.kept.others.items():
-            if group in wanted:
-                chunks[group] = chunks.get(group, b"") + chunk
-        return chunks
-
-    def _kept_since(self, begin: tuple[int, int]) -> Iterator[tuple[SideRecords, Array]]:
-        import numpy as np
-
-        from engine.state.column_hash import groups_of_rows
-
-        for index, side in enumerate(self.kept.sides):
-            if side is None:
-                continue
-            store = side.store
-            for at in range(begin[index], store.num_rows, _ROWS_MAX):
-                part = np.arange(at, min(at + _ROWS_MAX, store.num_rows))
-                columns = store.records(part)
-                keys = [columns.column(key) for key in side.keys]
-                groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype("int64")
-                yield SideRecords(index, columns, store.times_ms[part], part, 0), groups
-
-    # --- DeltaPart
-
-    def _num_rows(self) -> tuple[int, int]:
-        left, right = (0 if side is None else side.store.num_rows for side in self.kept.sides)
-        return left, right
-
-    def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        mark = self._marks.get(since_checkpoint_id)
-        return None if mark is None or self.kept.others else chunks_of(self._kept_since(mark), key_groups)
-
-    def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
-        mark = self._marks.get(since_checkpoint_id)
-        if mark is None or self.kept.others:
-            return None
-        num = sum(self._num_rows()) - sum(mark)
-        return num if num <= at_most else None
-
-    def begin_epoch(self, checkpoint_id: int) -> None:
-        self._marks[checkpoint_id] = self._num_rows()
-        while len(self._marks) > EPOCHS_MAX:
-            del self._marks[min(self._marks)]  # what builds on it is a full one
-
-    def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
-        self._marks = {id: mark for id, mark in self._marks.items() if id >= until_checkpoint_id or id in kept_ids}
+    is_compiled = rows.condition is not None and is_compiled_condition(rows.condition, *shapes)
+    return ColumnRegularJoinSpec(rows, shape, has_kinds=has_kinds, is_condition_compiled=is_compiled)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -195,6 +119,9 @@ class RegularState:
 
 @final
 class _ColumnRegularJoinOperator(ColumnJoinOperator):
+    takes_kinds = True
+    _needs_times = False
+
     def __init__(self, spec: ColumnRegularJoinSpec) -> None:
         rows = spec.rows
         super().__init__(RegularJoinOperator(rows, is_inside=True))
@@ -204,52 +131,77 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         self._compiled = pair_function(rows.output) if is_compiled else None
         self._make = maker_of(rows.output_type)
         self._condition = None if rows.condition is None else pair_function(rows.condition, is_condition=True)
+        #: functions see the records
+        self._has_functions = rows.condition is not None or not isinstance(rows.output, Beside)
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         import numpy as np
 
-        from engine.operators import join_kernels
+        from engine.operators import join_kernels, regular_join_kernels
+        from engine.state.slot_expiry import Expiry
 
         super().open(ctx, out)
         self._kernels = join_kernels
+        self._counting = regular_join_kernels
         self._rows.open(ctx, out)
-        selectors = self._spec.rows.key_selectors
+        rows = self._spec.rows
+        selectors = rows.key_selectors
         state = RegularState(
             ctx.runtime_context.get_max_number_of_parallel_subtasks(),
             tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
             is_tuple=isinstance(selectors[0], ComposedKey),
+            is_outer=rows.is_outer,
+            is_counted=rows.ttl_ms is not None or (rows.condition is not None and any(rows.is_outer)),
+            expiry=None if rows.ttl_ms is None else Expiry(rows.ttl_ms, ctx.clock),
         )
         self._register(ctx, state, has_disk=True)
         size = BATCH_ROWS_MAX
         #: kinds, rows, partners that the kernel writes
         self._found = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.int64)
-
-    _needs_times = False
+        #: rows, partners of pairs
+        self._pairs = np.empty(size, np.int64), np.empty(size, np.int64)
 
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
-        return isinstance(batch, ColumnBatch) and not batch.scalar
+        if not isinstance(batch, ColumnBatch) or batch.scalar:
+            return False
+        return batch.kinds is None or batch.named or not self._has_functions  # those are Rows without names
 
     # --- records
+
+    def _process_batch(self, side: int, columns: pa.RecordBatch, batch: ColumnBatch) -> None:
+        has_changes = batch.kinds is not None and bool(batch.kinds.any())
+        if self._state.counts(has_changes):
+            self._process_changes(side, columns, batch.timestamps_ms, batch.kinds if has_changes else None)
+        else:
+            self._process_columns(side, columns, batch.timestamps_ms)
 
     def _process_columns(self, side: int, columns: pa.RecordBatch, times_ms: Any) -> None:
         import numpy as np
 
         kept = self._state.kept
+        slots = self._slots_of(side, columns)
+        known = slots if slots.min(initial=0) >= 0 else slots[slots >= 0]
         own = kept.sides[side]
-        valid = _valid_keys([columns.column(key) for key in own.keys])
-        found = columns if valid is None else columns.filter(valid)
-        known = kept.slots_of(side, found)
         is_first = _first_of_slots(known, own.store.chains[1])
-        slots = known
-        if valid is not None:
-            slots = np.full(columns.num_rows, -1, np.int32)
-            places = valid.to_numpy(zero_copy_only=False).nonzero()[0]
-            slots[places] = known
-            everywhere = np.zeros(columns.num_rows, np.uint8)
-            everywhere[places] = is_first
-            is_first = everywhere
+        found = columns
+        if known is not slots:
+            found = columns.filter(arrow_of(slots >= 0))
+            of_known, is_first = is_first, np.zeros(slots.size, np.uint8)
+            is_first[slots >= 0] = of_known
         self._find(side, columns, times_ms, (slots, is_first))
         kept.append(side, found, np.zeros(known.size, np.int64), known)
+
+    def _slots_of(self, side: int, columns: pa.RecordBatch) -> Array:
+        """Return the slot of each row's key, int32; -1 = equal to none."""
+        import numpy as np
+
+        kept = self._state.kept
+        valid = _valid_keys([columns.column(key) for key in kept.sides[side].keys])
+        if valid is None:
+            return kept.slots_of(side, columns)
+        slots = np.full(columns.num_rows, -1, np.int32)
+        slots[bools_of(valid)] = kept.slots_of(side, columns.filter(valid))
+        return slots
 
     def _find(self, side: int, columns: pa.RecordBatch, times_ms: Any, rows: tuple[Array, Array]) -> None:
         import numpy as np
@@ -267,30 +219,132 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
             kinds, own_rows, partners = self._found[0][:num], self._found[1][:num], self._found[2][:num]
             stamps = None if times_ms is None else times_ms[own_rows]
             if any(is_outer):
-                self._emit_changes(side, (kinds, own_rows, partners), columns, store, stamps)
-            else:
-                assert store is not None
-                self._emit_pairs(side, (columns, own_rows), (store, partners), stamps)
+                self._emit_changes(side, (kinds, own_rows, kinds == _COMES, partners), columns, store, stamps)
+                continue
+            assert store is not None
+            holds = self._holding(side, columns, store, own_rows, partners)
+            if holds is not None and not holds.all():
+                own_rows, partners = own_rows[holds], partners[holds]
+                stamps = None if stamps is None else stamps[holds]
+            if own_rows.size:
+                self._emit(_pairs_of(side, FromBatch(columns, own_rows), Stored(store, partners), stamps))
 
-    def _emit_pairs(
-        self, side: int, own: tuple[pa.RecordBatch, Array], other: tuple[RowStore, Array], stamps: Array | None
-    ) -> None:
-        """Hand on the pairs of rows of a batch and of those that are kept, as far as the condition holds."""
+    def _holding(
+        self, side: int, columns: pa.RecordBatch, store: RowStore, own_rows: Array, partners: Array
+    ) -> Array | None:
+        """Return for which pairs of rows of a batch and kept ones the condition holds, bool; None = for all."""
         import numpy as np
 
-        pairs = _pairs_of(side, FromBatch(*own), Stored(*other), stamps, own[1].size)
-        if self._condition is not None:
-            holds = pairs.holds(self._condition)
-            if holds is None:
-                holds = np.array(self._rows.matches(pairs.rows()), np.bool_)
-            kept = np.flatnonzero(holds)
-            if not kept.size:
-                return
-            if kept.size < own[1].size:
-                stamps = None if stamps is None else stamps[kept]
-                picked = FromBatch(own[0], own[1][kept]), Stored(other[0], other[1][kept])
-                pairs = _pairs_of(side, *picked, stamps, kept.size)
-        self._emit(pairs)
+        if self._condition is None:
+            return None
+        pairs = _pairs_of(side, FromBatch(columns, own_rows), Stored(store, partners), None)
+        holds = pairs.holds(self._condition)
+        if holds is not None:
+            return np.array(holds, np.bool_)
+        # Most records are in several pairs: each is made once.
+        unique, of_unique = np.unique(own_rows, return_inverse=True)
+        own = records_of(FromBatch(columns, unique))
+        lefts = [own[at] for at in of_unique.tolist()]
+        unique, of_unique = np.unique(partners, return_inverse=True)
+        other = records_of(Stored(store, unique))
+        rights = [other[at] for at in of_unique.tolist()]
+        if side != _LEFT:
+            lefts, rights = rights, lefts
+        return np.array(self._rows.matches(zip(lefts, rights, strict=True)), np.bool_)
+
+    # --- records that go, conditions of outer joins
+
+    def _process_changes(self, side: int, columns: pa.RecordBatch, times_ms: Any, kinds: Array | None) -> None:
+        """``kinds``: int8, None = all rows come."""
+        import numpy as np
+
+        state = self._state
+        now_ms = state.now_ms()
+        slots = self._slots_of(side, columns)
+        kinds = np.zeros(slots.size, np.int8) if kinds is None else np.array(kinds, np.int8)
+        is_added = ((kinds == _COMES) | (kinds == _COMES_AGAIN)).astype(np.uint8)
+        kept = np.flatnonzero((is_added != 0) & (slots >= 0))
+        added = columns if kept.size == slots.size else columns.take(arrow_of(kept))
+        first = state.add(side, added, slots[kept], now_ms)
+        if not is_added.all():
+            state.remove(side, columns, slots, is_added, first, now_ms)
+        partners = np.zeros(slots.size, np.int64)
+        self._find_changes(side, columns, times_ms, (slots, is_added, kinds), (partners, now_ms))
+        if self._is_outer[side]:
+            state.partners(side)[first : first + kept.size] = partners[kept]
+        state.forget_gone()
+
+    def _find_changes(
+        self,
+        side: int,
+        columns: pa.RecordBatch,
+        times_ms: Any,
+        rows: tuple[Array, Array, Array],
+        written: tuple[Array, int],
+    ) -> None:
+        """Hand on what the rows (slots, 1 = they come, kinds) change. ``written``: where the number of partners of each
+        row goes, and when that is."""
+        import numpy as np
+
+        state = self._state
+        slots, is_added, kinds = rows
+        partners, now_ms = written
+        other = state.kept.sides[1 - side]
+        store = None if other is None else other.store
+        links, ends = (np.zeros((0, 2), np.int64),) * 2 if store is None else store.chains
+        is_outer = self._is_outer[side], self._is_outer[1 - side]
+        row = 0
+        while row < slots.size:
+            found = self._counting.partners_of_rows(slots, row, state.floor_ms(now_ms), links, ends, *self._pairs)
+            reached, num = found
+            if reached == row:
+                size = 2 * self._pairs[0].size
+                self._pairs = np.empty(size, np.int64), np.empty(size, np.int64)
+                continue
+            own, others = self._pairs[0][:num], self._pairs[1][:num]
+            holds = np.ones(num, np.uint8)
+            if self._condition is not None and store is not None:
+                for at in range(0, num, BATCH_ROWS_MAX):
+                    part = slice(at, at + BATCH_ROWS_MAX)
+                    matching: Any = self._holding(side, columns, store, own[part], others[part])
+                    holds[part] = matching
+            size = 2 * num + reached - row
+            out = np.empty(size, np.int8), np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.int64)
+            num = self._counting.changes_of_pairs(
+                is_added,
+                kinds,
+                (row, reached),
+                (own, others, holds),
+                is_outer,
+                (now_ms, state.epoch),
+                links,
+                state.touched(1 - side),
+                state.partners(1 - side),
+                partners,
+                out,
+            )
+            for at in range(0, num, BATCH_ROWS_MAX):
+                changes = tuple(each[at : min(at + BATCH_ROWS_MAX, num)] for each in out)
+                self._emit_found(side, changes, columns, store, times_ms)
+            row = reached
+
+    def _emit_found(
+        self,
+        side: int,
+        changes: tuple[Array, ...],
+        columns: pa.RecordBatch,
+        store: RowStore | None,
+        times_ms: Array | None,
+    ) -> None:
+        kinds, rows, owns, partners = changes
+        stamps = None if times_ms is None else times_ms[rows]
+        if any(self._is_outer) or kinds.any():
+            self._emit_changes(side, (kinds, rows, owns != 0, partners), columns, store, stamps)
+        else:
+            assert store is not None
+            self._emit(_pairs_of(side, FromBatch(columns, rows), Stored(store, partners), stamps))
+
+    # --- results
 
     def _emit_beside(
         self, output: Beside, fields: list[pa.Array], stamps: Array | None, kinds: Array | None = None
@@ -328,17 +382,17 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
     def _emit_changes(
         self,
         side: int,
-        found: tuple[Array, Array, Array],
+        found: tuple[Array, Array, Array, Array],
         columns: pa.RecordBatch,
         store: RowStore | None,
         stamps: Array | None,
     ) -> None:
-        """Hand on changes: (kind, row, partner or -1) of each, where the row is not in what goes."""
-        kinds, rows, partners = found
-        here, there = kinds == _COMES, partners >= 0
+        """Hand on changes: (kind, row that makes it, whether that is in it, partner or -1) of each."""
+        kinds, rows, here, partners = found
+        there = partners >= 0
         stored = None if store is None else Stored(store, partners[there])
         output = self._spec.rows.output
-        if isinstance(output, Beside):
+        if isinstance(output, Beside) and (output.names is not None or any(self._is_outer)):
             own = FromBatch(columns, rows, None if here.all() else ~here)
             fields = [
                 [own.column(index) for index in range(output.sizes[side])],
@@ -363,12 +417,12 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
     def _hand_over(self) -> None:
         self._is_on_rows = True
         if self._state.num_entries():
-            self._rows.adopt(self._state.kept.records())
+            self._rows.adopt(self._state.records())
             self._state.clear()
 
 
-def _pairs_of(side: int, own: Picked, other: Picked, stamps: Array | None, num: int) -> Pairs:
-    return Pairs(own, other, stamps, num) if side == _LEFT else Pairs(other, own, stamps, num)
+def _pairs_of(side: int, own: FromBatch, other: Stored, stamps: Array | None) -> Pairs:
+    return Pairs(own, other, stamps, len(own)) if side == _LEFT else Pairs(other, own, stamps, len(own))
 
 
 def _valid_keys(keys: list[pa.Array]) -> pa.Array | None:

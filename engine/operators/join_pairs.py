@@ -39,6 +39,9 @@ class FromBatch:
         self._columns = columns
         self._rows = arrow_of(rows, mask=mask)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def column(self, index: int) -> pa.Array:
         return self._columns.column(index).take(self._rows)
 

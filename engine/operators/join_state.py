@@ -1,9 +1,10 @@
 """What joins on columns keep: rows of a side by number, and what a checkpoint has of both sides.
 
 A chunk is what one key group has: for each side an Arrow IPC stream, its length before it, of event times, numbers by
-arrival and the records; perhaps several times, where increments stand behind each other. An increment begins with what
-it says of those below it (``Told``), its length, negative, before it. It says nothing about keys, so
-rows can go on with it as well (``LeftRecords``). Schemas say whether records are Rows (``column_fields.is_named``).
+arrival, numbers of partners where they are counted, and the records; perhaps several times, where increments stand
+behind each other. An increment begins with what it says of those below it (``Told``), its length, negative, before it.
+It says nothing about keys, so rows can go on with it as well (``LeftRecords``). Schemas say whether records are Rows
+(``column_fields.is_named``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 __all__ = [
+    "GONE",
     "JOIN_PART",
     "LeftRecords",
     "RowStore",
@@ -42,24 +44,37 @@ __all__ = [
 
 #: Name of the part of state in checkpoints, for good.
 JOIN_PART: Final = "join-records"
+#: In place of the number of a record's partners, in an increment: the record of that arrival is no longer there.
+GONE: Final = -2
 _SIDES: Final = 2
 _LENGTH: Final = struct.Struct("<q")
 _TIME: Final = "$time"
 _ARRIVAL: Final = "$arrival"
 _WATERMARK: Final = b"watermark"
+#: Name of a field, and in the metadata of a batch that has it.
+_PARTNERS: Final = "$partners"
 
 
 @final
 class SideRecords:
     """Records of one side. ``arrivals``: rising numbers, the order in which they came; ``watermark_ms``: of the
-    checkpoint they are from."""
+    checkpoint they are from; ``partners``: how many each has, int64, where a regular join counts them."""
 
-    def __init__(self, side: int, columns: pa.RecordBatch, times_ms: Array, arrivals: Array, watermark_ms: int) -> None:
+    def __init__(
+        self,
+        side: int,
+        columns: pa.RecordBatch,
+        times_ms: Array,
+        arrivals: Array,
+        watermark_ms: int,
+        partners: Array | None = None,
+    ) -> None:
         self.side = side
         self.columns = columns
         self.times_ms = times_ms
         self.arrivals = arrivals
         self.watermark_ms = watermark_ms
+        self.partners = partners
 
     def rows(self) -> tuple[list[Any], list[int]]:
         batch = ColumnBatch(self.columns, self.times_ms, named=is_named(self.columns.schema)).to_rows()
@@ -69,19 +84,27 @@ class SideRecords:
 
 def in_order(pieces: Iterable[SideRecords]) -> Iterator[SideRecords]:
     """Yield the records of each side in order of arrival, as far as their types and watermarks are the same; those with
-    the latest watermark first, as they came before others of their key."""
+    the latest watermark first, as they came before others of their key. Where partners are counted, of a record that is
+    there several times the last one stands for all: increments write it anew."""
     import numpy as np
     import pyarrow as pa
 
-    alike: dict[tuple[int, int, str], list[SideRecords]] = {}
+    alike: dict[tuple[int, int, str, bool], list[SideRecords]] = {}
     for records in pieces:
-        alike.setdefault((-records.watermark_ms, records.side, str(records.columns.schema)), []).append(records)
-    for (negative_ms, side, _), some in sorted(alike.items(), key=lambda item: item[0]):
+        kind = -records.watermark_ms, records.side, str(records.columns.schema), records.partners is not None
+        alike.setdefault(kind, []).append(records)
+    for (negative_ms, side, _, _), some in sorted(alike.items(), key=lambda item: item[0]):
         arrivals = np.concatenate([records.arrivals for records in some])
         order = np.argsort(arrivals, kind="stable")
         (columns,) = pa.Table.from_batches([records.columns for records in some]).combine_chunks().to_batches()
         times_ms = np.concatenate([records.times_ms for records in some])
-        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], -negative_ms)
+        counted = [records.partners for records in some if records.partners is not None]
+        partners = np.concatenate(counted) if counted else None
+        if partners is not None:
+            is_last = np.append(arrivals[order][1:] != arrivals[order][:-1], True)
+            order = order[is_last & (partners[order] != GONE)]
+            partners = partners[order]
+        yield SideRecords(side, columns.take(pa.array(order)), times_ms[order], arrivals[order], -negative_ms, partners)
 
 
 def key_kinds(schema: pa.Schema, fields: Sequence[int]) -> list[pa.DataType] | None:
@@ -212,8 +235,10 @@ def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[in
                 if (group, side) not in streams:
                     sink = pa.BufferOutputStream()
                     streams[group, side] = sink, pa.ipc.new_stream(sink, rows.schema)
-                watermark = {_WATERMARK: str(records.watermark_ms)}
-                streams[group, side][1].write_batch(rows.slice(begin, end - begin), watermark)
+                told = {_WATERMARK: str(records.watermark_ms)}
+                if records.partners is not None:
+                    told[_PARTNERS.encode()] = "1"
+                streams[group, side][1].write_batch(rows.slice(begin, end - begin), told)
             begin = end
     chunks: dict[int, bytes] = {}
     for group in sorted({group for group, _ in streams}):
@@ -232,8 +257,12 @@ def chunks_of(kept: Iterable[tuple[SideRecords, Array]], key_groups: Iterable[in
 def _with_times(records: SideRecords) -> pa.RecordBatch:
     import pyarrow as pa
 
-    arrays = [pa.array(records.times_ms), pa.array(records.arrivals), *records.columns.columns]
-    rows = pa.RecordBatch.from_arrays(arrays, names=[_TIME, _ARRIVAL, *records.columns.schema.names])
+    arrays, names = [pa.array(records.times_ms), pa.array(records.arrivals)], [_TIME, _ARRIVAL]
+    if records.partners is not None:
+        arrays.append(pa.array(records.partners))
+        names.append(_PARTNERS)
+    arrays += records.columns.columns
+    rows = pa.RecordBatch.from_arrays(arrays, names=[*names, *records.columns.schema.names])
     return rows.replace_schema_metadata(records.columns.schema.metadata)
 
 
@@ -313,10 +342,12 @@ def layer_of(chunk: bytes) -> tuple[Told | None, list[SideRecords]]:
         if size:
             with pa.ipc.open_stream(pa.py_buffer(chunk).slice(at, size)) as reader:
                 for batch, metadata in reader.iter_batches_with_custom_metadata():
-                    columns = pa.RecordBatch.from_arrays(batch.columns[2:], names=batch.schema.names[2:])
+                    num = 3 if _PARTNERS.encode() in metadata else 2
+                    columns = pa.RecordBatch.from_arrays(batch.columns[num:], names=batch.schema.names[num:])
                     columns = columns.replace_schema_metadata(batch.schema.metadata)
-                    times_ms, arrivals = (values_of(batch.column(index)).copy() for index in range(2))
-                    found.append(SideRecords(side, columns, times_ms, arrivals, int(metadata[_WATERMARK])))
+                    times_ms, arrivals, *partners = (values_of(batch.column(index)).copy() for index in range(num))
+                    watermark_ms = int(metadata[_WATERMARK])
+                    found.append(SideRecords(side, columns, times_ms, arrivals, watermark_ms, *partners))
         at += size
     return told, found
 

@@ -83,16 +83,13 @@ class RegularJoinSpec(OperatorSpec):
         first, second = self.key_selectors
         if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second):
             return "its keys are not fields"
-        if self.condition is not None and self.how != "inner":
-            return "its condition is a function, of an outer join"
-        return "" if self.ttl_ms is None else "its state has a time to live"
+        return ""
 
     def build(self) -> Operator:
         return RegularJoinOperator(self)
 
     def describe(self) -> str:
-        why = self.why_rows or ("its condition is a function" if self.condition is not None else "")
-        return f"{self.how}, on rows" + (f": {why}" if why else "")
+        return f"{self.how}, on rows" + (f": {self.why_rows}" if self.why_rows else "")
 
 
 def is_null_key(key: Any) -> bool:
@@ -172,17 +169,26 @@ class RegularJoinOperator(Operator):
                 self.adopt(pieces)
 
     def adopt(self, pieces: Iterable[SideRecords]) -> None:
-        """Keep records that another operator has joined with each other; all there are of their keys."""
+        """Keep records that another operator has joined with each other; all there are of their keys. With a time to
+        live they are written now, unless it is over."""
+        #: of each side: (record, number of its partners or None = all of its key)
         sides_of_key: dict[Any, tuple[list[Any], list[Any]]] = {}
+        floor_ms = None if self._spec.ttl_ms is None else self.ctx.clock.now_ms() - self._spec.ttl_ms
         for records in pieces:
-            rows, _ = records.rows()
-            for key, row in zip(self._keys[records.side].of(rows), rows, strict=True):
-                sides_of_key.setdefault(canonical_key(key), ([], []))[records.side].append(row)
+            rows, times_ms = records.rows()
+            counts = [None] * len(rows) if records.partners is None else records.partners.tolist()
+            keys = self._keys[records.side].of(rows)
+            for key, row, time_ms, count in zip(keys, rows, times_ms, counts, strict=True):
+                if floor_ms is None or not 0 < time_ms <= floor_ms:
+                    sides_of_key.setdefault(canonical_key(key), ([], []))[records.side].append((row, count))
         for key, sides in sides_of_key.items():
             self.backend.set_current_key(key)
-            for side, rows in enumerate(sides):
-                num_partners = len(sides[1 - side])
-                self._held[side].add_all([(row, num_partners) for row in rows] if self._is_outer[side] else rows)
+            for side, counted in enumerate(sides):
+                if self._is_outer[side]:
+                    num = len(sides[1 - side])
+                    self._held[side].add_all([(row, num if count is None else count) for row, count in counted])
+                else:
+                    self._held[side].add_all([row for row, _ in counted])
 
     def matches(self, pairs: Iterable[tuple[Any, Any]]) -> list[bool]:
         """Return for which pairs that an operator on columns has found the condition holds."""

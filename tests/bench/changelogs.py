@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
 from engine.operators.base import OperatorSpec
 from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
@@ -36,6 +36,7 @@ from tests.bench.stats import record
 from tests.testing.operator_harness import OperatorHarness
 
 KEY = FieldKey(0)
+HOUR_MS = 3_600_000
 #: Batches with the number of their input.
 Given = list[tuple[int, Batch]]
 
@@ -47,8 +48,14 @@ def greater(left: Any, right: Any) -> Any:
     return left[2] > right[2]
 
 
-def joined(how: str, condition: Any = None) -> tuple[OperatorSpec | None, OperatorSpec]:
-    rows = RegularJoinSpec((KEY, KEY), how, Beside((len(SCHEMA), len(SCHEMA))), condition)
+def asked(left: Any, right: Any) -> Any:
+    """Is not compiled for."""
+    return [left[2]] > [right[2]]
+
+
+def joined(how: str, condition: Any = None, ttl_ms: int | None = None) -> tuple[OperatorSpec | None, OperatorSpec]:
+    names = tuple(f"f{at}" for at in range(2 * len(SCHEMA)))
+    rows = RegularJoinSpec((KEY, KEY), how, Beside((len(SCHEMA), len(SCHEMA)), names), condition, ttl_ms)
     return column_regular_join(rows, (SHAPE, SHAPE)), rows
 
 
@@ -64,6 +71,14 @@ def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
         "regular join, inner": joined("inner"),
         "regular join, condition": joined("inner", greater),
         "regular join, left": joined("left"),
+        "join, called": joined("inner", asked),
+        "join, left, condition": joined("left", greater),
+        "join, left, called": joined("left", asked),
+        "join, ttl": joined("inner", ttl_ms=HOUR_MS),
+        "join, left, ttl": joined("left", ttl_ms=HOUR_MS),
+        "join of a changelog": joined("inner"),
+        "join of a ch., left": joined("left"),
+        "join of a ch., right": joined("right"),
         "top 1": top(1, False),
         "top 3": top(3, False),
         "top 3 with ranks": top(3, True),
@@ -90,6 +105,30 @@ def two_inputs(num_records: int, num_keys: int) -> Given:
         columns = batch.columns.set_column(0, SCHEMA.field(0), pa.array(keys))
         given.append((number % 2, ColumnBatch(columns, batch.timestamps_ms)))
     return given
+
+
+def with_updates(given: Given) -> Given:
+    """Return the batches, of which every other one of the left side updates half of what the one before it said: each
+    record is taken back, and comes with another amount."""
+    changed: Given = []
+    before: pa.RecordBatch | None = None
+    for side, batch in given:
+        assert isinstance(batch, ColumnBatch)
+        columns = batch.columns
+        if side == 0 and before is not None:
+            half = columns.num_rows // 2
+            columns = before.take(pa.array(np.repeat(np.arange(half), 2)))
+            amounts = columns.column(2).to_numpy() + np.tile([0, 1], half)
+            columns = columns.set_column(2, SCHEMA.field(2), pa.array(amounts).cast(SCHEMA.types[2]))
+            kinds = np.tile([RowKind.UPDATE_BEFORE.value, RowKind.UPDATE_AFTER.value], half).astype(np.int8)
+            stamps = None if batch.timestamps_ms is None else batch.timestamps_ms[: 2 * half]
+            changed.append((side, ColumnBatch(columns, stamps, named=True, kinds=kinds)))
+            before = None
+            continue
+        if side == 0:
+            before = columns
+        changed.append((side, ColumnBatch(columns, batch.timestamps_ms, named=True)))
+    return changed
 
 
 def run(spec: OperatorSpec, given: Given) -> tuple[float, int]:
@@ -125,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         assert columnar is not None
         make = two_inputs if "join" in name else one_input
         given = make(options.records, options.keys)
+        if "of a ch" in name:
+            given = with_updates(given)
         plain = in_rows(given)
         run(columnar, make(4 * BATCH_ROWS_MAX, 1000))
         gc.collect()

@@ -108,6 +108,8 @@ def joins() -> Iterator[OperatorSpec]:
                 yield column_window_join(spec, shapes)
         for how in ("inner", "full"):
             yield column_regular_join(RegularJoinSpec((key, key), how, Beside((4, 4))), shapes)
+            limited = RegularJoinSpec((key, key), how, Beside((4, 4)), lambda a, b: a[1] > b[1], ttl_ms=1000)
+            yield column_regular_join(limited, shapes)
 
 
 def tops() -> Iterator[OperatorSpec]:

@@ -16,6 +16,7 @@ def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import join_kernels as kernels
+    from engine.operators import regular_join_kernels as regular
     from engine.operators.column_kernels import panes_of_times
 
     slots, times_ms = np.zeros(2, np.int32), np.zeros(2, np.int64)
@@ -28,6 +29,19 @@ def warm_up_operators() -> None:
     kernels.pairs_of_codes(rows, rows[:3], (0, 0, -1), (0, 0), (0, 1), 0, *out)
     found = np.empty(4, np.int8), np.empty(4, np.int64), np.empty(4, np.int64)
     kernels.changes_of_chains(slots, np.zeros(2, np.uint8), (0, 0, -1), (True, True), links, ends, *found)
+    hashes, bytes_, removed = np.zeros(2, np.uint64), np.zeros(2, np.uint8), np.empty(2, np.int64)
+    regular.mix_hashes(hashes, times_ms)
+    given = slots, bytes_, bytes_, hashes, 0, regular.LIVES_ON
+    regular.find_removed(*given, links, ends, hashes, removed, times_ms.copy())
+    touched = np.zeros(2, np.int32)
+    regular.settle_chains(slots, regular.LIVES_ON, (0, 0), links, ends, touched)
+    regular.partners_of_rows(slots, 0, regular.LIVES_ON, links, ends, *out)
+    pairs = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    changes = np.empty(4, np.int8), np.empty(4, np.int64), np.empty(4, np.uint8), np.empty(4, np.int64)
+    numbers = np.zeros(2, np.int64)
+    regular.changes_of_pairs(
+        bytes_, np.zeros(2, np.int8), (0, 1), pairs, (True, True), (0, 0), links, touched, numbers, numbers, changes
+    )
     group = np.zeros(2, np.int64), np.empty(2, np.int64)
     kernels.order_by_slot(slots, *group)
     kernels.pairs_of_groups(group, group, (0, -1, -1), *out)

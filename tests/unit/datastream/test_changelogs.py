@@ -44,7 +44,9 @@ def test_the_plan_says_what_runs_on_columns_and_why_the_rest_does_not(env):
     full = left.regular_join(right, ["k", "v"], [0, 1], "full")
     assert tiers(full)["Regular Join"] == "vectorised, full, records by key, a changelog of columns"
     limited = left.regular_join(right, 0, 0, state_ttl=Time.hours(1))
-    assert tiers(limited)["Regular Join"] == "inner, on rows: its state has a time to live"
+    assert tiers(limited)["Regular Join"] == "vectorised, inner, records by key, columns beside columns"
+    asked = left.regular_join(right, 0, 0, "left", condition=lambda a, b: a.v > b["v"])
+    assert "condition compiled, a changelog of columns" in tiers(asked)["Regular Join"]
     keyed = left.key_by("k")
     assert tiers(keyed.top_n(3, "v"))["Top N"].startswith("vectorised")
     assert tiers(keyed.first_row())["First Row"] == "vectorised"
@@ -62,10 +64,13 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         found = tiers(kept.map(lambda row: row).key_by("k").sum("v"))
         assert found["Keyed Aggregation"] == "built-in on rows: its input is a changelog"
         assert tiers(kept.key_by("k").last_row())["Last Row"] == "on rows: its input is a changelog"
-        again = kept.regular_join(right, "k", "k")
-        assert tiers(again)["Regular Join"] == "inner, on rows: its input is a changelog"
-        window = kept.key_by("k").window(TumblingEventTimeWindows.of(Time.seconds(1))).reduce(lambda a, b: a)
-        assert [tier for tier in tiers(window).values() if tier.endswith(", on rows: its input is a changelog")]
+        again = tiers(kept.regular_join(right, "k", "k").key_by("k").sum("v"))
+        assert again["Regular Join"] == "vectorised, inner, records by key, a changelog of columns"
+        assert again["Keyed Aggregation"] == "built-in on rows: its input is a changelog"
+        paired = kept.regular_join(right, "k", "k", output=lambda a, b: (a.k, b.v))
+        assert tiers(paired)["Regular Join"] == "vectorised, inner, records by key, a changelog of rows"
+        window = kept.key_by("k").window(TumblingEventTimeWindows.of(Time.seconds(1))).sum("v")
+        assert tiers(window)["TumblingEventTimeWindows"].endswith(", on rows: its input is a changelog")
         # What a function makes of the records is no changelog, on rows neither.
         assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
     ranks = ranked.map(lambda row: (row.k, row[3]))

@@ -31,8 +31,10 @@ from tests.unit.formats.test_column_lines import FORMATS, written
 from tests.unit.operators.test_regular_join import shown
 from tests.unit.operators.test_restore_columns import PHASES
 
-#: Operators that take columns with kinds. Each is in a test here: whoever is added needs one, too.
+#: Operators that take columns with kinds. Each is in a test here: whoever is added needs one, too. Those that keep
+#: state: beside their other tests.
 TAKES_KINDS = {
+    "engine.operators.column_regular_join._ColumnRegularJoinOperator",
     "engine.operators.row_operator.RowOperator",
     "engine.operators.stateless._ProjectOperator",
     "engine.operators.map_batches._MapBatchesOperator",

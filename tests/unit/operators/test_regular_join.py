@@ -285,17 +285,21 @@ def test_what_columns_cannot_do_is_said_in_the_plan():
         column_regular_join(plain, (None, None)).describe()
         == "vectorised, left, records by key, a changelog of columns"
     )
-    for changed, why in (
-        (replace(plain, condition=greater), "left, on rows: its condition is a function, of an outer join"),
-        (join("inner", condition=lambda a, b: bool({a, b})), "inner, on rows: its condition is a function"),
-        (replace(plain, ttl_ms=5), "left, on rows: its state has a time to live"),
-        (replace(plain, key_selectors=(len, len)), "left, on rows: its keys are not fields"),
-    ):
-        assert column_regular_join(changed, SHAPES) is None
-        assert changed.describe() == why
+    changed = replace(plain, key_selectors=(len, len))
+    assert column_regular_join(changed, SHAPES) is None
+    assert changed.describe() == "left, on rows: its keys are not fields"
     assert plain.describe() == "left, on rows"
     inner = on_columns(join("inner", condition=greater))
     assert inner.describe() == "vectorised, inner, records by key, condition compiled, columns beside columns"
+    asked = on_columns(join("left", condition=lambda a, b: bool({a, b}), ttl_ms=5))
+    assert (
+        asked.describe() == "vectorised, left, records by key, condition called for each pair, a changelog of columns"
+    )
+    for output, is_columns in ((BESIDE, False), (OUTPUTS["named"], True), (computed, False)):
+        spec = column_regular_join(join("inner", output), SHAPES, has_kinds=True)
+        assert spec.describe().endswith("a changelog of " + ("columns" if is_columns else "rows"))
+        assert spec.emits_kinds
+        assert spec.emits_columns is is_columns
 
 
 def test_an_error_of_the_output_is_told_with_both_records():

@@ -21,7 +21,7 @@ import engine.connectors
 import engine.operators
 from engine.core import user_code
 from engine.core.clock import ManualClock
-from engine.core.records import Batch, ColumnBatch, Row, RowBatch, arrow_values, rows_of
+from engine.core.records import Batch, ColumnBatch, Row, RowBatch, arrow_values, kind_of, rows_of
 from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
 from engine.state.parts import DeltaPart
@@ -62,7 +62,10 @@ def batch_of(rows: list, stamps: list[int] | None, schema: pa.Schema | None) -> 
     arrays = [pa.array(arrow_values([row[i] for row in rows], kind), kind) for i, kind in enumerate(schema.types)]
     columns = pa.RecordBatch.from_arrays(arrays, schema=schema)
     named = bool(rows) and isinstance(rows[0], Row)
-    return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64), named=named)
+    kinds = np.array([kind_of(row).value for row in rows], np.int8) if named else None
+    if kinds is not None and not kinds.any():
+        kinds = None
+    return ColumnBatch(columns, None if stamps is None else np.array(stamps, np.int64), named=named, kinds=kinds)
 
 
 class Run:
