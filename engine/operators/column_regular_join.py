@@ -164,7 +164,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
         if not isinstance(batch, ColumnBatch) or batch.scalar:
             return False
-        return batch.kinds is None or batch.named or not self._has_functions  # those are Rows without names
+        return batch.kinds is None or bool(batch.named) or not self._has_functions  # those are Rows without names
 
     # --- records
 

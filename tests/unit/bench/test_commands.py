@@ -25,6 +25,7 @@ SMALL = {
     "compiled": "--rounds 1",
     "join_spill": "--records 40000 --only files",
     "keyed_steps": "--rounds 1",
+    "row_wire": "--rounds 1 --sizes 1 50",
     "session_spill": "--records 400000 --keys 300000 --memory-mb 1 --only files --one",
     "small_batches": "--seconds 0.001",
     "state_growth": "--keys 150000",
