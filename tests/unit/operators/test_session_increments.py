@@ -190,3 +190,23 @@ def test_sessions_in_files_are_written_whole(monkeypatch):
         assert part.num_changed(1, 1000) is None
         assert part.snapshot_delta(range(128), 1) is None
         assert part.note_delta(range(128), 1, 1000) is None
+
+
+def test_keys_whose_sessions_fire_are_marked_and_stay_so_under_other_numbers():
+    rows = built_in(SESSIONS, [count()], lateness_ms=20)
+    with OperatorHarness(column_session(rows)) as harness:
+        part = harness.contexts[0].state.keyed["session-slots"]
+        harness.process_batch(columns([(key, 1, 0.5, "a") for key in range(100)], [5] * 100))
+        harness.process_batch(columns([(key, 1, 0.5, "a") for key in (200, 201)], [60, 90]))
+        harness.watermark(50)
+        part.begin_epoch(1)
+        harness.watermark(70)
+        assert [entry[0] for entry in _entries(part, 1)] == [200]
+        before = part.state.num_keys
+        part.state._compact()
+        assert part.state.num_keys < before
+        assert [entry[0] for entry in _entries(part, 1)] == [200]
+
+
+def _entries(part, since):
+    return [e for chunk in part.snapshot_delta(range(128), since).values() for e in shown_entries(chunk)]
