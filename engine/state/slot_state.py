@@ -39,6 +39,17 @@ _ROWS_MAX: Final = 1 << 18
 _LOOK_MIN: Final = 1 << 16
 
 
+def _are_alike(note: bytes, other: bytes) -> bool:
+    """Whether records are of one kind (tuples, Rows, objects of a class), which the metadata of notes say: names differ
+    where streams of tuples were united."""
+    if note == other or not note or not other:
+        return note == other
+    import pyarrow as pa
+
+    one, two = (pa.ipc.read_schema(pa.py_buffer(each)).metadata for each in (note, other))
+    return bool(one == two)
+
+
 @final
 class SlotState:
     """State of one operator: made empty; ``define`` says its types when the first batch, or a restored chunk, comes.
@@ -246,7 +257,7 @@ class SlotState:
                 names = reader.schema.names[num_keys:]
                 held = dict(zip(names, kinds[num_keys:], strict=True))
                 held.pop(WRITTEN, None)
-                state = self._for_types(kinds[:num_keys], held)
+                state = self._for_types(kinds[:num_keys], held, metadata[b"note"])
                 state.note = metadata[b"note"]
                 for batch in reader:
                     slots, first = state.find(batch.columns[:num_keys])
@@ -255,11 +266,14 @@ class SlotState:
                         if name in state.columns:
                             state.columns[name].put(slots, column)
 
-    def _for_types(self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType]) -> SlotState:
-        """Return what holds rows of these types: this or one of the others."""
+    def _for_types(
+        self, key_kinds: Sequence[pa.DataType], columns: Mapping[str, pa.DataType], note: bytes
+    ) -> SlotState:
+        """Return what holds rows of these types and such records: this or one of the others."""
         for state in (self, *self.others):
             held = {name: column.kind for name, column in state.columns.items() if name != WRITTEN}
-            if state.table is None or (state.table.kinds == list(key_kinds) and held == columns):
+            is_alike = state.table is None or (state.table.kinds == list(key_kinds) and held == columns)
+            if is_alike and (state.table is None or _are_alike(state.note, note)):
                 break
         else:
             state = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self.expiry)
@@ -268,7 +282,7 @@ class SlotState:
         return state
 
     def has_types_of(self, other: SlotState) -> bool:
-        if self.table is None or other.table is None or self.others:
+        if self.table is None or other.table is None or self.others or not _are_alike(self.note, other.note):
             return False
         held = [(name, column.kind) for name, column in self.columns.items()]
         return self.table.kinds == other.table.kinds and held == [

@@ -21,6 +21,7 @@ from typing import Any, Final
 from engine.core.records import Row, RowBatch
 from engine.protocol.stream import Records
 from engine.runtime.exchange.wire import Decoder, Encoder
+from tests.bench.stats import record
 
 SHAPES: Final = {"(str, int)": "si", "(int, float, int)": "ifi", "(int, float, str, bool)": "ifsb", "10": "ifsbifsbis"}
 SIZES: Final = (1, 10, 100, 1000, 16_000)
@@ -122,6 +123,9 @@ def show(name: str, rows: list[Any], ways: dict[str, Way], num_rounds: int) -> N
         num_bytes = len(sent if isinstance(sent, bytes) else sent[1]) / len(rows)
         write_ns = cpu_ns(lambda write=write: write(rows), len(rows), num_rounds)  # type: ignore[misc]
         read_ns = cpu_ns(lambda read=read, sent=sent: read(sent), len(rows), num_rounds)  # type: ignore[misc]
+        record(
+            {"shape": name, "rows": len(rows), "way": way, "write_ns": write_ns, "read_ns": read_ns, "bytes": num_bytes}
+        )
         found.append(f"{way} {write_ns:.0f} + {read_ns:.0f} ({num_bytes:.0f} B)")
     print(f"{name:24} {len(rows):6}  {' | '.join(found)}", flush=True)
 

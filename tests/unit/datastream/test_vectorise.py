@@ -297,7 +297,7 @@ def test_a_sequence_becomes_columns_where_functions_that_compile_lead_to_a_fold_
     assert sources(pairs.key_by(lambda pair: pair[0]).sum(1)) == [True]
     assert sources(pairs) == [False]  # nothing gains by it
     assert sources(pairs.key_by(lambda pair: pair[0]).reduce(lambda a, b: (a[0], a[1] * b[1]))) == [False]
-    by_text = env.from_sequence(0, 99).map(lambda i: (f"{i:3}", i)).key_by(lambda pair: pair[0])
+    by_text = env.from_sequence(0, 99).map(lambda i: (oct(i), i)).key_by(lambda pair: pair[0])
     assert sources(by_text.reduce(lambda a, b: (a[0], a[1] + b[1]))) == [False]
 
 

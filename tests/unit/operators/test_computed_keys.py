@@ -241,7 +241,7 @@ def test_what_a_function_is_on_columns():
     assert seen(lambda r: r.name.lower(), named) == (FieldKey("__key_0__"), 1)
     assert seen(lambda r: str(r[0])) == (FieldKey("__key_0__"), 1)
     assert seen(lambda r: (r.k, r.v + 1), named) == (ComposedKey(("__key_0__", "__key_1__")), 2)
-    assert "not compiled (" in seen(lambda r: r[2][:1])
+    assert "not compiled (" in seen(lambda r: oct(r[0]))
     assert seen(lambda r: r) == "its key is a whole record"
     assert seen(lambda r: (r[0],)) == "its key is a tuple of one value"
     assert "the plan does not know" in seen(lambda r: r[0] % 2, None)

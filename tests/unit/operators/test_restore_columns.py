@@ -99,6 +99,16 @@ def test_aggregates_after_any_script_are_those_of_rows(key, kind, final, config)
     check()
 
 
+def test_rows_and_tuples_of_former_subtasks_stay_what_they_are():
+    """Their columns are the same: one of three subtasks has seen Rows, another one tuples."""
+    columns = ColumnAggregateSpec(FieldKey(0), "max_by", 1, True)
+    rows = KeyedAggregateSpec(FieldKey(0), "max_by", 1, True)
+    for n in range(4):
+        script = [3, Rows([Row(k=n, v=n)], schema=SCHEMA), Rows([(n + 1, 5)], schema=SCHEMA), 1]
+        ours = disturbed(Case((columns,), script, (FieldKey(0),)), INCREMENTAL)
+        assert ours == undisturbed(Case((rows,), script, (FieldKey(0),)))
+
+
 @pytest.mark.parametrize("key", [FieldKey(1), ComposedKey((0, 1))])
 def test_sums_of_a_field_that_is_the_key_are_those_of_rows(key):
     rows = [Rows([(1, 2), (1, 2), (1, 4), (0, 2)], schema=SCHEMA), Rows([(1, 2), (1, 4), (1, 6)], schema=OTHER_SCHEMA)]
