@@ -52,10 +52,19 @@ from tests.bench.words import start_up, word_count
 #: Programs of their own: ``tests/bench/<name>.py``. Those of the second line write --json themselves.
 COMMANDS = (
     *("changelogs", "checkpoint_cost", "checkpoint_pause", "column_aggregates", "compiled", "election", "join_spill"),
-    *("row_wire", "session_spill", "small_batches", "state_growth", "state_memory", "state_spill", "text_columns"),
+    *(
+        "keyed_steps",
+        "row_wire",
+        "session_spill",
+        "small_batches",
+        "state_growth",
+        "state_memory",
+        "state_spill",
+        "text_columns",
+    ),
     *("text_sinks", "window_checkpoint", "window_spill"),
 )
-WITH_JSON = ("keyed_steps", "lambdas", "recovery", "row_steps")
+WITH_JSON = ("lambdas", "recovery", "row_steps")
 WORKLOADS = [
     "word-count",
     "word-count-lambdas",

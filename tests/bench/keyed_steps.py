@@ -1,6 +1,6 @@
 """What the engine adds to a keyed function, its state, timers and results, beside the same work in a bare loop.
 
-    python -m tests.bench keyed_steps [--rounds 30] [--json FILE]
+    python -m tests.bench keyed_steps [--rounds 30]
 
 CPU time of a batch of 16,384 records over 1000 keys, best of several rounds, both in one process, alternating. The bare
 loop calls the same functions on the same records, keeps state in a dict and results in a list; it has no names, no
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 from collections.abc import Callable
 from typing import Any, final
 
@@ -30,7 +29,7 @@ from engine.operators.process_functions import KeyedProcessFunction, ProcessFunc
 from engine.operators.timestamps import TimestampsSpec
 from engine.state.descriptors import ValueStateDescriptor
 from tests.bench.row_steps import LIMIT_NS, cpu_ns
-from tests.bench.stats import append_json
+from tests.bench.stats import record
 from tests.testing.operator_harness import OperatorHarness
 
 #: Those of a slot.
@@ -261,21 +260,19 @@ def measure(name: str, case: Case, num_rounds: int) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", help="append results to this file")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     gc.set_threshold(*GC_THRESHOLDS)
     results = [measure(name, case, options.rounds) for name, case in cases().items()]
     for row in results:
+        record(row)
         print(
             f"{row['step']:28} bare loop {row['bare_ns_a_record']:7} ns a record, operator {row['own_ns_a_record']:7}, "
             f"engine {row['engine_ns_a_step']:6} ns a record and step of {row['steps']} (aim {LIMIT_NS:.0f})"
         )
-    append_json(options.json, results)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
