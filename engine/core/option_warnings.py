@@ -29,7 +29,7 @@ NOT_SUPPORTED_YET: Final[frozenset[str]] = frozenset(
     metrics.scope.delimiter metrics.scope.operator metrics.scope.task metrics.scope.tm metrics.system-resource
     pipeline.classpaths pipeline.generic-types pipeline.jars python.execution-mode python.fn-execution.arrow.batch.size
     python.fn-execution.bundle.size python.fn-execution.bundle.time python.metric.enabled python.profile.enabled
-    python.pythonpath python.state.cache-size rest.flamegraph.enabled rest.profiling.enabled rest.url-prefix
+    python.pythonpath python.state.cache-size rest.profiling.enabled rest.url-prefix
     scheduler-mode security.delegation.tokens.enabled
     security.kerberos.access.hadoopFileSystems security.kerberos.login.contexts security.kerberos.login.keytab
     security.kerberos.login.principal security.kerberos.login.use-ticket-cache security.ssl.internal.enabled

@@ -314,6 +314,22 @@ class RestOptions:
         "Exceptions of each job that are remembered, with high availability also by the next JobManager.",
         check=_POSITIVE,
     )
+    FLAMEGRAPH_ENABLED: Final = ConfigOption(
+        "rest.flamegraph.enabled",
+        boolean,
+        True,
+        "Whether running subtasks may be sampled for flame graphs; Flink's default is false.",
+    )
+    FLAMEGRAPH_SAMPLES: Final = ConfigOption(
+        "rest.flamegraph.num-samples",
+        integer,
+        100,
+        "Samples of a flame graph, unless asked for others.",
+        check=_POSITIVE,
+    )
+    FLAMEGRAPH_DELAY: Final = ConfigOption(
+        "rest.flamegraph.delay-between-samples", duration_ms, 50, "Time between two samples.", check=_POSITIVE
+    )
     ARCHIVE_DIR: Final = ConfigOption(
         "jobmanager.archive.fs.dir", string, "", "Folder (any file system) where ended jobs are archived."
     )
@@ -506,7 +522,6 @@ KNOWN_UNREAD: Final[tuple[str, ...]] = (
     "historyserver.",
     "s3.",
     "fs.s3a.",
-    "rest.flamegraph",
     "rest.profiling",
     "sql-client.",
     "sql-gateway.",

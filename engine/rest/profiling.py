@@ -13,16 +13,14 @@ from starlette.routing import Route
 
 from engine.core.errors import ExternalError
 from engine.core.ids import AllocationID, ExecutionAttemptID, ResourceID
+from engine.core.options import RestOptions
 from engine.graph.execution_graph import Execution, ExecutionJobVertex
 from engine.protocol.lifecycle import ExecutionState
 from engine.protocol.profiling import OperatorMetrics, Stack
-from engine.rest.context import BadRequest, Unavailable, context_of, integer_parameter, vertex_of
+from engine.rest.context import BadRequest, Forbidden, Unavailable, context_of, integer_parameter, vertex_of
 
 __all__ = ["ROUTES", "flame_graph", "operator_rows"]
 
-#: Flink's defaults: rest.flamegraph.num-samples, rest.flamegraph.delay-between-samples.
-_NUM_SAMPLES: Final = 100
-_INTERVAL_MS: Final = 50
 _NUM_SAMPLES_MAX: Final = 10_000
 _DURATION_MAX_MS: Final = 60_000
 _TYPES: Final = ("full", "on_cpu", "off_cpu")
@@ -59,11 +57,14 @@ def _running(vertex: ExecutionJobVertex, subtask_index: int | None) -> list[Exec
 async def get_flame_graph(request: Request) -> Response:
     """``type``: full, on_cpu, off_cpu; ``subtaskindex``; and ours: ``samples``, ``interval`` in ms. Answers when the
     samples have been taken (5 s unless told otherwise)."""
+    config = context_of(request).gateway.config
+    if not config.get(RestOptions.FLAMEGRAPH_ENABLED):
+        raise Forbidden("Flame graphs are switched off: rest.flamegraph.enabled is false on this cluster.")
     graph_type = request.query_params.get("type", "full").lower()
     if graph_type not in _TYPES:
         raise BadRequest(f"type is {graph_type!r}; expected one of {', '.join(_TYPES)}.")
-    num_samples = integer_parameter(request, "samples", _NUM_SAMPLES, 1)
-    interval_ms = integer_parameter(request, "interval", _INTERVAL_MS, 1)
+    num_samples = integer_parameter(request, "samples", config.get(RestOptions.FLAMEGRAPH_SAMPLES), 1)
+    interval_ms = integer_parameter(request, "interval", config.get(RestOptions.FLAMEGRAPH_DELAY), 1)
     if num_samples > _NUM_SAMPLES_MAX or num_samples * interval_ms > _DURATION_MAX_MS:
         raise BadRequest(f"{num_samples} samples every {interval_ms} ms; at most {_DURATION_MAX_MS // 1000} s, please.")
     subtask_index = None

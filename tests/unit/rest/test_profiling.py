@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
+from engine.core.config import Configuration
 from engine.core.ids import JobID, JobVertexID
 from engine.protocol.profiling import OperatorMetrics
 from engine.rest.profiling import flame_graph
@@ -38,6 +39,16 @@ def test_the_flame_graph_of_a_vertex_and_of_one_subtask(client: TestClient):
     assert answer["data"]["value"] == 2 * 9  # two subtasks
     one = client.get(f"{PATH}/flamegraph?type=full&samples=10&interval=1&subtaskindex=1").json()
     assert one["data"]["value"] == 10
+
+
+def test_flame_graphs_are_as_configured(client: TestClient, gateway: FakeGateway, monkeypatch):
+    configured = {"rest.flamegraph.num-samples": "7", "rest.flamegraph.delay-between-samples": "1 ms"}
+    monkeypatch.setattr(gateway, "config", Configuration(configured))
+    assert client.get(f"{PATH}/flamegraph?subtaskindex=1").json()["data"]["value"] == 7
+    monkeypatch.setattr(gateway, "config", Configuration({"rest.flamegraph.enabled": "false"}))
+    answer = client.get(f"{PATH}/flamegraph")
+    assert answer.status_code == 403
+    assert "rest.flamegraph.enabled is false" in answer.text
 
 
 @pytest.mark.parametrize(
