@@ -65,4 +65,4 @@ def test_keyed_and_windowed_lambdas_lose_no_event():
     command = [sys.executable, "-m", "tests.bench.lambdas", "smoke"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("events 600000") == 4
+    assert done.stdout.count("events 600000") == 7
