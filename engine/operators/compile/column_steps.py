@@ -6,24 +6,22 @@ One object per function and operator. Nothing here calls the user's function.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
 
 from engine.core.record_class import fields_of_class
-from engine.core.records import ColumnBatch, Named, Row
-from engine.operators.compile.errors import Doubt, NotCompilable
+from engine.core.records import ColumnBatch, Row
+from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, Frame, Kind, Value
 from engine.operators.compile.flat import FlatTranslation, translate_flat
 from engine.operators.compile.flat_steps import ARROW_TYPES, flattened
+from engine.operators.compile.guarded import Guarded
 from engine.operators.compile.texts import array_of
 from engine.operators.compile.translate import Fields, Shape, Translation, WholeRecord, translate
 
 __all__ = ["ColumnFunction", "shape_of"]
-
-#: So many batches in a row that are in doubt, and the function is left to the interpreter for good.
-DOUBTS_MAX: Final = 5
 
 
 @final
@@ -36,23 +34,23 @@ class ColumnFunction:
         self._is_flat = is_flat
         self._method = method
         self._is_filter = is_filter
-        self._schema: pa.Schema | None = None
-        #: which records the schema's are: scalar, named, of a changelog
-        self._is_like: tuple[bool, Named, bool] | None = None
-        self._translation: Translation | FlatTranslation | None = None
-        self._doubts_in_row = 0
-        self.reason = ""
+        self._guarded = Guarded(self._translated)
         self.num_compiled = 0  #: batches
         self.num_interpreted = 0
 
     def apply(self, batch: ColumnBatch) -> ColumnBatch | None:
         """Return what the function makes of a batch that is not empty; None = ask the interpreter."""
-        result = self._apply(batch)
+        frame = Frame(batch.columns.columns, batch.columns.num_rows)
+        result = self._guarded.run(batch, lambda translation: self._result(batch, translation, frame))
         if result is None:
             self.num_interpreted += 1
         else:
             self.num_compiled += 1
         return result
+
+    @property
+    def reason(self) -> str:
+        return self._guarded.reason
 
     def tier(self) -> str:
         """Return what ran the function so far."""
@@ -63,52 +61,17 @@ class ColumnFunction:
         num = self.num_compiled + self.num_interpreted
         return f"compiled; {self.num_interpreted} of {num} batches interpreted ({self.reason})"
 
-    def _apply(self, batch: ColumnBatch) -> ColumnBatch | None:
-        translation = self._translation_for(batch)
-        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
-            return None
-        frame = Frame(batch.columns.columns, batch.columns.num_rows)
-        try:
-            with np.errstate(all="ignore"):
-                result = self._result(batch, translation, frame)
-        except (Doubt, pa.ArrowException):
-            self._doubts_in_row += 1
-            self.reason = "a value on which columns and interpreter may differ, or an error"
-            if self._doubts_in_row >= DOUBTS_MAX:
-                self.reason = f"{DOUBTS_MAX} batches in a row with {self.reason}"
-            return None
-        self._doubts_in_row = 0
-        return result
-
     def _result(self, batch: ColumnBatch, translation: Translation | FlatTranslation, frame: Frame) -> ColumnBatch:
         if isinstance(translation, FlatTranslation):
             return flattened(batch, translation, frame)
         return self._filtered(batch, translation, frame) if self._is_filter else _mapped(batch, translation, frame)
 
-    def _translation_for(self, batch: ColumnBatch) -> Translation | FlatTranslation | None:
-        schema = batch.columns.schema
-        is_like = batch.scalar, batch.named, batch.kinds is not None
-        if is_like != self._is_like or (schema is not self._schema and not schema.equals(self._schema)):
-            self._schema, self._is_like = schema, is_like
-            self._compile(batch)
-        translation = self._translation
-        if translation is not None and any(name.read() is not name.value for name in translation.outside):
-            self._compile(batch)  # a global or a variable of the surrounding function has changed
-        return self._translation
-
-    def _compile(self, batch: ColumnBatch) -> None:
-        self._translation = None
-        try:
-            if self._is_flat:
-                if batch.kinds is not None:
-                    raise NotCompilable("its input is a changelog")
-                self._translation = translate_flat(self._function, shape_of(batch))
-                return
-            self._translation = translate(
-                self._function, shape_of(batch), as_condition=self._is_filter, method=self._method
-            )
-        except NotCompilable as error:
-            self.reason = str(error)
+    def _translated(self, batch: ColumnBatch) -> Translation | FlatTranslation:
+        if not self._is_flat:
+            return translate(self._function, shape_of(batch), as_condition=self._is_filter, method=self._method)
+        if batch.kinds is not None:
+            raise NotCompilable("its input is a changelog")
+        return translate_flat(self._function, shape_of(batch))
 
     @staticmethod
     def _filtered(batch: ColumnBatch, translation: Translation, frame: Frame) -> ColumnBatch:

@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from engine.core.records import ColumnBatch, Row
 from engine.operators.column_fields import is_named
-from engine.operators.compile.column_steps import DOUBTS_MAX, _array, _kind_of
+from engine.operators.compile.column_steps import _array, _kind_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Frame
+from engine.operators.compile.guarded import DOUBTS_MAX
 from engine.operators.compile.source import tree_of
 from engine.operators.compile.translate import Fields, Shape, Translation, _Translator
 

@@ -10,14 +10,14 @@ import types
 from typing import Any, final
 
 import numpy as np
-import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import ColumnBatch
 from engine.operators.compile.callee import Callee
-from engine.operators.compile.column_steps import DOUBTS_MAX, shape_of
+from engine.operators.compile.column_steps import shape_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Frame, Kind
+from engine.operators.compile.guarded import Guarded
 from engine.operators.compile.shapes import Shape, Translation
 from engine.operators.compile.translate import translate_with
 from engine.time.watermarks import TimestampAssigner
@@ -57,60 +57,30 @@ class StampFunction:
     """The assigner of one operator. ``reason``: why batches were left to the interpreter."""
 
     def __init__(self, assigner: Any) -> None:
-        self._assigner = assigner
-        self._schema: pa.Schema | None = None
-        self._is_like: tuple[bool, bool | type, bool] | None = None
-        self._translation: Translation | None = None
-        self._doubts_in_row = 0
-        self.reason = ""
+        self._guarded = Guarded(lambda batch: translate_assigner(assigner, shape_of(batch)))
+
+    @property
+    def reason(self) -> str:
+        return self._guarded.reason
 
     def apply(self, batch: ColumnBatch, known_ms: int) -> Stamps | None:
         """Return the times of a batch that is not empty, int64; None = ask the interpreter. ``known_ms``: the time of
         records that have none."""
-        translation = self._translation_for(batch)
-        if translation is None or self._doubts_in_row >= DOUBTS_MAX:
-            return None
         num_rows = len(batch)
         stamps = np.full(num_rows, known_ms, np.int64) if batch.timestamps_ms is None else batch.timestamps_ms
         frame = Frame([*batch.columns.columns, arrow_of(stamps)], num_rows)
-        try:
-            with np.errstate(all="ignore"):
-                found = _millis(translation.result, frame)  # type: ignore[arg-type]
-        except (Doubt, pa.ArrowException):
-            found = None
-        if found is None:
-            self._doubts_in_row += 1
-            self.reason = "a value on which columns and interpreter may differ, or an error"
-        else:
-            self._doubts_in_row = 0
-        return found
-
-    def _translation_for(self, batch: ColumnBatch) -> Translation | None:
-        schema = batch.columns.schema
-        is_like = batch.scalar, batch.named, batch.kinds is not None
-        if is_like != self._is_like or (schema is not self._schema and not schema.equals(self._schema)):
-            self._schema, self._is_like = schema, is_like
-            self._compile(batch)
-        translation = self._translation
-        if translation is not None and any(name.read() is not name.value for name in translation.outside):
-            self._compile(batch)  # a global or a variable of the surrounding function has changed
-        return self._translation
-
-    def _compile(self, batch: ColumnBatch) -> None:
-        self._translation = None
-        try:
-            self._translation = translate_assigner(self._assigner, shape_of(batch))
-        except NotCompilable as error:
-            self.reason = str(error)
+        return self._guarded.run(batch, lambda translation: _millis(translation.result, frame))  # type: ignore[arg-type]
 
 
-def _millis(times: Expression, frame: Frame) -> Stamps | None:
-    """Return whole milliseconds; None where the interpreter has to say what is wrong with one of them."""
+def _millis(times: Expression, frame: Frame) -> Stamps:
+    """Return whole milliseconds. Raises: Doubt where the interpreter has to say what is wrong with one of them."""
     given = np.broadcast_to(times.evaluate(frame, None).values, frame.num_rows)
     if times.kind is Kind.FLOAT:
         # As int() does; not all that are near the ends of 64 bits can be told from those beyond.
         if not (np.abs(given) < 2.0**62).all():
-            return None
+            raise Doubt
         return given.astype(np.int64)
     stamps: Stamps = np.ascontiguousarray(given, np.int64)
-    return None if int(stamps.min()) <= TIME_MIN_MS else stamps
+    if int(stamps.min()) <= TIME_MIN_MS:
+        raise Doubt
+    return stamps

@@ -424,7 +424,7 @@ def compiled_share(
             for a, b in itertools.product(left[::3] if is_filter else left, right):
                 arrays = [pa.array([value], kind) for value, kind in zip((a, b), kinds, strict=True)]
                 batch = ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=["a", "b"]))
-                compiled._doubts_in_row = 0
+                compiled._guarded.doubts_in_row = 0
                 result = compiled.apply(batch)
                 try:
                     value = function((a, b))
