@@ -419,6 +419,9 @@ class _PairSumOperator(Operator):
         is_pair = type(value) is tuple and len(value) == 2
         if self._general.state or not is_pair or (self._by_first and canonical_key(value[0]) != key is not NAN):
             self._general.state[key] = value
+            # A layer of a checkpoint below may have had it when all were pairs still.
+            self.sums.pop(key, None)
+            self._firsts.pop(key, None)
             return
         self.sums[key] = value[1]
         if not self._by_first:

@@ -109,6 +109,16 @@ def test_rows_and_tuples_of_former_subtasks_stay_what_they_are():
         assert ours == undisturbed(Case((rows,), script, (FieldKey(0),)))
 
 
+@pytest.mark.parametrize("other", [Row(k=0, v=7), (0, 7, "more")])
+@pytest.mark.parametrize("final", [False, True])
+def test_a_sum_of_pairs_among_other_records_is_the_one_of_its_last_increment(other, final):
+    """The first layer has it among pairs, the next one among all kinds of records."""
+    spec = KeyedAggregateSpec(FieldKey(0), "sum", 1, final)
+    script = [Rows([(4, 5)]), Rows([other]), None, Rows([(4, 1)]), 1, Rows([(4, 2)])]
+    case = Case((spec,), script, (FieldKey(0),))
+    assert disturbed(case, INCREMENTAL) == undisturbed(case)
+
+
 @pytest.mark.parametrize("key", [FieldKey(1), ComposedKey((0, 1))])
 def test_sums_of_a_field_that_is_the_key_are_those_of_rows(key):
     rows = [Rows([(1, 2), (1, 2), (1, 4), (0, 2)], schema=SCHEMA), Rows([(1, 2), (1, 4), (1, 6)], schema=OTHER_SCHEMA)]
