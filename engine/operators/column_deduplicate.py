@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.records import Batch, ColumnBatch
+from engine.core.records import ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import column_index, plain_columns
+from engine.operators.column_fields import column_index
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.columns_until_rows import ColumnsUntilRows
-from engine.operators.computed_keys import KeyFunction, KeysBeside
+from engine.operators.computed_keys import KeyFunction
 from engine.operators.deduplicate import FIRST, DeduplicateOperator, DeduplicateSpec
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.seen_keys import keys_in, state_of
@@ -56,9 +56,7 @@ def column_deduplicate(
 class _ColumnDeduplicateOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnDeduplicateSpec) -> None:
         assert spec.rows.keeps == FIRST
-        super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
-        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
-        self._keys = KeysBeside(spec.key)
+        super().__init__(DeduplicateOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
         self._is_tuple = isinstance(self._selector, ComposedKey)
 
     def _open_state(self, ctx: OperatorContext) -> None:
@@ -70,25 +68,17 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
     def _kept_bytes(self) -> int:
         return self._state.nbytes
 
-    def _takes(self, batch: Batch) -> bool:
-        keys = self._keys_of(batch)
+    def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
+        keys = self._keys_of(columns)
         if keys is None:
             return False
-        assert isinstance(batch, ColumnBatch)
         self._take(keys, batch)
         return True
 
-    def _keys_of(self, batch: Batch) -> list[pa.Array] | None:
+    def _keys_of(self, columns: pa.RecordBatch) -> list[pa.Array] | None:
         """Return the columns of the key; None when these are not for columns."""
         from engine.state.struct_keys import can_be_row_key
 
-        if not isinstance(batch, ColumnBatch) or batch.scalar:
-            return None
-        keyed = self._keys.of(batch)
-        if keyed is None:
-            self._note_rows(self._keys.why)
-            return None
-        columns = plain_columns(keyed.columns)
         places = [column_index(columns.schema, field) for field in key_fields(self._selector)]
         if min(places) < 0:
             return None

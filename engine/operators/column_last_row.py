@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import is_named, plain_columns
+from engine.operators.column_fields import is_named
 from engine.operators.columns_until_rows import ColumnsUntilRows
-from engine.operators.computed_keys import KeyFunction, KeysBeside, own_columns
+from engine.operators.computed_keys import KeyFunction, own_columns
 from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
 from engine.operators.last_records import LastRecords
 
@@ -51,9 +51,7 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnLastRowSpec) -> None:
         assert spec.rows.keeps == LAST
         self._spec = spec.rows
-        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
-        self._keys = KeysBeside(spec.key)
-        super().__init__(DeduplicateOperator(spec.rows, is_inside=True))
+        super().__init__(DeduplicateOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
 
     def _open_state(self, ctx: OperatorContext) -> None:
         self._state = LastRecords(ctx, self._selector, ordered=self._spec.emit_final)
@@ -64,14 +62,7 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
     def _kept_bytes(self) -> int:
         return self._state.nbytes
 
-    def _takes(self, batch: Batch) -> bool:
-        if not isinstance(batch, ColumnBatch) or batch.scalar:
-            return False
-        keyed = self._keys.of(batch)
-        if keyed is None:
-            self._note_rows(self._keys.why)
-            return False
-        columns = plain_columns(keyed.columns)
+    def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
         if not self._state.define(columns.schema, named=batch.named):
             return False
         self._take(columns, batch.timestamps_ms)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowKind
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, Named, RowKind
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import column_index, is_named, plain_columns
+from engine.operators.column_fields import column_index, is_named
 from engine.operators.columns_until_rows import ColumnsUntilRows
-from engine.operators.computed_keys import KeyFunction, KeysBeside, own_columns, own_records
+from engine.operators.computed_keys import KeyFunction, own_columns, own_records
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.top_chunks import TOP_PART, chunks_of, columns_in, rows_in
 from engine.operators.top_n import RANK, TopNOperator, TopNSpec
@@ -304,9 +304,7 @@ class TopState:
 class _ColumnTopNOperator(ColumnsUntilRows):
     def __init__(self, spec: ColumnTopNSpec) -> None:
         self._spec = spec.rows
-        self._selector = spec.rows.key_selector if spec.key is None else spec.key.selector
-        self._keys = KeysBeside(spec.key)
-        super().__init__(TopNOperator(spec.rows, is_inside=True))
+        super().__init__(TopNOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
 
     def _open_state(self, ctx: OperatorContext) -> None:
         self._state = TopState(self._spec, self._selector, ctx.runtime_context.get_max_number_of_parallel_subtasks())
@@ -318,14 +316,8 @@ class _ColumnTopNOperator(ColumnsUntilRows):
     def _kept_bytes(self) -> int:
         return self._state.nbytes
 
-    def _takes(self, batch: Batch) -> bool:
-        if not isinstance(batch, ColumnBatch) or batch.scalar:
-            return False
-        keyed = self._keys.of(batch)
-        if keyed is None:
-            self._note_rows(self._keys.why)
-            return False
-        state, columns = self._state, plain_columns(keyed.columns)
+    def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
+        state = self._state
         if not (state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns)):
             return False
         self._take(columns, batch.timestamps_ms)

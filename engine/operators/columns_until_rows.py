@@ -8,22 +8,31 @@ both, as those it follows may have worked in different ways; what the one on row
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.core.records import Batch
+from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, Output
+from engine.operators.column_fields import plain_columns
+from engine.operators.computed_keys import KeyFunction, KeysBeside
 from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART
 from engine.operators.memory_watch import MemoryWatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["ColumnsUntilRows"]
 
 
 class ColumnsUntilRows(Operator):
-    """``rows``: what takes over."""
+    """``rows``: what takes over; ``selector``: the key, as ``rows`` has it; ``key``: what it is on columns, where it is
+    a function."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Any, selector: Any, key: KeyFunction | None) -> None:
         self._rows = rows
+        #: where the key's columns stand
+        self._selector = selector if key is None else key.selector
+        self._keys = KeysBeside(key)
         self._is_on_rows = False
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
@@ -74,9 +83,19 @@ class ColumnsUntilRows(Operator):
     @abc.abstractmethod
     def _kept_bytes(self) -> int: ...
 
-    @abc.abstractmethod
     def _takes(self, batch: Batch) -> bool:
         """Process the batch, if columns can; else nothing has been done."""
+        if not isinstance(batch, ColumnBatch) or batch.scalar:
+            return False
+        keyed = self._keys.of(batch)
+        if keyed is None:
+            self._note_rows(self._keys.why)
+            return False
+        return self._takes_columns(plain_columns(keyed.columns), batch)
+
+    @abc.abstractmethod
+    def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
+        """As ``_takes``. ``columns``: those of the batch, with its keys and without dictionaries."""
         ...
 
     @abc.abstractmethod
