@@ -12,7 +12,7 @@ fires reads it partition by partition of the keys (``window_join_state``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX
@@ -24,6 +24,7 @@ from engine.operators.join_state import in_order
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.opened_functions import keeps_state
+from engine.operators.pane_rows import rows_of_panes
 from engine.operators.row_output import maker_of
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_functions import JoinedFunction
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     _Run = tuple[tuple[int, int], Array, Array]
 
 __all__ = ["ColumnWindowJoinSpec", "column_window_join"]
-
-#: Panes that one batch may have before it is cut.
-_PANES_MAX: Final = 32
 
 
 @final
@@ -102,11 +100,11 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         self._pending: set[tuple[int, int]] = set()
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
-        from engine.operators import column_kernels, join_kernels
+        from engine.operators import join_kernels
         from engine.operators.window_join_state import WindowJoinState
 
         super().open(ctx, out)
-        self._kernels, self._join_kernels = column_kernels, join_kernels
+        self._join_kernels = join_kernels
         self._rows.open(ctx, out)
         runtime = ctx.runtime_context
         self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
@@ -138,16 +136,10 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         import numpy as np
         import pyarrow as pa
 
-        law = self._slices.slice_ms, self._slices.offset_ms
-        pane_of_row = np.empty(times_ms.size, np.int32)
-        starts = np.empty(_PANES_MAX, np.int64)
         late: list[tuple[Array, list[tuple[int, int]]]] = []
-        row = 0
-        while row < times_ms.size:
-            begin = row
-            row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
-            for pane, start in enumerate(starts[:num_panes].tolist()):
-                rows = begin + np.flatnonzero(pane_of_row[begin:row] == pane)
+        for _, _, panes in rows_of_panes(times_ms, self._slices.slice_ms, self._slices.offset_ms):
+            for start, rows_of_pane in panes:
+                rows = rows_of_pane.astype(np.int64)
                 if self._is_too_late(side, start, columns, times_ms, rows):
                     continue
                 if start not in self._state or start in self._state.returned:

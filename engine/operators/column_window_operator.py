@@ -32,6 +32,7 @@ from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, canonical_key, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
+from engine.operators.pane_rows import rows_of_panes
 from engine.operators.rows_output import RowsOutput
 from engine.operators.users_folds import folds_of, num_nested, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator
@@ -58,8 +59,6 @@ __all__ = ["ColumnWindowOperator"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
-#: Panes that one batch may have before it is cut.
-_PANES_MAX: Final = 32
 
 
 @final
@@ -88,13 +87,11 @@ class ColumnWindowOperator(Operator):
         self._pending: set[tuple[int, int]] = set()
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
-        from engine.operators import column_kernels
         from engine.operators.overlapping_windows import OverlappingWindows
         from engine.operators.spilling_windows import SpillingWindows
         from engine.operators.window_state import WindowState
 
         super().open(ctx, out)
-        self._kernels = column_kernels
         self._watch = MemoryWatch(ctx)
         self._rows_output = RowsOutput(out)
         self._rows.open(ctx, self._rows_output)
@@ -350,31 +347,22 @@ class ColumnWindowOperator(Operator):
     def _process_in_memory(
         self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array
     ) -> ColumnBatch | None:
-        import numpy as np
-
-        law = self._slices.slice_ms, self._slices.offset_ms
-        pane_of_row = np.empty(times_ms.size, np.int32)
-        starts = np.empty(_PANES_MAX, np.int64)
-        taken = np.zeros(times_ms.size, np.bool_)
+        taken: list[Array] = []
         slots: Array | None = None
-        row = 0
-        while row < times_ms.size:
-            begin = row
-            row, num_panes = self._kernels.panes_of_times(times_ms, row, law, starts, 0, pane_of_row)
+        for begin, end, panes in rows_of_panes(times_ms, self._slices.slice_ms, self._slices.offset_ms):
             late: list[tuple[int, Array, list[tuple[int, int]]]] = []
             by_pane: list[tuple[int, Array]] = []
-            for pane, start in enumerate(starts[:num_panes].tolist()):
+            for start, rows in panes:
                 if not -_TIME_LIMIT_MS < start < _TIME_LIMIT_MS:
                     self._note_rows("timestamps at the ends of time")
                     return _left(columns, times_ms, taken)
-                rows = self._rows_of_pane(pane_of_row, pane, num_panes, begin, row)
                 if self._is_too_late(start, columns, times_ms, rows):
-                    taken[rows] = True
+                    taken.append(rows)
                 else:
                     by_pane.append((start, rows))
             if self._overlapping is not None:
-                alive, is_all = [start for start, _ in by_pane], num_panes == 1
-                found = self._overlapping.in_memory(alive, times_ms, begin, row, self._watermark_ms, is_all=is_all)
+                alive, is_all = [start for start, _ in by_pane], len(panes) == 1
+                found = self._overlapping.in_memory(alive, times_ms, begin, end, self._watermark_ms, is_all=is_all)
                 by_pane = list(found)
             for start, rows in by_pane:
                 if slots is None:
@@ -389,7 +377,7 @@ class ColumnWindowOperator(Operator):
                 if fired:
                     late.append((start, rows, fired))
                 elif self._state.take_up(start, rows, slots):
-                    taken[rows] = True
+                    taken.append(rows)
                 else:
                     self._note_rows(BEYOND_64_BITS)
                     return _left(columns, times_ms, taken)
@@ -397,16 +385,6 @@ class ColumnWindowOperator(Operator):
                 self._note_rows(BEYOND_64_BITS)
                 return _left(columns, times_ms, taken)
         return None
-
-    @staticmethod
-    def _rows_of_pane(pane_of_row: Array, pane: int, num_panes: int, begin: int, end: int) -> Array:
-        import numpy as np
-
-        if num_panes == 1:
-            return np.arange(begin, end, dtype=np.int32)
-        rows = np.flatnonzero(pane_of_row[begin:end] == pane).astype(np.int32)
-        rows += begin
-        return rows
 
     def _is_too_late(self, start: int, columns: pa.RecordBatch, times_ms: Array, rows: Array) -> bool:
         """Whether no window of the slice is alive; then its rows are dropped, or sent aside."""
@@ -422,7 +400,9 @@ class ColumnWindowOperator(Operator):
             )
         return True
 
-    def _take_up_late(self, late: list[tuple[int, Array, list[tuple[int, int]]]], slots: Array, taken: Array) -> bool:
+    def _take_up_late(
+        self, late: list[tuple[int, Array, list[tuple[int, int]]]], slots: Array, taken: list[Array]
+    ) -> bool:
         """Take up rows whose windows have fired, in their order: each gives results of its own, with all before it.
 
         ``late``: (start of the pane, rows, windows). Return False if a sum does not fit into 64 bits.
@@ -434,7 +414,7 @@ class ColumnWindowOperator(Operator):
             rows = np.array([row], np.int32)
             if not self._state.take_up(start, rows, slots):
                 return False
-            taken[row] = True
+            taken.append(rows)
             for window in fired:
                 self._fire(window, slots[rows])
         return True
@@ -588,6 +568,11 @@ def _by_record(late: Iterable[_Late]) -> list[_Late]:
     return sorted(late, key=lambda one: (one[0], -one[1]))
 
 
-def _left(columns: pa.RecordBatch, times_ms: Array, taken: Array) -> ColumnBatch:
-    rows = (~taken).nonzero()[0]
+def _left(columns: pa.RecordBatch, times_ms: Array, taken: list[Array]) -> ColumnBatch:
+    import numpy as np
+
+    is_left = np.ones(times_ms.size, np.bool_)
+    for rows in taken:
+        is_left[rows] = False
+    rows = is_left.nonzero()[0]
     return ColumnBatch(columns.take(arrow_of(rows)), times_ms[rows])

@@ -46,6 +46,11 @@ PHASES: Final = {
     "mark changed": ["engine.state.slot_state:SlotState.mark"],
     "result": ["engine.operators.column_aggregate:_ColumnAggregateOperator._emit"],
     "rest of the sum": ["engine.operators.column_aggregate:_ColumnAggregateOperator.process_batch"],
+    "times, watermarks": ["engine.operators.event_time:EventTime.process"],
+    "window: slots": ["engine.operators.window_state:WindowState.slots_of"],
+    "window: take up": ["engine.operators.window_state:WindowState.take_up"],
+    "window: rest": ["engine.operators.column_window_operator:ColumnWindowOperator.process_batch"],
+    "window: fire": ["engine.operators.column_window_operator:ColumnWindowOperator.process_watermark"],
     "select": ["selectors:EpollSelector.select"],
     "steps, chain, metrics": ["engine.runtime.taskmanager.slot_process:SlotProcess.turn_once"],
 }

@@ -17,7 +17,7 @@ def warm_up_operators() -> None:
 
     from engine.operators import join_kernels as kernels
     from engine.operators import regular_join_kernels as regular
-    from engine.operators.column_kernels import panes_of_times
+    from engine.operators.warm_up.windows import warm_up_panes
 
     slots, times_ms = np.zeros(2, np.int32), np.zeros(2, np.int64)
     links, ends = np.zeros((2, 2), np.int64), np.zeros((1, 2), np.int64)
@@ -45,4 +45,4 @@ def warm_up_operators() -> None:
     group = np.zeros(2, np.int64), np.empty(2, np.int64)
     kernels.order_by_slot(slots, *group)
     kernels.pairs_of_groups(group, group, (0, -1, -1), *out)
-    panes_of_times(times_ms, 0, (10, 0), np.empty(32, np.int64), 0, np.empty(2, np.int32))
+    warm_up_panes()

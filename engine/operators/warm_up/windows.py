@@ -7,7 +7,7 @@ from functools import cache
 
 from engine.operators.warm_up import tables
 
-__all__ = ["warm_up", "warm_up_accumulators", "warm_up_operators"]
+__all__ = ["warm_up", "warm_up_accumulators", "warm_up_operators", "warm_up_panes"]
 
 
 def warm_up() -> None:
@@ -16,13 +16,21 @@ def warm_up() -> None:
 
 
 def warm_up_operators() -> None:
+    warm_up_panes()
+    warm_up_accumulators("int32")
+
+
+@cache
+def warm_up_panes() -> None:
+    """Which rows are of which pane."""
     import numpy as np
 
     from engine.operators import column_kernels as kernels
 
-    times_ms, starts = np.arange(2), np.empty(32, np.int64)
-    kernels.panes_of_times(times_ms, 0, (10, 0), starts, 0, np.empty(2, np.int32))
-    warm_up_accumulators("int32")
+    times_ms, starts, panes = np.arange(2), np.empty(32, np.int64), np.empty(2, np.int32)
+    kernels.panes_of_times(times_ms, 0, (10, 0), starts, 0, panes)
+    kernels.rows_by_pane(panes, 0, 2, np.empty(1, np.int64), np.empty(2, np.int32))
+    kernels.rows_of_two_panes(times_ms, 1, np.empty(3, np.int32), np.empty(3, np.int32))
 
 
 @cache

@@ -15,17 +15,17 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
-from engine.runtime.exchange.plain_columns import PlainColumns, address_of
+from engine.runtime.exchange.plain_columns import PlainColumns, address_of, address_of_array, field_of_times
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["ColumnScatter"]
+__all__ = ["GATHERED_CHANNELS_MAX", "ColumnScatter"]
 
 #: Batches of the usual size that are gathered for so many channels; more channels get smaller parts.
-_CHANNELS_MAX: Final = 4
+GATHERED_CHANNELS_MAX: Final = 4
 #: Bytes that are gathered: what is written is to be still in a cache when it is sent or read.
 _GATHERED_BYTES_MAX: Final = 1 << 20
 #: Room in a channel's place beyond its share of the rows, for keys are not spread evenly. A part that is larger than a
@@ -73,7 +73,7 @@ class ColumnScatter:
         if not self._gathers:
             return 0
         row_bytes = sum(widths) + (0 if batch.timestamps_ms is None else 8) + (0 if batch.kinds is None else 1)
-        return min(BATCH_ROWS_MAX * min(self._num_channels, _CHANNELS_MAX), _GATHERED_BYTES_MAX // row_bytes)
+        return min(BATCH_ROWS_MAX * min(self._num_channels, GATHERED_CHANNELS_MAX), _GATHERED_BYTES_MAX // row_bytes)
 
     def take(self) -> list[tuple[int, Batch]]:
         """Return the parts of all that is held, channels rising; in each the rows in the order in which they came."""
@@ -123,16 +123,17 @@ class _Place:
         widths = plain.known_widths
         assert widths is not None
         self._widths = widths
+        self._field_of_times = field_of_times(like, widths)  #: written once, as the field
         self._end: Array = np.cumsum(rooms)
         self._start: Array = self._end - rooms
         self._next: Array = self._start.copy()
         size = sum(rooms)
         self._arrays = [np.empty(size, f"u{width}") for width in widths]
-        self._stamps = np.empty(size, np.int64) if self._is_stamped else None
+        self._stamps = np.empty(size, np.int64) if self._is_stamped and self._field_of_times < 0 else None
         self._kinds = np.empty(size, np.int8) if self._has_kinds else None
         written = [*self._arrays, *(own for own in (self._stamps, self._kinds) if own is not None)]
         #: of the kernel: where values are, where they go, and their width
-        self._columns: Array = np.array([(0, _address(own), own.itemsize) for own in written], np.int64)
+        self._columns: Array = np.array([(0, address_of_array(own), own.itemsize) for own in written], np.int64)
         self._rows_of_channel: Array = np.empty(len(rooms), np.int64)
         self._place_of_row: Array = np.empty(max(rows_max, len(like)), np.int32)
 
@@ -140,7 +141,9 @@ class _Place:
         """Whether its rows can go with those that are here. ``plain`` has seen it last."""
         shape = batch.scalar, batch.named, batch.timestamps_ms is not None, batch.kinds is not None
         own = self._scalar, self._named, self._is_stamped, self._has_kinds
-        return shape == own and self._plain.schema is self._schema
+        if shape != own or self._plain.schema is not self._schema:
+            return False
+        return not self._is_stamped or field_of_times(batch, self._widths) == self._field_of_times
 
     def write(self, batch: ColumnBatch, channel_of_row: Array) -> bool:
         """Put each row behind those of its channel; return whether there was room for all of them, else nothing has
@@ -153,12 +156,12 @@ class _Place:
         if num_rows > self._place_of_row.size:
             return False
         sources = [address_of(*own) for own in zip(batch.columns.columns, self._widths, strict=True)]
-        if self._is_stamped:
+        if self._stamps is not None:
             stamps = np.ascontiguousarray(batch.timestamps_ms, np.int64)  # held until the kernel has read it
-            sources.append(_address(stamps))
+            sources.append(address_of_array(stamps))
         if self._has_kinds:
             kinds = np.ascontiguousarray(batch.kinds, np.int8)  # held, too
-            sources.append(_address(kinds))
+            sources.append(address_of_array(kinds))
         self._columns[:, 0] = sources
         is_written: bool = write_rows(
             channel_of_row,
@@ -194,7 +197,10 @@ class _Place:
         return _parts(self._batch_of(arrays, stamps, kinds), (ends - counts).tolist(), ends.tolist())
 
     def _batch_of(self, arrays: list[Array], stamps: Array | None, kinds: Array | None) -> ColumnBatch:
+        import numpy as np
         import pyarrow as pa
+
+        from engine.state.arrow_views import kernel_view
 
         schema = self._schema
         assert schema is not None
@@ -203,12 +209,9 @@ class _Place:
             for kind, array in zip(schema.types, arrays, strict=True)
         ]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        if self._field_of_times >= 0:
+            stamps = kernel_view(arrays[self._field_of_times].view(np.int64))
         return ColumnBatch(batch, stamps, self._scalar, self._named, kinds)
-
-
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _parts(rows: ColumnBatch, starts: list[int], ends: list[int]) -> list[tuple[int, Batch]]:

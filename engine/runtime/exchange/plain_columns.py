@@ -5,12 +5,15 @@ Not here: how they are laid out by channel (``column_scatter``) and what a frame
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-__all__ = ["PlainColumns", "address_of", "bytes_of", "widths_of"]
+    from engine.core.records import ColumnBatch
+
+__all__ = ["PlainColumns", "address_of", "address_of_array", "bytes_of", "field_of_times", "widths_of"]
 
 _BITS = (8, 16, 32, 64)
 
@@ -67,3 +70,22 @@ def address_of(column: pa.Array, width: int) -> int:
     """Return where the values of a plain column that is not empty begin."""
     address: int = column.buffers()[1].address
     return address + column.offset * width
+
+
+def address_of_array(array: np.ndarray[Any, Any]) -> int:
+    """Return where the values of an array begin."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def field_of_times(batch: ColumnBatch, widths: tuple[int, ...]) -> int:
+    """Return which field of a batch that is not empty its event times are, in the very same memory; -1 if none. Most
+    programs take them from a field; then they need not be moved beside it."""
+    times = batch.timestamps_ms
+    if times is None or not times.size or not times.flags.c_contiguous:
+        return -1
+    address = address_of_array(times)
+    for index, (column, width) in enumerate(zip(batch.columns.columns, widths, strict=True)):
+        if width == times.itemsize and address_of(column, width) == address:
+            return index
+    return -1

@@ -24,7 +24,7 @@ from engine.core.late_dataclass import dataclass
 from engine.core.record_class import class_from, class_pickle
 from engine.core.records import ColumnBatch, Named, Row, RowBatch
 from engine.protocol.stream import Element, Records
-from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, widths_of
+from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, field_of_times, widths_of
 from engine.runtime.exchange.row_pickle import RowPickler, rows_of_values, values_of_rows
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Raised whenever a frame's meaning changes; slots of different versions refuse each other.
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 #: payload size, channel, kind
 HEADER: Final = struct.Struct("<QIB3x")
 _HELLO: Final = struct.Struct("<4sHH32s")
 _MAGIC: Final = b"FLX\x1a"
 HELLO_SIZE: Final = _HELLO.size
-#: flags, rows, bytes of timestamps; 16 bytes, so that what follows stays aligned for Arrow
+#: flags, rows, bytes of timestamps (or which field they are); 16 bytes, so that what follows stays aligned for Arrow
 _COLUMNS_HEAD: Final = struct.Struct("<B3xIQ")
 _FLAG_SCALAR: Final = 1
 _FLAG_STAMPS: Final = 2
@@ -65,6 +65,7 @@ _FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 _FLAG_PLAIN: Final = 16  # values of one column after the other, each column from a multiple of 8 bytes on
 _FLAG_CLASS: Final = 64  # records are objects of the class that came last
+_FLAG_TIMES_ARE_FIELD: Final = 128  # of plain columns: no timestamps of their own
 _FLAG_KINDS: Final = 32  # behind the timestamps, a byte each, filled up to a multiple of 8
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
@@ -223,15 +224,12 @@ class Encoder:
                 frames.append(Frame(FrameKind.RECORD_CLASS, (pickled,), len(pickled)))
         elif batch.named:
             flags |= _FLAG_NAMED
-        stamps: Buffer = b""
-        if batch.timestamps_ms is not None:
-            flags |= _FLAG_STAMPS
-            stamps = batch.timestamps_ms.astype("<i8", copy=False).tobytes()
         kinds: Buffer = b""
         if batch.kinds is not None:
             flags |= _FLAG_KINDS
             kinds = batch.kinds.astype("i1", copy=False).tobytes() + bytes(-len(batch) % _ALIGNMENT)
         values: list[Buffer]
+        field = -1
         if self._plain.see(columns.schema):
             self._has_dictionary = _has_dictionary(columns.schema)
             if not self._has_dictionary:
@@ -243,9 +241,16 @@ class Encoder:
         elif (widths := self._plain.widths_as_seen(columns)) is not None:
             flags |= _FLAG_PLAIN
             values = _plain_values(columns, widths)
+            field = field_of_times(batch, widths)
         else:
             values = [memoryview(columns.serialize())]
-        head = _COLUMNS_HEAD.pack(flags, columns.num_rows, len(stamps))
+        stamps: Buffer = b""
+        if field >= 0:
+            flags |= _FLAG_TIMES_ARE_FIELD
+        elif batch.timestamps_ms is not None:
+            flags |= _FLAG_STAMPS
+            stamps = batch.timestamps_ms.astype("<i8", order="C", copy=False).data.cast("B")
+        head = _COLUMNS_HEAD.pack(flags, columns.num_rows, len(stamps) if field < 0 else field)
         beside = [own for own in (stamps, kinds) if own]
         buffers: list[Buffer] = [head, *beside, *values]
         frames.append(Frame(FrameKind.COLUMNS, buffers, sum(map(len, buffers))))
@@ -338,6 +343,9 @@ class Decoder:
 
         flags, num_rows, stamps_size = _COLUMNS_HEAD.unpack_from(payload)
         start = _COLUMNS_HEAD.size
+        field = -1
+        if flags & _FLAG_TIMES_ARE_FIELD:
+            field, stamps_size = stamps_size, 0
         stamps = None
         if flags & _FLAG_STAMPS:
             stamps = kernel_view(np.frombuffer(payload, dtype="<i8", count=stamps_size // 8, offset=start))
@@ -349,6 +357,8 @@ class Decoder:
         message = pa.py_buffer(payload).slice(start)
         if flags & _FLAG_PLAIN:
             columns = self._plain_columns(message, num_rows)
+            if field >= 0:
+                stamps = kernel_view(np.frombuffer(columns.column(field).buffers()[1], "<i8"))
         elif flags & _FLAG_STREAM:
             columns = pa.ipc.open_stream(message).read_next_batch()
         else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from engine.core.records import Batch
+from engine.core.records import BATCH_ROWS_MAX, Batch
 from engine.graph.transformation import Partitioning
 from engine.operators.functions import RuntimeContext
 from engine.protocol.stream import END_OF_DATA, Element, EndOfSuperstep, Watermark, WatermarkStatus
+from engine.runtime.exchange.column_scatter import GATHERED_CHANNELS_MAX
 from engine.runtime.exchange.partition import ResultPartition
 from engine.runtime.exchange.partitioners import make_channel_selector
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -27,6 +28,9 @@ class TaskExit:
 
     Buffer timeout in milliseconds: 0 = hand on at once (a busy consumer still gets merged batches), > 0 = half of it
     after the first record came into an empty buffer, -1 = only full buffers and before events.
+
+    A watermark waits with the records in front of it, and the newest stands for those before it: sent after each batch
+    of a source it would cut every buffer short. It never waits for longer than records do, and later is always right.
     """
 
     def __init__(
@@ -54,6 +58,10 @@ class TaskExit:
         )
         self._call_later = call_later
         self._flush_is_due = False
+        #: as many as are cut together (``column_scatter``)
+        self._rows_max = BATCH_ROWS_MAX * min(descriptor.num_subpartitions, GATHERED_CHANNELS_MAX)
+        self._watermark_ms: int | None = None  #: that waits
+        self._rows_before_it = 0  #: records since the last one that was sent
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._selector.open(runtime_context)
@@ -67,6 +75,7 @@ class TaskExit:
         partition = self.partition
         for channel, part in self._selector.split(batch):
             partition.add(channel, part)
+        self._rows_before_it += len(batch)
         if self._timeout_ms == 0:
             partition.flush()
         elif self._timeout_ms > 0 and not self._flush_is_due:
@@ -87,12 +96,18 @@ class TaskExit:
         self.partition.flush()
 
     def _add_held(self) -> None:
-        """Hand on what the selector has held back to cut it together with what comes."""
+        """Hand on what the selector has held back to cut it together with what comes, and the watermark behind it."""
         for channel, part in self._selector.take_held():
             self.partition.add(channel, part)
+        if self._watermark_ms is not None:
+            watermark, self._watermark_ms, self._rows_before_it = Watermark(self._watermark_ms), None, 0
+            self.partition.add_event(watermark)
 
     def emit_watermark(self, watermark_ms: int) -> None:
-        self.emit_event(Watermark(watermark_ms))
+        self._watermark_ms = watermark_ms
+        is_waited_for = 0 < self._rows_before_it < self._rows_max and (self._flush_is_due or self._timeout_ms < 0)
+        if not is_waited_for or self._timeout_ms == 0:
+            self._add_held()
 
     def emit_idle(self, idle: bool) -> None:
         self.emit_event(WatermarkStatus(idle))

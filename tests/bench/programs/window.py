@@ -1,5 +1,5 @@
 """Ours: 10 s tumbling event-time windows, count + sum + max by key, 5 s disorder: EVENTS KEYS PARALLELISM [collect]
-[reps=2]. ``reps``: execute it so many times, see ``repeating``."""
+[reps=2]. ``reps``: execute it so many times, see ``repeating``. ``phases=FOLDER``: as of ``keyed_sum``."""
 
 import sys
 
@@ -8,6 +8,7 @@ from engine.datastream import StreamExecutionEnvironment
 from engine.datastream.aggregates import count, max_, sum_
 from engine.datastream.connectors import DataGeneratorSource, DiscardingSink
 from engine.datastream.window import TumblingEventTimeWindows
+from tests.bench.exchange_phases import install
 from tests.bench.programs.events import times_ms, users_and_amounts
 from tests.bench.programs.repeating import options_of, repeat
 
@@ -15,12 +16,16 @@ events, keys, parallelism = map(int, sys.argv[1:4])
 options = options_of(sys.argv[4:])
 
 
+def made(indexes):
+    if "phases" in options:
+        install(options["phases"])
+    return (*users_and_amounts(indexes, keys), times_ms(indexes))
+
+
 def windows_of(env):
     env.set_parallelism(parallelism)
     typed = Types.ROW_NAMED(["user", "amount", "ts"], [Types.LONG(), Types.DOUBLE(), Types.LONG()])
-    source = DataGeneratorSource.of_columns(
-        lambda indexes: (*users_and_amounts(indexes, keys), times_ms(indexes)), events, typed
-    )
+    source = DataGeneratorSource.of_columns(made, events, typed)
     times = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_seconds(5)).with_timestamp_field("ts")
     return (
         env.from_source(source, times, "gen")

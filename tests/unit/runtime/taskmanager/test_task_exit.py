@@ -5,13 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from engine.core.records import ColumnBatch, RowBatch, rows_of
+from engine.core.records import BATCH_ROWS_MAX, ColumnBatch, RowBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.keys import FieldKey
 from engine.operators.row_loop import RowLoop
 from engine.protocol.checkpoint import CheckpointOptions
 from engine.protocol.control import ResultPartitionDescriptor
-from engine.protocol.stream import CancelBarrier, CheckpointBarrier, Records
+from engine.protocol.stream import END_OF_DATA, CancelBarrier, CheckpointBarrier, Records, Watermark, WatermarkStatus
 from engine.runtime.exchange.partition import PipelinedPartition
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.watchdog import Watchdog
@@ -89,7 +89,6 @@ def test_columns_that_are_gathered_wait_no_longer_than_the_buffer_timeout():
 @pytest.mark.parametrize(
     "tell",
     [
-        lambda task_exit: task_exit.emit_watermark(7),
         lambda task_exit: task_exit.emit_idle(True),
         lambda task_exit: task_exit.emit_superstep_end(1),
         lambda task_exit: task_exit.emit_event(CancelBarrier(3)),
@@ -125,3 +124,77 @@ def test_rows_do_not_go_before_columns_that_are_gathered():
     assert sorted(row for rows in seen for row in rows if row[1] >= 0) == [(n, n) for n in range(1000)]
     assert all([row[1] < 0 for row in rows] == sorted(row[1] < 0 for row in rows) for rows in seen)
     assert sum(map(len, seen)) == 1008
+
+
+def elements(view) -> list:
+    """What waits, records as their number."""
+    found = []
+    while view.has_next():
+        element = view.poll()
+        found.append(len(element.batch) if isinstance(element, Records) else element)
+    return found
+
+
+def test_a_watermark_waits_with_the_records_in_front_of_it_and_the_newest_stands_for_all():
+    delays = []
+    task_exit, partition = exit_with(100, delays)
+    view = partition.open_view(0, lambda: None)
+    task_exit.emit_watermark(1)  # nothing to wait with
+    assert elements(view) == [Watermark(1)]
+    task_exit.emit(RowBatch([1]))
+    task_exit.emit_watermark(2)
+    task_exit.emit(RowBatch([2]))
+    task_exit.emit_watermark(3)
+    assert elements(view) == []
+    delays.pop()[1]()
+    assert elements(view) == [2, Watermark(3)]
+    task_exit.emit_watermark(4)
+    assert elements(view) == [Watermark(4)]
+    task_exit.emit(RowBatch([3]))
+    delays.pop()[1]()  # the record is gone when the watermark comes, and nothing will come for it
+    task_exit.emit_watermark(5)
+    assert elements(view) == [1, Watermark(5)]
+    assert not delays
+
+
+@pytest.mark.parametrize("timeout_ms", [100, -1])
+def test_a_watermark_goes_before_whatever_else_is_told_and_with_a_full_batch(timeout_ms):
+    tellers = [
+        (lambda task_exit: task_exit.emit_idle(True), WatermarkStatus(True)),
+        (lambda task_exit: task_exit.emit_event(CancelBarrier(3)), CancelBarrier(3)),
+        (lambda task_exit: task_exit.end(), END_OF_DATA),
+    ]
+    for tell, told in tellers:
+        task_exit, partition = exit_with(timeout_ms, [])
+        view = partition.open_view(0, lambda: None)
+        task_exit.emit(RowBatch([1]))
+        task_exit.emit_watermark(7)
+        tell(task_exit)
+        assert elements(view) == [1, Watermark(7), told]
+    task_exit, partition = exit_with(timeout_ms, [])
+    view = partition.open_view(0, lambda: None)
+    task_exit.emit(RowBatch(list(range(BATCH_ROWS_MAX))))
+    task_exit.emit_watermark(7)
+    assert elements(view)[-1] == Watermark(7)
+
+
+def test_without_time_to_wait_a_watermark_goes_at_once():
+    task_exit, partition = exit_with(0, [])
+    view = partition.open_view(0, lambda: None)
+    for millis in (1, 2):
+        task_exit.emit(RowBatch([millis]))
+        task_exit.emit_watermark(millis)
+    assert elements(view) == [1, Watermark(1), 1, Watermark(2)]
+
+
+def test_watermarks_leave_columns_gathered_until_there_are_enough_of_them():
+    task_exit, _, views = keyed_columns(-1)  # 1000 of them
+    for number in range(1, 2 * BATCH_ROWS_MAX // 1000 + 1):
+        task_exit.emit_watermark(number)
+        assert not any(view.has_next() for view in views)
+        task_exit.emit(ColumnBatch(pa.record_batch({"key": range(1000), "n": range(1000)})))
+    task_exit.emit_watermark(99)
+    for view in views:
+        *rows, last = elements(view)
+        assert last == Watermark(99)
+        assert sum(rows) > BATCH_ROWS_MAX // 2
