@@ -19,6 +19,7 @@ from engine.connectors.source import (
     SplitOrder,
     without_assigned,
 )
+from engine.core.dictionaries import Tidying, is_text, plain_column
 from engine.core.errors import InputError
 from engine.core.fs import FileStatus, file_system_of, list_input_files
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
@@ -130,6 +131,7 @@ class _Reader(SourceReader):
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None  #: read, not emitted yet
+        self._tidying = Tidying()
 
     def add_split(self, split: Split) -> None:
         assert isinstance(split, RowGroupSplit)
@@ -169,6 +171,7 @@ class _Reader(SourceReader):
         self._batches = _without(batches, skip, columns, self._names)
         if self._types is not None:
             self._batches = _of_types(split.path, self._batches, self._types)
+        self._batches = map(self._tidying.of, self._batches)
 
     def _end_split(self) -> None:
         self.end_split(self._splits.pop(0).split_id)
@@ -248,7 +251,12 @@ def _cast(array: pa.Array, kind: pa.DataType | None) -> pa.Array:
     if own == kind or (kind is None and pa.types.is_decimal(own)):
         return array
     if pa.types.is_dictionary(own):
-        return _cast(array.dictionary_decode(), kind)
+        values = _cast(array.dictionary, kind) if is_text(own.value_type) else None
+        return (
+            _cast(plain_column(array), kind)
+            if values is None
+            else pa.DictionaryArray.from_arrays(array.indices, values, safe=False)
+        )
     # Arrow would read texts as numbers, and write numbers as texts.
     if kind is None or _is_text(own) != _is_text(kind) or pa.types.is_boolean(own) != pa.types.is_boolean(kind):
         raise ValueError("these are different things.")

@@ -20,12 +20,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.dictionaries import plain_columns
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named
 from engine.operators.after_columns import SLOTS_PART
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import KEY_FIELDS, has_fields, named_schema, plain_columns
+from engine.operators.column_fields import KEY_FIELDS, has_fields, named_schema
 from engine.operators.column_layout import (
     Layout,
     batch_of,
