@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["groups_of_rows", "hash_of_column", "mixed_hashes", "warm_up"]
+__all__ = ["groups_of_rows", "hash_of_column", "mixed_hashes", "raw_hashes", "warm_up"]
 
 _MASK32: Final = 0xFFFFFFFF
 #: Rows below which the scalar law beats loading and calling kernels.
@@ -38,8 +38,13 @@ def groups_of_rows(columns: list[pa.Array], max_parallelism: int, *, is_tuple: b
 def mixed_hashes(columns: list[pa.Array], *, is_tuple: bool) -> Array:
     """Return the hash of each row's key, of which the key group is the rest; uint64 with 32 bits used. Several columns
     are a tuple, whoever forgets to say so."""
+    return _mix32(raw_hashes(columns, is_tuple=is_tuple))
+
+
+def raw_hashes(columns: list[pa.Array], *, is_tuple: bool) -> Array:
+    """Return what ``mixed_hashes`` mixes in the end."""
     is_tuple = is_tuple or len(columns) > 1
-    return _mix32(_mixed_fields(columns, len(columns[0])) if is_tuple else hash_of_column(columns[0]))
+    return _mixed_fields(columns, len(columns[0])) if is_tuple else hash_of_column(columns[0])
 
 
 def _mix32(h: Array) -> Array:

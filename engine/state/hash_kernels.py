@@ -14,7 +14,14 @@ from numba.core import cgutils
 
 from engine.state.intrinsics import kernel, word_at
 
-__all__ = ["channels_of_ints", "count_by_channel", "crc32_of_texts", "order_by_channel", "write_rows"]
+__all__ = [
+    "channels_of_hashes",
+    "channels_of_ints",
+    "count_by_channel",
+    "crc32_of_texts",
+    "order_by_channel",
+    "write_rows",
+]
 
 _BYTE = np.uint64(0xFF)
 _ALL = np.uint64(0xFFFFFFFF)
@@ -23,7 +30,11 @@ _U8, _U16, _U24, _U32 = np.uint64(8), np.uint64(16), np.uint64(24), np.uint64(32
 
 @numba.njit(nogil=True, cache=True, inline="always")
 def _mixed(key: Any) -> Any:
-    h = np.uint32(key ^ (key >> 32))
+    return _finished(np.uint32(key ^ (key >> 32)))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _finished(h: Any) -> Any:
     h ^= h >> np.uint32(16)
     h = np.uint32(h * np.uint32(0x85EBCA6B))
     h ^= h >> np.uint32(13)
@@ -50,6 +61,23 @@ def channels_of_ints(keys: Any, max_parallelism: int, num_channels: int, channel
     else:
         for row in range(keys.size):
             channel_of_row[row] = np.uint32(np.uint32(_mixed(keys[row]) % groups) * channels) // groups
+
+
+@numba.njit(nogil=True, cache=True)
+def channels_of_hashes(hashes: Any, max_parallelism: int, num_channels: int, channel_of_row: Any) -> None:
+    """As ``channels_of_ints`` of what ``column_hash.raw_hashes`` gives: uint64 with 32 bits used."""
+    groups = np.uint32(max_parallelism)
+    channels = np.uint32(num_channels)
+    last = np.uint32(groups - np.uint32(1))
+    if groups & last == 0:
+        bits = np.uint32(0)
+        while np.uint32(1) << bits < groups:
+            bits += np.uint32(1)
+        for row in range(hashes.size):
+            channel_of_row[row] = np.uint32(np.uint32(_finished(np.uint32(hashes[row])) & last) * channels) >> bits
+    else:
+        for row in range(hashes.size):
+            channel_of_row[row] = np.uint32(np.uint32(_finished(np.uint32(hashes[row])) % groups) * channels) // groups
 
 
 @kernel(inline="always")

@@ -22,13 +22,12 @@ import pyarrow.parquet as pq
 
 from engine.connectors.parquet_source import ParquetSource
 from engine.connectors.source import Source
-from engine.core.dictionaries import Tidying, plain_columns
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
 from engine.runtime.exchange.channels import Records
-from engine.runtime.exchange.column_hash import subtask_of_rows
+from engine.runtime.exchange.column_hash import KnownChannels, subtask_of_rows
 from engine.runtime.exchange.partitioners import make_channel_selector
 from engine.runtime.exchange.wire import Decoder, Encoder
 from engine.state.slot_table import SlotTable
@@ -45,19 +44,18 @@ def texts(num_keys: int) -> pa.Array:
     return pa.array(np.char.mod("%016x", numbers))
 
 
-def batches(num_keys: int, num_batches: int, skew: bool, encoded: bool) -> list[ColumnBatch]:
+def batches(num_keys: int, num_batches: int, skew: bool) -> list[ColumnBatch]:
     rng = np.random.default_rng(1)
     keys, size = texts(num_keys), num_batches * BATCH_ROWS_MAX
     if skew:
         codes = np.minimum(np.exp(rng.random(size) * np.log(num_keys)).astype(np.int32), num_keys - 1)
     else:
         codes = rng.integers(0, num_keys, size, dtype=np.int32)
-    made, tidying = [], Tidying()
+    made = []
     for at in range(0, size, BATCH_ROWS_MAX):
-        plain = keys.take(pa.array(codes[at : at + BATCH_ROWS_MAX]))
-        column = plain.dictionary_encode() if encoded else plain
+        column = keys.take(pa.array(codes[at : at + BATCH_ROWS_MAX]))
         ones = pa.array(np.ones(BATCH_ROWS_MAX, np.int64))
-        made.append(ColumnBatch(tidying.of(pa.record_batch([column, ones], names=["key", "count"]))))
+        made.append(ColumnBatch(pa.record_batch([column, ones], names=["key", "count"])))
     return made
 
 
@@ -94,19 +92,20 @@ def best_ns(work: Callable[[], Any], num_records: int, rounds: int) -> float:
 def measure(
     num_keys: int, *, encoded: bool, skew: bool, rounds: int, num_batches: int, folder: Path
 ) -> dict[str, float]:
-    given = batches(num_keys, num_batches, skew, encoded)
+    given = batches(num_keys, num_batches, skew)
     size = num_batches * BATCH_ROWS_MAX
     path = folder / f"{num_keys}-{encoded}-{skew}.parquet"
-    plain = [b.columns.cast(pa.schema([("key", pa.string()), ("count", pa.int64())])) for b in given]
-    with pq.ParquetWriter(path, plain[0].schema) as writer:
-        writer.write_table(pa.Table.from_batches(plain))
-    source = ParquetSource((str(path),), **({"encoded": True} if encoded and HAS_ENCODED else {}))
+    with pq.ParquetWriter(path, given[0].columns.schema, use_dictionary=encoded) as writer:
+        writer.write_table(pa.Table.from_batches([batch.columns for batch in given]))
+    source = ParquetSource((str(path),))
     found = {"read": best_ns(lambda: drained(source), size, rounds)}
+    given = [batch for batch in drained(source) if isinstance(batch, ColumnBatch)]
     key = FieldKey(0)
 
     def hashed() -> None:
+        known = KnownChannels()
         for batch in given:
-            subtask_of_rows([batch.columns.column(0)], CHANNELS, GROUPS, is_tuple=False)
+            subtask_of_rows([batch.columns.column(0)], CHANNELS, GROUPS, is_tuple=False, known=known)
 
     def cut() -> list[tuple[int, Batch]]:
         selector = make_channel_selector(
@@ -142,7 +141,7 @@ def measure(
 
     def find() -> None:
         for batch in came:
-            table.find([plain_columns(batch.columns).column(0)])
+            table.find([batch.columns.column(0)])
 
     find()
     found["find"] = best_ns(find, size, rounds)
@@ -157,9 +156,6 @@ def measure(
         aggregate()
         found["fold"] = best_ns(aggregate, size, rounds) - found["find"]
     return {**found, "all": sum(found.values())}
-
-
-HAS_ENCODED = "encoded" in ParquetSource.__dataclass_fields__
 
 
 def main() -> None:

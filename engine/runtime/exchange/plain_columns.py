@@ -1,11 +1,15 @@
 """Columns whose values lie side by side and have no nulls: what the exchange moves as bytes, without asking Arrow.
 
+Of a column in a dictionary these are the numbers of its rows, if it may be tidy (``core/dictionaries``).
+
 Not here: how they are laid out by channel (``column_scatter``) and what a frame of them looks like (``wire``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from engine.core.dictionaries import is_tidy_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,9 +55,10 @@ def widths_of(schema: pa.Schema) -> tuple[int, ...] | None:
 
     if not len(schema):
         return None  # only a batch that says it can have rows without columns
-    if not all(pa.types.is_primitive(kind) and kind.bit_width in _BITS for kind in schema.types):
+    kinds = [pa.int32() if is_tidy_type(kind) else kind for kind in schema.types]
+    if not all(pa.types.is_primitive(kind) and kind.bit_width in _BITS for kind in kinds):
         return None
-    return tuple(kind.bit_width // 8 for kind in schema.types)
+    return tuple(kind.bit_width // 8 for kind in kinds)
 
 
 def bytes_of(column: pa.Array, width: int) -> memoryview:

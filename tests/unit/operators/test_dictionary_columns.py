@@ -116,3 +116,13 @@ def test_only_texts_of_few_values_keep_their_dictionary_and_the_same_one_is_one_
     assert [is_tidy(column) for column in again.columns] == [True, True]  # what comes again is worth keeping
     copies = [tidying.of(pa.record_batch([texts, many.dictionary_encode()], names=names)) for _ in range(2)]
     assert same_values(*(one.column(1).dictionary for one in copies))
+
+
+def test_texts_that_are_only_keys_stay_in_their_dictionary():
+    texts = pa.array(["a", "b", None, "a"] * 5)
+    columns = Tidying().of(pa.record_batch([texts.dictionary_encode(), pa.array(range(20))], names=["key", "n"]))
+    with OperatorHarness(ColumnAggregateSpec(FieldKey(0), "sum", 1)) as harness:
+        for batch in (columns, columns, plain_columns(columns)):
+            harness.process_batch(ColumnBatch(batch))
+        kinds = [is_tidy(batch.columns.column(0)) for batch in harness.output.batches]  # type: ignore[union-attr]
+    assert kinds == [False, True, False]  # the first one says what the records are

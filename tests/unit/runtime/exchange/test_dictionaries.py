@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.core.dictionaries import Tidying
+from engine.core.dictionaries import Tidying, is_tidy, same_values
 from engine.core.records import Batch, ColumnBatch, rows_of
 from engine.graph.transformation import Partitioning, ShipStrategy
 from engine.operators.keys import ComposedKey, FieldKey
@@ -108,3 +108,59 @@ def test_columns_come_back_over_the_wire(form: str, codec: str):
     found, _ = over_the_wire([*mixed, *(batch.slice(3, len(batch)) for batch in mixed if len(batch) > 3)], codec)
     expected = [one for one in given for _ in range(2)]
     assert told(found) == told([*expected, *(one.slice(3, len(one)) for one in expected if len(one) > 3)])
+
+
+def numbered_batches(num_values: int, num_rows: int, num_batches: int, *, shared: bool) -> list[ColumnBatch]:
+    rng, values, made = np.random.default_rng(4), pa.array([f"value {at:08}" for at in range(num_values)]), []
+    for number in range(num_batches):
+        own = values if shared else values.take(pa.array(range(num_values)))
+        numbers = pa.array(rng.integers(0, num_values, num_rows, dtype=np.int32))
+        column = pa.DictionaryArray.from_arrays(numbers, own)
+        columns = pa.record_batch([column, pa.array(range(num_rows), pa.int64())], names=["text", "number"])
+        made.append(ColumnBatch(columns, np.arange(num_rows) + number))
+    return made
+
+
+def test_a_dictionary_goes_once_as_long_as_it_stays_the_same():
+    given = numbered_batches(50, 200, 3, shared=True)
+    found, kinds = over_the_wire([*given, given[0].slice(10, 12)])
+    assert kinds == [FrameKind.SCHEMA, FrameKind.VALUES, *[FrameKind.COLUMNS] * 4]
+    assert told(found) == told([*given, given[0].slice(10, 12)])
+    columns = [batch.columns.column(0) for batch in found if isinstance(batch, ColumnBatch)]
+    assert all(map(is_tidy, columns))
+    assert all(same_values(column.dictionary, columns[0].dictionary) for column in columns)
+    other = numbered_batches(50, 200, 2, shared=False)
+    found, kinds = over_the_wire(other)
+    assert kinds == [FrameKind.SCHEMA, *[FrameKind.VALUES, FrameKind.COLUMNS] * 2]
+    assert told(found) == told(list(other))
+
+
+def test_a_dictionary_goes_when_as_much_has_gone_without_it():
+    """Few rows at a time: first without, then with it; and never where each batch has another one."""
+    given = numbered_batches(500, 100, 9, shared=True)
+    found, kinds = over_the_wire(given)
+    assert told(found) == told(list(given))
+    without = kinds.index(FrameKind.VALUES) - 2  # behind two schemas
+    assert 4 <= without <= 8
+    assert kinds == [
+        FrameKind.SCHEMA,
+        *[FrameKind.COLUMNS] * without,
+        FrameKind.SCHEMA,
+        FrameKind.VALUES,
+        *[FrameKind.COLUMNS] * (9 - without),
+    ]
+    changing = numbered_batches(500, 100, 20, shared=False)
+    found, kinds = over_the_wire(changing)
+    assert told(found) == told(list(changing))
+    assert FrameKind.VALUES not in kinds
+
+
+def test_rows_of_the_same_dictionary_are_gathered_by_channel():
+    given = numbered_batches(50, 300, 6, shared=True)
+    first, gathered = by_channel(given, FieldKey(0))[0]
+    assert len(gathered) > 4 * len(first)
+    assert isinstance(gathered, ColumnBatch)
+    assert same_values(gathered.columns.column(0).dictionary, given[0].columns.column(0).dictionary)
+    one_by_one = by_channel(given, FieldKey(0), gathers=False)
+    assert [told(parts) for parts in by_channel(given, FieldKey(0))] == [told(parts) for parts in one_by_one]
+    assert len(by_channel(numbered_batches(50, 300, 6, shared=False), FieldKey(0))[0]) == 6
