@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, final
 
 from engine.connectors.part_writers import LineWriter, PartWriter, make_durable
+from engine.core.dictionaries import plain_columns
 from engine.core.errors import ConfigError, ExternalError, ProgramError
 from engine.core.fs import give_up
 from engine.core.records import Batch, ColumnBatch, Row, arrow_values, rows_of
@@ -139,7 +140,7 @@ class _ParquetWriter:
 
         if batch.kinds is not None:  # what becomes of kinds rows say
             return None
-        columns = batch.columns.columns
+        columns = plain_columns(batch.columns).columns
         if batch.named:  # as with Rows on rows, names count, not places
             places = [batch.columns.schema.get_field_index(name) for name in self._schema.names]
             if -1 in places:

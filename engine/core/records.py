@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from engine.core.arrow_arrays import numbers_of
+from engine.core.dictionaries import plain_column
 from engine.core.late_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -142,8 +143,20 @@ def python_values(column: pa.Array) -> list[Any]:
     if not column.null_count and (pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)):
         values: list[Any] = numbers_of(column).tolist()
         return values
+    if pa.types.is_dictionary(kind):
+        return _values_by_number(column)
     listed: list[Any] = column.to_pylist()
     return listed
+
+
+def _values_by_number(column: pa.Array) -> list[Any]:
+    """Values in a dictionary that cannot change are one object each, others one a row."""
+    if column.type.value_type.num_fields:
+        return python_values(plain_column(column))
+    values, indices = python_values(column.dictionary), column.indices
+    if not indices.null_count:
+        return list(map(values.__getitem__, numbers_of(indices).tolist()))
+    return [None if number is None else values[number] for number in indices.to_pylist()]
 
 
 def rows_of(batch: Batch) -> RowBatch:

@@ -20,12 +20,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.dictionaries import plain_columns, plain_type
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named
 from engine.operators.after_columns import SLOTS_PART
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import KEY_FIELDS, has_fields, named_schema, plain_columns
+from engine.operators.column_fields import KEY_FIELDS, has_fields, named_schema
 from engine.operators.column_layout import (
     Layout,
     batch_of,
@@ -221,7 +222,7 @@ class _ColumnAggregateOperator(Operator):
             else:
                 columns = self._known_columns(keyed.columns, batch.named)
             if columns is not None and self._slots.is_spilled:
-                columns = self._with_room(columns, batch.timestamps_ms)
+                columns = self._with_room(plain_columns(columns), batch.timestamps_ms)
         if columns is None:
             if not self._slots.has_others:
                 self._note_rows(why_handed_over(batch))
@@ -251,9 +252,10 @@ class _ColumnAggregateOperator(Operator):
             return None
         if layout is not None and layout.schema.equals(columns.schema):
             return columns
-        columns = plain_columns(columns)
         if layout is not None:
-            return columns if layout.schema.types == columns.schema.types else None
+            is_known = layout.schema.types == list(map(plain_type, columns.schema.types))
+            return plain_columns(columns, layout.only_keys) if is_known else None
+        columns = plain_columns(columns)
         if not has_fields(named, _fields_of(self._spec)):
             return None
         schema = named_schema(columns.schema, named)

@@ -1,5 +1,5 @@
-"""Small things that columnar operators share: fields of a schema or of a function, batches without dictionaries, and
-whether records are Rows or objects, which state and its checkpoints say in the metadata of schemas.
+"""Small things that columnar operators share: fields of a schema or of a function, and whether
+records are Rows or objects, which state and its checkpoints say in the metadata of schemas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ __all__ = [
     "named_schema",
     "own_fields",
     "picked_timestamp_field",
-    "plain_columns",
 ]
 
 #: In the metadata of a schema: records are Rows, not tuples.
@@ -78,18 +77,6 @@ def has_fields(named: Named, fields: Iterable[int | str | None]) -> bool:
     """Whether such records have these fields as far as it is a matter of how they are asked for: objects that are no
     tuples have none by number."""
     return not isinstance(named, type) or issubclass(named, tuple) or not any(isinstance(own, int) for own in fields)
-
-
-def plain_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the columns with dictionaries replaced by their values."""
-    import pyarrow as pa
-
-    if not any(pa.types.is_dictionary(kind) for kind in columns.schema.types):
-        return columns
-    arrays = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
 
 
 def are_alike(schema: pa.Schema, other: pa.Schema) -> bool:

@@ -8,9 +8,10 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from engine.core.dictionaries import plain_columns
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import is_named, named_schema, plain_columns
+from engine.operators.column_fields import is_named, named_schema
 from engine.operators.compile.translate import Shape
 from engine.operators.handed_over import why_handed_over
 from engine.operators.join_state import JOIN_PART

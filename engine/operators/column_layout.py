@@ -65,6 +65,12 @@ class Layout:
     # What follows is asked for each batch, however few records it has.
 
     @cached_property
+    def only_keys(self) -> frozenset[int]:
+        """Columns that nobody looks into but to find slots: texts of them may stay in dictionaries."""
+        others = {*self.folded, *self.kept}
+        return frozenset(self.keys if self.values is None else ()) - others
+
+    @cached_property
     def types(self) -> list[pa.DataType]:
         kinds: list[pa.DataType] = self.schema.types
         return kinds

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.dictionaries import plain_columns
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, named_schema, plain_columns
+from engine.operators.column_fields import column_index, named_schema
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over

@@ -23,9 +23,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.dictionaries import plain_columns
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.base import Operator, OperatorContext, Output
-from engine.operators.column_fields import column_index, has_fields, named_schema, plain_columns
+from engine.operators.column_fields import column_index, has_fields, named_schema
 from engine.operators.computed_keys import KeysBeside, WithoutKeys, own_records
 from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS, NEEDS_A_VALUE, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART

@@ -10,9 +10,9 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any
 
+from engine.core.dictionaries import plain_columns
 from engine.core.records import Batch, ColumnBatch
 from engine.operators.base import Operator, OperatorContext, Output
-from engine.operators.column_fields import plain_columns
 from engine.operators.computed_keys import KeyFunction, KeysBeside
 from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART

@@ -2,8 +2,9 @@
 
 Columns come as an Arrow RecordBatch, a pandas or polars DataFrame, or a dict of numpy arrays; results may be any of
 them, whatever came in. For numpy and pandas integers among which are nulls are objects, with None, as both would make
-floats of them, which have not all integers. Results are held to the declared type: fields by their names where it has
-names, else in order.
+floats of them, which have not all integers. Functions never see dictionaries, which columns may have or not from batch
+to batch; what they return may have some (categoricals). Results are held to the declared type: fields by their names
+where it has names, else in order.
 
 Not here: functions of single records that are compiled to columns (``compile``).
 """
@@ -14,6 +15,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.dictionaries import Tidying, is_text, plain_columns
 from engine.core.errors import ProgramError
 from engine.core.records import Batch, ColumnBatch, Row, arrow_values
 from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation
@@ -66,6 +68,7 @@ class _MapBatchesOperator(Operator):
     def __init__(self, spec: MapBatchesSpec) -> None:
         self._spec = spec
         self._function = BoundFunction(spec.function, "map")
+        self._tidying = Tidying()
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         super().open(ctx, out)
@@ -98,7 +101,7 @@ class _MapBatchesOperator(Operator):
 
         fields = self._fields
         if fields is None:
-            return result
+            return self._tidying.of(result)
         names = [field.name for field in fields]
         columns = result.columns
         if isinstance(self._spec.output_type, RowTypeInfo) and set(names) <= set(result.schema.names):
@@ -108,9 +111,8 @@ class _MapBatchesOperator(Operator):
                 f"map_batches returned the columns {', '.join(result.schema.names)}; its output type has "
                 f"{len(fields)}: {', '.join(names)}."
             )
-        return pa.RecordBatch.from_arrays(
-            [_cast(column, field) for column, field in zip(columns, fields, strict=True)], names=names
-        )
+        fitted = [_cast(column, field) for column, field in zip(columns, fields, strict=True)]
+        return self._tidying.of(pa.RecordBatch.from_arrays(fitted, names=names))
 
     def close(self) -> None:
         self._function.close()
@@ -120,12 +122,20 @@ def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
     import pyarrow as pa
 
     try:
+        if pa.types.is_dictionary(column.type) and is_text(column.type.value_type) and is_text(field.type):
+            return _with_values(column, column.dictionary.cast(field.type))
         return column if column.type == field.type else column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TypeError(
             f"map_batches returned {column.type} in column {field.name}, which is no {field.type} as its output type "
             f"says: {error}"
         ) from error
+
+
+def _with_values(column: pa.Array, values: pa.Array) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(column.indices, values, safe=False)
 
 
 def _stamps(stamps: Any) -> Any:
@@ -138,21 +148,22 @@ def _columns_of(batch: Batch, fields: list[pa.Field] | None) -> pa.RecordBatch:
     import pyarrow as pa
 
     if isinstance(batch, ColumnBatch):
-        if fields is None or not _are_wider(batch.columns.schema.types, [field.type for field in fields]):
-            return batch.columns
+        columns = plain_columns(batch.columns)
+        if fields is None or not _are_wider(columns.schema.types, [field.type for field in fields]):
+            return columns
         batch = batch.to_rows()
     rows = batch.rows
     names = None
     if rows and isinstance(rows[0], Row):
         names = list(rows[0].as_dict()) if rows[0].has_field_names() else None
         rows = [tuple(row) for row in rows]
-    columns = list(zip(*rows, strict=True)) if rows and isinstance(rows[0], (tuple, list)) else [rows]
-    if fields is not None and len(fields) == len(columns):
+    values = list(zip(*rows, strict=True)) if rows and isinstance(rows[0], (tuple, list)) else [rows]
+    if fields is not None and len(fields) == len(values):
         types = [field.type for field in fields]
-        arrays = [pa.array(arrow_values(column, kind), kind) for column, kind in zip(columns, types, strict=True)]
+        arrays = [pa.array(arrow_values(column, kind), kind) for column, kind in zip(values, types, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, names=[field.name for field in fields])
-    names = names or [f"f{i}" for i in range(len(columns))]
-    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], names=names)
+    names = names or [f"f{i}" for i in range(len(values))]
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in values], names=names)
 
 
 def _are_wider(kinds: list[pa.DataType], declared: list[pa.DataType]) -> bool:
@@ -217,10 +228,10 @@ def _with_plain_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Polars gives texts as large ones or views, which other operators would not take for the texts they know."""
     import pyarrow as pa
 
-    kinds = [
-        pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
-        for kind in batch.schema.types
-    ]
-    return pa.RecordBatch.from_arrays(
-        [column.cast(kind) for column, kind in zip(batch.columns, kinds, strict=True)], names=batch.schema.names
-    )
+    def plain(column: pa.Array) -> pa.Array:
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            return _with_values(column, plain(column.dictionary))
+        return column.cast(pa.string()) if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else column
+
+    return pa.RecordBatch.from_arrays(list(map(plain, batch.columns)), names=batch.schema.names)

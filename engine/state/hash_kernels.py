@@ -12,12 +12,29 @@ import numba.extending
 import numpy as np
 from numba.core import cgutils
 
-__all__ = ["channels_of_ints", "count_by_channel", "order_by_channel", "write_rows"]
+from engine.state.intrinsics import kernel, word_at
+
+__all__ = [
+    "channels_of_hashes",
+    "channels_of_ints",
+    "count_by_channel",
+    "crc32_of_texts",
+    "order_by_channel",
+    "write_rows",
+]
+
+_BYTE = np.uint64(0xFF)
+_ALL = np.uint64(0xFFFFFFFF)
+_U8, _U16, _U24, _U32 = np.uint64(8), np.uint64(16), np.uint64(24), np.uint64(32)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
 def _mixed(key: Any) -> Any:
-    h = np.uint32(key ^ (key >> 32))
+    return _finished(np.uint32(key ^ (key >> 32)))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _finished(h: Any) -> Any:
     h ^= h >> np.uint32(16)
     h = np.uint32(h * np.uint32(0x85EBCA6B))
     h ^= h >> np.uint32(13)
@@ -44,6 +61,61 @@ def channels_of_ints(keys: Any, max_parallelism: int, num_channels: int, channel
     else:
         for row in range(keys.size):
             channel_of_row[row] = np.uint32(np.uint32(_mixed(keys[row]) % groups) * channels) // groups
+
+
+@numba.njit(nogil=True, cache=True)
+def channels_of_hashes(hashes: Any, max_parallelism: int, num_channels: int, channel_of_row: Any) -> None:
+    """As ``channels_of_ints`` of what ``column_hash.raw_hashes`` gives: uint64 with 32 bits used."""
+    groups = np.uint32(max_parallelism)
+    channels = np.uint32(num_channels)
+    last = np.uint32(groups - np.uint32(1))
+    if groups & last == 0:
+        bits = np.uint32(0)
+        while np.uint32(1) << bits < groups:
+            bits += np.uint32(1)
+        for row in range(hashes.size):
+            channel_of_row[row] = np.uint32(np.uint32(_finished(np.uint32(hashes[row])) & last) * channels) >> bits
+    else:
+        for row in range(hashes.size):
+            channel_of_row[row] = np.uint32(np.uint32(_finished(np.uint32(hashes[row])) % groups) * channels) // groups
+
+
+@kernel(inline="always")
+def _low_half(tables: Any, word: Any, behind: Any) -> Any:
+    """What the four low bytes of a word do to a CRC when so many entries of ``tables`` are left out: 256 a byte that
+    follows them."""
+    return (
+        tables[behind + 768 + (word & _BYTE)]
+        ^ tables[behind + 512 + ((word >> _U8) & _BYTE)]
+        ^ tables[behind + 256 + ((word >> _U16) & _BYTE)]
+        ^ tables[behind + ((word >> _U24) & _BYTE)]
+    )
+
+
+@kernel()
+def crc32_of_texts(offsets: Any, content: Any, tables: Any, hashes: Any) -> None:
+    """Write the CRC-32 of each text, as zlib has it.
+
+    ``offsets``: int32 or int64 (rows + 1,); ``content``: uint8; ``tables``: uint32 (2048,), of ``column_hash``;
+    ``hashes``: uint64 (rows,). Eight bytes at a time: the loads do not wait for each other, as they do byte by byte.
+    3.6 ns for 16 bytes on one core, 18 byte by byte; 10 for 36, 42.
+    """
+    for row in range(hashes.size):
+        crc = _ALL
+        at, end = np.int64(offsets[row]), np.int64(offsets[row + 1])
+        while at + 8 <= end:
+            word = word_at(content, at) ^ crc
+            crc = np.uint64(_low_half(tables, word, 1024) ^ _low_half(tables, word >> _U32, 0))
+            at += 8
+        if at + 4 <= end:
+            word = np.uint64(content[at]) | np.uint64(content[at + 1]) << _U8
+            word |= np.uint64(content[at + 2]) << _U16 | np.uint64(content[at + 3]) << _U24
+            crc = np.uint64(_low_half(tables, word ^ crc, 0))
+            at += 4
+        while at < end:
+            crc = np.uint64(tables[(crc ^ np.uint64(content[at])) & _BYTE]) ^ (crc >> _U8)
+            at += 1
+        hashes[row] = crc ^ _ALL
 
 
 @numba.njit(nogil=True, cache=True)

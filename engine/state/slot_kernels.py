@@ -30,6 +30,7 @@ __all__ = [
     "find_text_slots",
     "gather_texts",
     "mark_blocks",
+    "slots_of_numbers",
 ]
 
 _MIX_A = np.uint64(0xFF51AFD7ED558CCD)
@@ -470,6 +471,21 @@ def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, conte
         at = offsets[i]
         for k in range(begin_of_slot[slots[i] + 1] - begin):
             content[at + k] = arena[begin + k]
+
+
+@kernel()
+def slots_of_numbers(numbers: Any, slot_of_number: Any, slot_of_row: Any, unknown: Any) -> int:
+    """Write the slot of each row's number; return how many numbers have none, and write the first row of each to
+    ``unknown``. All int32. -1 in ``slot_of_number`` = none; -2 is written for those that were met. 1 ns a row."""
+    num = 0
+    for row in range(numbers.size):
+        slot = slot_of_number[numbers[row]]
+        if slot == -1:
+            slot_of_number[numbers[row]] = -2
+            unknown[num] = row
+            num += 1
+        slot_of_row[row] = slot
+    return num
 
 
 @kernel()

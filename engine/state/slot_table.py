@@ -1,9 +1,9 @@
 """Keys of columns → slots: the index of columnar keyed state. What a slot holds is kept by its users, in arrays.
 
 Slots are numbered in order of first sight and stay as they are until ``compact``. A key may be one column or several,
-of any Arrow type that is a number, a time, text, bytes or a decimal, or a struct of such (``struct_keys``); null is a
-key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit by bit: no batch waits for a
-rehash of everything, nor for the pages of an index that is twice as large.
+of any Arrow type that is a number, a time, text, bytes or a decimal, or a struct of such (``struct_keys``), texts also
+in tidy dictionaries; null is a key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit
+by bit: no batch waits for a rehash of everything, nor for the pages of an index that is twice as large.
 
 Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 import numpy as np
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.dictionaries import is_tidy_type
 from engine.state.arrow_views import (
     as_int64,
     fixed_width,
@@ -28,6 +29,7 @@ from engine.state.arrow_views import (
     text_views,
     valid_mask,
 )
+from engine.state.encoded_keys import EncodedKeys
 from engine.state.paged_array import PagedArray, zeros
 from engine.state.struct_keys import KeyParts
 
@@ -275,10 +277,15 @@ class SlotTable:
         self.num_slots = 0
         #: slot of the key null when there is one column, or -1
         self._null_slot = -1
+        self._encoded = EncodedKeys()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The index to grow into is not content: it would be read as zeros, and written."""
-        return {**self.__dict__, "_next": np.zeros(0, np.uint32), "_touched": 0}
+        """The index to grow into is not content: it would be read as zeros, and written. Nor is what is remembered."""
+        return {**self.__dict__, "_next": np.zeros(0, np.uint32), "_touched": 0, "_encoded": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._encoded = EncodedKeys()
 
     @property
     def nbytes(self) -> int:
@@ -294,6 +301,8 @@ class SlotTable:
         """Return the slot of each row, int32, and the rows that made the new slots, in order of these."""
         columns = self._parts.of(columns)
         column = columns[0]
+        if len(columns) == 1 and is_tidy_type(column.type):
+            return self._encoded.find(column, self.find)
         if len(columns) > 1 or not column.null_count:
             keys, num_rows = self._keys.prepare(columns)
             return self._find(keys, num_rows)

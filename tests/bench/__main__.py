@@ -61,6 +61,7 @@ COMMANDS = (
         "state_memory",
         "state_spill",
         "text_columns",
+        "text_keys",
     ),
     *("text_sinks", "window_checkpoint", "window_spill"),
 )

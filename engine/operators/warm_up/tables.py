@@ -27,12 +27,19 @@ def warm_up() -> None:
 def exchange() -> None:
     import numpy as np
 
-    from engine.state.hash_kernels import channels_of_ints, count_by_channel, order_by_channel, write_rows
+    from engine.state.hash_kernels import (
+        channels_of_hashes,
+        channels_of_ints,
+        count_by_channel,
+        order_by_channel,
+        write_rows,
+    )
     from engine.state.slot_kernels import mark_blocks
 
     keys = np.arange(_NUM_KEYS)
     channels = np.empty(keys.size, np.uint16)
     channels_of_ints(keys, 128, 2, channels)
+    channels_of_hashes(keys.view(np.uint64), 128, 2, channels)
     places = np.empty(keys.size, np.int32)
     order_by_channel(channels, np.zeros(2, np.int64), places)
     begin, end, rows = np.array([0, keys.size]), np.array([keys.size, 2 * keys.size]), np.zeros(2, np.int64)
@@ -52,6 +59,7 @@ def texts() -> None:
 
     column_hash.warm_up(pa.string())
     _find([_keys().cast(pa.string())])
+    _find([_keys().cast(pa.string())], encoded=True)
 
 
 def large_texts() -> None:
@@ -74,12 +82,13 @@ def _keys() -> Any:
     return arrow_of(np.arange(_NUM_KEYS))
 
 
-def _find(columns: list[Any]) -> None:
+def _find(columns: list[Any], *, encoded: bool = False) -> None:
     import numpy as np
 
     from engine.state.slot_table import SlotTable
 
     table = SlotTable([column.type for column in columns])
+    columns = [column.dictionary_encode() for column in columns] if encoded else columns
     for _ in range(2):  # new ones, then known ones
         slots = table.slots_of(columns)
     for some in (slots[:2], slots[:2].astype(np.int64)):

@@ -6,12 +6,13 @@ The law itself stands in ``state/column_hash``.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
+from engine.core.dictionaries import is_tidy, same_values
 from engine.core.records import ColumnBatch
 from engine.operators.column_fields import has_fields
 from engine.operators.keys import ComposedKey, FieldKey
-from engine.state.column_hash import groups_of_rows, hash_of_column, warm_up
+from engine.state.column_hash import hash_of_column, raw_hashes, warm_up
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["hash_of_column", "key_columns", "subtask_of_rows", "warm_up"]
+__all__ = ["KnownChannels", "hash_of_column", "key_columns", "subtask_of_rows", "warm_up"]
 
 
 def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool] | None:
@@ -47,22 +48,56 @@ def key_columns(batch: ColumnBatch, selector: Any) -> tuple[list[pa.Array], bool
     return columns, isinstance(selector, ComposedKey)
 
 
-def subtask_of_rows(columns: list[pa.Array], parallelism: int, max_parallelism: int, *, is_tuple: bool) -> Array:
-    """Return the subtask of each row, uint16."""
+@final
+class KnownChannels:
+    """The channels of the values of the last dictionary that was seen, those of null behind them."""
+
+    def __init__(self) -> None:
+        self._values: pa.Array | None = None
+        self._channels: Array | None = None
+
+    def of(self, values: pa.Array, parallelism: int, max_parallelism: int) -> Array:
+        import pyarrow as pa
+
+        if self._channels is None or self._values is None or not same_values(self._values, values):
+            all_values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+            self._values = values
+            self._channels = subtask_of_rows([all_values], parallelism, max_parallelism, is_tuple=False)
+        return self._channels
+
+
+def subtask_of_rows(
+    columns: list[pa.Array],
+    parallelism: int,
+    max_parallelism: int,
+    *,
+    is_tuple: bool,
+    known: KnownChannels | None = None,
+) -> Array:
+    """Return the subtask of each row, uint16. ``known``: kept from batch to batch of one stream."""
     import numpy as np
 
-    from engine.state.arrow_views import values_of
+    from engine.state.arrow_views import valid_mask, values_of
 
     kind = columns[0].type
+    channels = np.empty(len(columns[0]), np.uint16)
     if not is_tuple and kind in _plain_ints() and not columns[0].null_count:
         from engine.state.hash_kernels import channels_of_ints
 
-        channels = np.empty(len(columns[0]), np.uint16)
         keys = values_of(columns[0]).astype(np.int64, copy=False)  # the one type that the kernel is loaded for
         channels_of_ints(keys, max_parallelism, parallelism, channels)
         return channels
-    group = groups_of_rows(columns, max_parallelism, is_tuple=is_tuple)
-    return (group * np.uint64(parallelism) // np.uint64(max_parallelism)).astype(np.uint16)
+    if not is_tuple and known is not None and len(columns) == 1 and is_tidy(columns[0]):
+        values, indices = columns[0].dictionary, columns[0].indices
+        of_values = known.of(values, parallelism, max_parallelism)
+        numbers = values_of(indices)
+        if indices.null_count:
+            numbers = np.where(valid_mask(indices), numbers, len(values))
+        return of_values[numbers]
+    from engine.state.hash_kernels import channels_of_hashes
+
+    channels_of_hashes(raw_hashes(columns, is_tuple=is_tuple), max_parallelism, parallelism, channels)
+    return channels
 
 
 @cache

@@ -4,7 +4,7 @@ A batch that is cut into many channels makes small ones, and each costs its cons
 So there is a place for each channel into which the rows of several batches are written, while they are in the core's
 cache, until a part is about as large as a batch, or until somebody asks for what there is: the exit does before each
 event and when its buffer timeout is over, so nothing waits longer than it would in a buffer. A part is a slice of what
-was written; no row is copied twice.
+was written; no row is copied twice. Columns in dictionaries are plain as long as the dictionary is the same.
 
 Not here: which channel a row goes to (``partitioners``), which columns are plain (``plain_columns``).
 """
@@ -14,11 +14,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.dictionaries import same_values
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch
 from engine.runtime.exchange.plain_columns import PlainColumns, address_of, address_of_array, field_of_times
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
     Array = np.ndarray[Any, Any]
 
@@ -44,6 +46,7 @@ class ColumnScatter:
         self._gathers = gathers
         self._plain = PlainColumns()
         self._place: _Place | None = None
+        self._last: ColumnBatch | None = None  #: the last batch, if it had dictionaries
 
     def add(self, batch: ColumnBatch, channel_of_row: Array) -> list[tuple[int, Batch]] | None:
         """Return what is ready of this batch and those before, which may be nothing; None if the columns are not plain:
@@ -56,7 +59,7 @@ class ColumnScatter:
         ready: list[tuple[int, Batch]] = []
         if place is None or not place.is_alike(batch) or not place.write(batch, channel_of_row):
             ready = self.take()
-            rows_max = self._rows_max(batch, widths)
+            rows_max = self._rows_max(batch, widths) if self._comes_again(batch) else 0
             room = int(rows_max / self._num_channels * (1 + _TOLERANCE))
             place = self._place = None
             if len(batch) < rows_max:
@@ -67,6 +70,14 @@ class ColumnScatter:
         if place.num_rows >= place.rows_max:
             ready += self.take()
         return ready
+
+    def _comes_again(self, batch: ColumnBatch) -> bool:
+        """Whether its dictionaries, if it has any, are those of the batch before: else there is nothing to gather."""
+        last, values = self._last, _dictionaries(batch)
+        self._last = batch if values else None
+        if not values:
+            return True
+        return last is not None and _have_values(last, values)
 
     def _rows_max(self, batch: ColumnBatch, widths: tuple[int, ...]) -> int:
         """Return how many rows to gather."""
@@ -120,10 +131,12 @@ class _Place:
         self._plain, self._schema = plain, plain.schema
         self._scalar, self._named = like.scalar, like.named
         self._is_stamped, self._has_kinds = like.timestamps_ms is not None, like.kinds is not None
+        #: by place, of columns in dictionaries
+        self._values = _dictionaries(like)
         widths = plain.known_widths
         assert widths is not None
         self._widths = widths
-        self._field_of_times = field_of_times(like, widths)  #: written once, as the field
+        self._field_of_times = _field_of_times(like, widths)  #: written once, as the field
         self._end: Array = np.cumsum(rooms)
         self._start: Array = self._end - rooms
         self._next: Array = self._start.copy()
@@ -143,7 +156,9 @@ class _Place:
         own = self._scalar, self._named, self._is_stamped, self._has_kinds
         if shape != own or self._plain.schema is not self._schema:
             return False
-        return not self._is_stamped or field_of_times(batch, self._widths) == self._field_of_times
+        if self._is_stamped and _field_of_times(batch, self._widths) != self._field_of_times:
+            return False
+        return not self._values or _have_values(batch, self._values)
 
     def write(self, batch: ColumnBatch, channel_of_row: Array) -> bool:
         """Put each row behind those of its channel; return whether there was room for all of them, else nothing has
@@ -204,14 +219,37 @@ class _Place:
 
         schema = self._schema
         assert schema is not None
-        columns = [
-            pa.Array.from_buffers(kind, array.size, [None, pa.py_buffer(array)])
-            for kind, array in zip(schema.types, arrays, strict=True)
-        ]
+        columns: list[pa.Array] = []
+        for at, (kind, array) in enumerate(zip(schema.types, arrays, strict=True)):
+            if at in self._values:
+                numbers = pa.Array.from_buffers(kind.index_type, array.size, [None, pa.py_buffer(array)])
+                values = self._values[at]
+                columns.append(pa.DictionaryArray.from_arrays(numbers, values, ordered=kind.ordered, safe=False))
+            else:
+                columns.append(pa.Array.from_buffers(kind, array.size, [None, pa.py_buffer(array)]))
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         if self._field_of_times >= 0:
             stamps = kernel_view(arrays[self._field_of_times].view(np.int64))
         return ColumnBatch(batch, stamps, self._scalar, self._named, kinds)
+
+
+def _dictionaries(batch: ColumnBatch) -> dict[int, pa.Array]:
+    import pyarrow as pa
+
+    columns = batch.columns.columns
+    return {at: column.dictionary for at, column in enumerate(columns) if isinstance(column, pa.DictionaryArray)}
+
+
+def _have_values(batch: ColumnBatch, values: dict[int, pa.Array]) -> bool:
+    """Whether the columns at these places have these dictionaries. The schema is the one that they had."""
+    if batch.columns.num_columns <= max(values):
+        return False
+    columns = {at: batch.columns.column(at) for at in values}
+    return all(hasattr(own, "dictionary") and same_values(own.dictionary, values[at]) for at, own in columns.items())
+
+
+def _field_of_times(batch: ColumnBatch, widths: tuple[int, ...]) -> int:
+    return field_of_times(batch.columns, batch.timestamps_ms, widths)
 
 
 def _parts(rows: ColumnBatch, starts: list[int], ends: list[int]) -> list[tuple[int, Batch]]:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, final
 
+from engine.core.dictionaries import has_dictionary, plain_columns
 from engine.core.errors import ExternalError
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.protocol.control import ResultPartitionDescriptor
@@ -237,15 +238,21 @@ def _concatenated(batches: list[ColumnBatch]) -> ColumnBatch:
     import numpy as np
     import pyarrow as pa
 
-    table = pa.Table.from_batches([batch.columns for batch in batches]).combine_chunks()
+    parts = [batch.columns for batch in batches]
+    try:
+        table = pa.Table.from_batches(parts).combine_chunks()
+    except pa.ArrowException:
+        if not any(map(has_dictionary, parts[0].schema.types)):
+            raise
+        # Dictionaries with nulls cannot be made one, nor those with more values together than their type can number.
+        table = pa.Table.from_batches(list(map(plain_columns, parts))).combine_chunks()
     stamps = kinds = None
     if batches[0].timestamps_ms is not None:
         stamps = np.concatenate([batch.timestamps_ms for batch in batches if batch.timestamps_ms is not None])
     if batches[0].kinds is not None:
         kinds = np.concatenate([batch.kinds for batch in batches if batch.kinds is not None])
-    parts = table.to_batches()
-    assert len(parts) == 1, "combine_chunks left several chunks"
-    return ColumnBatch(parts[0], stamps, batches[0].scalar, batches[0].named, kinds)
+    (whole,) = table.to_batches()  # else combine_chunks has left several
+    return ColumnBatch(whole, stamps, batches[0].scalar, batches[0].named, kinds)
 
 
 def _raise(error: BaseException) -> bool:

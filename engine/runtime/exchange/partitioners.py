@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from engine.operators.compile.column_steps import ColumnFunction
+    from engine.runtime.exchange.column_hash import KnownChannels
 
 __all__ = ["ChannelSelector", "default_max_parallelism", "make_channel_selector", "split_by_channel"]
 
@@ -305,6 +306,7 @@ class _Hash(_Keyed):
         self._channel_of_key = KeyToSubtask(num_channels, max_parallelism)
         self._gathers = gathers
         self._scatter: ColumnScatter | None = None  #: made for the first columns
+        self._known: KnownChannels | None = None  #: likewise
         self._computed: ColumnFunction | None = None  #: likewise, of a selector that is no field
 
     def take_held(self) -> Sequence[tuple[int, Batch]]:
@@ -312,11 +314,14 @@ class _Hash(_Keyed):
 
     def split(self, batch: Batch) -> Sequence[tuple[int, Batch]]:
         if isinstance(batch, ColumnBatch):
-            from engine.runtime.exchange.column_hash import key_columns, subtask_of_rows
+            from engine.runtime.exchange.column_hash import KnownChannels, key_columns, subtask_of_rows
 
             columns = key_columns(batch, self._selector) or self._computed_key(batch)
             if columns is not None:
-                channels = subtask_of_rows(columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1])
+                self._known = self._known or KnownChannels()
+                channels = subtask_of_rows(
+                    columns[0], self._num_channels, self._max_parallelism, is_tuple=columns[1], known=self._known
+                )
                 if self._scatter is None:
                     self._scatter = ColumnScatter(self._num_channels, gathers=self._gathers)
                 ready = self._scatter.add(batch, channels)

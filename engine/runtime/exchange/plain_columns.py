@@ -1,5 +1,7 @@
 """Columns whose values lie side by side and have no nulls: what the exchange moves as bytes, without asking Arrow.
 
+Of a column in a dictionary these are the numbers of its rows, if it may be tidy (``core/dictionaries``).
+
 Not here: how they are laid out by channel (``column_scatter``) and what a frame of them looks like (``wire``).
 """
 
@@ -7,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.core.dictionaries import is_tidy_type
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-    from engine.core.records import ColumnBatch
 
 __all__ = ["PlainColumns", "address_of", "address_of_array", "bytes_of", "field_of_times", "widths_of"]
 
@@ -54,9 +56,10 @@ def widths_of(schema: pa.Schema) -> tuple[int, ...] | None:
 
     if not len(schema):
         return None  # only a batch that says it can have rows without columns
-    if not all(pa.types.is_primitive(kind) and kind.bit_width in _BITS for kind in schema.types):
+    kinds = [pa.int32() if is_tidy_type(kind) else kind for kind in schema.types]
+    if not all(pa.types.is_primitive(kind) and kind.bit_width in _BITS for kind in kinds):
         return None
-    return tuple(kind.bit_width // 8 for kind in schema.types)
+    return tuple(kind.bit_width // 8 for kind in kinds)
 
 
 def bytes_of(column: pa.Array, width: int) -> memoryview:
@@ -78,14 +81,13 @@ def address_of_array(array: np.ndarray[Any, Any]) -> int:
     return address
 
 
-def field_of_times(batch: ColumnBatch, widths: tuple[int, ...]) -> int:
+def field_of_times(columns: pa.RecordBatch, times: np.ndarray[Any, Any] | None, widths: tuple[int, ...]) -> int:
     """Return which field of a batch that is not empty its event times are, in the very same memory; -1 if none. Most
     programs take them from a field; then they need not be moved beside it."""
-    times = batch.timestamps_ms
     if times is None or not times.size or not times.flags.c_contiguous:
         return -1
     address = address_of_array(times)
-    for index, (column, width) in enumerate(zip(batch.columns.columns, widths, strict=True)):
+    for index, (column, width) in enumerate(zip(columns.columns, widths, strict=True)):
         if width == times.itemsize and address_of(column, width) == address:
             return index
     return -1

@@ -3,8 +3,8 @@
 A frame is a 16-byte header (payload size, channel, kind) and a payload. Rows travel pickled, one list a frame, whatever
 their size; Row objects of the same names as their values. Columns travel as they lie in memory, one behind the other,
 or as Arrow IPC messages where they have nulls or values of many sizes (the schema once a channel either way), and are
-read without a copy. A blocking partition spills the same frames. Either may be compressed: a frame by itself, where
-that makes it smaller.
+read without a copy. Of tidy dictionaries the values go once (``sent_values``), of others with each batch. A blocking
+partition spills the same frames. Either may be compressed: a frame by itself, where that makes it smaller.
 
 Pickles are loaded only after the handshake named this very job: both ends are slots of one job, which run its user code
 anyway.
@@ -18,6 +18,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
+from engine.core.dictionaries import has_dictionary
 from engine.core.errors import InternalError, UserCodeError
 from engine.core.ids import JobID
 from engine.core.late_dataclass import dataclass
@@ -26,6 +27,15 @@ from engine.core.records import ColumnBatch, Named, Row, RowBatch
 from engine.protocol.stream import Element, Records
 from engine.runtime.exchange.plain_columns import PlainColumns, bytes_of, field_of_times, widths_of
 from engine.runtime.exchange.row_pickle import RowPickler, rows_of_values, values_of_rows
+from engine.runtime.exchange.sent_values import (
+    SentValues,
+    numbered,
+    numbers_of,
+    numbers_schema,
+    payload_of,
+    read_values,
+    with_values,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,14 +68,15 @@ _HELLO: Final = struct.Struct("<4sHH32s")
 _MAGIC: Final = b"FLX\x1a"
 HELLO_SIZE: Final = _HELLO.size
 #: flags, rows, bytes of timestamps (or which field they are); 16 bytes, so that what follows stays aligned for Arrow
-_COLUMNS_HEAD: Final = struct.Struct("<B3xIQ")
+_COLUMNS_HEAD: Final = struct.Struct("<H2xIQ")
 _FLAG_SCALAR: Final = 1
 _FLAG_STAMPS: Final = 2
 _FLAG_NAMED: Final = 8
 _FLAG_STREAM: Final = 4  # a whole IPC stream: dictionaries do not fit in a lone record batch message
 _FLAG_PLAIN: Final = 16  # values of one column after the other, each column from a multiple of 8 bytes on
 _FLAG_CLASS: Final = 64  # records are objects of the class that came last
-_FLAG_TIMES_ARE_FIELD: Final = 128  # of plain columns: no timestamps of their own
+_FLAG_NUMBERS: Final = 128  # columns in dictionaries have numbers; their values came before
+_FLAG_TIMES_ARE_FIELD: Final = 256  # of plain columns: no timestamps of their own
 _FLAG_KINDS: Final = 32  # behind the timestamps, a byte each, filled up to a multiple of 8
 _ALIGNMENT: Final = 8
 #: Buffers of a frame, which one system call should take; those of wider batches are joined.
@@ -106,6 +117,7 @@ class FrameKind(enum.IntEnum):
     PACKED_ROWS = 17
     PACKED_COLUMNS = 18
     RECORD_CLASS = 19
+    VALUES = 20  # of a column in a dictionary
 
     @property
     def is_records(self) -> bool:
@@ -115,7 +127,7 @@ class FrameKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An encoded element, or a part of one (a schema, a class)."""
+    """An encoded element, or a part of one (a schema, a class, the values of a dictionary)."""
 
     kind: FrameKind
     buffers: Sequence[Buffer]
@@ -188,7 +200,9 @@ class Encoder:
     def __init__(self, operator_name: str = "", codec: str = "") -> None:
         self._codec = codec
         self._plain = PlainColumns()  #: knows the schema that the reader has
-        self._has_dictionary = False
+        self._has_others = False  #: it has dictionaries that do not go by themselves
+        self._numbers: pa.Schema | None = None  #: it with numbers where there are dictionaries that do
+        self._sent = SentValues()
         self._record_class: type | None = None  #: the one that the reader has
         self._rows = RowPickler(operator_name)
 
@@ -230,20 +244,21 @@ class Encoder:
             kinds = batch.kinds.astype("i1", copy=False).tobytes() + bytes(-len(batch) % _ALIGNMENT)
         values: list[Buffer]
         field = -1
-        if self._plain.see(columns.schema):
-            self._has_dictionary = _has_dictionary(columns.schema)
-            if not self._has_dictionary:
-                schema = bytes(memoryview(columns.schema.serialize()))
-                frames.append(Frame(FrameKind.SCHEMA, (schema,), len(schema)))
-        if self._has_dictionary:
+        known = self._plain.schema
+        if self._numbers is not None or known is None or not known.equals(columns.schema):
+            columns = self._chosen(columns, frames)
+        if self._has_others:
             flags |= _FLAG_STREAM
             values = [_as_stream(columns)]
         elif (widths := self._plain.widths_as_seen(columns)) is not None:
             flags |= _FLAG_PLAIN
             values = _plain_values(columns, widths)
-            field = field_of_times(batch, widths)
+            field = field_of_times(columns, batch.timestamps_ms, widths)
         else:
-            values = [memoryview(columns.serialize())]
+            numbers = columns if self._numbers is None else numbers_of(columns, self._numbers)
+            values = [memoryview(numbers.serialize())]
+        if self._numbers is not None:
+            flags |= _FLAG_NUMBERS
         stamps: Buffer = b""
         if field >= 0:
             flags |= _FLAG_TIMES_ARE_FIELD
@@ -255,6 +270,24 @@ class Encoder:
         buffers: list[Buffer] = [head, *beside, *values]
         frames.append(Frame(FrameKind.COLUMNS, buffers, sum(map(len, buffers))))
         return frames
+
+    def _chosen(self, columns: pa.RecordBatch, frames: list[Frame]) -> pa.RecordBatch:
+        """Return the columns as they are to go, with or without dictionaries; add what the reader needs before."""
+        fresh: dict[int, pa.Array] = {}
+        if any(map(has_dictionary, columns.schema.types)):
+            columns, fresh = self._sent.chosen(columns)
+        if self._plain.see(columns.schema):
+            schema = columns.schema
+            tidy = set(numbered(schema))
+            self._has_others = any(has_dictionary(kind) for at, kind in enumerate(schema.types) if at not in tidy)
+            self._numbers = numbers_schema(schema) if tidy and not self._has_others else None
+            if not self._has_others:
+                content = bytes(memoryview(schema.serialize()))
+                frames.append(Frame(FrameKind.SCHEMA, (content,), len(content)))
+        for place, values in fresh.items():
+            payload = payload_of(place, values)
+            frames.append(Frame(FrameKind.VALUES, payload, sum(map(len, payload))))
+        return columns
 
 
 _PACKED: Final = {FrameKind.ROWS: FrameKind.PACKED_ROWS, FrameKind.COLUMNS: FrameKind.PACKED_COLUMNS}
@@ -301,6 +334,8 @@ class Decoder:
     def __init__(self) -> None:
         self._schema: pa.Schema | None = None
         self._widths: tuple[int, ...] | None = None
+        self._whole: pa.Schema | None = None  #: with dictionaries, where ``_schema`` has numbers
+        self._values: dict[int, pa.Array] = {}  #: of dictionaries, by place
         self._record_class: type | None = None
 
     def decode(self, kind: FrameKind, payload: Buffer) -> Element | RemoteError | None:
@@ -321,10 +356,17 @@ class Decoder:
                 import pyarrow as pa
 
                 self._schema = pa.ipc.read_schema(pa.py_buffer(payload))
+                self._whole = self._schema if numbered(self._schema) else None
+                if self._whole is not None:
+                    self._schema = numbers_schema(self._whole)
                 self._widths = widths_of(self._schema)
                 return None
             case FrameKind.RECORD_CLASS:
                 self._record_class = class_from(bytes(payload))
+                return None
+            case FrameKind.VALUES:
+                place, values = read_values(payload)
+                self._values[place] = values
                 return None
             case FrameKind.EVENT:
                 event: Element = pickle.loads(payload)
@@ -364,6 +406,9 @@ class Decoder:
         else:
             assert self._schema is not None, "columns before their schema"
             columns = pa.ipc.read_record_batch(message, self._schema)
+        if flags & _FLAG_NUMBERS:
+            assert self._whole is not None, "numbers without a schema that has dictionaries"
+            columns = with_values(columns, self._values, self._whole)
         named: Named = bool(flags & _FLAG_NAMED)
         if flags & _FLAG_CLASS:
             assert self._record_class is not None, "objects before their class"
@@ -393,14 +438,3 @@ def _decoded_rows(head: memoryview, content: Any) -> RowBatch:
         return RowBatch(content[0], content[1])
     *values, stamps = content
     return RowBatch(rows_of_values(*values), stamps)
-
-
-def _has_dictionary(schema: pa.Schema) -> bool:
-    import pyarrow as pa
-
-    def inside(kind: pa.DataType) -> bool:
-        if pa.types.is_dictionary(kind):
-            return True
-        return any(inside(kind.field(i).type) for i in range(kind.num_fields))
-
-    return any(inside(kind) for kind in schema.types)

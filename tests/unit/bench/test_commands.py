@@ -32,6 +32,7 @@ SMALL = {
     "state_memory": "--keys 40000 --one",
     "state_spill": "--keys 40000 --updates 20000 --only columns --one",
     "text_columns": "--records 2000",
+    "text_keys": "--keys 50 --rounds 1 --batches 1",
     "text_sinks": "--records 50 --runs 1",
     "window_checkpoint": "--keys 20000 --rounds 1",
     "window_spill": "--keys 40000 --records 40000 --only files --one",

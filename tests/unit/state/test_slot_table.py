@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import pickle
+import random
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +84,33 @@ def test_keys_of_several_columns_keep_their_nulls_apart(keys):
     assert [plain(key) for key in zip(*(c.to_pylist() for c in table.keys_of(np.arange(table.num_slots))))] == list(
         dict.fromkeys(map(plain, keys))
     )
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+def test_keys_in_dictionaries_get_the_slots_of_plain_ones_also_after_others_are_forgotten(kind):
+    """With one dictionary for several batches and with new ones; values twice or without a row; nulls."""
+    rng = random.Random(5)
+    plain, encoded, copied = SlotTable([kind]), SlotTable([kind]), None
+    values = pa.array([]).cast(kind)
+    for step in range(60):
+        if step % 3 == 0:
+            values = pa.array([f"ü{rng.randrange(40)}" for _ in range(rng.randrange(1, 30))]).cast(kind)
+        numbers = [rng.choice([None, *range(len(values))]) for _ in range(step % 5)]
+        numbers += [rng.randrange(len(values)) for _ in range(rng.randrange(6))]
+        column = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), values).slice(step % 2)
+        expected = plain.find([column.dictionary_decode()])
+        for found, own in zip(encoded.find([column]), expected, strict=True):
+            assert found.dtype == own.dtype
+            assert found.tolist() == own.tolist()
+        if step % 7 == 6:
+            kept = np.flatnonzero([rng.random() < 0.7 for _ in range(plain.num_slots)])
+            plain.compact(kept)
+            encoded.compact(kept)
+        if step == 40:
+            copied = copy_of(encoded)
+    assert encoded.keys_of(np.arange(encoded.num_slots)) == plain.keys_of(np.arange(plain.num_slots))
+    assert copied is not None
+    assert len(copied.find([column])[0]) == len(column)
 
 
 @pytest.mark.parametrize("kind", ["int", "text", "lanes"])

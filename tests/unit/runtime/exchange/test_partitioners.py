@@ -142,6 +142,7 @@ COLUMNS = [
     pa.array(["x", None] * 3),
     pa.array([f"w{i}" for i in range(200)], pa.large_string()),
     pa.array([b"\x00\xff", b"", None] * 50),
+    pa.array([bytes(range(at, at * 7 % 256, 3)) or b"\xff" * (at % 41) for at in range(250)]),  # each length
     pa.array([f"w{i}" for i in range(200)])[17:150],
     pa.array(["p", "q", None] * 50).dictionary_encode(),
     pa.array([0, 1, -1, None, 2**31, -(2**31), 2**63 - 1, -(2**63)] * 10),
