@@ -70,7 +70,8 @@ _WAIT_MIN_MS: Final = 20
 _WAIT_FACTOR: Final = 3
 #: So long rows are taken up when it is time to, before it is the turn of others.
 _TURN_MS: Final = 5
-_OVER: Final = object()
+#: A partition that is taken up, in batches of results that are emitted: steps are of about the same time.
+_PART_STEPS: Final = 8
 
 
 @final
@@ -188,7 +189,7 @@ class _ColumnAggregateOperator(Operator):
         self._part_bytes_max = int(self._watch.limit_bytes * _HELD_SHARE)
         self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
         #: takes up rows that were held while others gather; steps of it, and the time that they took
-        self._run: Iterator[None] | None = None
+        self._run: Iterator[int] | None = None
         #: what it takes up, how much of that it has, and what came of it
         self._taken: TakenRows | None = None
         self._num_taken_up = 0
@@ -239,11 +240,15 @@ class _ColumnAggregateOperator(Operator):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
             return
-        if self._state.give_back_expired():
+        self._give_back_expired()
+        if self._slots.is_being_cut or self._watch.must_spill(self._state.nbytes):
+            self._slots.spill(len(batch))
+            if self._slots.is_spilled:
+                self._state, self._chosen = self._slots.slots, None
+
+    def _give_back_expired(self, *, is_epoch_over: bool = False) -> None:
+        if not self._slots.is_being_cut and self._state.give_back_expired(is_epoch_over=is_epoch_over):
             self._chosen = None  # slots have got other numbers
-        if self._watch.must_spill(self._state.nbytes):
-            self._slots.spill()
-            self._state, self._chosen = self._slots.slots, None
 
     def _known_columns(self, columns: pa.RecordBatch, named: Named) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
@@ -475,15 +480,17 @@ class _ColumnAggregateOperator(Operator):
         taken = self._taken = self._held_rows.take()
         self._num_taken_up, self._results = 0, Results(taken)
         parts = taken.parts()
-        self._steps_done, self._steps_max = 0, len(parts) + taken.order.size // BATCH_ROWS_MAX + 1
+        num_loads = len(parts) + sum(self._slots.is_unmoved(number) for number, _, _ in parts)
+        self._steps_done, self._steps_max = 0, num_loads * _PART_STEPS + taken.num_rows // BATCH_ROWS_MAX + 1
         self._run_ms, self._run = 0, self._take_up(taken, parts)
 
     def _step(self) -> None:
         """Go on with taking up rows."""
         assert self._run is not None
         begin_ms = self.ctx.clock.monotonic_ms()
-        is_over = next(self._run, _OVER) is _OVER
-        self._steps_done += 1
+        num_steps = next(self._run, 0)
+        is_over = not num_steps
+        self._steps_done += num_steps
         self._run_ms += self.ctx.clock.monotonic_ms() - begin_ms
         if is_over:
             self._run = self._due_ms = self._taken = self._results = None
@@ -503,18 +510,22 @@ class _ColumnAggregateOperator(Operator):
                 self._begin_run()
             self._step()
 
-    def _take_up(self, taken: TakenRows, parts: list[tuple[int, int, int]]) -> Iterator[None]:
+    def _take_up(self, taken: TakenRows, parts: list[tuple[int, int, int]]) -> Iterator[int]:
+        """Take up rows partition by partition, then emit; yield the number of steps that it was after each bit."""
         results, out = self._results, self.out
         assert results is not None
         for at, (number, begin, end) in enumerate(parts):
             for later, _, _ in parts[at + 1 : at + 2]:
                 self._slots.expect(later)
+            if self._slots.is_unmoved(number):
+                self._slots.load(number)
+                yield _PART_STEPS
             self._state, self._chosen = self._slots.load(number), None
             self._state.give_back_expired()
-            stamps = None if taken.stamps is None else taken.stamps[begin:end]
+            columns, stamps, _ = taken.of_partition(number)
             self.out = results
             try:
-                done = self._process_columns(taken.columns.slice(begin, end - begin), stamps)
+                done = self._process_columns(columns, stamps)
             finally:
                 self.out = out
             if done < end - begin:
@@ -525,8 +536,9 @@ class _ColumnAggregateOperator(Operator):
             self._slots.put_back(number, self._part_bytes_max)
             self._state, self._chosen = self._slots.slots, None
             self._num_taken_up = end
-            yield
-        yield from results.emit_in_order(out)
+            yield _PART_STEPS
+        for _ in results.emit_in_order(out):
+            yield 1
 
     def _go_on_on_rows(self, taken: TakenRows, done: int) -> None:
         """The next row is not for columns: all that are left, of any partition, are for rows, in their order."""
@@ -563,8 +575,7 @@ class _ColumnAggregateOperator(Operator):
 
     def prepare_snapshot(self, checkpoint_id: int) -> None:
         # What waits is part of the snapshot (``held_part``): the task does not stand still for it.
-        if self._state.give_back_expired(is_epoch_over=True):
-            self._chosen = None
+        self._give_back_expired(is_epoch_over=True)
 
     def _all_waiting(self) -> tuple[Layout, Iterator[Waiting]] | None:
         return None if self._layout is None else (self._layout, self._waiting(self._layout))
@@ -575,7 +586,7 @@ class _ColumnAggregateOperator(Operator):
             made = self._results.unemitted()
             if made is not None:
                 yield Waiting(made, is_result=True)
-            if self._num_taken_up < self._taken.order.size:
+            if self._num_taken_up < self._taken.num_rows:
                 yield Waiting(
                     replace(self._taken.as_they_came(self._num_taken_up), named=layout.named), is_result=False
                 )
@@ -583,7 +594,7 @@ class _ColumnAggregateOperator(Operator):
             yield Waiting(replace(batch, named=layout.named), is_result=False)
 
     def _num_waiting(self) -> int:
-        num_taken = 0 if self._taken is None else self._taken.order.size
+        num_taken = 0 if self._taken is None else self._taken.num_rows
         return self._held_rows.num_rows + num_taken
 
     def _take_restored(self) -> None:

@@ -101,13 +101,14 @@ class _Waiting:
     def rows_of(self, number: int) -> _Rows | None:
         if number not in self.parts:
             return None
-        taken, (begin, end) = self.taken, self.parts[number]
+        taken = self.taken
         assert taken is not None
-        assert taken.stamps is not None
+        columns, stamps, numbers = taken.of_partition(number)
+        assert stamps is not None
         rows_before = np.array([place for place, _ in taken.watermarks], np.int64)
         times_ms = np.array([self.after_ms, *(time_ms for _, time_ms in taken.watermarks)], np.int64)
-        which = np.searchsorted(rows_before, taken.order[begin:end], side="right")
-        return _Rows(taken.columns.slice(begin, end - begin), taken.stamps[begin:end], times_ms[which])
+        which = np.searchsorted(rows_before, numbers, side="right")
+        return _Rows(columns, stamps, times_ms[which])
 
 
 @final
@@ -393,7 +394,7 @@ class SpillingSessions:
     # --- LazyPart
 
     def num_entries(self) -> int:
-        taken = 0 if self._pass is None or self._pass.taken is None else self._pass.taken.order.size
+        taken = 0 if self._pass is None or self._pass.taken is None else self._pass.taken.num_rows
         own = sum(part.num_sessions for part in self._partitions)
         return self.state.num_entries() + own + self._held.num_rows + taken
 

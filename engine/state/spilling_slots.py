@@ -2,8 +2,9 @@
 
 It begins as one ``SlotState``. When told to it is cut by hash into partitions, each a ``SlotState`` of its own: of
 some the arrays stay in memory, of the others they lie in files, index included, so that one comes back as fast as it
-can be read. Nothing in it is slower for keys on disk than for a sequential read and write of their partition, so the
-operator takes up many rows of a partition at once (``operators/held_rows``).
+can be read. Nothing stands still for the cut: a list of slots is made piece by piece while the state goes on, and
+slots move when their partition is loaded for the first time. Nothing is slower for keys on disk than for a sequential
+read and write of their partition, so the operator takes up many rows of a partition at once (``operators/held_rows``).
 
 The files go with the process, and a forked child reads them as they were at the fork (``array_files``).
 """
@@ -11,7 +12,7 @@ The files go with the process, and a forked child reads them as they were at the
 from __future__ import annotations
 
 import resource
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
@@ -35,8 +36,10 @@ __all__ = ["NUM_PARTITIONS", "SpillingSlots", "allow_open_files"]
 NUM_PARTITIONS: Final = 128
 #: Enough for a slot with hundreds of such operators.
 _OPEN_FILES: Final = 1 << 16
-#: Slots whose partition is found out at once.
-_ROWS_MAX: Final = 1 << 18
+#: Slots whose partition is found out at once: their numbers within such a piece have 16 bits.
+_PIECE_SLOTS: Final = 1 << 16
+#: Slots that are cut for each row that comes in: while there is a cut the state grows by an eighth at most.
+_CUT_PER_ROW: Final = 8
 
 
 @final
@@ -64,6 +67,8 @@ class SpillingSlots:
         self._partitions: list[_Partition] = []
         #: of partitions in memory, without the one that is being changed
         self._resident_bytes = 0
+        #: what becomes the partitions, piece by piece, while ``slots`` goes on
+        self._cutting: _CutSlots | None = None
         #: partitions of which nothing was ever loaded, and the memory that all of them together still need
         self._num_unmoved = self._unmoved_bytes = 0
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
@@ -91,18 +96,34 @@ class SpillingSlots:
         """Return the number of each row's partition, uint16."""
         return self._cut.of_rows(keys)
 
-    def spill(self) -> None:
-        """Cut what is in memory into partitions. Their slots are moved when each is loaded for the first time; what is
-        done now takes some 25 ns a key. Increments have nothing to build on afterwards."""
-        allow_open_files()
+    @property
+    def is_being_cut(self) -> bool:
+        """Whether ``spill`` has begun and is not over: slots must keep their numbers."""
+        return self._cutting is not None
+
+    def spill(self, num_rows: int | None = None) -> None:
+        """Cut what is in memory into partitions, or go on with it by what is due with so many rows; None = all of it.
+        It takes some 25 ns a key. Slots are moved when their partition is loaded for the first time. Increments have
+        nothing to build on afterwards."""
         source = self.slots
+        if self._cutting is None:
+            allow_open_files()
+            self._cutting = _CutSlots(source)
+        cut = self._cutting
+        end = source.num_slots if num_rows is None else cut.num_slots + max(1, num_rows * _CUT_PER_ROW)
+        while cut.num_slots < min(end, source.num_slots):
+            cut.add_piece(self.partitions_of)
+        if cut.num_slots < source.num_slots:
+            return
+        self._cutting = None
         self.slots = self._empty()
         self.slots.others, source.others = source.others, []
         self._partitions = [_Partition() for _ in range(NUM_PARTITIONS)]
-        for number, slots in self._slots_by_partition(source):
-            self._partitions[number].unmoved = source, slots
-            self._num_unmoved += 1
-        self._unmoved_bytes = source.nbytes
+        for number, part in enumerate(self._partitions):
+            if cut.num_slots_of(number):
+                part.unmoved = cut, number
+                self._num_unmoved += 1
+        self._unmoved_bytes = source.nbytes + cut.nbytes
 
     def _empty(self) -> SlotState:
         assert self.slots.table is not None
@@ -114,22 +135,9 @@ class SpillingSlots:
         made.note = self.slots.note
         return made
 
-    def _slots_by_partition(self, source: SlotState) -> Iterator[tuple[int, Array]]:
-        """Yield the partitions that have any, with their slots, rising."""
-        from engine.state.hash_kernels import order_by_channel
-
-        assert source.table is not None
-        numbers = np.empty(source.num_slots, np.uint16)
-        for start in range(0, numbers.size, _ROWS_MAX):
-            part = np.arange(start, min(numbers.size, start + _ROWS_MAX))
-            numbers[part] = self.partitions_of(source.table.keys_of(part))
-        ends, order = np.zeros(NUM_PARTITIONS, np.int64), np.empty(numbers.size, np.int32)
-        order_by_channel(numbers, ends, order)
-        begin = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > begin:
-                yield number, order[begin:end]
-            begin = end
+    def is_unmoved(self, number: int) -> bool:
+        """Whether loading the partition moves its slots, which takes longer than to read it from a file."""
+        return self._partitions[number].unmoved is not None
 
     def load(self, number: int) -> SlotState:
         """Return a partition to be changed; ``put_back`` follows."""
@@ -180,7 +188,8 @@ class SpillingSlots:
         if state is None:
             state = self._empty()
             if part.unmoved is not None:
-                _put(state, *part.unmoved)
+                cut, number = part.unmoved
+                _put(state, cut.source, cut.slots_of(number))
         state.expiry = self._expiry
         for epoch in part.missed:
             state.begin_epoch(epoch)
@@ -197,7 +206,7 @@ class SpillingSlots:
         """Give the files back."""
         for part in self._partitions:
             part.unmap()
-        self._partitions, self._resident_bytes = [], 0
+        self._partitions, self._resident_bytes, self._cutting = [], 0, None
         self._num_unmoved = self._unmoved_bytes = 0
 
     # --- KeyedPart, LazyPart
@@ -260,9 +269,13 @@ class SpillingSlots:
             restored = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
             restored.restore({group: chunk})
             if restored.has_types_of(self.slots):
-                for number, slots in self._slots_by_partition(restored):
-                    _put(self.load(number), restored, slots)
-                    self.put_back(number, self._bytes_max // 2)
+                cut = _CutSlots(restored)
+                while cut.num_slots < restored.num_slots:
+                    cut.add_piece(self.partitions_of)
+                for number in range(NUM_PARTITIONS):
+                    if cut.num_slots_of(number):
+                        _put(self.load(number), restored, cut.slots_of(number))
+                        self.put_back(number, self._bytes_max // 2)
             elif restored.num_slots:
                 self._others.append(restored)
 
@@ -326,10 +339,50 @@ def allow_open_files() -> None:
 def _put(target: SlotState, source: SlotState, slots: Array) -> None:
     """Put these slots into another state, where they take the place of what is there."""
     assert source.table is not None
-    slots = slots.astype(np.int64)
     placed, _ = target.find(source.table.keys_of(slots))
     for name, column in source.columns.items():
         target.columns[name].put(placed, column.get(slots))
+
+
+class _CutSlots:
+    """The slots of a state by partition, piece by piece; those of a later piece are higher."""
+
+    def __init__(self, source: SlotState) -> None:
+        self.source = source
+        #: how many have been cut
+        self.num_slots = 0
+        #: by piece: its first slot; what is to be added to it, those of a partition together, rising (uint16); where
+        #: these begin, with one more entry for the end
+        self._pieces: list[tuple[int, Array, Array]] = []
+        self._counts = np.zeros(NUM_PARTITIONS, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(order.nbytes + bounds.nbytes for _, order, bounds in self._pieces)
+
+    def add_piece(self, partitions_of: Callable[[Sequence[pa.Array]], Array]) -> None:
+        """Cut the next slots, one at least."""
+        from engine.state.hash_kernels import order_by_channel
+
+        table, begin = self.source.table, self.num_slots
+        assert table is not None
+        self.num_slots = min(self.source.num_slots, begin + _PIECE_SLOTS)
+        numbers = partitions_of(table.keys_of(np.arange(begin, self.num_slots)))
+        bounds, order = np.zeros(NUM_PARTITIONS + 1, np.int64), np.empty(numbers.size, np.int32)
+        order_by_channel(numbers, bounds[1:], order)
+        self._pieces.append((begin, order.astype(np.uint16), bounds))
+        self._counts += np.diff(bounds)
+
+    def num_slots_of(self, number: int) -> int:
+        return int(self._counts[number])
+
+    def slots_of(self, number: int) -> Array:
+        """Return the slots of a partition, rising, int64."""
+        parts = [
+            order[bounds[number] : bounds[number + 1]].astype(np.int64) + begin for begin, order, bounds in self._pieces
+        ]
+        slots: Array = np.concatenate(parts)
+        return slots
 
 
 class _Partition:
@@ -339,8 +392,8 @@ class _Partition:
         self.state: SlotState | None = None
         #: of the state, when it was last put back
         self.held_bytes = 0
-        #: its slots in a state of all partitions
-        self.unmoved: tuple[SlotState, Array] | None = None
+        #: its slots are in a state of all partitions; its number among these
+        self.unmoved: tuple[_CutSlots, int] | None = None
         #: of one that is not in memory: epochs that have begun since it went there, oldest first
         self.missed: list[int] = []
         self._file: ArrayFile | None = None
@@ -351,7 +404,10 @@ class _Partition:
     def num_slots(self) -> int:
         if self.state is not None:
             return self.state.num_slots
-        return self._num_slots if self.unmoved is None else self.unmoved[1].size
+        if self.unmoved is None:
+            return self._num_slots
+        cut, number = self.unmoved
+        return cut.num_slots_of(number)
 
     def write(self, folder: str) -> None:
         """Put the arrays into a new file and forget them."""

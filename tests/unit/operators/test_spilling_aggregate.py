@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from engine.core.clock import ManualClock
 from engine.core.records import ColumnBatch
-from engine.operators import memory_watch
+from engine.operators import held_rows, memory_watch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.held_part import HELD_PART
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.state import spilling_slots
+from engine.state.key_groups import key_group_of
 from engine.state.parts import DeltaPart
 from engine.state.slot_state import SlotState
 from engine.state.spilling_slots import SpillingSlots
@@ -35,14 +36,19 @@ SUM = ColumnAggregateSpec(FieldKey(0), "sum", 1)
 
 @pytest.fixture
 def few_partitions(monkeypatch):
-    """So that there are many keys in each, and tests are quick."""
+    """So that there are many keys in each, and tests are quick; little state is cut in many pieces, too, and few rows
+    wait in many blocks."""
     monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 6)
+    monkeypatch.setattr(spilling_slots, "_PIECE_SLOTS", 16)
+    monkeypatch.setattr(held_rows, "_BLOCK_ROWS", 5)
 
 
 @pytest.mark.parametrize("config", [FULL, INCREMENTAL], ids=["full", "incremental"])
 @pytest.mark.parametrize(("kind", "final"), [("sum", False), ("sum", True), ("min", False), ("max_by", False)])
-@pytest.mark.parametrize("key", [FieldKey(0), ComposedKey((0,))])
-def test_after_any_script_results_are_those_of_rows(key, kind, final, config, monkeypatch):
+@pytest.mark.parametrize(("key", "cut_per_row"), [(FieldKey(0), 8), (ComposedKey((0,)), 0)])
+def test_after_any_script_results_are_those_of_rows(key, cut_per_row, kind, final, config, monkeypatch):
+    monkeypatch.setattr(spilling_slots, "_PIECE_SLOTS", 2)
+    monkeypatch.setattr(spilling_slots, "_CUT_PER_ROW", cut_per_row)
     monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 800)
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
 
@@ -159,6 +165,58 @@ def test_an_increment_of_state_on_disk_has_what_changed_and_a_child_reads_it_as_
         restored.process_batch(batch_of([*range(10)], [0] * 10))
         restored.head.process_idle(False)
         assert [value for _, value, _ in restored.output.rows] == [11] * 5 + [1] * 5
+
+
+def test_state_is_cut_between_batches_and_barriers_meanwhile_are_exact(monkeypatch):
+    """None of the batches looks at more slots than it has to; counts work, as times are no claim on a busy machine."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 200_000)
+    monkeypatch.setattr(spilling_slots, "_PIECE_SLOTS", 128)
+    monkeypatch.setattr(spilling_slots, "_CUT_PER_ROW", 2)
+    cut: list[int] = []
+    add_piece = spilling_slots._CutSlots.add_piece
+
+    def counted(self, partitions_of):
+        before = self.num_slots
+        add_piece(self, partitions_of)
+        cut.append(self.num_slots - before)
+
+    monkeypatch.setattr(spilling_slots._CutSlots, "add_piece", counted)
+    rng = np.random.default_rng(7)
+    sums: dict[int, int] = {}
+    snapshots, expected, taken_while = [], [], []
+    with OperatorHarness(SUM, memory_bytes=1, clock=ManualClock()) as harness:
+        slots, number = harness.head._slots, 0
+        while not slots.is_spilled or len(snapshots) < 40:
+            is_early = not slots.is_being_cut and not slots.is_spilled
+            size = 1000 if is_early else 100
+            keys = np.arange(number * 1000, number * 1000 + size) if is_early else rng.integers(0, 6000, size)
+            before = len(cut)
+            harness.process_batch(batch_of(keys.tolist(), [1] * size))
+            assert sum(cut[before:]) <= 2 * size + 128
+            for key in keys.tolist():
+                sums[key] = sums.get(key, 0) + 1
+            number += 1
+            if not is_early:
+                since = snapshots[-1] if snapshots else None
+                snapshots.append(harness.snapshot(number, since=since))
+                expected.append(dict(sums))
+                taken_while.append(slots.is_being_cut)
+        assert sum(taken_while) > 5
+        assert [snapshot.num_deltas for snapshot in snapshots[:5]] == [0, 1, 1, 1, 1]  # of the slots
+    for at in (0, 3, sum(taken_while), len(snapshots) - 1):
+        for parallelism, memory_bytes in ((1, 1), (3, 64 << 20)):
+            found = {}
+            for index in range(parallelism):
+                restored = [snapshots[at]]
+                with OperatorHarness(
+                    SUM, restored=restored, subtask_index=index, parallelism=parallelism, memory_bytes=memory_bytes
+                ) as again:
+                    again.process_batch(batch_of([], []))
+                    own = [key for key in expected[at] if key_group_of(key, 128) in groups(again)]
+                    again.process_batch(batch_of(own, [0] * len(own)))
+                    again.end()
+                    found |= {key: value for key, value, _ in again.output.rows}
+            assert found == expected[at]
 
 
 def test_memory_and_files_stay_bounded(monkeypatch):

@@ -19,7 +19,7 @@ from engine.core.clock import ManualClock
 from engine.core.errors import UserCodeError
 from engine.core.records import ColumnBatch
 from engine.datastream.aggregates import count, count_distinct, first, last, max_, sum_
-from engine.operators import memory_watch, spilling_sessions
+from engine.operators import held_rows, memory_watch, spilling_sessions
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_session import column_session
 from engine.operators.keys import ComposedKey, FieldKey
@@ -39,6 +39,7 @@ def little_memory(request, monkeypatch):
     """All is cut after the first batch. Then: a pass with each batch, all in files; records and the time wait for a
     barrier or the end; all partitions stay in memory; it comes back into memory again and again."""
     monkeypatch.setattr(spilling_sessions, "NUM_PARTITIONS", 4)
+    monkeypatch.setattr(held_rows, "_BLOCK_ROWS", 5)
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
     is_waiting = request.param == "waiting"
     monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 1 << 20 if is_waiting else 100)
