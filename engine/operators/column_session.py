@@ -417,15 +417,15 @@ class _ColumnSessionOperator(Operator):
         """Send what was to be sent when the checkpoint was made, before anything else."""
         if not state.unsent:
             return
-        unsent, state.unsent = state.unsent, type(state.unsent)()
-        for late in unsent.late:
+        unsent, state.unsent = list(state.unsent.values()), {}
+        for late in (late for own in unsent for late in own.late):
             assert late.timestamps_ms is not None
             self._named = late.named
             self.put_aside(state, late.columns, late.timestamps_ms)
         due = state.of_same_types()
-        for rows in unsent.due:
+        for rows in (rows for own in unsent for rows in own.due):
             due.put(rows)
-        if unsent.due:
+        if due.num_sessions:
             self.fire(due, due.in_order())
 
     def process_idle(self, idle: bool) -> None:
