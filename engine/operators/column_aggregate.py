@@ -62,9 +62,6 @@ if TYPE_CHECKING:
 __all__ = ["COLUMN_KINDS", "ColumnAggregateSpec", "ColumnReduceSpec"]
 
 COLUMN_KINDS: Final = ("sum", "min", "max", "min_by", "max_by")
-#: Of the share of memory: what rows that wait may have, who need three times as much while they are taken up, and
-#: partitions that stay in memory.
-_HELD_SHARE: Final = 1 / 8
 #: Rows wait for so long at least, and for so many times what the last ones took, unless there is no room for more.
 _WAIT_MIN_MS: Final = 20
 _WAIT_FACTOR: Final = 3
@@ -158,7 +155,7 @@ class _ColumnAggregateOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels as kernels
         from engine.state.slot_expiry import Expiry
-        from engine.state.spilling_slots import NUM_PARTITIONS, SpillingSlots
+        from engine.state.spilling_slots import HELD_SHARE, NUM_PARTITIONS, SpillingSlots
 
         super().open(ctx, out)
         self._watch = MemoryWatch(ctx)
@@ -186,7 +183,8 @@ class _ColumnAggregateOperator(Operator):
             bytes_max=self._watch.limit_bytes,
             expiry=Expiry(self._spec.ttl_ms, ctx.clock) if self._spec.ttl_ms else None,
         )
-        self._part_bytes_max = int(self._watch.limit_bytes * _HELD_SHARE)
+        #: what rows that wait may have, who need three times as much while they are taken up, and partitions that stay
+        self._part_bytes_max = int(self._watch.limit_bytes * HELD_SHARE)
         self._held_rows = HeldRows(self._part_bytes_max, NUM_PARTITIONS)
         #: takes up rows that were held while others gather; steps of it, and the time that they took
         self._run: Iterator[int] | None = None

@@ -42,8 +42,8 @@ from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.opened_functions import keeps_state
 from engine.operators.output_tag import OutputTag
+from engine.operators.passes import Passes
 from engine.operators.row_output import maker_of
-from engine.state.key_groups import key_group_range
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 if TYPE_CHECKING:
@@ -59,12 +59,6 @@ if TYPE_CHECKING:
 __all__ = ["ColumnIntervalJoinSpec", "IntervalState", "Stored", "column_interval_join"]
 
 _LEFT: Final = 0
-#: Records, and the time, wait beside files for so long at least, and for so many times what the last pass took, unless
-#: there is no room for more.
-_WAIT_MIN_MS: Final = 20
-_WAIT_FACTOR: Final = 3
-#: So long a pass goes on when it is time to, before it is the turn of others.
-_TURN_MS: Final = 5
 #: Fewer rows of a side, or keys, than this are never worth a compaction.
 _COMPACT_MIN: Final = 1 << 16
 
@@ -290,11 +284,6 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         self._make = maker_of(rows.output_type)
         #: what others have been told of the time
         self._told_ms = TIME_MIN_MS
-        #: when to begin with a pass, or to go on, and how long records are to wait
-        self._due_ms: int | None = None
-        self._wait_ms = _WAIT_MIN_MS
-        #: steps of the pass, and the time that they took
-        self._steps_max = self._pass_ms = 0
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import join_kernels
@@ -304,27 +293,16 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         super().open(ctx, out)
         self._kernels = join_kernels
         self._rows.open(ctx, out)
-        runtime = ctx.runtime_context
-        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._memory = MemoryWatch(ctx)
-        selectors = self._spec.rows.key_selectors
-        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
-        subtask = runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks()
-        state = SpillingIntervals(
-            max_parallelism,
-            key_group_range(*subtask, max_parallelism),
-            tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
-            self._bounds,
-            is_tuple=isinstance(selectors[0], ComposedKey),
-            folder=ctx.work_dir,
-            bytes_max=self._memory.limit_bytes,
-        )
+        state = SpillingIntervals(self._place(ctx, self._spec.rows.key_selectors), self._bounds)
         self._register(ctx, state)
         state.settle()
         self._unsent = UnsentPairs(state)
         ctx.state.add_keyed(PAIRS_PART, self._unsent)
+        self._passes = Passes(state, ctx.clock, self._emit_found, self._on_pass_over)
         if self._unsent:
-            self._due_ms = ctx.clock.now_ms()
+            self._passes.due_ms = ctx.clock.now_ms()
 
     def close(self) -> None:
         super().close()
@@ -426,7 +404,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
     def _process_time(self, watermark_ms: int) -> None:
         self._state.advance(watermark_ms)
         if watermark_ms == TIME_MAX_MS:
-            self._take_up_all()  # the end of all time: results come before the barrier of a last savepoint
+            self._passes.take_up_all()  # the end of all time: results come before the barrier of a last savepoint
 
     def _emit_time(self, watermark_ms: int) -> None:
         if not self._state.is_waiting:
@@ -436,40 +414,18 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
     # --- records in files
 
     def _hold(self, side: int, columns: pa.RecordBatch, times_ms: Array) -> None:
-        state = self._state
-        state.hold(side, columns, times_ms)
-        self._be_due()
-        # The pairs of those before are found while these gather, a bit with each batch: there is no pause.
-        while state.is_passing and self._steps_max - state.steps_left < state.filled * self._steps_max:
-            self._step()
-        if not state.is_passing and state.filled >= 1:
-            self._begin_pass()
+        self._state.hold(side, columns, times_ms)
+        self._passes.be_due()
+        self._passes.go_on()
 
-    def _be_due(self) -> None:
-        """See to it that nothing waits for long."""
-        if self._due_ms is None and self._state.is_waiting:
-            self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
-
-    def _begin_pass(self) -> None:
-        begin_ms = self.ctx.clock.monotonic_ms()
-        self._steps_max = self._state.begin_pass()
-        self._pass_ms = self.ctx.clock.monotonic_ms() - begin_ms
-
-    def _step(self) -> None:
-        """Go on with the pass."""
-        begin_ms = self.ctx.clock.monotonic_ms()
-        until_ms = self._state.step(self._emit_found)
-        self._pass_ms += self.ctx.clock.monotonic_ms() - begin_ms
-        if until_ms is None:
-            return
-        self._due_ms = None
-        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._pass_ms)
+    def _on_pass_over(self, until_ms: int) -> None:
         if self._told_ms < until_ms:
             self._told_ms = until_ms
             self.out.emit_watermark(until_ms)
-        if not self._state.is_waiting and self._state.has_little():
+        if self._state.is_waiting:
+            self._passes.be_due()
+        elif self._state.has_little():
             self._state.gather()
-        self._be_due()
 
     def _emit_found(self, found: FoundPairs) -> None:
         from engine.operators.join_segments import portions
@@ -479,13 +435,6 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
             times = found.times_ms[0][rows], found.times_ms[1][rows]
             self._emit(Pairs(left, right, times[0].clip(min=times[1]), rows.size), times)
 
-    def _take_up_all(self) -> None:
-        """Find the pairs of all that waits."""
-        while self._state.is_waiting:
-            if not self._state.is_passing:
-                self._begin_pass()
-            self._step()
-
     def _send_unsent(self) -> None:
         """Send what was to be sent when the checkpoint was made, before anything else."""
         if self._unsent:
@@ -494,34 +443,28 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
 
     def process_idle(self, idle: bool) -> None:
         self._send_unsent()
-        self._take_up_all()
+        self._passes.take_up_all()
         super().process_idle(idle)
 
     def end_superstep(self, superstep: int) -> None:
-        self._take_up_all()
+        self._passes.take_up_all()
         super().end_superstep(superstep)
 
     def prepare_snapshot(self, checkpoint_id: int) -> None:
         self._send_unsent()  # what waits is part of the snapshot: the task does not stand still for it
 
     def next_timer_ms(self) -> int | None:
-        return self._due_ms
+        return self._passes.due_ms
 
     def on_timer(self, now_ms: int) -> None:
-        self._due_ms = None
+        self._passes.due_ms = None
         self._send_unsent()
-        if not self._state.is_passing and self._state.is_waiting:
-            self._begin_pass()
-        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
-        while self._state.is_passing and self.ctx.clock.monotonic_ms() <= end_ms:
-            self._step()
-        if self._state.is_passing:
-            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
+        self._passes.take_turn()
 
     # --- the way to rows, and the end
 
     def _hand_over(self) -> None:
-        self._take_up_all()
+        self._passes.take_up_all()
         state = self._state
         if not self._is_on_rows:
             self._rows.timers.current_watermark = state.watermark_ms
@@ -534,5 +477,5 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
 
     def finish(self) -> None:
         self._send_unsent()
-        self._take_up_all()
+        self._passes.take_up_all()
         super().finish()

@@ -5,6 +5,7 @@ they no longer can. How records are kept and matched: ``column_interval_join``, 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -14,9 +15,11 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec
 from engine.operators.column_fields import is_named, named_schema
 from engine.operators.compile.translate import Shape
 from engine.operators.handed_over import why_handed_over
-from engine.operators.join_state import JOIN_PART
+from engine.operators.join_state import JOIN_PART, JoinPlace
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
+from engine.operators.keys import ComposedKey
 from engine.operators.memory_watch import MemoryWatch
+from engine.state.key_groups import key_group_range
 from engine.state.parts import KeyedPart
 
 if TYPE_CHECKING:
@@ -76,6 +79,21 @@ class ColumnJoinOperator(Operator):
         self._rows = rows
         #: the row operator has taken over
         self._is_on_rows = False
+
+    @staticmethod
+    def _place(ctx: OperatorContext, selectors: Sequence[Any]) -> JoinPlace:
+        """``selectors``: of the key, by side, both of one kind."""
+        runtime = ctx.runtime_context
+        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
+        subtask = runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks()
+        return JoinPlace(
+            max_parallelism,
+            key_group_range(*subtask, max_parallelism),
+            tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
+            is_tuple=isinstance(selectors[0], ComposedKey),
+            folder=ctx.work_dir,
+            bytes_max=MemoryWatch(ctx).limit_bytes,
+        )
 
     def _register(self, ctx: OperatorContext, state: JoinState, *, has_disk: bool = False) -> None:
         """The end of ``open``, when the row operator is open. ``has_disk``: with the backend ``rocksdb`` rows take over

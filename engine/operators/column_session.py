@@ -27,6 +27,7 @@ from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
+from engine.operators.passes import Passes
 from engine.operators.record_choice import RecordChoice
 from engine.operators.users_folds import folds_of, num_nested, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
@@ -53,12 +54,6 @@ __all__ = ["ColumnSessionSpec", "column_session", "sessions_on_rows"]
 
 #: Times, gaps and lateness beyond are left to rows: sums of them stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
-#: Records and the time wait for so long at least, and for so many times what the last pass took, unless there is no
-#: room for more.
-_WAIT_MIN_MS: Final = 20
-_WAIT_FACTOR: Final = 3
-#: So long a pass goes on when it is time to, before it is the turn of others.
-_TURN_MS: Final = 5
 _NO_TYPES: Final = "the types of its records are not declared"
 
 
@@ -174,11 +169,6 @@ class _ColumnSessionOperator(Operator):
         #: the time now, and what of it others have been told
         self._watermark_ms = self._told_ms = TIME_MIN_MS
         self._named: Named = False  #: records of the current batch are Rows, or objects of a class
-        #: when to begin with a pass, or to go on, and how long things are to wait
-        self._due_ms: int | None = None
-        self._wait_ms = _WAIT_MIN_MS
-        #: steps of the pass, and the time that they took
-        self._steps_max = self._pass_ms = 0
         #: of a user's fold, by the types of the records that came last; None = they cannot be folded here
         self._folds: WindowFolds | None = None
         self._folded_schema: pa.Schema | None = None
@@ -220,8 +210,9 @@ class _ColumnSessionOperator(Operator):
         )
         ctx.state.add_keyed(SESSIONS_PART, self._sessions)
         self._state = self._sessions.state
+        self._passes = Passes(self._sessions, ctx.clock, self, self._on_pass_over)
         if self._state.unsent:
-            self._due_ms = ctx.clock.now_ms()
+            self._passes.due_ms = ctx.clock.now_ms()
         parts = ctx.state.keyed
         self._is_on_rows = any(parts[name].num_entries() > 0 for name in (KEYED_PART, TIMERS_PART))
 
@@ -273,11 +264,12 @@ class _ColumnSessionOperator(Operator):
             return False
         sessions = self._sessions
         if sessions.is_spilled and batch.named != self._named:
-            self._take_up_all()
+            self._passes.take_up_all()
         self._named = sessions.named = batch.named
         if sessions.is_spilled:
             if sessions.can_hold(aggregated):
-                self._hold(columns, aggregated, times_ms)
+                sessions.hold(columns, aggregated, times_ms)
+                self._passes.go_on()
                 return True
             return False
         if not self._state.begin_batch(aggregated):
@@ -400,98 +392,62 @@ class _ColumnSessionOperator(Operator):
             return
         self._sessions.advance(self._watermark_ms)
         if watermark_ms == TIME_MAX_MS:
-            self._take_up_all()  # the end of all time: results come before the barrier of a last savepoint
+            self._passes.take_up_all()  # the end of all time: results come before the barrier of a last savepoint
         self._tell_time()
 
     def _tell_time(self) -> None:
         """Let the time go on for others, or see to it that it will."""
         if self._sessions.is_spilled and (self._sessions.is_passing or self._sessions.is_due()):
-            if self._due_ms is None:
-                self._due_ms = self.ctx.clock.now_ms() + self._wait_ms
+            self._passes.be_due()
         elif self._told_ms < self._watermark_ms:
             self._told_ms = self._watermark_ms
             self.out.emit_watermark(self._watermark_ms)
 
     # --- sessions in files
 
-    def _hold(self, columns: pa.RecordBatch, aggregated: pa.RecordBatch, times_ms: Array) -> None:
-        sessions = self._sessions
-        sessions.hold(columns, aggregated, times_ms)
-        # The records before are taken up while these gather, a bit with each batch: there is no pause.
-        while sessions.is_passing and self._steps_max - sessions.steps_left < sessions.filled * self._steps_max:
-            self._step()
-        if not sessions.is_passing and sessions.filled >= 1:
-            self._begin_pass()
-
-    def _begin_pass(self) -> None:
-        self._steps_max, self._pass_ms = self._sessions.begin_pass(), 0
-
-    def _step(self) -> None:
-        """Go on with the pass."""
-        begin_ms = self.ctx.clock.monotonic_ms()
-        until_ms = self._sessions.step(self)
-        self._pass_ms += self.ctx.clock.monotonic_ms() - begin_ms
-        if until_ms is None:
-            return
-        self._due_ms = None
-        self._wait_ms = max(_WAIT_MIN_MS, _WAIT_FACTOR * self._pass_ms)
+    def _on_pass_over(self, until_ms: int) -> None:
         if self._told_ms < until_ms:
             self._told_ms = until_ms
             self.out.emit_watermark(until_ms)
         if self._sessions.has_little():
-            self._take_up_all()
+            self._passes.take_up_all()
             self._sessions.gather()
         self._tell_time()
-
-    def _take_up_all(self) -> None:
-        """Take up all that waits, and emit."""
-        while self._sessions.is_spilled and self._sessions.is_waiting:
-            if not self._sessions.is_passing:
-                self._begin_pass()
-            self._step()
 
     def _send_unsent(self, state: SessionState) -> None:
         """Send what was to be sent when the checkpoint was made, before anything else."""
         if not state.unsent:
             return
-        unsent, state.unsent = state.unsent, type(state.unsent)()
-        for late in unsent.late:
+        unsent, state.unsent = list(state.unsent.values()), {}
+        for late in (late for own in unsent for late in own.late):
             assert late.timestamps_ms is not None
             self._named = late.named
             self.put_aside(state, late.columns, late.timestamps_ms)
         due = state.of_same_types()
-        for rows in unsent.due:
+        for rows in (rows for own in unsent for rows in own.due):
             due.put(rows)
-        if unsent.due:
+        if due.num_sessions:
             self.fire(due, due.in_order())
 
     def process_idle(self, idle: bool) -> None:
         self._send_unsent(self._state)
-        self._take_up_all()
+        self._passes.take_up_all()
         self.out.emit_idle(idle)
 
     def end_superstep(self, superstep: int) -> None:
-        self._take_up_all()
+        self._passes.take_up_all()
         self.out.emit_superstep_end(superstep)
 
     def prepare_snapshot(self, checkpoint_id: int) -> None:
         self._send_unsent(self._state)  # what waits is part of the snapshot: the task does not stand still for it
 
     def next_timer_ms(self) -> int | None:
-        return self._due_ms
+        return self._passes.due_ms
 
     def on_timer(self, now_ms: int) -> None:
-        self._due_ms = None
+        self._passes.due_ms = None
         self._send_unsent(self._state)
-        if not self._sessions.is_spilled:
-            return
-        if not self._sessions.is_passing and self._sessions.is_waiting:
-            self._begin_pass()
-        end_ms = self.ctx.clock.monotonic_ms() + _TURN_MS
-        while self._sessions.is_passing and self.ctx.clock.monotonic_ms() <= end_ms:
-            self._step()
-        if self._sessions.is_passing:
-            self._due_ms = self.ctx.clock.now_ms() + _TURN_MS  # others have a turn
+        self._passes.take_turn()
 
     # --- the way to rows, and the end
 
@@ -501,7 +457,7 @@ class _ColumnSessionOperator(Operator):
 
         Not in ``open``, where nobody notes yet what changes since the checkpoint that was restored.
         """
-        self._take_up_all()
+        self._passes.take_up_all()
         if not self._is_on_rows:
             self._rows.timers.current_watermark = self._watermark_ms
         self._is_on_rows = True
@@ -517,7 +473,7 @@ class _ColumnSessionOperator(Operator):
 
     def finish(self) -> None:
         self._send_unsent(self._state)
-        self._take_up_all()
+        self._passes.take_up_all()
         if self._is_on_rows or self._state.others:
             self._hand_over()
         self._rows.finish()

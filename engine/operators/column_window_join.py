@@ -29,7 +29,6 @@ from engine.operators.row_output import maker_of
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_functions import JoinedFunction
 from engine.operators.window_slices import Slices, slices_of
-from engine.state.key_groups import key_group_range
 from engine.time.triggers import EventTimeTrigger
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow
 
@@ -106,21 +105,9 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         super().open(ctx, out)
         self._join_kernels = join_kernels
         self._rows.open(ctx, out)
-        runtime = ctx.runtime_context
-        self._late_dropped = runtime.get_metrics_group().counter(LATE_RECORDS_DROPPED)
+        self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._memory = MemoryWatch(ctx)
-        selectors = self._spec.rows.key_selectors
-        max_parallelism = runtime.get_max_number_of_parallel_subtasks()
-        subtask = runtime.get_index_of_this_subtask(), runtime.get_number_of_parallel_subtasks()
-        state = WindowJoinState(
-            max_parallelism,
-            key_group_range(*subtask, max_parallelism),
-            self._slices,
-            tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
-            is_tuple=isinstance(selectors[0], ComposedKey),
-            folder=ctx.work_dir,
-            bytes_max=self._memory.limit_bytes,
-        )
+        state = WindowJoinState(self._place(ctx, self._spec.rows.key_selectors), self._slices)
         self._register(ctx, state)
         for start in state.starts():
             for fired_ms in state.fired_of(start):

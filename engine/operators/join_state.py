@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.state.hash_partitions import HashPartitions
+
     Array = np.ndarray[Any, Any]
 
 __all__ = [
     "GONE",
     "JOIN_PART",
+    "JoinPlace",
     "LeftRecords",
     "RowStore",
     "SideRecords",
@@ -53,6 +56,32 @@ _ARRIVAL: Final = "$arrival"
 _WATERMARK: Final = b"watermark"
 #: Name of a field, and in the metadata of a batch that has it.
 _PARTNERS: Final = "$partners"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JoinPlace:
+    """Which keys a join that may lie in files has, and where. ``fields``: of the key, by side; ``is_tuple``: it is a
+    tuple even of a single one; ``folder``: on a local disk; ``bytes_max``: the share of memory."""
+
+    max_parallelism: int
+    key_groups: range
+    fields: tuple[tuple[int | str, ...], ...]
+    is_tuple: bool
+    folder: str
+    bytes_max: int
+
+    def partitions(self, number: int) -> HashPartitions:
+        from engine.state.hash_partitions import HashPartitions
+
+        return HashPartitions(number, self.max_parallelism, self.key_groups, is_tuple=self.is_tuple)
+
+    def groups_of(self, keys: Sequence[pa.Array]) -> Array:
+        """Return the key group of each row's key, int64."""
+        from engine.state.column_hash import groups_of_rows
+
+        groups: Array = groups_of_rows(list(keys), self.max_parallelism, is_tuple=self.is_tuple).astype("int64")
+        return groups
 
 
 @final

@@ -98,7 +98,9 @@ class LeftSessions(LeftChunks):
         due: list[tuple[Any, int, int, Any]] = []
         late: list[ColumnBatch] = []
         for chunk in self.chunks():
-            for layer in layers_of(chunk):
+            layers = list(layers_of(chunk))
+            first = max((number for number, layer in enumerate(layers) if layer.is_increment), default=0)
+            for layer in layers[first:]:
                 late += map(own_records, layer.unsent.late)
                 accumulators_of = _accumulators_of(layer.schema, self._operator_name)
                 for batch in layer.unsent.due:

@@ -2,7 +2,7 @@
 
 Keys are marked, not sessions: those of a key become one, and their numbers are given again. An increment has all
 sessions of each key that changed, and takes the place of what lower layers have of it; keys that have none any more are
-a stream of their own behind them (``session_unsent``). Only of sessions in memory: those in files are written whole.
+a stream of their own behind them (``session_unsent``). Marks of a partition that lies in a file lie there with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.operators.session_unsent import metadata_of
-from engine.state.block_marks import grown_marks, marked_slots, moved_marks, num_united, united_marks
+from engine.state.block_marks import grown_marks, marked_slots, moved_marks, num_marked, num_united, united_marks
 from engine.state.changes import CHANGED_MIN, EpochLog
 from engine.state.column_chunks import GONE_KEYS, INCREMENT, by_group, empty_chunk, streams
 from engine.state.column_hash import groups_of_rows
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["SessionChanges"]
+__all__ = ["Changed", "SessionChanges", "increment_of"]
 
 #: Each key has a mark of its own, as those of windows have (``window_changes``).
 _MARK_SHIFT: Final = 0
@@ -56,19 +56,28 @@ class _Notes:
         self.marks = (united_marks(self.marks),) if self.marks else ()
 
 
+def _nbytes_of(notes: _Notes) -> int:
+    return notes.nbytes
+
+
+def increment_of(state: SessionState) -> dict[str | bytes, str | bytes]:
+    """Return what a chunk of an increment says of itself."""
+    return {**state.metadata(), INCREMENT: "1"}
+
+
 @final
 class SessionChanges:
     """Notes nothing before the first barrier, since no increment builds on less."""
 
     def __init__(self) -> None:
-        self._log: EpochLog[_Notes] = EpochLog(_Notes, _Notes.add, lambda notes: notes.nbytes)
+        self._log: EpochLog[_Notes] = EpochLog(_Notes, _Notes.add, _nbytes_of)
         self._now: _Notes | None = None
 
     # --- what happens
 
     def mark(self, slots: Array, num_slots: int) -> None:
         """Sessions of these keys, int32, change."""
-        if self._now is not None:
+        if self._now is not None and slots.size:
             have = united_marks(self._now.marks) if self._now.marks else np.zeros(0, np.uint8)
             marks = grown_marks(have, num_slots, _MARK_SHIFT)
             self._now.marks = (marks,)
@@ -109,6 +118,12 @@ class SessionChanges:
         for notes in self._log.notes():
             notes.unite()
 
+    def counts(self) -> dict[int, int]:
+        """Return how many keys are marked in each epoch, by the barrier that began it, oldest first."""
+        return {
+            begun_by: sum(num_marked(own, _MARK_SHIFT) for own in notes.marks) for begun_by, notes in self._log.items()
+        }
+
     # --- increments
 
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
@@ -118,14 +133,10 @@ class SessionChanges:
         changed = num_united(notes.marks, _MARK_SHIFT, at_most)
         return changed if changed <= at_most else None
 
-    def delta(
-        self, state: SessionState, key_groups: Iterable[int], since_checkpoint_id: int
-    ) -> dict[int, bytes] | None:
-        """Return the chunks of an increment; None = a full snapshot is needed."""
+    def delta(self, state: SessionState, since_checkpoint_id: int) -> Changed | None:
+        """Return what an increment has; None = a full snapshot is needed."""
         notes = self._log.since(since_checkpoint_id)
-        if notes is None:
-            return None
-        return _Changed(state, notes).chunks(list(key_groups)) if state.is_defined else {}
+        return None if notes is None else Changed(state, notes)
 
     def note(
         self, state: SessionState, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int
@@ -136,47 +147,53 @@ class SessionChanges:
         notes = self._log.since(since_checkpoint_id)
         if notes is None or not state.is_defined or num_united(notes.marks, _MARK_SHIFT, rows_max) > rows_max:
             return None
-        changed = _Changed(state, notes, rows_max)
+        changed = Changed(state, notes, rows_max)
         if changed.num_rows > rows_max:
             return None
         key_groups = list(key_groups)
         return NotedDelta(changed.num_rows // _ROWS_PER_ENTRY, lambda: changed.chunks(key_groups))
 
 
-class _Changed:
+@final
+class Changed:
     """What an increment has, copied; nothing is, and ``num_rows`` is larger, where it would be more than
     ``rows_max``."""
 
     def __init__(self, state: SessionState, notes: _Notes, rows_max: int | None = None) -> None:
         self._cut = state.cut_of_keys()
-        self._rows: pa.RecordBatch | None = None
-        self._gone: pa.RecordBatch | None = None
+        self._rows: list[pa.RecordBatch] = []
+        self._gone: list[pa.RecordBatch] = []
         self.num_rows = 0
+        self._metadata = increment_of(state)
         slots = marked_slots(united_marks(notes.marks), state.num_keys, _MARK_SHIFT)
         own, gone = state.sessions_of_keys(slots)
         self.num_rows = own.sessions.size + gone.size + state.num_distinct(own.sessions)
         if rows_max is not None and self.num_rows > rows_max:
             return
         if own.sessions.size:
-            self._rows = state.rows_of(own)
+            self._rows.append(state.rows_of(own))
         if gone.size:
             keys = state.keys_of_slots(gone)
-            self._gone = pa.RecordBatch.from_arrays(keys, names=[f"k{index}" for index in range(len(keys))])
-        self._metadata = {**state.metadata(), INCREMENT: "1"}
+            self._gone.append(pa.RecordBatch.from_arrays(keys, names=[f"k{index}" for index in range(len(keys))]))
+
+    def add(self, other: Changed) -> None:
+        """``other``: of other keys."""
+        self._rows += other._rows
+        self._gone += other._gone
+        self.num_rows += other.num_rows
 
     def chunks(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         """Depends on nothing but what was copied."""
-        chunks: dict[int, bytes] = {}
-        if self._rows is not None:
-            chunks |= streams(self._pieces(self._rows, 2, key_groups), self._metadata)
-        if self._gone is not None:
-            for group, keys in streams(self._pieces(self._gone, 0, key_groups), metadata_of(GONE_KEYS)).items():
-                chunks[group] = chunks.get(group, empty_chunk(self._metadata)) + keys
+        wanted = set(key_groups)
+        chunks = streams(self._pieces(self._rows, 2, wanted), self._metadata)
+        for group, keys in streams(self._pieces(self._gone, 0, wanted), metadata_of(GONE_KEYS)).items():
+            chunks[group] = chunks.get(group, empty_chunk(self._metadata)) + keys
         return chunks
 
     def _pieces(
-        self, rows: pa.RecordBatch, first_key: int, key_groups: Iterable[int]
+        self, batches: list[pa.RecordBatch], first_key: int, wanted: set[int]
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         num_keys, max_parallelism, is_tuple = self._cut
-        keys = rows.columns[first_key : first_key + num_keys]
-        return by_group(rows, groups_of_rows(keys, max_parallelism, is_tuple=is_tuple), set(key_groups))
+        for rows in batches:
+            keys = rows.columns[first_key : first_key + num_keys]
+            yield from by_group(rows, groups_of_rows(keys, max_parallelism, is_tuple=is_tuple), wanted)

@@ -123,8 +123,8 @@ class SessionState:
         self._compact_at = _COMPACT_MIN
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: dict[int, bytes] = {}
-        #: what was to be sent when the checkpoint was made that has been restored
-        self.unsent = Unsent()
+        #: by key group, what was to be sent when the checkpoint was made that has been restored
+        self.unsent: dict[int, Unsent] = {}
 
     def define(self, schema: pa.Schema, keys: Sequence[int]) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
@@ -553,7 +553,7 @@ class SessionState:
         return 0 if self._keys is None else self._keys.num_slots - self._free.size
 
     def num_entries(self) -> int:
-        return self.num_sessions + len(self.others) + self.unsent.num_entries()
+        return self.num_sessions + len(self.others) + sum(own.num_entries() for own in self.unsent.values())
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         wanted = set(key_groups)
@@ -616,7 +616,10 @@ class SessionState:
                     self.forget_keys(keys)
                 for batch in layer.sessions:
                     self.put(batch)
-                self.unsent.add(layer.unsent)
+                if layer.is_increment:
+                    self.unsent.pop(group, None)
+                if layer.unsent:
+                    self.unsent.setdefault(group, Unsent()).add(layer.unsent)
 
     def forget_keys(self, columns: list[pa.Array]) -> None:
         """Forget all sessions of these keys."""

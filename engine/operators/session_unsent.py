@@ -2,8 +2,9 @@
 
 A chunk has a stream of sessions, and behind it others that readers of sessions do not see. Records for sessions in
 files wait, and so does the time: who makes a checkpoint takes them up, and may send nothing; so what fires then, and
-what came too late, are such streams. An increment has the keys that have no session any more in another one. Where
-increments are kept as they are, in one chunk, each is a layer behind those that it builds on.
+what came too late, are such streams: only of the last layer, as the task has gone on behind the barriers of those below
+it. An increment has the keys that have no session any more in another one. Where increments are kept as they are, in
+one chunk, each is a layer behind those that it builds on.
 """
 
 from __future__ import annotations
@@ -83,9 +84,14 @@ class Layer:
     def metadata(self) -> dict[bytes, bytes]:
         return self.schema.metadata or {}
 
+    @property
+    def is_increment(self) -> bool:
+        """Whether what lower layers had to send has been sent, or is here again."""
+        return INCREMENT in self.metadata
+
     def replaced_keys(self) -> Iterator[list[pa.Array]]:
         """Yield the columns of keys of which lower layers have nothing to say, if it is an increment."""
-        if INCREMENT in self.metadata:
+        if self.is_increment:
             num_keys = self.metadata[b"keys"].count(b",") + 1
             for rows in self.sessions:
                 yield rows.columns[2 : 2 + num_keys]

@@ -23,9 +23,16 @@ from engine.core.records import BATCH_ROWS_MAX
 from engine.operators.column_interval_join import IntervalState
 from engine.operators.join_marks import JoinMark, JoinMarks
 from engine.operators.join_segments import FoundPairs, PairFinder, Removals, Segment, sorted_segment, written
-from engine.operators.join_state import SideRecords, Told, chunks_of, key_columns, layer_of, records_in, told_of
-from engine.state.column_hash import groups_of_rows
-from engine.state.hash_partitions import HashPartitions
+from engine.operators.join_state import (
+    JoinPlace,
+    SideRecords,
+    Told,
+    chunks_of,
+    key_columns,
+    layer_of,
+    records_in,
+    told_of,
+)
 from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
@@ -79,25 +86,10 @@ class SpillingIntervals:
     """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``memory``: what is in memory, empty while there are
     files, with the types. ``bounds``: of each side, earliest and latest partner relative to its own record."""
 
-    def __init__(
-        self,
-        max_parallelism: int,
-        key_groups: range,
-        fields: tuple[tuple[int | str, ...], ...],
-        bounds: tuple[tuple[int, int], tuple[int, int]],
-        *,
-        is_tuple: bool,
-        folder: str,
-        bytes_max: int,
-    ) -> None:
-        self._max_parallelism = max_parallelism
-        self._fields = fields
+    def __init__(self, place: JoinPlace, bounds: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        self._place = place
         self._bounds = bounds
-        self._is_tuple = is_tuple
-        self._folder = folder
-        self._bytes_max = bytes_max
-        self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
-        self._key_groups = key_groups
+        self._cut = place.partitions(NUM_PARTITIONS)
         self._marks = JoinMarks()
         #: of each side: number by arrival of the first row in memory
         self._first_arrivals = [0, 0]
@@ -114,7 +106,7 @@ class SpillingIntervals:
         self._forget_files()
 
     def _empty(self) -> IntervalState:
-        memory = IntervalState(self._max_parallelism, self._fields, is_tuple=self._is_tuple)
+        memory = IntervalState(self._place.max_parallelism, self._place.fields, is_tuple=self._place.is_tuple)
         memory.on_renumbered = self._marks.clear  # the next snapshot is a full one: most of the last is gone
         return memory
 
@@ -154,7 +146,7 @@ class SpillingIntervals:
     @property
     def filled(self) -> float:
         """How full the room for records is; 1 = there has to be a pass."""
-        return self._held_bytes / (self._bytes_max * _HELD_SHARE)
+        return self._held_bytes / (self._place.bytes_max * _HELD_SHARE)
 
     @property
     def is_passing(self) -> bool:
@@ -208,12 +200,12 @@ class SpillingIntervals:
             self._removals.add(0, self.watermark_ms, (marks[0], marks[1]))
 
     def _add(self, side: int, segment: Segment) -> None:
-        self.segments[side].append(written(segment, self._folder))
+        self.segments[side].append(written(segment, self._place.folder))
 
     def has_little(self) -> bool:
         """Whether all of it can come back into memory; when nothing waits."""
         nbytes = sum(segment.nbytes for side in self.segments for segment in side)
-        return nbytes <= self._bytes_max * _RETURN_SHARE
+        return nbytes <= self._place.bytes_max * _RETURN_SHARE
 
     def gather(self) -> None:
         """Let all of it come back into memory."""
@@ -331,7 +323,7 @@ class SpillingIntervals:
         arrivals = np.concatenate([segment.arrivals[rows] for segment, rows in parts])
         columns = [segment.columns.take(arrow_of(rows)) for segment, rows in parts]
         one = sorted_segment(columns, codes, times_ms, arrivals)
-        self.segments[side][number] = written(one, self._folder)
+        self.segments[side][number] = written(one, self._place.folder)
 
     # --- all there is
 
@@ -443,9 +435,7 @@ class SpillingIntervals:
     def _groups(self, side: int, columns: pa.RecordBatch) -> Array:
         own = self.memory.sides[side]
         assert own is not None
-        keys = [columns.column(key) for key in own.keys]
-        groups: Array = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple).astype("int64")
-        return groups
+        return self._place.groups_of([columns.column(key) for key in own.keys])
 
     # --- LazyPart
 
@@ -615,7 +605,7 @@ class SpillingIntervals:
                 self.memory.append(records.side, records.columns, records.times_ms, slots)
         if self.is_spilled and self.filled >= 1:
             self._write_held()
-        elif not self.is_spilled and self.memory.nbytes > self._bytes_max * _RESTORED_SHARE:
+        elif not self.is_spilled and self.memory.nbytes > self._place.bytes_max * _RESTORED_SHARE:
             self.spill()
 
     def settle(self) -> None:

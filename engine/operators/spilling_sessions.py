@@ -15,7 +15,7 @@ Folding cannot fail later: nulls that only rows can take, and sums that could le
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -24,11 +24,12 @@ import pyarrow as pa
 
 from engine.core.records import BATCH_ROWS_MAX, Named
 from engine.operators.held_rows import HeldRows, TakenRows
-from engine.operators.session_changes import SessionChanges
+from engine.operators.session_changes import Changed, SessionChanges, increment_of
 from engine.operators.session_state import Edges, SessionState, Sink
 from engine.operators.session_unsent import DUE, LATE, late_rows, layers_of, metadata_of
 from engine.operators.spilling_windows import SUM_MAX
 from engine.state.array_files import ArrayFile, copy_of
+from engine.state.changes import EPOCHS_MAX
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.hash_kernels import order_by_channel
 from engine.state.hash_partitions import HashPartitions
@@ -73,6 +74,9 @@ class _Partition:
     next_due_ms: int = TIME_MAX_MS
     #: no sum of integers is beyond it
     bound: float = 0.0
+    #: of one that is not in memory: keys that had changed in each epoch when it went, and epochs that have begun since
+    counts: dict[int, int] = field(default_factory=dict)
+    missed: list[int] = field(default_factory=list)
 
     def is_due(self, watermark_ms: int) -> bool:
         return self.num_sessions > 0 and self.next_due_ms <= watermark_ms
@@ -81,6 +85,17 @@ class _Partition:
         if self.file is not None:
             self.file.close()
         self.file = None
+
+    # --- what changed, without reading it
+
+    def known(self) -> Collection[int]:
+        """Return the barriers since which it is known what changed."""
+        return [*self.counts, *self.missed] if self.state is None else _changes_of(self.state).counts().keys()
+
+    def num_changed(self, since: int) -> int:
+        """Return about how many keys changed since that barrier, which is known: rather too many."""
+        counts = self.counts if self.state is None else _changes_of(self.state).counts()
+        return sum(count for begun_by, count in counts.items() if begun_by >= since)
 
 
 @dataclass(slots=True)
@@ -148,7 +163,12 @@ class SpillingSessions:
         gap_ms: int,
     ) -> None:
         self.state = state
+        #: of what is in memory while nothing is in files
         self._changes = state.changes = SessionChanges()
+        #: barriers that have been forgotten: all before one but for some
+        self._forgotten: tuple[int, tuple[int, ...]] = 0, ()
+        #: by barrier, whether something waited, or was to be sent, so that chunks may say so
+        self._waited: dict[int, bool] = {}
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self._folder = folder
         self._bytes_max = bytes_max
@@ -244,20 +264,32 @@ class SpillingSessions:
                 own = self._load(number)
                 self.state.put(own.rows_of(own.in_order()))
         self.close()
+        self._changes.clear()  # it is little
 
     def _load(self, number: int) -> SessionState:
         """Return a partition to be changed; ``_put_back`` follows."""
         part = self._partitions[number]
         if part.state is None:
-            part.state = self.state.of_same_types() if part.file is None else self._read(part.file)
+            part.state = self._read(part)
             part.close()
+            part.missed = []
         else:
             self._resident_bytes -= part.num_bytes
         return part.state
 
-    def _read(self, file: ArrayFile) -> SessionState:
-        state: SessionState = file.read()
-        return state.go_on(self.state)
+    def _read(self, part: _Partition) -> SessionState:
+        """Return a new copy of what lies in the file, with the epochs that have begun since."""
+        if part.file is None:
+            state = self.state.of_same_types()
+            state.changes = SessionChanges()
+        else:
+            read: SessionState = part.file.read()
+            state = read.go_on(self.state)
+        changes = _changes_of(state)
+        for epoch in part.missed:
+            changes.begin_epoch(epoch, state.nbytes)
+        changes.forget_epochs(*self._forgotten)
+        return state
 
     def _put_back(self, number: int) -> None:
         """The partition was changed: it stays in memory if there is room for it."""
@@ -266,10 +298,12 @@ class SpillingSessions:
         assert state is not None
         state.know_next_due()  # a part that is not due is not read
         part.num_sessions, part.next_due_ms, part.bound = state.num_sessions, state.next_due_ms, state.bound()
-        if not part.num_sessions:
+        changes = _changes_of(state)
+        if not part.num_sessions and not changes.nbytes:
+            part.missed, part.counts = list(changes.counts()), {}
             part.state, part.num_bytes = None, 0
             return
-        part.num_bytes = state.nbytes
+        part.num_bytes = state.nbytes + changes.nbytes
         self._resident_bytes += part.num_bytes
         # The one that has just been used goes first: all are used in turn, and the longest unused one comes next.
         for other in (part, *self._partitions):
@@ -278,7 +312,8 @@ class SpillingSessions:
             if other.state is not None:
                 self._resident_bytes -= other.num_bytes
                 other.state.trim()
-                other.num_bytes = other.state.nbytes
+                own = _changes_of(other.state)
+                other.num_bytes, other.counts = other.state.nbytes + own.nbytes, own.counts()
                 other.file, other.state = ArrayFile(other.state, self._folder), None
 
     def states(self) -> Iterator[SessionState]:
@@ -291,9 +326,7 @@ class SpillingSessions:
         yield from self.state.of_other_types()
 
     def _peek(self, part: _Partition) -> SessionState:
-        if part.state is not None:
-            return part.state
-        return self.state.of_same_types() if part.file is None else self._read(part.file)
+        return self._read(part) if part.state is None else part.state
 
     def clear(self) -> None:
         """Forget everything, types too."""
@@ -394,9 +427,12 @@ class SpillingSessions:
     # --- LazyPart
 
     def num_entries(self) -> int:
-        taken = 0 if self._pass is None or self._pass.taken is None else self._pass.taken.num_rows
         own = sum(part.num_sessions for part in self._partitions)
-        return self.state.num_entries() + own + self._held.num_rows + taken
+        return self.state.num_entries() + own + self._num_waiting()
+
+    def _num_waiting(self) -> int:
+        taken = 0 if self._pass is None or self._pass.taken is None else self._pass.taken.num_rows
+        return self._held.num_rows + taken
 
     def snapshot(self, key_groups: Iterable[int]) -> dict[int, bytes]:
         return dict(self.lazy_snapshot(key_groups))
@@ -420,6 +456,11 @@ class SpillingSessions:
         is_passing = self._pass is not None and number in self._pass.parts and number in self._pass.todo
         return self._partitions[number].num_sessions > 0 or number in held.parts or is_passing
 
+    def _is_behind(self, number: int, held: _Waiting) -> bool:
+        """Whether something waits for a partition, the time included."""
+        is_passing = self._pass is not None and number in self._pass.todo
+        return is_passing or number in held.parts or self._partitions[number].is_due(held.until_ms)
+
     def _chunks(self, numbers: range, groups: set[int], held: _Waiting) -> dict[int, bytes]:
         """Return the chunks of key groups, all of whose keys are in these partitions: with what waits taken up."""
         open_rows: list[pa.RecordBatch] = []
@@ -430,13 +471,17 @@ class SpillingSessions:
                 open_rows.append(state.rows_of(state.in_order()))
         chunks = dict.fromkeys(groups, empty_chunk(self.state.metadata()))
         chunks.update(streams(self._pieces(open_rows, groups), self.state.metadata()))
+        self._add_unsent(chunks, kept, groups)
+        return chunks
+
+    def _add_unsent(self, chunks: dict[int, bytes], kept: _Kept, groups: set[int]) -> None:
+        """Let the chunks of these key groups, which are there, say what may not be sent."""
         for rows, metadata, keys_in in (
             (kept.due, metadata_of(DUE), None),
             (kept.late, metadata_of(LATE, named=self.named), self._key_of_late),
         ):
             for group, stream in streams(self._pieces(rows, groups, keys_in), metadata).items():
                 chunks[group] += stream
-        return chunks
 
     def _caught_up(self, number: int, held: _Waiting, kept: _Kept) -> SessionState:
         """Return a partition, to be read, as it would be if nothing waited."""
@@ -479,8 +524,10 @@ class SpillingSessions:
                 for layer in layers_of(chunk):
                     for keys in layer.replaced_keys():
                         self._forget_keys(keys)
+                    if layer.is_increment:
+                        self.state.unsent.pop(group, None)
                 self._distribute(restored)
-                self.state.unsent.add(restored.unsent)
+                self.state.unsent |= restored.unsent
 
     def _forget_keys(self, keys: list[pa.Array]) -> None:
         """Forget all sessions of these keys."""
@@ -494,27 +541,101 @@ class SpillingSessions:
     # --- NotingPart
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
-        return None if self._is_whole else self._changes.delta(self.state, key_groups, since_checkpoint_id)
+        groups = set(key_groups)
+        if self.state.others:
+            return None
+        if not self.state.is_defined:
+            return {} if since_checkpoint_id in self._changes.counts() else None
+        if self._partitions:
+            chunks = self._delta_of_files(groups, since_checkpoint_id)
+        else:
+            changed = self._changes.delta(self.state, since_checkpoint_id)
+            chunks = None if changed is None else changed.chunks(groups)
+        return None if chunks is None else self._beside(chunks, groups, since_checkpoint_id)
+
+    def _beside(self, chunks: Mapping[int, bytes], groups: Iterable[int], since: int) -> dict[int, bytes]:
+        """Return the chunks of an increment, of all key groups where it has to say that what lower layers had to send
+        has been sent."""
+        if self._waited.get(since, True):
+            return dict.fromkeys(groups, empty_chunk(increment_of(self.state))) | dict(chunks)
+        return dict(chunks)
+
+    def _delta_of_files(self, groups: set[int], since: int) -> dict[int, bytes] | None:
+        """As ``_chunks``, of keys that changed; partitions in which none has, and for which nothing waits, are not
+        read."""
+        if not self._knows(since):
+            return None
+        held, kept = self._held_now(take=False), _Kept(keeps_late=self._keeps_late)
+        changed: Changed | None = None
+        for number, part in enumerate(self._partitions):
+            if not self._is_behind(number, held) and not part.num_changed(since):
+                continue
+            state = self._caught_up(number, held, kept)
+            own = _changes_of(state).delta(state, since)
+            if own is None:
+                return None
+            if changed is None:
+                changed = own
+            else:
+                changed.add(own)
+        chunks = {} if changed is None else changed.chunks(groups)
+        if kept.due or kept.late:
+            chunks = dict.fromkeys(groups, empty_chunk(increment_of(self.state))) | chunks
+            self._add_unsent(chunks, kept, groups)
+        return chunks
+
+    def _knows(self, since: int) -> bool:
+        return not self.state.others and all(since in part.known() for part in self._partitions)
 
     def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
-        return None if self._is_whole else self._changes.note(self.state, key_groups, since_checkpoint_id, entries_max)
+        if self._partitions or self.state.others:
+            return None  # what is in files is read by a child
+        groups = list(key_groups)
+        noted = self._changes.note(self.state, groups, since_checkpoint_id, entries_max)
+        if noted is None or not self._waited.get(since_checkpoint_id, True):
+            return noted
+        return NotedDelta(noted.num_entries, lambda: self._beside(noted.chunks(), groups, since_checkpoint_id))
 
     def num_changed(self, since_checkpoint_id: int, at_most: int) -> int | None:
-        return None if self._is_whole else self._changes.num_changed(since_checkpoint_id, at_most)
-
-    @property
-    def _is_whole(self) -> bool:
-        """Whether checkpoints have all of it: of what is in files, or of other types, nobody knows what changed."""
-        return bool(self._partitions or self.state.others)
+        if self.state.others:
+            return None
+        if not self._partitions:
+            return self._changes.num_changed(since_checkpoint_id, at_most)
+        if not self._knows(since_checkpoint_id):
+            return None
+        changed = sum(part.num_changed(since_checkpoint_id) for part in self._partitions) + self._num_waiting()
+        return changed if changed <= at_most else None
 
     def begin_epoch(self, checkpoint_id: int) -> None:
-        if self._is_whole or self.state.unsent:
-            self._changes.clear()  # what was to be sent at that barrier is in its chunks, and must not come again
-        else:
+        self._waited[checkpoint_id] = bool(self.state.unsent) or self.is_waiting
+        while len(self._waited) > EPOCHS_MAX:
+            del self._waited[min(self._waited)]
+        if self.state.others:
+            self._changes.clear()  # nobody knows what changes of them
+        elif not self._partitions:
             self._changes.begin_epoch(checkpoint_id, self.state.nbytes)
+        for part in self._partitions:
+            if part.state is None:
+                part.missed.append(checkpoint_id)
+            else:
+                _changes_of(part.state).begin_epoch(checkpoint_id, part.num_bytes)
 
     def forget_epochs(self, until_checkpoint_id: int, kept_ids: Container[int] = ()) -> None:
-        self._changes.forget_epochs(until_checkpoint_id, kept_ids)
+        kept = {id for id in self._waited if id >= until_checkpoint_id or id in kept_ids}
+        self._waited = {id: waited for id, waited in self._waited.items() if id in kept}
+        self._changes.forget_epochs(until_checkpoint_id, kept)
+        self._forgotten = until_checkpoint_id, tuple(kept)
+        for part in self._partitions:
+            if part.state is None:
+                part.missed = [epoch for epoch in part.missed if epoch in kept]
+            else:
+                _changes_of(part.state).forget_epochs(until_checkpoint_id, kept)
+
+
+def _changes_of(state: SessionState) -> SessionChanges:
+    """Return what changed in a partition."""
+    assert state.changes is not None
+    return state.changes
 
 
 def _cuts(rows: _Rows, *, is_by_time: bool) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from engine.core.arrow_arrays import arrow_of
 from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
 from engine.operators.join_marks import JoinMark, JoinMarks
 from engine.operators.join_state import (
+    JoinPlace,
     SideRecords,
     Told,
     chunks_of,
@@ -31,8 +32,6 @@ from engine.operators.slice_records import KeyIndex, SliceRecords, are_small, jo
 from engine.operators.spilled_records import SpilledRecords
 from engine.operators.window_slices import Slices
 from engine.state.chunks import LazyChunks
-from engine.state.column_hash import groups_of_rows
-from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
 from engine.time.windows import TIME_MIN_MS
@@ -68,27 +67,13 @@ class WindowContent:
 
 @final
 class WindowJoinState:
-    """Implements ``parts.LazyPart`` and ``parts.NotingPart``. ``fields``: of the key, by side; ``folder``: on a local
-    disk; ``bytes_max``: the share of memory."""
+    """Implements ``parts.LazyPart`` and ``parts.NotingPart``."""
 
-    def __init__(
-        self,
-        max_parallelism: int,
-        key_groups: range,
-        slices: Slices,
-        fields: tuple[tuple[int | str, ...], ...],
-        *,
-        is_tuple: bool,
-        folder: str,
-        bytes_max: int,
-    ) -> None:
-        self._max_parallelism = max_parallelism
+    def __init__(self, place: JoinPlace, slices: Slices) -> None:
+        self._place = place
         self._slices = slices
-        self._fields = fields
-        self._is_tuple = is_tuple
-        self._bytes_max = bytes_max
-        self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
-        self.spilled = SpilledRecords(self._cut.number, folder, int(bytes_max * _WAITING_SHARE))
+        self._cut = place.partitions(NUM_PARTITIONS)
+        self.spilled = SpilledRecords(self._cut.number, place.folder, int(place.bytes_max * _WAITING_SHARE))
         self._marks = JoinMarks()
         #: what is being restored: of which former subtask, and its key groups
         self._origin, self._origin_groups = 1, set[int]()
@@ -124,7 +109,7 @@ class WindowJoinState:
         known = self.schemas[side]
         if known is not None:
             return are_alike(known, schema)
-        fields = [column_index(schema, field) for field in self._fields[side]]
+        fields = [column_index(schema, field) for field in self._place.fields[side]]
         kinds = key_kinds(schema, fields)
         if kinds is None or self.kinds not in (None, kinds):
             return False
@@ -194,12 +179,12 @@ class WindowJoinState:
 
     def has_too_much(self) -> bool:
         """Whether panes have to go to files, where some are already."""
-        return bool(self.spilled) and self._panes_bytes > self._bytes_max * _PANES_SHARE
+        return bool(self.spilled) and self._panes_bytes > self._place.bytes_max * _PANES_SHARE
 
     def make_room(self, order: Callable[[int], Any]) -> None:
         """Let panes go to files, the greatest by ``order`` first, until there is room in memory again."""
         left = sorted(self.panes, key=order)
-        while left and self._panes_bytes > self._bytes_max * _LEFT_SHARE:
+        while left and self._panes_bytes > self._place.bytes_max * _LEFT_SHARE:
             self.evict([left.pop()])
 
     def evict(self, starts: Iterable[int]) -> None:
@@ -223,10 +208,10 @@ class WindowJoinState:
         starts = [start for start in self._slices.slices_of(window) if start in self]
         in_files = any(start in self.spilled for start in starts)
         size = sum(_bytes_of(self.panes[start]) for start in starts if start in self.panes)
-        if not in_files and size <= self._bytes_max * _PANES_SHARE:
+        if not in_files and size <= self._place.bytes_max * _PANES_SHARE:
             return [None]
         self.evict(starts)
-        return list(self.spilled.pieces_of(starts, int(self._bytes_max * _PIECE_SHARE)))
+        return list(self.spilled.pieces_of(starts, int(self._place.bytes_max * _PIECE_SHARE)))
 
     def content_of(
         self, side: int, window: tuple[int, int], partitions: range | None, lateness_ms: int
@@ -265,7 +250,7 @@ class WindowJoinState:
                     self._panes_bytes += some.keep_index(self._index(side, some))
                 found.append(some.take((some.index or self._index(side, some)).rows_of(keys)))
         elif start in self.spilled:
-            for piece in self.spilled.pieces_of([start], int(self._bytes_max * _PIECE_SHARE)):
+            for piece in self.spilled.pieces_of([start], int(self._place.bytes_max * _PIECE_SHARE)):
                 inside = [partition for partition in partitions if partition in piece]
                 if inside:
                     for some in self.spilled.records_of(side, start, range(inside[0], inside[-1] + 1)):
@@ -287,7 +272,7 @@ class WindowJoinState:
         within a slice."""
         yield self._records_of(None, self.panes)
         starts = self.spilled.starts()
-        for partitions in self.spilled.pieces_of(starts, int(self._bytes_max * _PIECE_SHARE)):
+        for partitions in self.spilled.pieces_of(starts, int(self._place.bytes_max * _PIECE_SHARE)):
             yield self._records_of(partitions, starts)
         for chunk in self.others.values():
             yield records_in(chunk)
@@ -338,8 +323,7 @@ class WindowJoinState:
     def _grouped(self, some: Iterable[SideRecords]) -> Iterator[tuple[SideRecords, Array]]:
         for records in some:
             keys = [records.columns.column(key) for key in self.keys[records.side]]
-            groups = groups_of_rows(keys, self._max_parallelism, is_tuple=self._is_tuple)
-            yield records, groups.astype("int64")
+            yield records, self._place.groups_of(keys)
 
     # --- NotingPart
 
@@ -357,7 +341,7 @@ class WindowJoinState:
         first, _ = mark.arrived
         yield from self._records_of(None, self.panes, first)
         starts = [start for start in self.spilled.starts() if self.spilled.last_arrival(start) >= first]
-        for partitions in self.spilled.pieces_of(starts, int(self._bytes_max * _PIECE_SHARE)):
+        for partitions in self.spilled.pieces_of(starts, int(self._place.bytes_max * _PIECE_SHARE)):
             yield from self._records_of(partitions, starts, first)
 
     def _told(self, mark: JoinMark) -> Told:
@@ -414,7 +398,7 @@ class WindowJoinState:
                 continue
             for records in found:
                 self._restore(records)
-            if self._panes_bytes > self._bytes_max * _PANES_SHARE:
+            if self._panes_bytes > self._place.bytes_max * _PANES_SHARE:
                 self.make_room(lambda start: start)
 
     def _take_up_told(self, told: Told) -> None:

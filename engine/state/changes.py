@@ -53,6 +53,10 @@ class EpochLog(Generic[T]):
         """Yield the notes of each epoch that is remembered, for who has to say them in other words."""
         return (notes for _, notes in self._epochs)
 
+    def items(self) -> Iterator[tuple[int, T]]:
+        """Yield each epoch that is remembered, oldest first: the checkpoint whose barrier began it, its notes."""
+        return iter(self._epochs)
+
     def since(self, checkpoint_id: int) -> T | None:
         """Return what was noted from that barrier on, to be read before more is; None = not known."""
         epochs = self._from(checkpoint_id)

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["NUM_PARTITIONS", "SpillingSlots", "allow_open_files"]
+__all__ = ["HELD_SHARE", "NUM_PARTITIONS", "SpillingSlots", "allow_open_files"]
 
-#: A partition has to fit into memory, and each costs a third of a millisecond whenever it is taken up, and an open
-#: file.
+#: Of the share of memory: what records may have that wait for a pass.
+HELD_SHARE: Final = 1 / 8
+#: Each costs a third of a millisecond whenever it is taken up, and open files; so there are fewer where a pass has few
+#: rows for each, as rows are wide. Of a partition the pages of a pass's rows have to fit into memory.
 NUM_PARTITIONS: Final = 128
+_PARTITIONS_MIN: Final = 32
+_ROWS_PER_PARTITION: Final = 2048
 #: Enough for a slot with hundreds of such operators.
 _OPEN_FILES: Final = 1 << 16
 #: Slots whose partition is found out at once: their numbers within such a piece have 16 bits.
@@ -71,7 +75,8 @@ class SpillingSlots:
         self._cutting: _CutSlots | None = None
         #: partitions of which nothing was ever loaded, and the memory that all of them together still need
         self._num_unmoved = self._unmoved_bytes = 0
-        self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
+        self._key_groups = key_groups
+        self._cut = self._cut_into(NUM_PARTITIONS)
         #: restored from subtasks whose records were of other types, when the rest had been cut already
         self._others: list[SlotState] = []
         self._forgotten: tuple[int, tuple[int, ...]] = 0, ()
@@ -96,6 +101,16 @@ class SpillingSlots:
         """Return the number of each row's partition, uint16."""
         return self._cut.of_rows(keys)
 
+    def _cut_into(self, number: int) -> HashPartitions:
+        return HashPartitions(number, self._max_parallelism, self._key_groups, is_tuple=self._is_tuple)
+
+    def _num_partitions(self) -> int:
+        """Return into how many what is in memory is to be cut: a power of two."""
+        row_bytes = max(1, self.slots.nbytes // max(1, self.slots.num_slots))
+        rows = int(self._bytes_max * HELD_SHARE) // row_bytes
+        wanted = 1 << (rows // _ROWS_PER_PARTITION).bit_length()
+        return min(NUM_PARTITIONS, max(_PARTITIONS_MIN, wanted))
+
     @property
     def is_being_cut(self) -> bool:
         """Whether ``spill`` has begun and is not over: slots must keep their numbers."""
@@ -108,6 +123,7 @@ class SpillingSlots:
         source = self.slots
         if self._cutting is None:
             allow_open_files()
+            self._cut = self._cut_into(self._num_partitions())
             self._cutting = _CutSlots(source)
         cut = self._cutting
         end = source.num_slots if num_rows is None else cut.num_slots + max(1, num_rows * _CUT_PER_ROW)
@@ -118,7 +134,7 @@ class SpillingSlots:
         self._cutting = None
         self.slots = self._empty()
         self.slots.others, source.others = source.others, []
-        self._partitions = [_Partition() for _ in range(NUM_PARTITIONS)]
+        self._partitions = [_Partition() for _ in range(self._cut.number)]
         for number, part in enumerate(self._partitions):
             if cut.num_slots_of(number):
                 part.unmoved = cut, number
@@ -145,8 +161,8 @@ class SpillingSlots:
         self._resident_bytes -= part.held_bytes
         part.held_bytes = 0
         if part.state is None:
-            part.state = self._read(part)
-            part.unmap()
+            part.state = self._read(part, take=True)
+            part.missed = []
             if part.unmoved is not None:
                 part.unmoved = None
                 self._num_unmoved -= 1
@@ -182,9 +198,9 @@ class SpillingSlots:
     def _peek(self, part: _Partition) -> SlotState:
         return self._read(part) if part.state is None else part.state
 
-    def _read(self, part: _Partition) -> SlotState:
-        """Return a new copy of what lies in the file, with the epochs that have begun since."""
-        state = part.read()
+    def _read(self, part: _Partition, *, take: bool = False) -> SlotState:
+        """Return a new copy of what lies in the file, or ``take`` it, with the epochs that have begun since."""
+        state = part.take() if take else part.read()
         if state is None:
             state = self._empty()
             if part.unmoved is not None:
@@ -262,7 +278,7 @@ class SpillingSlots:
                 self.slots.restore({group: chunk})
                 if self.slots.nbytes > self._bytes_max:
                     self.spill()
-                    for number in range(NUM_PARTITIONS):
+                    for number in range(self._cut.number):
                         self.load(number)
                         self.put_back(number, self._bytes_max // 2)
                 continue
@@ -410,14 +426,13 @@ class _Partition:
         return cut.num_slots_of(number)
 
     def write(self, folder: str) -> None:
-        """Put the arrays into a new file and forget them."""
+        """Put the arrays into the file, or a new one, and forget them. Room for slots to come stays: who gave it back
+        would have to write everything anew for each."""
         state = self.state
         assert state is not None
-        assert self._file is None
         self._num_slots, self._changes = state.num_slots, state.changes_by_epoch()
-        state.trim()
         state.expiry = None  # has a clock
-        self._file = ArrayFile(state, folder)
+        self._file = ArrayFile(state, folder) if self._file is None else self._file.put_back(state)
         self.state, self.held_bytes = None, 0
 
     def read(self) -> SlotState | None:
@@ -425,6 +440,13 @@ class _Partition:
         if self._file is None:
             return None
         state: SlotState = self._file.read()
+        return state
+
+    def take(self) -> SlotState | None:
+        """Return what lies in the file, to be changed."""
+        if self._file is None:
+            return None
+        state: SlotState = self._file.take()
         return state
 
     def unmap(self) -> None:

@@ -14,7 +14,7 @@ from engine.operators.field_aggregates import count, count_distinct, first, last
 from engine.operators.keys import FieldKey
 from engine.time.windows import TIME_MAX_MS
 from tests.testing.operator_harness import OperatorHarness
-from tests.unit.operators.test_column_session import REDUCES, SESSIONS, reduced
+from tests.unit.operators.test_column_session import GAP_MS, REDUCES, SESSIONS, reduced
 from tests.unit.operators.test_column_window import SCHEMA, built_in, columns
 from tests.unit.operators.test_spilling_sessions import shown_entries
 from tests.unit.operators.test_window_increments import Job, records
@@ -57,24 +57,32 @@ def files_of_little(monkeypatch):
     monkeypatch.setattr(session_state, "_COMPACT_MIN", 16)
 
 
-def in_files(monkeypatch, are_there):
+def in_files(monkeypatch, are_there, limit_bytes=400):
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: are_there and held_bytes > 0)
-    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 400 if are_there else 1 << 30)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", limit_bytes if are_there else 1 << 30)
 
 
 @pytest.mark.usefixtures("files_of_little")
 @pytest.mark.parametrize(
-    ("name", "lateness_ms", "seed"),
-    [("aggregates", 0, 1), ("aggregates", 9, 2), ("aggregates", 9, 3), ("the last", 0, 4), ("the last", 9, 5)],
+    ("name", "lateness_ms", "seed", "limit_bytes"),
+    [
+        *(("aggregates", 0, 1, 0), ("aggregates", 9, 2, 0), ("aggregates", 9, 3, 0)),
+        *(("the last", 0, 4, 0), ("the last", 9, 5, 0)),
+        # In files, where little or more waits at a barrier.
+        *(("aggregates", 0, 6, 400), ("aggregates", 0, 7, 30_000), ("aggregates", 0, 8, 60_000)),
+        *(("aggregates", 9, 9, 400), ("aggregates", 9, 10, 30_000), ("aggregates", 9, 11, 60_000)),
+        *(("the last", 0, 12, 30_000), ("the last", 9, 13, 30_000)),
+    ],
 )
 def test_each_checkpoint_has_the_sessions_of_its_barrier_whatever_it_builds_on(
-    name, lateness_ms, seed, tmp_path, monkeypatch
+    name, lateness_ms, seed, limit_bytes, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(spilling_sessions, "_RETURN_SHARE", -1)
     monkeypatch.setattr(SessionJob, "takes_nulls", name == "aggregates")
     rng = random.Random(f"{name} {seed}")
     rows = spec_of(name, lateness_ms)
     spec = column_session(rows, shape_of_schema(SCHEMA))
-    in_files(monkeypatch, False)
+    in_files(monkeypatch, limit_bytes > 0, limit_bytes)
     job = SessionJob(spec, rng.choice([1, 2]), tmp_path)
     taken, time_ms = [], 0
     ends = ["completed", "completed", "completed", "acknowledged", "aborted", "savepoint"]
@@ -84,7 +92,7 @@ def test_each_checkpoint_has_the_sessions_of_its_barrier_whatever_it_builds_on(
         if rng.random() < 0.4:
             time_ms += rng.randrange(4)
             job.advance(max(job.watermark_ms, time_ms - 15))
-        if number == 8 and seed % 2:
+        if number == 8 and seed % 2 and not limit_bytes:
             in_files(monkeypatch, True)  # and back: there are full ones then
             job.send(*records(rng, time_ms, 3))
             in_files(monkeypatch, False)
@@ -197,16 +205,95 @@ def test_a_key_that_is_gone_is_known_until_the_checkpoint_is_complete(monkeypatc
         assert part.num_changed(41, 10_000) is None
 
 
-def test_sessions_in_files_are_written_whole(monkeypatch):
+def test_an_increment_of_files_has_what_changed_and_what_waits(monkeypatch):
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
-    with OperatorHarness(column_session(built_in(SESSIONS, [count()])), memory_bytes=1) as harness:
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 10_000)
+    monkeypatch.setattr(spilling_sessions, "_RETURN_SHARE", -1)
+    rows = built_in(SESSIONS, [count(), sum_(1)], FieldKey(0), late_tag="late")
+    with OperatorHarness(column_session(rows)) as harness:
         part = harness.contexts[0].state.keyed["session-slots"]
-        harness.process_batch(columns([(1, 1, 0.5, "a")], [5]))
+
+        def send(keys, time_ms):
+            harness.process_batch(columns([(key, 1, 0.5, "a") for key in keys], [time_ms] * len(keys)))
+
+        send(range(298), 5)
         assert part.is_spilled
-        part.begin_epoch(1)
-        assert part.num_changed(1, 1000) is None
+        send([298, 299], 6)
+        harness.head._passes.take_up_all()
         assert part.snapshot_delta(range(128), 1) is None
+        part.begin_epoch(1)
+        assert part.num_changed(1, 1000) == 0
+        assert part.snapshot_delta(range(128), 1) == {}
         assert part.note_delta(range(128), 1, 1000) is None
+        send([7, 300], 6)
+        assert part.is_waiting
+        assert part.num_changed(1, 1000) == 2
+        assert part.num_changed(1, 1) is None
+        chunks = part.snapshot_delta(range(128), 1)
+        assert 1 <= len(chunks) <= 2
+        assert sorted(entry[0] for chunk in chunks.values() for entry in shown_entries(chunk)) == [7, 300]
+        part.begin_epoch(2)  # on which increments have all key groups, as something waits
+        harness.head._passes.take_up_all()
+        assert part.num_changed(2, 1000) == part.num_changed(1, 1000) == 2
+        part.begin_epoch(3)
+        assert part.snapshot_delta(range(128), 3) == {}
+        assert len(part.snapshot_delta(range(128), 2)) == 128
+        part.forget_epochs(3, (1,))
+        send([8], 6)
+        harness.head._passes.take_up_all()
+        assert part.num_changed(3, 1000) == 1
+        assert part.num_changed(2, 1000) is None
+        chunks = part.snapshot_delta(range(128), 1)
+        assert sorted(entry[0] for chunk in chunks.values() for entry in shown_entries(chunk)) == [7, 8, 300]
+        harness.head._sessions.advance(GAP_MS + 4)  # those of before 6 are due; nobody has taken that up
+        chunks = part.snapshot_delta(range(128), 3)
+        gone = {key for chunk in chunks.values() for key in replaced_keys(chunk)}
+        assert gone == set(range(298)) - {7} | {8}
+        harness.head._passes.take_up_all()
+        part.begin_epoch(4)
+        part.forget_epochs(4)
+        send([*set(range(298)) - {7, 8}], 5)  # late: partitions without sessions are looked at
+        harness.head._passes.take_up_all()
+        assert part.num_changed(4, 1000) == 0
+
+
+@pytest.mark.parametrize("name", ["aggregates", "the last"])
+def test_what_was_to_be_sent_is_sent_once_whatever_the_last_increment_has(name, tmp_path, monkeypatch):
+    """What lower layers had to send has been sent when the next barrier comes, or is there again."""
+    in_files(monkeypatch, True, 100_000)
+    monkeypatch.setattr(spilling_sessions, "_RETURN_SHARE", -1)
+    rows = spec_of(name, 0)
+    spec = column_session(rows, shape_of_schema(SCHEMA))
+    job = SessionJob(spec, 1, tmp_path)
+    job.send([(key, 1, 0.5, "a") for key in range(1, 900)], [100] * 899)
+    job.advance(40)
+    job.send([(key, 1, 0.5, "a") for key in range(2000, 2010)], [20] * 10)  # late
+    job.send([(key, 1, 0.5, "a") for key in range(3000, 3010)], [41] * 10)
+    job.advance(60)  # these are due
+    assert job.harnesses[0].head._sessions.is_waiting
+    taken = [job.checkpoint("completed")]
+    sent = [job.results()]
+    for number in range(3):
+        if number == 1:
+            job.harnesses[0].head._passes.take_up_all()
+        job.send([(1 + number, 1, 0.5, "a")], [101])
+        taken.append(job.checkpoint("completed"))
+        sent.append(job.results())
+    job.advance(TIME_MAX_MS)
+    every = job.results()
+    job.close()
+    assert all(made.deltas[0] for made in taken[1:])
+    for made, before in zip(taken, sent, strict=True):
+        for where in ("files", "memory", *(["rows"] if name == "the last" else [])):
+            in_files(monkeypatch, where == "files")
+            life = SessionJob(rows if where == "rows" else spec, 1, tmp_path, restored=made.snapshots)
+            life.advance(60)
+            more = [(1 + number, 1, 0.5, "a") for number in range(taken.index(made), 3)]
+            if more:
+                life.send(more, [101] * len(more))
+            life.advance(TIME_MAX_MS)
+            assert sorted([*before, *life.results()]) == every
+            life.close()
 
 
 def test_keys_whose_sessions_fire_are_marked_and_stay_so_under_other_numbers():

@@ -18,6 +18,7 @@ from engine.operators import column_interval_join as column_interval_join_module
 from engine.operators import join_segments, memory_watch, spilling_intervals
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.join_kernels import pairs_of_codes
+from engine.state.hash_partitions import HashPartitions
 from engine.time.windows import TIME_MAX_MS
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import MARK, Case, Rows, Watermark
@@ -62,9 +63,9 @@ def little_memory(request, monkeypatch):
 def hold_and_step(self, side, columns, times_ms):
     self._state.hold(side, columns, times_ms)
     if self._state.is_passing:
-        self._step()
+        self._passes.step()
     else:
-        self._begin_pass()
+        self._passes.begin()
 
 
 def told(spec, steps):
@@ -203,9 +204,9 @@ def test_pairs_that_were_not_sent_are_those_of_a_pass_under_way_and_of_what_wait
         for own in (harness, model):
             for side, at in ((0, 1), (1, 2)):
                 own.process_batch(batch(side, range(100), at), input_index=side)
-        harness.head._begin_pass()
+        harness.head._passes.begin()
         for _ in range(3):
-            harness.head._step()
+            harness.head._passes.step()
         for own in (harness, model):
             for side, at in ((0, 3), (1, 4)):
                 own.process_batch(batch(side, range(0, 100, 3), at), input_index=side)
@@ -288,7 +289,7 @@ def test_records_far_ahead_do_not_keep_those_beside_them(monkeypatch):
             rows.timestamps_ms[-1] = 10_000
             harness.process_batch(rows, input_index=number % 2)
             harness.watermark(number)
-        harness.head._take_up_all()
+        harness.head._passes.take_up_all()
         state = harness.head._state
         assert sum(segment.num_rows for side in state.segments for segment in side) < 20_000
 
@@ -420,9 +421,7 @@ def test_keys_with_the_same_code_are_told_apart(monkeypatch):
     """All keys have it; the hash of one of two million is another's by chance."""
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
     monkeypatch.setattr(spilling_intervals, "_RETURN_SHARE", -1)
-    monkeypatch.setattr(
-        spilling_intervals.HashPartitions, "codes_of_rows", lambda self, keys: np.zeros(len(keys[0]), np.uint64)
-    )
+    monkeypatch.setattr(HashPartitions, "codes_of_rows", lambda self, keys: np.zeros(len(keys[0]), np.uint64))
     monkeypatch.setattr(join_segments, "_PAIRS_MAX", 50)
     rows = interval((-9, 9), FUNCTIONS["added"])
     steps = [

@@ -215,7 +215,7 @@ def test_memory_stays_bounded_and_files_go_with_their_sessions():
             own.process_batch(many(0, time_ms=700))
             own.watermark(600)
             own.watermark(5000)
-        harness.head._take_up_all()
+        harness.head._passes.take_up_all()
         assert sorted(harness.output.rows) == sorted(model.output.rows)
         assert not sessions.is_spilled  # nothing is left, and there is room again
         gc.collect()
@@ -231,7 +231,7 @@ def test_the_time_waits_for_a_pass_only_where_a_session_may_be_due():
         for number in range(8):
             harness.process_batch(many(number))
         head = harness.head
-        head._take_up_all()
+        head._passes.take_up_all()
         assert head._sessions.is_spilled
         harness.watermark(400)
         assert harness.output.watermarks_ms == [400]
@@ -257,7 +257,7 @@ def test_values_that_no_session_has_any_more_are_forgotten():
             texts = [(at, 1, 1.0, f"{number} {at:90}") for at in range(500)]
             harness.process_batch(columns(texts, [number * 100] * 500))
             harness.watermark(number * 100 - 10)
-            harness.head._take_up_all()
+            harness.head._passes.take_up_all()
         assert sum(part.num_bytes for part in sessions._partitions) < 2 * before
 
 
@@ -295,7 +295,7 @@ def test_a_barrier_takes_up_nothing_and_a_child_reads_the_sessions_as_they_were(
         for number in range(8):
             harness.process_batch(many(number))
         harness.watermark(1500)
-        harness.head._take_up_all()
+        harness.head._passes.take_up_all()
         gc.collect()
         os.write(outgoing, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
