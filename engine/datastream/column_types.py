@@ -23,7 +23,7 @@ from engine.operators.window_contents import ReduceFold
 from engine.operators.window_functions import CoGroupedFunction
 from engine.time.triggers import EventTimeTrigger
 
-__all__ = ["why_not_objects", "why_rows"]
+__all__ = ["why_no_fields", "why_not_objects", "why_rows"]
 
 _FLOATS = (BasicType.FLOAT, BasicType.DOUBLE)
 
@@ -51,6 +51,15 @@ def why_not_objects(spec: OperatorSpec, record: type | None) -> str:
             fields = [field for own in (*spec.key_selectors, fold) for field in _fields(own)]
         case _:
             fields = []
+    return _why_not_fields(record, fields)
+
+
+def why_no_fields(record: type | None, selector: Any) -> str:
+    """As ``why_not_objects``, of a key selector."""
+    return _why_not_fields(record, _fields(selector))
+
+
+def _why_not_fields(record: type | None, fields: Sequence[Any]) -> str:
     if record is None or has_fields(record, fields):
         return ""
     return f"objects of {record.__name__} have no fields by number"

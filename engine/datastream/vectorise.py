@@ -25,7 +25,7 @@ from engine.connectors.simple import SequenceSource
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
 from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation
-from engine.datastream.column_types import why_not_objects, why_rows
+from engine.datastream.column_types import why_no_fields, why_not_objects, why_rows
 from engine.datastream.typed_rows import typed_nodes
 from engine.graph.transformation import ShipStrategy, Transformation
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
@@ -208,7 +208,11 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
             plan.why_rows[node.id] = why_not_objects(node.spec, record)
         if not plan.why_rows[node.id]:
             assert not isinstance(key, str)
-            spec = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape, key)
+            planned = _joining(node, given) if node.spec.num_inputs > 1 else _columnar(node.spec, taken.shape, key)
+            if isinstance(planned, str):
+                plan.why_rows[node.id] = planned
+            else:
+                spec = planned
         if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
             spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
         if taken.has_kinds and spec is not None and not isinstance(node.spec, RegularJoinSpec):
@@ -392,13 +396,20 @@ def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shap
     return True
 
 
-def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | None:
-    """Return what to run in place of a join whose inputs are columns, or None."""
+def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | str | None:
+    """Return what to run in place of a join whose inputs are columns, or why there is no such thing; None = it is no
+    join."""
     by_side: tuple[set[Shape | None], set[Shape | None]] = (set(), set())
     for edge, columns in zip(node.inputs, given, strict=True):
         if edge.input_index < 2 and columns is not None:
             by_side[edge.input_index].add(columns.shape)
     left, right = (shapes.pop() if len(shapes) == 1 else None for shapes in by_side)
+    if isinstance(node.spec, IntervalJoinSpec | RegularJoinSpec | WindowSpec):
+        for side, shape, selector in zip(("first", "second"), (left, right), node.spec.key_selectors, strict=True):
+            if shape is not None and shape.is_scalar:
+                return f"the records of the {side} input are bare values"
+            if shape is not None and (why := why_no_fields(shape.record, selector)):
+                return f"of the {side} input {why}"
     match node.spec:
         case IntervalJoinSpec():
             return column_interval_join(node.spec, (left, right))

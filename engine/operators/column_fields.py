@@ -23,7 +23,9 @@ __all__ = [
     "has_fields",
     "is_named",
     "named_schema",
+    "own_columns",
     "own_fields",
+    "own_schema",
     "picked_timestamp_field",
 ]
 
@@ -71,6 +73,28 @@ def own_fields(names: Sequence[str]) -> int:
     while num and names[num - 1].startswith(_KEY_PREFIX):
         num -= 1
     return num
+
+
+def own_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of the records' own columns, with its metadata."""
+    names = schema.names
+    num = own_fields(names)
+    if num == len(names):
+        return schema
+    import pyarrow as pa
+
+    return pa.schema(list(schema)[:num], metadata=schema.metadata)
+
+
+def own_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the records' own columns, without computed keys."""
+    names = columns.schema.names
+    num = own_fields(names)
+    if num == len(names):
+        return columns
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays(columns.columns[:num], schema=pa.schema(list(columns.schema)[:num]))
 
 
 def has_fields(named: Named, fields: Iterable[int | str | None]) -> bool:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.errors import EngineError
 from engine.core.records import BATCH_ROWS_MAX, Batch, RowBatch
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import are_alike, column_index, is_named, named_schema
-from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
+from engine.operators.base import Operator, OperatorContext, Output
+from engine.operators.column_fields import are_alike, column_index, is_named, named_schema, own_schema
+from engine.operators.column_join import KEEPS_STATE, TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
+from engine.operators.computed_keys import join_keys
 from engine.operators.interval_join import (
     LATE_RECORDS_DROPPED,
     IntervalJoinOperator,
@@ -38,7 +39,6 @@ from engine.operators.join_state import (
     records_in,
 )
 from engine.operators.keyed import last_row
-from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.opened_functions import keeps_state
 from engine.operators.output_tag import OutputTag
@@ -75,18 +75,22 @@ class ColumnIntervalJoinSpec(ColumnJoinSpec):
 
     def describe(self) -> str:
         how = "function called for each pair" if self.shape is None else "function compiled"
-        return f"vectorised, {self.rows.describe()}, records by key, {how}"
+        return f"vectorised, {self.rows.describe()}, records by key{self.how_keys_are_made()}, {how}"
 
 
-def column_interval_join(rows: IntervalJoinSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
-    """Return the columnar form of an interval join; None if there is none. ``shapes``: of both sides' records."""
-    first, second = rows.key_selectors
-    if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second) or keeps_state(rows.function):
-        return None
+def column_interval_join(
+    rows: IntervalJoinSpec, shapes: tuple[Shape | None, Shape | None]
+) -> ColumnIntervalJoinSpec | str:
+    """Return the columnar form of an interval join, or why there is none. ``shapes``: of both sides' records."""
+    if keeps_state(rows.function):
+        return KEEPS_STATE
     if not -TIME_LIMIT_MS < rows.lower_ms <= rows.upper_ms < TIME_LIMIT_MS:
-        return None
+        return "its bounds are beyond 62 bits"
+    keys = join_keys(rows.key_selectors, shapes)
+    if isinstance(keys, str):
+        return keys
     shape = None if maker_of(rows.output_type) is not None else pair_shape(rows.function, *shapes)
-    return ColumnIntervalJoinSpec(rows, shape)
+    return ColumnIntervalJoinSpec(rows, shape, keys)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ class Stored:
     """Implements ``join_pairs.Picked``: rows of a store."""
 
     def __init__(self, store: RowStore, rows: Array) -> None:
-        self.schema = store.schema
+        self.schema = own_schema(store.schema)
         self._store = store
         self._rows = rows
 
@@ -277,7 +281,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
     def __init__(self, spec: ColumnIntervalJoinSpec) -> None:
         self._spec = spec
         rows = spec.rows
-        super().__init__(IntervalJoinOperator(rows, is_inside=True))
+        super().__init__(spec, IntervalJoinOperator(rows, is_inside=True))
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((rows.lower_ms, rows.upper_ms), (-rows.upper_ms, -rows.lower_ms))
         self._compiled = None if spec.shape is None else pair_function(rows.function)
@@ -295,7 +299,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._memory = MemoryWatch(ctx)
-        state = SpillingIntervals(self._place(ctx, self._spec.rows.key_selectors), self._bounds)
+        state = SpillingIntervals(self._place(ctx, self._spec), self._bounds)
         self._register(ctx, state)
         state.settle()
         self._unsent = UnsentPairs(state)

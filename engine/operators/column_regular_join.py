@@ -27,11 +27,12 @@ from engine.core.records import (
     RowBatch,
     RowKind,
 )
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
+from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.column_interval_join import Stored
 from engine.operators.column_join import ColumnJoinOperator, ColumnJoinSpec
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
+from engine.operators.computed_keys import join_keys
 from engine.operators.join_pairs import (
     FromBatch,
     Pairs,
@@ -43,7 +44,6 @@ from engine.operators.join_pairs import (
 )
 from engine.operators.join_state import RowStore
 from engine.operators.keyed import last_row
-from engine.operators.keys import ComposedKey
 from engine.operators.regular_join import Beside, RegularJoinOperator, RegularJoinSpec
 from engine.operators.regular_join_state import RegularState
 from engine.operators.row_output import maker_of
@@ -89,16 +89,17 @@ class ColumnRegularJoinSpec(ColumnJoinSpec):
         condition = ""
         if self.rows.condition is not None:
             condition = ", condition compiled" if self.is_condition_compiled else ", condition called for each pair"
-        return f"vectorised, {self.rows.how}, records by key{condition}, {how}"
+        return f"vectorised, {self.rows.how}, records by key{self.how_keys_are_made()}{condition}, {how}"
 
 
 def column_regular_join(
     rows: RegularJoinSpec, shapes: tuple[Shape | None, Shape | None], *, has_kinds: bool = False
-) -> OperatorSpec | None:
-    """Return the columnar form of a regular join; None if there is none. ``shapes``: of both sides' records;
+) -> ColumnRegularJoinSpec | str:
+    """Return the columnar form of a regular join, or why there is none. ``shapes``: of both sides' records;
     ``has_kinds``: an input is a changelog."""
-    if rows.why_rows:
-        return None
+    keys = join_keys(rows.key_selectors, shapes)
+    if isinstance(keys, str):
+        return keys
     is_changelog = has_kinds or any(rows.is_outer)
     shape = None
     if isinstance(rows.output, Beside):
@@ -111,7 +112,7 @@ def column_regular_join(
     elif not is_changelog and maker_of(rows.output_type) is None:
         shape = pair_shape(rows.output, *shapes)
     is_compiled = rows.condition is not None and is_compiled_condition(rows.condition, *shapes)
-    return ColumnRegularJoinSpec(rows, shape, has_kinds=has_kinds, is_condition_compiled=is_compiled)
+    return ColumnRegularJoinSpec(rows, shape, keys, has_kinds=has_kinds, is_condition_compiled=is_compiled)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
 
     def __init__(self, spec: ColumnRegularJoinSpec) -> None:
         rows = spec.rows
-        super().__init__(RegularJoinOperator(rows, is_inside=True))
+        super().__init__(spec, RegularJoinOperator(rows, is_inside=True))
         self._spec = spec
         self._is_outer = rows.is_outer
         is_compiled = spec.shape is not None and not isinstance(rows.output, Beside)
@@ -145,11 +146,10 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         self._counting = regular_join_kernels
         self._rows.open(ctx, out)
         rows = self._spec.rows
-        selectors = rows.key_selectors
         state = RegularState(
             ctx.runtime_context.get_max_number_of_parallel_subtasks(),
-            tuple(key.fields if isinstance(key, ComposedKey) else (key.field,) for key in selectors),
-            is_tuple=isinstance(selectors[0], ComposedKey),
+            self._spec.key_fields,
+            is_tuple=self._spec.is_tuple,
             is_outer=rows.is_outer,
             is_counted=rows.ttl_ms is not None or (rows.condition is not None and any(rows.is_outer)),
             expiry=None if rows.ttl_ms is None else Expiry(rows.ttl_ms, ctx.clock),

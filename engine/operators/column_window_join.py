@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import BATCH_ROWS_MAX
-from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_join import TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
+from engine.operators.base import Operator, OperatorContext, Output
+from engine.operators.column_join import KEEPS_STATE, TIME_LIMIT_MS, ColumnJoinOperator, ColumnJoinSpec, records_at
 from engine.operators.compile.translate import Shape
+from engine.operators.computed_keys import join_keys
 from engine.operators.join_pairs import FromBatch, Pairs, pair_function, pair_shape
 from engine.operators.join_state import in_order
-from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.opened_functions import keeps_state
 from engine.operators.pane_rows import rows_of_panes
@@ -58,23 +58,29 @@ class ColumnWindowJoinSpec(ColumnJoinSpec):
 
     def describe(self) -> str:
         how = "function called for each pair" if self.shape is None else "function compiled"
-        return f"vectorised, {self.rows.assigner!r}, records by slice, {how}"
+        return f"vectorised, {self.rows.assigner!r}, records by slice{self.how_keys_are_made()}, {how}"
 
 
-def column_window_join(rows: WindowSpec, shapes: tuple[Shape | None, Shape | None]) -> OperatorSpec | None:
-    """Return the columnar form of a window join; None if there is none. ``shapes``: of both sides' records."""
+def column_window_join(rows: WindowSpec, shapes: tuple[Shape | None, Shape | None]) -> ColumnWindowJoinSpec | str:
+    """Return the columnar form of a window join, or why there is none. ``shapes``: of both sides' records."""
     function = rows.function
-    if not isinstance(function, JoinedFunction) or keeps_state(function.given):
-        return None
-    first, second = rows.key_selectors
-    if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second):
-        return None
-    if slices_of(rows.assigner) is None or type(rows.trigger) is not EventTimeTrigger:
-        return None
-    if rows.evictor is not None or rows.allowed_lateness_ms >= TIME_LIMIT_MS:
-        return None
+    if not isinstance(function, JoinedFunction):
+        return "co_group gives its function all records of both sides"
+    if keeps_state(function.given):
+        return KEEPS_STATE
+    if slices_of(rows.assigner) is None:
+        return f"its windows are {type(rows.assigner).__name__}"
+    if type(rows.trigger) is not EventTimeTrigger:
+        return f"its trigger is {type(rows.trigger).__name__}"
+    if rows.evictor is not None:
+        return "it has an evictor"
+    if rows.allowed_lateness_ms >= TIME_LIMIT_MS:
+        return "its allowed lateness is beyond 62 bits"
+    keys = join_keys(rows.key_selectors, shapes)
+    if isinstance(keys, str):
+        return keys
     is_plain = not function.is_flat and maker_of(rows.output_type) is None
-    return ColumnWindowJoinSpec(rows, pair_shape(function.given, *shapes) if is_plain else None)
+    return ColumnWindowJoinSpec(rows, pair_shape(function.given, *shapes) if is_plain else None, keys)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         self._spec = spec
         self._slices: Slices = slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
-        super().__init__(WindowOperator(spec.rows, is_inside=True))
+        super().__init__(spec, WindowOperator(spec.rows, is_inside=True))
         self._compiled = None if spec.shape is None else pair_function(function.given)
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
@@ -107,7 +113,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         self._rows.open(ctx, out)
         self._late_dropped = ctx.runtime_context.get_metrics_group().counter(LATE_RECORDS_DROPPED)
         self._memory = MemoryWatch(ctx)
-        state = WindowJoinState(self._place(ctx, self._spec.rows.key_selectors), self._slices)
+        state = WindowJoinState(self._place(ctx, self._spec), self._slices)
         self._register(ctx, state)
         for start in state.starts():
             for fired_ms in state.fired_of(start):

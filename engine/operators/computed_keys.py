@@ -11,23 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import Batch, ColumnBatch, RowBatch, record_values
 from engine.operators.base import Output
-from engine.operators.column_fields import KEY_NAME, own_fields
+from engine.operators.column_fields import KEY_NAME, own_columns, own_fields
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, Kind
 from engine.operators.compile.translate import Fields, Shape, translate
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from engine.operators.compile.column_steps import ColumnFunction
 
-__all__ = ["KeyFunction", "KeysBeside", "WithoutKeys", "key_function_of", "own_columns", "own_records", "python_keys"]
+__all__ = [
+    "JoinKeys",
+    "KeyFunction",
+    "KeysBeside",
+    "WithoutKeys",
+    "fields_of_sides",
+    "join_keys",
+    "key_function_of",
+    "own_columns",
+    "own_records",
+    "python_keys",
+]
+
+#: What the key of each side of a join is on columns, where it is a function.
+JoinKeys: TypeAlias = "tuple[KeyFunction | None, KeyFunction | None]"
 
 
 @final
@@ -65,6 +79,33 @@ def key_function_of(given: Any, shape: Shape | None) -> KeyFunction | str:
         return KeyFunction(given, ComposedKey(tuple(item.index for item in result.items)), 0)  # type: ignore[attr-defined]
     num = len(result.items)
     return KeyFunction(given, ComposedKey(tuple(map(KEY_NAME.format, range(num)))), num)
+
+
+def join_keys(selectors: Sequence[Any], shapes: Sequence[Shape | None]) -> JoinKeys | str:
+    """Return what the keys of a join's sides are on columns of such records, or why there are no columns for them."""
+    found: list[KeyFunction | None] = []
+    for side, selector, shape in zip(("first", "second"), selectors, shapes, strict=True):
+        if isinstance(selector, FieldKey | ComposedKey):
+            found.append(None)
+            continue
+        key = key_function_of(selector, shape)
+        if isinstance(key, str):
+            return f"of the {side} input {key}"
+        found.append(key)
+    first, second = (len(fields) for fields in fields_of_sides(selectors, (found[0], found[1])))
+    on_columns = [selector if key is None else key.selector for selector, key in zip(selectors, found, strict=True)]
+    if type(on_columns[0]) is not type(on_columns[1]) or first != second:
+        return "the keys of both inputs have not as many fields"
+    if found[0] is not None and found[1] is not None and found[0].kind is not found[1].kind:
+        return "the keys of both inputs are of different types"
+    return found[0], found[1]
+
+
+def fields_of_sides(selectors: Sequence[Any], keys: JoinKeys) -> tuple[tuple[int | str, ...], ...]:
+    """Return the columns that the key of each side of a join is."""
+    return tuple(
+        key_fields(selector if key is None else key.selector) for selector, key in zip(selectors, keys, strict=True)
+    )
 
 
 @final
@@ -105,17 +146,6 @@ class KeysBeside:
             return None
         names = [*names, *map(KEY_NAME.format, range(self._num))]
         return replace(batch, columns=pa.RecordBatch.from_arrays([*columns.columns, *keys], names=names))
-
-
-def own_columns(columns: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the records' own columns, without computed keys."""
-    names = columns.schema.names
-    num = own_fields(names)
-    if num == len(names):
-        return columns
-    import pyarrow as pa
-
-    return pa.RecordBatch.from_arrays(columns.columns[:num], schema=pa.schema(list(columns.schema)[:num]))
 
 
 def own_records(batch: ColumnBatch) -> ColumnBatch:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import ColumnBatch
-from engine.operators.column_fields import is_named
+from engine.operators.column_fields import is_named, own_schema
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.translate import Shape
 
@@ -23,7 +23,8 @@ __all__ = ["FromBatch", "Pairs", "Picked", "is_compiled_condition", "pair_functi
 
 
 class Picked(Protocol):
-    """Records of one side, one for each pair. ``schema``: says whether they are Rows (``column_fields.is_named``)."""
+    """Records of one side, one for each pair. ``schema``: of the records, without computed keys; it says whether they
+    are Rows (``column_fields.is_named``)."""
 
     schema: pa.Schema
 
@@ -35,7 +36,7 @@ class FromBatch:
     """Implements ``Picked``: these rows of some columns. ``mask``: True where there is none; its fields are null."""
 
     def __init__(self, columns: pa.RecordBatch, rows: Array, mask: Array | None = None) -> None:
-        self.schema = columns.schema
+        self.schema = own_schema(columns.schema)
         self._columns = columns
         self._rows = arrow_of(rows, mask=mask)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.late_dataclass import dataclass
 from engine.core.records import ColumnBatch
-from engine.operators.column_fields import is_named
+from engine.operators.column_fields import is_named, own_columns
 from engine.operators.left_chunks import LeftChunks
 from engine.time.windows import TIME_MIN_MS
 
@@ -86,8 +86,9 @@ class JoinPlace:
 
 @final
 class SideRecords:
-    """Records of one side. ``arrivals``: rising numbers, the order in which they came; ``watermark_ms``: of the
-    checkpoint they are from; ``partners``: how many each has, int64, where a regular join counts them."""
+    """Records of one side, with computed keys behind their fields. ``arrivals``: rising numbers, the order in which
+    they came; ``watermark_ms``: of the checkpoint they are from; ``partners``: how many each has, int64, where a
+    regular join counts them."""
 
     def __init__(
         self,
@@ -106,7 +107,9 @@ class SideRecords:
         self.partners = partners
 
     def rows(self) -> tuple[list[Any], list[int]]:
-        batch = ColumnBatch(self.columns, self.times_ms, named=is_named(self.columns.schema)).to_rows()
+        """Return the records as Python objects, without computed keys, and their event times."""
+        named = is_named(self.columns.schema)
+        batch = ColumnBatch(own_columns(self.columns), self.times_ms, named=named).to_rows()
         assert batch.timestamps_ms is not None
         return batch.rows, batch.timestamps_ms
 

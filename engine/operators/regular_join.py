@@ -21,7 +21,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.bound_function import BoundFunction
 from engine.operators.join_state import JOIN_PART, LeftRecords, SideRecords
 from engine.operators.keyed import Keys, open_keyed_state
-from engine.operators.keys import ComposedKey, FieldKey, canonical_key
+from engine.operators.keys import canonical_key
 from engine.operators.results import Gathered
 from engine.operators.row_output import maker_of
 from engine.state.descriptors import ListStateDescriptor, StateTtlConfig
@@ -77,19 +77,11 @@ class RegularJoinSpec(OperatorSpec):
     def is_outer(self) -> tuple[bool, bool]:
         return JOIN_KINDS[self.how]
 
-    @property
-    def why_rows(self) -> str:
-        """Why it cannot run on columns, whatever its inputs are; "" = it can."""
-        first, second = self.key_selectors
-        if not isinstance(first, FieldKey | ComposedKey) or type(first) is not type(second):
-            return "its keys are not fields"
-        return ""
-
     def build(self) -> Operator:
         return RegularJoinOperator(self)
 
     def describe(self) -> str:
-        return f"{self.how}, on rows" + (f": {self.why_rows}" if self.why_rows else "")
+        return f"{self.how}, on rows"
 
 
 def is_null_key(key: Any) -> bool:

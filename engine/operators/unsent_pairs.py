@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
-from engine.operators.column_fields import is_named
+from engine.operators.column_fields import is_named, own_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ def rows_of_pairs(chunk: bytes) -> Iterator[tuple[list[tuple[Any, Any]], list[tu
     for found in pairs_in(chunk):
         for at in range(0, found.order.size, BATCH_ROWS_MAX):
             left, right = (
-                ColumnBatch(own.slice(at, BATCH_ROWS_MAX), named=is_named(own.schema)).to_rows().rows
+                ColumnBatch(own_columns(own.slice(at, BATCH_ROWS_MAX)), named=is_named(own.schema)).to_rows().rows
                 for own in found.sides
             )
             left_ms, right_ms = (own[at : at + BATCH_ROWS_MAX].tolist() for own in found.times_ms)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.core.errors import UserCodeError
 from engine.core.records import ColumnBatch, Row, RowKind, row_of_kind, rows_of
 from engine.operators.column_interval_join import ColumnIntervalJoinSpec, column_interval_join
+from engine.operators.column_join import KEEPS_STATE
 from engine.operators.column_window_join import ColumnWindowJoinSpec, column_window_join
 from engine.operators.compile.expressions import Kind
 from engine.operators.compile.translate import Shape
@@ -230,10 +231,12 @@ def test_errors_of_the_function_are_told_as_those_of_rows():
 
 def test_what_columns_cannot_do_has_no_columnar_form():
     plain = windowed("tumbling", called)
-    assert column_window_join(replace(plain, allowed_lateness_ms=TIME_MAX_MS), SHAPES) is None
-    assert column_window_join(replace(plain, key_selectors=(FieldKey(0), len)), SHAPES) is None
-    assert column_interval_join(replace(interval((0, 1), called), key_selectors=(len, len)), SHAPES) is None
-    assert column_interval_join(interval((0, TIME_MAX_MS), called), SHAPES) is None
+    late = replace(plain, allowed_lateness_ms=TIME_MAX_MS)
+    assert column_window_join(late, SHAPES) == "its allowed lateness is beyond 62 bits"
+    assert "second input its key" in column_window_join(replace(plain, key_selectors=(FieldKey(0), len)), SHAPES)
+    by_function = replace(interval((0, 1), called), key_selectors=(len, len))
+    assert "first input its key" in column_interval_join(by_function, SHAPES)
+    assert column_interval_join(interval((0, TIME_MAX_MS), called), SHAPES) == "its bounds are beyond 62 bits"
 
     class Opened(ProcessJoinFunction):
         def open(self, runtime_context):
@@ -242,7 +245,7 @@ def test_what_columns_cannot_do_has_no_columnar_form():
         def process_element(self, left, right, ctx):
             yield left
 
-    assert column_interval_join(interval((0, 1), Opened()), SHAPES) is None
+    assert column_interval_join(interval((0, 1), Opened()), SHAPES) == KEEPS_STATE
 
 
 # --- crashes, other parallelism, other types, rows --------------------------------------------------------------------
