@@ -107,12 +107,19 @@ class SpillingSlots:
     def _empty(self) -> SlotState:
         assert self.slots.table is not None
         made = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
-        made.define(
-            self.slots.table.kinds,
-            {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN},
-        )
+        made.define(self.slots.table.kinds, self._kinds())
         made.note = self.slots.note
         return made
+
+    def _kinds(self) -> dict[str, pa.DataType]:
+        return {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN}
+
+    def take_longer(self, kinds: Mapping[str, pa.DataType]) -> None:
+        """As ``SlotState.take_longer``."""
+        self.slots.take_longer(kinds)
+        for part in self._partitions:
+            if part.state is not None:
+                part.state.take_longer(kinds)
 
     def _slots_by_partition(self, source: SlotState) -> Iterator[tuple[int, Array]]:
         """Yield the partitions that have any, with their slots, rising."""
@@ -182,6 +189,7 @@ class SpillingSlots:
             if part.unmoved is not None:
                 _put(state, *part.unmoved)
         state.expiry = self._expiry
+        state.take_longer(self._kinds())
         for epoch in part.missed:
             state.begin_epoch(epoch)
         state.forget_epochs(*self._forgotten)
