@@ -2,7 +2,7 @@
 over columns: what ``operators/aggregate`` does on rows, a batch at a time.
 
 Results are those of the row operator, value by value. Where columns cannot give them (a record that is no column batch,
-a null to be added, a sum beyond 64 bits, a decimal of more than 18 digits, nested types, another function than was
+a null to be added, a sum beyond 64 bits, a sum of decimals that Python rounds, nested types, another function than was
 thought) the operator hands its state to the row operator and goes on with that: the stream does not notice. Streaming
 emits a result per record, ``emit_final`` (batch) one per key at the end.
 
@@ -31,14 +31,13 @@ from engine.operators.column_layout import (
     Layout,
     batch_of,
     folded_of,
-    held_kind,
+    held_kinds,
     layout_of,
-    numbers_of,
     result,
     rows_before_null,
 )
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records, python_keys
-from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS, NEEDS_A_VALUE, why_handed_over
+from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
 from engine.operators.held_part import HELD_PART, HeldPart, Waiting
 from engine.operators.held_rows import HeldRows, Results, TakenRows
 from engine.operators.keyed import KEYED_PART
@@ -154,6 +153,7 @@ class _ColumnAggregateOperator(Operator):
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators import column_kernels as kernels
+        from engine.operators import decimal_kernels
         from engine.state.slot_expiry import Expiry
         from engine.state.spilling_slots import HELD_SHARE, NUM_PARTITIONS, SpillingSlots
 
@@ -162,7 +162,10 @@ class _ColumnAggregateOperator(Operator):
         self._rows.open(ctx, out)
         if self._spec.key is not None and self._spec.key.num_computed:
             self.out = WithoutKeys(out)
+        #: by kind and whether values are floats, None = lanes of decimals
         self._kernels = {
+            ("min", None): decimal_kernels.running_min_of_lanes,
+            ("max", None): decimal_kernels.running_max_of_lanes,
             ("sum", False): kernels.running_sum_of_ints,
             ("sum", True): kernels.running_sum_of_floats,
             ("min", False): kernels.running_min,
@@ -207,6 +210,8 @@ class _ColumnAggregateOperator(Operator):
         self._is_on_rows = ctx.state.keyed[KEYED_PART].num_entries() > 0
         if self._state.note:
             self._layout = self._layout_of_note(self._state.note)
+            if self._layout is not None:
+                self._slots.take_longer(held_kinds(self._layout))
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -272,7 +277,7 @@ class _ColumnAggregateOperator(Operator):
         self._state.note = schema.serialize().to_pybytes()
         self._state.define(
             [columns.schema.types[key] for key in layout.keys],
-            {layout.name_of(i): held_kind(layout, i) for i in (*layout.folded, *layout.kept)},
+            held_kinds(layout),
         )
         return columns
 
@@ -280,8 +285,8 @@ class _ColumnAggregateOperator(Operator):
         """Return why the first of these rows is not for columns."""
         assert self._layout is not None
         compared = [(self._layout.is_decimal(index), columns.column(index)) for index in self._layout.folded]
-        is_long = any(is_decimal and column[0].is_valid for is_decimal, column in compared)
-        return LONG_DECIMALS if is_long else NEEDS_A_VALUE
+        is_rounded = any(is_decimal and column[0].is_valid for is_decimal, column in compared)
+        return ROUNDED_DECIMALS if is_rounded else NEEDS_A_VALUE
 
     def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None) -> int:
         """Take up the rows and emit; return how many, fewer than all if the next one is not for columns."""
@@ -295,7 +300,7 @@ class _ColumnAggregateOperator(Operator):
         if num_valid < columns.num_rows:
             columns = columns.slice(0, num_valid)
             stamps = None if stamps is None else stamps[:num_valid]
-        given = folded_of(layout, columns) if num_valid else None
+        given = folded_of(layout, columns, self._state) if num_valid else None
         if given is None:
             if given_columns.num_rows:
                 is_cut = num_valid < given_columns.num_rows
@@ -311,12 +316,12 @@ class _ColumnAggregateOperator(Operator):
         new = slice(before, before + first.size) if begun.size == first.size else slots[begun]
         self._begin_slots(layout, new, columns, begun, given)
         if layout.choice is not None:
-            self._choose(layout, layout.choice, columns, (slots, begun), stamps)
+            self._choose(layout, layout.choice, columns, given, (slots, begun), stamps)
             return num_valid
         after, done = self._fold(layout, slots, given)
         state.mark(slots)
         if done < slots.size:  # forget the slots that rows behind have begun
-            self._note_rows(BEYOND_64_BITS)
+            self._note_rows(ROUNDED_DECIMALS if any(map(layout.is_decimal, layout.folded)) else BEYOND_64_BITS)
             self._trimmed = np.setdiff1d(np.arange(state.num_slots), slots[begun[begun >= done]])
         if not self._spec.emit_final:
             some = columns if done == columns.num_rows else columns.slice(0, done)
@@ -328,19 +333,21 @@ class _ColumnAggregateOperator(Operator):
         gives, by column, and how many rows these are."""
         import numpy as np
 
-        from engine.state.short_decimals import first_long_units
-
         done: int = slots.size
         after: dict[int, Any] = {}
         sums = [index for index, kind in layout.folded.items() if kind == "sum" and self._held(index).dtype.kind == "i"]
         reached: dict[int, int] = {}
         for index in sums:  # first, as they may stop; what is too much is taken back
+            if layout.is_decimal(index):
+                from engine.operators.decimal_folds import add_up
+
+                column: Any = self._state.columns[layout.name_of(index)]
+                after[index], done = add_up(column, slots, given[index])  # of decimals, there is but one aggregate
+                continue
             after[index] = np.empty(slots.size, np.int64)
             reached[index] = int(self._kernels["sum", False](slots, given[index], self._held(index), after[index]))
             done = min(done, reached[index])
-            if layout.is_decimal(index):
-                done = min(done, first_long_units(after[index][:done]))
-        for index in sums if done < slots.size else ():
+        for index in reached if done < slots.size else ():
             excess = slice(done, reached[index])
             np.subtract.at(self._held(index), slots[excess], given[index][excess].astype(np.int64, copy=False))
             after[index] = after[index][:done]
@@ -348,8 +355,8 @@ class _ColumnAggregateOperator(Operator):
         for index, kind in layout.folded.items():
             if kind == "last":
                 after[index] = given[index][:done]
-                column = result(kind, after[index], layout.types[index])
-                self._state.columns[layout.name_of(index)].put(slots, column)
+                last = result(kind, after[index], layout.types[index])
+                self._state.columns[layout.name_of(index)].put(slots, last)
             elif layout.is_ranked(index):
                 ranks = self._ranks(layout, index, given[index].slice(0, done), slots)
                 reached_ranks = np.empty(done, np.int64)
@@ -358,8 +365,9 @@ class _ColumnAggregateOperator(Operator):
                 after[index] = ranks.column(reached_ranks)
             elif index not in after:
                 held = self._held(index)
-                after[index] = np.empty(done, held.dtype)
-                self._kernels[kind, held.dtype == np.float64](slots, given[index][:done], held, after[index])
+                after[index] = np.empty((done, *held.shape[1:]), held.dtype)
+                is_float = None if held.ndim == 2 else held.dtype == np.float64
+                self._kernels[kind, is_float](slots, given[index][:done], held, after[index])
         return after, done
 
     def _ranks(self, layout: Layout, index: int, values: pa.Array, slots: Array) -> Ranks:
@@ -372,6 +380,7 @@ class _ColumnAggregateOperator(Operator):
         layout: Layout,
         choice: RecordChoice,
         columns: pa.RecordBatch,
+        given: dict[int, Any],
         found: tuple[Array, Array],
         stamps: Array | None,
     ) -> None:
@@ -391,7 +400,7 @@ class _ColumnAggregateOperator(Operator):
             ranks.put_back()
             after = ranks.column(reached)
         else:
-            after, chosen = self._chosen.choose(slots, first, numbers_of(values), self._held(compared))
+            after, chosen = self._chosen.choose(slots, first, given[compared], self._held(compared))
         held = {index: self._state.columns[layout.name_of(index)] for index in layout.kept}
         if not self._spec.emit_final:
             arrays = list(columns.columns)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from engine.core.arrow_arrays import arrow_of
 from engine.operators import column_kernels as kernels
+from engine.operators import decimal_kernels
 from engine.operators.record_choice import RecordChoice
 from engine.state.paged_array import PagedArray
 from engine.state.slot_columns import StateColumn
@@ -37,14 +38,15 @@ class ChosenRows:
         """Return what is compared of each row's result, and the row of this batch that the result is, or -1 if it is
         what the slot had before.
 
-        ``first``: the rows that made new slots; ``values``: what is compared, by row; ``held``: the same of the record
-        so far, by slot, of new slots that of their first row; changed in place.
+        ``first``: the rows that made new slots; ``values``: what is compared, by row, numbers or lanes of decimals;
+        ``held``: the same of the record so far, by slot, of new slots that of their first row; changed in place.
         """
-        self._number_of_slot.reserve(held.size)
+        self._number_of_slot.reserve(held.shape[0])
         numbers = self._number_of_slot.array
         numbers[slots[first]] = self._next + first.astype(np.int64)
-        after, chosen = np.empty(slots.size, held.dtype), np.empty(slots.size, np.int64)
-        kernels.choose_running(slots, values, self._law, held, numbers, self._next, after, chosen)
+        after, chosen = np.empty((slots.size, *held.shape[1:]), held.dtype), np.empty(slots.size, np.int64)
+        choose = kernels.choose_running if held.ndim == 1 else decimal_kernels.choose_running_lanes
+        choose(slots, values, self._law, held, numbers, self._next, after, chosen)
         self._next += slots.size
         return after, chosen
 

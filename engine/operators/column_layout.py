@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from engine.operators.column_folds import FoldedValues
+    from engine.state.slot_state import SlotState
 
     Array = np.ndarray[Any, Any]
 
@@ -27,9 +28,11 @@ __all__ = [
     "batch_of",
     "folded_of",
     "held_kind",
+    "held_kinds",
     "layout_of",
     "numbers_of",
     "result",
+    "result_kind",
     "rows_before_null",
 ]
 
@@ -181,6 +184,11 @@ def _choice_of(schema: pa.Schema, spec: KeyedAggregateSpec | KeyedReduceSpec) ->
     return choice_of(spec.function, schema)
 
 
+def held_kinds(layout: Layout) -> dict[str, pa.DataType]:
+    """Return the columns of state."""
+    return {layout.name_of(index): held_kind(layout, index) for index in (*layout.folded, *layout.kept)}
+
+
 def held_kind(layout: Layout, index: int) -> pa.DataType:
     import pyarrow as pa
 
@@ -188,19 +196,19 @@ def held_kind(layout: Layout, index: int) -> pa.DataType:
     if layout.folded.get(index, "last") == "last" or layout.is_ranked(index):
         return own
     if pa.types.is_decimal128(own):
-        from engine.state.short_decimals import short_kind
+        from engine.state.short_decimals import long_kind
 
-        return short_kind(own)
+        return long_kind(own)
     return pa.float64() if pa.types.is_floating(own) else pa.int64()
 
 
 def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
-    """Return how many rows come before the first one that is for rows: with a null that is to be added or compared, or
-    a decimal with more digits than are held here; all of them, if sums of decimals are rounded otherwise."""
+    """Return how many rows come before the first one that is for rows: with a null that is to be added or compared;
+    none, if sums of decimals are rounded otherwise."""
     import numpy as np
 
     from engine.state.arrow_views import valid_mask
-    from engine.state.short_decimals import adds_exactly, first_long
+    from engine.state.short_decimals import adds_exactly
 
     num_rows: int = columns.num_rows
     if layout.values is None:
@@ -208,36 +216,56 @@ def rows_before_null(layout: Layout, columns: pa.RecordBatch) -> int:
             column = columns.column(index)
             if column.null_count:
                 num_rows = min(num_rows, int(np.argmin(valid_mask(column))))
-            if layout.is_decimal(index):
-                is_exact = how != "sum" or adds_exactly(column.type.scale)
-                num_rows = min(num_rows, first_long(column)) if is_exact else 0
+            if how == "sum" and layout.is_decimal(index) and not adds_exactly(column.type.scale):
+                num_rows = 0
     return num_rows
 
 
-def folded_of(layout: Layout, columns: pa.RecordBatch) -> dict[int, Any] | None:
-    """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows."""
+def folded_of(layout: Layout, columns: pa.RecordBatch, state: SlotState | None) -> dict[int, Any] | None:
+    """Return by column what is folded: numpy arrays, or Arrow's where they are only handed on; None = ask the rows.
+    ``state``: gets room for it; None = of a function of the user's."""
     if layout.values is None:
+        assert state is not None
         return {
-            index: columns.column(index) if layout.is_ranked(index) else numbers_of(columns.column(index))
+            index: columns.column(index) if layout.is_ranked(index) else _numbers(layout, index, columns, state)
             for index in layout.folded
         }
     return layout.values.of(columns, layout.folded)
 
 
+def _numbers(layout: Layout, index: int, columns: pa.RecordBatch, state: SlotState) -> Array:
+    if not layout.is_decimal(index):
+        return numbers_of(columns.column(index))
+    from engine.operators.decimal_folds import values_for
+
+    held: Any = state.columns[layout.name_of(index)]
+    return values_for(held, columns.column(index))
+
+
 def numbers_of(column: pa.Array) -> Array:
-    """Return values as they are held, so that kernels are compiled for no other types."""
+    """Return values as they are held, but for decimals, so that kernels are compiled for no other types."""
     import numpy as np
     import pyarrow as pa
 
     from engine.state.arrow_views import values_of
-    from engine.state.short_decimals import units_of
 
-    if pa.types.is_decimal128(column.type):
-        return units_of(column)
     if pa.types.is_boolean(column.type):
         return bools_of(column).astype(np.int64)
     values = values_of(column)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
+
+
+def result_kind(kind: str, own: pa.DataType) -> pa.DataType:
+    """Return the type of results of a column of records that is folded like this."""
+    import pyarrow as pa
+
+    if kind != "sum":
+        return own
+    if pa.types.is_decimal128(own):
+        from engine.state.short_decimals import long_kind
+
+        return long_kind(own)
+    return pa.float64() if pa.types.is_floating(own) else pa.int64()
 
 
 def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
@@ -246,9 +274,9 @@ def result(kind: str, values: Any, own: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     if pa.types.is_decimal128(own):
-        from engine.state.short_decimals import DIGITS_MAX, of_units, short_kind
+        from engine.state.short_decimals import of_units
 
-        return of_units(values, own if kind != "sum" or own.precision >= DIGITS_MAX else short_kind(own))
+        return of_units(values, result_kind(kind, own))
     made = arrow_of(values)
     if pa.types.is_temporal(own) and own.bit_width == 32:
         made = made.cast(pa.int32())

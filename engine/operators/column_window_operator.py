@@ -28,7 +28,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBa
 from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.column_fields import column_index, has_fields, named_schema
 from engine.operators.computed_keys import KeysBeside, WithoutKeys, own_records
-from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS, NEEDS_A_VALUE, why_handed_over
+from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, canonical_key, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
@@ -369,7 +369,7 @@ class ColumnWindowOperator(Operator):
                 if slots is None:
                     if not self._state.begin_batch(aggregated):
                         is_null = self._state.takes_decimals(aggregated)
-                        self._note_rows(NEEDS_A_VALUE if is_null else LONG_DECIMALS)
+                        self._note_rows(NEEDS_A_VALUE if is_null else ROUNDED_DECIMALS)
                         return _left(columns, times_ms, taken)
                     slots = self._state.slots_of(aggregated)
                 if start not in self._state.panes:

@@ -9,10 +9,10 @@ from typing import Final
 
 from engine.core.records import Batch, ColumnBatch
 
-__all__ = ["BEYOND_64_BITS", "LONG_DECIMALS", "NEEDS_A_VALUE", "why_handed_over"]
+__all__ = ["BEYOND_64_BITS", "NEEDS_A_VALUE", "ROUNDED_DECIMALS", "why_handed_over"]
 
 BEYOND_64_BITS: Final = "an integer sum beyond 64 bits"
-LONG_DECIMALS: Final = "decimals of more than 18 digits, or sums of them that are rounded"
+ROUNDED_DECIMALS: Final = "a sum of decimals that Python rounds, or may round"
 NEEDS_A_VALUE: Final = "a null where a value is needed"
 _SHOWN_MAX: Final = 80
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.column_fields import is_named
-from engine.operators.column_layout import Layout, folded_of, held_kind
+from engine.operators.column_layout import Layout, folded_of, held_kind, result_kind
 from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 
@@ -129,8 +129,10 @@ def _with_own(layout: Layout, waiting: Waiting, number: int) -> pa.RecordBatch:
     columns, stamps = waiting.batch.columns, waiting.batch.timestamps_ms
     num_rows = columns.num_rows
     arrays = list(columns.columns)
+    for index, how in layout.folded.items():  # records and results are in one stream
+        arrays[index] = arrays[index].cast(result_kind(how, layout.types[index]))
     computed = _computed(layout)
-    given = None if waiting.is_result or not computed else folded_of(layout, columns)
+    given = None if waiting.is_result or not computed else folded_of(layout, columns, None)
     for index in computed:
         kind = held_kind(layout, index)
         arrays.append(pa.nulls(num_rows, kind) if given is None else pa.array(given[index]).cast(kind, safe=False))
@@ -169,6 +171,15 @@ def _read(chunk: bytes) -> pa.Table:
         return reader.read_all()
 
 
+def _of_results(table: pa.Table, how: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Return the rows with the columns that are folded as results have them: in chunks of former versions they may be
+    as records have them."""
+    table = table.replace_schema_metadata(None)
+    for index, kind, *_ in how["folded"]:
+        table = table.set_column(index, str(index), table.column(index).cast(result_kind(kind, schema.types[index])))
+    return table
+
+
 def _in_order(tables: list[pa.Table]) -> Iterator[Waiting]:
     """Yield the rows of chunks of the same types, results first, batch by batch."""
     import numpy as np
@@ -176,7 +187,8 @@ def _in_order(tables: list[pa.Table]) -> Iterator[Waiting]:
 
     schema = pa.ipc.read_schema(pa.py_buffer(tables[0].schema.metadata[b"schema"]))
     named = is_named(schema)
-    rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).combine_chunks()
+    how = json.loads(tables[0].schema.metadata[b"how"])
+    rows = pa.concat_tables([_of_results(table, how, schema) for table in tables]).combine_chunks()
     *_, stamps, numbers, are_results = (rows.column(at) for at in range(rows.num_columns))
     is_result = are_results.to_numpy()
     order = np.lexsort((numbers.to_numpy(), ~is_result))
@@ -187,6 +199,9 @@ def _in_order(tables: list[pa.Table]) -> Iterator[Waiting]:
     for begin, end in zip([0, *edges.tolist()], [*edges.tolist(), rows.num_rows], strict=True):
         for at in range(begin, end, BATCH_ROWS_MAX):
             (batch,) = rows.slice(at, min(end - at, BATCH_ROWS_MAX)).combine_chunks().to_batches()
-            columns = pa.RecordBatch.from_arrays(batch.columns[: len(schema)], names=schema.names)
+            arrays = batch.columns[: len(schema)]
+            if not is_result[at]:
+                arrays = [column.cast(kind) for column, kind in zip(arrays, schema.types, strict=True)]
+            columns = pa.RecordBatch.from_arrays(arrays, names=schema.names)
             times = batch.column(batch.num_columns - _NUM_OWN).to_numpy() if is_stamped[at] else None
             yield Waiting(ColumnBatch(columns, times, named=named), bool(is_result[at]))

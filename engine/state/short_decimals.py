@@ -1,8 +1,8 @@
-"""Decimals of at most 18 digits as integers of 64 bits: Arrow's 128 bits without the upper half, which says nothing.
+"""Decimals as integers: of at most 18 digits in 64 bits, of up to 38 in two lanes of 64 bits, as Arrow has them.
 
 The integer is the value in units of the last place (Python: the coefficient with its sign). All values of a column have
 one scale, so what is added or compared are these integers, exactly as Python's ``Decimal`` has it while no result has
-more digits than the context's precision.
+more digits than the context's precision. Lanes: int64 (rows, 2), the lower one first, which has no sign of its own.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIGITS_MAX",
+    "LONG_DIGITS_MAX",
     "SUM_DIGITS_MAX",
     "adds_exactly",
+    "digits_added_exactly",
     "first_long",
     "first_long_units",
     "is_short_decimal",
+    "is_short_for",
+    "lanes_of",
+    "lanes_of_int",
+    "lanes_of_units",
+    "long_kind",
     "of_units",
     "short_kind",
     "units_of",
 ]
 
 DIGITS_MAX: Final = 18
+LONG_DIGITS_MAX: Final = 38
 #: Of a sum that fits into 64 bits.
 SUM_DIGITS_MAX: Final = 19
 _UNITS_MAX: Final = 10**DIGITS_MAX - 1
@@ -53,6 +61,22 @@ def short_kind(kind: pa.DataType) -> pa.DataType:
     return pa.decimal128(DIGITS_MAX, kind.scale)
 
 
+def long_kind(kind: pa.DataType) -> pa.DataType:
+    """Return the type of that scale for values of any digits."""
+    import pyarrow as pa
+
+    return pa.decimal128(LONG_DIGITS_MAX, kind.scale)
+
+
+def is_short_for(kind: pa.DataType, other: pa.DataType) -> bool:
+    """Whether they are the ``short_kind`` and the ``long_kind`` of one scale."""
+    import pyarrow as pa
+
+    if not (pa.types.is_decimal128(kind) and pa.types.is_decimal128(other)):
+        return False
+    return (kind.precision, other.precision, kind.scale) == (DIGITS_MAX, LONG_DIGITS_MAX, other.scale)
+
+
 def _halves(column: pa.Array) -> Array:
     """Return the lower and the upper half of each value, int64 (rows, 2)."""
     buffer = column.buffers()[1]
@@ -64,6 +88,25 @@ def _halves(column: pa.Array) -> Array:
 def units_of(column: pa.Array) -> Array:
     """Return the integers, a copy; of values with more digits, and at nulls, they have no meaning."""
     return np.ascontiguousarray(_halves(column)[:, 0])
+
+
+def lanes_of(column: pa.Array) -> Array:
+    """Return the values in lanes, a copy; at nulls they have no meaning."""
+    return np.array(_halves(column))
+
+
+def lanes_of_units(units: Array) -> Array:
+    """Return integers of 64 bits in lanes."""
+    lanes = np.empty((units.size, 2), np.int64)
+    lanes[:, 0] = units
+    lanes[:, 1] = units >> 63
+    return lanes
+
+
+def lanes_of_int(value: int) -> tuple[np.int64, np.int64]:
+    """Return (lower, upper lane) of an integer of 128 bits."""
+    lower, upper = np.frombuffer(value.to_bytes(16, "little", signed=True), np.int64)
+    return lower, upper
 
 
 def first_long(column: pa.Array) -> int:
@@ -85,14 +128,13 @@ def first_long_units(units: Array) -> int:
 
 
 def of_units(units: Array, kind: pa.DataType, *, mask: Array | None = None) -> pa.Array:
-    """Return the decimals of that type with these integers; ``mask``: which are null."""
+    """Return the decimals of that type with these integers or lanes, which are not copied; ``mask``: which are
+    null."""
     import pyarrow as pa
 
-    halves = np.empty((units.size, 2), np.int64)
-    halves[:, 0] = units
-    halves[:, 1] = units >> 63
+    lanes = lanes_of_units(units) if units.ndim == 1 else np.ascontiguousarray(units)
     valid = None if mask is None else pa.py_buffer(np.packbits(~mask, bitorder="little"))
-    return pa.Array.from_buffers(kind, units.size, [valid, pa.py_buffer(halves)])
+    return pa.Array.from_buffers(kind, lanes.shape[0], [valid, pa.py_buffer(lanes)])
 
 
 def adds_exactly(scale: int) -> bool:
@@ -101,5 +143,12 @@ def adds_exactly(scale: int) -> bool:
     return (
         context.prec >= SUM_DIGITS_MAX
         and min(context.Emax, -context.Emin) >= _EXPONENT_MAX
-        and abs(scale) + SUM_DIGITS_MAX < _EXPONENT_MAX
+        and abs(scale) + LONG_DIGITS_MAX < _EXPONENT_MAX
+        and context.rounding != decimal.ROUND_FLOOR  # there 1 - 1 is -0
     )
+
+
+def digits_added_exactly() -> int:
+    """Return how many digits a sum may have that Python's Decimal does not round, in this thread, nor Arrow's; where
+    ``adds_exactly``."""
+    return min(decimal.getcontext().prec, LONG_DIGITS_MAX)

@@ -1,7 +1,7 @@
-"""Columns of state: one value a slot. Numbers, times, short decimals in arrays, structs by field, all else by a code.
+"""Columns of state: one value a slot. Numbers, times, decimals in arrays, structs by field, all else by a code.
 
-A column knows nothing of keys. Values of text, bytes and long decimals are kept once each in a table of their own and
-stand here as the number of their place in it; lists and maps in an arena, each for itself.
+A column knows nothing of keys. Values of text and bytes are kept once each in a table of their own and stand here as
+the number of their place in it; lists and maps in an arena, each for itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from engine.core.arrow_arrays import arrow_of, bools_of
 from engine.state.arrow_views import is_int64_like, is_text_like, valid_mask, values_of
 from engine.state.paged_array import PagedArray
-from engine.state.short_decimals import is_short_decimal, of_units, units_of
+from engine.state.short_decimals import first_long, lanes_of, of_units, units_of
 from engine.state.slot_table import SlotTable
 from engine.state.value_arena import ValueArena
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodedColumn",
+    "DecimalColumn",
     "FixedColumn",
     "NestedColumn",
     "StateColumn",
@@ -86,24 +87,17 @@ def state_column(kind: pa.DataType) -> StateColumn:
         return StructColumn(kind)
     if kind.num_fields:
         return NestedColumn(kind)
-    return FixedColumn(kind) if is_int64_like(kind) or is_short_decimal(kind) else CodedColumn(kind)
+    if pa.types.is_decimal128(kind):
+        return DecimalColumn(kind)
+    return FixedColumn(kind) if is_int64_like(kind) else CodedColumn(kind)
 
 
-@final
-class FixedColumn:
-    """``values.array``: the values as they are in Arrow (booleans as uint8, short decimals as
-    int64), for kernels; entries are zero at first."""
+class _ArrayColumn:
+    """``values.array``: entries are zero at first."""
 
-    def __init__(self, kind: pa.DataType) -> None:
-        import pyarrow as pa
-
+    def __init__(self, kind: pa.DataType, values: PagedArray) -> None:
         self.kind = kind
-        self._is_bool = pa.types.is_boolean(kind)
-        self._is_decimal = is_short_decimal(kind)
-        if self._is_decimal:
-            self.values = PagedArray(np.int64)
-        else:
-            self.values = PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype)
+        self.values = values
         #: 1 where null; made when the first null comes
         self._nulls: PagedArray | None = None
 
@@ -112,33 +106,19 @@ class FixedColumn:
         if self._nulls is not None:
             self._nulls.reserve(num_slots)
 
-    def put(self, slots: Slots, column: pa.Array) -> None:
-        values = self.values.array
-        if self._is_bool:
-            bools = bools_of(column)
-            values[slots] = bools & valid_mask(column) if column.null_count else bools
-        else:
-            values[slots] = units_of(column) if self._is_decimal else values_of(column)
+    def _put_nulls(self, slots: Slots, column: pa.Array) -> None:
         if column.null_count and self._nulls is None:
             self._nulls = PagedArray(np.uint8)
             self._nulls.reserve(self.values.capacity)
         if self._nulls is not None:
             self._nulls.array[slots] = ~valid_mask(column)
 
-    def get(self, slots: Slots) -> pa.Array:
-        import pyarrow as pa
-
+    def _taken(self, slots: Slots) -> tuple[Array, Array | None]:
+        """Return copies of values, and which are null."""
         values = self.values.array[slots]
         if isinstance(slots, slice):
             values = values.copy()  # state goes on changing, batches do not
-        mask = None if self._nulls is None else self._nulls.array[slots] != 0
-        if self._is_bool:
-            return arrow_of(values != 0, self.kind, mask=mask)
-        if self._is_decimal:
-            return of_units(values, self.kind, mask=mask)
-        if not pa.types.is_temporal(self.kind):
-            return arrow_of(values, self.kind, mask=mask)
-        return arrow_of(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
+        return values, None if self._nulls is None else self._nulls.array[slots] != 0
 
     def compact(self, kept: Array) -> None:
         for array in (self.values, self._nulls):
@@ -155,6 +135,73 @@ class FixedColumn:
     @property
     def nbytes(self) -> int:
         return self.values.nbytes + (0 if self._nulls is None else self._nulls.nbytes)
+
+
+@final
+class FixedColumn(_ArrayColumn):
+    """``values.array``: the values as they are in Arrow (booleans as uint8), for kernels."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        import pyarrow as pa
+
+        self._is_bool = pa.types.is_boolean(kind)
+        super().__init__(kind, PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype))
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        values = self.values.array
+        if self._is_bool:
+            bools = bools_of(column)
+            values[slots] = bools & valid_mask(column) if column.null_count else bools
+        else:
+            values[slots] = values_of(column)
+        self._put_nulls(slots, column)
+
+    def get(self, slots: Slots) -> pa.Array:
+        import pyarrow as pa
+
+        values, mask = self._taken(slots)
+        if self._is_bool:
+            return arrow_of(values != 0, self.kind, mask=mask)
+        if not pa.types.is_temporal(self.kind):
+            return arrow_of(values, self.kind, mask=mask)
+        return arrow_of(values, pa.int32() if values.dtype == np.int32 else pa.int64(), mask=mask).view(self.kind)
+
+
+@final
+class DecimalColumn(_ArrayColumn):
+    """``values.array``: integers of 64 bits, for kernels, or lanes (``short_decimals``) since the first value of more
+    than 18 digits, whatever the type says: as a rule none comes."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        super().__init__(kind, PagedArray(np.int64))
+
+    @property
+    def is_wide(self) -> bool:
+        return self.values.array.ndim == 2
+
+    def has_room_for(self, column: pa.Array) -> bool:
+        """Whether the values can be put here as things are."""
+        return self.is_wide or first_long(column) == len(column)
+
+    def widen(self) -> None:
+        """Have lanes from now on."""
+        if self.is_wide:
+            return
+        before, self.values = self.values.array, PagedArray(np.int64, 2)
+        self.values.reserve(before.size)
+        lanes = self.values.array
+        lanes[: before.size, 0] = before
+        lanes[: before.size, 1] = before >> 63
+
+    def put(self, slots: Slots, column: pa.Array) -> None:
+        if not self.has_room_for(column):
+            self.widen()
+        self.values.array[slots] = lanes_of(column) if self.is_wide else units_of(column)
+        self._put_nulls(slots, column)
+
+    def get(self, slots: Slots) -> pa.Array:
+        values, mask = self._taken(slots)
+        return of_units(values, self.kind, mask=mask)
 
 
 @final

@@ -18,6 +18,7 @@ from engine.state.column_chunks import streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.noted import NotedDelta
 from engine.state.paged_array import zeros
+from engine.state.short_decimals import is_short_for
 from engine.state.slot_columns import StateColumn, state_column
 from engine.state.slot_expiry import WRITTEN, Expiry
 from engine.state.slot_table import SlotTable
@@ -48,6 +49,23 @@ def _are_alike(note: bytes, other: bytes) -> bool:
 
     one, two = (pa.ipc.read_schema(pa.py_buffer(each)).metadata for each in (note, other))
     return bool(one == two)
+
+
+def _are_one(
+    held: Mapping[str, pa.DataType], note: bytes, others: Mapping[str, pa.DataType], other_note: bytes
+) -> bool:
+    """Whether these columns are of one state: of the same kinds, or, where the records have the same, some of decimals
+    that a former version had in 18 digits."""
+    if not _are_alike(note, other_note) or held.keys() != others.keys():
+        return False
+    differ = [(kind, others[name]) for name, kind in held.items() if kind != others[name]]
+    if not differ:
+        return True
+    import pyarrow as pa
+
+    are_short = all(is_short_for(one, other) or is_short_for(other, one) for one, other in differ)
+    kinds = [pa.ipc.read_schema(pa.py_buffer(each)).types for each in (note, other_note) if each]
+    return are_short and len(kinds) == 2 and bool(kinds[0] == kinds[1])
 
 
 @final
@@ -85,6 +103,7 @@ class SlotState:
             self.table = SlotTable(key_kinds)
             self.columns = {name: state_column(kind) for name, kind in columns.items()}
             return
+        self.take_longer(columns)
         have = [*map(str, self.table.kinds), *(f"{name}: {column.kind}" for name, column in self.columns.items())]
         want = [*map(str, key_kinds), *(f"{name}: {kind}" for name, kind in columns.items())]
         if have != want:
@@ -92,6 +111,13 @@ class SlotState:
                 f"The state has the columns {have}, but the records need {want}. State cannot change its types: give "
                 "the operator another uid to begin afresh, or turn the records into the former types before it."
             )
+
+    def take_longer(self, kinds: Mapping[str, pa.DataType]) -> None:
+        """Let columns of these have decimals of any digits: state of former versions had 18 at most of what is added
+        or compared."""
+        for name, column in self.columns.items():
+            if name in kinds and is_short_for(column.kind, kinds[name]):
+                column.kind = kinds[name]
 
     @property
     def num_slots(self) -> int:
@@ -271,9 +297,13 @@ class SlotState:
     ) -> SlotState:
         """Return what holds rows of these types and such records: this or one of the others."""
         for state in (self, *self.others):
+            if state.table is None:
+                break
             held = {name: column.kind for name, column in state.columns.items() if name != WRITTEN}
-            is_alike = state.table is None or (state.table.kinds == list(key_kinds) and held == columns)
-            if is_alike and (state.table is None or _are_alike(state.note, note)):
+            if state.table.kinds == list(key_kinds) and _are_one(held, state.note, columns, note):
+                columns = {
+                    name: kind if is_short_for(held[name], kind) else held[name] for name, kind in columns.items()
+                }
                 break
         else:
             state = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self.expiry)
@@ -282,12 +312,10 @@ class SlotState:
         return state
 
     def has_types_of(self, other: SlotState) -> bool:
-        if self.table is None or other.table is None or self.others or not _are_alike(self.note, other.note):
+        if self.table is None or other.table is None or self.others or self.table.kinds != other.table.kinds:
             return False
-        held = [(name, column.kind) for name, column in self.columns.items()]
-        return self.table.kinds == other.table.kinds and held == [
-            (name, column.kind) for name, column in other.columns.items()
-        ]
+        held, others = ({name: column.kind for name, column in own.columns.items()} for own in (self, other))
+        return _are_one(held, self.note, others, other.note)
 
     def _chunks(self, slots: Array, key_groups: Iterable[int]) -> dict[int, bytes]:
         return streams(self.pieces(slots, key_groups), self.metadata())

@@ -144,12 +144,19 @@ class SpillingSlots:
     def _empty(self) -> SlotState:
         assert self.slots.table is not None
         made = SlotState(self._max_parallelism, is_tuple=self._is_tuple, expiry=self._expiry)
-        made.define(
-            self.slots.table.kinds,
-            {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN},
-        )
+        made.define(self.slots.table.kinds, self._kinds())
         made.note = self.slots.note
         return made
+
+    def _kinds(self) -> dict[str, pa.DataType]:
+        return {name: column.kind for name, column in self.slots.columns.items() if name != WRITTEN}
+
+    def take_longer(self, kinds: Mapping[str, pa.DataType]) -> None:
+        """As ``SlotState.take_longer``."""
+        self.slots.take_longer(kinds)
+        for part in self._partitions:
+            if part.state is not None:
+                part.state.take_longer(kinds)
 
     def is_unmoved(self, number: int) -> bool:
         """Whether loading the partition moves its slots, which takes longer than to read it from a file."""
@@ -207,6 +214,7 @@ class SpillingSlots:
                 cut, number = part.unmoved
                 _put(state, cut.source, cut.slots_of(number))
         state.expiry = self._expiry
+        state.take_longer(self._kinds())
         for epoch in part.missed:
             state.begin_epoch(epoch)
         state.forget_epochs(*self._forgotten)

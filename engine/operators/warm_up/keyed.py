@@ -16,6 +16,7 @@ def warm_up_operators() -> None:
     import numpy as np
 
     from engine.operators import column_kernels as kernels
+    from engine.operators import decimal_kernels
     from engine.operators.column_choice import ChosenRows
     from engine.operators.record_choice import RecordChoice
 
@@ -27,3 +28,9 @@ def warm_up_operators() -> None:
             kernel(slots, values, np.zeros(1, values.dtype), np.empty(2, values.dtype))
         choice = RecordChoice.of_kind("max_by", 0)
         ChosenRows(choice).choose(slots, first, values, np.zeros(1, values.dtype))
+    lanes = np.zeros((2, 2), np.int64)
+    limit = np.int64(0), np.int64(1)
+    decimal_kernels.running_sum_of_lanes(slots, lanes, limit, np.zeros((1, 2), np.int64), np.empty((2, 2), np.int64))
+    for kernel in (decimal_kernels.running_min_of_lanes, decimal_kernels.running_max_of_lanes):
+        kernel(slots, lanes, np.zeros((1, 2), np.int64), np.empty((2, 2), np.int64))
+    ChosenRows(choice).choose(slots, first, lanes, np.zeros((1, 2), np.int64))

@@ -72,8 +72,8 @@ def test_decimals_are_aggregated_on_columns_as_on_rows_and_restored_at_another_p
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("aggregate", KINDS)
 @pytest.mark.parametrize("largest", [10**18 - 1, 10**19, 10**27, 10**37])
-def test_decimals_of_more_digits_go_on_on_rows(aggregate, largest, final):
-    """Sums of more than 28 digits are rounded there; 19 digits fit into 64 bits, or not."""
+def test_decimals_of_more_digits_are_those_of_rows(aggregate, largest, final):
+    """Sums of more than 28 digits are rounded there; 19 digits fit into 64 bits, or not. (More: test_long_decimals.)"""
     kind = pa.decimal128(38, 3)
     batches = [batch_of([(1, Decimal("1.100"), "a"), (2, Decimal("2.000"), "b")], kind)]
     with decimal.localcontext(prec=50):
