@@ -1,7 +1,7 @@
 """Whose rows may become columns for an operator behind that works on columns: those of a declared type, in long jobs.
 
 Made in Python, checked value by value (``operators/row_columns``), 50 ns a field: less than what the same operator
-saves, if batches have some hundreds of records. So not in streams without end, whose batches may be small, and not
+saves, if batches have some hundreds of records. Small ones cross exchanges as rows. A stream without end is long; not
 where input is short: numba and its kernels take longer to load than rows of it take.
 """
 
@@ -36,15 +36,16 @@ _PICKLED_MIN: Final = 8 << 20
 def typed_nodes(nodes: Sequence[Transformation], num_rows_min: int) -> set[int]:
     """Return the nodes whose rows may become columns. ``nodes``: inputs before users; ``num_rows_min``: how many rows
     make a job long."""
-    #: node → its sources have ends, and one is long
-    is_long: dict[int, tuple[bool, bool]] = {}
+    #: nodes of which a source is long
+    long: set[int] = set()
     for node in nodes:
         if node.spec.num_inputs == 0:
-            is_long[node.id] = node.is_bounded_source, _is_long(node.spec, num_rows_min)
+            is_long = not node.is_bounded_source or _is_long(node.spec, num_rows_min)
         else:
-            given = [is_long[edge.source.id] for edge in node.inputs if edge.source.id in is_long]
-            is_long[node.id] = all(bounded for bounded, _ in given), any(long for _, long in given)
-    return {node.id for node in nodes if is_long[node.id] == (True, True) and column_kinds(node.output_type)}
+            is_long = any(edge.source.id in long for edge in node.inputs)
+        if is_long:
+            long.add(node.id)
+    return {node.id for node in nodes if node.id in long and column_kinds(node.output_type)}
 
 
 def _is_long(spec: OperatorSpec, num_rows_min: int) -> bool:
@@ -55,7 +56,7 @@ def _is_long(spec: OperatorSpec, num_rows_min: int) -> bool:
             return len(pickled) >= _PICKLED_MIN
         case CollectionSpec(rows):
             return len(rows) >= num_rows_min
-        case DataGeneratorSpec(count=int() as count, rate_per_second=None):
+        case DataGeneratorSpec(count=int() as count):
             return count >= num_rows_min
         case SourceSpec():
             return _is_long_source(spec.source, num_rows_min)

@@ -82,11 +82,12 @@ _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 @dataclass(frozen=True)
 class _Columns:
     """What comes out of a node. ``shape``: of its records; None = not known before it runs. ``type_info``: what the
-    program declares of them. ``has_kinds``: it is a changelog."""
+    program declares of them. ``has_kinds``: it is a changelog. ``from_rows``: they were made of rows of that type."""
 
     shape: Shape | None
     type_info: TypeInformation | None = None
     has_kinds: bool = False
+    from_rows: bool = False
 
 
 def vectorise(nodes: Sequence[Transformation]) -> None:
@@ -117,6 +118,7 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
     used = _origins(nodes, plan)
     for node in nodes:
         node.columns_of = node.output_type if node.id in plan.converted else None
+        node.row_types = _row_types(node, plan) if node.id in plan.specs or _hands_on(node, plan, used) else {}
         if isinstance(node.spec, TimestampsSpec | StampedSourceSpec) and node.id not in used:
             node.spec = dataclasses.replace(node.spec, keeps_columns=False)  # rows that were made for it may go on
         node.spec = plan.specs.get(node.id, node.spec)
@@ -191,6 +193,7 @@ def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
         shapes.pop() if len(shapes) == 1 else None,
         taken[0].type_info if len(taken) == 1 else None,
         any(columns.has_kinds for columns in taken),
+        len(taken) == 1 and taken[0].from_rows,
     )
 
 
@@ -241,7 +244,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     if record is not None and not isinstance(node.spec, _OF_FUNCTIONS) and spec is None:
         columns = None  # they become objects for it
     if columns is not None and taken is not None and isinstance(spec or node.spec, _KEEPING):
-        columns = dataclasses.replace(columns, type_info=taken.type_info)
+        columns = dataclasses.replace(columns, type_info=taken.type_info, from_rows=taken.from_rows)
     return columns
 
 
@@ -262,7 +265,7 @@ def _planned(nodes: Sequence[Transformation], columnar: Mapping[int, _Columns], 
         else:
             columns = _transformed(node, plan)
         if columns is None and node.id in typed:
-            columns = _Columns(_declared(node.output_type, converted=True), node.output_type)
+            columns = _Columns(_declared(node.output_type, converted=True), node.output_type, from_rows=True)
             plan.converted.add(node.id)
         plan.gives[node.id] = columns
     return plan
@@ -289,6 +292,20 @@ def _typed_for_columns(nodes: Sequence[Transformation], columnar: Mapping[int, _
             return plan.converted
         typed -= in_vain
     return typed
+
+
+def _row_types(node: Transformation, plan: _Plan) -> dict[int, TypeInformation]:
+    """Return the type of what may come as rows, by input: of inputs whose columns are all made of rows of one type."""
+    given: dict[int, list[TypeInformation | None]] = {}
+    for edge in node.inputs:
+        columns = None if edge.side_tag is not None else plan.gives[edge.source.id]
+        is_from_rows = columns is not None and columns.from_rows
+        given.setdefault(edge.input_index, []).append(columns.type_info if columns and is_from_rows else None)
+    return {
+        index: types[0]
+        for index, types in given.items()
+        if types[0] is not None and all(one == types[0] for one in types)
+    }
 
 
 def _types_by_side(node: Transformation, given: Sequence[_Columns | None]) -> list[TypeInformation | None]:

@@ -131,9 +131,13 @@ def _chain_spec(made: _Chain, ids: dict[StreamNode, OperatorID]) -> ChainSpec:
         )
         for node in made.nodes
     )
-    exits = tuple(Exit(index[e.source], e.side_tag, e.partitioning) for e in made.exits)
-    hashed = (e for e in made.nodes[0].inputs if e.partitioning.strategy is ShipStrategy.HASH)
-    return ChainSpec(operators, exits, {e.input_index: e.partitioning.key_selector for e in hashed})
+    exits = tuple(
+        Exit(index[e.source], e.side_tag, e.partitioning, e.input_index in e.target.transformation.row_types)
+        for e in made.exits
+    )
+    hashed = (e for e in made.head.inputs if e.partitioning.strategy is ShipStrategy.HASH)
+    input_keys = {e.input_index: e.partitioning.key_selector for e in hashed}
+    return ChainSpec(operators, exits, input_keys, tuple(made.head.transformation.row_types.items()))
 
 
 def _pickle_chain(spec: ChainSpec, name: str) -> bytes:

@@ -59,6 +59,8 @@ class Exit:
     operator_index: int
     side_tag: str | None
     partitioning: Partitioning
+    #: who reads it makes columns of rows (``ChainSpec.row_types``), which is better for small batches
+    small_as_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class ChainSpec:
     exits: tuple[Exit, ...]
     #: by logical input of the head, what records are keyed by on their way here (HASH edges only)
     input_keys: dict[int, Any] = field(default_factory=dict)
+    #: (logical input of the head, type): rows that come there become columns, as far as they are of that type
+    row_types: tuple[tuple[int, TypeInformation], ...] = ()
 
 
 # --- what the JobManager sees ---------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ class Transformation:
     why_rows: str = ""
     #: what it emits in rows becomes columns, as far as it is of this type; None = it stays rows
     columns_of: TypeInformation | None = None
+    #: by input, what small batches of rows become columns of at its entrance (``operators/row_columns``)
+    row_types: dict[int, TypeInformation] = field(default_factory=dict)
     id: int = field(default_factory=lambda: next(_ids))
 
     @property
@@ -131,6 +133,8 @@ class Transformation:
         own = self.spec.describe()
         if self.columns_of is not None:
             own = f"{own}, results as columns" if own else "results as columns"
+        if self.row_types:
+            own = f"{own}, small batches come as rows"
         if not self.why_rows:
             return own
         told = own if own.endswith("on rows") else f"{own}, on rows" if own else "on rows"

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol, final
+from typing import Any, Final, NoReturn, Protocol, final
 
 from engine.core.errors import EngineError
-from engine.core.records import Batch
+from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.core.user_code import user_frames
 from engine.graph.job_graph import ChainedOperator, ChainSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, batch_for
 from engine.operators.failure import user_error
-from engine.operators.row_columns import RowColumns
+from engine.operators.row_columns import SMALL_ROWS_MAX, RowColumns
 from engine.operators.row_copies import private_copy
 from engine.operators.row_operator import RowOperator
 from engine.operators.row_output import RowOutput
-from engine.operators.stateless import FlatMapSpec, MapSpec
+from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec
+from engine.operators.timestamps import TimestampsSpec
 from engine.protocol.profiling import OperatorMetrics
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.runtime.taskmanager.operator_clock import OperatorClock
 
 __all__ = ["ChainExit", "OperatorChain"]
+
+#: What comes out of them are the records that come in: rows of rows, and of the same type.
+_KEEPING: Final = (FilterSpec, TimestampsSpec)
 
 
 class ChainExit(Protocol):
@@ -82,18 +86,21 @@ class _Link:
 
 @final
 class _TimedExit:
-    """A ChainExit whose time is not its operator's."""
+    """A ChainExit whose time is not its operator's. ``small_as_rows``: small batches of columns leave as rows."""
 
-    def __init__(self, target: ChainExit, index: int, clock: OperatorClock) -> None:
+    def __init__(self, target: ChainExit, index: int, clock: OperatorClock, *, small_as_rows: bool) -> None:
         self._target = target
         self._index = index
         self._clock = clock
+        self.small_as_rows = small_as_rows
         self.emit_watermark = target.emit_watermark
         self.emit_idle = target.emit_idle
         self.emit_superstep_end = target.emit_superstep_end
 
     def emit(self, batch: Batch) -> None:
         before = self._clock.enter(self._index)
+        if self.small_as_rows and len(batch) <= SMALL_ROWS_MAX and type(batch) is ColumnBatch:
+            batch = batch.to_rows()
         self._target.emit(batch)
         self._clock.enter(before)
 
@@ -116,6 +123,8 @@ class _ChainOutput:
         self.num_batches = 0
         self._object_reuse = object_reuse
         self.columns = columns
+        #: small batches of rows stay rows, until they are behind the exchange
+        self.passes_small = False
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
@@ -123,12 +132,17 @@ class _ChainOutput:
         self.num_records += len(batch)
         self.num_batches += 1
         if self.columns is not None:
-            batch = self.columns.of(batch)
+            batch = self._converted(self.columns, batch)
         targets = self.targets
         if len(targets) == 1:
             targets[0].emit(batch)
         else:
             self._emit_to_all(targets, batch)
+
+    def _converted(self, columns: RowColumns, batch: Batch) -> Batch:
+        if self.passes_small and len(batch) <= SMALL_ROWS_MAX and type(batch) is RowBatch:
+            return columns.as_rows(batch)
+        return columns.of(batch)
 
     def _emit_to_all(self, targets: Sequence[_Link | _TimedExit], batch: Batch) -> None:
         batches = [batch] * len(targets)
@@ -189,8 +203,12 @@ class OperatorChain:
                 name = spec.operators[following].name
                 self._link(index, tag, _Link(self.operators[following], input_index, name, following, self.clock))
         for exit_spec, target in zip(spec.exits, exits):
-            timed = _TimedExit(target, len(self.operators), self.clock)
+            timed = _TimedExit(target, len(self.operators), self.clock, small_as_rows=exit_spec.small_as_rows)
             self._link(exit_spec.operator_index, exit_spec.side_tag, timed)
+        for index, output in enumerate(self._outputs):
+            output.passes_small = self._passes_small(index)
+        #: by input of the head, what makes columns of its rows
+        self._row_columns = {input_index: RowColumns(kind) for input_index, kind in spec.row_types}
         self._fuse()
         self.head = self.operators[0]
         #: operators that override ``next_timer_ms`` or ``is_ready``: asked every turn, so only those that answer
@@ -203,6 +221,15 @@ class OperatorChain:
             output.targets.append(target)
         else:
             output.side_targets.setdefault(tag, []).append(target)
+
+    def _passes_small(self, index: int) -> bool:
+        """Whether all that read the operator's results take small batches as rows, and send them on as such."""
+        following = self.spec.operators[index].next
+        exits = [own for own in self.spec.exits if own.operator_index == index]
+        return all(own.small_as_rows for own in exits) and all(
+            tag is None and isinstance(self.spec.operators[at].spec, _KEEPING) and self._passes_small(at)
+            for at, tag, _ in following
+        )
 
     def _fuse(self) -> None:
         """Let map, filter and flat_map run in the loop of the one before them, where that one has no other consumer.
@@ -244,6 +271,10 @@ class OperatorChain:
     # --- the head's input
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        if self._row_columns and type(batch) is RowBatch and not self.head._is_on_rows:
+            columns = self._row_columns.get(input_index)
+            if columns is not None:
+                batch = columns.of(batch)
         self._call_head(self.head.process_batch, input_index, batch_for(self.head, batch))
 
     def process_watermark(self, watermark_ms: int) -> None:
@@ -318,12 +349,19 @@ class OperatorChain:
             tier = tiers.pop(0)
             if output.columns is not None:
                 tier = f"{tier}, {output.columns.told()}"
+            if not index and self._row_columns:
+                tier = f"{tier}, {self._told_of_rows()}"
             found.append(OperatorMetrics(chained.name, *counts, tier, fused_with))
         if self.spec.exits:
             num_records, index = self.num_records_out(), len(self.operators)
             num_batches = sum(self._outputs[i].num_batches for i in {one.operator_index for one in self.spec.exits})
             found.append(OperatorMetrics("(exchange)", num_records, num_batches, self.clock.busy_ms(index)))
         return tuple(found)
+
+    def _told_of_rows(self) -> str:
+        """Return what happens to rows that come to the head, for people."""
+        is_over = any(columns.is_over for columns in self._row_columns.values())
+        return "small batches come as rows" + (", until one was not of its type all" if is_over else "")
 
 
 def _converting(chained: ChainedOperator) -> tuple[OperatorSpec, RowColumns | None]:

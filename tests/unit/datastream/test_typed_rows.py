@@ -71,7 +71,7 @@ def test_the_plan_says_whose_rows_become_columns(env):
     keyed = events(env).key_by(lambda e: e[0])
     told = tiers(keyed.sum(1))
     assert told["Map"] == "interpreted (its input is rows), results as columns"
-    assert told["Keyed Aggregation"] == "vectorised"
+    assert told["Keyed Aggregation"] == "vectorised, small batches come as rows"
     assert tiers(keyed.reduce(lambda a, b: (a[0], a[1] + b[1], b[2])))["Keyed Reduce"].startswith("compiled on columns")
     times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(More())
     stamped = events(env).name("Events").assign_timestamps_and_watermarks(times).name("Times")
@@ -108,12 +108,16 @@ def test_rows_stay_rows_where_nothing_is_gained(env, monkeypatch):
     assert not converted(events(env).key_by(0).process(Sees()))  # nobody wants columns
     both = events(env)
     assert not converted(both.key_by(0).sum(1), both.map(Again()).name("Other"))  # another one wants rows
-    for num_records, worth in ((1000, True), (None, False)):  # where there is no end batches may be small
+    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 301)
+    assert not converted(events(env).key_by(0).sum(1))  # too short for kernels to be loaded
+
+
+def test_streams_without_end_are_long(env, monkeypatch):
+    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 1001)
+    for num_records, worth in ((None, True), (1001, True), (1000, False)):
         source = DataGeneratorSource(Event(), num_records)
         generated = env.from_source(source, WatermarkStrategy.no_watermarks(), "Generated", PAIRS)
         assert bool(converted(generated.key_by(0).sum(1))) is worth
-    monkeypatch.setattr(vectorise, "SEQUENCE_MIN", 301)
-    assert not converted(events(env).key_by(0).sum(1))  # too short for kernels to be loaded
 
 
 def test_long_files_and_collections_are_worth_it(env, tmp_path, monkeypatch):
