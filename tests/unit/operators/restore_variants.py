@@ -12,7 +12,9 @@ from engine.core.records import kind_of
 from engine.operators.base import OperatorSpec
 from engine.operators.co_process import CoProcessSpec
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
+from engine.operators.field_aggregates import avg, count, max_, min_, sum_
 from engine.operators.functions import CoFlatMapFunction
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import KeyedProcessFunction
 from engine.operators.regular_join import Beside, RegularJoinSpec
@@ -170,6 +172,9 @@ VARIANTS: dict[str, Callable[[], Case]] = {
     "top 2": lambda: of_one_input(TopNSpec(KEY, 2, ((1, False),), with_rank=True)),
     "first row": lambda: of_one_input(DeduplicateSpec(KEY, FIRST)),
     "last row": lambda: of_one_input(DeduplicateSpec(KEY, LAST)),
+    "aggregates of what is there": lambda: of_one_input(
+        GroupAggregateSpec(KEY, (count(), sum_(1), avg(1), min_(1), max_(1)))
+    ),
     "folds that expire": lambda: Case((ProcessSpec(ExpiringFolds(), KEY),), [*events(), *events()]),
     "co-flat-map with state": lambda: Case(
         (CoProcessSpec(Counting(), (KEY, KEY), None, "flat_map"),), two_inputs(), (first_of, first_of)
