@@ -6,6 +6,7 @@ Their results are changelogs where a result may be taken back: Rows with a RowKi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import ProgramError
@@ -73,7 +74,9 @@ def regular_join(
     return DataStream(left.get_execution_environment(), node)
 
 
-def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bool, state_ttl: Any) -> DataStream:
+def top_n(
+    stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bool, state_ttl: Any, changelog: bool
+) -> DataStream:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ProgramError(f"top_n({n!r:.80}): expected a whole number of at least 1.")
     fields = list(by) if isinstance(by, tuple | list) else [by]
@@ -88,6 +91,7 @@ def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bo
         order.append((_place_of(field, stream._output_type), direction))
     selector = _by_place(stream._key_selector, stream._output_type)
     spec = TopNSpec(selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
+    spec = replace(spec, retracts=bool(changelog))
     return _changelog(stream, "Top N", spec, with_rank)
 
 

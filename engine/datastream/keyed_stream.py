@@ -120,15 +120,26 @@ class KeyedStream(DataStream):
         return aggregate(self, aggregates, state_ttl)
 
     def top_n(
-        self, n: int, by: Any, ascending: Any = False, *, with_rank: bool = False, state_ttl: Any = None
+        self,
+        n: int,
+        by: Any,
+        ascending: Any = False,
+        *,
+        with_rank: bool = False,
+        state_ttl: Any = None,
+        changelog: bool = False,
     ) -> DataStream:
         """Keep the first ``n`` records of each key by one or more fields (ours, not PyFlink's; SQL's ROW_NUMBER).
 
         Gives a changelog: Rows with a RowKind, +I for what comes in and -D for what it pushes out; in batch what is
         left at the end. ``ascending``: one for all fields, or one for each. ``with_rank``: a last field "rank", from
         1, with -U and +U for each record that moves. ``state_ttl``: a Time or Duration after which a key is forgotten.
+
+        Of a changelog all records of a key are kept: one that is taken back is deleted and gives its place to the one
+        behind the last. The plan knows one that comes right from where it is made; ``changelog``: one behind a filter
+        or another function, which would be refused with the first record that is taken back.
         """
-        return top_n(self, n, by, ascending, with_rank=with_rank, state_ttl=state_ttl)
+        return top_n(self, n, by, ascending, with_rank=with_rank, state_ttl=state_ttl, changelog=changelog)
 
     def first_row(self, *, state_ttl: Any = None) -> DataStream:
         """Keep the first record of each key (ours, not PyFlink's). Others are dropped; what comes out is plain."""

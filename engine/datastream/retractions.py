@@ -10,6 +10,7 @@ left insertions only, and any other function, an operator is what it was, and re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from engine.core.errors import ProgramError
@@ -61,6 +62,8 @@ def _taking_back(node: Transformation) -> OperatorSpec:
             return GroupAggregateSpec(
                 spec.key_selector, aggregates, True, names, spec.ttl_ms or None, emit_final=spec.emit_final
             )
+        case TopNSpec():
+            return dataclasses.replace(spec, retracts=True)
     return spec
 
 
@@ -78,8 +81,6 @@ def _gives_changelog(spec: OperatorSpec) -> bool:
 def _refused_by(spec: OperatorSpec) -> tuple[str, str] | None:
     """Return the method that makes such an operator, and why it refuses a changelog; None = it does not."""
     match spec:
-        case TopNSpec():
-            return "top_n()", NOT_KEPT
         case DeduplicateSpec() if spec.keeps == FIRST:
             return "first_row()", NOT_KEPT
         case KeyedAggregateSpec():
