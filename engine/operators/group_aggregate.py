@@ -18,7 +18,7 @@ from __future__ import annotations
 import decimal
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from engine.core.errors import EngineError
 from engine.core.late_dataclass import dataclass
@@ -32,7 +32,10 @@ from engine.operators.regular_join import time_to_live
 from engine.operators.results import Gathered
 from engine.state.descriptors import MapStateDescriptor, ValueStateDescriptor
 
-__all__ = ["GROUP_KINDS", "GroupAggregateOperator", "GroupAggregateSpec", "exact_sum"]
+if TYPE_CHECKING:
+    from engine.operators.group_slots import GroupSlots
+
+__all__ = ["GROUP_KINDS", "GROUP_PART", "GroupAggregateOperator", "GroupAggregateSpec", "exact_sum"]
 
 GROUP_KINDS: Final = ("count", "sum", "avg", "min", "max")
 #: In checkpoints: (number of records, what results begin with, accumulators); of minima and maxima value → how often.
@@ -41,6 +44,8 @@ _VALUES_NAME: Final = "$group-values-{}"
 #: Python's own context rounds to 28 digits: what was rounded away could not be taken back. 38 digits are what columns
 #: have, 19 those of the number of records.
 _EXACT: Final = decimal.Context(prec=76, Emax=999_999, Emin=-999_999)
+#: Name of the part of state in checkpoints that an operator on columns has, for good.
+GROUP_PART: Final = "group-aggregates"
 _ADDING: Final = (RowKind.INSERT, RowKind.UPDATE_AFTER)
 
 
@@ -62,11 +67,20 @@ class GroupAggregateSpec(OperatorSpec):
     def blocks(self) -> bool:  # type: ignore[override]
         return self.emit_final
 
+    @property
+    def why_rows(self) -> str:
+        """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
+        if self.ttl_ms is not None:
+            return "its state has a time to live"
+        if any(aggregate.kind in ("min", "max") for aggregate in self.aggregates):
+            return "minima and maxima of a changelog"
+        return ""
+
     def build(self) -> Operator:
         return GroupAggregateOperator(self)
 
     def describe(self) -> str:
-        return "built-in on rows, a changelog"
+        return "built-in on rows, a changelog" + (f": {self.why_rows}" if self.why_rows else "")
 
 
 def exact_sum(total: Any, value: Any, *, is_added: bool) -> Any:
@@ -113,6 +127,7 @@ class GroupAggregateOperator(Operator):
         self._spec = spec
         self._is_inside = is_inside
         self._keys = Keys(spec.key_selector)
+        self._left: GroupSlots | None = None
         self.backend: Any = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
@@ -128,6 +143,10 @@ class GroupAggregateOperator(Operator):
             for index, aggregate in enumerate(self._spec.aggregates)
             if aggregate.kind in ("min", "max") and ttl_ms is None
         }
+        if not self._is_inside and ctx.state.has_left(GROUP_PART):
+            from engine.operators.group_slots import GroupSlots
+
+            self._left = GroupSlots(ctx, self._spec, self._spec.key_selector)
 
     def close(self) -> None:
         try:
@@ -136,9 +155,25 @@ class GroupAggregateOperator(Operator):
             if self.backend is not None:
                 self.backend.close()
 
+    # --- what an operator on columns has left, or gives ---------------------------------------------------------------
+
+    def _take_left(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            self.adopt(left.groups())
+            left.clear()
+
+    def adopt(self, groups: Iterable[tuple[list[Any], list[Any]]]) -> None:
+        """Go on with these keys, which have no state yet, and what is held of them."""
+        for keys, held in groups:
+            for key, group in zip(keys, held, strict=True):
+                self.backend.set_current_key(key)
+                self._state.update(group)
+
     # --- records ------------------------------------------------------------------------------------------------------
 
     def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._take_left()
         batch = rows_of(batch)
         stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         for key, row, stamp in zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True):
@@ -250,7 +285,12 @@ class GroupAggregateOperator(Operator):
             made[aggregate.field if len(made) > 1 else 0] = value  # type: ignore[index]
         return made
 
+    def process_watermark(self, watermark_ms: int) -> None:
+        self._take_left()
+        self.out.emit_watermark(watermark_ms)
+
     def finish(self) -> None:
+        self._take_left()
         if self._spec.emit_final:
             for key in self.backend.keys(_STATE_NAME):
                 self.backend.set_current_key(key)

@@ -72,7 +72,13 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         window = kept.key_by("k").window(TumblingEventTimeWindows.of(Time.seconds(1))).sum("v")
         assert tiers(window)["TumblingEventTimeWindows"].endswith(", on rows: its input is a changelog")
         # Right behind it, without a filter, the plan is sure.
-        assert tiers(changelog.key_by("k").sum("v"))["Keyed Aggregation"] == "built-in on rows, a changelog"
+        summed = tiers(changelog.key_by("k").sum("v"))["Keyed Aggregation"]
+        assert summed == "vectorised, a changelog of columns"
+        least = tiers(changelog.key_by("k").min("v"))["Keyed Aggregation"]
+        assert least == "built-in on rows, a changelog: minima and maxima of a changelog"
+        grouped = changelog.key_by("k").aggregate(count())
+        assert tiers(grouped)["Group Aggregate"] == "vectorised, a changelog of columns"
+        assert tiers(grouped.key_by(1).aggregate(sum_(0)))["Group Aggregate"] == "vectorised, a changelog of columns"
         # What a function makes of the records is no changelog, on rows neither.
         assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
     ranks = ranked.map(lambda row: (row.k, row[3]))
