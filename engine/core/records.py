@@ -10,6 +10,7 @@ pyarrow is imported only when a ColumnBatch is touched: a program of plain rows 
 
 from __future__ import annotations
 
+import copyreg
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -264,7 +265,13 @@ class Row:
         return hash(tuple(self._values))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_row, (self._fields, self._values, self._kind)
+        if type(self) is Row:
+            return _rebuild_row, (self._fields, self._values, self._kind)
+        # A class of the user's stays what it is, with what it has besides; its constructor may ask for anything.
+        state: Any = object.__getstate__(self)  # type: ignore[attr-defined]
+        own, slots = state
+        made: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+        return made, (type(self),), (own, {**slots, "_values": list(self._values)})
 
     def __repr__(self) -> str:
         if self._fields is None:

@@ -1,20 +1,24 @@
-"""Regular joins, top-N and deduplication: what has no name in PyFlink's DataStream, and what Tables are made of.
+"""Regular joins, top-N, deduplication, running aggregates: what has no name in PyFlink's DataStream, and what Tables
+are made of.
 
 Their results are changelogs where a result may be taken back: Rows with a RowKind (+I, -U, +U, -D).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import ProgramError
-from engine.core.type_info import RowTypeInfo, TupleTypeInfo, TypeInformation, Types
+from engine.core.type_info import BasicType, BasicTypeInfo, RowTypeInfo, TupleTypeInfo, TypeInformation, Types
 from engine.datastream.field_checks import check_field
 from engine.datastream.key_selectors import as_key_selector, check_key_type
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.base import OperatorSpec
 from engine.operators.deduplicate import FIRST, DeduplicateSpec
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.field_aggregates import FieldAggregateOf
+from engine.operators.group_aggregate import GROUP_KINDS, GroupAggregateSpec
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.regular_join import JOIN_KINDS, Beside, RegularJoinSpec
 from engine.operators.top_n import RANK, TopNSpec
 from engine.time.watermarks import span_ms
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
     from engine.datastream.data_stream import DataStream
     from engine.datastream.keyed_stream import KeyedStream
 
-__all__ = ["deduplicate", "regular_join", "top_n"]
+__all__ = ["aggregate", "deduplicate", "regular_join", "top_n"]
+
+_INTEGERS = (BasicType.BYTE, BasicType.SHORT, BasicType.INT, BasicType.LONG, BasicType.BOOLEAN)
+_FLOATS = (BasicType.FLOAT, BasicType.DOUBLE)
 
 
 def regular_join(
@@ -67,7 +74,9 @@ def regular_join(
     return DataStream(left.get_execution_environment(), node)
 
 
-def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bool, state_ttl: Any) -> DataStream:
+def top_n(
+    stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bool, state_ttl: Any, changelog: bool
+) -> DataStream:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ProgramError(f"top_n({n!r:.80}): expected a whole number of at least 1.")
     fields = list(by) if isinstance(by, tuple | list) else [by]
@@ -82,6 +91,7 @@ def top_n(stream: KeyedStream, n: int, by: Any, ascending: Any, *, with_rank: bo
         order.append((_place_of(field, stream._output_type), direction))
     selector = _by_place(stream._key_selector, stream._output_type)
     spec = TopNSpec(selector, n, tuple(order), with_rank, _names_of(stream), _ttl_ms("top_n", state_ttl))
+    spec = replace(spec, retracts=bool(changelog))
     return _changelog(stream, "Top N", spec, with_rank)
 
 
@@ -91,6 +101,56 @@ def deduplicate(stream: KeyedStream, keeps: str, state_ttl: Any) -> DataStream:
     if keeps == FIRST:
         return stream._keyed("First Row", spec)
     return _changelog(stream, "Last Row", spec, False)
+
+
+def aggregate(stream: KeyedStream, aggregates: tuple[Any, ...], state_ttl: Any) -> DataStream:
+    own = stream._output_type
+    for each in aggregates:
+        if not isinstance(each, FieldAggregateOf) or each.kind not in GROUP_KINDS:
+            shown = each.kind if isinstance(each, FieldAggregateOf) else repr(each)
+            raise ProgramError(
+                f"aggregate({shown:.80}): expected one or more of count(), sum_(…), avg(…), min_(…) and max_(…) of "
+                "engine.datastream.aggregates, which can take records back."
+            )
+        if each.field is not None:
+            check_field(each.kind, each.field, own)
+    if not aggregates:
+        raise ProgramError("aggregate(): give one aggregate at least, e.g. aggregate(count()).")
+    selector = _by_place(stream._key_selector, own)
+    made_type = _aggregated_type(selector, aggregates, own)
+    names = None if made_type is None else tuple(made_type.get_field_names())
+    spec = GroupAggregateSpec(selector, aggregates, False, names, _ttl_ms("aggregate", state_ttl))
+    made = stream._keyed("Group Aggregate", spec)
+    made._node.output_type = made_type
+    return made
+
+
+def _aggregated_type(
+    selector: Any, aggregates: tuple[FieldAggregateOf, ...], own: TypeInformation | None
+) -> TupleTypeInfo | None:
+    """Return the type of the key's fields and the aggregates; None where those of the records are not known."""
+    if not isinstance(own, TupleTypeInfo) or not isinstance(selector, FieldKey | ComposedKey):
+        return None
+    names, types = list(own.get_field_names()), list(own.get_field_types())
+    keys = [names.index(field) if isinstance(field, str) else field for field in key_fields(selector)]
+    made = [types[key] for key in keys]
+    for each in aggregates:
+        kind = Types.LONG() if each.field is None else types[_index_of(each.field, names)]
+        basic = kind.basic_type if isinstance(kind, BasicTypeInfo) else None
+        if each.kind == "count" or (each.kind == "sum" and basic in _INTEGERS):
+            kind = Types.LONG()
+        elif (each.kind == "avg" and basic in _INTEGERS) or (each.kind in ("sum", "avg") and basic in _FLOATS):
+            kind = Types.DOUBLE()
+        made.append(kind)
+    named = Types.ROW_NAMED(
+        list(_distinct([*(names[key] for key in keys), *(a.column_name for a in aggregates)])), made
+    )
+    assert isinstance(named, TupleTypeInfo)
+    return named
+
+
+def _index_of(field: int | str, names: list[str]) -> int:
+    return names.index(field) if isinstance(field, str) else field
 
 
 def _changelog(stream: KeyedStream, name: str, spec: OperatorSpec, with_rank: bool) -> DataStream:

@@ -14,6 +14,7 @@ from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, Keyed
 from engine.operators.base import OperatorSpec
 from engine.operators.column_fields import has_fields
 from engine.operators.deduplicate import DeduplicateSpec
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import RegularJoinSpec
@@ -76,7 +77,7 @@ def _fields(selector: Any) -> Sequence[Any]:
 
 def _selectors(spec: OperatorSpec) -> Sequence[Any]:
     match spec:
-        case KeyedAggregateSpec() | KeyedReduceSpec() | TopNSpec() | DeduplicateSpec():
+        case KeyedAggregateSpec() | KeyedReduceSpec() | GroupAggregateSpec() | TopNSpec() | DeduplicateSpec():
             return (spec.key_selector,)
         case IntervalJoinSpec() | RegularJoinSpec() | WindowSpec():
             return spec.key_selectors

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.core.errors import ProgramError
 from engine.core.type_info import TypeInformation
-from engine.datastream.changelogs import deduplicate, top_n
+from engine.datastream.changelogs import aggregate, deduplicate, top_n
 from engine.datastream.data_stream import DataStream, DataStreamSink, _check_function, check_kind
 from engine.datastream.field_checks import check_field
 from engine.datastream.key_selectors import declared_key_kind
@@ -85,6 +85,16 @@ class KeyedStream(DataStream):
         return self._keyed("Keyed Aggregation", KeyedAggregateSpec(self._key_selector, kind, field, False))
 
     def sum(self, position_to_sum: int | str = 0) -> DataStream:
+        """Add up a field of each key's records; streaming: every record gives the sum so far, in the first record.
+
+        Right behind a changelog (outer joins, ``top_n``, ``last_row``, ``aggregate``, with event times between) the
+        sum is that of the records that are there: what is taken back is subtracted, None is left out. Then a changelog
+        comes out, of Rows like the first record since the key had none, with the sum in its place: +I with it, -U and
+        +U when the sum changes, -D when the last record is gone; in batch +I for each key that has records at the end.
+        Integers and decimals are exact, floats are subtracted as they are. ``min`` and ``max`` do the same; ``min_by``
+        and ``max_by`` refuse changelogs. Behind a filter or another function, of which the plan does not know what it
+        leaves, the first retraction is refused: use ``aggregate``.
+        """
         return self._aggregate("sum", position_to_sum)
 
     def min(self, position_to_min: int | str = 0) -> DataStream:
@@ -99,16 +109,37 @@ class KeyedStream(DataStream):
     def max_by(self, position_to_max_by: int | str = 0) -> DataStream:
         return self._aggregate("max_by", position_to_max_by)
 
+    def aggregate(self, *aggregates: Any, state_ttl: Any = None) -> DataStream:
+        """Tell of each key how many records there are, their sums, averages, least and greatest values: SQL's GROUP BY
+        (ours, not PyFlink's). ``aggregates``: ``count()``, ``sum_("amount")``… of ``engine.datastream.aggregates``.
+
+        Gives a changelog of Rows (key fields, aggregates): +I with a key's first record, -U and +U when a result
+        changes, -D when its last record is gone; in batch +I for each key at the end. What the input takes back is
+        taken out of all of them. None is left out: without other values a sum, minimum or average is None.
+        """
+        return aggregate(self, aggregates, state_ttl)
+
     def top_n(
-        self, n: int, by: Any, ascending: Any = False, *, with_rank: bool = False, state_ttl: Any = None
+        self,
+        n: int,
+        by: Any,
+        ascending: Any = False,
+        *,
+        with_rank: bool = False,
+        state_ttl: Any = None,
+        changelog: bool = False,
     ) -> DataStream:
         """Keep the first ``n`` records of each key by one or more fields (ours, not PyFlink's; SQL's ROW_NUMBER).
 
         Gives a changelog: Rows with a RowKind, +I for what comes in and -D for what it pushes out; in batch what is
         left at the end. ``ascending``: one for all fields, or one for each. ``with_rank``: a last field "rank", from
         1, with -U and +U for each record that moves. ``state_ttl``: a Time or Duration after which a key is forgotten.
+
+        Of a changelog all records of a key are kept: one that is taken back is deleted and gives its place to the one
+        behind the last. The plan knows one that comes right from where it is made; ``changelog``: one behind a filter
+        or another function, which would be refused with the first record that is taken back.
         """
-        return top_n(self, n, by, ascending, with_rank=with_rank, state_ttl=state_ttl)
+        return top_n(self, n, by, ascending, with_rank=with_rank, state_ttl=state_ttl, changelog=changelog)
 
     def first_row(self, *, state_ttl: Any = None) -> DataStream:
         """Keep the first record of each key (ours, not PyFlink's). Others are dropped; what comes out is plain."""

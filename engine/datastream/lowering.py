@@ -5,7 +5,7 @@ Rules, each a function that changes nodes in place:
 - batch: keyed aggregations emit one final result per key, top-N and last rows what is left; ``sum/min/max`` are
   pre-aggregated before the exchange;
 - batch: event time advances once, at the end of all input, so that nothing is late; processing time ends there too;
-- what can take nothing back is refused behind a changelog (``retractions``);
+- behind a changelog, what can take records back does, and what cannot is refused (``retractions``);
 - aggregations whose input is columns work on columns (``vectorise``);
 - a ``WordTokenizer`` flat_map over text that is keyed by the word and summed becomes the vectorised word count.
 
@@ -21,11 +21,12 @@ from engine.connectors.file_sinks import CsvFileSinkSpec, TextFileSinkSpec
 from engine.connectors.file_system import FileSinkSpec
 from engine.connectors.source import SourceSpec
 from engine.connectors.stamped_source import StampedSourceSpec
-from engine.datastream.retractions import refuse_changelogs
+from engine.datastream.retractions import plan_changelogs
 from engine.datastream.vectorise import vectorise
 from engine.graph.transformation import Edge, Partitioning, ShipStrategy, Transformation
 from engine.operators.aggregate import CombineAggregateSpec, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.deduplicate import DeduplicateSpec
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.stateless import FlatMapSpec
 from engine.operators.text import plan_word_count
 from engine.operators.timestamps import TimestampsSpec
@@ -72,7 +73,7 @@ def lower(ends: Sequence[Transformation], *, batch: bool) -> list[Transformation
         _vectorise_word_counts(reachable(rewritten))
         for node in reachable(rewritten):
             _emit_final(node)
-    refuse_changelogs(reachable(rewritten))
+    plan_changelogs(reachable(rewritten))
     vectorise(reachable(rewritten))
     if batch:
         for node in reachable(rewritten):
@@ -100,7 +101,7 @@ def _end_time_with_input(node: Transformation) -> None:
 
 
 def _emit_final(node: Transformation) -> None:
-    if isinstance(node.spec, KeyedReduceSpec | KeyedAggregateSpec | TopNSpec | DeduplicateSpec):
+    if isinstance(node.spec, KeyedReduceSpec | KeyedAggregateSpec | GroupAggregateSpec | TopNSpec | DeduplicateSpec):
         node.spec = dataclasses.replace(node.spec, emit_final=True)
 
 

@@ -32,6 +32,7 @@ from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import COLUMN_KINDS, ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
+from engine.operators.column_group_aggregate import ColumnGroupAggregateSpec, column_group_aggregate
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_join import ColumnJoinSpec
 from engine.operators.column_last_row import ColumnLastRowSpec
@@ -55,6 +56,7 @@ from engine.operators.compile.tier import (
 from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.computed_keys import KeyFunction, key_function_of
 from engine.operators.deduplicate import DeduplicateSpec
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.map_batches import MapBatchesSpec
@@ -75,6 +77,8 @@ SEQUENCE_MIN = 500_000
 _OF_FUNCTIONS = (MapSpec, FilterSpec, FlatMapSpec)
 #: They take columns of objects.
 _OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
+#: They may take back what a changelog takes back.
+_OF_CHANGELOGS = (RegularJoinSpec, GroupAggregateSpec)
 #: Their records are those of their input.
 _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
@@ -218,7 +222,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
                 spec = planned
         if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
             spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
-        if taken.has_kinds and spec is not None and not isinstance(node.spec, RegularJoinSpec):
+        if taken.has_kinds and spec is not None and not isinstance(node.spec, _OF_CHANGELOGS):
             spec = _with_kinds(node.spec)
             if spec is None:
                 plan.why_rows[node.id] = "its input is a changelog"
@@ -354,7 +358,7 @@ def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str 
     match spec:
         case KeyedAggregateSpec(kind=kind) if kind not in COLUMN_KINDS:
             return None
-        case KeyedAggregateSpec() | KeyedReduceSpec() | TopNSpec() | DeduplicateSpec():
+        case KeyedAggregateSpec() | KeyedReduceSpec() | GroupAggregateSpec() | TopNSpec() | DeduplicateSpec():
             selector = spec.key_selector
         case WindowSpec(key_selectors=(selector,)) if selector is not None:
             pass
@@ -376,6 +380,8 @@ def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) 
                 return None
             known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
             return ColumnReduceSpec(own, function, spec.emit_final, key=key) if known else None
+        case GroupAggregateSpec():
+            return column_group_aggregate(spec, key)
         case WindowSpec():
             return column_window(spec, shape, key=key) or column_session(spec, shape, key)
         case TopNSpec():
@@ -450,6 +456,8 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
             return _with_names(shape, spec.rows.names, True)
         case ColumnTopNSpec():
             return _ranked(shape, spec.rows)
+        case ColumnGroupAggregateSpec():
+            return _with_names(shape if spec.rows.in_place else None, spec.rows.names, not spec.rows.emit_final)
         case (
             ColumnAggregateSpec(kind="min_by" | "max_by")
             | ColumnWindowSpec(choice=RecordChoice())

@@ -98,6 +98,7 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
 
         if not self._spec.emit_final:
             return
+        self._state.remember()
         for columns in self._state.records():
             kinds = np.full(columns.num_rows, RowKind.INSERT.value, np.int8)
             self._emit(columns.replace_schema_metadata(None), None, kinds)

@@ -74,8 +74,7 @@ class LastRecords:
         from engine.state.slot_columns import can_be_kept
         from engine.state.struct_keys import can_be_row_key
 
-        if self.schema is None and self.slots.note:
-            self._know(_schema_of(self.slots))
+        self.remember()
         schema = named_schema(schema, named)
         if self.schema is not None:
             return are_alike(self.schema, schema)
@@ -95,6 +94,11 @@ class LastRecords:
         self.slots.note = noted.serialize().to_pybytes()
         self._know(noted)
         return True
+
+    def remember(self) -> None:
+        """Know the records' schema again, if state was restored and none have come yet."""
+        if self.schema is None and self.slots.note:
+            self._know(_schema_of(self.slots))
 
     def _know(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -179,7 +183,8 @@ class LastRecords:
 
         for state in (self.slots, *self.slots.others):
             order = np.arange(state.num_slots)
-            if self._firsts is not None:
+            if self._firsts is not None and state is self.slots:
+                self._firsts.reserve(state.num_slots)  # of restored keys nobody knows; 0 is before all others
                 order = np.argsort(self._firsts.array[: state.num_slots], kind="stable")
             for at in range(0, order.size, _ROWS_MAX):
                 yield self._records_of(state, _schema_of(state), order[at : at + _ROWS_MAX])

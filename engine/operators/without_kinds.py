@@ -17,7 +17,8 @@ __all__ = ["NOT_KEPT", "NOT_TAKEN_BACK", "check_has_no_kinds", "check_is_plain"]
 NOT_KEPT: Final = "Records that are no longer kept cannot take the place of one that is taken back."
 #: Why aggregates do.
 NOT_TAKEN_BACK: Final = (
-    "It would be counted as one record more. Use reduce() or process(), whose functions see Rows with their kind."
+    "It would be counted as one record more. Use aggregate() of a keyed stream, which takes records back, or reduce() "
+    "or process(), whose functions see Rows with their kind."
 )
 
 

@@ -187,6 +187,15 @@ class SlotState:
 
     # ---
 
+    def forget_changes(self) -> None:
+        """Let the next checkpoint be a full one: what increments would be added to has other columns, or slots."""
+        self._epochs = {}
+
+    def forget_others(self, kept: Array) -> None:
+        """Have but these slots, rising, which get numbers from 0 on. The next checkpoint is a full one."""
+        self._compact(kept)
+        self.forget_changes()
+
     def trim(self) -> None:
         """Give back what was reserved for slots to come: nothing can be added any more."""
         if self.table is not None:

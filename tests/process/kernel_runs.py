@@ -23,6 +23,7 @@ from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
 from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
+from engine.operators.column_group_aggregate import column_group_aggregate
 from engine.operators.column_interval_join import column_interval_join
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import column_session
@@ -31,6 +32,7 @@ from engine.operators.column_window import column_window
 from engine.operators.column_window_join import column_window_join
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
 from engine.operators.field_aggregates import RowAggregates, WindowRecord
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import Beside, RegularJoinSpec
@@ -120,7 +122,22 @@ def tops() -> Iterator[OperatorSpec]:
         yield column_deduplicate(DeduplicateSpec(key, LAST))
 
 
-KINDS = {"keyed": keyed, "windows": windows, "sessions": sessions, "joins": joins, "tops": tops, "words": ()}
+def groups() -> Iterator[OperatorSpec]:
+    for key in KEYS:
+        aggregates = (count(), count(3), sum_(1), avg(1), sum_(2), avg(2))
+        yield column_group_aggregate(GroupAggregateSpec(key, aggregates))
+        yield column_group_aggregate(GroupAggregateSpec(key, (sum_(1),), in_place=True))
+
+
+KINDS = {
+    "keyed": keyed,
+    "windows": windows,
+    "sessions": sessions,
+    "joins": joins,
+    "tops": tops,
+    "groups": groups,
+    "words": (),
+}
 
 
 def batches(schema: pa.Schema) -> Iterator[ColumnBatch]:

@@ -34,7 +34,7 @@ def test_operators_on_columns_need_no_kernel_that_was_not_compiled_at_set_up_and
     found = [re.fullmatch(r"(\w+): (\d+) loaded, 0 compiled", line) for line in _output_of("tests.process.kernel_runs")]
     assert None not in found
     numbers = {line[1]: int(line[2]) for line in found}
-    assert list(numbers) == ["keyed", "windows", "sessions", "joins", "tops", "words"]
+    assert list(numbers) == ["keyed", "windows", "sessions", "joins", "tops", "groups", "words"]
     assert all(number > (4 if kind == "words" else 10) for kind, number in numbers.items()), numbers
 
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from engine.core.clock import SystemClock
-from engine.operators.warm_up import cached_code, joins, keyed, sessions, tables, tops, windows, words
+from engine.operators.warm_up import cached_code, groups, joins, keyed, sessions, tables, tops, windows, words
 
 __all__ = ["KINDS", "PARTS", "main"]
 
 #: Those that specs name.
-KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, tops, words)
+KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, tops, groups, words)
 #: Of about equal work, the longest first. No kernel is in two of them: numba's index of a kernel is one file, which
 #: two processes must not write at a time.
 PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
@@ -31,6 +31,7 @@ PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
         keyed.warm_up_operators,
         joins.warm_up_operators,
         tops.warm_up_operators,
+        groups.warm_up_operators,
         words.warm_up_operators,
         tables.exchange,
     ),

@@ -12,7 +12,7 @@ from engine.core.errors import EngineError, ProgramError
 from engine.core.printing import format_typed
 from engine.core.records import RowKind
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
-from engine.datastream.aggregates import count
+from engine.datastream.aggregates import avg, count, first, max_, min_, sum_
 from engine.datastream.connectors.file_system import Encoder, FileSink
 from engine.datastream.window import TumblingEventTimeWindows
 from tests.unit.datastream.test_vectorise import TYPED, columns, tiers
@@ -71,6 +71,14 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         assert tiers(paired)["Regular Join"] == "vectorised, inner, records by key, a changelog of rows"
         window = kept.key_by("k").window(TumblingEventTimeWindows.of(Time.seconds(1))).sum("v")
         assert tiers(window)["TumblingEventTimeWindows"].endswith(", on rows: its input is a changelog")
+        # Right behind it, without a filter, the plan is sure.
+        summed = tiers(changelog.key_by("k").sum("v"))["Keyed Aggregation"]
+        assert summed == "vectorised, a changelog of columns"
+        least = tiers(changelog.key_by("k").min("v"))["Keyed Aggregation"]
+        assert least == "built-in on rows, a changelog: minima and maxima of a changelog"
+        grouped = changelog.key_by("k").aggregate(count())
+        assert tiers(grouped)["Group Aggregate"] == "vectorised, a changelog of columns"
+        assert tiers(grouped.key_by(1).aggregate(sum_(0)))["Group Aggregate"] == "vectorised, a changelog of columns"
         # What a function makes of the records is no changelog, on rows neither.
         assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
     ranks = ranked.map(lambda row: (row.k, row[3]))
@@ -221,6 +229,8 @@ REFUSING = {
     "min()": lambda keyed: keyed.window(WINDOW).min("v"),
     "aggregate()": lambda keyed: keyed.window(WINDOW).aggregate(count()),
 }
+#: Where the plan is sure that a changelog comes they take records back.
+TAKING_BACK = ("top_n()", "sum()")
 WINDOW = TumblingEventTimeWindows.of(Time.seconds(1))
 BY_TS = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field("ts")
 
@@ -243,6 +253,8 @@ def test_what_can_take_nothing_back_is_refused_behind_a_changelog(method, kind):
         lambda stream, last: last.union(stream).assign_timestamps_and_watermarks(BY_TS),
         lambda stream, last: last.regular_join(stream, 0, 0, output=lambda a, b: a),
     ):
+        if method in TAKING_BACK:
+            break
         stream = stream_of(kind)
         changelog = changelog_of(stream, stream.key_by("k").last_row())
         with pytest.raises(ProgramError, match=rf"^{re.escape(method)} behind '(Last Row|Regular Join)', which gives"):
@@ -252,6 +264,59 @@ def test_what_can_take_nothing_back_is_refused_behind_a_changelog(method, kind):
         list(make(filtered.key_by(lambda row: row.k)).execute_and_collect())
     inserted = stream_of(kind).key_by("k").last_row().filter(lambda row: row.get_row_kind() is RowKind.INSERT)
     assert list(make(inserted.key_by("k")).execute_and_collect())
+
+
+def test_what_can_take_records_back_does_behind_a_changelog():
+    """On rows and on columns alike, in a stream and in batch; behind a filter it has to be said."""
+    for kind in ("columns", "rows"):
+        for batch in (False, True):
+            stream = stream_of(kind)
+            if batch:
+                stream._env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+            few = stream.filter(lambda row: row[1] in (1, 3))
+            joined = stream.regular_join(few, "k", "k", "left")
+            keyed = joined.assign_timestamps_and_watermarks(BY_TS).key_by(lambda row: row.k > 1)
+            # (0, 0), (0, 3) with 3; (1, 1), (1, 4) with 1; (2, 2), (2, 5) alone
+            sums = applied_in_any_order(keyed.sum("v").execute_and_collect())
+            assert sorted(row[1] for row in sums) == [2 + 5, 0 + 1 + 3 + 4]
+            ranked = joined.key_by(lambda row: row.k > 1).top_n(2, ["v0", "v"], [False, True], with_rank=True)
+            told = applied_in_any_order(ranked.execute_and_collect())
+            assert sorted((row[6], row[1], row[4]) for row in told) == [
+                (1, 0, 3),
+                (1, 2, None),
+                (2, 3, 3),
+                (2, 5, None),
+            ]
+            for least, value in ((keyed.min("v0"), 1), (keyed.max(4), 3)):
+                found = [row[4] for row in applied_in_any_order(least.execute_and_collect())]
+                assert found in ([value, None], [None, value])
+            filtered = joined.filter(lambda row: row.ts >= 0).key_by(lambda row: row.k > 1)
+            again = filtered.top_n(2, ["v0", "v"], [False, True], with_rank=True, changelog=True)
+            assert applied_in_any_order(again.execute_and_collect()) == told
+            for own in (keyed, filtered):
+                table = own.aggregate(count(), count("v0"), sum_("v0"), avg("v"), max_("v0"))
+                told = applied_in_any_order(table.execute_and_collect())
+                assert told == {(False, 4, 4, 8, 2.0, 3): 1, (True, 2, 0, None, 3.5, None): 1}
+
+
+def test_aggregates_have_the_names_and_types_of_their_fields(env):
+    stream = columns(env).key_by("k")
+    made = stream.aggregate(count(), sum_("v"), avg("v").alias("mean"), min_("ts"), max_(1).alias("k"))
+    names = ["k", "count", "sum_v", "mean", "min_ts", "k0"]
+    long, double = Types.LONG(), Types.DOUBLE()
+    assert made.get_type() == Types.ROW_NAMED(names, [long, long, long, double, long, long])
+    assert Counter(row.mean for row in made.execute_and_collect())
+    untyped = env.from_collection([("a", 1)]).key_by(lambda row: row[0]).aggregate(count())
+    assert [tuple(row) for row in untyped.execute_and_collect()] == [("a", 1)]
+    for wrong, why in (
+        (lambda: stream.aggregate(), "give one aggregate at least"),
+        (lambda: stream.aggregate(first("v")), r"aggregate\(first\): expected one or more of count"),
+        (lambda: stream.aggregate(len), "expected one or more of count"),
+        (lambda: stream.aggregate(sum_("x")), "the stream's fields are"),
+        (lambda: stream.aggregate(count(), state_ttl=3), r"aggregate\(state_ttl=…\): expected a Time"),
+    ):
+        with pytest.raises(ProgramError, match=why):
+            wrong()
 
 
 def test_functions_see_the_kinds_of_what_they_reduce(env):

@@ -6,13 +6,16 @@ Material of ``test_restore``; not a test module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from engine.core.records import kind_of
+from engine.core.records import RowKind, kind_of, row_of_kind
 from engine.operators.base import OperatorSpec
 from engine.operators.co_process import CoProcessSpec
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
+from engine.operators.field_aggregates import avg, count, max_, min_, sum_
 from engine.operators.functions import CoFlatMapFunction
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.process import ProcessSpec
 from engine.operators.process_functions import KeyedProcessFunction
 from engine.operators.regular_join import Beside, RegularJoinSpec
@@ -47,7 +50,18 @@ from engine.time.triggers import (
 )
 from engine.time.watermarks import Duration
 from engine.time.windows import TimeWindow
-from tests.unit.operators.restore_cases import KEY, Case, Collect, Mean, by_clock, events, first_of, two_inputs, windows
+from tests.unit.operators.restore_cases import (
+    KEY,
+    Case,
+    Collect,
+    Mean,
+    Rows,
+    by_clock,
+    events,
+    first_of,
+    two_inputs,
+    windows,
+)
 
 __all__ = ["VARIANTS"]
 
@@ -156,6 +170,19 @@ def with_kind(row: Any) -> Any:
     return str(kind_of(row)), row
 
 
+def changes() -> list[Any]:
+    """The records of ``events``, and most of them taken back some steps later."""
+    script: list[Any] = []
+    gone: list[Any] = []
+    for step in events():
+        if isinstance(step, Rows):
+            former, gone = gone, [row_of_kind(RowKind.DELETE, row) for row in step.rows[::-1][:3]]
+            rows = [row_of_kind(RowKind.INSERT, row) for row in step.rows] + former
+            step = replace(step, rows=rows, stamps=None if step.stamps is None else (step.stamps * 3)[: len(rows)])
+        script.append(step)
+    return script
+
+
 def of_one_input(spec: OperatorSpec) -> Case:
     return Case((spec, MapSpec(with_kind)), events())
 
@@ -168,8 +195,17 @@ VARIANTS: dict[str, Callable[[], Case]] = {
         (RegularJoinSpec((KEY, KEY), "inner", Beside((2, 2)), ttl_ms=15),), two_inputs(), (first_of, first_of)
     ),
     "top 2": lambda: of_one_input(TopNSpec(KEY, 2, ((1, False),), with_rank=True)),
+    "top 2 of a changelog": lambda: Case(
+        (TopNSpec(KEY, 2, ((1, False),), with_rank=True, retracts=True), MapSpec(with_kind)), changes()
+    ),
+    "aggregates of a changelog": lambda: Case(
+        (GroupAggregateSpec(KEY, (sum_(1), min_(1), max_(1))), MapSpec(with_kind)), changes()
+    ),
     "first row": lambda: of_one_input(DeduplicateSpec(KEY, FIRST)),
     "last row": lambda: of_one_input(DeduplicateSpec(KEY, LAST)),
+    "aggregates of what is there": lambda: of_one_input(
+        GroupAggregateSpec(KEY, (count(), sum_(1), avg(1), min_(1), max_(1)))
+    ),
     "folds that expire": lambda: Case((ProcessSpec(ExpiringFolds(), KEY),), [*events(), *events()]),
     "co-flat-map with state": lambda: Case(
         (CoProcessSpec(Counting(), (KEY, KEY), None, "flat_map"),), two_inputs(), (first_of, first_of)

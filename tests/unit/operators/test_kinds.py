@@ -34,6 +34,7 @@ from tests.unit.operators.test_restore_columns import PHASES
 #: Operators that take columns with kinds. Each is in a test here: whoever is added needs one, too. Those that keep
 #: state: beside their other tests.
 TAKES_KINDS = {
+    "engine.operators.column_group_aggregate._ColumnGroupAggregateOperator",
     "engine.operators.column_regular_join._ColumnRegularJoinOperator",
     "engine.operators.row_operator.RowOperator",
     "engine.operators.stateless._ProjectOperator",

@@ -297,6 +297,7 @@ ELSEWHERE = {
     "ColumnReduceSpec": "unit/operators/test_column_reduce.py",
     "ColumnSessionSpec": "unit/operators/test_column_session.py",
     **dict.fromkeys(["ColumnIntervalJoinSpec", "ColumnWindowJoinSpec"], "unit/operators/test_column_joins.py"),
+    "ColumnGroupAggregateSpec": "unit/operators/test_column_groups.py",
     "ColumnRegularJoinSpec": "unit/operators/test_regular_join.py",
     **dict.fromkeys(["ColumnTopNSpec", "ColumnDeduplicateSpec", "ColumnLastRowSpec"], "unit/operators/test_top_n.py"),
 }

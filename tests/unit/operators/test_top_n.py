@@ -363,6 +363,20 @@ def test_rows_go_on_where_columns_have_left_off(name, named):
     assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *later, *after], (KEY,)))
 
 
+@pytest.mark.parametrize("follows", [[], [(1, 7, 0.5, "b")]])
+@pytest.mark.parametrize("name", ["top, final", "last, at the end"])
+def test_a_restored_batch_job_tells_what_is_left_whether_something_follows_or_not(name, follows):
+    rows = SPECS[name]
+    steps = [Rows([(key % 4, key, 0.5, "a") for key in range(9)], schema=SCHEMA)]
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), FULL, None)
+    run.start(1)
+    run.play([*steps, MARK])
+    run.start(2)
+    later = [Rows(follows)] if follows else []  # which only rows can take up
+    run.play(later)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), [*steps, *later], (KEY,)))
+
+
 @pytest.mark.parametrize("name", ["top", "first", "last"])
 def test_records_with_keys_of_other_types_come_together(name):
     rows = STATEFUL[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from typing import Any
@@ -242,6 +243,41 @@ def test_a_class_of_the_program_is_sent_once_a_channel():
     rows = [row for f in (first, second) for row in decoder.decode(f.kind, b"".join(f.buffers)).batch.rows]
     assert [row.x for row in rows] == [1, 1, 1, 2, 2, 2]
     assert {type(row) for row in rows} == {point}  # this process has the class already
+
+
+class Reading(Row):
+    """A class of rows of the user's own, with what rows do not have."""
+
+    __slots__ = ("_unit",)
+
+    def __init__(self, unit, *values):
+        super().__init__(*values)
+        self._unit = unit
+
+
+class Noted(Reading):
+    def note(self, text):
+        self.__dict__["text"] = text
+        return self
+
+
+def test_rows_of_a_class_of_the_users_stay_what_they_are():
+    rows = [Reading("m", 1, [2]), Noted("s", 3), Row(4), Noted("km", 5).note("far")]
+    rows[1].set_field_names(["at"])
+    rows[1].set_row_kind(RowKind.DELETE)
+    (found,) = there_and_back(Records(RowBatch(rows)))
+    assert list(map(type, found.batch.rows)) == [Reading, Noted, Row, Noted]
+    assert found.batch.rows == rows
+    assert [row._unit for row in found.batch.rows if isinstance(row, Reading)] == ["m", "s", "km"]
+    assert found.batch.rows[3].__dict__ == {"text": "far"}
+    assert (found.batch.rows[1].at, found.batch.rows[1].get_row_kind()) == (3, RowKind.DELETE)
+    copied = copy.copy(rows[0])
+    copied[0] = 7
+    assert (type(copied), rows[0][0]) == (Reading, 1)
+    source: dict[str, Any] = {"__name__": "__main__", "Row": Row}
+    exec("class Own(Row):\n    pass\n", source)
+    (found,) = there_and_back(Records(RowBatch([source["Own"](1)])))
+    assert type(found.batch.rows[0]) is source["Own"]
 
 
 def test_row_size_is_estimated_from_few_rows():
