@@ -8,7 +8,7 @@ through the exchange as it is, and keys in it are looked up once a value. All el
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "is_tidy_type",
     "plain_column",
     "plain_columns",
+    "plain_schema",
     "plain_type",
     "same_values",
 ]
@@ -74,18 +75,27 @@ def plain_column(column: pa.Array) -> pa.Array:
     return column if wanted is column.type or wanted == column.type else column.cast(wanted)
 
 
-def plain_columns(columns: pa.RecordBatch, tidy: Collection[int] = ()) -> pa.RecordBatch:
-    """Return the columns without dictionaries; those at the places ``tidy`` keep theirs if they are tidy."""
+def plain_columns(columns: pa.RecordBatch, tidy: Callable[[], Collection[int]] | None = None) -> pa.RecordBatch:
+    """Return the columns without dictionaries, the same object if they have none. ``tidy``, asked otherwise: the places
+    of columns that keep theirs if they are tidy."""
     import pyarrow as pa
 
     kinds = columns.schema.types
     if not any(map(has_dictionary, kinds)):
         return columns
+    kept = () if tidy is None else tidy()
     arrays = [
-        column if place in tidy and is_tidy(column) else plain_column(column)
+        column if place in kept and is_tidy(column) else plain_column(column)
         for place, column in enumerate(columns.columns)
     ]
     return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of the same columns without dictionaries."""
+    import pyarrow as pa
+
+    return pa.schema(list(map(_plain_field, schema)), schema.metadata)
 
 
 def is_tidy_type(kind: pa.DataType) -> bool:

@@ -262,7 +262,8 @@ class _ColumnAggregateOperator(Operator):
             return columns
         if layout is not None:
             is_known = layout.schema.types == list(map(plain_type, columns.schema.types))
-            return plain_columns(columns, layout.only_keys) if is_known else None
+            tidy = layout.only_keys
+            return plain_columns(columns, lambda: tidy) if is_known else None
         columns = plain_columns(columns)
         if not has_fields(named, _fields_of(self._spec)):
             return None

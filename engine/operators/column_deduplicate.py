@@ -6,13 +6,15 @@ it does so when managed memory ends.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from engine.core.arrow_arrays import arrow_of
+from engine.core.dictionaries import plain_type
 from engine.core.records import ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import column_index
+from engine.operators.column_fields import column_index, only_keys
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.computed_keys import KeyFunction
@@ -75,6 +77,9 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
         self._take(keys, batch)
         return True
 
+    def _only_keys(self, schema: pa.Schema) -> Collection[int]:
+        return only_keys(schema, key_fields(self._selector), ())
+
     def _keys_of(self, columns: pa.RecordBatch) -> list[pa.Array] | None:
         """Return the columns of the key; None when these are not for columns."""
         from engine.state.struct_keys import can_be_row_key
@@ -83,7 +88,7 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
         if min(places) < 0:
             return None
         keys = [columns.column(place) for place in places]
-        kinds = [key.type for key in keys]
+        kinds = [plain_type(key.type) for key in keys]
         if not all(map(can_be_row_key, kinds)):
             return None
         if self._state.table is None:

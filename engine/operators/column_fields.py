@@ -23,6 +23,7 @@ __all__ = [
     "has_fields",
     "is_named",
     "named_schema",
+    "only_keys",
     "own_columns",
     "own_fields",
     "own_schema",
@@ -65,6 +66,12 @@ def column_index(schema: pa.Schema, field: int | str) -> int:
     num_fields = own_fields(schema.names)
     index = field + num_fields if field < 0 else field
     return index if 0 <= index < num_fields else -1
+
+
+def only_keys(schema: pa.Schema, keys: Iterable[int | str], values: Iterable[int | str | None]) -> frozenset[int]:
+    """Return the columns that are read for nothing but the key: texts of them may stay in dictionaries."""
+    read = {column_index(schema, field) for field in values if field is not None}
+    return frozenset(column_index(schema, field) for field in keys) - read
 
 
 def own_fields(names: Sequence[str]) -> int:

@@ -12,15 +12,15 @@ What is more than the operator's share of memory lies in files, partition by par
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from engine.core.dictionaries import plain_columns
+from engine.core.dictionaries import plain_columns, plain_schema
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, named_schema
+from engine.operators.column_fields import column_index, named_schema, only_keys
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
@@ -257,10 +257,14 @@ class _ColumnSessionOperator(Operator):
         if keyed is None:
             self._note_rows(self._keys.why)
             return False
-        columns, times_ms = plain_columns(keyed.columns), batch.timestamps_ms
+        given, times_ms = keyed.columns, batch.timestamps_ms
+        columns = plain_columns(given, lambda: self._only_keys(given.schema))
         assert times_ms is not None
         aggregated = self._aggregated_or_none(columns)
-        if aggregated is None or not self._defines(aggregated.schema, batch.named):
+        if aggregated is None:
+            return False
+        schema = aggregated.schema if columns is given else plain_schema(aggregated.schema)
+        if not self._defines(schema, batch.named):
             return False
         sessions = self._sessions
         if sessions.is_spilled and batch.named != self._named:
@@ -282,6 +286,13 @@ class _ColumnSessionOperator(Operator):
             sessions.spill(self._watermark_ms)
             self._state = sessions.state
         return True
+
+    def _only_keys(self, schema: pa.Schema) -> Collection[int]:
+        """Return which columns of a batch may stay in dictionaries."""
+        spec = self._spec
+        if self._sessions.is_spilled or spec.seeds is not None or spec.keeps_record:
+            return ()
+        return only_keys(schema, key_fields(spec.key_selector), [aggregate.field for aggregate in spec.aggregates])
 
     def fire(self, state: SessionState, due: Edges) -> None:
         """Emit what these sessions give."""

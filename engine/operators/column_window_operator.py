@@ -18,15 +18,15 @@ wait until a window fires.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from engine.core.arrow_arrays import arrow_of
-from engine.core.dictionaries import plain_columns
+from engine.core.dictionaries import plain_columns, plain_schema
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.base import Operator, OperatorContext, Output
-from engine.operators.column_fields import column_index, has_fields, named_schema
+from engine.operators.column_fields import column_index, has_fields, named_schema, only_keys
 from engine.operators.computed_keys import KeysBeside, WithoutKeys, own_records
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
@@ -148,10 +148,14 @@ class ColumnWindowOperator(Operator):
             if keyed is None:
                 self._note_rows(self._keys.why)
         if keyed is not None and isinstance(batch, ColumnBatch):
-            columns = plain_columns(keyed.columns)
+            given = keyed.columns
+            columns = plain_columns(given, lambda: self._only_keys(given.schema))
             aggregated = self._aggregated(batch, columns)
             self._named = batch.named
-            if batch.timestamps_ms is not None and aggregated is not None and self._takes(aggregated.schema):
+            schema = None if aggregated is None else aggregated.schema
+            if schema is not None and columns is not given:
+                schema = plain_schema(schema)
+            if batch.timestamps_ms is not None and aggregated is not None and self._takes(schema):
                 rest = self._process_columns(columns, aggregated, batch.timestamps_ms)
                 if rest is not None:
                     rest = replace(rest, named=batch.named)
@@ -164,6 +168,15 @@ class ColumnWindowOperator(Operator):
             self._make_room()
         elif self._spilled:
             self._windows.step()
+
+    def _only_keys(self, schema: pa.Schema) -> Collection[int]:
+        """Return which columns of a batch may stay in dictionaries."""
+        spec = self._spec
+        if self._state.layout is None or self._spilled or self._overlapping is not None:
+            return ()
+        if spec.seeds is not None or spec.keeps_record:
+            return ()
+        return only_keys(schema, key_fields(spec.key_selector), [aggregate.field for aggregate in spec.aggregates])
 
     def _make_room(self) -> None:
         """Let slices go to files: those whose windows have fired first, then those of windows that fire last."""

@@ -8,6 +8,7 @@ both, as those it follows may have worked in different ways; what the one on row
 from __future__ import annotations
 
 import abc
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from engine.core.dictionaries import plain_columns
@@ -91,11 +92,16 @@ class ColumnsUntilRows(Operator):
         if keyed is None:
             self._note_rows(self._keys.why)
             return False
-        return self._takes_columns(plain_columns(keyed.columns), batch)
+        given = keyed.columns
+        return self._takes_columns(plain_columns(given, lambda: self._only_keys(given.schema)), batch)
+
+    def _only_keys(self, schema: pa.Schema) -> Collection[int]:
+        """Return which columns of a batch may stay in tidy dictionaries."""
+        return ()
 
     @abc.abstractmethod
     def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
-        """As ``_takes``. ``columns``: those of the batch, with its keys and without dictionaries."""
+        """As ``_takes``. ``columns``: those of the batch, with its keys and without dictionaries but for these."""
         ...
 
     @abc.abstractmethod
