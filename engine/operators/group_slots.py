@@ -22,7 +22,7 @@ from engine.operators.column_fields import KEY_FIELDS, column_index, is_named, n
 from engine.operators.computed_keys import own_records, python_keys
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.group_aggregate import GROUP_PART, GroupAggregateSpec
-from engine.operators.handed_over import BEYOND_64_BITS, LONG_DECIMALS
+from engine.operators.handed_over import BEYOND_64_BITS
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.state.arrow_views import valid_mask, values_of
 from engine.state.paged_array import PagedArray
@@ -39,6 +39,8 @@ _NUM: Final = "num"
 #: Sums of integers stay below it in any case, or rows take over.
 _SUM_MAX: Final = 2**63 - 1
 _UNITS_MAX: Final = 10**DIGITS_MAX - 1
+#: Why rows take over.
+_LONG_DECIMALS: Final = "a decimal of more than 18 digits, or a sum that may have as many"
 #: Larger integers are no exact floats.
 _EXACT_MAX: Final = 1 << 53
 #: Fewer keys that are gone are not worth a new table.
@@ -256,7 +258,7 @@ class GroupSlots:
                 continue
             is_decimal = pa.types.is_decimal128(held.kind)
             if is_decimal and first_long(column) < len(column):
-                return LONG_DECIMALS
+                return _LONG_DECIMALS
             values = units_of(column) if is_decimal else values_of(column)
             if column.null_count:
                 values = values[valid_mask(column)]
@@ -264,7 +266,7 @@ class GroupSlots:
             if (bound := self._bounds.get(name, most) + more) > most:
                 bound = _largest(held.values.array[: self.slots.num_slots]) + more
             if bound > most:
-                return LONG_DECIMALS if is_decimal else BEYOND_64_BITS
+                return _LONG_DECIMALS if is_decimal else BEYOND_64_BITS
             bounds[name] = bound
         self._bounds |= bounds
         return ""
