@@ -304,6 +304,7 @@ class ColumnWindowOperator(Operator):
         if not self._state.can_take_later(records):
             return False
         needed = {start for _, _, fired in late for window in fired for start in self._panes.slices_of(window)}
+        self._windows.settle(needed)
         if self._spilled.has_tail(needed.intersection(self._spilled.starts())):
             self._spilled.flush()
         for partitions, own in self._windows.by_partition(records):
@@ -552,6 +553,7 @@ class ColumnWindowOperator(Operator):
         self._is_on_rows = True
         if self._state.layout is None:
             return
+        self._windows.settle()
         for state in (self._state, *self._state.others):
             state.watermark_ms = self._state.watermark_ms
             self._adopt(state)

@@ -77,6 +77,14 @@ class _SpilledPane:
         counts = self.num_folded if segment.is_folded else self.num_records
         counts += np.diff(segment.ends, prepend=0)
 
+    def add_before_records(self, segment: _Segment) -> None:
+        """Add folded rows behind other ones, but before the records: those may have come, and been written, while the
+        rest of the pane was on its way."""
+        self.add(segment)
+        at = next((at for at, other in enumerate(self.segments) if not other.is_folded), len(self.segments) - 1)
+        self.segments.insert(at, self.segments.pop())
+        self.first[self.first > self.begin + at] += 1
+
     def replace(self, partitions: range, segment: _Segment) -> None:
         """Let the segment stand for all that these partitions have had in segments."""
         part = slice(partitions.start, partitions.stop)
@@ -193,7 +201,7 @@ class SpilledPanes:
         """Add folded rows, which stand for what the pane has of their keys: as a rule nothing, but where an increment
         is restored."""
         segment = _sorted(columns, partitions, self._num_partitions, is_folded=True)
-        self._panes[start].add(*self._written([segment]))
+        self._panes[start].add_before_records(*self._written([segment]))
 
     def replace(self, start: int, of: range, columns: pa.RecordBatch, partitions: Array) -> None:
         """Let folded rows stand for all that these partitions of a pane have, but for records in memory."""

@@ -35,14 +35,19 @@ Array = np.ndarray[Any, Any]
 __all__ = ["SUM_MAX", "SpillingWindows"]
 
 NUM_PARTITIONS: Final = 128
-#: Of the share of memory: panes beside others that are in files, what is left of them when some have to go, records
-#: that wait (being written they need three times as much), and a piece that is folded.
+#: Of the share of memory: panes beside others that are in files, records that wait (being written they need three times
+#: as much), and a piece that is folded.
 _PANES_SHARE: Final = 3 / 8
-_LEFT_SHARE: Final = 1 / 4
 _WAITING_SHARE: Final = 1 / 8
 _PIECE_SHARE: Final = 1 / 8
 #: A sum of integers that may come so near to 64 bits is left to rows; reckoned with floats.
 SUM_MAX: Final = float(1 << 62)
+#: Records that wait are written when they are so many, however large the share; a piece of a pane that goes to files is
+#: of so many bytes: some ten milliseconds either way.
+_WAITING_BYTES_MAX: Final = 16 << 20
+_MOVED_BYTES_MAX: Final = 16 << 20
+#: Slots that are looked through for a piece at most, by rows that it may have; it has half as many more at most.
+_SLOTS_PER_MOVED: Final = 8
 #: What a key takes in a state beside its accumulators: key, index, and a record that waits.
 _BYTES_PER_KEY: Final = 96
 #: Rows of columns that are noted in the time of an entry of objects.
@@ -67,9 +72,13 @@ class SpillingWindows:
         self.state = state
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self._bytes_max = bytes_max
-        self.spilled = SpilledPanes(self._cut.number, folder, int(bytes_max * _WAITING_SHARE))
+        self.spilled = SpilledPanes(self._cut.number, folder, min(int(bytes_max * _WAITING_SHARE), _WAITING_BYTES_MAX))
         self._key_groups = key_groups
         self._changes = state.changes = WindowChanges(self._cut.number)
+        #: panes that are in both places, on their way to files, and the first slot of each that is not there
+        self._moving: dict[int, int] = {}
+        #: panes that follow them, the next one last: not one by one, as what stays is compacted each time
+        self._leaving: list[int] = []
         #: folds a pane in files, piece by piece
         self._folding: tuple[int, list[range]] | None = None
 
@@ -80,6 +89,8 @@ class SpillingWindows:
 
     def clear(self) -> None:
         """Forget everything, types too."""
+        self._moving, self._leaving = {}, []
+        self.state.keeps_slots = False
         self.state.clear()
         self.spilled.clear()
         self._changes.clear()
@@ -93,39 +104,85 @@ class SpillingWindows:
     # --- from memory to files
 
     def has_too_much(self) -> bool:
-        """Whether panes have to go to files, where some are already."""
-        return bool(self.spilled) and self.state.nbytes > self._bytes_max * _PANES_SHARE
+        """Whether further panes have to go to files, where some are already."""
+        is_over = not self._moving and not self._leaving
+        return is_over and bool(self.spilled) and self.state.nbytes > self._bytes_max * _PANES_SHARE
 
     def make_room(self, order: Callable[[int], Any]) -> None:
-        """Let panes go to files, the greatest by ``order`` first, until there is room in memory again."""
+        """Begin to let half of the panes go to files, the greatest by ``order`` first; each ``step`` goes on with it.
+        When it is not enough it has to be done again: others may be the greatest by then."""
         left = sorted(self.state.panes, key=order)
-        while left and self.state.nbytes > self._bytes_max * _LEFT_SHARE:
-            stay = len(left) // 2  # not one by one: what is left is compacted each time
-            self.evict(left[stay:])
-            del left[stay:]
+        self._leaving = left[len(left) // 2 :]
+        self.step()
 
     def evict(self, starts: Iterable[int]) -> None:
-        """Let these panes go to files, as far as they are in memory."""
-        allow_open_files()
-        state = self.state
-        here = [start for start in starts if start in state.panes]
+        """Let these panes go to files now, as far as they are in memory."""
+        here = [start for start in starts if start in self.state.panes]
         for start in here:
-            self.spilled.add_pane(start)
-            self.spilled.raise_bound(start, state.bound_of_pane(start), np.inf)
-            slots = state.panes[start].slots()
-            piece = self._rows_per_piece(state)
-            for at in range(0, slots.size, piece):
-                part = slots[at : at + piece]
-                keys = state._table.keys_of(part)
-                rows = state._rows_of(start, state.panes[start], part, keys)
-                partitions = self._cut.of_rows(keys)
-                self.spilled.add_folded(start, rows, partitions)
-                self._changes.to_files(start, part, partitions)
-        self._changes.forget_slots(here)
-        if len(here) == len(state.panes):
+            self._begin_to_move(start)
+            while start in self._moving:
+                self._move(start)
+        if here:
+            self._compact()
+
+    def settle(self, starts: Iterable[int] | None = None) -> None:
+        """Let what is left go to files of these panes, or of all, that are on their way."""
+        self.evict(list(self._moving) if starts is None else [start for start in starts if start in self._moving])
+
+    def _begin_to_move(self, start: int) -> None:
+        if start in self._moving:
+            return
+        allow_open_files()
+        self.spilled.add_pane(start)
+        self.spilled.raise_bound(start, self.state.bound_of_pane(start), np.inf)
+        self._moving[start] = 0
+        self.state.keeps_slots = True
+
+    def _move(self, start: int) -> None:
+        """Let the next slots of a pane go to files; forget it when these are the last."""
+        state, pane = self.state, self.state.panes[start]
+        rows_max = max(1, min(self._rows_per_piece(state), _MOVED_BYTES_MAX // self._bytes_per_key(state)))
+        begin = end = self._moving[start]
+        slots = np.zeros(0, np.int64)
+        while end < min(pane.values.shape[0], begin + rows_max * _SLOTS_PER_MOVED) and 2 * slots.size <= rows_max:
+            some = pane.slots(end, end + rows_max)
+            slots, end = np.concatenate([slots, some]), min(pane.values.shape[0], end + rows_max)
+        if slots.size:
+            keys = state._table.keys_of(slots)
+            rows = state._rows_of(start, pane, slots, keys)
+            partitions = self._cut.of_rows(keys)
+            self.spilled.add_folded(start, rows, partitions)
+            self._changes.to_files(start, slots, partitions)
+        self._moving[start] = end
+        pane.give_back(begin, end)
+        if end == pane.values.shape[0]:
+            self._forget_moving(start)
+            self._changes.forget_slots([start])
+            state.drop([start])
+
+    def _forget_moving(self, start: int) -> None:
+        self._moving.pop(start, None)
+        self.state.keeps_slots = bool(self._moving)
+
+    def _compact(self) -> None:
+        """Give memory back when panes have gone."""
+        if not self.state.panes:
             self._forget_all()
-        elif here:
-            state.drop(here, compact=True)
+        elif not self._moving:
+            self.state.drop([], compact=True)
+
+    def _go_on_moving(self) -> bool:
+        """Do a piece of what ``make_room`` has begun; False when it is over."""
+        while self._leaving and not self._moving:
+            start = self._leaving.pop()
+            if start in self.state.panes:
+                self._begin_to_move(start)
+        if not self._moving:
+            return False
+        self._move(next(iter(self._moving)))
+        if not self._moving and not self._leaving:
+            self._compact()
+        return True
 
     def _forget_all(self) -> None:
         """Give the memory back, as soon as there is no pane; keep what was restored, and the types."""
@@ -158,6 +215,7 @@ class SpillingWindows:
         """Forget panes, wherever they are."""
         starts = set(starts)
         for start in starts:
+            self._forget_moving(start)
             self._changes.drop(start, self._num_rows_of(start))
         here = starts.intersection(self.state.panes)
         if here:
@@ -179,7 +237,11 @@ class SpillingWindows:
         return self.spilled.ranges(starts, self._rows_per_piece(self.state), within)
 
     def _rows_per_piece(self, state: WindowState) -> int:
-        return max(1 << 10, int(self._bytes_max * _PIECE_SHARE) // (_BYTES_PER_KEY + 8 * state._width))
+        return max(1 << 10, int(self._bytes_max * _PIECE_SHARE) // self._bytes_per_key(state))
+
+    @staticmethod
+    def _bytes_per_key(state: WindowState) -> int:
+        return _BYTES_PER_KEY + 8 * state._width
 
     def by_partition(self, columns: pa.RecordBatch) -> Iterator[tuple[range, Array]]:
         """Yield the partitions that have rows, one by one, with the numbers of these rows, rising."""
@@ -232,7 +294,9 @@ class SpillingWindows:
         self.spilled.replace(start, partitions, rows, self._cut.of_rows(keys))
 
     def step(self) -> None:
-        """Fold some records of panes that have many."""
+        """Go on with panes on their way to files, or fold some records of panes that have many."""
+        if self._go_on_moving():
+            return
         if self._folding is None:
             start = self.spilled.to_be_folded()
             if start is None:
@@ -258,6 +322,7 @@ class SpillingWindows:
         key_groups = list(key_groups)
         if not self.spilled:
             return window_chunks.snapshot(self.state, key_groups)
+        self.settle()  # in the child of a snapshot, as a rule
         wanted, starts = set(key_groups), self.spilled.starts()
         others: dict[int, bytes] = {}
         for other in self.state.others:
@@ -294,6 +359,7 @@ class SpillingWindows:
     # --- NotingPart
 
     def snapshot_delta(self, key_groups: Iterable[int], since_checkpoint_id: int) -> dict[int, bytes] | None:
+        self.settle()
         notes = self._notes_since(since_checkpoint_id)
         if notes is None:
             return None
@@ -364,6 +430,10 @@ class SpillingWindows:
             self.evict(start for start in list(self.state.panes) if start in self.spilled)
             if self.state.nbytes > self._bytes_max * _PANES_SHARE:
                 self.make_room(lambda start: start)
+                while self._go_on_moving():
+                    pass
+                while self._go_on_moving():
+                    pass
 
     def _take_up_told(self, told: Mapping[int, Increment]) -> None:
         """Take up what increments of key groups say of the layers below them."""

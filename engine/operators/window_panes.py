@@ -101,9 +101,13 @@ class Pane:
         self._values.reserve(old.shape[0])
         self._values.array[: old.shape[0], : old.shape[1]] = old
 
-    def slots(self) -> Array:
-        """Return the slots that have records, rising."""
-        return np.flatnonzero(self._values.array[:, _COUNT])
+    def slots(self, begin: int = 0, end: int | None = None) -> Array:
+        """Return the slots that have records, rising; of those from ``begin`` on, before ``end``."""
+        return np.flatnonzero(self._values.array[begin:end, _COUNT]) + begin
+
+    def give_back(self, begin: int, end: int) -> None:
+        """Nobody reads these slots any more: their memory may go, and then they have no records."""
+        self._values.give_back(begin, end)
 
     def compact(self, kept: Array) -> None:
         """``kept``: rising slots; slot ``kept[i]`` becomes slot i."""

@@ -43,6 +43,7 @@ __all__ = ["FIELDS", "WindowState", "other_fields"]
 
 #: Fewer slots than this are never worth a compaction.
 _COMPACT_SLOTS_MIN: Final = 1 << 16
+_ADDED_MAX: Final = 1 << 14  #: values that are added at once, in the processor's cache
 #: In the metadata of a chunk: the fields that its columns are of.
 FIELDS: Final = b"fields"
 
@@ -81,6 +82,7 @@ class WindowState:
         #: notes what changes, where somebody asks for it
         self.changes: WindowChanges | None = None
         self.watermark_ms = TIME_MIN_MS
+        self.keeps_slots = False  #: somebody knows slots by number: they must not move
         self.clear()
 
     def clear(self) -> None:
@@ -523,18 +525,18 @@ class WindowState:
     # --- forgetting --------------------------------------------------------------------------------------------------
 
     def drop(self, starts: Iterable[int], *, compact: bool = False) -> None:
-        """Forget panes; keys that are in none of the others too: once they are most and many, or with ``compact``."""
+        """Forget panes; keys that are in none of the others too: once they are most, or some, with ``compact``."""
         for start in starts:
             del self.panes[start]
             for distinct in self._distinct:
                 distinct.drop(start)
-        if self._table.num_slots < self._compact_at and not compact:
+        if self.keeps_slots or (self._table.num_slots < self._compact_at and not compact):
             return
         live = np.zeros(self._table.num_slots, np.bool_)
         for pane in self.panes.values():
             live[pane.slots()] = True
         kept = np.flatnonzero(live)
-        if 2 * kept.size < live.size or (compact and kept.size < live.size):
+        if 2 * kept.size < live.size or (compact and 4 * kept.size < 3 * live.size):
             self._compact(kept)
         self._compact_at = max(_COMPACT_SLOTS_MIN, 2 * self._table.num_slots)
 
@@ -689,7 +691,8 @@ def other_fields(schema: pa.Schema) -> ProgramError:
 
 
 def _sum_of_sizes(values: Array) -> float:
-    return float(np.abs(values.astype(np.float64)).sum())
+    pieces = (values[at : at + _ADDED_MAX].astype(np.float64) for at in range(0, values.size, _ADDED_MAX))
+    return float(sum(np.abs(piece, out=piece).sum() for piece in pieces))
 
 
 def _typed(rows: Array, accumulator: Accumulator) -> Array:

@@ -19,6 +19,8 @@ _PAGED_BYTES_MIN: Final = 1 << 20
 _GROWTH: Final = 8
 #: From here on large pages are asked for: random access to many megabytes is bound by the TLB.
 _HUGE_BYTES_MIN: Final = 4 << 20
+#: Memory is given back in large pages.
+_GIVEN_BACK: Final = 2 << 20
 
 
 def _mapping(num_bytes: int) -> mmap.mmap:
@@ -94,6 +96,14 @@ class PagedArray:
         mapping = _mapping(num_bytes)
         self._copy_into(np.frombuffer(mapping, self._dtype, num_bytes // entry * self._width))
         self._mapping = mapping
+
+    def give_back(self, begin: int, end: int) -> None:
+        """Give the memory of these entries to the system, as far as it is of whole pages: they are zero then. Those
+        before ``begin`` have been given back already. To free all of a large array at once takes 0.2 ms a MB."""
+        entry = self._dtype.itemsize * self._width
+        first, last = begin * entry // _GIVEN_BACK * _GIVEN_BACK, end * entry // _GIVEN_BACK * _GIVEN_BACK
+        if self._mapping is not None and last > first:
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def trim(self, size: int) -> None:
         """Keep but the first entries."""

@@ -177,6 +177,7 @@ def files_of_400_bytes(monkeypatch):
     """Slices go to files after every batch but for one."""
     monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
     monkeypatch.setattr(spilling_windows, "NUM_PARTITIONS", 4)
+    monkeypatch.setattr(spilling_windows, "_MOVED_BYTES_MAX", 1)  # key by key, with further batches
 
 
 def in_files(monkeypatch, are_there):
