@@ -21,7 +21,7 @@ from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
-from tests.bench.operator_meter import files_bytes
+from tests.bench.state_files import unnamed_bytes
 from tests.bench.state_memory import STRIDE, print_each, resident
 from tests.testing.operator_harness import OperatorHarness
 
@@ -53,7 +53,7 @@ def measure(way: str, num_keys: int, num_updates: int, memory_mb: int) -> dict[s
     with OperatorHarness(WAYS[way], memory_bytes=memory_mb << 20, config=config) as harness:
         harness.process_batch(batch_of(np.arange(BATCH_ROWS_MAX)))
         harness.output.emit = Nowhere().emit  # type: ignore[method-assign]
-        base, base_files = resident(), files_bytes()
+        base, base_files = resident(), unnamed_bytes()
         found: dict[str, float] = {}
         rng = np.random.default_rng(1)
 
@@ -74,7 +74,7 @@ def measure(way: str, num_keys: int, num_updates: int, memory_mb: int) -> dict[s
         run("new keys", (batch_of(np.arange(start, min(num_keys, start + BATCH_ROWS_MAX))) for start in starts))
         by_chance = (batch_of(rng.integers(0, num_keys, BATCH_ROWS_MAX)) for _ in range(num_updates // BATCH_ROWS_MAX))
         run("updates", by_chance)
-        found["files, MB"] = (files_bytes() - base_files) / 1e6
+        found["files, MB"] = (unnamed_bytes() - base_files) / 1e6
         begin_s = time.process_time()
         harness.head.prepare_snapshot(1)
         found["barrier, ms"] = (time.process_time() - begin_s) * 1e3
