@@ -211,6 +211,7 @@ class _ColumnSessionOperator(Operator):
         ctx.state.add_keyed(SESSIONS_PART, self._sessions)
         self._state = self._sessions.state
         self._passes = Passes(self._sessions, ctx.clock, self, self._on_pass_over)
+        self._sessions.on_waited = self._passes.be_due  # or each increment would have it anew
         if self._state.unsent:
             self._passes.due_ms = ctx.clock.now_ms()
         parts = ctx.state.keyed

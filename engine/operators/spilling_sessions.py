@@ -169,6 +169,8 @@ class SpillingSessions:
         self._forgotten: tuple[int, tuple[int, ...]] = 0, ()
         #: by barrier, whether something waited, or was to be sent, so that chunks may say so
         self._waited: dict[int, bool] = {}
+        #: Called at a barrier at which something waits.
+        self.on_waited: Callable[[], None] = lambda: None
         self._cut = HashPartitions(NUM_PARTITIONS, max_parallelism, key_groups, is_tuple=is_tuple)
         self._folder = folder
         self._bytes_max = bytes_max
@@ -608,6 +610,8 @@ class SpillingSessions:
 
     def begin_epoch(self, checkpoint_id: int) -> None:
         self._waited[checkpoint_id] = bool(self.state.unsent) or self.is_waiting
+        if self.is_waiting:
+            self.on_waited()
         while len(self._waited) > EPOCHS_MAX:
             del self._waited[min(self._waited)]
         if self.state.others:

@@ -58,6 +58,7 @@ COMMANDS = (
         "session_spill",
         "small_batches",
         "state_growth",
+        "state_increments",
         "state_memory",
         "state_spill",
         "text_columns",

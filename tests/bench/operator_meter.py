@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
-from tests.bench.state_files import mapped_bytes
+from tests.bench.state_files import unnamed_bytes
 from tests.bench.state_memory import resident
 from tests.testing.operator_harness import OperatorHarness
 
-__all__ = ["OperatorMeter", "files_bytes"]
+__all__ = ["OperatorMeter"]
 
 
 @final
@@ -23,7 +23,7 @@ class OperatorMeter:
         self.found: dict[str, float] = {}
         self._harness = harness
         self._base = resident()
-        self._base_files = files_bytes()
+        self._base_files = unnamed_bytes()
         self._spent_s = self._longest_s = 0.0
         self._peak = 0
 
@@ -63,11 +63,5 @@ class OperatorMeter:
         self._peak = max(self._peak, resident() - self._base)
 
     def _look_at_files(self) -> None:
-        in_files_mb = (files_bytes() - self._base_files) / 1e6
+        in_files_mb = (unnamed_bytes() - self._base_files) / 1e6
         self.found["files, MB"] = max(self.found.get("files, MB", 0.0), in_files_mb)
-
-
-def files_bytes() -> int:
-    """Return how much of this process's state lies in files."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        return mapped_bytes(maps)

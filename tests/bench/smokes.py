@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 from engine.operators import memory_watch
-from tests.bench import join_spill, keyed, latency, session_spill, state_spill, window_spill
+from tests.bench import join_spill, keyed, latency, session_spill, state_increments, state_spill, window_spill
 from tests.bench.python_peers import race
 from tests.bench.recovery import Load
 from tests.bench.recovery_race import recovery_race
@@ -76,6 +76,20 @@ def _session_spill() -> int:
     return _in_files(lambda: session_spill.measure("files", **shape, memory_mb=1, quiet=True))
 
 
+def _increments() -> int:
+    """Increments have little, of whatever, wherever it lies; what lies in files does."""
+    for kind in state_increments.KINDS:
+        for place in state_increments.PLACES:
+            shape = {"num_keys": 60_000, "memory_mb": 1, "rounds": 2, "share": 0.01, "busy": False}
+            with mock.patch.object(memory_watch, "_BYTES_MIN", 1 << 20):
+                found = state_increments.measure(kind, place, **shape)
+            if found["increment, written MB"] > found["full, written MB"] / 10:
+                return 1
+            if (found["files, MB"] > 1) != (place == "files"):
+                return 1
+    return 0
+
+
 #: name → what returns 0 when it counts right; exceptions say what does not
 PARTS = {
     "keyed": keyed.smoke,
@@ -88,4 +102,5 @@ PARTS = {
     "window-spill": _window_spill,
     "join-spill": _join_spill,
     "session-spill": _session_spill,
+    "increments": _increments,
 }

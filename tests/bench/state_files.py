@@ -1,4 +1,4 @@
-"""How much state lies in files while a job runs: of a slot, which maps files without a name, and of a folder.
+"""How much state lies in files while a job runs: of a slot, whose files have no name, and of a folder.
 
 ``WatchedGenerator`` runs in the slots, as the function of a columnar source; ``FolderWatch`` beside a peer.
 """
@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,22 +16,25 @@ from typing import Any
 from engine.core.metrics import Accumulator
 from engine.operators.functions import MapFunction, RuntimeContext
 
-__all__ = ["FolderWatch", "WatchedGenerator", "mapped_bytes"]
+__all__ = ["FolderWatch", "WatchedGenerator", "unnamed_bytes"]
 
 _PERIOD_S = 0.25
+_BLOCK = 512  #: of what the kernel tells, in bytes
 _BATCHES = 32  #: between two looks of a slot
 
 
-def mapped_bytes(maps: Iterable[str]) -> int:
-    """Return how many bytes of files without a name a process maps, by the lines of its ``/proc/self/maps``."""
-    total = 0
-    for line in maps:
-        fields = line.split(maxsplit=5)
-        # Memory that is shared with other processes has names under /dev or none, and may be written to.
-        if len(fields) == 6 and fields[5].rstrip().endswith("(deleted)") and fields[1] == "r--s":
-            begin, end = (int(place, 16) for place in fields[0].split("-"))
-            total += end - begin
-    return total
+def unnamed_bytes() -> int:
+    """Return how much of the disk those files take that have no name and that this process has open."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            path, status = os.readlink(f"/proc/self/fd/{number}"), os.stat(int(number))
+        except OSError:
+            continue  # it was that of the folder
+        # Memory that is shared with other processes is no file.
+        if stat.S_ISREG(status.st_mode) and not status.st_nlink and not path.startswith("/memfd:"):
+            found[status.st_dev, status.st_ino] = status.st_blocks * _BLOCK
+    return sum(found.values())
 
 
 class Largest(Accumulator):
@@ -72,8 +76,7 @@ class WatchedGenerator(MapFunction):  # type: ignore[misc]
         self._look()
 
     def _look(self) -> None:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            self._largest.add(mapped_bytes(maps))
+        self._largest.add(unnamed_bytes())
 
 
 class FolderWatch:

@@ -3,7 +3,8 @@
 A running sum of int64 by int64 key alone, in a process of its own for each way: on columns, whose partitions lie in
 files; on rows in a dict, which knows no limit; and on rows with RocksDB (a hundredth of the keys, or it takes hours).
 First each key comes once, then keys come by chance, then a barrier. Million records per CPU-second, resident memory
-above that of the operator with its first keys, and the longest batch in CPU time.
+above that of the operator with its first keys, and the longest batch in CPU time. ``--values``: further int64 fields,
+which stay what they were in a key's first record; 14 make records of 128 bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engine.core.records import BATCH_ROWS_MAX, ColumnBatch
 from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.keys import FieldKey
-from tests.bench.operator_meter import files_bytes
+from tests.bench.state_files import unnamed_bytes
 from tests.bench.state_memory import STRIDE, print_each, resident
 from tests.testing.operator_harness import OperatorHarness
 
@@ -40,20 +41,22 @@ class Nowhere:
         pass
 
 
-def batch_of(numbers: np.ndarray[Any, Any]) -> ColumnBatch:
+def batch_of(numbers: np.ndarray[Any, Any], num_values: int = 0) -> ColumnBatch:
     keys = (numbers.astype(np.uint64) * np.uint64(STRIDE)).view(np.int64)
-    return ColumnBatch(pa.record_batch([pa.array(keys), pa.array(np.ones(keys.size, np.int64))], names=["k", "v"]))
+    columns = [pa.array(keys), pa.array(np.ones(keys.size, np.int64))]
+    columns += [pa.array(numbers + value) for value in range(num_values)]
+    return ColumnBatch(pa.record_batch(columns, names=["k", "v", *(f"v{value}" for value in range(num_values))]))
 
 
-def measure(way: str, num_keys: int, num_updates: int, memory_mb: int) -> dict[str, float]:
+def measure(way: str, num_keys: int, num_updates: int, memory_mb: int, num_values: int = 0) -> dict[str, float]:
     config = {}
     if way == "rocksdb":
         config = {"state.backend.type": "rocksdb"}
         num_keys, num_updates = num_keys // _ROCKSDB_PART, num_updates // _ROCKSDB_PART
     with OperatorHarness(WAYS[way], memory_bytes=memory_mb << 20, config=config) as harness:
-        harness.process_batch(batch_of(np.arange(BATCH_ROWS_MAX)))
+        harness.process_batch(batch_of(np.arange(BATCH_ROWS_MAX), num_values))
         harness.output.emit = Nowhere().emit  # type: ignore[method-assign]
-        base, base_files = resident(), files_bytes()
+        base, base_files = resident(), unnamed_bytes()
         found: dict[str, float] = {}
         rng = np.random.default_rng(1)
 
@@ -71,10 +74,11 @@ def measure(way: str, num_keys: int, num_updates: int, memory_mb: int) -> dict[s
             found[f"{name}, longest ms"] = longest_s * 1e3
 
         starts = range(BATCH_ROWS_MAX, num_keys, BATCH_ROWS_MAX)
-        run("new keys", (batch_of(np.arange(start, min(num_keys, start + BATCH_ROWS_MAX))) for start in starts))
-        by_chance = (batch_of(rng.integers(0, num_keys, BATCH_ROWS_MAX)) for _ in range(num_updates // BATCH_ROWS_MAX))
-        run("updates", by_chance)
-        found["files, MB"] = (files_bytes() - base_files) / 1e6
+        first = (np.arange(start, min(num_keys, start + BATCH_ROWS_MAX)) for start in starts)
+        run("new keys", (batch_of(numbers, num_values) for numbers in first))
+        later = (rng.integers(0, num_keys, BATCH_ROWS_MAX) for _ in range(num_updates // BATCH_ROWS_MAX))
+        run("updates", (batch_of(numbers, num_values) for numbers in later))
+        found["files, MB"] = (unnamed_bytes() - base_files) / 1e6
         begin_s = time.process_time()
         harness.head.prepare_snapshot(1)
         found["barrier, ms"] = (time.process_time() - begin_s) * 1e3
@@ -86,11 +90,13 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=10_000_000)
     parser.add_argument("--updates", type=int, default=10_000_000)
     parser.add_argument("--memory-mb", type=int, default=64, help="the operator's share")
+    parser.add_argument("--values", type=int, default=0, help="further fields of a record")
     parser.add_argument("--only", choices=WAYS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.only, options.keys, options.updates, options.memory_mb)))
+        shape = options.keys, options.updates, options.memory_mb, options.values
+        print(json.dumps(measure(options.only, *shape)))
         return
     print_each([options.only] if options.only else WAYS, __spec__.name)
 

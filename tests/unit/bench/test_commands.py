@@ -29,6 +29,7 @@ SMALL = {
     "session_spill": "--records 400000 --keys 300000 --memory-mb 1 --only files --one",
     "small_batches": "--seconds 0.001",
     "state_growth": "--keys 150000",
+    "state_increments": "--keys 20000 --rounds 1 --only sessions-in-files --one",
     "state_memory": "--keys 40000 --one",
     "state_spill": "--keys 40000 --updates 20000 --only columns --one",
     "text_columns": "--records 2000",

@@ -13,27 +13,24 @@ import pytest
 
 from tests.bench import keyed, state_files
 from tests.bench.measure import Measurement
-from tests.bench.state_files import FolderWatch, WatchedGenerator, mapped_bytes
+from tests.bench.state_files import FolderWatch, WatchedGenerator, unnamed_bytes
 
 PAGE = mmap.PAGESIZE
 
 
-def mapped_here() -> int:
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        return mapped_bytes(maps)
-
-
-def test_files_without_a_name_that_are_mapped_for_reading_count():
-    before = mapped_here()
-    with tempfile.TemporaryFile() as file:
+def test_the_blocks_of_files_without_a_name_count_once_as_long_as_they_are_open(tmp_path):
+    before = unnamed_bytes()
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
         file.write(bytes(8 * PAGE))
         file.flush()
-        shared = mmap.mmap(file.fileno(), 8 * PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        own = mmap.mmap(-1, 16 * PAGE)
-    assert mapped_here() - before == 8 * PAGE
-    shared.close()
-    own.close()
-    assert mapped_here() == before
+        file.truncate(100 * PAGE)  # the rest takes nothing
+        mapped = mmap.mmap(file.fileno(), 8 * PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        own = os.memfd_create("own")
+        os.write(own, bytes(PAGE))
+    assert unnamed_bytes() - before == 8 * PAGE
+    mapped.close()
+    os.close(own)
+    assert unnamed_bytes() == before
 
 
 def test_a_generator_that_is_watched_makes_what_it_would():

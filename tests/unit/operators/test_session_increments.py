@@ -232,12 +232,16 @@ def test_an_increment_of_files_has_what_changed_and_what_waits(monkeypatch):
         chunks = part.snapshot_delta(range(128), 1)
         assert 1 <= len(chunks) <= 2
         assert sorted(entry[0] for chunk in chunks.values() for entry in shown_entries(chunk)) == [7, 300]
+        assert harness.head.next_timer_ms() is None
         part.begin_epoch(2)  # on which increments have all key groups, as something waits
+        assert harness.head.next_timer_ms() is not None  # or the next increment would have it again
         harness.head._passes.take_up_all()
         assert part.num_changed(2, 1000) == part.num_changed(1, 1000) == 2
         part.begin_epoch(3)
         assert part.snapshot_delta(range(128), 3) == {}
-        assert len(part.snapshot_delta(range(128), 2)) == 128
+        chunks = part.snapshot_delta(range(128), 2)
+        assert len(chunks) == 128
+        assert sorted(entry[0] for chunk in chunks.values() for entry in shown_entries(chunk)) == [7, 300]
         part.forget_epochs(3, (1,))
         send([8], 6)
         harness.head._passes.take_up_all()

@@ -233,6 +233,27 @@ def test_memory_and_files_stay_bounded(monkeypatch):
     assert _mapped() == 0
 
 
+@pytest.mark.parametrize(("num_fields", "number"), [(2, 128), (8, 64), (30, 32), (200, 32)])
+def test_there_are_fewer_partitions_where_a_pass_has_fewer_rows(num_fields, number, monkeypatch):
+    monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 128)
+    monkeypatch.setattr(spilling_slots, "_ROWS_PER_PARTITION", 32)
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1 << 20)
+    with OperatorHarness(SUM, memory_bytes=1) as harness:
+        values = pa.array(range(4000))
+        names = [f"f{index}" for index in range(num_fields)]
+        for start in range(0, 60_000, 4000):
+            keys = pa.array(range(start, start + 4000))
+            batch = pa.RecordBatch.from_arrays([keys, *[values] * (num_fields - 1)], names=names)
+            harness.process_batch(ColumnBatch(batch))
+            if harness.head._slots.is_spilled:
+                break
+        harness.process_batch(ColumnBatch(batch))
+        harness.head.process_idle(False)
+        assert harness.head._slots.num_entries() == start + 4000
+        assert len(harness.head._slots._partitions) == number
+        assert {row[1] for row in harness.output.rows[-4000:]} == {2 * value for value in range(4000)}
+
+
 def spilled_with(num_held: int, *, steps: int = 0) -> OperatorHarness:
     """6000 keys in files, then records that wait, the first of them perhaps taken up in part."""
     harness = OperatorHarness(SUM, memory_bytes=1, clock=ManualClock())
