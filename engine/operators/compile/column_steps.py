@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from engine.core.record_class import fields_of_class
 from engine.core.records import ColumnBatch, Row
+from engine.operators.compile.distinct import OfValues, with_values_once
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Field, Frame, Kind, Value
 from engine.operators.compile.flat import FlatTranslation, translate_flat
@@ -35,6 +36,8 @@ class ColumnFunction:
         self._method = method
         self._is_filter = is_filter
         self._guarded = Guarded(self._translated)
+        #: a translation, and the same for columns of which those at these places are in dictionaries
+        self._of_values: tuple[Translation, tuple[int, ...], Translation] | None = None
         self.num_compiled = 0  #: batches
         self.num_interpreted = 0
 
@@ -64,7 +67,22 @@ class ColumnFunction:
     def _result(self, batch: ColumnBatch, translation: Translation | FlatTranslation, frame: Frame) -> ColumnBatch:
         if isinstance(translation, FlatTranslation):
             return flattened(batch, translation, frame)
+        translation = self._with_values_once(translation, frame)
         return self._filtered(batch, translation, frame) if self._is_filter else _mapped(batch, translation, frame)
+
+    def _with_values_once(self, translation: Translation, frame: Frame) -> Translation:
+        places = tuple(at for at, own in enumerate(frame.columns) if isinstance(own, pa.DictionaryArray))
+        if not places:
+            return translation
+        if self._of_values is None or self._of_values[0] is not translation or self._of_values[1] != places:
+            result = translation.result
+            if isinstance(result, Expression):
+                result = with_values_once(result, places)
+            elif isinstance(result, Fields):
+                items = tuple(with_values_once(item, places) for item in result.items)
+                result = dataclasses.replace(result, items=items)
+            self._of_values = translation, places, dataclasses.replace(translation, result=result)
+        return self._of_values[2]
 
     def _translated(self, batch: ColumnBatch) -> Translation | FlatTranslation:
         if not self._is_flat:
@@ -109,6 +127,8 @@ def _mapped(batch: ColumnBatch, translation: Translation, frame: Frame) -> Colum
 def _array(expression: Expression, frame: Frame) -> pa.Array:
     if isinstance(expression, Field):
         return frame.columns[expression.index]  # as it is, nulls included
+    if isinstance(expression, OfValues) and (encoded := expression.encoded(frame)) is not None:
+        return encoded
     value: Value = expression.evaluate(frame, None)
     if expression.kind is Kind.STR:
         return array_of(value, frame.num_rows)

@@ -6,6 +6,7 @@ import itertools
 import linecache
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from engine.core.records import ColumnBatch
 from engine.operators.compile.column_steps import ColumnFunction
 from engine.operators.functions import FilterFunction, MapFunction, callable_of
 from engine.operators.row_output import RowMap
+from tests.testing.dictionary_forms import FORMS, encoded_batch
 
 _numbers = itertools.count()
 
@@ -281,6 +283,7 @@ def check(function: Callable[[Any], Any], rows: list[tuple[Any, ...]], is_filter
     compiled = ColumnFunction(function, is_filter=is_filter)
     result = compiled.apply(batch)
     seen = batch.to_rows().rows
+    check_dictionaries(function, batch, is_filter, result)
     function = callable_of(function, "filter" if is_filter else "map")
     try:
         expected = [row for row in seen if function(row)] if is_filter else [function(row) for row in seen]
@@ -293,6 +296,19 @@ def check(function: Callable[[Any], Any], rows: list[tuple[Any, ...]], is_filter
         return
     event("compiled")
     assert exactly(result.to_rows().rows) == exactly(expected)
+
+
+def check_dictionaries(function: Any, batch: ColumnBatch, is_filter: bool, expected: ColumnBatch | None) -> None:
+    """Texts in dictionaries, among them values that no row has, give the same; the second time they are remembered."""
+    texts = [at for at, kind in enumerate(batch.columns.schema.types) if pa.types.is_string(kind)]
+    compiled = ColumnFunction(function, is_filter=is_filter)
+    for form in ("tidy", "tidy, sliced, values twice and unused"):
+        given = replace(batch, columns=encoded_batch(batch.columns, FORMS[form], texts))
+        for _ in range(2):
+            result = compiled.apply(given)
+            assert (result is None) == (expected is None)
+            if result is not None and expected is not None:
+                assert exactly(result.to_rows().rows) == exactly(expected.to_rows().rows)
 
 
 SETTINGS = settings(
