@@ -223,7 +223,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         if record is not None and spec is not None and not isinstance(spec, _OF_OBJECTS):
             spec, plan.why_rows[node.id] = None, f"its records are objects of {record.__name__}"
         if taken.has_kinds and spec is not None and not isinstance(node.spec, _OF_CHANGELOGS):
-            spec = _with_kinds(node.spec)
+            spec = _with_kinds(node.spec, spec)
             if spec is None:
                 plan.why_rows[node.id] = "its input is a changelog"
     if spec is not None:
@@ -401,8 +401,11 @@ def _is_plain_field(selector: FieldKey | ComposedKey, shape: Shape) -> bool:
     return False
 
 
-def _with_kinds(spec: OperatorSpec) -> OperatorSpec | None:
-    """Return what to run in place of an operator whose input is columns with kinds, or None."""
+def _with_kinds(spec: OperatorSpec, columnar: OperatorSpec) -> OperatorSpec | None:
+    """Return what to run in place of an operator whose input is columns with kinds, or None. ``columnar``: what would
+    run if they had none."""
+    if isinstance(columnar, ColumnLastRowSpec):
+        return dataclasses.replace(columnar, retracts=True)
     match spec:
         case TextFileSinkSpec():
             return spec.on_columns()

@@ -27,10 +27,11 @@ __all__ = ["ColumnLastRowSpec"]
 @final
 @dataclass(frozen=True)
 class ColumnLastRowSpec(OperatorSpec):
-    """``key``: what the key selector is on columns, where it is a function."""
+    """``key``: what the key selector is on columns, where it is a function; ``retracts``: the input is a changelog."""
 
     rows: DeduplicateSpec
     key: KeyFunction | None = None
+    retracts: bool = False
     emits_columns = True
     emits_kinds = True
     preload = ("engine.operators.warm_up.tops",)
@@ -48,13 +49,16 @@ class ColumnLastRowSpec(OperatorSpec):
 
 @final
 class _ColumnLastRowOperator(ColumnsUntilRows):
+    takes_kinds = True
+
     def __init__(self, spec: ColumnLastRowSpec) -> None:
         assert spec.rows.keeps == LAST
         self._spec = spec.rows
+        self._retracts = spec.retracts
         super().__init__(DeduplicateOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
 
     def _open_state(self, ctx: OperatorContext) -> None:
-        self._state = LastRecords(ctx, self._selector, ordered=self._spec.emit_final)
+        self._state = LastRecords(ctx, self._selector, ordered=self._spec.emit_final, retracts=self._retracts)
 
     def _has_others(self) -> bool:
         return bool(self._state.slots.others)
@@ -63,13 +67,17 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
         return self._state.nbytes
 
     def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
+        if batch.kinds is not None and not self._retracts:
+            self._note_rows("a changelog came, of which the plan did not know")
+            return False
         if not self._state.define(columns.schema, named=batch.named):
             return False
-        self._take(columns, batch.timestamps_ms)
+        self._take(columns, batch.timestamps_ms, batch.kinds)
         return True
 
-    def _take(self, columns: pa.RecordBatch, times_ms: Any) -> None:
-        changed, kinds, rows = self._state.take(columns)
+    def _take(self, columns: pa.RecordBatch, times_ms: Any, given: Any) -> None:
+        state = self._state
+        changed, kinds, rows = state.take_changes(columns, given) if self._retracts else state.take(columns)
         if not self._spec.emit_final:
             stamps = None if times_ms is None else times_ms[rows]
             self._emit(changed, stamps, kinds)

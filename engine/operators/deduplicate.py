@@ -95,7 +95,7 @@ class DeduplicateOperator(Operator):
         if not self._is_inside and ctx.state.has_left(SEEN_PART):
             self._left = LeftKeys(ctx, self._spec.key_selector)
         if not self._is_inside and ctx.state.has_left(LAST_PART):
-            self._left_records = LastRecords(ctx, self._spec.key_selector)
+            self._left_records = LastRecords(ctx, self._spec.key_selector)  # of a changelog or not
 
     def close(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """The last record of each key in columns: a slot for each key, whose values are replaced as records come.
 
 Each record that comes is told with the one that it replaces: kinds and records of what changes, in the order of rows.
+Of a changelog a slot whose record was taken back stays until most are gone: increments have to say that it is.
 What is in checkpoints serves an operator on columns and one on rows. Increments have the slots that changed.
 """
 
@@ -30,6 +31,10 @@ __all__ = ["LAST_PART", "LastRecords"]
 LAST_PART: Final = "last-records"
 #: Rows that become Python objects at once.
 _ROWS_MAX: Final = 1 << 16
+#: Of a changelog, the column that says whose record is gone.
+_GONE: Final = "gone"
+#: Fewer keys whose records are gone are not worth a new table.
+_GONE_MIN: Final = 1 << 16
 #: Columns of texts are made anew when so many records, and twice those that are kept, have come since.
 _COMPACT_MIN: Final = 1 << 16
 
@@ -38,8 +43,11 @@ _COMPACT_MIN: Final = 1 << 16
 class LastRecords:
     """``slots``: the registered part; ``schema``: of the records, which says whether they are Rows; None = none yet."""
 
-    def __init__(self, ctx: OperatorContext, key_selector: Any, *, ordered: bool = False) -> None:
-        """``ordered``: records are given in the order in which their keys came, which no checkpoint knows."""
+    def __init__(
+        self, ctx: OperatorContext, key_selector: Any, *, ordered: bool = False, retracts: bool = False
+    ) -> None:
+        """``ordered``: records are given in the order in which their keys came, which no checkpoint knows.
+        ``retracts``: what comes may be a changelog."""
         import numpy as np
 
         from engine.state.paged_array import PagedArray
@@ -54,6 +62,8 @@ class LastRecords:
         self._firsts = PagedArray(np.int64) if ordered else None
         self._num_seen = 0
         self._num_put = 0
+        self._retracts = retracts
+        self._num_gone: int | None = None
         ctx.state.add_keyed(LAST_PART, self.slots)
 
     @property
@@ -65,7 +75,7 @@ class LastRecords:
 
     def clear(self) -> None:
         self.slots.clear()
-        self.schema = None
+        self.schema = self._num_gone = None
 
     def define(self, schema: pa.Schema, *, named: Named) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
@@ -89,6 +99,8 @@ class LastRecords:
         }
         if not all(map(can_be_kept, kept.values())):
             return False
+        if self._retracts:
+            kept[_GONE] = pa.bool_()
         noted = schema.with_metadata({**(schema.metadata or {}), KEY_FIELDS: ",".join(map(str, keys)).encode()})
         self.slots.define([schema.types[key] for key in keys], kept)
         self.slots.note = noted.serialize().to_pybytes()
@@ -129,6 +141,58 @@ class LastRecords:
         self._put(columns, slots, last_rows[:num_last])
         return changed, kinds[:num], changes[:num, 1]
 
+    def take_changes(self, columns: pa.RecordBatch, kinds: Array | None) -> tuple[pa.RecordBatch, Array, Array]:
+        """As ``take`` for a changelog. ``kinds``: int8, of RowKind; None = all insert."""
+        import numpy as np
+
+        from engine.operators.top_kernels import take_last_changes
+
+        num_rows, known = columns.num_rows, self.slots.num_slots
+        if self._num_gone is None:
+            self._num_gone = int(np.count_nonzero(self._gone(self.slots)[:known]))
+        slots, first = self.slots.find([columns.column(key) for key in self._keys])
+        self._numbers.reserve(self.slots.num_slots)
+        if self._firsts is not None:
+            self._firsts.reserve(self.slots.num_slots)
+        if first.size:  # what takes nothing back has a slot, too
+            self._put(columns, slots, first)
+        firsts = np.zeros(0, np.int64) if self._firsts is None else self._firsts.array
+        by_slot = self._numbers.array, self._gone(self.slots), firsts
+        own_kinds = np.zeros(num_rows, np.int8) if kinds is None else np.array(kinds, np.int8)
+        told, changes = np.empty(2 * num_rows, np.int8), np.empty((2 * num_rows, 2), np.int64)
+        formers, last_rows = np.empty(num_rows, np.int32), np.empty(num_rows, np.int64)
+        seen = self._num_seen, known
+        num, num_formers, num_last, num_more = take_last_changes(
+            slots, own_kinds, seen, by_slot, told, changes, formers, last_rows
+        )
+        self._num_seen += num_rows
+        self._num_gone += self.slots.num_slots - known - num_more
+        changed = self._changed(columns, changes[:num, 0], formers[:num_formers])
+        self._put(columns, slots, last_rows[:num_last])
+        self.slots.mark(slots)
+        if self._num_gone > max(_GONE_MIN, self.slots.num_slots // 2):
+            self._forget_gone()
+        return changed, told[:num], changes[:num, 1]
+
+    @staticmethod
+    def _gone(state: SlotState) -> Array:
+        column: Any = state.columns[_GONE]
+        gone: Array = column.values.array
+        return gone
+
+    def _forget_gone(self) -> None:
+        import numpy as np
+
+        from engine.state.paged_array import PagedArray
+
+        kept = np.flatnonzero(self._gone(self.slots)[: self.slots.num_slots] == 0)
+        self.slots.forget_others(kept)
+        self._numbers, self._num_gone = PagedArray(np.int64), 0  # all are of earlier batches
+        if self._firsts is not None:
+            firsts, self._firsts = self._firsts.array[kept], PagedArray(np.int64)
+            self._firsts.reserve(kept.size)
+            self._firsts.array[: kept.size] = firsts
+
     def _changed(self, columns: pa.RecordBatch, records: Array, formers: Array) -> pa.RecordBatch:
         """Return records by number: those of this batch, then those of the slots ``formers`` before it."""
         import pyarrow as pa
@@ -145,7 +209,8 @@ class LastRecords:
         if rows.size < columns.num_rows:
             columns, slots = columns.take(arrow_of(rows)), slots[rows]
         for name, own in self.slots.columns.items():
-            own.put(slots, columns.column(int(name[1:])))
+            if name != _GONE:
+                own.put(slots, columns.column(int(name[1:])))
         self.slots.mark(slots)
         self._num_put += rows.size
         if self._num_put > max(_COMPACT_MIN, 2 * self.slots.num_slots):
@@ -186,6 +251,8 @@ class LastRecords:
             if self._firsts is not None and state is self.slots:
                 self._firsts.reserve(state.num_slots)  # of restored keys nobody knows; 0 is before all others
                 order = np.argsort(self._firsts.array[: state.num_slots], kind="stable")
+            if _GONE in state.columns:
+                order = order[self._gone(state)[order] == 0]
             for at in range(0, order.size, _ROWS_MAX):
                 yield self._records_of(state, _schema_of(state), order[at : at + _ROWS_MAX])
 

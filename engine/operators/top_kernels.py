@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 
-__all__ = ["order_of_chains", "take_last", "take_top"]
+__all__ = ["order_of_chains", "take_last", "take_last_changes", "take_top"]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -196,3 +196,60 @@ def take_last(
             out_last[num_last] = row
             num_last += 1
     return num, num_formers, num_last
+
+
+@numba.njit(nogil=True, cache=True)
+def take_last_changes(
+    slots: Any,
+    kinds: Any,
+    seen: tuple[int, int],
+    by_slot: tuple[Any, Any, Any],
+    out_kinds: Any,
+    out_changes: Any,
+    out_formers: Any,
+    out_last: Any,
+) -> tuple[int, int, int, int]:
+    """As ``take_last`` for a changelog: what takes back (``kinds`` int8: 1 and 3) deletes the record of its slot, which
+    is told by 3; return also how many slots have a record more than before, negative if less.
+
+    ``by_slot``: ``numbers``; uint8, 1 = the slot's record is gone; int64, number of the row that came when there was
+    none, from 0 on, or nothing if nobody asks for it.
+    """
+    before, known = seen
+    numbers, gone, firsts = by_slot
+    num = num_formers = num_more = 0
+    for row in range(slots.size):
+        slot = slots[row]
+        is_of_these = numbers[slot] > before
+        is_there = (is_of_these or slot < known) and gone[slot] == 0
+        takes_back = kinds[row] == 1 or kinds[row] == 3
+        if is_there:
+            former = numbers[slot] - before - 1
+            if not is_of_these:
+                former = slots.size + num_formers
+                out_formers[num_formers] = slot
+                num_formers += 1
+            out_kinds[num] = 3 if takes_back else 1
+            out_changes[num, 0] = former
+            out_changes[num, 1] = row
+            num += 1
+        if takes_back:
+            gone[slot] = 1
+            num_more -= is_there
+            continue
+        if not is_there:
+            num_more += 1
+            if firsts.size:
+                firsts[slot] = before + row
+        gone[slot] = 0
+        numbers[slot] = before + row + 1
+        out_kinds[num] = 2 if is_there else 0
+        out_changes[num, 0] = row
+        out_changes[num, 1] = row
+        num += 1
+    num_last = 0
+    for row in range(slots.size):
+        if numbers[slots[row]] == before + row + 1:
+            out_last[num_last] = row
+            num_last += 1
+    return num, num_formers, num_last, num_more

@@ -25,6 +25,7 @@ from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_group_aggregate import column_group_aggregate
 from engine.operators.column_interval_join import column_interval_join
+from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_session import column_session
 from engine.operators.column_top_n import column_top_n
@@ -120,6 +121,7 @@ def tops() -> Iterator[OperatorSpec]:
             yield column_top_n(TopNSpec(key, 2, order, with_rank=len(order) > 1))
         yield column_deduplicate(DeduplicateSpec(key, FIRST))
         yield column_deduplicate(DeduplicateSpec(key, LAST))
+        yield ColumnLastRowSpec(DeduplicateSpec(key, LAST), retracts=True)
 
 
 def groups() -> Iterator[OperatorSpec]:

@@ -15,7 +15,7 @@ def warm_up() -> None:
 def warm_up_operators() -> None:
     import numpy as np
 
-    from engine.operators.top_kernels import order_of_chains, take_last, take_top
+    from engine.operators.top_kernels import order_of_chains, take_last, take_last_changes, take_top
 
     slots, lanes = np.zeros(2, np.int32), np.zeros((2, 2), np.int64)
     chains = np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -25,3 +25,6 @@ def warm_up_operators() -> None:
     order_of_chains(*chains, places[0], 1, np.empty(1, np.int64), np.empty(1, np.int64))
     numbers, changes = np.zeros(1, np.int64), np.empty((4, 2), np.int64)
     take_last(slots, (0, 0), numbers, np.empty(4, np.int8), changes, np.empty(2, np.int32), np.empty(2, np.int64))
+    by_slot = numbers, np.zeros(1, np.uint8), np.zeros(0, np.int64)
+    given = np.empty(4, np.int8), changes, np.empty(2, np.int32), np.empty(2, np.int64)
+    take_last_changes(slots, np.zeros(2, np.int8), (0, 0), by_slot, *given)

@@ -63,7 +63,7 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         kept = changelog.filter(lambda row: row.v > 3)
         found = tiers(kept.map(lambda row: row).key_by("k").sum("v"))
         assert found["Keyed Aggregation"] == "built-in on rows: its input is a changelog"
-        assert tiers(kept.key_by("k").last_row())["Last Row"] == "on rows: its input is a changelog"
+        assert tiers(kept.key_by("k").last_row())["Last Row"] == "vectorised, a changelog of columns"
         again = tiers(kept.regular_join(right, "k", "k").key_by("k").sum("v"))
         assert again["Regular Join"] == "vectorised, inner, records by key, a changelog of columns"
         assert again["Keyed Aggregation"] == "built-in on rows: its input is a changelog"

@@ -35,6 +35,7 @@ from tests.unit.operators.test_restore_columns import PHASES
 #: state: beside their other tests.
 TAKES_KINDS = {
     "engine.operators.column_group_aggregate._ColumnGroupAggregateOperator",
+    "engine.operators.column_last_row._ColumnLastRowOperator",
     "engine.operators.column_regular_join._ColumnRegularJoinOperator",
     "engine.operators.row_operator.RowOperator",
     "engine.operators.stateless._ProjectOperator",
