@@ -62,7 +62,7 @@ COMMANDS = (
         "state_spill",
         "text_columns",
     ),
-    *("text_sinks", "window_checkpoint", "window_spill"),
+    *("text_sinks", "window_checkpoint", "window_firing", "window_spill"),
 )
 WITH_JSON = ("lambdas", "recovery", "row_steps")
 WORKLOADS = [
