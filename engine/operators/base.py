@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -131,6 +131,22 @@ class Operator(abc.ABC):
     def process_watermark(self, watermark_ms: int) -> None:
         """Event time has reached ``watermark_ms`` on all inputs. Default: hand it on."""
         self.out.emit_watermark(watermark_ms)
+
+    def advance_watermark(self, watermark_ms: int) -> Generator[None, None, None] | None:
+        """As ``process_watermark``, which may make millions of results, in pieces: what is returned is iterated until
+        it ends, and others work in between. None = all has been done.
+
+        Whoever iterates goes on with it before any other call that records, time or ends make; only snapshots, where
+        ``can_snapshot_between`` says so, and notices of checkpoints come in between. It may be given up for ``close``.
+        Source: Flink's InternalTimeServiceManager.tryAdvanceWatermark.
+        """
+        self.process_watermark(watermark_ms)
+        return None
+
+    def can_snapshot_between(self) -> bool:
+        """Whether state tells, now that ``advance_watermark`` is between two pieces, what has not been emitted yet: a
+        restored operator emits just that when the watermark comes again."""
+        return False
 
     def process_idle(self, idle: bool) -> None:
         """All inputs have gone idle, or one has come back. Default: hand it on."""

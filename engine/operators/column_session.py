@@ -12,7 +12,8 @@ What is more than the operator's share of memory lies in files, partition by par
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import collections
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -54,6 +55,8 @@ __all__ = ["ColumnSessionSpec", "column_session", "sessions_on_rows"]
 
 #: Times, gaps and lateness beyond are left to rows: sums of them stay within 64 bits.
 _TIME_LIMIT_MS: Final = 1 << 61
+#: Sessions of which results are made one by one, in Python, before others work: some 10 ms.
+_CALLS_MAX: Final = 4096
 _NO_TYPES: Final = "the types of its records are not declared"
 
 
@@ -391,21 +394,33 @@ class _ColumnSessionOperator(Operator):
     # --- time
 
     def process_watermark(self, watermark_ms: int) -> None:
+        collections.deque(self.advance_watermark(watermark_ms) or (), maxlen=0)
+
+    def advance_watermark(self, watermark_ms: int) -> Generator[None, None, None] | None:
         self._send_unsent(self._state)
         if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
-            self._rows.process_watermark(watermark_ms)
-            return
+            return self._rows.advance_watermark(watermark_ms)
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         if not self._sessions.is_spilled:
-            self._state.advance(watermark_ms, self.fire)
-            self.out.emit_watermark(watermark_ms)
-            self._told_ms = self._watermark_ms
-            return
+            return self._advance(watermark_ms)
         self._sessions.advance(self._watermark_ms)
         if watermark_ms == TIME_MAX_MS:
             self._passes.take_up_all()  # the end of all time: results come before the barrier of a last savepoint
         self._tell_time()
+        return None
+
+    def _advance(self, watermark_ms: int) -> Generator[None, None, None]:
+        """Let sessions in memory fire, in pieces."""
+        is_slow = self._spec.seeds is not None or (self._state.is_defined and self._state.averages_decimals)
+        for due in self._state.advance_in_parts(watermark_ms, _CALLS_MAX if is_slow else BATCH_ROWS_MAX):
+            self.fire(self._state, due)
+            yield
+        self.out.emit_watermark(watermark_ms)
+        self._told_ms = self._watermark_ms
+
+    def can_snapshot_between(self) -> bool:
+        return self._is_on_rows and self._rows.can_snapshot_between()  # those that have fired are there still
 
     def _tell_time(self) -> None:
         """Let the time go on for others, or see to it that it will."""

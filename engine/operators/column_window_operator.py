@@ -18,7 +18,8 @@ wait until a window fires.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import collections
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -60,6 +61,9 @@ __all__ = ["ColumnWindowOperator"]
 
 #: Windows of times beyond begin or end where 64 bits do not reach; they are left to rows.
 _TIME_LIMIT_MS: Final = 1 << 62
+#: Keys of which results are made one by one, in Python, before others work: some 10 ms.
+_CALLS_MAX: Final = 4096
+_END: Final[Any] = object()
 
 
 @final
@@ -86,6 +90,10 @@ class ColumnWindowOperator(Operator):
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()
+        #: whether a pane may be there when a window of it has fired
+        self._keeps_fired = self._lateness_ms > 0 or (not spec.by_window and slices.size_ms != slices.slice_ms)
+        #: whether a checkpoint would tell what a watermark still makes
+        self._can_snapshot = True
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
         from engine.operators.overlapping_windows import OverlappingWindows
@@ -323,7 +331,7 @@ class ColumnWindowOperator(Operator):
                 is_left[row] = False
                 changed.add(start)
                 for window in fired:
-                    self._fire_of(state, window, slots[rows])
+                    self._fire_late(state, window, slots[rows])
             for start in changed:
                 self._windows.write_back(state, start, partitions, has_news=True)
             if is_left[[in_order[number][0] for number in own.tolist()]].any():
@@ -431,7 +439,7 @@ class ColumnWindowOperator(Operator):
                 return False
             taken.append(rows)
             for window in fired:
-                self._fire(window, slots[rows])
+                self._fire_late(self._state, window, slots[rows])
         return True
 
     def _expect(self, start: int, watermark_ms: int) -> None:
@@ -452,20 +460,49 @@ class ColumnWindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
+        collections.deque(self.advance_watermark(watermark_ms) or (), maxlen=0)
+
+    def advance_watermark(self, watermark_ms: int) -> Generator[None, None, None] | None:
         if self._is_on_rows or self._state.others:
             self._hand_over()  # before the time goes on
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
-        self._state.watermark_ms = self._watermark_ms
         if self._is_on_rows:
-            self._rows.process_watermark(watermark_ms)
-            return
+            self._state.watermark_ms = self._watermark_ms
+            return self._rows.advance_watermark(watermark_ms)
         due = sorted(window for window in self._pending if window[0] - 1 <= watermark_ms)
+        if due:
+            return self._advance(due, watermark_ms)
+        self._end_advance(watermark_ms)
+        return None
+
+    def _advance(self, due: list[tuple[int, int]], watermark_ms: int) -> Generator[None, None, None]:
+        """Fire these windows, in pieces. No two end together: the time that a checkpoint is told in between is that
+        before the window that is firing, and keys of it that have fired are not there any more. Where they are kept,
+        for other windows or what is late, the checkpoint waits: it tells of a pane only as a whole what has fired."""
         for end, begin in due:
+            self._state.watermark_ms = max(self._state.watermark_ms, end - 2)
             self._pending.discard((end, begin))
-            self._fire((begin, end), None)
+            yield from self._fire((begin, end))
+            self._can_snapshot = not self._keeps_fired
+            self._state.watermark_ms = max(self._state.watermark_ms, end - 1)
+            if not self._keeps_fired:
+                (start,) = self._panes.slices_of((begin, end))
+                self._state.fired[start] = TIME_MAX_MS  # all of it, however slots are numbered
+                if start in self._spilled:
+                    self._windows.drop([start])
+            yield
+        self._end_advance(watermark_ms)
+
+    def _end_advance(self, watermark_ms: int) -> None:
+        self._can_snapshot = True
+        self._state.watermark_ms = self._watermark_ms
+        self._state.fired.clear()
         if self._state.panes or self._spilled:
             self._forget(watermark_ms)
         self.out.emit_watermark(watermark_ms)
+
+    def can_snapshot_between(self) -> bool:
+        return self._rows.can_snapshot_between() if self._is_on_rows else self._can_snapshot
 
     def _forget(self, watermark_ms: int) -> None:
         over = [start for start in (*self._state.panes, *self._spilled.starts()) if self._is_over(start, watermark_ms)]
@@ -477,13 +514,17 @@ class ColumnWindowOperator(Operator):
         last_end = self._panes.last_end(start)
         return last_end is None or last_end - 1 + self._lateness_ms <= watermark_ms
 
-    def _fire(self, window: tuple[int, int], only: Array | None) -> None:
-        """Emit the window's results; ``only``: those of these slots."""
+    def _fire(self, window: tuple[int, int]) -> Iterator[None]:
+        """Emit the window's results, in pieces."""
         starts = self._panes.slices_of(window)
         if not any(start in self._spilled for start in starts):
-            self._fire_of(self._state, window, only)
+            self._can_snapshot = not self._keeps_fired
+            for slot in self._fire_of(self._state, window, None):
+                if self._can_snapshot and slot is not None:
+                    self._state.fired[starts[0]] = slot + 1
+                yield
             return
-        assert only is None, "late records make windows fire of which all slices are in memory, or all in files"
+        self._can_snapshot = False
         # All of it by partition: what is still in memory goes to the files.
         self._windows.evict(starts)
         kept = [start for start in starts if start in self._spilled and not self._is_over(start, self._watermark_ms)]
@@ -492,52 +533,86 @@ class ColumnWindowOperator(Operator):
         there = [start for start in starts if start in self._spilled]
         for partitions in self._windows.pieces_of(there):
             state = self._windows.load(there, partitions)
-            self._fire_of(state, window, None)
+            for _ in self._fire_of(state, window, None):
+                yield
             for start in kept:
                 if self._spilled.has_records(start, partitions):
                     self._windows.write_back(state, start, partitions)  # the next one need not fold them again
 
-    def _fire_of(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
+    def _fire_late(self, state: WindowState, window: tuple[int, int], slots: Array) -> None:
+        """Emit the window's results of these slots. All its slices are in memory, or all in files."""
+        starts = self._panes.slices_of(window)
+        assert state is not self._state or not any(start in self._spilled for start in starts), window
+        collections.deque(self._fire_of(state, window, slots), maxlen=0)
+
+    def _fire_of(self, state: WindowState, window: tuple[int, int], only: Array | None) -> Iterator[int | None]:
+        """Emit a window's results; yield after each piece up to which slot that is, if there is only one pane."""
         import numpy as np
 
-        if state.averages_decimals:
-            self._fire_rows(state, window, only)
-            return
-        try:
-            slots, values = state.contents(self._panes.slices_of(window), only)
-        except OverflowError:
-            self._fire_rows(state, window, only)
-            return
-        if self._spec.fires_on_rows:
-            keys, made = state.held(slots, values)
-            self._rows.fire_held(TimeWindow(*window), keys, made, self._watermark_ms)
-            return
-        for at in range(0, slots.size, BATCH_ROWS_MAX):
-            part = slots[at : at + BATCH_ROWS_MAX]
-            columns = state.results(window, part, values)
-            stamps = np.full(part.size, window[1] - 1, np.int64)
-            self.out.emit(ColumnBatch(columns, stamps, named=state.named))
+        from engine.operators.window_firing import in_parts, parts_of
 
-    def _fire_rows(self, state: WindowState, window: tuple[int, int], only: Array | None) -> None:
-        """As ``_fire``, where a sum over the slices does not fit into 64 bits, or results are of no column."""
+        if state.averages_decimals:
+            yield from self._fire_rows(state, window, only)
+            return
+        parts = parts_of(state, self._panes.slices_of(window), only)
+        while True:
+            try:
+                part = next(parts, _END)
+            except OverflowError:
+                yield from self._fire_rows(state, window, only)
+                return
+            if part is _END:
+                return
+            if part is None:
+                yield None
+                continue
+            slots, values = part
+            if not self._spec.fires_on_rows:
+                columns = state.results(window, slots, values)
+                stamps = np.full(slots.size, window[1] - 1, np.int64)
+                self.out.emit(ColumnBatch(columns, stamps, named=state.named))
+                yield int(slots[-1])
+                continue
+            for few in in_parts(slots, _CALLS_MAX):
+                keys, made = state.held(few, values)
+                self._rows.fire_held(TimeWindow(*window), keys, made, self._watermark_ms)
+                yield int(few[-1])
+
+    def _fire_rows(self, state: WindowState, window: tuple[int, int], only: Array | None) -> Iterator[int | None]:
+        """As ``_fire_of``, where a sum over the slices does not fit into 64 bits, or results are of no column."""
+        from engine.operators.window_firing import in_parts
+
+        here = [start for start in self._panes.slices_of(window) if start in state.panes]
+        if len(here) == 1:
+            slots = state.panes[here[0]].slots() if only is None else only
+            for part in in_parts(slots, _CALLS_MAX):
+                rows = self._rows_of([state.accumulators_of(here[0], part)], window)
+                self.out.emit(RowBatch(rows, [window[1] - 1] * len(rows)))
+                yield int(part[-1])
+            return
+        rows = self._rows_of([state.accumulators(start, only) for start in here], window)
+        for at in range(0, len(rows), BATCH_ROWS_MAX):
+            few = rows[at : at + BATCH_ROWS_MAX]
+            self.out.emit(RowBatch(few, [window[1] - 1] * len(few)))
+            yield None
+
+    def _rows_of(
+        self, panes: Iterable[tuple[list[tuple[Any, ...]], list[Any]]], window: tuple[int, int]
+    ) -> list[tuple[Any, ...]]:
+        """Return results of what panes hold by key, on rows."""
         fold = self._spec.rows.fold
         assert isinstance(fold, AggregateFold)
         merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
-        for start in self._panes.slices_of(window):
-            if start not in state.panes:
-                continue
-            for fields, accumulator in zip(*state.accumulators(start, only), strict=True):
+        for held in panes:
+            for fields, accumulator in zip(*held, strict=True):
                 key = canonical_key(fields)
                 have = merged.get(key)
                 merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
         is_nested = num_nested(self._spec.key, self._spec.rows) > 0
-        rows = [
+        return [
             (*((fields,) if is_nested else fields), *window, *fold.result(accumulator))
             for fields, accumulator in merged.values()
         ]
-        for at in range(0, len(rows), BATCH_ROWS_MAX):
-            part = rows[at : at + BATCH_ROWS_MAX]
-            self.out.emit(RowBatch(part, [window[1] - 1] * len(part)))
 
     # --- the way to rows, and the end --------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ when the inputs are keyed. Not here: broadcast streams (``broadcast``), the func
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, final
 
 from engine.core.clock import Clock
@@ -22,6 +23,7 @@ from engine.operators.bound_function import BoundFunction
 from engine.operators.failure import user_error
 from engine.operators.keyed import Keys, open_keyed_state, open_timers
 from engine.operators.output_tag import OutputTag
+from engine.operators.pace import Pace
 from engine.operators.process_functions import TimeDomain, TimerService
 from engine.operators.results import USUAL_RESULTS, Results, iterator_of
 from engine.state import timers as state_timers
@@ -275,9 +277,20 @@ class ProcessOperator(Operator):
     # --- time ------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
-        self._fire(self._timers.advance_watermark(watermark_ms), TimeDomain.EVENT_TIME)
+        collections.deque(self.advance_watermark(watermark_ms), maxlen=0)
+
+    def advance_watermark(self, watermark_ms: int) -> Generator[None, None, None]:
+        timers, pace = self._timers.advance_watermark(watermark_ms), Pace(self.ctx.clock)
+        while self._fire(itertools.islice(timers, pace.stride), TimeDomain.EVENT_TIME):
+            if pace.is_over():
+                self._results.flush()
+                yield
+                pace.begin()
         self._results.flush()
         self.out.emit_watermark(watermark_ms)
+
+    def can_snapshot_between(self) -> bool:
+        return True  # a timer is state until it fires
 
     def next_timer_ms(self) -> int | None:
         return self._timers.next_processing_ms()
@@ -286,7 +299,9 @@ class ProcessOperator(Operator):
         self._fire(self._timers.due_processing(now_ms), TimeDomain.PROCESSING_TIME)
         self._results.flush()
 
-    def _fire(self, timers: Iterator[state_timers.Timer], domain: TimeDomain) -> None:
+    def _fire(self, timers: Iterator[state_timers.Timer], domain: TimeDomain) -> bool:
+        """Return whether there was one."""
+        time_ms = None
         ctx, backend, take, call = self._process_ctx, self._backend, self._results.take, self._on_timer
         is_event_time = domain is TimeDomain.EVENT_TIME
         may_assign = backend is not None and backend.may_assign([])
@@ -308,6 +323,7 @@ class ProcessOperator(Operator):
             if rest is not None:
                 self._drain(rest, stamp, occasion=_occasion(time_ms, key, domain))
             ctx.domain = None
+        return time_ms is not None
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

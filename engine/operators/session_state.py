@@ -306,9 +306,15 @@ class SessionState:
 
     def advance(self, watermark_ms: int, fire: Callable[[SessionState, Edges], None]) -> None:
         """Let the sessions fire whose time has come, and forget those that nobody needs any more."""
+        for part in self.advance_in_parts(watermark_ms, None):
+            fire(self, part)
+
+    def advance_in_parts(self, watermark_ms: int, size: int | None) -> Iterator[Edges]:
+        """As ``advance``: yield those that fire, so many at a time; None = all. Nothing may happen in between."""
         if self.next_due_ms <= watermark_ms and self.is_defined:
             due, over = self._due(watermark_ms)
-            fire(self, due)
+            for at in range(0, due.sessions.size, size or max(1, due.sessions.size)):
+                yield due.part(at, at + (size or due.sessions.size))
             if over.size:
                 self.drop(over)
 

@@ -391,7 +391,8 @@ class SpillingWindows:
         return NotedDelta(num_rows // _ROWS_PER_ENTRY, chunks)
 
     def _notes_since(self, checkpoint_id: int) -> PaneNotes | None:
-        return None if self.state.others else self._changes.since(checkpoint_id)
+        # Of a pane that is firing it is not noted which keys are gone.
+        return None if self.state.others or self.state.fired else self._changes.since(checkpoint_id)
 
     def _changed_pieces(self, notes: PaneNotes, wanted: set[int]) -> Iterator[WindowPiece]:
         for rows in window_chunks.rows_of_panes(self.state, notes.slots_of):

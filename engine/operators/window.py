@@ -10,7 +10,9 @@ difference (time windows with their default triggers): state is touched once a g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -23,9 +25,10 @@ from engine.operators.join_state import JOIN_PART, LeftRecords
 from engine.operators.keyed import Keys, last_row, open_keyed_state, open_timers
 from engine.operators.left_windows import SESSIONS_PART, WINDOW_SLOTS_PART, LeftSessions, LeftWindows
 from engine.operators.opened_functions import keeps_state
+from engine.operators.pace import Pace
 from engine.operators.results import Results, iterator_of
 from engine.operators.window_cells import WindowCells
-from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold
+from engine.operators.window_contents import AccumulatorContents, Contents, ElementContents, Fold, left_of
 from engine.operators.window_context import AssignerContext, EvictorContext, FunctionContext, TriggerContext
 from engine.operators.window_functions import FoldedFunction, JoinedFunction, WindowCall
 from engine.operators.window_merging import MergingWindows
@@ -40,6 +43,8 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS, TimeWindow, Window
 __all__ = ["WindowSpec"]
 
 LATE_RECORDS_DROPPED: Final = "numLateRecordsDropped"
+#: Keys that fire together where one timer fires alone.
+_CELLS: Final = 4
 #: How messages name it.
 WINDOW_FUNCTION: Final = "The window function"
 
@@ -120,6 +125,8 @@ class WindowOperator(Operator):
         self._cells: WindowCells | None = None
         self._late_rows: list[Any] = []
         self._late_stamps: list[int] = []
+        #: a timer is state until it fires, and a window is until all its keys have
+        self._can_snapshot = True
         self.backend: Any = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -477,15 +484,42 @@ class WindowOperator(Operator):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def process_watermark(self, watermark_ms: int) -> None:
+        collections.deque(self.advance_watermark(watermark_ms), maxlen=0)
+
+    def advance_watermark(self, watermark_ms: int) -> Generator[None, None, None]:
         if self._left or self._left_records or self._left_sessions:
             self._take_left()
-        for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
-            self._on_timer(True, time_ms, key, window)
-        if self._cells is not None:
-            for window, held_by_key in self._cells.due(watermark_ms):
-                self._fire_cells(window, held_by_key.items())
+        for _ in self._fire_due(watermark_ms):
+            self._flush()
+            yield
         self._flush()
         self.out.emit_watermark(watermark_ms)
+
+    def _fire_due(self, watermark_ms: int) -> Iterator[None]:
+        """Let all fire that is due; yield where it is the turn of others."""
+        pace, left = Pace(self.ctx.clock), 1
+        for time_ms, key, window in self.timers.advance_watermark(watermark_ms):
+            self._on_timer(True, time_ms, key, window)
+            left -= 1
+            if not left:
+                if pace.is_over():
+                    yield
+                    pace.begin()
+                left = pace.stride
+        if self._cells is None:
+            return
+        for window, held_by_key in self._cells.due(watermark_ms):
+            cells = iter(held_by_key.items())
+            while held := list(itertools.islice(cells, _CELLS * pace.stride)):
+                self._fire_cells(window, held)
+                if pace.is_over():
+                    self._can_snapshot = False  # those that have fired are in there still
+                    yield
+                    pace.begin()
+            self._can_snapshot = True
+
+    def can_snapshot_between(self) -> bool:
+        return self._can_snapshot
 
     def next_timer_ms(self) -> int | None:
         time_ms = self.timers.next_processing_ms()
@@ -574,13 +608,13 @@ class WindowOperator(Operator):
             return
         kept = elements
         try:
-            kept = _kept(evictor.evict_before(elements, len(elements), window, self._evictor_context), "evict_before")
+            kept = left_of(evictor.evict_before(elements, len(elements), window, self._evictor_context), "evict_before")
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
         if kept:
             self._call(key, window, [element.value for element in kept])
         try:
-            kept = _kept(evictor.evict_after(kept, len(kept), window, self._evictor_context), "evict_after")
+            kept = left_of(evictor.evict_after(kept, len(kept), window, self._evictor_context), "evict_after")
         except Exception as error:
             raise self._error_of_window(error, key, window) from error
         self._contents.replace(kept)
@@ -659,13 +693,3 @@ class WindowOperator(Operator):
         if isinstance(error, EngineError):
             return error
         return user_error(error, operator_name=self.ctx.operator_name, record=record)
-
-
-def _kept(elements: Any, method: str) -> list[Any]:
-    """Return what an evictor left. Raises TypeError for what is not a collection of elements of the window."""
-    kept = list(elements) if isinstance(elements, Iterable) else None
-    if kept is None or not all(isinstance(element, TimestampedValue) for element in kept):
-        raise TypeError(
-            f"{method}() returned {elements!r:.80}; expected those of the given elements that stay in the window"
-        )
-    return kept

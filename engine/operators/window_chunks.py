@@ -69,7 +69,7 @@ def metadata(state: WindowState) -> Metadata:
 
 def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:
     """Yield all that chunks of these key groups have; a group comes often."""
-    for rows in rows_of_panes(state, lambda _, pane: pane.slots()):
+    for rows in rows_of_panes(state, state.slots_left):
         yield from rows.pieces(wanted)
 
 

@@ -17,8 +17,9 @@ from engine.operators.functions import AggregateFunction
 from engine.state.backend import KeyedStateBackend
 from engine.state.descriptors import ListStateDescriptor, ValueStateDescriptor
 from engine.state.heap_states import HeapValueState, Table
+from engine.time.evictors import TimestampedValue
 
-__all__ = ["AccumulatorContents", "AggregateFold", "Contents", "ElementContents", "Fold", "ReduceFold"]
+__all__ = ["AccumulatorContents", "AggregateFold", "Contents", "ElementContents", "Fold", "ReduceFold", "left_of"]
 
 _STATE_NAME = "$window-contents"
 
@@ -234,3 +235,13 @@ class AccumulatorContents:
         state.set_current_namespace(target)
         if merged is not None:
             state.update(merged)
+
+
+def left_of(elements: Any, method: str) -> list[Any]:
+    """Return what an evictor left. Raises TypeError for what is not a collection of elements of the window."""
+    kept = list(elements) if isinstance(elements, Iterable) else None
+    if kept is None or not all(isinstance(element, TimestampedValue) for element in kept):
+        raise TypeError(
+            f"{method}() returned {elements!r:.80}; expected those of the given elements that stay in the window"
+        )
+    return kept

@@ -90,6 +90,8 @@ class WindowState:
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: list[WindowState] = []
         self.panes: dict[int, Pane] = {}
+        #: While a watermark makes panes fire that are over then: start → slots below have fired, and are gone.
+        self.fired: dict[int, int] = {}
         self._fields: list[AggregatedField] = []
         self._accumulators: list[tuple[Accumulator, AggregatedField]] = []
         self._distinct: list[DistinctValues] = []
@@ -259,8 +261,10 @@ class WindowState:
     def bound_of_pane(self, start: int) -> float:
         """Return what no sum of integers of a pane is beyond."""
         pane = self.panes[start]
-        columns = (a.column for a, _ in self._accumulators if a.kind == "sum" and not a.is_float)
-        return sum(_sum_of_sizes(pane.column(column)) for column in columns)
+        return sum(_sum_of_sizes(pane.column(column)) for column in self.columns_of_int_sums())
+
+    def columns_of_int_sums(self) -> list[int]:
+        return [a.column for a, _ in self._accumulators if a.kind == "sum" and not a.is_float]
 
     def _fields_of_int_sums(self) -> Iterator[AggregatedField]:
         return (field for a, field in self._accumulators if a.kind == "sum" and not a.is_float)
@@ -381,23 +385,14 @@ class WindowState:
 
     # --- results -----------------------------------------------------------------------------------------------------
 
-    def contents(self, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
-        """Return (slots, accumulators by slot) of the panes together. Raises: OverflowError."""
-        starts = [start for start in starts if start in self.panes]
-        panes = [self.panes[start] for start in starts]
-        if len(panes) == 1:
-            values = panes[0].values
-            slots = panes[0].slots() if only is None else only
-            return slots, values
-        merged = np.zeros((self._table.num_slots, self._width), np.int64)
-        for pane in panes:
-            slots = pane.slots()
-            if only is not None:
-                slots = np.intersect1d(slots, only)
-            self.merge(merged, pane.values, slots)
+    def empty_values(self) -> Array:
+        """Return accumulators by slot of which none has anything, for ``merge``."""
+        return np.zeros((self._table.num_slots, self._width), np.int64)
+
+    def count_distinct_together(self, starts: list[int], merged: Array) -> None:
+        """Count the distinct values of panes that have been merged."""
         for distinct in self._distinct:
             distinct.count_together(starts, merged)
-        return np.flatnonzero(merged[:, 0]), merged
 
     def merge(self, target: Array, source: Array, slots: Array) -> None:
         """Take up what comes after ``target``: arrays (slots, columns). Raises: OverflowError."""
@@ -558,6 +553,11 @@ class WindowState:
         for field in self._fields:
             if field.codes is not None:
                 field.renew_codes(self._places_of(field))
+
+    def slots_left(self, start: int, pane: Pane) -> Array:
+        """Return the slots of a pane that have something, but for those that are gone."""
+        slots = pane.slots()
+        return slots[slots >= self.fired[start]] if start in self.fired else slots
 
     def watermark_of(self, start: int) -> int:
         """Return up to when the pane's windows have fired: right after a restore, the time itself is not known yet."""

@@ -64,7 +64,7 @@ COMMANDS = (
         "text_columns",
         "text_keys",
     ),
-    *("text_sinks", "window_checkpoint", "window_spill"),
+    *("text_sinks", "window_checkpoint", "window_firing", "window_spill"),
 )
 WITH_JSON = ("lambdas", "recovery", "row_steps")
 WORKLOADS = [

@@ -14,6 +14,7 @@ from engine.checkpoint import storage
 from engine.core.config import Configuration
 from engine.core.errors import EngineError
 from engine.core.options import ClusterOptions, HaOptions
+from engine.operators import pace
 from engine.protocol.control import ErrorInfo
 from engine.runtime.jobmanager.job_master import JobMaster
 from engine.runtime.jobmanager.scheduling import TasksTakenOver, TaskStateReported
@@ -125,6 +126,8 @@ class Simulation:
             "taskmanager.numberOfTaskSlots": str(self.slots_per_taskmanager),
             "taskmanager.memory.segment-size": rng.choice(("200 b", "2 kb", "32 kb")),
         }
+        #: Timers that fire between two looks of others: a watermark lasts for several turns.
+        self.calls_max = self.world.rng("pieces").choice((1, 3, pace._CALLS_MAX))
         self.num_taken_over = 0
         if failover:
             self.cluster_config |= {
@@ -182,6 +185,7 @@ class Simulation:
         logger.addHandler(tap)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
+        calls_max, pace._CALLS_MAX = pace._CALLS_MAX, self.calls_max
         # Slots spill here: in memory, a disk that others keep busy would take longer than all the rest.
         temp_dir = tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         try:
@@ -198,6 +202,7 @@ class Simulation:
             logger.removeHandler(tap)
             logger.setLevel(level)
             logger.propagate = propagates
+            pace._CALLS_MAX = calls_max
             shutil.rmtree(temp_dir, ignore_errors=True)
         statuses = [job.master.graph.status.name for job in self.jobs if job.master is not None]
         attempts = sum(master.graph.all_subtasks()[0].current.attempt_number + 1 for master in self.masters)

@@ -25,6 +25,7 @@ from engine.operators.timestamps import TimestampsSpec
 from engine.protocol.profiling import OperatorMetrics
 from engine.protocol.stream import WATERMARK_MAX_MS
 from engine.runtime.taskmanager.operator_clock import OperatorClock
+from engine.runtime.taskmanager.watermark_advances import WatermarkAdvances
 
 __all__ = ["ChainExit", "OperatorChain"]
 
@@ -48,14 +49,25 @@ class ChainExit(Protocol):
 class _Link:
     """A chained successor: calls its operator and names it when it fails."""
 
-    def __init__(self, operator: Operator, input_index: int, name: str, index: int, clock: OperatorClock) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        input_index: int,
+        name: str,
+        index: int,
+        advances: WatermarkAdvances,
+        clock: OperatorClock,
+    ) -> None:
         self._operator = operator
         self._input_index = input_index
         self._name = name
         self._index = index
+        self._advances = advances
         self._clock = clock
 
     def emit(self, batch: Batch) -> None:
+        if self._advances.under_way:
+            self._advances.end(self._index)
         before = self._clock.enter(self._index)
         try:
             self._operator.process_batch(self._input_index, batch_for(self._operator, batch))
@@ -64,20 +76,23 @@ class _Link:
         self._clock.enter(before)
 
     def emit_watermark(self, watermark_ms: int) -> None:
+        self._advances.end(self._index)
         before = self._clock.enter(self._index)
         try:
-            self._operator.process_watermark(watermark_ms)
+            self._advances.begin(self._index, watermark_ms)
         except Exception as error:
             _blame(error, self._name)
         self._clock.enter(before)
 
     def emit_idle(self, idle: bool) -> None:
+        self._advances.end(self._index)
         try:
             self._operator.process_idle(idle)
         except Exception as error:
             _blame(error, self._name)
 
     def emit_superstep_end(self, superstep: int) -> None:
+        self._advances.end(self._index)
         try:
             self._operator.end_superstep(superstep)
         except Exception as error:
@@ -191,6 +206,9 @@ class OperatorChain:
         self.operators: list[Operator] = []
         self._outputs: list[_ChainOutput] = []
         self.clock = OperatorClock(len(spec.operators))
+        self.advances = WatermarkAdvances(
+            self.operators, self.clock, lambda error, index: _blame(error, spec.operators[index].name)
+        )
         self._opened: list[int] = []
         self._ended_inputs: set[int] = set()
         for index, chained in enumerate(spec.operators):
@@ -201,7 +219,8 @@ class OperatorChain:
         for index, chained in enumerate(spec.operators):
             for following, tag, input_index in chained.next:
                 name = spec.operators[following].name
-                self._link(index, tag, _Link(self.operators[following], input_index, name, following, self.clock))
+                link = _Link(self.operators[following], input_index, name, following, self.advances, self.clock)
+                self._link(index, tag, link)
         for exit_spec, target in zip(spec.exits, exits):
             timed = _TimedExit(target, len(self.operators), self.clock, small_as_rows=exit_spec.small_as_rows)
             self._link(exit_spec.operator_index, exit_spec.side_tag, timed)
@@ -260,6 +279,10 @@ class OperatorChain:
     def close(self) -> list[Exception]:
         """Close what was opened, head first; never raises. Returns what went wrong."""
         errors: list[Exception] = []
+        try:
+            self.advances.close()
+        except Exception as error:
+            errors.append(error)
         for index in reversed(self._opened):
             try:
                 _calling(self.spec.operators[index].name)(self.operators[index].close)
@@ -278,7 +301,8 @@ class OperatorChain:
         self._call_head(self.head.process_batch, input_index, batch_for(self.head, batch))
 
     def process_watermark(self, watermark_ms: int) -> None:
-        self._call_head(self.head.process_watermark, watermark_ms)
+        """What it makes may come in pieces, for which ``advances`` is to be asked before anything else."""
+        self._call_head(self.advances.begin, 0, watermark_ms)
 
     def process_idle(self, idle: bool) -> None:
         self._call_head(self.head.process_idle, idle)
@@ -297,6 +321,7 @@ class OperatorChain:
         """All inputs of the head have ended: finish it, then end its successors' input and finish them, and so on."""
         for index, chained in enumerate(self.spec.operators):
             call = _calling(chained.name)
+            self.advances.end(index)
             if index:
                 for predecessor in self.spec.operators[:index]:
                     for following, _, input_index in predecessor.next:
@@ -313,6 +338,7 @@ class OperatorChain:
             self.clock.enter_nobody()
 
     def _call_head(self, method: Callable[..., Any], *args: Any) -> Any:
+        self.advances.end(0)
         self.clock.enter(0)
         try:
             return method(*args)

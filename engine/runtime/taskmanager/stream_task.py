@@ -20,7 +20,13 @@ from engine.core.records import Batch
 from engine.graph.job_graph import ChainSpec
 from engine.operators.base import PollResult, SourceOperator
 from engine.operators.failure import at_subtask, error_info
-from engine.protocol.checkpoint import AwaitsCheckpoint, CheckpointFailureReason, StopMode, TriggerCheckpoint
+from engine.protocol.checkpoint import (
+    AwaitsCheckpoint,
+    CheckpointFailureReason,
+    CheckpointOptions,
+    StopMode,
+    TriggerCheckpoint,
+)
 from engine.protocol.control import (
     ErrorInfo,
     ResultPartitionDescriptor,
@@ -81,6 +87,7 @@ class StreamTask:
         #: The source said IDLE and nobody woke it since. Set before each poll: a wake during the poll is not lost.
         self._source_waits = False
         self._source_ended = False
+        self._event_time_ended = False  #: the source's
         self._is_finished = False  #: ``finish`` of the operators has been called
         self._registries = TaskRegistries(deployment, env.init.work_dir)
         self._contexts = TaskContexts(deployment, env, self._registries, self.wake)
@@ -94,7 +101,8 @@ class StreamTask:
         self._batches_in = 0
         self.is_inside = False  #: code of its operators is on the stack
         self._interruption: BaseException | None = None  #: why the step that is on the stack must end
-        self._late: list[Callable[[], None]] = []  #: messages that came while it was inside, in their order
+        #: messages that came while it was inside, or that wait for what a watermark makes, in their order
+        self._late: list[Callable[[], None]] = []
         self._entered_ns = 0  #: when it went inside, or came back from a pause
         self._paused_ns = 0
 
@@ -147,7 +155,7 @@ class StreamTask:
         if self.state is not ExecutionState.RUNNING:
             return
         try:
-            is_left = self.is_inside or self._registries.restore_some()
+            is_left = self.is_inside or self._is_advancing or self._registries.restore_some()
         except BaseException as error:
             self._fail(error)
             return
@@ -253,7 +261,8 @@ class StreamTask:
         gate, checkpoints = self._gate, self._checkpoints
         if gate is not None and gate.error is not None:
             return True  # the step raises it
-        if gate is not None and gate.is_urgent:
+        is_advancing = self._is_advancing
+        if gate is not None and gate.is_urgent and (not is_advancing or self._chain.advances.can_snapshot()):
             return True  # a barrier that overtakes records waits for neither room nor readiness
         if checkpoints.is_suspended:
             return False
@@ -264,7 +273,9 @@ class StreamTask:
             if not operator.is_ready():
                 self._clock.wait(backpressured=True)
                 return False
-        if self._must_stop:
+        if is_advancing:
+            ready = True
+        elif self._must_stop:
             ready = not self._holds_end
         elif gate is None:
             ready = not self._source_waits and not checkpoints.holds_source
@@ -278,6 +289,11 @@ class StreamTask:
 
     def wait_for_consumers(self) -> None:
         self._clock.wait(backpressured=True)
+
+    @property
+    def _is_advancing(self) -> bool:
+        """Results of a watermark are still to be made: they come before all that waits, but for notices."""
+        return self._chain is not None and bool(self._chain.advances.under_way)
 
     @property
     def _holds_end(self) -> bool:
@@ -308,7 +324,7 @@ class StreamTask:
             return None
         if self.is_inside or (self._checkpoints is not None and self._checkpoints.is_suspended):
             return None
-        if not self._has_room():
+        if self._is_advancing or not self._has_room():
             return None  # a timer emits: it waits as records do
         times = [operator.next_timer_ms() for operator in self._chain.with_timers]
         return min((time_ms for time_ms in times if time_ms is not None), default=None)
@@ -321,7 +337,7 @@ class StreamTask:
         chain = self._chain
         assert chain is not None
         for index, operator in enumerate(chain.operators):
-            if operator in chain.with_timers:
+            if operator in chain.with_timers and not chain.advances.under_way:
                 due_ms = operator.next_timer_ms()
                 if due_ms is not None and due_ms <= now_ms:
                     chain.call(index, operator.on_timer, now_ms)
@@ -330,7 +346,7 @@ class StreamTask:
         """An event of the operator's coordinator; late ones, of a task that has ended, are dropped."""
         if self.state is not ExecutionState.RUNNING or self._chain is None:
             return
-        if self.is_inside:
+        if self.is_inside or self._late:
             self._late.append(lambda: self.handle_event(operator_id, data))
             return
         self._run_inside(lambda: self._handle_operator_event(operator_id, data))
@@ -347,7 +363,7 @@ class StreamTask:
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def trigger_checkpoint(self, message: TriggerCheckpoint) -> None:
-        if self.is_inside:
+        if self.is_inside or self._late or self._must_advance_before(message.options):
             self._late.append(lambda: self.trigger_checkpoint(message))
         elif self.state is not ExecutionState.RUNNING:
             ended = self.state.is_terminal()
@@ -355,6 +371,13 @@ class StreamTask:
             self._env.send(decline(self.deployment, message.checkpoint_id, reason, f"the task is {self.state.name}"))
         else:
             self._tell_checkpoints(lambda checkpoints: checkpoints.trigger(message))
+
+    def _must_advance_before(self, options: CheckpointOptions) -> bool:
+        """Whether a snapshot waits for what a watermark still makes; the last one does, for nothing comes behind it."""
+        if not self._is_advancing or self.state is not ExecutionState.RUNNING:
+            return False
+        assert self._chain is not None
+        return options.stop is not StopMode.NONE or not self._chain.advances.can_snapshot()
 
     def complete_checkpoint(self, checkpoint_id: int) -> None:
         self._tell_checkpoints(lambda checkpoints: checkpoints.complete(checkpoint_id))
@@ -367,7 +390,7 @@ class StreamTask:
         checkpoints = self._checkpoints
         if self.state is not ExecutionState.RUNNING or checkpoints is None:
             return
-        if self.is_inside:
+        if self.is_inside or self._late:
             self._late.append(lambda: self._tell_checkpoints(tell))
             return
         self._run_inside(lambda: tell(checkpoints))
@@ -461,6 +484,10 @@ class StreamTask:
     def _step_source(self, until_ns: int) -> None:
         source, chain, size = self._source, self._chain, self._step_size
         assert source is not None and chain is not None  # noqa: PT018
+        while chain.advances.under_way:
+            chain.advances.step()
+            if self._now_ns() >= until_ns or not self._has_room():
+                return
         if self._must_stop:
             self._finish()
             return
@@ -481,24 +508,27 @@ class StreamTask:
             if result is PollResult.IDLE:
                 return
             self._source_waits = False
-            if now_ns >= until_ns or not self._has_room():
+            if now_ns >= until_ns or chain.advances.under_way or not self._has_room():
                 return
             before_ns = now_ns
 
     def _step_input(self, gate: InputGate, until_ns: int) -> None:
         if gate.error is not None:
             raise gate.error
-        checkpoints = self._checkpoints
-        assert checkpoints is not None
-        if gate.is_urgent:
-            while (urgent := gate.next_urgent()) is not None:
+        checkpoints, chain = self._checkpoints, self._chain
+        assert checkpoints is not None and chain is not None  # noqa: PT018
+        advances = chain.advances
+        if gate.is_urgent and advances.can_snapshot():
+            while advances.can_snapshot() and (urgent := gate.next_urgent()) is not None:
                 self._handle(urgent)
             return
-        if self._must_stop:
+        if self._must_stop and not advances.under_way:
             self._finish()
             return
         while True:
-            if self._pending is not None:
+            if advances.under_way:
+                advances.step()
+            elif self._pending is not None:
                 self._process_pending()
             else:
                 event = gate.next()
@@ -566,8 +596,11 @@ class StreamTask:
             if self._gate is not None:
                 self._gate.close()
         elif not self._is_finished:
-            if self._source is not None:
+            if self._source is not None and not self._event_time_ended:
+                self._event_time_ended = True
                 chain.end_event_time()  # the tasks behind hear it from their gates
+            if chain.advances.under_way:
+                return  # comes again when all of it is done
             chain.finish()
             self._is_finished = True
             if self._waits_for_checkpoint():

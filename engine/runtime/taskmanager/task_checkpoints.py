@@ -257,6 +257,7 @@ class TaskCheckpoints:
             self._gate.capture(checkpoint_id, *rest)
         if options.stop is StopMode.DRAIN and self._gate is None:
             chain.end_event_time()
+            chain.advances.end_all()
         for index, operator in enumerate(chain.operators):
             chain.call(index, operator.prepare_snapshot, checkpoint_id)
         for task_exit in self._exits:

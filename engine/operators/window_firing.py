@@ -1,0 +1,86 @@
+"""What a window over columns holds when it fires, in parts: a batch of keys each, so that others can work in between.
+
+A window is one pane, or several that are merged range by range of the slots; in both cases slots rise, and so the
+order of results is that of the keys' first records. Not here: what is made of it (``column_window_operator``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from engine.core.records import BATCH_ROWS_MAX
+from engine.operators.window_panes import Pane
+from engine.operators.window_state import WindowState
+
+Array = np.ndarray[Any, Any]
+
+__all__ = ["contents", "in_parts", "parts_of"]
+
+
+def contents(state: WindowState, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
+    """Return (slots, accumulators by slot) of the panes together; ``only``: of these slots. Raises: OverflowError."""
+    starts = [start for start in starts if start in state.panes]
+    panes = [state.panes[start] for start in starts]
+    if len(panes) == 1:
+        values = panes[0].values
+        slots = panes[0].slots() if only is None else only
+        return slots, values
+    merged = state.empty_values()
+    for pane in panes:
+        slots = pane.slots()
+        if only is not None:
+            slots = np.intersect1d(slots, only)
+        state.merge(merged, pane.values, slots)
+    state.count_distinct_together(starts, merged)
+    return np.flatnonzero(merged[:, 0]), merged
+
+
+def parts_of(state: WindowState, starts: Iterable[int], only: Array | None) -> Iterator[tuple[Array, Array] | None]:
+    """Yield what ``contents`` returns, a batch of slots each; None = there is none yet, but time has passed.
+
+    Raises: OverflowError before the first part.
+    """
+    starts = [start for start in starts if start in state.panes]
+    panes = [state.panes[start] for start in starts]
+    if len(panes) > 1 and only is None and not any(map(state.num_distinct, starts)):
+        bound = 0
+        for pane in panes:
+            bound += _bound_of(state, pane)
+            yield None
+        if bound < 1 << 63:
+            yield from _merged_parts(state, panes)
+            return
+    slots, values = contents(state, starts, only)
+    for part in in_parts(slots, BATCH_ROWS_MAX):
+        yield part, values
+
+
+def in_parts(slots: Array, size: int) -> Iterator[Array]:
+    return (slots[at : at + size] for at in range(0, slots.size, size))
+
+
+def _bound_of(state: WindowState, pane: Pane) -> int:
+    """Return what no sum of integers of a pane is beyond, exactly."""
+    columns = (pane.column(column) for column in state.columns_of_int_sums())
+    return max((max(-int(column.min()), int(column.max())) for column in columns if column.size), default=0)
+
+
+def _merged_parts(state: WindowState, panes: list[Pane]) -> Iterator[tuple[Array, Array] | None]:
+    merged = state.empty_values()
+    found = np.zeros(0, np.int64)
+    for at in range(0, merged.shape[0], BATCH_ROWS_MAX):
+        for pane in panes:
+            slots = at + np.flatnonzero(pane.values[at : at + BATCH_ROWS_MAX, 0])
+            if slots.size:
+                state.merge(merged, pane.values, slots)
+        found = np.concatenate((found, at + np.flatnonzero(merged[at : at + BATCH_ROWS_MAX, 0])))
+        if found.size < BATCH_ROWS_MAX:
+            yield None
+        else:
+            yield found[:BATCH_ROWS_MAX], merged
+            found = found[BATCH_ROWS_MAX:]
+    if found.size:
+        yield found, merged

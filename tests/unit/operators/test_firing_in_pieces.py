@@ -1,0 +1,260 @@
+"""A watermark whose results come in pieces: what it would have given at once, also with checkpoints in between, from
+which subtasks go on in other parallelisms."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from engine.core.records import RowBatch
+from engine.operators import (
+    column_session,
+    column_window_operator,
+    memory_watch,
+    pace,
+    spilled_panes,
+    spilling_windows,
+    window_firing,
+)
+from engine.operators.aggregate import FieldAggregate
+from engine.operators.column_folds import shape_of_schema
+from engine.operators.column_window import column_window
+from engine.operators.field_aggregates import count, sum_
+from engine.operators.functions import RuntimeContext
+from engine.operators.keys import FieldKey
+from engine.operators.process import ProcessSpec
+from engine.operators.process_functions import KeyedProcessFunction
+from engine.operators.window_contents import ReduceFold
+from engine.state.key_groups import key_group_of, subtask_of_key_group
+from engine.time.assigners import EventTimeSessionWindows
+from engine.time.watermarks import Time
+from engine.time.windows import TIME_MAX_MS
+from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.test_column_window import AGGREGATES, ASSIGNERS, SCHEMA, built_in, columns, drive, windows
+
+#: few: each chunk costs a millisecond here
+NUM_GROUPS = 8
+SESSIONS = EventTimeSessionWindows.with_gap(Time.milliseconds(5))
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(window_firing, "BATCH_ROWS_MAX", 2)
+    monkeypatch.setattr(column_window_operator, "_CALLS_MAX", 1)
+    monkeypatch.setattr(column_session, "BATCH_ROWS_MAX", 2)
+    monkeypatch.setattr(column_session, "_CALLS_MAX", 1)
+    monkeypatch.setattr(pace, "_CALLS_MAX", 1)
+
+
+@pytest.fixture
+def in_files(monkeypatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+    monkeypatch.setattr(spilling_windows, "NUM_PARTITIONS", 4)
+    monkeypatch.setattr(spilled_panes, "_RECORDS_MIN", 3)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 400)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
+
+
+def row(rng, nulls):
+    name = rng.choice([*nulls, "", "a", "é"])
+    return rng.choice([*nulls, *range(8)]), rng.choice([*nulls, *range(-5, 5)]), 0.5, name
+
+
+def script(rng, nulls):
+    """Batches of (row, time), and rising watermarks that close several windows at once."""
+    steps, watermark_ms = [], -30
+    for _ in range(rng.randint(3, 6)):
+        for _ in range(rng.randint(1, 2)):
+            steps.append([(row(rng, nulls), watermark_ms + rng.randint(-12, 25)) for _ in range(rng.randint(1, 14))])
+        watermark_ms += rng.randint(0, 25)
+        steps.append(watermark_ms)
+    return [*steps, TIME_MAX_MS - 1]
+
+
+class Job:
+    """Subtasks that fire piece by piece, take checkpoints whenever they can, and are lost now and then."""
+
+    def __init__(self, spec, rng):
+        self._spec, self._rng = spec, rng
+        self._base = None
+        self._number = self.num_pieces = self.num_between = 0
+        self._late, self._seen = [], []
+        self._begin(2, None)
+
+    def _begin(self, parallelism, restored):
+        self._base = None
+        self.subtasks = []
+        for index in range(parallelism):
+            subtask = OperatorHarness(self._spec, subtask_index=index, parallelism=parallelism, restored=restored)
+            subtask.runtime_context = RuntimeContext(
+                task_name="Test", subtask_index=index, parallelism=parallelism, max_parallelism=NUM_GROUPS
+            )
+            self.subtasks.append(subtask.__enter__())
+
+    def send(self, rows, stamps):
+        num = len(self.subtasks)
+        for index, subtask in enumerate(self.subtasks):
+            groups = [subtask_of_key_group(key_group_of(row[0], NUM_GROUPS), num, NUM_GROUPS) for row in rows]
+            own = [at for at, group in enumerate(groups) if group == index]
+            if own:
+                subtask.process_batch(columns([rows[at] for at in own], [stamps[at] for at in own]))
+
+    def advance(self, watermark_ms):
+        """Let the time go on, in all subtasks at once, in any order of their pieces."""
+        under_way = {}
+        for subtask in self.subtasks:
+            pieces = subtask.head.advance_watermark(watermark_ms)
+            if pieces is not None and next(pieces, "end") is None:  # the first piece is done at once
+                under_way[subtask] = pieces
+        while under_way:
+            subtask = self._rng.choice(list(under_way))
+            try:
+                next(under_way[subtask])
+                self.num_pieces += 1
+            except StopIteration:
+                del under_way[subtask]
+            if all(one.head.can_snapshot_between() for one in under_way) and self._rng.random() < 0.4:
+                self.num_between += bool(under_way)
+                if self.checkpoint():
+                    for pieces in under_way.values():
+                        pieces.close()
+                    return False
+        return True
+
+    def checkpoint(self):
+        """Return whether all subtasks were lost behind it."""
+        self._number += 1
+        base, number = self._base, self._number
+        taken = [
+            subtask.snapshot(number, since=None if base is None else base[i]) for i, subtask in enumerate(self.subtasks)
+        ]
+        self._base = taken
+        if self._rng.random() < 0.5:
+            return False
+        self._collect()
+        self.close()
+        self._begin(self._rng.randint(1, 3), taken)
+        return True
+
+    def close(self):
+        for subtask in self.subtasks:
+            subtask.__exit__()
+
+    def _collect(self):
+        for subtask in self.subtasks:
+            for batch in subtask.output.batches:
+                rows = batch if isinstance(batch, RowBatch) else batch.to_rows()
+                self._seen += zip(map(repr, rows.rows), rows.timestamps_ms, strict=True)
+            subtask.output.batches.clear()
+            for batch in subtask.output.side.pop("late", []):
+                self._late += map(repr, (batch if isinstance(batch, RowBatch) else batch.to_rows()).rows)
+
+    def play(self, steps):
+        """Return what each step gave, sorted, and what came too late."""
+        seen = []
+        for step in steps:
+            if isinstance(step, int):
+                while not self.advance(step):
+                    pass  # it comes again after a restore
+                while self._rng.random() < 0.3 and self.checkpoint():
+                    while not self.advance(step):
+                        pass
+            else:
+                self.send(*zip(*step, strict=True))
+            self._collect()
+            seen.append(sorted((row.replace("-0.0", "0.0"), stamp) for row, stamp in self._seen))
+            self._seen.clear()
+        self.close()
+        return seen, sorted(self._late)
+
+
+def check(spec, rows, seeds=range(8), *, between=True, nulls=(None,)):
+    """Whether the operator in pieces gives what that on rows gives at once."""
+    num_pieces = num_between = 0
+    for seed in seeds:
+        rng = random.Random(seed)
+        steps = script(rng, nulls)
+        with OperatorHarness(rows, name="Window") as harness:
+            expected = drive(harness, steps, zeros_alike=True)[:2]
+        job = Job(spec, rng)
+        assert job.play(steps) == expected, seed
+        num_pieces += job.num_pieces
+        num_between += job.num_between
+    assert num_pieces > 5 * len(seeds)
+    assert bool(num_between) is between
+
+
+def aggregates_of(kind, lateness_ms):
+    simple = kind in ("tumbling", "offset")
+    found = [one for one in AGGREGATES if simple or one.kind not in ("first", "last")]
+    return [one for one in found if simple or not lateness_ms or one.kind != "count_distinct"]
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+@pytest.mark.parametrize("kind", ASSIGNERS)
+def test_windows_on_columns_fire_in_pieces_as_rows_do_at_once(kind, lateness_ms):
+    rows = built_in(ASSIGNERS[kind], aggregates_of(kind, lateness_ms), lateness_ms=lateness_ms, late_tag="late")
+    check(column_window(rows), rows, between=kind in ("tumbling", "offset") and not lateness_ms)
+
+
+@pytest.mark.parametrize("kind", ["sliding", "cumulating"])
+def test_windows_of_slices_that_are_merged_range_by_range_give_what_those_of_rows_give(kind):
+    few = [one for one in AGGREGATES if one.kind not in ("first", "last", "count_distinct")]
+    rows = built_in(ASSIGNERS[kind], few, late_tag="late")
+    check(column_window(rows), rows, between=False)
+
+
+@pytest.mark.usefixtures("in_files")
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+@pytest.mark.parametrize("kind", ["tumbling", "sliding"])
+def test_windows_in_files_fire_in_pieces(kind, lateness_ms):
+    rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], lateness_ms=lateness_ms, late_tag="late")
+    check(column_window(rows), rows, between=kind == "tumbling" and not lateness_ms)
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+def test_windows_whose_results_a_function_makes_fire_in_pieces(lateness_ms):
+    fold = ReduceFold(lambda a, b: (a[0], b[1], a[2], a[3]))
+    rows = windows(ASSIGNERS["tumbling"], fold, lateness_ms=lateness_ms, late_tag="late")
+    spec = column_window(rows, shape_of_schema(SCHEMA))
+    check(spec, rows, between=not lateness_ms, nulls=())
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+def test_records_of_windows_come_in_pieces(lateness_ms):
+    fold = ReduceFold(FieldAggregate("min_by", 0))
+    rows = windows(ASSIGNERS["tumbling"], fold, FieldKey(0), lateness_ms=lateness_ms, late_tag="late")
+    check(column_window(rows), rows, between=not lateness_ms, nulls=())
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+@pytest.mark.parametrize("kind", ["tumbling", "sliding"])
+def test_windows_on_rows_fire_in_pieces(kind, lateness_ms):
+    rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], lateness_ms=lateness_ms, late_tag="late")
+    check(rows, rows, between=lateness_ms > 0)  # else windows go as a whole
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 7])
+def test_sessions_fire_in_pieces(lateness_ms):
+    rows = built_in(SESSIONS, [count(), sum_(1)], lateness_ms=lateness_ms, late_tag="late")
+    check(column_session.column_session(rows), rows, between=False)
+    check(rows, rows)
+
+
+class Alarms(KeyedProcessFunction):
+    """Has two timers for each record, of which some register another when they fire."""
+
+    def process_element(self, value, ctx):
+        ctx.timer_service().register_event_time_timer(ctx.timestamp() + 3)
+        ctx.timer_service().register_event_time_timer(ctx.timestamp() // 10 * 10)
+
+    def on_timer(self, timestamp, ctx):
+        if timestamp % 5 == 0:
+            ctx.timer_service().register_event_time_timer(timestamp + 1)
+        yield ctx.get_current_key(), timestamp
+
+
+def test_timers_fire_in_pieces():
+    spec = ProcessSpec(Alarms(), FieldKey(0))
+    check(spec, spec)
