@@ -31,7 +31,7 @@ from engine.operators.column_fields import column_index, has_fields, named_schem
 from engine.operators.computed_keys import KeysBeside, WithoutKeys, own_records
 from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
-from engine.operators.keys import ComposedKey, canonical_key, key_fields
+from engine.operators.keys import ComposedKey, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.pane_rows import rows_of_panes
@@ -478,12 +478,12 @@ class ColumnWindowOperator(Operator):
     def _advance(self, due: list[tuple[int, int]], watermark_ms: int) -> Generator[None, None, None]:
         """Fire these windows, in pieces. No two end together: the time that a checkpoint is told in between is that
         before the window that is firing, and keys of it that have fired are not there any more. Where they are kept,
-        for other windows or what is late, the checkpoint waits: it tells of a pane only as a whole what has fired."""
+        for other windows or what is late, it waits for the window's end: all keys of a pane have the same time."""
         for end, begin in due:
             self._state.watermark_ms = max(self._state.watermark_ms, end - 2)
             self._pending.discard((end, begin))
             yield from self._fire((begin, end))
-            self._can_snapshot = not self._keeps_fired
+            self._can_snapshot = True
             self._state.watermark_ms = max(self._state.watermark_ms, end - 1)
             if not self._keeps_fired:
                 (start,) = self._panes.slices_of((begin, end))
@@ -545,15 +545,26 @@ class ColumnWindowOperator(Operator):
         assert state is not self._state or not any(start in self._spilled for start in starts), window
         collections.deque(self._fire_of(state, window, slots), maxlen=0)
 
+    def _fired_before(self, window: tuple[int, int]) -> list[int]:
+        """Return the key groups of which a window that is pending had fired in the checkpoint that was restored:
+        barriers that overtake records find the time further on in some subtasks than in others."""
+        fired: set[int] = set()
+        for state in (self._state, *self._state.others):
+            for start in self._panes.slices_of(window) if state.restored_groups else ():
+                times_ms = state.restored_groups.get(start, {})
+                fired.update(group for group, time_ms in times_ms.items() if time_ms >= window[1] - 1)
+        return sorted(fired)
+
     def _fire_of(self, state: WindowState, window: tuple[int, int], only: Array | None) -> Iterator[int | None]:
         """Emit a window's results; yield after each piece up to which slot that is, if there is only one pane."""
         import numpy as np
 
-        from engine.operators.window_firing import in_parts, parts_of
+        from engine.operators.window_firing import in_parts, parts_of, slots_beside
 
         if state.averages_decimals:
             yield from self._fire_rows(state, window, only)
             return
+        fired = self._fired_before(window) if only is None else []
         parts = parts_of(state, self._panes.slices_of(window), only)
         while True:
             try:
@@ -567,6 +578,10 @@ class ColumnWindowOperator(Operator):
                 yield None
                 continue
             slots, values = part
+            if fired:
+                slots = slots_beside(state, slots, fired)
+                if not slots.size:
+                    continue
             if not self._spec.fires_on_rows:
                 columns = state.results(window, slots, values)
                 stamps = np.full(slots.size, window[1] - 1, np.int64)
@@ -580,39 +595,33 @@ class ColumnWindowOperator(Operator):
 
     def _fire_rows(self, state: WindowState, window: tuple[int, int], only: Array | None) -> Iterator[int | None]:
         """As ``_fire_of``, where a sum over the slices does not fit into 64 bits, or results are of no column."""
-        from engine.operators.window_firing import in_parts
+        import numpy as np
 
-        here = [start for start in self._panes.slices_of(window) if start in state.panes]
-        if len(here) == 1:
-            slots = state.panes[here[0]].slots() if only is None else only
+        from engine.operators.window_firing import in_parts, rows_of_panes, slots_beside
+
+        fold = self._spec.rows.fold
+        assert isinstance(fold, AggregateFold)
+        is_nested = num_nested(self._spec.key, self._spec.rows) > 0
+        fired = self._fired_before(window) if only is None else []
+        slots_of = {
+            start: slots_beside(state, state.panes[start].slots(), fired)
+            if only is None
+            else np.intersect1d(state.panes[start].slots(), only)
+            for start in self._panes.slices_of(window)
+            if start in state.panes
+        }
+        if len(slots_of) == 1:
+            ((start, slots),) = slots_of.items()
             for part in in_parts(slots, _CALLS_MAX):
-                rows = self._rows_of([state.accumulators_of(here[0], part)], window)
+                rows = rows_of_panes(state, {start: part}, window, fold, is_nested=is_nested)
                 self.out.emit(RowBatch(rows, [window[1] - 1] * len(rows)))
                 yield int(part[-1])
             return
-        rows = self._rows_of([state.accumulators(start, only) for start in here], window)
+        rows = rows_of_panes(state, slots_of, window, fold, is_nested=is_nested)
         for at in range(0, len(rows), BATCH_ROWS_MAX):
             few = rows[at : at + BATCH_ROWS_MAX]
             self.out.emit(RowBatch(few, [window[1] - 1] * len(few)))
             yield None
-
-    def _rows_of(
-        self, panes: Iterable[tuple[list[tuple[Any, ...]], list[Any]]], window: tuple[int, int]
-    ) -> list[tuple[Any, ...]]:
-        """Return results of what panes hold by key, on rows."""
-        fold = self._spec.rows.fold
-        assert isinstance(fold, AggregateFold)
-        merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
-        for held in panes:
-            for fields, accumulator in zip(*held, strict=True):
-                key = canonical_key(fields)
-                have = merged.get(key)
-                merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
-        is_nested = num_nested(self._spec.key, self._spec.rows) > 0
-        return [
-            (*((fields,) if is_nested else fields), *window, *fold.result(accumulator))
-            for fields, accumulator in merged.values()
-        ]
 
     # --- the way to rows, and the end --------------------------------------------------------------------------------
 
@@ -646,7 +655,24 @@ class ColumnWindowOperator(Operator):
             for begin, end in self._panes.windows_with(start):
                 if end - 1 + self._lateness_ms > state.watermark_of(start):
                     has_fired = (end, begin) not in self._pending
-                    self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+                    if not has_fired and (fired := self._fired_before((begin, end))):
+                        self._adopt_rest(state, start, (begin, end), fired)
+                    else:
+                        self._rows.adopt(TimeWindow(begin, end), keys, accumulators, has_fired=has_fired)
+
+    def _adopt_rest(self, state: WindowState, start: int, window: tuple[int, int], fired: list[int]) -> None:
+        """As ``_adopt``, of a window that has fired of these key groups."""
+        import numpy as np
+
+        from engine.operators.window_firing import slots_beside
+
+        slots = state.panes[start].slots()
+        left = slots_beside(state, slots, fired)
+        for part, has_fired in ((left, False), (np.setdiff1d(slots, left), True)):
+            if not has_fired or self._lateness_ms:
+                fields, accumulators = state.accumulators_of(start, part)
+                keys = fields if isinstance(self._spec.key_selector, ComposedKey) else [key for (key,) in fields]
+                self._rows.adopt(TimeWindow(*window), keys, accumulators, has_fired=has_fired)
 
     def finish(self) -> None:
         if self._is_on_rows or self._state.others:

@@ -23,12 +23,13 @@ from engine.operators import window_chunks
 from engine.operators.spilled_panes import SpilledPanes
 from engine.operators.window_changes import PaneNotes, WindowChanges
 from engine.operators.window_chunks import Increment, WindowPiece
+from engine.operators.window_firing import slots_beside
 from engine.operators.window_state import WindowState
 from engine.state.column_chunks import empty_chunk, streams
-from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
 from engine.state.spilling_slots import allow_open_files
+from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
@@ -354,7 +355,8 @@ class SpillingWindows:
         place_of_start = len(self.state.layout.keys)
         for group, rows, _ in window_chunks.pieces(self.load(starts, partitions), wanted):
             start = rows.column(place_of_start)[0].as_py()
-            yield window_chunks.piece(group, rows, self.state.watermark_of(start))
+            restored_ms = self.state.restored_groups.get(start, {}).get(group, TIME_MIN_MS)
+            yield window_chunks.piece(group, rows, max(self.state.watermark_ms, restored_ms))
 
     # --- NotingPart
 
@@ -445,14 +447,16 @@ class SpillingWindows:
         for state in (self.state, *self.state.others) if told else ():
             for start, groups in gone.items():
                 self._forget(state, start, groups)
-            for start, groups in state.restored_groups.items():
-                times_ms = [told[group].watermark_ms for group in groups if group in told]
-                state.restored_panes[start] = max([state.restored_panes[start], *times_ms])
+            for start, times_ms in state.restored_groups.items():
+                for group in times_ms.keys() & told.keys():
+                    times_ms[group] = max(times_ms[group], told[group].watermark_ms)
+                state.restored_panes[start] = min(times_ms.values())
 
     def _forget(self, state: WindowState, start: int, groups: set[int]) -> None:
         """Forget what these key groups have in a restored pane."""
-        left = state.restored_groups.get(start, set()) - groups
-        if left == state.restored_groups.get(start, set()):
+        times_ms = state.restored_groups.get(start, {})
+        left = {group: time_ms for group, time_ms in times_ms.items() if group not in groups}
+        if len(left) == len(times_ms):
             return
         if not left:  # as a rule: one subtask had all of them
             if start in state.panes:
@@ -473,5 +477,4 @@ class SpillingWindows:
     @staticmethod
     def _forget_in(state: WindowState, start: int, groups: set[int]) -> None:
         slots = state.panes[start].slots()
-        of_slots = groups_of_rows(state._table.keys_of(slots), state.max_parallelism, is_tuple=state.is_tuple)
-        state.forget(start, slots[np.isin(of_slots, list(groups))])
+        state.forget(start, np.setdiff1d(slots, slots_beside(state, slots, list(groups))))

@@ -8,7 +8,7 @@ chunk of it may have no rows at all. Not here: what changed (``window_changes``)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.column_chunks import GONE, WATERMARK, empty_chunk, streams
 from engine.state.column_hash import groups_of_rows
+from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 #: key group, rows of a pane, what the batch says of itself
@@ -82,15 +83,17 @@ def rows_of_panes(state: WindowState, slots_of: SlotsOf) -> Iterator[PaneRows]:
         for at in range(0, slots.size, _ROWS_MAX):
             part = slots[at : at + _ROWS_MAX]
             rows = state._rows_of(start, pane, part, state._table.keys_of(part))
-            yield PaneRows(rows, state.watermark_of(start), law)
+            yield PaneRows(rows, state.watermark_ms, dict(state.restored_groups.get(start, {})), law)
 
 
 @dataclass(frozen=True)
 class PaneRows:
-    """Rows of a pane, as of when they were copied. ``law``: how their keys are cut into key groups."""
+    """Rows of a pane, as of when they were copied. ``restored_ms``: the watermark that key groups were restored with;
+    ``law``: how keys are cut into key groups."""
 
     rows: pa.RecordBatch
     watermark_ms: int
+    restored_ms: Mapping[int, int]
     law: tuple[int, int, bool]
 
     def pieces(self, wanted: set[int]) -> Iterator[WindowPiece]:
@@ -102,7 +105,8 @@ class PaneRows:
         begin = 0
         for end in [*(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), groups.size]:
             if (group := int(groups[begin])) in wanted:
-                yield piece(group, rows.slice(begin, end - begin), self.watermark_ms)
+                watermark_ms = max(self.watermark_ms, self.restored_ms.get(group, TIME_MIN_MS))
+                yield piece(group, rows.slice(begin, end - begin), watermark_ms)
             begin = end
 
 
@@ -157,4 +161,6 @@ def restore(state: WindowState, group: int, chunk: bytes) -> None:
         for batch, of_pane in reader.iter_batches_with_custom_metadata():
             target._put(batch, int(of_pane[b"watermark"]))
             start = batch.column(len(target.layout.keys))[0].as_py()  # type: ignore[union-attr]
-            target.restored_groups.setdefault(start, set()).add(group)
+            times_ms = target.restored_groups.setdefault(start, {})
+            times_ms[group] = int(of_pane[b"watermark"])
+            target.restored_panes[start] = min(times_ms.values())

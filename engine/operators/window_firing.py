@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from engine.core.records import BATCH_ROWS_MAX
+from engine.operators.window_contents import AggregateFold
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import WindowState
+from engine.state.column_hash import groups_of_rows
+from engine.state.key_groups import canonical_key
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["contents", "in_parts", "parts_of"]
+__all__ = ["contents", "in_parts", "parts_of", "rows_of_panes", "slots_beside"]
 
 
 def contents(state: WindowState, starts: Iterable[int], only: Array | None) -> tuple[Array, Array]:
@@ -56,6 +59,30 @@ def parts_of(state: WindowState, starts: Iterable[int], only: Array | None) -> I
     slots, values = contents(state, starts, only)
     for part in in_parts(slots, BATCH_ROWS_MAX):
         yield part, values
+
+
+def slots_beside(state: WindowState, slots: Array, groups: list[int]) -> Array:
+    """Return those of the slots whose keys are in none of these key groups."""
+    if not groups:
+        return slots
+    of_slots = groups_of_rows(state._table.keys_of(slots), state.max_parallelism, is_tuple=state.is_tuple)
+    return slots[~np.isin(of_slots, groups)]
+
+
+def rows_of_panes(
+    state: WindowState, slots_of: dict[int, Array], window: tuple[int, int], fold: AggregateFold, *, is_nested: bool
+) -> list[tuple[Any, ...]]:
+    """Return the results of a window on rows. ``slots_of``: of each of its panes."""
+    merged: dict[Any, tuple[tuple[Any, ...], Any]] = {}
+    for start, slots in slots_of.items():
+        for fields, accumulator in zip(*state.accumulators_of(start, slots), strict=True):
+            key = canonical_key(fields)
+            have = merged.get(key)
+            merged[key] = (fields, accumulator) if have is None else (have[0], fold.merge(have[1], accumulator))
+    return [
+        (*((fields,) if is_nested else fields), *window, *fold.result(accumulator))
+        for fields, accumulator in merged.values()
+    ]
 
 
 def in_parts(slots: Array, size: int) -> Iterator[Array]:

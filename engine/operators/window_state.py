@@ -77,8 +77,9 @@ class WindowState:
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
         self.is_tuple = is_tuple
-        self.restored_panes: dict[int, int] = {}  #: start → watermark of the checkpoint
-        self.restored_groups: dict[int, set[int]] = {}  #: start → key groups of which there was anything
+        #: start → key group of which there was anything → watermark of its subtask in the checkpoint; and the least one
+        self.restored_groups: dict[int, dict[int, int]] = {}
+        self.restored_panes: dict[int, int] = {}
         #: notes what changes, where somebody asks for it
         self.changes: WindowChanges | None = None
         self.watermark_ms = TIME_MIN_MS

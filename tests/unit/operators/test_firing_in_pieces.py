@@ -20,7 +20,7 @@ from engine.operators import (
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_window import column_window
-from engine.operators.field_aggregates import count, sum_
+from engine.operators.field_aggregates import avg, count, sum_
 from engine.operators.functions import RuntimeContext
 from engine.operators.keys import FieldKey
 from engine.operators.process import ProcessSpec
@@ -59,6 +59,12 @@ def in_files(monkeypatch):
 def row(rng, nulls):
     name = rng.choice([*nulls, "", "a", "é"])
     return rng.choice([*nulls, *range(8)]), rng.choice([*nulls, *range(-5, 5)]), 0.5, name
+
+
+@pytest.fixture(params=["in memory", "in files"])
+def in_some_files(request):
+    if request.param == "in files":
+        request.getfixturevalue("in_files")
 
 
 def script(rng, nulls):
@@ -101,7 +107,7 @@ class Job:
                 subtask.process_batch(columns([rows[at] for at in own], [stamps[at] for at in own]))
 
     def advance(self, watermark_ms):
-        """Let the time go on, in all subtasks at once, in any order of their pieces."""
+        """Let the time go on, in all subtasks at once, in any order of their pieces; return False if they are lost."""
         under_way = {}
         for subtask in self.subtasks:
             pieces = subtask.head.advance_watermark(watermark_ms)
@@ -121,6 +127,11 @@ class Job:
                         pieces.close()
                     return False
         return True
+
+    def reach(self, watermark_ms):
+        """Let the time go on, which comes again after each restore."""
+        while not self.advance(watermark_ms):
+            pass
 
     def checkpoint(self):
         """Return whether all subtasks were lost behind it."""
@@ -155,11 +166,9 @@ class Job:
         seen = []
         for step in steps:
             if isinstance(step, int):
-                while not self.advance(step):
-                    pass  # it comes again after a restore
+                self.reach(step)
                 while self._rng.random() < 0.3 and self.checkpoint():
-                    while not self.advance(step):
-                        pass
+                    self.reach(step)
             else:
                 self.send(*zip(*step, strict=True))
             self._collect()
@@ -195,14 +204,14 @@ def aggregates_of(kind, lateness_ms):
 @pytest.mark.parametrize("kind", ASSIGNERS)
 def test_windows_on_columns_fire_in_pieces_as_rows_do_at_once(kind, lateness_ms):
     rows = built_in(ASSIGNERS[kind], aggregates_of(kind, lateness_ms), lateness_ms=lateness_ms, late_tag="late")
-    check(column_window(rows), rows, between=kind in ("tumbling", "offset") and not lateness_ms)
+    check(column_window(rows), rows)
 
 
 @pytest.mark.parametrize("kind", ["sliding", "cumulating"])
 def test_windows_of_slices_that_are_merged_range_by_range_give_what_those_of_rows_give(kind):
     few = [one for one in AGGREGATES if one.kind not in ("first", "last", "count_distinct")]
     rows = built_in(ASSIGNERS[kind], few, late_tag="late")
-    check(column_window(rows), rows, between=False)
+    check(column_window(rows), rows)
 
 
 @pytest.mark.usefixtures("in_files")
@@ -210,7 +219,7 @@ def test_windows_of_slices_that_are_merged_range_by_range_give_what_those_of_row
 @pytest.mark.parametrize("kind", ["tumbling", "sliding"])
 def test_windows_in_files_fire_in_pieces(kind, lateness_ms):
     rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], lateness_ms=lateness_ms, late_tag="late")
-    check(column_window(rows), rows, between=kind == "tumbling" and not lateness_ms)
+    check(column_window(rows), rows)
 
 
 @pytest.mark.parametrize("lateness_ms", [0, 7])
@@ -218,14 +227,14 @@ def test_windows_whose_results_a_function_makes_fire_in_pieces(lateness_ms):
     fold = ReduceFold(lambda a, b: (a[0], b[1], a[2], a[3]))
     rows = windows(ASSIGNERS["tumbling"], fold, lateness_ms=lateness_ms, late_tag="late")
     spec = column_window(rows, shape_of_schema(SCHEMA))
-    check(spec, rows, between=not lateness_ms, nulls=())
+    check(spec, rows, nulls=())
 
 
 @pytest.mark.parametrize("lateness_ms", [0, 7])
 def test_records_of_windows_come_in_pieces(lateness_ms):
     fold = ReduceFold(FieldAggregate("min_by", 0))
     rows = windows(ASSIGNERS["tumbling"], fold, FieldKey(0), lateness_ms=lateness_ms, late_tag="late")
-    check(column_window(rows), rows, between=not lateness_ms, nulls=())
+    check(column_window(rows), rows, nulls=())
 
 
 @pytest.mark.parametrize("lateness_ms", [0, 7])
@@ -258,3 +267,47 @@ class Alarms(KeyedProcessFunction):
 def test_timers_fire_in_pieces():
     spec = ProcessSpec(Alarms(), FieldKey(0))
     check(spec, spec)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("kind", "lateness_ms"), [("sliding", 0), ("tumbling", 7), ("cumulating", 0)])
+def test_subtasks_with_other_times_come_together(kind, lateness_ms, is_first, in_some_files):
+    """Barriers that overtake records find one subtask at a time at which the other has not been yet."""
+    rows = built_in(ASSIGNERS[kind], [count(), avg(1)], lateness_ms=lateness_ms)
+    found = []
+    for spec in (rows, column_window(rows)):
+        job = Job(spec, random.Random(1))
+        job.send([(key, 1, 0.5, "a") for key in range(9)], [5] * 9)
+        job.subtasks[not is_first].watermark(12)
+        for number, parallelism in enumerate((3, 2, 1)):  # each checkpoint tells it again
+            job._collect()
+            taken = [subtask.snapshot(number + 1) for subtask in job.subtasks]
+            job.close()
+            job._begin(parallelism, taken)
+        job.reach(TIME_MAX_MS - 1)
+        job._collect()
+        job.close()
+        found.append(sorted(job._seen))
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(found[0])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_rows_go_on_with_windows_of_subtasks_with_other_times(is_first):
+    rows = built_in(ASSIGNERS["sliding"], [count()])
+    found = []
+    for spec in (rows, column_window(rows)):
+        job = Job(spec, random.Random(1))
+        job.send([(key, 1, 0.5, "a") for key in range(9)], [5] * 9)
+        job.subtasks[not is_first].watermark(12)
+        job._collect()
+        taken = [subtask.snapshot(1) for subtask in job.subtasks]
+        job.close()
+        job._begin(1, taken)
+        (subtask,) = job.subtasks
+        subtask.process([(20, 1, 0.5, "a")], [30])
+        subtask.watermark(TIME_MAX_MS - 1)
+        job._collect()
+        job.close()
+        found.append(sorted(job._seen))
+    assert found[0] == found[1]
