@@ -24,6 +24,7 @@ from engine.operators.spilled_panes import SpilledPanes
 from engine.operators.window_changes import PaneNotes, WindowChanges
 from engine.operators.window_chunks import Increment, WindowPiece
 from engine.operators.window_state import WindowState
+from engine.operators.window_sums import SUM_MAX
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.hash_partitions import HashPartitions
@@ -32,7 +33,7 @@ from engine.state.spilling_slots import allow_open_files
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SUM_MAX", "SpillingWindows"]
+__all__ = ["SpillingWindows"]
 
 NUM_PARTITIONS: Final = 128
 #: Of the share of memory: panes beside others that are in files, what is left of them when some have to go, records
@@ -41,8 +42,6 @@ _PANES_SHARE: Final = 3 / 8
 _LEFT_SHARE: Final = 1 / 4
 _WAITING_SHARE: Final = 1 / 8
 _PIECE_SHARE: Final = 1 / 8
-#: A sum of integers that may come so near to 64 bits is left to rows; reckoned with floats.
-SUM_MAX: Final = float(1 << 62)
 #: What a key takes in a state beside its accumulators: key, index, and a record that waits.
 _BYTES_PER_KEY: Final = 96
 #: Rows of columns that are noted in the time of an entry of objects.
