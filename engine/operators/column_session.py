@@ -24,7 +24,7 @@ from engine.operators.base import Operator, OperatorContext, OperatorSpec, Outpu
 from engine.operators.column_fields import column_index, named_schema, only_keys
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
-from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
+from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
@@ -284,7 +284,7 @@ class _ColumnSessionOperator(Operator):
             return False
         left = self._state.take_up_batch(columns, aggregated, times_ms, self._watermark_ms, self)
         if left is not None:
-            self._note_rows(BEYOND_64_BITS)
+            self._note_rows(self._state.why_no_sum)
             self._hand_over(self._taken_up_on_rows(left, columns))
         elif self._watch.must_spill(self._state.nbytes):
             sessions.spill(self._watermark_ms)

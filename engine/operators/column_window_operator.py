@@ -29,7 +29,7 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBa
 from engine.operators.base import Operator, OperatorContext, Output
 from engine.operators.column_fields import column_index, has_fields, named_schema, only_keys
 from engine.operators.computed_keys import KeysBeside, WithoutKeys, own_records
-from engine.operators.handed_over import BEYOND_64_BITS, NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
+from engine.operators.handed_over import NEEDS_A_VALUE, ROUNDED_DECIMALS, why_handed_over
 from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
@@ -119,6 +119,7 @@ class ColumnWindowOperator(Operator):
             choice=self._spec.choice,
             is_users=self._spec.is_users,
             by_window=self._spec.by_window,
+            num_slices=self._panes.num_slices,
         )
         self._windows: SpillingWindows = SpillingWindows(
             self._state,
@@ -250,7 +251,7 @@ class ColumnWindowOperator(Operator):
             return None
         rows = pa.array(is_left.nonzero()[0])
         if not is_done:
-            self._note_rows(BEYOND_64_BITS)
+            self._note_rows(self._state.why_no_sum)
             return ColumnBatch(columns.take(rows), times_ms[is_left])
         return self._process_in_memory(columns.take(rows), aggregated.take(rows), times_ms[is_left])
 
@@ -305,7 +306,7 @@ class ColumnWindowOperator(Operator):
         import numpy as np
         import pyarrow as pa
 
-        from engine.operators.spilling_windows import SUM_MAX
+        from engine.operators.window_sums import SUM_MAX
 
         in_order = _by_record((row, start, fired) for rows, start, fired in late for row in rows.tolist())
         records = aggregated.take(pa.array([row for row, _, _ in in_order]))
@@ -344,6 +345,8 @@ class ColumnWindowOperator(Operator):
         """As ``_process_columns``, where a record goes into several panes: all records are taken up, or none is."""
         assert self._overlapping is not None
         if not self._overlapping.can_take(aggregated, times_ms):
+            if self._overlapping.is_beyond:
+                self._note_rows(self._state.why_no_sum)
             return ColumnBatch(columns, times_ms)
         if self._spilled:
             self._hold_by_window(aggregated, times_ms)
@@ -390,7 +393,7 @@ class ColumnWindowOperator(Operator):
             for start, rows in by_pane:
                 if slots is None:
                     if not self._state.begin_batch(aggregated):
-                        is_null = self._state.takes_decimals(aggregated)
+                        is_null = self._state.takes_decimals()
                         self._note_rows(NEEDS_A_VALUE if is_null else ROUNDED_DECIMALS)
                         return _left(columns, times_ms, taken)
                     slots = self._state.slots_of(aggregated)
@@ -402,10 +405,10 @@ class ColumnWindowOperator(Operator):
                 elif self._state.take_up(start, rows, slots):
                     taken.append(rows)
                 else:
-                    self._note_rows(BEYOND_64_BITS)
+                    self._note_rows(self._state.why_no_sum)
                     return _left(columns, times_ms, taken)
             if slots is not None and not self._take_up_late(late, slots, taken):
-                self._note_rows(BEYOND_64_BITS)
+                self._note_rows(self._state.why_no_sum)
                 return _left(columns, times_ms, taken)
         return None
 

@@ -123,7 +123,11 @@ def add_lanes(rows: Any, slots: Any, values: Any, limit: float, lows: Any, highs
         row = rows[i]
         slot = slots[row]
         b_low, b_high = values[row, 0], values[row, 1]
-        size = sizes[slot] + abs(np.float64(b_high) * 18446744073709551616.0 + np.float64(np.uint64(b_low)))
+        low, high = b_low, b_high
+        if b_high < 0:
+            low = -b_low
+            high = ~b_high if b_low != 0 else -b_high
+        size = sizes[slot] + (np.float64(high) * 18446744073709551616.0 + np.float64(np.uint64(low)))
         if size >= limit:
             return i
         sizes[slot] = size

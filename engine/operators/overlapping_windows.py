@@ -15,8 +15,9 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 
-from engine.operators.spilling_windows import SUM_MAX, SpillingWindows
+from engine.operators.spilling_windows import SpillingWindows
 from engine.operators.window_slices import WholeWindows
+from engine.operators.window_sums import SUM_MAX
 
 Array = np.ndarray[Any, Any]
 
@@ -37,10 +38,13 @@ class OverlappingWindows:
         self._limit_ms = limit_ms - panes.slices.size_ms
         #: no sum of integers is beyond it; what was restored has not been looked at
         self._bound = math.inf
+        #: it was sums that were not taken
+        self.is_beyond = False
 
     def can_take(self, columns: pa.RecordBatch, times_ms: Array) -> bool:
         """Whether no pane refuses a record of the batch, which comes next. Sums of integers are given up when those of
-        their sizes in a window, of all keys together, pass 2^61: too early, as a rule, but never wrong."""
+        their sizes in a window, of all keys together, pass 2^61, those of decimals at half of what Python rounds: too
+        early, as a rule, but never wrong."""
         if times_ms.size and not -self._limit_ms < int(times_ms.min()) <= int(times_ms.max()) < self._limit_ms:
             return False
         if not self._windows.state.can_take_later(columns):
@@ -49,7 +53,8 @@ class OverlappingWindows:
         self._bound += added
         if self._bound > _BOUND_MAX:  # it has counted windows that are gone
             self._bound = self._windows.bound_of_sums() + added
-        return self._bound <= _BOUND_MAX
+        self.is_beyond = self._bound > _BOUND_MAX
+        return not self.is_beyond
 
     def in_files(self, times_ms: Array) -> Iterator[tuple[int, Array]]:
         """Yield the panes in files that have rows, with these."""

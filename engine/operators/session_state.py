@@ -28,6 +28,7 @@ from engine.operators.session_calendar import FreeNumbers, SessionCalendar
 from engine.operators.session_changes import SessionChanges
 from engine.operators.session_distinct import SessionDistinct
 from engine.operators.session_unsent import Unsent, layers_of
+from engine.operators.window_chunks import held_columns, shown_columns
 from engine.operators.window_panes import Pane
 from engine.operators.window_state import FIELDS, WindowState, other_fields
 from engine.state.arrow_views import values_of
@@ -290,7 +291,7 @@ class SessionState:
         try:
             self._windows.merge(into, values[np.where(goes_first, targets, sources)], np.arange(sources.size))
         except OverflowError:
-            return False
+            return self._windows.widen_all_sums() and self._merge(merges)
         for distinct in self._distinct:
             into[:, distinct.column] = values[targets, distinct.column]  # its values have no order, and come now
         values[targets] = into
@@ -356,6 +357,11 @@ class SessionState:
         """Return what a user's fold has made of these sessions, and its event times."""
         made = self._windows.held(due.sessions, self._windows.panes[_PANE].values)[1]
         return made, (due.ends - 1).tolist()
+
+    @property
+    def why_no_sum(self) -> str:
+        """Why sums were not taken up."""
+        return self._windows.why_no_sum
 
     @property
     def averages_decimals(self) -> bool:
@@ -576,10 +582,10 @@ class SessionState:
             "schema": layout.schema.serialize().to_pybytes(),
             "keys": ",".join(map(str, layout.keys)),
             FIELDS: self._windows.fields_held(),
-            "shown": self._windows.shown_columns(),
+            "shown": shown_columns(self._windows),
         }
         if self._windows.is_users:
-            metadata[HELD] = self._windows.held_columns(first=2)
+            metadata[HELD] = held_columns(self._windows, first=2)
         return metadata
 
     def in_order(self) -> Edges:

@@ -27,7 +27,7 @@ from engine.operators.held_rows import HeldRows, TakenRows
 from engine.operators.session_changes import Changed, SessionChanges, increment_of
 from engine.operators.session_state import Edges, SessionState, Sink
 from engine.operators.session_unsent import DUE, LATE, late_rows, layers_of, metadata_of
-from engine.operators.spilling_windows import SUM_MAX
+from engine.operators.window_sums import SUM_MAX
 from engine.state.array_files import ArrayFile, copy_of
 from engine.state.changes import EPOCHS_MAX
 from engine.state.column_chunks import empty_chunk, streams

@@ -25,6 +25,7 @@ from engine.operators.window_changes import PaneNotes, WindowChanges
 from engine.operators.window_chunks import Increment, WindowPiece
 from engine.operators.window_firing import slots_beside
 from engine.operators.window_state import WindowState
+from engine.operators.window_sums import SUM_MAX
 from engine.state.column_chunks import empty_chunk, streams
 from engine.state.hash_partitions import HashPartitions
 from engine.state.noted import NotedDelta
@@ -33,7 +34,7 @@ from engine.time.windows import TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SUM_MAX", "SpillingWindows"]
+__all__ = ["SpillingWindows"]
 
 NUM_PARTITIONS: Final = 128
 #: Of the share of memory: panes beside others that are in files, records that wait (being written they need three times
@@ -41,8 +42,6 @@ NUM_PARTITIONS: Final = 128
 _PANES_SHARE: Final = 3 / 8
 _WAITING_SHARE: Final = 1 / 8
 _PIECE_SHARE: Final = 1 / 8
-#: A sum of integers that may come so near to 64 bits is left to rows; reckoned with floats.
-SUM_MAX: Final = float(1 << 62)
 #: Records that wait are written when they are so many, however large the share; a piece of a pane that goes to files is
 #: of so many bytes: some ten milliseconds either way.
 _WAITING_BYTES_MAX: Final = 16 << 20

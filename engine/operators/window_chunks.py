@@ -8,6 +8,7 @@ chunk of it may have no rows at all. Not here: what changed (``window_changes``)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,11 +34,13 @@ __all__ = [
     "Increment",
     "PaneRows",
     "WindowPiece",
+    "held_columns",
     "metadata",
     "piece",
     "pieces",
     "restore",
     "rows_of_panes",
+    "shown_columns",
     "snapshot",
 ]
 
@@ -61,11 +64,45 @@ def metadata(state: WindowState) -> Metadata:
         "schema": state.layout.schema.serialize().to_pybytes(),
         "keys": ",".join(map(str, state.layout.keys)),
         FIELDS: state.fields_held(),
-        "shown": state.shown_columns(),
+        "shown": shown_columns(state),
     }
     if state.is_users:
-        said[HELD] = state.held_columns()
+        said[HELD] = held_columns(state)
     return said
+
+
+def held_columns(state: WindowState, first: int = 0) -> str:
+    """Return the column in which a chunk has each field of a user's accumulator; f = as the bits of a float.
+    ``first``: columns that stand before those."""
+    return ",".join(_held_columns(state, first))
+
+
+def _held_columns(state: WindowState, first: int) -> Iterator[str]:
+    assert state.layout is not None
+    num_keys = first + len(state.layout.keys)
+    columns = [accumulator for accumulator, _ in state._accumulators]
+    if state._seeds is None:  # a record that was chosen
+        of_fields = sorted((field.index, at) for at, (_, field) in enumerate(state._accumulators))
+        yield from (f"{num_keys + 2 + at}{'f' if columns[at].is_float else ''}" for _, at in of_fields)
+        return
+    for aggregate, seed in zip(state._aggregates, state._seeds, strict=True):
+        if aggregate.field is None:
+            yield str(num_keys + 1)
+            continue
+        accumulator = state._find(aggregate.kind, state._field(state._index_of(aggregate)), seed)
+        assert accumulator is not None
+        yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
+
+
+def shown_columns(state: WindowState) -> str:
+    """Return, for who reads a savepoint without the program (``checkpoint/column_tables``), what the columns of a chunk
+    behind the number of records are called, and whether they are the bits of floats. JSON."""
+    assert state.layout is not None
+    names = state.layout.schema.names
+    shown = [(f"{a.kind}({names[f.index]})", a.is_float and f.codes is None) for a, f in state._accumulators]
+    shown += [(f"count({names[field.index]})", False) for field in state._fields]
+    shown += [(f"distinct({names[distinct.index]})", False) for distinct in state._distinct]
+    return json.dumps(shown)
 
 
 def pieces(state: WindowState, wanted: set[int]) -> Iterator[WindowPiece]:

@@ -20,7 +20,7 @@ from engine.operators.column_fields import is_named
 from engine.operators.field_aggregates import FieldAggregateOf
 from engine.operators.window_distinct import can_be_distinct
 from engine.state.arrow_views import as_int64, from_int64, is_int64_like, is_text_like, values_of
-from engine.state.short_decimals import SUM_DIGITS_MAX, adds_exactly, first_long, of_units, units_of
+from engine.state.short_decimals import first_long, long_kind, of_units, units_of
 from engine.state.slot_columns import can_be_kept
 from engine.state.slot_table import SlotTable
 from engine.state.value_arena import ValueArena
@@ -69,6 +69,8 @@ class AggregatedField:
     #: of a batch, in place of ``values``: only those of windows' first records are wanted, which are few
     column: pa.Array | None = None
     order: CodeOrder | None = None
+    #: values of a batch that are added to sums in lanes (``window_sums``)
+    lanes: Array | None = None
     #: with so many codes those that no pane has any more are forgotten
     renew_at: int = field(init=False)
 
@@ -95,27 +97,26 @@ class AggregatedField:
         return self.codes is None and bool(pa.types.is_floating(self.kind))
 
     @property
+    def of_decimals(self) -> bool:
+        return bool(pa.types.is_decimal128(self.kind))
+
+    @property
     def is_decimal(self) -> bool:
-        """Whether it is added or compared as integers (``state/short_decimals``)."""
-        return self.codes is None and bool(pa.types.is_decimal128(self.kind))
+        """Whether it is compared as integers (``state/short_decimals``)."""
+        return self.codes is None and self.of_decimals
 
     def has_long(self, column: pa.Array) -> bool:
         """Whether there are decimals which are no such integers."""
         return self.is_decimal and first_long(column) < len(column)
 
     def code_decimals(self, places: Places) -> None:
-        """Decimals have come that are no integers of 64 bits: hold them, which are compared only, by number, and
-        compare them by rank."""
+        """Decimals have come that are no integers of 64 bits: hold those that are compared by number, and compare them
+        by rank."""
         held = [self.column_of_ints("min", np.ascontiguousarray(column[slots])) for column, slots in places]
         self.codes = codes_for(self.kind)
         self.order = _order_of(self.codes)
         for (column, slots), values in zip(places, held, strict=True):
             column[slots] = self.codes_of(values)
-
-    @property
-    def adds_exactly(self) -> bool:
-        """Whether Python gives sums that panes hold as they are: it may round those of decimals."""
-        return not self.is_decimal or adds_exactly(self.kind.scale)
 
     def ints_of(self, column: pa.Array) -> Array:
         """Return the values as they are held where they are no floats and not coded."""
@@ -124,8 +125,8 @@ class AggregatedField:
     def column_of_ints(self, kind: str, values: Array, valid: Array | None = None) -> pa.Array:
         """Return what an accumulator of that kind holds, as values. ``valid``: None = all."""
         mask = None if valid is None or valid.all() else ~valid
-        if self.is_decimal:
-            return of_units(values, self.kind if kind != "sum" else _sum_kind(self.kind), mask=mask)
+        if self.of_decimals:
+            return of_units(values, self.kind if kind != "sum" else long_kind(self.kind), mask=mask)
         return arrow_of(values, mask=mask) if kind == "sum" else from_int64(values, self.kind, valid)
 
     def column_of(self, kind: str, values: Array, valid: Array) -> pa.Array:
@@ -171,7 +172,7 @@ class AggregatedField:
 
     def forget_batch(self) -> None:
         """Give back what can be had again."""
-        self.values = self.valid = self.column = None
+        self.values = self.valid = self.column = self.lanes = None
         if self.codes is not None:
             self.codes.trim()
             if self.order is not None:
@@ -183,10 +184,6 @@ class AggregatedField:
             return values, others
         ranks = self.order.ranks(values, others)
         return ranks[values], ranks[others]
-
-
-def _sum_kind(kind: pa.DataType) -> pa.DataType:
-    return pa.decimal128(max(kind.precision, SUM_DIGITS_MAX), kind.scale)
 
 
 def field_of_kind(index: int, kind: pa.DataType, is_compared: bool) -> AggregatedField:

@@ -17,6 +17,7 @@ from engine.operators.window_panes import Pane
 from engine.operators.window_state import WindowState
 from engine.state.column_hash import groups_of_rows
 from engine.state.key_groups import canonical_key
+from engine.state.short_decimals import sum_size_max
 
 Array = np.ndarray[Any, Any]
 
@@ -49,11 +50,12 @@ def parts_of(state: WindowState, starts: Iterable[int], only: Array | None) -> I
     starts = [start for start in starts if start in state.panes]
     panes = [state.panes[start] for start in starts]
     if len(panes) > 1 and only is None and not any(map(state.num_distinct, starts)):
-        bound = 0
+        bound, size = 0, 0.0
         for pane in panes:
-            bound += _bound_of(state, pane)
+            of_ints, of_decimals = _bounds_of(state, pane)
+            bound, size = bound + of_ints, size + of_decimals
             yield None
-        if bound < 1 << 63:
+        if bound < 1 << 63 and (not size or size < sum_size_max()):
             yield from _merged_parts(state, panes)
             return
     slots, values = contents(state, starts, only)
@@ -89,10 +91,18 @@ def in_parts(slots: Array, size: int) -> Iterator[Array]:
     return (slots[at : at + size] for at in range(0, slots.size, size))
 
 
-def _bound_of(state: WindowState, pane: Pane) -> int:
-    """Return what no sum of integers of a pane is beyond, exactly."""
-    columns = (pane.column(column) for column in state.columns_of_int_sums())
-    return max((max(-int(column.min()), int(column.max())) for column in columns if column.size), default=0)
+def _bounds_of(state: WindowState, pane: Pane) -> tuple[int, float]:
+    """Return what no sum of integers of a pane is beyond, exactly, and no size of a long sum of decimals."""
+    bound, size = 0, 0.0
+    for own in state.sums():
+        column = pane.column(own.column)
+        if not column.size:
+            continue
+        if own.lanes is None:
+            bound = max(bound, -int(column.min()), int(column.max()))
+        else:
+            size = max(size, float(pane.column(own.lanes[1], is_float=True).max()))
+    return bound, size
 
 
 def _merged_parts(state: WindowState, panes: list[Pane]) -> Iterator[tuple[Array, Array] | None]:

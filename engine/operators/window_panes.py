@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from engine.state.paged_array import PagedArray
+from engine.state.short_decimals import sum_size_max
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Accumulator", "Pane"]
+__all__ = ["Accumulator", "Pane", "lanes_in"]
 
 _COUNT: Final = 0
 
@@ -26,12 +27,14 @@ _COUNT: Final = 0
 @dataclass(frozen=True, slots=True)
 class Accumulator:
     """One column of a pane. ``kind``: sum, min, max, first, last; ``column``: where it stands; ``seed``: what it begins
-    with, None = with the first value."""
+    with, None = with the first value; ``lanes``: of a sum of long decimals, where its upper lane and its size stand
+    (``window_sums``)."""
 
     kind: str
     column: int
     is_float: bool
     seed: int | float | None = None
+    lanes: tuple[int, int] | None = None
 
     def merge(
         self,
@@ -46,6 +49,9 @@ class Accumulator:
         """Take up ``source``, which comes after ``target``, both (slots, columns); ``slots``: those that source has a
         value of; ``fresh``: of these, whether target has none. ``comparable``: gives numbers in the order of what both
         hold. ``plainly``: a NaN wins only where it came first."""
+        if self.lanes is not None:
+            self._merge_lanes(target, source, slots)
+            return
         into, of = _typed(target, self)[slots], _typed(source, self)[slots]
         match self.kind:
             case "sum":
@@ -65,6 +71,26 @@ class Accumulator:
             case _:
                 raise AssertionError(f"{self.kind} is no accumulator of one value")
         _typed(target, self)[slots] = np.where(fresh, of, merged)
+
+    def _merge_lanes(self, target: Array, source: Array, slots: Array) -> None:
+        """Where target has no value its lanes are 0."""
+        assert self.lanes is not None
+        high, size = self.lanes
+        sizes = target[:, size].view(np.float64), source[:, size].view(np.float64)
+        merged = sizes[0][slots] + sizes[1][slots]
+        if (merged >= sum_size_max()).any():
+            raise OverflowError("a sum of decimals of a window is rounded")
+        into, of = lanes_in(target[slots], self), lanes_in(source[slots], self)
+        lower = into[:, 0] + of[:, 0]
+        carry = lower.astype(np.uint64) < of[:, 0].astype(np.uint64)
+        target[slots, self.column], target[slots, high] = lower, into[:, 1] + of[:, 1] + carry
+        sizes[0][slots] = merged
+
+
+def lanes_in(values: Array, accumulator: Accumulator) -> Array:
+    """Return the lanes of a sum, a copy; ``values``: rows of a pane."""
+    assert accumulator.lanes is not None
+    return np.stack([values[:, accumulator.column], values[:, accumulator.lanes[0]]], axis=1)
 
 
 def _typed(values: Array, accumulator: Accumulator) -> Array:

@@ -31,6 +31,11 @@ class Slices:
         return self.step_ms or math.gcd(self.size_ms, self.slide_ms)
 
     @property
+    def num_slices(self) -> int:
+        """How many slices a window has, at most."""
+        return self.size_ms // self.slice_ms
+
+    @property
     def windows_of_slice(self) -> int:
         """How many windows have a slice, at most."""
         return -(-self.size_ms // (self.step_ms or self.slide_ms))
@@ -59,6 +64,7 @@ class WholeWindows:
     the window begins; of cumulating ones, which begin together, where its last step does."""
 
     slices: Slices
+    num_slices = 1
 
     def number_of(self, window: tuple[int, int]) -> int:
         return window[1] - (self.slices.step_ms or self.slices.size_ms)

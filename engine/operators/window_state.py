@@ -5,8 +5,8 @@ Not here: what a checkpoint has of it (``window_chunks``), panes in files (``spi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from engine.core.arrow_arrays import arrow_of
 from engine.core.errors import ProgramError
 from engine.core.records import ColumnBatch, Named, record_values
 from engine.operators import column_kernels as kernels
+from engine.operators import window_sums
 from engine.operators.column_fields import column_index, is_named
 from engine.operators.computed_keys import own_records
 from engine.operators.field_aggregates import FieldAggregateOf
@@ -32,6 +33,7 @@ from engine.operators.window_fields import (
 )
 from engine.operators.window_panes import Accumulator, Pane
 from engine.state.arrow_views import valid_mask, values_of
+from engine.state.short_decimals import lanes_of, lanes_of_units
 from engine.state.slot_columns import can_be_kept
 from engine.state.slot_table import SlotTable
 from engine.state.struct_keys import can_be_row_key
@@ -53,7 +55,8 @@ class WindowState:
     """``keeps_record``: what a window holds is its first record, with one field aggregated; with a ``choice``, the one
     that was chosen by that field. ``seeds``: what it holds is a tuple of the aggregates, made by a user's fold; by
     aggregate, what it begins with, None = its first value. ``is_users``: a user's function folds or chooses.
-    ``by_window``: a pane is a window, not a slice of several (``WholeWindows``)."""
+    ``by_window``: a pane is a window, not a slice of several (``WholeWindows``); ``num_slices``: of how many panes the
+    content of a window is put together."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class WindowState:
         choice: RecordChoice | None = None,
         is_users: bool = False,
         by_window: bool = False,
+        num_slices: int = 1,
     ) -> None:
         self.max_parallelism = max_parallelism
         self._aggregates = aggregates
@@ -74,6 +78,7 @@ class WindowState:
         self._choice = choice
         self.is_users = is_users or seeds is not None
         self._by_window = by_window
+        self._num_slices = num_slices
         #: as Python compares: a NaN is neither smaller nor greater
         self._compares_plainly = keeps_record or seeds is not None
         self.is_tuple = is_tuple
@@ -167,6 +172,7 @@ class WindowState:
             choice=self._choice,
             is_users=self.is_users,
             by_window=self._by_window,
+            num_slices=self._num_slices,
         )
 
     @property
@@ -187,7 +193,7 @@ class WindowState:
     def begin_batch(self, columns: pa.RecordBatch, *, is_held: bool = False) -> bool:
         """Prepare the values of the batch whose rows ``take_up`` takes; False when rows have to take it. ``is_held``:
         the records have waited, which ``can_take_later`` has allowed."""
-        if not is_held and not self.takes_decimals(columns):
+        if not is_held and not self.takes_decimals():
             return False
         for distinct in self._distinct:
             distinct.begin_batch(columns.column(distinct.index))
@@ -196,7 +202,8 @@ class WindowState:
                 field.renew_codes(self._places_of(field))
             column = columns.column(field.index)
             if field.has_long(column):
-                field.code_decimals(self._places_of(field))
+                self._make_room(field)
+            field.lanes = lanes_of(column) if self._is_wide(field) else None
             field.valid = None
             field.column = None
             if field.is_only_kept and self._keeps_record:
@@ -219,15 +226,47 @@ class WindowState:
                 field.values = field.ints_of(column)
         return True
 
-    def takes_decimals(self, columns: pa.RecordBatch) -> bool:
-        """Whether decimals that are added are few digits, and Python would give the very sums of them."""
-        added = list(self._fields_of_int_sums())
-        is_exact = all(field.adds_exactly for field in added)
-        return is_exact and not any(field.has_long(columns.column(field.index)) for field in added)
+    def takes_decimals(self) -> bool:
+        """Whether Python would give the very sums of decimals, unless they are too large."""
+        return window_sums.takes_decimals(self._accumulators)
+
+    @property
+    def why_no_sum(self) -> str:
+        """Why sums were not taken up."""
+        return window_sums.why_not(self._accumulators)
+
+    def _make_room(self, field: AggregatedField) -> None:
+        """Decimals of many digits have come."""
+        if field.codes is None and any(own is field and a.kind != "sum" for a, own in self._accumulators):
+            field.code_decimals(self._places_of(field))
+        self.widen_sums(field)
+
+    def widen_sums(self, field: AggregatedField) -> None:
+        """Hold sums of a field in lanes, with their sizes, from now on."""
+        for at, (own, of) in enumerate(self._accumulators):
+            if of is field and own.kind == "sum" and own.lanes is None:
+                wide = replace(own, lanes=(self._width, self._width + 1))
+                self._accumulators[at] = wide, field
+                self._width += 2
+                for pane in self.panes.values():
+                    pane.widen(self._width)
+                    window_sums.widen(pane, wide)
+        if field.lanes is None and field.values is not None and field.codes is None:
+            field.lanes = lanes_of_units(field.values)  # of the batch that is being taken up
+
+    def widen_all_sums(self) -> bool:
+        """As ``widen_sums``, of all fields of decimals; return whether there was one that has been as it was."""
+        found = [field for own, field in window_sums.sums_of(self._accumulators) if field.of_decimals and not own.lanes]
+        for field in found:
+            self.widen_sums(field)
+        return bool(found)
+
+    def _is_wide(self, field: AggregatedField) -> bool:
+        return any(own.lanes is not None for own, of in self._accumulators if of is field)
 
     def _places_of(self, field: AggregatedField) -> list[tuple[Array, Array]]:
-        """Return all columns of panes that have values of a field, each with the slots that have something."""
-        columns = [accumulator.column for accumulator, own in self._accumulators if own is field]
+        """Return all columns of panes that have values of a field, no sums, each with the slots that have something."""
+        columns = [own.column for own, of in self._accumulators if of is field and own.kind != "sum"]
         return [(pane.column(column), pane.slots()) for pane in self.panes.values() for column in columns]
 
     # --- records that are taken up later
@@ -240,7 +279,7 @@ class WindowState:
 
     def can_take_later(self, columns: pa.RecordBatch) -> bool:
         """Whether ``begin_batch`` will take rows of this batch."""
-        if not self.takes_decimals(columns):
+        if not self.takes_decimals():
             return False
         if not self._compares_plainly:
             return True
@@ -251,24 +290,17 @@ class WindowState:
         )
 
     def bound_of_records(self, columns: pa.RecordBatch) -> float:
-        """Return how much the records can add to any sum of integers at most."""
-        bound = 0.0
-        for field in self._fields_of_int_sums():
-            column = columns.column(field.index)
-            values = field.ints_of(column)
-            bound += _sum_of_sizes(values[valid_mask(column)] if column.null_count else values)
-        return bound
+        """Return how much the records can add to any sum of integers at most, or of decimals, in parts of their limit
+        as if that were ``SUM_MAX``."""
+        return window_sums.bound_of_records(self._accumulators, columns, self._num_slices)
 
     def bound_of_pane(self, start: int) -> float:
-        """Return what no sum of integers of a pane is beyond."""
-        pane = self.panes[start]
-        return sum(_sum_of_sizes(pane.column(column)) for column in self.columns_of_int_sums())
+        """Return what no sum of integers of a pane is beyond, or of decimals."""
+        return window_sums.bound_of_pane(self._accumulators, self.panes[start], self._num_slices)
 
-    def columns_of_int_sums(self) -> list[int]:
-        return [a.column for a, _ in self._accumulators if a.kind == "sum" and not a.is_float]
-
-    def _fields_of_int_sums(self) -> Iterator[AggregatedField]:
-        return (field for a, field in self._accumulators if a.kind == "sum" and not a.is_float)
+    def sums(self) -> list[Accumulator]:
+        """Return the sums that are no floats."""
+        return [own for own, _ in window_sums.sums_of(self._accumulators)]
 
     # ---
 
@@ -288,7 +320,9 @@ class WindowState:
             if self.changes is not None:
                 self.changes.begin_pane(start)
         pane.reserve(self._table.num_slots)
-        if not self._add_ints(pane, rows, slots):
+        if not window_sums.add_up(
+            self._accumulators, pane, rows, slots, num_slices=self._num_slices, widened=self.widen_sums
+        ):
             return False
         begun_slots, begun_rows = np.empty(rows.size, np.int32), np.empty(rows.size, np.int32)
         begun = kernels.count_rows(rows, slots, pane.column(0), begun_slots, begun_rows)
@@ -304,24 +338,6 @@ class WindowState:
             distinct.take_up(start, pane, rows, slots)
         if self.changes is not None:
             self.changes.mark_slots(start, slots[rows], self._table.num_slots)
-        return True
-
-    def _add_ints(self, pane: Pane, rows: Array, slots: Array) -> bool:
-        """Add to all sums of integers, which are 0 at first, or to none; return whether they fit."""
-        added: list[tuple[Array, Array, Array]] = []
-        for accumulator, field in self._accumulators:
-            if accumulator.kind != "sum" or accumulator.is_float:
-                continue
-            values = field.values
-            assert values is not None
-            present = rows if field.valid is None else rows[field.valid[rows]]
-            sums = pane.column(accumulator.column)
-            done = kernels.add_ints(present, slots, values, sums)
-            added.append((sums, present[:done], values))
-            if done < present.size:
-                for sums, taken, values in added:
-                    np.subtract.at(sums, slots[taken], values[taken])
-                return False
         return True
 
     def _present_rows(
@@ -351,7 +367,7 @@ class WindowState:
         assert values is not None
         kind = accumulator.kind
         if kind == "sum" and not accumulator.is_float:
-            pass  # begins with 0, and ``_add_ints`` has added to it
+            pass  # begins with 0, and ``window_sums`` has added to it
         elif accumulator.seed is not None:
             acc[begun_slots] = accumulator.seed
         elif kind != "sum":
@@ -362,7 +378,7 @@ class WindowState:
             case "sum" if accumulator.is_float:
                 kernels.add_floats(rows, slots, values, acc)
             case "sum":
-                pass  # done by ``_add_ints``
+                pass  # done by ``window_sums``
             case "min" | "max" if field.order is not None:
                 law = RecordChoice.of_kind(f"{kind}_by", 0).law if self._choice is None else self._choice.law
                 ranks = field.order.ranks(values[rows], acc[slots[rows]])
@@ -490,7 +506,7 @@ class WindowState:
     @property
     def averages_decimals(self) -> bool:
         """Whether results are of no column: Python gives each average of decimals as many places as it needs."""
-        return any(own.kind == "avg" and self._field(self._index_of(own)).is_decimal for own in self._aggregates)
+        return any(own.kind == "avg" and self._field(self._index_of(own)).of_decimals for own in self._aggregates)
 
     def _index_of(self, aggregate: FieldAggregateOf) -> int:
         assert self.layout is not None
@@ -516,6 +532,8 @@ class WindowState:
         return averages(_typed(rows, accumulator), rows[:, field.present])
 
     def _column(self, accumulator: Accumulator, field: AggregatedField, rows: Array) -> pa.Array:
+        if accumulator.kind == "sum" and field.of_decimals:
+            return window_sums.column_of(rows, accumulator, field, rows[:, field.present] > 0)
         return field.column_of(accumulator.kind, _typed(rows, accumulator), rows[:, field.present] > 0)
 
     # --- forgetting --------------------------------------------------------------------------------------------------
@@ -583,34 +601,15 @@ class WindowState:
         own = sum(pane.values.shape[0] for pane in self.panes.values())
         return own + sum(other.num_entries() for other in self.others)
 
-    def held_columns(self, first: int = 0) -> str:
-        """Return the column in which ``_rows_of`` has each field of a user's accumulator; f = as the bits of a float.
-        ``first``: columns that stand before those."""
-        return ",".join(self._held_columns(first))
-
-    def _held_columns(self, first: int) -> Iterator[str]:
-        assert self.layout is not None
-        num_keys = first + len(self.layout.keys)
-        columns = [accumulator for accumulator, _ in self._accumulators]
-        if self._seeds is None:  # a record that was chosen
-            of_fields = sorted((field.index, at) for at, (_, field) in enumerate(self._accumulators))
-            yield from (f"{num_keys + 2 + at}{'f' if columns[at].is_float else ''}" for _, at in of_fields)
-            return
-        for aggregate, seed in zip(self._aggregates, self._seeds, strict=True):
-            if aggregate.field is None:
-                yield str(num_keys + 1)
-                continue
-            accumulator = self._find(aggregate.kind, self._field(self._index_of(aggregate)), seed)
-            assert accumulator is not None
-            yield f"{num_keys + 2 + columns.index(accumulator)}{'f' if accumulator.is_float else ''}"
-
     def _rows_of(self, start: int, pane: Pane, slots: Array, keys: list[pa.Array]) -> pa.RecordBatch:
         """Columns: keys, pane, records, then for each accumulator its values and how many values it was made of."""
         values = pane.values[slots]
         arrays = [*keys, arrow_of(np.full(slots.size, start, np.int64)), arrow_of(values[:, 0])]
         for accumulator, field in self._accumulators:
             held = values[:, accumulator.column]
-            if field.is_decimal:
+            if accumulator.kind == "sum" and field.of_decimals:
+                arrays.append(window_sums.column_of(values, accumulator, field))
+            elif field.is_decimal:
                 arrays.append(field.column_of_ints(accumulator.kind, np.ascontiguousarray(held)))
             else:
                 arrays.append(arrow_of(held) if field.codes is None else field.decoded(held))
@@ -645,16 +644,6 @@ class WindowState:
         held += [f"distinct {distinct.index}" for distinct in self._distinct]
         return ",".join([*held, "by window"] if self._by_window else held)
 
-    def shown_columns(self) -> str:
-        """Return, for who reads a savepoint without the program (``checkpoint/column_tables``), what the columns of
-        ``_rows_of`` behind the number of records are called, and whether they are the bits of floats. JSON."""
-        assert self.layout is not None
-        names = self.layout.schema.names
-        shown = [(f"{a.kind}({names[f.index]})", a.is_float and f.codes is None) for a, f in self._accumulators]
-        shown += [(f"count({names[field.index]})", False) for field in self._fields]
-        shown += [(f"distinct({names[distinct.index]})", False) for distinct in self._distinct]
-        return json.dumps(shown)
-
     def _put(self, batch: pa.RecordBatch, watermark_ms: int) -> None:
         assert self.layout is not None
         num_keys = len(self.layout.keys)
@@ -676,9 +665,15 @@ class WindowState:
         for field, present in zip(self._fields, presents, strict=True):
             if field.present:
                 pane.column(field.present)[slots] = values_of(present)
-        for (accumulator, field), held in zip(self._accumulators, columns[num_keys + 2 :], strict=False):
-            if accumulator.kind != "sum" and field.has_long(held):
-                field.code_decimals(self._places_of(field))
+        for at, held in enumerate(columns[num_keys + 2 : end]):
+            accumulator, field = self._accumulators[at]
+            if accumulator.kind == "sum" and field.of_decimals:
+                if not accumulator.lanes and not window_sums.fit(held):
+                    self._make_room(field)
+                window_sums.put(pane, self._accumulators[at][0], slots, held)
+                continue
+            if field.has_long(held):
+                self._make_room(field)
             pane.column(accumulator.column)[slots] = field.held_of(held)
         for distinct, lists in zip(self._distinct, columns[end + len(self._fields) :], strict=True):
             distinct.restore(start, pane, slots, lists)
@@ -689,11 +684,6 @@ def other_fields(schema: pa.Schema) -> ProgramError:
         f"Windows over columns of the types {', '.join(map(str, schema.types))} were restored, which this version of "
         "the program aggregates by other fields. Give the operator another uid to begin afresh."
     )
-
-
-def _sum_of_sizes(values: Array) -> float:
-    pieces = (values[at : at + _ADDED_MAX].astype(np.float64) for at in range(0, values.size, _ADDED_MAX))
-    return float(sum(np.abs(piece, out=piece).sum() for piece in pieces))
 
 
 def _typed(rows: Array, accumulator: Accumulator) -> Array:

@@ -35,6 +35,8 @@ __all__ = [
     "long_kind",
     "of_units",
     "short_kind",
+    "sizes_of",
+    "sum_size_max",
     "units_of",
 ]
 
@@ -43,6 +45,8 @@ LONG_DIGITS_MAX: Final = 38
 #: Of a sum that fits into 64 bits.
 SUM_DIGITS_MAX: Final = 19
 _UNITS_MAX: Final = 10**DIGITS_MAX - 1
+#: Floats of 2^40 values that are added are off by less.
+_BELOW: Final = 0.999
 #: More than the exponent of any decimal with a usual scale, which a context has to reach.
 _EXPONENT_MAX: Final = 100
 
@@ -109,6 +113,15 @@ def lanes_of_int(value: int) -> tuple[np.int64, np.int64]:
     return lower, upper
 
 
+def sizes_of(lanes: Array) -> Array:
+    """Return the values without their signs, float64."""
+    is_negative = lanes[:, 1] < 0
+    lower = np.where(is_negative, -lanes[:, 0], lanes[:, 0])
+    upper = np.where(is_negative, ~lanes[:, 1] + (lanes[:, 0] == 0), lanes[:, 1])
+    made: Array = upper * 2.0**64 + lower.astype(np.uint64)
+    return made
+
+
 def first_long(column: pa.Array) -> int:
     """Return the first row whose value has more digits, as many as there are rows if none has."""
     if is_short_decimal(column.type):
@@ -152,3 +165,8 @@ def digits_added_exactly() -> int:
     """Return how many digits a sum may have that Python's Decimal does not round, in this thread, nor Arrow's; where
     ``adds_exactly``."""
     return min(decimal.getcontext().prec, LONG_DIGITS_MAX)
+
+
+def sum_size_max() -> float:
+    """Return what a sum has to stay below that has so few digits, reckoned with floats, which are rounded."""
+    return _BELOW * 10.0 ** digits_added_exactly()

@@ -42,6 +42,7 @@ KEY = FieldKey(0)
 #: Records of one second of event time.
 PER_SECOND = 100_000
 WATERMARK_EVERY_MS = 1000
+LONG = " of 22 digits"
 
 
 def first(a, b):
@@ -85,12 +86,17 @@ def in_sessions(rows: WindowSpec) -> tuple[OperatorSpec, OperatorSpec]:
     return spec, rows
 
 
+def keyed(kind: str) -> tuple[OperatorSpec, OperatorSpec]:
+    return ColumnAggregateSpec(KEY, kind, 3), KeyedAggregateSpec(KEY, kind, 3)
+
+
 def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
     """Return (on columns, on rows) by name."""
     distinct = AggregateFold(RowAggregates([count_distinct(2)]))
     gap = EventTimeSessionWindows(500)
     sessions = windows(distinct, gap)
     texts = AggregateFold(RowAggregates([FieldAggregateOf("min", 3), FieldAggregateOf("max", 3)]))
+    sums = AggregateFold(RowAggregates([FieldAggregateOf("sum", 3)]))
     edges = windows(AggregateFold(RowAggregates([FieldAggregateOf("first", 2), FieldAggregateOf("last", 2)])), gap)
     chosen, picked = windows(ReduceFold(FieldAggregate("max_by", 2)), gap), windows(ReduceFold(newest), gap)
     return {
@@ -117,6 +123,15 @@ def workloads() -> dict[str, tuple[OperatorSpec, OperatorSpec]]:
             windows(AggregateFold(RowAggregates([FieldAggregateOf("avg", 3)])))
         ),
         "10 s windows, min and max of long decimals": in_columns(windows(texts)),
+        **{f"{kind} of decimals{of}": keyed(kind) for kind in ("sum", "max_by") for of in ("", LONG)},
+        **{f"10 s windows, sum of decimals{of}": in_columns(windows(sums)) for of in ("", LONG)},
+        f"10 s windows each 5 s, sum of decimals{LONG}": in_columns(
+            windows(sums, SlidingEventTimeWindows(10_000, 5000, 0))
+        ),
+        f"10 s windows, avg of decimals{LONG}": in_columns(
+            windows(AggregateFold(RowAggregates([FieldAggregateOf("avg", 3)])))
+        ),
+        f"sessions, gap 0.5 s, sum of decimals{LONG}": in_sessions(windows(sums, gap)),
         "max_by, records with lists": (ColumnAggregateSpec(KEY, "max_by", 2), KeyedAggregateSpec(KEY, "max_by", 2)),
         "10 s windows, last of lists": in_columns(windows(AggregateFold(RowAggregates([FieldAggregateOf("last", 3)])))),
         "10 s windows, max_by, records with lists": in_columns(windows(ReduceFold(FieldAggregate("max_by", 2)))),
@@ -153,10 +168,10 @@ def with_decimals(batch: ColumnBatch) -> ColumnBatch:
     return ColumnBatch(batch.columns.set_column(3, "text", of_units(units, pa.decimal128(38, 2))), batch.timestamps_ms)
 
 
-def with_long_decimals(batch: ColumnBatch) -> ColumnBatch:
-    """The same with 30 digits."""
+def with_long_decimals(batch: ColumnBatch, scale: int = 20) -> ColumnBatch:
+    """The same with 30 digits, or fewer."""
     short = with_decimals(batch).columns.column(3)
-    longs = short.cast(pa.decimal128(38, 20))
+    longs = short.cast(pa.decimal128(38, scale))
     return ColumnBatch(batch.columns.set_column(3, "text", longs), batch.timestamps_ms)
 
 
@@ -164,6 +179,8 @@ def of_name(name: str) -> Callable[[ColumnBatch], ColumnBatch]:
     """Return what makes the records of a workload."""
     if "lists" in name:
         return with_lists
+    if LONG in name:
+        return lambda batch: with_long_decimals(batch, 12)
     if "decimals" in name:
         return with_long_decimals if "long" in name else with_decimals
     return with_rows if "Rows" in name else lambda batch: batch

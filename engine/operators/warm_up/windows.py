@@ -39,11 +39,12 @@ def warm_up_accumulators(slot_type: str) -> None:
     import numpy as np
 
     from engine.operators import column_kernels as kernels
+    from engine.operators import decimal_kernels
     from engine.operators.window_panes import Pane
 
     rows, slots = np.zeros(2, np.int32), np.zeros(2, slot_type)
     out = np.empty(2, np.int32), np.empty(2, np.int32)
-    pane = Pane(2)
+    pane = Pane(4)
     pane.reserve(1)
     kernels.count_rows(rows, slots, pane.column(0), *out)
     for values in (np.zeros(2, np.int64), np.zeros(2, np.float64)):
@@ -56,3 +57,5 @@ def warm_up_accumulators(slot_type: str) -> None:
         kernels.choose_of_rows(rows, slots, values, (0, False), held, out[0])
     codes, ranks = np.zeros(2, np.int64), np.zeros(2, np.int32)
     kernels.choose_codes_of_rows(rows, slots, codes, ranks, (0, False), pane.column(1), out[0])
+    sums = pane.column(1), pane.column(2), pane.column(3, is_float=True)
+    decimal_kernels.add_lanes(rows, slots, np.zeros((2, 2), np.int64), 1.0, *sums)
