@@ -261,6 +261,7 @@ def test_an_increment_of_files_has_what_changed_and_what_waits(monkeypatch):
         assert part.num_changed(4, 1000) == 0
 
 
+@pytest.mark.usefixtures("files_of_little")
 @pytest.mark.parametrize("name", ["aggregates", "the last"])
 def test_what_was_to_be_sent_is_sent_once_whatever_the_last_increment_has(name, tmp_path, monkeypatch):
     """What lower layers had to send has been sent when the next barrier comes, or is there again."""
@@ -300,6 +301,7 @@ def test_what_was_to_be_sent_is_sent_once_whatever_the_last_increment_has(name, 
             life.close()
 
 
+@pytest.mark.usefixtures("files_of_little")
 @pytest.mark.parametrize("where", ["files", "memory"])
 def test_what_was_restored_to_be_sent_is_not_in_what_builds_on_it(where, tmp_path, monkeypatch):
     in_files(monkeypatch, True, 100_000)
