@@ -118,10 +118,16 @@ class SessionChanges:
         for notes in self._log.notes():
             notes.unite()
 
-    def counts(self) -> dict[int, int]:
-        """Return how many keys are marked in each epoch, by the barrier that began it, oldest first."""
+    def knows(self, checkpoint_id: int) -> bool:
+        """Whether it is known what changed since that barrier."""
+        return any(begun_by == checkpoint_id for begun_by, _ in self._log.items())
+
+    def counts(self, since: int = 0) -> dict[int, int]:
+        """Return how many keys are marked in each epoch from that barrier on, by what began it, oldest first."""
         return {
-            begun_by: sum(num_marked(own, _MARK_SHIFT) for own in notes.marks) for begun_by, notes in self._log.items()
+            begun_by: sum(num_marked(own, _MARK_SHIFT) for own in notes.marks)
+            for begun_by, notes in self._log.items()
+            if begun_by >= since
         }
 
     # --- increments

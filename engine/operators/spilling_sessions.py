@@ -15,7 +15,7 @@ Folding cannot fail later: nulls that only rows can take, and sums that could le
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -88,13 +88,15 @@ class _Partition:
 
     # --- what changed, without reading it
 
-    def known(self) -> Collection[int]:
-        """Return the barriers since which it is known what changed."""
-        return [*self.counts, *self.missed] if self.state is None else _changes_of(self.state).counts().keys()
+    def knows(self, since: int) -> bool:
+        """Whether it is known what changed since that barrier."""
+        if self.state is not None:
+            return _changes_of(self.state).knows(since)
+        return since in self.counts or since in self.missed
 
     def num_changed(self, since: int) -> int:
         """Return about how many keys changed since that barrier, which is known: rather too many."""
-        counts = self.counts if self.state is None else _changes_of(self.state).counts()
+        counts = self.counts if self.state is None else _changes_of(self.state).counts(since)
         return sum(count for begun_by, count in counts.items() if begun_by >= since)
 
 
@@ -547,7 +549,7 @@ class SpillingSessions:
         if self.state.others:
             return None
         if not self.state.is_defined:
-            return {} if since_checkpoint_id in self._changes.counts() else None
+            return {} if self._changes.knows(since_checkpoint_id) else None
         if self._partitions:
             chunks = self._delta_of_files(groups, since_checkpoint_id)
         else:
@@ -587,7 +589,7 @@ class SpillingSessions:
         return chunks
 
     def _knows(self, since: int) -> bool:
-        return not self.state.others and all(since in part.known() for part in self._partitions)
+        return not self.state.others and all(part.knows(since) for part in self._partitions)
 
     def note_delta(self, key_groups: Iterable[int], since_checkpoint_id: int, entries_max: int) -> NotedDelta | None:
         if self._partitions or self.state.others:

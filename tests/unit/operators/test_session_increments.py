@@ -13,11 +13,11 @@ from engine.operators.column_session import column_session
 from engine.operators.field_aggregates import count, count_distinct, first, last, max_, sum_
 from engine.operators.keys import FieldKey
 from engine.time.windows import TIME_MAX_MS
-from tests.testing.operator_harness import OperatorHarness
+from tests.testing.operator_harness import OperatorHarness, SubtaskSnapshot
 from tests.unit.operators.test_column_session import GAP_MS, REDUCES, SESSIONS, reduced
 from tests.unit.operators.test_column_window import SCHEMA, built_in, columns
 from tests.unit.operators.test_spilling_sessions import shown_entries
-from tests.unit.operators.test_window_increments import Job, records
+from tests.unit.operators.test_window_increments import NUM_GROUPS, Job, records
 
 AGGREGATES = [count(), sum_(1), sum_(2), max_(1), first(3), last(1), count_distinct(3)]
 
@@ -261,6 +261,7 @@ def test_an_increment_of_files_has_what_changed_and_what_waits(monkeypatch):
         assert part.num_changed(4, 1000) == 0
 
 
+@pytest.mark.usefixtures("files_of_little")
 @pytest.mark.parametrize("name", ["aggregates", "the last"])
 def test_what_was_to_be_sent_is_sent_once_whatever_the_last_increment_has(name, tmp_path, monkeypatch):
     """What lower layers had to send has been sent when the next barrier comes, or is there again."""
@@ -298,6 +299,45 @@ def test_what_was_to_be_sent_is_sent_once_whatever_the_last_increment_has(name, 
             life.advance(TIME_MAX_MS)
             assert sorted([*before, *life.results()]) == every
             life.close()
+
+
+@pytest.mark.usefixtures("files_of_little")
+@pytest.mark.parametrize("where", ["files", "memory"])
+def test_what_was_restored_to_be_sent_is_not_in_what_builds_on_it(where, tmp_path, monkeypatch):
+    in_files(monkeypatch, True, 100_000)
+    monkeypatch.setattr(spilling_sessions, "_RETURN_SHARE", -1)
+    spec = column_session(spec_of("aggregates", 0))
+    job = SessionJob(spec, 1, tmp_path)
+    job.send([(key, 1, 0.5, "a") for key in range(1, 900)], [100] * 899)
+    job.advance(40)
+    job.send([(key, 1, 0.5, "a") for key in range(2000, 2010)], [20] * 10)  # late
+    job.send([(key, 1, 0.5, "a") for key in range(3000, 3010)], [41] * 10)
+    job.advance(60)  # these are due
+    (full,) = job.checkpoint("completed").snapshots
+    job.close()
+    in_files(monkeypatch, where == "files")
+    life = SessionJob(spec, 1, tmp_path, restored=[full])
+    part = life.harnesses[0].contexts[0].state.keyed["session-slots"]
+    assert part.is_spilled == (where == "files")
+    part.begin_epoch(1)
+    life.advance(60)
+    life.send([(5, 1, 0.5, "a")], [101])
+    sent = life.results()
+    assert len(sent) == 20
+    noted = part.note_delta(range(NUM_GROUPS), 1, 1_000_000)
+    assert (noted is None) == (where == "files")
+    delta = part.snapshot_delta(range(NUM_GROUPS), 1)
+    assert noted is None or noted.chunks() == delta
+    assert len(delta) == NUM_GROUPS
+    life.advance(TIME_MAX_MS)
+    every = life.results()
+    life.close()
+    layers = [*full.layers[0]["session-slots"], delta]
+    life = SessionJob(spec, 1, tmp_path, restored=[SubtaskSnapshot(2, [{"session-slots": layers}], [None])])
+    life.advance(60)
+    life.advance(TIME_MAX_MS)
+    assert sorted([*sent, *life.results()]) == every
+    life.close()
 
 
 def test_keys_whose_sessions_fire_are_marked_and_stay_so_under_other_numbers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,50 @@ def test_state_is_cut_between_batches_and_barriers_meanwhile_are_exact(monkeypat
                     again.end()
                     found |= {key: value for key, value, _ in again.output.rows}
             assert found == expected[at]
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("sum", 1), ("min", 2), ("max_by", 3)])
+def test_children_read_what_was_there_at_their_forks_while_pages_of_files_change(kind, seed, monkeypatch):
+    """Keys come, texts and none, then the same ones change; values are any floats."""
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 300_000)
+    rng = random.Random(seed)
+    floats = [0.0, -0.0, float("nan"), float("inf"), *(rng.uniform(-9, 9) for _ in range(20))]
+    kept = [None, "", "ä", "value"]
+    children = []
+    with (
+        OperatorHarness(ColumnAggregateSpec(FieldKey(0), kind, 1), memory_bytes=1) as ours,
+        OperatorHarness(KeyedAggregateSpec(FieldKey(0), kind, 1)) as model,
+    ):
+        slots = ours.head._slots
+        for number in range(16):
+            num_keys = min(12_000, 1500 * (number + 1))
+            keys = [None if rng.random() < 0.01 else f"key {rng.randrange(num_keys)}" for _ in range(3000)]
+            values = rng.choices(floats, k=3000)
+            more = rng.choices(kept, k=3000)
+            columns = pa.record_batch([pa.array(each) for each in (keys, values, more)], names=["f0", "f1", "f2"])
+            for harness in (ours, model):
+                harness.process_batch(ColumnBatch(columns))
+            if number % 3 == 2:
+                ours.head._take_up_all()
+            if number in (5, 8, 9, 12):
+                if number % 2:
+                    slots.begin_epoch(number)  # else it is a savepoint, behind which nothing says that there was one
+                before, as_it_was = dict(slots.lazy_snapshot(range(128))), slots.lazy_snapshot(range(128))
+                incoming, outgoing = os.pipe()
+                if not (child := os.fork()):
+                    os.close(outgoing)
+                    os.read(incoming, 1)  # until the parent has gone on
+                    os._exit(0 if dict(as_it_was) == before else 1)
+                children.append((child, incoming, outgoing))
+        ours.head.process_idle(False)
+        assert slots.is_spilled
+        assert dict(slots.lazy_snapshot(range(128))) != before
+        assert [*map(repr, ours.output.rows)] == [*map(repr, model.output.rows)]
+    for child, incoming, outgoing in children:
+        os.write(outgoing, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.close(incoming)
+        os.close(outgoing)
 
 
 def test_memory_and_files_stay_bounded(monkeypatch):
