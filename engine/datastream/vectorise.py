@@ -126,6 +126,8 @@ def vectorise(nodes: Sequence[Transformation]) -> None:
         if isinstance(node.spec, TimestampsSpec | StampedSourceSpec) and node.id not in used:
             node.spec = dataclasses.replace(node.spec, keeps_columns=False)  # rows that were made for it may go on
         node.spec = plan.specs.get(node.id, node.spec)
+        if isinstance(node.spec, ColumnAggregateSpec | ColumnReduceSpec) and node.row_types and node.id not in used:
+            node.spec = dataclasses.replace(node.spec, rows_behind=not (node.spec.emit_final or node.spec.ttl_ms))
         node.why_rows = plan.why_rows.get(node.id, "")
         if isinstance(node.spec, _OF_FUNCTIONS):
             node.spec = dataclasses.replace(node.spec, tier=plan.tiers.get(node.id, ""))

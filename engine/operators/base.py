@@ -16,14 +16,17 @@ import abc
 import enum
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from engine.core.clock import Clock
 from engine.core.ids import JobID, OperatorID
 from engine.core.late_dataclass import dataclass
-from engine.core.records import Batch, ColumnBatch
+from engine.core.records import Batch, ColumnBatch, RowBatch
 from engine.operators.functions import RuntimeContext
 from engine.state.parts import OperatorStateRegistry
+
+if TYPE_CHECKING:
+    from engine.operators.row_columns import RowColumns
 
 __all__ = [
     "BATCH_ONLY",
@@ -127,6 +130,10 @@ class Operator(abc.ABC):
     @abc.abstractmethod
     def process_batch(self, input_index: int, batch: Batch) -> None:
         """Handle the next batch of an input. The batch is shared with others: do not change it."""
+
+    def process_typed(self, input_index: int, batch: RowBatch, columns: RowColumns) -> None:
+        """Handle rows of a declared type, which come instead of columns where they are few. Default: as columns."""
+        self.process_batch(input_index, columns.of(batch))
 
     def process_watermark(self, watermark_ms: int) -> None:
         """Event time has reached ``watermark_ms`` on all inputs. Default: hand it on."""

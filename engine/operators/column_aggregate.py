@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.arrow_arrays import arrow_of
 from engine.core.dictionaries import plain_columns, plain_type
 from engine.core.late_dataclass import dataclass
-from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named
+from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.after_columns import SLOTS_PART
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
     from engine.operators.column_choice import ChosenRows
     from engine.operators.column_ranks import Ranks
+    from engine.operators.row_columns import RowColumns
+    from engine.operators.small_rows import SmallRows
     from engine.state.slot_state import SlotState
     from engine.state.spilling_slots import SpillingSlots
 
@@ -82,6 +84,8 @@ class ColumnAggregateSpec(OperatorSpec):
     emit_final: bool = False
     ttl_ms: int = 0
     key: KeyFunction | None = None
+    #: nobody behind wants columns: of a few rows that come as rows results may be rows, too
+    rows_behind: bool = False
     #: what comes out are columns, if what goes in is
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
@@ -101,13 +105,14 @@ class ColumnAggregateSpec(OperatorSpec):
 @dataclass(frozen=True)
 class ColumnReduceSpec(OperatorSpec):
     """``function``: as in KeyedReduceSpec; what it does with columns is found out when their types are known. ``key``:
-    as in ColumnAggregateSpec."""
+    and ``rows_behind``: as in ColumnAggregateSpec."""
 
     key_selector: FieldKey | ComposedKey
     function: Any
     emit_final: bool = False
     ttl_ms: int = 0
     key: KeyFunction | None = None
+    rows_behind: bool = False
     emits_columns = True
     preload = ("engine.operators.warm_up.keyed",)
 
@@ -148,12 +153,14 @@ class _ColumnAggregateOperator(Operator):
         self._is_on_rows = False
         self._layout: Layout | None = None
         self._chosen: ChosenRows | None = None
+        self._small: SmallRows | None = None
         #: slots to hand over when the last batch was left half way; None = all
         self._trimmed: Array | None = None
 
     def open(self, ctx: OperatorContext, out: Output) -> None:
-        from engine.operators import column_kernels as kernels
         from engine.operators import decimal_kernels
+        from engine.operators.column_kernels import RUNNING
+        from engine.operators.small_rows import small_rows_of
         from engine.state.slot_expiry import Expiry
         from engine.state.spilling_slots import HELD_SHARE, NUM_PARTITIONS, SpillingSlots
 
@@ -162,16 +169,12 @@ class _ColumnAggregateOperator(Operator):
         self._rows.open(ctx, out)
         if self._spec.key is not None and self._spec.key.num_computed:
             self.out = WithoutKeys(out)
+        self._small_rows = small_rows_of
         #: by kind and whether values are floats, None = lanes of decimals
         self._kernels = {
+            **RUNNING,
             ("min", None): decimal_kernels.running_min_of_lanes,
             ("max", None): decimal_kernels.running_max_of_lanes,
-            ("sum", False): kernels.running_sum_of_ints,
-            ("sum", True): kernels.running_sum_of_floats,
-            ("min", False): kernels.running_min,
-            ("min", True): kernels.running_min,
-            ("max", False): kernels.running_max,
-            ("max", True): kernels.running_max,
         }
         runtime = ctx.runtime_context
         max_parallelism = runtime.get_max_number_of_parallel_subtasks()
@@ -240,6 +243,11 @@ class _ColumnAggregateOperator(Operator):
         done = self._process_columns(columns, batch.timestamps_ms)
         if done < len(batch):
             self._note_rows(self._why_not(columns.slice(done)))  # if it was no sum
+        self._end_batch(input_index, batch, done)
+
+    def _end_batch(self, input_index: int, batch: Batch, done: int) -> None:
+        """So many rows have been taken up: let rows go on with the others; look after the memory."""
+        if done < len(batch):
             self._hand_over()
             self._rows.process_batch(input_index, batch.slice(done, len(batch)))
             return
@@ -252,6 +260,24 @@ class _ColumnAggregateOperator(Operator):
     def _give_back_expired(self, *, is_epoch_over: bool = False) -> None:
         if not self._slots.is_being_cut and self._state.give_back_expired(is_epoch_over=is_epoch_over):
             self._chosen = None  # slots have got other numbers
+
+    def process_typed(self, input_index: int, batch: RowBatch, columns: RowColumns) -> None:
+        is_off = self._is_on_rows or self._slots.has_others or self._slots.is_spilled or self._held_part.is_restored
+        is_small = self._spec.rows_behind and not is_off
+        self._small = small = self._small_rows(self._small, self._layout, columns) if is_small else None
+        if small is None or (few := small.read(batch)) is None:
+            return super().process_typed(input_index, batch, columns)
+        found = self._state.find_prepared(few.keys, len(batch))
+        results = None if found[1].size else small.results(few, found[0], self._state, self._chosen)
+        if results is None:  # keys that are new have to be begun
+            made: Any = columns.of(batch)
+            self._end_batch(input_index, batch, self._process_columns(made.columns, made.timestamps_ms, found))
+            return None
+        self.out.emit(results)
+        if len(results) < len(batch):
+            self._note_rows(BEYOND_64_BITS)
+        if small.has_grown or self._slots.is_being_cut or len(results) < len(batch):
+            self._end_batch(input_index, batch, len(results))
 
     def _known_columns(self, columns: pa.RecordBatch, named: Named) -> pa.RecordBatch | None:
         """Return the columns if they can be taken up, None if rows have to."""
@@ -289,8 +315,9 @@ class _ColumnAggregateOperator(Operator):
         is_rounded = any(is_decimal and column[0].is_valid for is_decimal, column in compared)
         return ROUNDED_DECIMALS if is_rounded else NEEDS_A_VALUE
 
-    def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None) -> int:
-        """Take up the rows and emit; return how many, fewer than all if the next one is not for columns."""
+    def _process_columns(self, columns: pa.RecordBatch, stamps: Array | None, found: Any = None) -> int:
+        """Take up the rows and emit; return how many, fewer than all if the next one is not for columns. ``found``:
+        what the state has found for their keys, if it has."""
         import numpy as np
 
         from engine.state.arrow_views import values_of
@@ -308,8 +335,8 @@ class _ColumnAggregateOperator(Operator):
                 self._note_rows(self._why_not(given_columns) if is_cut else "values that kernels do not take")
             return 0
         state = self._state
-        before = state.num_slots
-        slots, first = state.find([columns.column(key) for key in layout.keys])
+        slots, first = found or state.find([columns.column(key) for key in layout.keys])
+        before = state.num_slots - first.size
         begun = state.touch(slots, first)  # the first rows of new slots, and of those whose values have expired
         for index, values in given.items():
             if layout.values is not None and begun.size and layout.values.is_computed(index):

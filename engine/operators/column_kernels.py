@@ -5,12 +5,13 @@ Importing this module imports numba: do it where a kernel is about to run. Compi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numba
 import numpy as np
 
 __all__ = [
+    "RUNNING",
     "add_floats",
     "add_ints",
     "choose_codes_of_rows",
@@ -83,6 +84,17 @@ def running_max(slots: Any, values: Any, max_of_slot: Any, after: Any) -> int:
             max_of_slot[slot] = values[row]
         after[row] = max_of_slot[slot]
     return slots.size
+
+
+#: By kind and whether values are floats.
+RUNNING: Final = {
+    ("sum", False): running_sum_of_ints,
+    ("sum", True): running_sum_of_floats,
+    ("min", False): running_min,
+    ("min", True): running_min,
+    ("max", False): running_max,
+    ("max", True): running_max,
+}
 
 
 @numba.njit(nogil=True)

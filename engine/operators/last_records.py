@@ -198,11 +198,11 @@ class LastRecords:
         import pyarrow as pa
 
         order = arrow_of(records)
-        before = self._records_of(self.slots, self.schema, formers).columns if formers.size else None
-        arrays = [
-            (column if before is None else pa.concat_arrays([column, before[index]])).take(order)
-            for index, column in enumerate(columns.columns)
-        ]
+        arrays = columns.columns
+        if formers.size:
+            before = self._arrays_of(self.slots, self._keys, len(arrays), formers)
+            arrays = [pa.concat_arrays(both) for both in zip(arrays, before, strict=True)]
+        arrays = [column.take(order) for column in arrays]
         return pa.RecordBatch.from_arrays(arrays, names=columns.schema.names)
 
     def _put(self, columns: pa.RecordBatch, slots: Array, rows: Array) -> None:
@@ -233,14 +233,18 @@ class LastRecords:
     def _records_of(state: SlotState, schema: pa.Schema, slots: Array) -> pa.RecordBatch:
         import pyarrow as pa
 
-        fields = _key_fields(schema)
+        arrays = LastRecords._arrays_of(state, _key_fields(schema), len(schema), slots)
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    @staticmethod
+    def _arrays_of(state: SlotState, fields: list[int], num_columns: int, slots: Array) -> list[pa.Array]:
+        """``fields``: those of the key."""
         assert state.table is not None
         keys = state.table.keys_of(slots)
-        arrays = [
+        return [
             state.columns[f"c{index}"].get(slots) if f"c{index}" in state.columns else keys[fields.index(index)]
-            for index in range(len(schema))
+            for index in range(num_columns)
         ]
-        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def records(self) -> Iterator[pa.RecordBatch]:
         """Yield all records, of all types that were restored; the schemas say whether they are Rows."""

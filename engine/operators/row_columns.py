@@ -14,6 +14,7 @@ more than its pickle on its way through an exchange: it crosses as rows, and bec
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -67,11 +68,12 @@ class RowColumns:
         kinds = column_kinds(type_info)
         assert kinds is not None, type_info
         assert isinstance(type_info, TupleTypeInfo)
-        self._kinds = kinds
+        #: the Python type of each field
+        self.kinds = kinds
+        #: whether the records are Rows
+        self.is_named = isinstance(type_info, RowTypeInfo)
         self._names = tuple(type_info.get_field_names())
-        self._named = isinstance(type_info, RowTypeInfo)
         self._fields = [itemgetter(index) for index in range(len(kinds))]
-        self._schema: pa.Schema | None = None  #: made with the first batch
         self._make: Callable[[Any], Any] | None = None
         if makes_rows:
             assert isinstance(type_info, RowTypeInfo), type_info
@@ -97,39 +99,63 @@ class RowColumns:
         """Return what happens to the rows, for people."""
         return "results as columns" + (", until one was not of its type" if self.is_over else "")
 
-    def _columns_of(self, batch: RowBatch) -> ColumnBatch | None:
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the columns."""
+        import pyarrow as pa
+
+        kinds = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+        return pa.schema([pa.field(name, kinds[kind]) for name, kind in zip(self._names, self.kinds, strict=True)])
+
+    @cached_property
+    def _types(self) -> list[pa.DataType]:
+        return list(self.schema.types)
+
+    def lists_of(self, batch: RowBatch) -> list[tuple[list[Any], type, bool]] | None:
+        """Return the values of each field, their type, and whether some are None; or None if the records are not of
+        the type. Integers may still be beyond 64 bits, and texts have halves of surrogate pairs."""
         num_rows = len(batch.rows)
         rows = self._values_of(batch.rows)
-        if rows is None or list(map(len, rows)).count(len(self._kinds)) < num_rows:
+        if rows is None or list(map(len, rows)).count(len(self.kinds)) < num_rows:
+            return None
+        lists = []
+        for field, kind in zip(self._fields, self.kinds, strict=True):
+            values = list(map(field, rows))
+            types = list(map(type, values))
+            num = types.count(kind)
+            if num < num_rows and num + types.count(type(None)) < num_rows:
+                return None
+            lists.append((values, kind, num < num_rows))
+        return lists
+
+    def _columns_of(self, batch: RowBatch) -> ColumnBatch | None:
+        lists = self.lists_of(batch)
+        if lists is None:
             return None
         import numpy as np
         import pyarrow as pa
 
-        if self._schema is None:
-            kinds = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-            pairs = zip(self._names, self._kinds, strict=True)
-            self._schema = pa.schema([pa.field(name, kinds[kind]) for name, kind in pairs])
         arrays: list[pa.Array] = []
         stamps = None
         try:
-            for field, kind, own in zip(self._fields, self._kinds, self._schema.types, strict=True):
-                array = _array_of(list(map(field, rows)), kind, own)
+            for (values, kind, has_nulls), own in zip(lists, self._types, strict=True):
+                array = _array_of(values, kind, own, has_nulls=has_nulls)
                 if array is None:
                     return None
                 arrays.append(array)
             if batch.timestamps_ms is not None:
-                stamps = np.fromiter(batch.timestamps_ms, np.int64, num_rows)
+                stamps = np.fromiter(batch.timestamps_ms, np.int64, len(batch.rows))
         except (OverflowError, UnicodeEncodeError, pa.ArrowException):
             return None  # beyond 64 bits, half of a surrogate pair
-        return ColumnBatch(pa.RecordBatch.from_arrays(arrays, schema=self._schema), stamps, named=self._named)
+        return ColumnBatch(pa.RecordBatch.from_arrays(arrays, schema=self.schema), stamps, named=self.is_named)
 
     def _values_of(self, rows: list[Any]) -> list[Any] | None:
         """Return the fields of each record, as a tuple or list; None if one is no such record."""
         num_rows = len(rows)
-        if not self._named or self._make is not None:
+        if not self.is_named or self._make is not None:
             if list(map(type, rows)).count(tuple) == num_rows:
                 return rows
-            if not self._named:
+            if not self.is_named:
                 return None
             rows = list(map(self._make, rows)) if self._make is not None else rows
         if (
@@ -146,18 +172,14 @@ _NAMES_OF: Final = attrgetter("_fields")
 _VALUES_OF: Final = attrgetter("_values")
 
 
-def _array_of(values: list[Any], kind: type, own: pa.DataType) -> pa.Array | None:
-    """Return a column of these values, or None if one is neither exactly of that type nor None."""
+def _array_of(values: list[Any], kind: type, own: pa.DataType, *, has_nulls: bool) -> pa.Array | None:
+    """Return a column of these values, or None if there is none."""
     import numpy as np
     import pyarrow as pa
 
-    types = list(map(type, values))
-    if types.count(kind) < len(values):
-        if types.count(kind) + types.count(type(None)) < len(values):
-            return None
-    elif kind is int:
+    if not has_nulls and kind is int:
         return arrow_of(np.fromiter(values, np.int64, len(values)))
-    elif kind is float:
+    if not has_nulls and kind is float:
         return arrow_of(np.fromiter(values, np.float64, len(values)))
     array = pa.array(values, own, from_pandas=False)
     return array if isinstance(array, pa.Array) else None  # texts beyond 2 GiB come in pieces

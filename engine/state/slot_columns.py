@@ -101,6 +101,14 @@ class _ArrayColumn:
         #: 1 where null; made when the first null comes
         self._nulls: PagedArray | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether ``values`` are all numbers as records have them, none of them null."""
+        import pyarrow as pa
+
+        is_number = not (self._is_bool or self._is_decimal or pa.types.is_temporal(self.kind))
+        return is_number and self._nulls is None
+
     def reserve(self, num_slots: int) -> None:
         self.values.reserve(num_slots)
         if self._nulls is not None:

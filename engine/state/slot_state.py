@@ -137,6 +137,15 @@ class SlotState:
                 column.reserve(self.table.num_slots)
         return slots, first
 
+    def find_prepared(self, keys: Any, num_rows: int) -> tuple[Array, Array]:
+        """As ``find``, of keys of one column without nulls as the table looks them up (``SlotTable.find_prepared``)."""
+        assert self.table is not None
+        slots, first = self.table.find_prepared(keys, num_rows)
+        if first.size:
+            for column in self.columns.values():
+                column.reserve(self.table.num_slots)
+        return slots, first
+
     def mark(self, slots: Array) -> None:
         """Remember that these slots change in this epoch."""
         from engine.state.slot_kernels import mark_blocks

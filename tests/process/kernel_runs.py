@@ -11,12 +11,14 @@ import gc
 import importlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from engine.core.records import ColumnBatch, RowBatch
+from engine.core.type_info import Types
 from engine.datastream.aggregates import avg, count, count_distinct, first, last, max_, min_, sum_
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import OperatorSpec
@@ -37,6 +39,7 @@ from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.interval_join import IntervalJoinSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.regular_join import Beside, RegularJoinSpec
+from engine.operators.row_columns import RowColumns
 from engine.operators.text import CHUNK_COLUMN, ColumnarSumSpec, TokenizeSpec, WordCountSpec, WordTokenizer
 from engine.operators.top_n import TopNSpec
 from engine.operators.warm_up.cached_code import TAKEN
@@ -181,6 +184,21 @@ def run(spec: OperatorSpec, schema: pa.Schema) -> None:
         harness.end()
 
 
+def run_few() -> None:
+    """Take up a few typed rows without columns of them."""
+    rows = [(number, number % 7, number / 4, f"\N{SNOWMAN}{number}") for number in range(20)]
+    type_info = Types.TUPLE([Types.LONG(), Types.LONG(), Types.DOUBLE(), Types.STRING()])
+    for spec in keyed():
+        for key in (FieldKey(0), FieldKey(3)):
+            if not isinstance(spec, ColumnAggregateSpec):
+                continue
+            with OperatorHarness(replace(spec, key_selector=key, rows_behind=True)) as harness:
+                typed = RowColumns(type_info)
+                for _ in range(3):
+                    harness.head.process_typed(0, RowBatch(rows), typed)
+                assert [type(batch) for batch in harness.output.batches] == [ColumnBatch, RowBatch, RowBatch]
+
+
 def kernels() -> set[str]:
     from numba.core.registry import CPUDispatcher
 
@@ -226,6 +244,8 @@ def check(kind: str) -> None:
             run(spec, SCHEMA)
     if kind not in ("joins", "words"):
         run(specs[0], NARROW)
+    if kind == "keyed":
+        run_few()
     for kernel in sorted(kernels() - loaded):
         print(f"{kind}: not loaded ahead: {kernel}", flush=True)
     print(f"{kind}: {len(loaded)} loaded, {len(TAKEN.compiled)} compiled", flush=True)

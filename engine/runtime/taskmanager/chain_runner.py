@@ -297,7 +297,8 @@ class OperatorChain:
         if self._row_columns and type(batch) is RowBatch and not self.head._is_on_rows:
             columns = self._row_columns.get(input_index)
             if columns is not None:
-                batch = columns.of(batch)
+                self._call_head(self.head.process_typed, input_index, batch, columns)
+                return
         self._call_head(self.head.process_batch, input_index, batch_for(self.head, batch))
 
     def process_watermark(self, watermark_ms: int) -> None:

@@ -27,8 +27,8 @@ from engine.runtime.taskmanager.chain_runner import OperatorChain
 from engine.time.watermarks import TimestampAssigner
 from tests.testing.operator_harness import CollectedOutput, OperatorHarness, SubtaskSnapshot
 
-FIELDS = [Types.STRING(), Types.LONG(), Types.DOUBLE()]
-TUPLES, ROWS = Types.TUPLE(FIELDS), Types.ROW_NAMED(["k", "v", "x"], FIELDS)
+FIELDS = [Types.STRING(), Types.LONG(), Types.DOUBLE(), Types.STRING()]
+TUPLES, ROWS = Types.TUPLE(FIELDS), Types.ROW_NAMED(["k", "v", "x", "t"], FIELDS)
 SMALL, LARGE = "rows", "columns"
 
 
@@ -45,7 +45,7 @@ class Times(TimestampAssigner):
 
 
 def last_text(a: Any, b: Any) -> Any:
-    return a[0], a[1] + b[1], b[2]
+    return a[0], a[1] + b[1], b[2], b[3]
 
 
 def stamped(stream: DataStream) -> DataStream:
@@ -56,6 +56,11 @@ def stamped(stream: DataStream) -> DataStream:
 CASES: dict[str, tuple[Any, Callable[[DataStream], DataStream]]] = {
     "sum": (TUPLES, lambda stream: stream.key_by(0).sum(1)),
     "sum of rows": (ROWS, lambda stream: stream.key_by(lambda e: e[0]).sum("v")),
+    "sum of floats": (TUPLES, lambda stream: stream.key_by(0).sum(2)),
+    "min, by an integer": (ROWS, lambda stream: stream.key_by("v").min("x")),
+    "max": (TUPLES, lambda stream: stream.key_by(0).max(1)),
+    "min_by": (ROWS, lambda stream: stream.key_by("k").min_by("v")),
+    "latest": (TUPLES, lambda stream: stream.key_by(0).reduce(lambda a, b: b if b[1] >= a[1] else a)),
     "max_by": (TUPLES, lambda stream: stream.filter(lambda e: e[1] != 5).key_by(0).max_by(2)),
     "reduce": (TUPLES, lambda stream: stream.key_by(0).reduce(last_text)),
     "last row": (TUPLES, lambda stream: stream.key_by(0).last_row()),
@@ -130,6 +135,9 @@ class Job:
         self.shapes: Counter[str] = Counter()
         self.tiers: set[str] = set()
         self.receivers: list[Task] = []
+        #: of small batches whose results were rows, too
+        self.num_small = 0
+        self.snapshots: list[SubtaskSnapshot] = []
         self.begin(graph, 2, None)
 
     def begin(self, graph: JobGraph, parallelism: int, restored: Sequence[SubtaskSnapshot] | None) -> None:
@@ -154,14 +162,22 @@ class Job:
         for task in self.receivers:
             task.chain.process_watermark(watermark_ms)
 
+    def checkpoint(self, checkpoint_id: int) -> None:
+        """Take one that builds on the last one."""
+        since = self.snapshots or [None] * len(self.receivers)
+        self.snapshots = [
+            task.harness.snapshot(checkpoint_id, since=last) for task, last in zip(self.receivers, since, strict=True)
+        ]
+
     def restart(self, graph: JobGraph, parallelism: int) -> None:
-        snapshots = [task.harness.snapshot(1) for task in self.receivers]
+        self.checkpoint(2)
         self.end()
-        self.begin(graph, parallelism, snapshots)
+        self.begin(graph, parallelism, self.snapshots)
 
     def end(self) -> dict[Any, list[Any]]:
         """Return the results by key, in their order."""
         for task in self.receivers:
+            self.num_small += task.exit.shapes.count(SMALL)
             self.found += [row for batch in task.exit.batches for row in rows_of(batch).rows]
             self.tiers.add(task.chain.operator_metrics()[0].tier)
         for task in (self.sender, *self.receivers):
@@ -184,15 +200,18 @@ def exact(value: Any) -> Any:
 
 def batches(rng: random.Random, *, odd_at: int | None = None) -> list[list[Any]]:
     """Return batches about as large as what decides. ``odd_at``: the batch with a record that is not of the type."""
-    sizes = [1, 3, SMALL_ROWS_MAX, SMALL_ROWS_MAX + 1, 2, 300, 40, 0, 7, 500, 1]
+    sizes = [1, 3, SMALL_ROWS_MAX + 1, SMALL_ROWS_MAX, 300, 2, 40, 0, 7, 1, 500, SMALL_ROWS_MAX, 5]
     keys = ["", "a", "é\N{SNOWMAN}", "bb", "\0", "key"]
+    texts = ["", "one", "☃", "two"]
+    numbers = [5, 0, -1, 2**40, -(2**50), *(rng.randrange(-(2**40), 2**40) for _ in range(10))]
     floats = [0.0, -0.0, 1.5, math.nan, math.inf, -2.25]
     made = [
-        [(rng.choice(keys), rng.choice([5, rng.randrange(-(2**40), 2**40)]), rng.choice(floats)) for _ in range(size)]
+        [(rng.choice(keys), rng.choice(numbers), rng.choice(floats), rng.choice(texts)) for _ in range(size)]
         for size in sizes
     ]
+    made[12][3] = (*made[12][3][:3], None)
     if odd_at is not None:
-        made[odd_at][-1] = ("odd", True, 1.0)
+        made[odd_at][-1] = ("odd", True, 1.0, "")
     return made
 
 
@@ -203,13 +222,14 @@ def test_batches_of_all_sizes_give_what_rows_give(case: str, monkeypatch: pytest
         job.process(rows)
         on_rows.process(rows)
     assert job.shapes[LARGE] >= 2
-    assert job.shapes[SMALL] >= 7
+    assert job.shapes[SMALL] >= 8
     assert set(on_rows.shapes) == {SMALL}
     for either in (job, on_rows):
         either.watermark(10**6)
     assert job.end() == on_rows.end()
     assert not any(tier.startswith("on rows") or "not of its type" in tier for tier in job.tiers)
     assert any("small batches come as rows" in tier for tier in job.tiers)
+    assert (job.num_small >= 5) is (case not in ("reduce", "last row", "top", "window"))
 
 
 @pytest.mark.parametrize("odd_at", [1, 2, 5])
@@ -234,11 +254,13 @@ def test_state_goes_on_in_the_other_shape(
 ) -> None:
     """``before``, ``after``: whether it is planned on rows, as it was in former versions."""
     given = batches(random.Random(case))
-    half = len(given) // 2
+    half = 9
     job, on_rows = (Job(planned(case, monkeypatch, on_rows=is_on_rows)) for is_on_rows in (before, True))
     for either, then_on_rows in ((job, after), (on_rows, True)):
-        for rows in given[:half]:
+        for at, rows in enumerate(given[:half]):
             either.process(rows)
+            if at == 4:
+                either.checkpoint(1)  # only small batches of known keys follow
         either.restart(planned(case, monkeypatch, on_rows=then_on_rows), 3)
     if (case, before, after) == ("window", False, True):
         with pytest.raises(ProgramError, match="kept by columns"):  # these cannot go back
@@ -252,6 +274,44 @@ def test_state_goes_on_in_the_other_shape(
     assert job.end() == on_rows.end()
 
 
+@pytest.mark.parametrize("case", ["sum", "sum of rows"])
+def test_a_sum_beyond_64_bits_goes_on_on_rows(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, on_rows = (Job(planned(case, monkeypatch, on_rows=is_on_rows)) for is_on_rows in (False, True))
+    for size in (SMALL_ROWS_MAX + 1, 1, 3, 1):
+        for either in (job, on_rows):
+            either.process([("a", 2**53 if size > SMALL_ROWS_MAX else 2**62, 0.5, "one")] * size)
+    assert job.end() == on_rows.end()
+    assert any(tier.startswith("on rows: an integer sum beyond 64 bits") for tier in job.tiers)
+
+
+@pytest.mark.parametrize("row", [("a", 2**63, 0.5, ""), ("a", 1, 0.5, "\ud800"), ("\ud800", 1, 0.5, "")])
+@pytest.mark.parametrize("case", ["sum of floats", "max_by"])
+def test_values_that_columns_cannot_have_go_on_on_rows(
+    case: str, row: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, on_rows = (Job(planned(case, monkeypatch, on_rows=is_on_rows)) for is_on_rows in (False, True))
+    for either in (job, on_rows):
+        for rows in ([("a", 1, 0.25, "")] * 200, [("a", 1, 1.0, "")], [row, row], [("a", 1, 0.5, "")]):
+            either.process(rows)
+    assert job.end() == on_rows.end()
+    assert any("until one was not of its type" in tier for tier in job.tiers)
+
+
+def test_results_stay_columns_where_an_operator_on_columns_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = StreamExecutionEnvironment.create_local_environment(2)
+    source = env.from_source(DataGeneratorSource(Given(), None), WatermarkStrategy.no_watermarks(), "Source")
+    typed = source.rebalance().map(Given(), output_type=TUPLES)
+    typed.key_by(0).sum(1).key_by(1).max(1).rebalance().sink_to(DiscardingSink())
+    _, _, *receivers, _ = env._build("plan")[0].vertices
+    for vertex, has_types in zip(receivers, (True, False), strict=True):
+        assert bool(user_code.loads(vertex.chain).row_types) is has_types
+    task = Task(receivers[0].chain)
+    for rows in ([("a", 1, 0.5, "")] * 200, [("a", 1, 0.5, "")]):
+        task.chain.process_batch(0, RowBatch(rows))
+    assert task.exit.shapes == [LARGE, LARGE]
+    task.close()
+
+
 def test_a_reader_that_cannot_make_columns_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it makes of rows would be rows, of a type that nobody knows, for the operator on columns behind it."""
     env = StreamExecutionEnvironment.create_local_environment(2)
@@ -260,7 +320,7 @@ def test_a_reader_that_cannot_make_columns_gets_them(monkeypatch: pytest.MonkeyP
     typed.map(lambda e: (e[0], e[1] + 1)).key_by(0).sum(1).rebalance().sink_to(DiscardingSink())
     _, sender, receiver, _ = env._build("plan")[0].vertices
     task = Task(sender.chain)
-    task.chain.process_batch(0, RowBatch([("a", 1, 0.5)]))
+    task.chain.process_batch(0, RowBatch([("a", 1, 0.5, "")]))
     assert task.exit.shapes == [LARGE]
     assert user_code.loads(receiver.chain).row_types == ()
     task.close()
