@@ -11,6 +11,7 @@ import pytest
 
 from engine.core.dictionaries import Tidying, is_tidy, plain_columns, same_values
 from engine.core.records import Batch, ColumnBatch, rows_of
+from engine.operators import memory_watch
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.column_deduplicate import column_deduplicate
@@ -43,12 +44,12 @@ def batches(seed: int, *, with_nested: bool = False) -> list[ColumnBatch]:
     return made
 
 
-def outcome(spec: OperatorSpec, given: list[ColumnBatch]) -> tuple[list[Any], list[bool]]:
+def outcome(spec: OperatorSpec, given: list[ColumnBatch], memory_bytes: int = 64 << 20) -> tuple[list[Any], list[bool]]:
     """Return what comes out over a restore, in its order, and whether it is columns."""
     found: list[Batch] = []
     taken = None
     for part in (given[:3], given[3:]):
-        with OperatorHarness(spec, restored=None if taken is None else [taken]) as harness:
+        with OperatorHarness(spec, restored=None if taken is None else [taken], memory_bytes=memory_bytes) as harness:
             for number, batch in enumerate(part):
                 harness.process_batch(batch, input_index=number % spec.num_inputs)
             if taken is None:
@@ -178,3 +179,19 @@ def test_state_of_dictionaries_is_restored_by_two_subtasks_as_that_of_plain_colu
     expected = rescaled(spec, given)
     assert all(expected)
     assert rescaled(spec, _tidy(given)) == expected
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ColumnAggregateSpec(FieldKey(3), "sum", 1),
+        *[spec for spec in (*SPECS["windows"], *SPECS["sessions"]) if repr(FieldKey(3)) in repr(spec)][::3],
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_dictionaries_are_taken_while_state_lies_in_files(spec: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+    given = batches(8)
+    expected = outcome(spec, given, 500)
+    assert expected[0]
+    assert outcome(spec, _tidy(given), 500) == expected
