@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Tidying",
+    "bytes_of_rows",
     "has_dictionary",
     "is_text",
     "is_tidy",
@@ -96,6 +97,16 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema(list(map(_plain_field, schema)), schema.metadata)
+
+
+def bytes_of_rows(columns: pa.RecordBatch) -> int:
+    """Return the bytes of the columns, without the values of dictionaries, which are the same for many batches."""
+    import pyarrow as pa
+
+    kinds = columns.schema.types
+    if not any(map(pa.types.is_dictionary, kinds)):
+        return int(columns.nbytes)
+    return sum((own.indices if pa.types.is_dictionary(own.type) else own).nbytes for own in columns.columns)
 
 
 def is_tidy_type(kind: pa.DataType) -> bool:

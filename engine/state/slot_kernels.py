@@ -317,7 +317,7 @@ def guess_text_slots(
         if slot >= 0:
             begin, at = np.int64(offsets[row]), np.int64(begin_of_slot[slot])
             length = np.int64(offsets[row + 1]) - begin
-            if begin_of_slot[slot + 1] - at != length or not _same_text(arena, at, content, begin, length):
+            if np.int64(begin_of_slot[slot + 1]) - at != length or not _same_text(arena, at, content, begin, length):
                 slot_of_row[row] = -1
 
 
@@ -334,8 +334,8 @@ def find_text_slots(
     """As ``find_int_slots`` for texts and bytes. 9-10 M keys/s of a million different ones
     of ten bytes, 30 M of ten thousand, before they were hashed and compared eight bytes at a time (1.7 times as quick).
 
-    ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot int64 (slots + 1,)):
-    the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
+    ``texts``: (offsets int32 or int64, content uint8); ``keys``: (arena uint8, begin_of_slot uint32 or int64
+    (slots + 1,)): the bytes of slot s are ``arena[begin_of_slot[s]:begin_of_slot[s + 1]]``.
     """
     offsets, content = texts
     arena, begin_of_slot = keys
@@ -363,8 +363,8 @@ def find_text_slots(
             entry = np.uint64(fresh[bucket])
             if entry & ~mask == tag:
                 slot = np.int64(entry & mask) - 1
-                start = begin_of_slot[slot]
-                is_alike = begin_of_slot[slot + 1] - start == length
+                start = np.int64(begin_of_slot[slot])
+                is_alike = np.int64(begin_of_slot[slot + 1]) - start == length
                 if is_alike and _same_text(arena, start, content, begin, length):
                     break
                 slot = -1
@@ -375,14 +375,14 @@ def find_text_slots(
                 entry = np.uint64(old[place])
                 if entry & ~old_mask == h & ~old_mask:
                     slot = np.int64(entry & old_mask) - 1
-                    start = begin_of_slot[slot]
-                    is_alike = begin_of_slot[slot + 1] - start == length
+                    start = np.int64(begin_of_slot[slot])
+                    is_alike = np.int64(begin_of_slot[slot + 1]) - start == length
                     if is_alike and _same_text(arena, start, content, begin, length):
                         break
                     slot = -1
                 place = (place + _U1) & old_mask
         if slot < 0:
-            used = begin_of_slot[num_slots]
+            used = np.int64(begin_of_slot[num_slots])
             if num_slots >= slots_max or used + length > arena.size:
                 return row, num_slots
             slot = num_slots
@@ -458,7 +458,7 @@ def carry_over_texts(old: Any, start: int, end: int, keys: tuple[Any, Any], fres
             prefetch(arena, np.int64(begin_of_slot[slots[k]]))
         for k in range(num_slots):
             slot = slots[k]
-            h = np.uint64(_hash_text(arena, begin_of_slot[slot], begin_of_slot[slot + 1]))
+            h = np.uint64(_hash_text(arena, np.int64(begin_of_slot[slot]), np.int64(begin_of_slot[slot + 1])))
             _enter(fresh, mask, h, h & ~mask, slot)
         place = until
 
@@ -467,9 +467,9 @@ def carry_over_texts(old: Any, start: int, end: int, keys: tuple[Any, Any], fres
 def gather_texts(arena: Any, begin_of_slot: Any, slots: Any, offsets: Any, content: Any) -> None:
     """Copy the texts of ``slots`` one after the other into ``content``, where ``offsets`` (int64, filled) says."""
     for i in range(slots.size):
-        begin = begin_of_slot[slots[i]]
+        begin = np.int64(begin_of_slot[slots[i]])
         at = offsets[i]
-        for k in range(begin_of_slot[slots[i] + 1] - begin):
+        for k in range(np.int64(begin_of_slot[slots[i] + 1]) - begin):
             content[at + k] = arena[begin + k]
 
 

@@ -5,7 +5,7 @@ of any Arrow type that is a number, a time, text, bytes or a decimal, or a struc
 in tidy dictionaries; null is a key like any other, all NaN are one key, and 0.0 and -0.0 are one. The index grows bit
 by bit: no batch waits for a rehash of everything, nor for the pages of an index that is twice as large.
 
-Memory a key: 8 bytes for a number, or its bytes + 8 for a text; 5 to 10 bytes of index, 15 at most just after it has
+Memory a key: 8 bytes for a number, or its bytes + 4 for a text; 5 to 10 bytes of index, 15 at most just after it has
 grown. Kernels: ``slot_kernels``.
 """
 
@@ -52,6 +52,8 @@ _CARRIED_MIN: Final = 4096
 _TOUCHED_WITHIN: Final = 8
 #: A smaller index takes no time worth it.
 _TOUCHED_BYTES_MIN: Final = 4 << 20
+#: Bytes of texts up to which 32 bits tell where one begins. Beyond, once in a table's life, all places are copied.
+_NARROW_BYTES_MAX: Final = (1 << 32) - 1
 #: Entries from one touch to the next: where large pages cannot be had, small ones are.
 _TOUCHED_STEP: Final = mmap.PAGESIZE // 4
 
@@ -141,7 +143,8 @@ class _TextKeys:
         self._kernels = slot_kernels
         self._kind = kind
         self._arena = PagedArray(np.uint8)
-        self._begins = PagedArray(np.int64)
+        #: where each slot's bytes begin in the arena, with the end of the last one: 32 bits as long as that is enough
+        self._begins = PagedArray(np.uint32)
 
     def prepare(self, columns: Sequence[pa.Array]) -> tuple[Any, int]:
         return text_views(columns[0]), len(columns[0])
@@ -150,7 +153,17 @@ class _TextKeys:
         offsets, _ = keys
         used = int(self._begins.array[num_slots]) if self._begins.capacity else 0
         self._arena.reserve(used + int(offsets[row + 1] - offsets[row]))
+        if self._arena.capacity > _NARROW_BYTES_MAX:
+            self.widen()
         self._begins.reserve(num_slots + 2)
+
+    def widen(self) -> None:
+        """Have 64 bits tell where a text begins, if they do not yet."""
+        narrow = self._begins.array
+        if narrow.dtype == np.uint32:
+            self._begins = PagedArray(np.int64)
+            self._begins.reserve(narrow.size)
+            self._begins.array[: narrow.size] = narrow
 
     def add_blank(self, slot: int) -> None:
         width = fixed_width(self._kind)
@@ -402,6 +415,12 @@ class SlotTable:
             if is_null.any():
                 columns = [pc.if_else(arrow_of(is_null), pa.scalar(None, columns[0].type), columns[0])]
         return self._parts.whole(columns)
+
+    def widen(self) -> None:
+        """Make room for texts of more than 4 GiB, which comes by itself when it is needed: so that kernels can be
+        compiled before."""
+        if isinstance(self._keys, _TextKeys):
+            self._keys.widen()
 
     def trim(self) -> None:
         """Give back what was reserved for slots to come."""

@@ -25,7 +25,7 @@ KINDS: Final[tuple[Any, ...]] = (keyed, windows, sessions, joins, tops, groups, 
 #: two processes must not write at a time.
 PARTS: Final[tuple[tuple[Callable[[], None], ...], ...]] = (
     (windows.warm_up_operators, sessions.warm_up_operators),
-    (tables.texts, tables.large_texts),
+    (tables.texts, tables.large_texts, tables.many_texts),
     (tables.pairs, tables.numbers),
     (
         keyed.warm_up_operators,
@@ -73,6 +73,7 @@ def _warm_up() -> None:
     for kind in KINDS:
         kind.warm_up()
     tables.large_texts()
+    tables.many_texts()
 
 
 def _compile_in_processes() -> set[str]:

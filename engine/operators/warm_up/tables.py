@@ -8,7 +8,7 @@ from typing import Any
 from engine.core.arrow_arrays import arrow_of
 from engine.operators.warm_up import cached_code
 
-__all__ = ["exchange", "large_texts", "numbers", "pairs", "texts", "warm_up"]
+__all__ = ["exchange", "large_texts", "many_texts", "numbers", "pairs", "texts", "warm_up"]
 
 #: More than a new table has room for, so that it grows.
 _NUM_KEYS = 4096
@@ -72,6 +72,13 @@ def large_texts() -> None:
     _find([_keys().cast(pa.large_string())])
 
 
+def many_texts() -> None:
+    """Of tables with more than 4 GiB of texts, which are rarer still."""
+    import pyarrow as pa
+
+    _find([_keys().cast(pa.string())], is_wide=True)
+
+
 def pairs() -> None:
     _find([_keys(), _keys()])
 
@@ -82,12 +89,14 @@ def _keys() -> Any:
     return arrow_of(np.arange(_NUM_KEYS))
 
 
-def _find(columns: list[Any], *, encoded: bool = False) -> None:
+def _find(columns: list[Any], *, encoded: bool = False, is_wide: bool = False) -> None:
     import numpy as np
 
     from engine.state.slot_table import SlotTable
 
     table = SlotTable([column.type for column in columns])
+    if is_wide:
+        table.widen()
     columns = [column.dictionary_encode() for column in columns] if encoded else columns
     for _ in range(2):  # new ones, then known ones
         slots = table.slots_of(columns)

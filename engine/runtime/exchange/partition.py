@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, final
 
-from engine.core.dictionaries import has_dictionary, plain_columns
+from engine.core.dictionaries import bytes_of_rows, has_dictionary, plain_columns
 from engine.core.errors import ExternalError
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowBatch
 from engine.protocol.control import ResultPartitionDescriptor
@@ -170,7 +170,7 @@ class _Buffer:
 
     def size_of(self, batch: Batch) -> int:
         """Return about how many bytes the batch would take on the wire."""
-        return int(batch.columns.nbytes) if isinstance(batch, ColumnBatch) else int(len(batch) * self._row_bytes)
+        return bytes_of_rows(batch.columns) if isinstance(batch, ColumnBatch) else int(len(batch) * self._row_bytes)
 
     def observe(self, num_rows: int, size_bytes: int) -> None:
         """A frame of so many rows took so many bytes: better than any sample."""
@@ -214,7 +214,7 @@ class _Buffer:
             assert taken is not None
             full.append(taken)
         self._columns.append(batch)
-        self.size_bytes += int(batch.columns.nbytes)
+        self.size_bytes += bytes_of_rows(batch.columns)
         if self.size_bytes >= self._segment_bytes or sum(map(len, self._columns)) >= BATCH_ROWS_MAX:
             taken = self.take()
             assert taken is not None

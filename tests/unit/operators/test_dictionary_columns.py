@@ -11,11 +11,13 @@ import pytest
 
 from engine.core.dictionaries import Tidying, is_tidy, plain_columns, same_values
 from engine.core.records import Batch, ColumnBatch, rows_of
+from engine.operators import memory_watch
 from engine.operators.base import OperatorSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec
 from engine.operators.column_deduplicate import column_deduplicate
-from engine.operators.deduplicate import LAST, DeduplicateSpec
-from engine.operators.keys import FieldKey
+from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
+from engine.operators.keys import ComposedKey, FieldKey
+from engine.runtime.exchange.column_hash import KnownChannels, subtask_of_rows
 from tests.process.kernel_runs import joins, keyed, sessions, tops, windows
 from tests.testing.dictionary_forms import FORMS, encoded, encoded_batch
 from tests.testing.operator_harness import OperatorHarness
@@ -42,12 +44,12 @@ def batches(seed: int, *, with_nested: bool = False) -> list[ColumnBatch]:
     return made
 
 
-def outcome(spec: OperatorSpec, given: list[ColumnBatch]) -> tuple[list[Any], list[bool]]:
+def outcome(spec: OperatorSpec, given: list[ColumnBatch], memory_bytes: int = 64 << 20) -> tuple[list[Any], list[bool]]:
     """Return what comes out over a restore, in its order, and whether it is columns."""
     found: list[Batch] = []
     taken = None
     for part in (given[:3], given[3:]):
-        with OperatorHarness(spec, restored=None if taken is None else [taken]) as harness:
+        with OperatorHarness(spec, restored=None if taken is None else [taken], memory_bytes=memory_bytes) as harness:
             for number, batch in enumerate(part):
                 harness.process_batch(batch, input_index=number % spec.num_inputs)
             if taken is None:
@@ -78,8 +80,7 @@ def test_an_operator_takes_dictionaries_as_it_takes_plain_columns(kind: str, num
         for at, batch in enumerate(given)
     ]
     assert outcome(spec, mixed) == expected
-    tidying = Tidying()
-    only_texts = [replace(b, columns=tidying.of(encoded_batch(b.columns, FORMS["tidy"], [3]))) for b in given]
+    only_texts = _tidy(given)
     assert any(is_tidy(batch.columns.column(3)) for batch in only_texts)
     assert outcome(spec, only_texts) == expected
 
@@ -126,3 +127,71 @@ def test_texts_that_are_only_keys_stay_in_their_dictionary():
             harness.process_batch(ColumnBatch(batch))
         kinds = [is_tidy(batch.columns.column(0)) for batch in harness.output.batches]  # type: ignore[union-attr]
     assert kinds == [False, True, False]  # the first one says what the records are
+
+
+def _tidy(given: list[ColumnBatch]) -> list[ColumnBatch]:
+    tidying = Tidying()
+    return [replace(b, columns=tidying.of(encoded_batch(b.columns, FORMS["tidy"], [3]))) for b in given]
+
+
+def _some(batch: ColumnBatch, is_kept: Any) -> ColumnBatch:
+    rows = np.flatnonzero(is_kept)
+    assert batch.timestamps_ms is not None
+    return replace(batch, columns=batch.columns.take(rows), timestamps_ms=batch.timestamps_ms[rows])
+
+
+def rescaled(spec: OperatorSpec, given: list[ColumnBatch]) -> list[list[Any]]:
+    """Return what two subtasks give that are restored from an increment on the snapshot of one."""
+    with OperatorHarness(spec) as harness:
+        for batch in given[:2]:
+            harness.process_batch(batch)
+        taken = harness.snapshot(1)
+        harness.process_batch(given[2])
+        taken = harness.snapshot(2, since=taken)
+        assert taken.num_deltas
+    found = []
+    for subtask in range(2):
+        with OperatorHarness(spec, subtask_index=subtask, parallelism=2, restored=[taken]) as harness:
+            groups = harness.runtime_context.get_max_number_of_parallel_subtasks()
+            known = KnownChannels()
+            for batch in given[3:]:
+                own = subtask_of_rows([batch.columns.column(3)], 2, groups, is_tuple=False, known=known) == subtask
+                harness.process_batch(_some(batch, own))
+            harness.watermark(1 << 40)
+            harness.end()
+            found.append([pair for batch in harness.output.batches for pair in told(batch)])
+    return found
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ColumnAggregateSpec(FieldKey(3), "sum", 1),
+        ColumnAggregateSpec(ComposedKey((0, 3)), "min_by", 1),
+        *[spec for spec in (*SPECS["windows"], *SPECS["sessions"]) if repr(FieldKey(3)) in repr(spec)][::3],
+        column_deduplicate(DeduplicateSpec(FieldKey(3), FIRST)),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_state_of_dictionaries_is_restored_by_two_subtasks_as_that_of_plain_columns(spec: Any):
+    given = [batch for batch in batches(7) if len(batch)]
+    given[:3] = [_some(batch, batch.columns.column(0).to_numpy() < 7) for batch in given[:3]]  # others are new then
+    expected = rescaled(spec, given)
+    assert all(expected)
+    assert rescaled(spec, _tidy(given)) == expected
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ColumnAggregateSpec(FieldKey(3), "sum", 1),
+        *[spec for spec in (*SPECS["windows"], *SPECS["sessions"]) if repr(FieldKey(3)) in repr(spec)][::3],
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_dictionaries_are_taken_while_state_lies_in_files(spec: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory_watch, "_BYTES_MIN", 1)
+    given = batches(8)
+    expected = outcome(spec, given, 500)
+    assert expected[0]
+    assert outcome(spec, _tidy(given), 500) == expected

@@ -86,6 +86,19 @@ def test_keys_of_several_columns_keep_their_nulls_apart(keys):
     )
 
 
+def test_texts_beyond_what_32_bits_can_tell_are_told_by_64(monkeypatch):
+    monkeypatch.setattr(slot_table, "_NARROW_BYTES_MAX", 3000)
+    texts = pa.array([None if at == 600 else f"ü{at * at}" for at in range(2000)])
+    wide = SlotTable([pa.string()])
+    for start in range(0, 2000, 150):
+        assert wide.slots_of([texts.slice(start, 150)]).tolist() == list(range(start, min(2000, start + 150)))
+    assert wide._keys._begins.array.dtype == np.int64
+    assert wide.slots_of([texts]).tolist() == list(range(2000))
+    assert wide.keys_of(np.arange(2000)) == [texts]
+    wide.compact(np.arange(0, 2000, 2))
+    assert wide.keys_of(np.arange(1000)) == [texts.take(pa.array(range(0, 2000, 2)))]
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
 def test_keys_in_dictionaries_get_the_slots_of_plain_ones_also_after_others_are_forgotten(kind):
     """With one dictionary for several batches and with new ones; values twice or without a row; nulls."""

@@ -164,3 +164,16 @@ def test_rows_of_the_same_dictionary_are_gathered_by_channel():
     one_by_one = by_channel(given, FieldKey(0), gathers=False)
     assert [told(parts) for parts in by_channel(given, FieldKey(0))] == [told(parts) for parts in one_by_one]
     assert len(by_channel(numbered_batches(50, 300, 6, shared=False), FieldKey(0))[0]) == 6
+
+
+def test_a_buffer_is_not_full_of_the_values_that_its_batches_share():
+    partition = PipelinedPartition(descriptor(), 8000)
+    view = partition.open_view(0, lambda: None)
+    given = numbered_batches(500, 20, 10, shared=True)
+    for batch in given:
+        partition.add(0, batch)
+    assert not view.has_next()
+    partition.flush()
+    found = view.poll()
+    assert isinstance(found, Records)
+    assert told([found.batch]) == told(list(given))
