@@ -385,6 +385,8 @@ def _with_kinds(spec: OperatorSpec, columnar: OperatorSpec) -> OperatorSpec | No
     run if they had none."""
     if isinstance(columnar, ColumnLastRowSpec):
         return dataclasses.replace(columnar, retracts=True)
+    if isinstance(columnar, ColumnTopNSpec) and columnar.rows.retracts:
+        return columnar
     match spec:
         case TextFileSinkSpec():
             return spec.on_columns()

@@ -65,8 +65,6 @@ class TopNSpec(OperatorSpec):
     @property
     def why_rows(self) -> str:
         """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
-        if self.retracts:
-            return "its input is a changelog"
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:

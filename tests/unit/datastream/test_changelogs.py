@@ -76,6 +76,12 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         assert summed == "vectorised, a changelog of columns"
         least = tiers(changelog.key_by("k").min("v"))["Keyed Aggregation"]
         assert least == "built-in on rows, a changelog: minima and maxima of a changelog"
+        best = changelog.key_by("k").top_n(2, "v", with_rank=True)
+        assert tiers(best)["Top N"].startswith("vectorised")
+        assert tiers(best.key_by("k").top_n(2, "v"))["Top N"].startswith("vectorised")
+        said = kept.key_by("k").top_n(2, "v", changelog=True)
+        assert tiers(said)["Top N"].startswith("vectorised")
+        assert tiers(kept.key_by("k").top_n(2, "v"))["Top N"] == "on rows: its input is a changelog"
         grouped = changelog.key_by("k").aggregate(count())
         assert tiers(grouped)["Group Aggregate"] == "vectorised, a changelog of columns"
         assert tiers(grouped.key_by(1).aggregate(sum_(0)))["Group Aggregate"] == "vectorised, a changelog of columns"
