@@ -136,7 +136,7 @@ class DeduplicateOperator(Operator):
         records = zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True)
         if self._spec.keeps == FIRST:
             for key, row, stamp in records:
-                if type(row) is Row:
+                if isinstance(row, Row):
                     check_is_plain(row, "first_row()", NOT_KEPT)
                 self.backend.set_current_key(key)
                 if self._state.value() is None:

@@ -212,7 +212,7 @@ class TopNOperator(Operator):
         stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         spec = self._spec
         for key, row, stamp in zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True):
-            if type(row) is Row and not spec.retracts:
+            if isinstance(row, Row) and not spec.retracts:
                 check_is_plain(row, "top_n()", f"{NOT_KEPT} With top_n(…, changelog=True) all are kept.")
             if spec.retracts and kind_of(row) in (RowKind.UPDATE_BEFORE, RowKind.DELETE):
                 self._take_back(key, row, stamp)
