@@ -343,7 +343,13 @@ def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str 
             pass
         case _:
             return None
-    return None if isinstance(selector, FieldKey | ComposedKey) else key_function_of(selector, shape)
+    if isinstance(selector, FieldKey | ComposedKey):
+        return None
+    key = key_function_of(selector, shape)
+    if isinstance(spec, GroupAggregateSpec) and not spec.in_place and not isinstance(key, str):
+        # On columns its parts would be fields of their own.
+        return "its key is a tuple that a function gives" if isinstance(key.selector, ComposedKey) else key
+    return key
 
 
 def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | None:

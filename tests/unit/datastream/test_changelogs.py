@@ -75,7 +75,7 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         summed = tiers(changelog.key_by("k").sum("v"))["Keyed Aggregation"]
         assert summed == "vectorised, a changelog of columns"
         least = tiers(changelog.key_by("k").min("v"))["Keyed Aggregation"]
-        assert least == "built-in on rows, a changelog: minima and maxima of a changelog"
+        assert least == "a changelog, built-in on rows: minima and maxima of a changelog"
         best = changelog.key_by("k").top_n(2, "v", with_rank=True)
         assert tiers(best)["Top N"].startswith("vectorised")
         assert tiers(best.key_by("k").top_n(2, "v"))["Top N"].startswith("vectorised")
@@ -84,6 +84,8 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         assert tiers(kept.key_by("k").top_n(2, "v"))["Top N"] == "on rows: its input is a changelog"
         grouped = changelog.key_by("k").aggregate(count())
         assert tiers(grouped)["Group Aggregate"] == "vectorised, a changelog of columns"
+        paired = tiers(changelog.key_by(lambda row: (row.k, row.v)).aggregate(count()))["Group Aggregate"]
+        assert paired == "a changelog, built-in on rows: its key is a tuple that a function gives"
         assert tiers(grouped.key_by(1).aggregate(sum_(0)))["Group Aggregate"] == "vectorised, a changelog of columns"
         # What a function makes of the records is no changelog, on rows neither.
         assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"

@@ -217,7 +217,7 @@ def test_what_stays_on_rows_is_said():
         (GroupAggregateSpec(KEY, (count(),), ttl_ms=5), "its state has a time to live"),
     ):
         assert column_group_aggregate(spec) is None
-        assert spec.describe() == f"built-in on rows, a changelog: {why}"
+        assert spec.describe() == f"a changelog, built-in on rows: {why}"
 
 
 # --- crashes, other parallelism, other types, rows --------------------------------------------------------------------
