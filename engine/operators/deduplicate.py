@@ -88,6 +88,7 @@ class DeduplicateOperator(Operator):
                 get=lambda key: self._final.get(key, MISSING),
                 put=lambda key, value: self._final.__setitem__(key, value),
                 size=lambda: len(self._final),
+                incremental=False,  # keys go again
             )
             return
         self.backend = open_keyed_state(ctx)

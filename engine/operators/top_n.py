@@ -153,6 +153,7 @@ class TopNOperator(Operator):
                 get=lambda key: self._final.get(key, MISSING),
                 put=lambda key, value: self._final.__setitem__(key, value),
                 size=lambda: len(self._final),
+                incremental=False,  # keys go again
             )
         else:
             self.backend = open_keyed_state(ctx)

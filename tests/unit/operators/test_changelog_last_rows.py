@@ -13,6 +13,7 @@ from engine.operators.field_aggregates import count, sum_
 from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.stateless import MapSpec
+from engine.operators.top_n import TopNSpec
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import MARK, Case, Rows
 from tests.unit.operators.test_column_groups import (
@@ -105,6 +106,19 @@ def test_what_was_forgotten_does_not_come_back_from_an_older_layer(monkeypatch, 
     assert run.harnesses[0].operators[0]._state.slots.num_slots == 5
     run.start(1)
     run.play(steps[2:])
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), steps, (KEY,)))
+
+
+@pytest.mark.parametrize("kind", ["last rows", "top"])
+def test_checkpoints_of_what_batch_jobs_keep_on_rows_have_all_that_changed(kind):
+    order = ((1, True),)
+    rows = SPECS["at the end"] if kind == "last rows" else TopNSpec(KEY, 1, order, emit_final=True, retracts=True)
+    some = [(key, key, 0.5, None, "a", 1) for key in range(30)]
+    steps = [Rows(inserted(*some)), Rows(deleted(*some[:3]) + inserted((4, -5, 0.5, None, "b", 1)))]
+    run = Run(Case((rows, MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
+    run.start(1)
+    run.play([steps[0], MARK, steps[1], MARK])
+    run.start(1)
     assert run.finish() == straight(Case((rows, MapSpec(shown)), steps, (KEY,)))
 
 
