@@ -58,7 +58,7 @@ from engine.operators.computed_keys import KeyFunction, key_function_of
 from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.interval_join import IntervalJoinSpec
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
 from engine.operators.regular_join import RegularJoinSpec
@@ -366,7 +366,13 @@ def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str 
             pass
         case _:
             return None
-    return None if isinstance(selector, FieldKey | ComposedKey) else key_function_of(selector, shape)
+    if isinstance(selector, FieldKey | ComposedKey):
+        return None
+    key = key_function_of(selector, shape)
+    if isinstance(spec, GroupAggregateSpec) and not spec.in_place and not isinstance(key, str):
+        # On columns its parts would be fields of their own.
+        return "its key is a tuple that a function gives" if isinstance(key.selector, ComposedKey) else key
+    return key
 
 
 def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | None:
@@ -408,6 +414,8 @@ def _with_kinds(spec: OperatorSpec, columnar: OperatorSpec) -> OperatorSpec | No
     run if they had none."""
     if isinstance(columnar, ColumnLastRowSpec):
         return dataclasses.replace(columnar, retracts=True)
+    if isinstance(columnar, ColumnTopNSpec) and columnar.rows.retracts:
+        return columnar
     match spec:
         case TextFileSinkSpec():
             return spec.on_columns()
@@ -462,7 +470,8 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
         case ColumnTopNSpec():
             return _ranked(shape, spec.rows)
         case ColumnGroupAggregateSpec():
-            return _with_names(shape if spec.rows.in_place else None, spec.rows.names, not spec.rows.emit_final)
+            made = shape if spec.rows.in_place else _grouped(shape, spec)
+            return _with_names(made, spec.rows.names, not spec.rows.emit_final)
         case (
             ColumnAggregateSpec(kind="min_by" | "max_by")
             | ColumnWindowSpec(choice=RecordChoice())
@@ -483,6 +492,28 @@ def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: b
         if shape.names is None:  # Rows without names, which no function is compiled for
             shape = None
     return _Columns(shape, has_kinds=has_kinds)
+
+
+def _grouped(shape: Shape | None, spec: ColumnGroupAggregateSpec) -> Shape | None:
+    """Return the shape of the key's fields and their aggregates."""
+    rows = spec.rows
+    fields = [*key_fields(rows.key_selector), *(each.field for each in rows.aggregates if each.field is not None)]
+    if shape is None or rows.names is None or not key_fields(rows.key_selector):
+        return None
+    names = shape.names or ()
+    if any(field not in names if isinstance(field, str) else not 0 <= field < len(shape.kinds) for field in fields):
+        return None
+
+    def kind_of_field(field: int | str) -> Kind:
+        return shape.kinds[names.index(field) if isinstance(field, str) else field]
+
+    kinds = [kind_of_field(field) for field in key_fields(rows.key_selector)]
+    for each in rows.aggregates:
+        kind = Kind.INT if each.field is None or each.kind == "count" else kind_of_field(each.field)
+        if kind not in (Kind.INT, Kind.FLOAT):
+            kind = Kind.OPAQUE
+        kinds.append(Kind.FLOAT if each.kind == "avg" and kind is not Kind.OPAQUE else kind)
+    return Shape(tuple(kinds), names=rows.names)
 
 
 def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:

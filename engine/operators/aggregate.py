@@ -143,7 +143,7 @@ class FieldAggregate:
         kind = type(row)
         if kind is tuple:
             return row[self.field]
-        if kind is Row:
+        if isinstance(row, Row):
             check_is_plain(row, f"{self.kind}()", NOT_TAKEN_BACK)
         return row if _is_scalar(row) else field_of(row, self.field)
 

@@ -4,6 +4,8 @@ Nearly all records of a long stream are compared with the last one of their key 
 changes, as of ``operators/top_n``, in columns with kinds; that takes over, with all that is kept, when something comes
 that columns cannot do: rows, an order by long texts, lists as values. With ``rocksdb`` it does so when managed memory
 ends.
+
+Of a changelog all records of a key are kept, in order (``top_segments``).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from engine.operators.top_segments import TopSegments
     from engine.state.slot_columns import StateColumn
     from engine.state.slot_table import SlotTable
 
@@ -102,6 +105,12 @@ class TopState:
         #: number of the next batch's first record: those of earlier ones need not be told that it begins
         self._base = 1
         self._num_put = 0
+        #: of a changelog, in place of chains
+        self._segments: TopSegments | None = None
+        if self._spec.retracts:
+            from engine.operators.top_segments import TopSegments
+
+            self._segments = TopSegments()
 
     def define(self, schema: pa.Schema, *, named: Named) -> bool:
         """Make everything for records of that schema; False when columns cannot do it."""
@@ -159,12 +168,55 @@ class TopState:
     def nbytes(self) -> int:
         arrays = self._heads, self._counts, self._nexts, self._owners, self._held
         table = 0 if self.table is None else self.table.nbytes
-        return table + sum(array.nbytes for array in arrays) + sum(column.nbytes for column in self.columns)
+        segments = 0 if self._segments is None else self._segments.nbytes
+        return table + segments + sum(array.nbytes for array in arrays) + sum(column.nbytes for column in self.columns)
 
-    def take(self, columns: pa.RecordBatch, *, tells: bool) -> Iterator[tuple[pa.RecordBatch, Array]]:
-        """Take up records; yield, if it ``tells``, what changes in portions: the records, and (kind, record, rank, row)
-        of each. All must be asked for."""
+    def tells_apart(self, columns: pa.RecordBatch, kinds: Array | None) -> bool:
+        """Whether what a batch takes back can be told from other records."""
+        if self._segments is None or kinds is None or not ((kinds == 1) | (kinds == 3)).any():
+            return True
+        assert self.table is not None
+        slots = self.table.slots_of([columns.column(key) for key in self._keys])
+        given = slots, self.table.num_slots, self._lanes(columns), self._held.array
+        return self._segments.tells_apart(columns, kinds, given, self._records_at)
+
+    def _records_at(self, places: Array) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        return pa.RecordBatch.from_arrays([column.get(places) for column in self.columns], schema=self.schema)
+
+    def _take_changelog(
+        self, columns: pa.RecordBatch, kinds: Array | None, segments: TopSegments, *, tells: bool
+    ) -> Iterator[tuple[pa.RecordBatch, Array]]:
         import numpy as np
+
+        assert self.table is not None
+        num_rows = columns.num_rows
+        slots = self.table.slots_of([columns.column(key) for key in self._keys])
+        given = slots, self.table.num_slots, self._lanes(columns), self._held
+        place_of_row = np.empty(num_rows, np.int64)
+        out = np.empty((max(2 * BATCH_ROWS_MAX, 2 * self._spec.n + 2), 4), np.int64)
+        how = self._spec.n, self._spec.with_rank
+        for changes in segments.take(columns, kinds, given, how, self._base, place_of_row, out):
+            if tells:
+                yield self._changed(columns, changes[:, 1]), changes
+        rows = np.flatnonzero(place_of_row >= 0)
+        rows = rows[segments.owners.array[place_of_row[rows]] == self._base + rows]
+        self.num_places = segments.num_places
+        self._base += num_rows
+        if rows.size:
+            self._put(place_of_row[rows], columns.take(arrow_of(rows)))
+
+    def take(
+        self, columns: pa.RecordBatch, kinds: Array | None = None, *, tells: bool
+    ) -> Iterator[tuple[pa.RecordBatch, Array]]:
+        """Take up records; yield, if it ``tells``, what changes in portions: the records, and (kind, record, rank, row)
+        of each. All must be asked for. ``kinds``: of a changelog, which ``tells_apart``."""
+        import numpy as np
+
+        if self._segments is not None:
+            yield from self._take_changelog(columns, kinds, self._segments, tells=tells)
+            return
 
         from engine.operators.top_kernels import take_top
 
@@ -252,9 +304,12 @@ class TopState:
         if self.table is None:
             return
         assert self.schema is not None
-        order, ranks = (np.empty(self.num_places, np.int64) for _ in range(2))
-        chains = self._heads.array, self._counts.array, self._nexts.array
-        order_of_chains(*chains, min(self.table.num_slots, self._heads.capacity), order, ranks)
+        if self._segments is not None:
+            order, ranks = self._segments.order(self.table.num_slots)
+        else:
+            order, ranks = (np.empty(self.num_places, np.int64) for _ in range(2))
+            chains = self._heads.array, self._counts.array, self._nexts.array
+            order_of_chains(*chains, min(self.table.num_slots, self._heads.capacity), order, ranks)
         for at in range(0, order.size, _ROWS_MAX):
             places = order[at : at + _ROWS_MAX]
             arrays = [column.get(places) for column in self.columns]
@@ -302,6 +357,8 @@ class TopState:
 
 @final
 class _ColumnTopNOperator(ColumnsUntilRows):
+    takes_kinds = True
+
     def __init__(self, spec: ColumnTopNSpec) -> None:
         self._spec = spec.rows
         super().__init__(TopNOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
@@ -318,13 +375,19 @@ class _ColumnTopNOperator(ColumnsUntilRows):
 
     def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
         state = self._state
+        if batch.kinds is not None and not self._spec.retracts:
+            self._note_rows("a changelog came, of which the plan did not know")
+            return False
         if not (state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns)):
             return False
-        self._take(columns, batch.timestamps_ms)
+        if not state.tells_apart(columns, batch.kinds):
+            self._note_rows("records that are not equal have one hash")
+            return False
+        self._take(columns, batch.timestamps_ms, batch.kinds)
         return True
 
-    def _take(self, columns: pa.RecordBatch, times_ms: Array | None) -> None:
-        for changed, changes in self._state.take(columns, tells=not self._spec.emit_final):
+    def _take(self, columns: pa.RecordBatch, times_ms: Array | None, kinds: Array | None) -> None:
+        for changed, changes in self._state.take(columns, kinds, tells=not self._spec.emit_final):
             stamps = None if times_ms is None else times_ms[changes[:, 3]]
             self._emit(changed, changes[:, 0].astype("int8"), changes[:, 2].copy(), stamps)
 
@@ -351,6 +414,9 @@ class _ColumnTopNOperator(ColumnsUntilRows):
         if not self._spec.emit_final:
             return
         for columns, ranks in self._state.records():
+            if self._spec.retracts:
+                first = np.flatnonzero(ranks <= self._spec.n)
+                columns, ranks = columns.take(arrow_of(first)), ranks[first]
             for at in range(0, columns.num_rows, BATCH_ROWS_MAX):
                 part = columns.slice(at, BATCH_ROWS_MAX)
                 kinds = np.full(part.num_rows, RowKind.INSERT.value, np.int8)

@@ -88,6 +88,7 @@ class DeduplicateOperator(Operator):
                 get=lambda key: self._final.get(key, MISSING),
                 put=lambda key, value: self._final.__setitem__(key, value),
                 size=lambda: len(self._final),
+                incremental=False,  # keys go again
             )
             return
         self.backend = open_keyed_state(ctx)
@@ -136,7 +137,7 @@ class DeduplicateOperator(Operator):
         records = zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True)
         if self._spec.keeps == FIRST:
             for key, row, stamp in records:
-                if type(row) is Row:
+                if isinstance(row, Row):
                     check_is_plain(row, "first_row()", NOT_KEPT)
                 self.backend.set_current_key(key)
                 if self._state.value() is None:

@@ -127,7 +127,7 @@ class RowAggregates(AggregateFunction):
         return made
 
     def add(self, value: Any, accumulator: list[Any]) -> list[Any]:
-        if type(value) is Row:
+        if isinstance(value, Row):
             check_is_plain(value, "aggregate()", NOT_TAKEN_BACK)
         result = list(accumulator)
         for i, aggregate in enumerate(self._aggregates):

@@ -80,7 +80,7 @@ class GroupAggregateSpec(OperatorSpec):
         return GroupAggregateOperator(self)
 
     def describe(self) -> str:
-        return "built-in on rows, a changelog" + (f": {self.why_rows}" if self.why_rows else "")
+        return "a changelog, built-in on rows" + (f": {self.why_rows}" if self.why_rows else "")
 
 
 def exact_sum(total: Any, value: Any, *, is_added: bool) -> Any:

@@ -142,8 +142,10 @@ def open_mapping(
     get: Callable[[Any], Any],
     put: Callable[[Any, Any], None],
     size: Callable[[], int],
+    incremental: bool = True,
 ) -> MappingPart:
-    """Register a table of the operator's own as its keyed state; ``put`` is called at once with what is restored."""
+    """Register a table of the operator's own as its keyed state; ``put`` is called at once with what is restored.
+    ``incremental``: the operator says which keys change (``see_keys``), and none ever goes."""
     part = MappingPart(
         state_name,
         ctx.runtime_context.get_max_number_of_parallel_subtasks(),
@@ -152,7 +154,7 @@ def open_mapping(
         put=put,
         size=size,
         owner=owner_of(ctx),
-        incremental=is_incremental(ctx),
+        incremental=incremental and is_incremental(ctx),
         key_types=ctx.state.key_types(),
     )
     ctx.state.add_keyed(KEYED_PART, part)

@@ -12,7 +12,15 @@ from typing import Any
 
 import numba
 
-__all__ = ["order_of_chains", "take_last", "take_last_changes", "take_top"]
+__all__ = [
+    "is_before",
+    "order_of_chains",
+    "record_named",
+    "take_last",
+    "take_last_changes",
+    "take_top",
+    "tell",
+]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -48,7 +56,7 @@ def take_top(
             break
         head = heads[slot] - 1
         behind, better, walked = -1, head, 0
-        while better >= 0 and _is_before(lanes, row, held, better):
+        while better >= 0 and is_before(lanes, row, held, better):
             behind = better
             better = nexts[better]
             walked += 1
@@ -61,8 +69,8 @@ def take_top(
             num = _tell_ranks((row, head, count), (walked, is_full), base, nexts, owners, num, out)
         else:
             if is_full:
-                num = _tell(out, num, 3, _record(owners, head, base), 0, row)
-            num = _tell(out, num, 0, -1 - row, 0, row)
+                num = tell(out, num, 3, record_named(owners, head, base), 0, row)
+            num = tell(out, num, 0, -1 - row, 0, row)
         if is_full:
             taken = head
             heads[slot] = nexts[taken] + 1
@@ -85,7 +93,7 @@ def take_top(
 
 
 @numba.njit(nogil=True, cache=True)
-def _is_before(lanes: Any, row: int, held: Any, place: int) -> bool:
+def is_before(lanes: Any, row: int, held: Any, place: int) -> bool:
     for lane in range(lanes.shape[1]):
         if lanes[row, lane] != held[place, lane]:
             return bool(lanes[row, lane] < held[place, lane])
@@ -93,13 +101,13 @@ def _is_before(lanes: Any, row: int, held: Any, place: int) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def _record(owners: Any, place: int, base: int) -> int:
+def record_named(owners: Any, place: int, base: int) -> int:
     """Return how ``out`` names the record at a place."""
     return place if owners[place] < base else base - owners[place] - 1  # type: ignore[no-any-return]
 
 
 @numba.njit(nogil=True, cache=True)
-def _tell(out: Any, num: int, kind: int, record: int, rank: int, row: int) -> int:
+def tell(out: Any, num: int, kind: int, record: int, rank: int, row: int) -> int:
     out[num, 0] = kind
     out[num, 1] = record
     out[num, 2] = rank
@@ -119,18 +127,18 @@ def _tell_ranks(
     row, place, count = of
     walked, is_full = how
     end = i = num + 2 * walked + (0 if is_full else 1)
-    former = _record(owners, place, base) if walked else -1 - row
+    former = record_named(owners, place, base) if walked else -1 - row
     if not is_full:
         i -= 1
-        _tell(out, i, 0, former, count + 1, row)
+        tell(out, i, 0, former, count + 1, row)
     for step in range(walked):
         before = -1 - row
         if step + 1 < walked:
             place = nexts[place]
-            before = _record(owners, place, base)
+            before = record_named(owners, place, base)
         i -= 2
-        _tell(out, i, 1, former, count - step, row)
-        _tell(out, i + 1, 2, before, count - step, row)
+        tell(out, i, 1, former, count - step, row)
+        tell(out, i + 1, 2, before, count - step, row)
         former = before
     return end
 

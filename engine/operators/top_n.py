@@ -65,8 +65,6 @@ class TopNSpec(OperatorSpec):
     @property
     def why_rows(self) -> str:
         """Why it cannot run on columns, whatever its input and its key are; "" = it can."""
-        if self.retracts:
-            return "its input is a changelog"
         return "" if self.ttl_ms is None else "its state has a time to live"
 
     def build(self) -> Operator:
@@ -155,6 +153,7 @@ class TopNOperator(Operator):
                 get=lambda key: self._final.get(key, MISSING),
                 put=lambda key, value: self._final.__setitem__(key, value),
                 size=lambda: len(self._final),
+                incremental=False,  # keys go again
             )
         else:
             self.backend = open_keyed_state(ctx)
@@ -214,7 +213,7 @@ class TopNOperator(Operator):
         stamps: Iterable[int | None] = batch.timestamps_ms or [None] * len(batch.rows)
         spec = self._spec
         for key, row, stamp in zip(self._keys.of(batch.rows), batch.rows, stamps, strict=True):
-            if type(row) is Row and not spec.retracts:
+            if isinstance(row, Row) and not spec.retracts:
                 check_is_plain(row, "top_n()", f"{NOT_KEPT} With top_n(…, changelog=True) all are kept.")
             if spec.retracts and kind_of(row) in (RowKind.UPDATE_BEFORE, RowKind.DELETE):
                 self._take_back(key, row, stamp)

@@ -1,4 +1,4 @@
-"""Regular joins, top-N, first and last rows: on columns, beside the same on rows.
+"""Regular joins, top-N, first and last rows, running aggregates: on columns, beside the same on rows.
 
     python -m tests.bench.changelogs [--records 1000000] [--keys 100000]
 
@@ -24,9 +24,13 @@ from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, RowKind
 from engine.operators.base import OperatorSpec
 from engine.operators.column_deduplicate import column_deduplicate
 from engine.operators.column_folds import shape_of_schema
+from engine.operators.column_group_aggregate import column_group_aggregate
+from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_regular_join import column_regular_join
 from engine.operators.column_top_n import column_top_n
 from engine.operators.deduplicate import FIRST, LAST, DeduplicateSpec
+from engine.operators.field_aggregates import FieldAggregateOf, avg, count, sum_
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.keys import FieldKey
 from engine.operators.regular_join import Beside, RegularJoinSpec
 from engine.operators.top_n import TopNSpec
@@ -64,6 +68,16 @@ def top(n: int, with_rank: bool, field: int = 2) -> tuple[OperatorSpec | None, O
     return column_top_n(rows), rows
 
 
+def top_of_changelog(n: int, with_rank: bool) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = TopNSpec(KEY, n, ((2, False),), with_rank, retracts=True)
+    return column_top_n(rows), rows
+
+
+def groups(*aggregates: FieldAggregateOf, in_place: bool = False) -> tuple[OperatorSpec | None, OperatorSpec]:
+    rows = GroupAggregateSpec(KEY, aggregates, in_place)
+    return column_group_aggregate(rows), rows
+
+
 def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
     """Return (on columns, on rows) by name."""
     first, last = DeduplicateSpec(KEY, FIRST), DeduplicateSpec(KEY, LAST)
@@ -85,6 +99,11 @@ def workloads() -> dict[str, tuple[OperatorSpec | None, OperatorSpec]]:
         "top 3 by text": top(3, False, 3),
         "first row": (column_deduplicate(first), first),
         "last row": (column_deduplicate(last), last),
+        "last row of a ch.": (ColumnLastRowSpec(last, retracts=True), last),
+        "top 3 of a ch.": top_of_changelog(3, False),
+        "top 3, ranks of a ch.": top_of_changelog(3, True),
+        "sum of a ch.": groups(sum_(2), in_place=True),
+        "groups of a ch.": groups(count(), sum_(2), avg(2)),
     }
 
 

@@ -121,7 +121,8 @@ def joins() -> Iterator[OperatorSpec]:
 def tops() -> Iterator[OperatorSpec]:
     for key in KEYS:
         for order in (((1, False),), ((2, True), (1, True))):
-            yield column_top_n(TopNSpec(key, 2, order, with_rank=len(order) > 1))
+            for retracts in (False, True):
+                yield column_top_n(TopNSpec(key, 2, order, with_rank=len(order) > 1, retracts=retracts))
         yield column_deduplicate(DeduplicateSpec(key, FIRST))
         yield column_deduplicate(DeduplicateSpec(key, LAST))
         yield ColumnLastRowSpec(DeduplicateSpec(key, LAST), retracts=True)

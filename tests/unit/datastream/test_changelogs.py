@@ -75,9 +75,17 @@ def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):
         summed = tiers(changelog.key_by("k").sum("v"))["Keyed Aggregation"]
         assert summed == "vectorised, a changelog of columns"
         least = tiers(changelog.key_by("k").min("v"))["Keyed Aggregation"]
-        assert least == "built-in on rows, a changelog: minima and maxima of a changelog"
+        assert least == "a changelog, built-in on rows: minima and maxima of a changelog"
+        best = changelog.key_by("k").top_n(2, "v", with_rank=True)
+        assert tiers(best)["Top N"].startswith("vectorised")
+        assert tiers(best.key_by("k").top_n(2, "v"))["Top N"].startswith("vectorised")
+        said = kept.key_by("k").top_n(2, "v", changelog=True)
+        assert tiers(said)["Top N"].startswith("vectorised")
+        assert tiers(kept.key_by("k").top_n(2, "v"))["Top N"] == "on rows: its input is a changelog"
         grouped = changelog.key_by("k").aggregate(count())
         assert tiers(grouped)["Group Aggregate"] == "vectorised, a changelog of columns"
+        paired = tiers(changelog.key_by(lambda row: (row.k, row.v)).aggregate(count()))["Group Aggregate"]
+        assert paired == "a changelog, built-in on rows: its key is a tuple that a function gives"
         assert tiers(grouped.key_by(1).aggregate(sum_(0)))["Group Aggregate"] == "vectorised, a changelog of columns"
         # What a function makes of the records is no changelog, on rows neither.
         assert tiers(kept.map(lambda row: (row.k, row.v)).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
@@ -297,6 +305,38 @@ def test_what_can_take_records_back_does_behind_a_changelog():
                 table = own.aggregate(count(), count("v0"), sum_("v0"), avg("v"), max_("v0"))
                 told = applied_in_any_order(table.execute_and_collect())
                 assert told == {(False, 4, 4, 8, 2.0, 3): 1, (True, 2, 0, None, 3.5, None): 1}
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("kind", ["columns", "rows"])
+def test_the_best_of_an_aggregation_of_a_join_are_those_of_a_plain_computation(kind, parallelism):
+    """What SQL's TOP-N over a GROUP BY over a JOIN becomes: changelogs all the way."""
+    env = StreamExecutionEnvironment.create_local_environment(parallelism)
+    rows = [(i % 40, i * 37 % 50, i * 100) for i in range(400)]
+    stream = env.from_collection(rows, TYPED) if kind == "rows" else columns(env, 400)
+    given = rows if kind == "rows" else [(i % 3, i, i * 100) for i in range(400)]
+    last = stream.key_by("v").last_row()  # of each v the last k, so groups lose records again
+    joined = last.regular_join(stream.filter(lambda row: row[1] % 3 == 0), "v", "v")
+    grouped = joined.key_by("k").aggregate(count(), sum_("ts0").alias("total"), avg("v"))
+    best = grouped.key_by(lambda row: row.k % 2).top_n(2, ["total", "k"], [False, True], with_rank=True)
+    if kind == "columns":
+        assert all(
+            "vectorised" in tiers(best)[name] for name in ("Last Row", "Regular Join", "Group Aggregate", "Top N")
+        )
+    found = applied_in_any_order(best.execute_and_collect())
+    last_of_v = {}
+    for k, v, _ in given:
+        last_of_v[v] = k
+    groups: dict = {}
+    for _, v, ts in given:
+        if v % 3 == 0:
+            groups.setdefault(last_of_v[v], []).append((v, ts))
+    table = {k: (k, len(own), sum(ts for _, ts in own), sum(v for v, _ in own) / len(own)) for k, own in groups.items()}
+    expected = Counter()
+    for half in (0, 1):
+        own = sorted((row for row in table.values() if row[0] % 2 == half), key=lambda row: (-row[2], row[0]))
+        expected.update((*row, rank) for rank, row in enumerate(own[:2], 1))
+    assert found == expected
 
 
 def test_aggregates_have_the_names_and_types_of_their_fields(env):

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from engine.operators.column_group_aggregate import column_group_aggregate
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.deduplicate import LAST, DeduplicateSpec
+from engine.operators.field_aggregates import count, sum_
+from engine.operators.group_aggregate import GroupAggregateSpec
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.stateless import MapSpec
+from engine.operators.top_n import TopNSpec
 from tests.testing.operator_harness import OperatorHarness
 from tests.unit.operators.restore_cases import MARK, Case, Rows
 from tests.unit.operators.test_column_groups import (
@@ -82,6 +86,40 @@ def test_keys_whose_records_are_gone_are_forgotten(monkeypatch, emit_final):
         if emit_final:  # in the order in which the keys came, or came again
             texts = [text for _, _, text in harness.output.rows]
             assert texts == [text for _, _, text in told(rows, steps)]
+
+
+@pytest.mark.parametrize("kind", ["last rows", "groups"])
+def test_what_was_forgotten_does_not_come_back_from_an_older_layer(monkeypatch, kind):
+    for module in ("last_records", "group_slots"):
+        monkeypatch.setattr(f"engine.operators.{module}._GONE_MIN", 5)
+    rows = SPECS["by a field"] if kind == "last rows" else GroupAggregateSpec(KEY, (count(), sum_("v")))
+    columnar = on_columns(rows) if kind == "last rows" else column_group_aggregate(rows)
+    some = [(key, key, 0.5, None, "a", 1) for key in range(30)]
+    steps = [
+        Rows(inserted(*some), schema=SCHEMA),
+        Rows(deleted(*some[:25]), schema=SCHEMA),
+        Rows(inserted(*some), schema=SCHEMA),
+    ]
+    run = Run(Case((columnar, MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
+    run.start(1)
+    run.play([steps[0], MARK, steps[1], MARK])
+    assert run.harnesses[0].operators[0]._state.slots.num_slots == 5
+    run.start(1)
+    run.play(steps[2:])
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), steps, (KEY,)))
+
+
+@pytest.mark.parametrize("kind", ["last rows", "top"])
+def test_checkpoints_of_what_batch_jobs_keep_on_rows_have_all_that_changed(kind):
+    order = ((1, True),)
+    rows = SPECS["at the end"] if kind == "last rows" else TopNSpec(KEY, 1, order, emit_final=True, retracts=True)
+    some = [(key, key, 0.5, None, "a", 1) for key in range(30)]
+    steps = [Rows(inserted(*some)), Rows(deleted(*some[:3]) + inserted((4, -5, 0.5, None, "b", 1)))]
+    run = Run(Case((rows, MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
+    run.start(1)
+    run.play([steps[0], MARK, steps[1], MARK])
+    run.start(1)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), steps, (KEY,)))
 
 
 def told(rows, steps):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,17 @@ from hypothesis import strategies as st
 from engine.core.clock import ManualClock
 from engine.core.errors import UserCodeError
 from engine.core.records import RowKind, row_of_kind
+from engine.operators import top_segments
+from engine.operators.column_top_n import column_top_n
 from engine.operators.stateless import MapSpec
 from engine.operators.top_n import TopNSpec
 from tests.testing.operator_harness import OperatorHarness
+from tests.unit.operators.restore_cases import MARK, Case, Rows
+from tests.unit.operators.test_column_groups import KEY as BY_NAME
+from tests.unit.operators.test_column_groups import SCHEMA, batches, deleted, inserted, play, scripts
 from tests.unit.operators.test_regular_join import shown
-from tests.unit.operators.test_restore_columns import PHASES
+from tests.unit.operators.test_restore import FULL, INCREMENTAL, ROCKSDB, Run, batch_of, straight
+from tests.unit.operators.test_restore_columns import PHASES, disturbed, undisturbed
 from tests.unit.operators.test_top_n import KEY, ORDERS, ROW, compare
 
 ADDING = [RowKind.INSERT, RowKind.UPDATE_AFTER]
@@ -87,6 +95,119 @@ def test_what_is_told_is_whom_each_place_belongs_to(order, with_rank):
             assert found == list(model(rows, n, order, with_rank))
 
     check()
+
+
+# --- on columns -------------------------------------------------------------------------------------------------------
+
+COLUMN_ORDERS = {
+    "v": ((1, False),),
+    "x, v": ((2, True), (1, False)),
+    "name, d": ((4, False), (3, True)),
+    "i": ((5, True),),
+}
+
+
+def spec_of(order="v", n=2, key=BY_NAME, **settings):
+    return TopNSpec(key, n, COLUMN_ORDERS[order], retracts=True, **settings)
+
+
+def on_columns(rows):
+    spec = column_top_n(rows)
+    assert spec is not None
+    return spec
+
+
+@pytest.mark.parametrize("with_rank", [False, True])
+@pytest.mark.parametrize("order", COLUMN_ORDERS)
+def test_columns_give_what_rows_give_in_that_order(order, with_rank):
+    @settings(max_examples=30, deadline=None, phases=PHASES)
+    @given(batches(), st.integers(1, 4), st.booleans())
+    def check(steps, n, is_final):
+        rows = spec_of(order, n, with_rank=with_rank, emit_final=is_final)
+        ours = play(on_columns(rows), steps, is_columns=True)
+        assert ours[:2] == play(rows, steps, is_columns=False)[:2]
+        assert not ours[2]
+
+    check()
+
+
+@pytest.mark.parametrize("with_rank", [False, True])
+def test_many_records_of_a_key_come_and_go(with_rank, monkeypatch):
+    """Segments grow and are packed, changes come in portions."""
+    monkeypatch.setattr("engine.operators.top_segments._PACKED_MIN", 50)
+    monkeypatch.setattr("engine.operators.column_top_n.BATCH_ROWS_MAX", 5)
+    rng = random.Random(with_rank)
+    there: list[tuple] = []
+    steps = []
+    for size in (200, 300, 400, 50):
+        step = []
+        for _ in range(size):
+            if len(there) > 20 and (rng.random() < 0.5 or size == 400):
+                step += deleted(there.pop(rng.randrange(len(there))))
+            else:
+                there.append((rng.randrange(2), rng.randrange(40), rng.random(), None, f"n{rng.randrange(5)}", 1))
+                step += inserted(there[-1])
+        steps.append((step, True))
+    for order in COLUMN_ORDERS:
+        rows = spec_of(order, 7, with_rank=with_rank)
+        ours = play(on_columns(rows), steps, is_columns=True)
+        assert ours == play(rows, steps, is_columns=False)
+    with OperatorHarness(on_columns(rows)) as harness:
+        for step, _ in steps:
+            harness.process_batch(batch_of(step, None, SCHEMA))
+        state = harness.head._state
+        assert sorted(map(repr, map(tuple, state.rows()))) == sorted(map(repr, there))
+        assert state.num_places < 350
+
+
+def test_hashes_that_lie_send_all_that_is_kept_to_rows(monkeypatch):
+    honest = top_segments.hashes_of_records
+    monkeypatch.setattr(
+        top_segments, "hashes_of_records", lambda columns: (honest(columns)[0] & np.uint64(1), *honest(columns)[1:])
+    )
+    some = [(key % 2, key // 4, key / 8, None, "a", key) for key in range(16)]
+    steps = [(inserted(*some), True), (deleted(*some[2:9]), True), (inserted(*some[1:4]), False)]
+    rows = spec_of(n=3, with_rank=True)
+    ours = play(on_columns(rows), steps, is_columns=True)
+    assert ours[:2] == play(rows, steps, is_columns=False)[:2]
+    assert ours[2]
+    steps = [(inserted(*some) + deleted(*some[2:9]), True)]
+    ours = play(on_columns(rows), steps, is_columns=True)
+    assert ours[:2] == play(rows, steps, is_columns=False)[:2]
+    assert ours[2]
+
+
+@pytest.mark.parametrize("config", [FULL, INCREMENTAL, ROCKSDB], ids=["full", "incremental", "rocksdb"])
+@pytest.mark.parametrize("order", ["v", "name, d"])
+def test_results_after_any_script_are_those_of_rows(order, config):
+    rows = spec_of(order, with_rank=order == "v")
+
+    @settings(max_examples=12, deadline=None, phases=PHASES)
+    @given(scripts())
+    def check(script):
+        golden = undisturbed(Case((rows, MapSpec(shown)), script, (BY_NAME,)))
+        assert disturbed(Case((on_columns(rows), MapSpec(shown)), script, (BY_NAME,)), config) == golden
+
+    check()
+
+
+def test_rows_go_on_where_columns_have_left_off():
+    rows = spec_of()
+    some = [(key % 6, key, key / 8, None, "a", key) for key in range(20)]
+    before, later = [Rows(inserted(*some), schema=SCHEMA)], [Rows(deleted(*some[:3]), schema=SCHEMA)]
+    after = [Rows(deleted(*some[12:19]) + inserted(*some[:5]))]
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], (BY_NAME,)), INCREMENTAL, None)
+    run.start(1)
+    run.play([*before, MARK, *later, MARK])
+    run.case = Case((rows, MapSpec(shown)), [], (BY_NAME,))
+    run.start(2)
+    run.play([MARK])
+    run.start(1)
+    run.play(after)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *later, *after], (BY_NAME,)))
+
+
+# --- on rows ----------------------------------------------------------------------------------------------------------
 
 
 def test_at_the_end_of_a_batch_job_those_that_are_left_are_told():

@@ -217,7 +217,7 @@ def test_what_stays_on_rows_is_said():
         (GroupAggregateSpec(KEY, (count(),), ttl_ms=5), "its state has a time to live"),
     ):
         assert column_group_aggregate(spec) is None
-        assert spec.describe() == f"built-in on rows, a changelog: {why}"
+        assert spec.describe() == f"a changelog, built-in on rows: {why}"
 
 
 # --- crashes, other parallelism, other types, rows --------------------------------------------------------------------
@@ -268,6 +268,25 @@ def test_rows_go_on_where_columns_have_left_off(name):
     run.start(1)
     run.play(after)
     assert run.finish() == straight(Case((rows, MapSpec(shown)), [*before, *later, *after], keys))
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_an_increment_is_none_where_a_type_has_become_known(parallelism):
+    rows = GroupAggregateSpec(KEY, (sum_("v"),), in_place=True)
+    unknown = pa.schema([("k", pa.int64()), ("v", pa.null()), ("name", pa.null())])
+    known = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("name", pa.string())])
+    names = Row(*known.names)
+    lone = Rows([row_of_kind(RowKind.INSERT, names(key, None, None)) for key in range(6)], schema=unknown)
+    more = Rows([row_of_kind(RowKind.INSERT, names(key, key, "a")) for key in (2, 9)], schema=known)
+    last = Rows([row_of_kind(RowKind.DELETE, names(key, None, None)) for key in range(6)], schema=known)
+    run = Run(Case((on_columns(rows), MapSpec(shown)), [], (KEY,)), INCREMENTAL, None)
+    run.start(1)
+    run.play([lone, MARK, more, MARK])
+    assert run.num_deltas == 1  # that of what rows keep, which is nothing
+    run.start(parallelism)
+    run.play([last])
+    assert not any(harness.operators[0]._is_on_rows for harness in run.harnesses)
+    assert run.finish() == straight(Case((rows, MapSpec(shown)), [lone, more, last], (KEY,)))
 
 
 def test_a_restored_batch_job_tells_what_is_there_though_nothing_follows():

@@ -37,6 +37,7 @@ TAKES_KINDS = {
     "engine.operators.column_group_aggregate._ColumnGroupAggregateOperator",
     "engine.operators.column_last_row._ColumnLastRowOperator",
     "engine.operators.column_regular_join._ColumnRegularJoinOperator",
+    "engine.operators.column_top_n._ColumnTopNOperator",
     "engine.operators.row_operator.RowOperator",
     "engine.operators.stateless._ProjectOperator",
     "engine.operators.map_batches._MapBatchesOperator",

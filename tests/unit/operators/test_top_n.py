@@ -17,6 +17,7 @@ from engine.checkpoint.column_tables import column_entries
 from engine.core.clock import ManualClock
 from engine.core.errors import ProgramError, UserCodeError
 from engine.core.records import ColumnBatch, Row, RowKind, kind_of, row_of_kind, rows_of
+from engine.operators.aggregate import KeyedAggregateSpec
 from engine.operators.column_deduplicate import ColumnDeduplicateSpec, column_deduplicate
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.column_top_n import ColumnTopNSpec, column_top_n
@@ -252,10 +253,17 @@ def test_what_columns_cannot_do_is_said_in_the_plan():
     assert column_top_n(top(key=len)) is column_deduplicate(DeduplicateSpec(len, LAST)) is None
 
 
-@pytest.mark.parametrize("spec", [top(), DeduplicateSpec(KEY, FIRST)])
-def test_a_changelog_as_input_is_refused(spec):
+class OwnRow(Row):
+    """A class of the user's."""
+
+
+@pytest.mark.parametrize("kind", [Row, OwnRow])
+@pytest.mark.parametrize("spec", [top(), DeduplicateSpec(KEY, FIRST), KeyedAggregateSpec(KEY, "sum", 1)])
+def test_a_changelog_as_input_is_refused(spec, kind):
+    row = kind(1, 2)
+    row.set_row_kind(RowKind.UPDATE_BEFORE)
     with OperatorHarness(spec) as harness, pytest.raises(ProgramError, match=r"got a record of kind -U"):
-        harness.process([Row.of_kind(RowKind.UPDATE_BEFORE, 1, 2)])
+        harness.process([row])
 
 
 def test_values_that_cannot_be_compared_are_told_with_their_record():
