@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.flat import translate_flat
-from engine.operators.compile.folds import translate_choice, translate_reduce
+from engine.operators.compile.folds import hands_on, is_choice, translate_choice, translate_reduce
 from engine.operators.compile.tier import (
     COMPILED,
     IF_TYPES_ALLOW,
@@ -56,7 +56,7 @@ from engine.operators.compile.translate import Fields, Shape, translate
 from engine.operators.computed_keys import KeyFunction, key_function_of
 from engine.operators.deduplicate import DeduplicateSpec
 from engine.operators.interval_join import IntervalJoinSpec
-from engine.operators.keys import ComposedKey, FieldKey
+from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.map_batches import MapBatchesSpec
 from engine.operators.record_choice import RecordChoice
 from engine.operators.regular_join import RegularJoinSpec
@@ -64,6 +64,7 @@ from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, Project
 from engine.operators.text import TokenizeSpec, WordTokenizer, tokenizer_of
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.top_n import RANK, TopNSpec
+from engine.operators.users_folds import place_of
 from engine.operators.window import WindowSpec
 
 __all__ = ["SEQUENCE_MIN", "vectorise"]
@@ -74,7 +75,16 @@ SEQUENCE_MIN = 500_000
 #: They run functions on columns, as far as they compile.
 _OF_FUNCTIONS = (MapSpec, FilterSpec, FlatMapSpec)
 #: They take columns of objects.
-_OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
+_OF_OBJECTS = (
+    ColumnAggregateSpec,
+    ColumnDeduplicateSpec,
+    ColumnJoinSpec,
+    ColumnLastRowSpec,
+    ColumnReduceSpec,
+    ColumnSessionSpec,
+    ColumnTopNSpec,
+    ColumnWindowSpec,
+)
 #: Their records are those of their input.
 _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
@@ -346,19 +356,17 @@ def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str 
     return None if isinstance(selector, FieldKey | ComposedKey) else key_function_of(selector, shape)
 
 
-def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | None:
-    """Return what to run in place of an operator whose input is columns, or None. ``key``: of a key that is a
-    function."""
+def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | str | None:
+    """Return what to run in place of an operator whose input is columns, or why there is nothing; None = it has no form
+    on columns, or others say why. ``key``: of a key that is a function."""
     match spec:
         case KeyedAggregateSpec(selector, kind) if kind in COLUMN_KINDS:
             own = selector if key is None else key.selector
             return ColumnAggregateSpec(own, kind, spec.field, spec.emit_final, key=key)
-        case KeyedReduceSpec(selector, function) if shape is not None:
+        case KeyedReduceSpec(selector):
             own = selector if key is None else key.selector
-            if (key is None or not key.num_computed) and not _is_plain_field(own, shape):
-                return None
-            known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
-            return ColumnReduceSpec(own, function, spec.emit_final, key=key) if known else None
+            why = _why_not_reduced(spec.function, own, key, shape)
+            return why or ColumnReduceSpec(own, spec.function, spec.emit_final, key=key)
         case WindowSpec():
             return column_window(spec, shape, key=key) or column_session(spec, shape, key)
         case TopNSpec():
@@ -370,12 +378,26 @@ def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) 
     return None
 
 
-def _is_plain_field(selector: FieldKey | ComposedKey, shape: Shape) -> bool:
-    """Whether a key is an integer or a text."""
-    match selector:
-        case FieldKey(int() as field):
-            return 0 <= field < len(shape.kinds) and shape.kinds[field] in (Kind.INT, Kind.STR)
-    return False
+def _why_not_reduced(function: Any, selector: Any, key: KeyFunction | None, shape: Shape | None) -> str:
+    """Return why a reduce function is not folded on columns of such records, "" = it is."""
+    if shape is None:
+        return "the plan does not know the types of its records"
+    num = len(shape.kinds)
+    is_computed = key is not None and key.num_computed > 0
+    places = [] if is_computed else [place_of(field, shape) for field in key_fields(selector)]
+    if any(not 0 <= place < num or shape.kinds[place] not in (Kind.INT, Kind.STR) for place in places):
+        return "its key is no integer and no text, or not of these only"
+    try:
+        translate_choice(function, shape)
+    except NotCompilable as error:
+        not_chosen = error
+    else:
+        return ""
+    try:
+        translation = translate_reduce(function, shape)
+    except NotCompilable as error:
+        return f"its function is not compiled ({not_chosen if is_choice(function) else error})"
+    return "" if hands_on(translation, places) else "its function changes the key"
 
 
 def _with_kinds(spec: OperatorSpec) -> OperatorSpec | None:
@@ -386,14 +408,6 @@ def _with_kinds(spec: OperatorSpec) -> OperatorSpec | None:
         case FileSinkSpec():
             return spec.on_columns(with_kinds=True)
     return None
-
-
-def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shape: Shape) -> bool:
-    try:
-        translation(function, shape)
-    except NotCompilable:
-        return False
-    return True
 
 
 def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | str | None:
@@ -449,16 +463,21 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
 def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: bool) -> _Columns:
     """``names``: of records that have none of their own, where kinds make Rows of them."""
     if shape is not None and has_kinds:
-        shape = dataclasses.replace(shape, names=shape.names or names)
+        shape = _as_rows(shape, names)
         if shape.names is None:  # Rows without names, which no function is compiled for
             shape = None
     return _Columns(shape, has_kinds=has_kinds)
 
 
+def _as_rows(shape: Shape, names: tuple[str, ...] | None) -> Shape:
+    """Return what Rows of such records are; ``names``: of those of tuples."""
+    return Shape(shape.kinds, names=(shape.names if shape.record is None else None) or names)
+
+
 def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
     if shape is None or not rows.with_rank:
         return _with_names(shape, rows.names, True)
-    names = shape.names or rows.names
+    names = _as_rows(shape, rows.names).names
     names = None if names is None else (*names, RANK)
     return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
 

@@ -133,7 +133,7 @@ def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpe
 
 def _fields_of(spec: ColumnAggregateSpec | ColumnReduceSpec) -> tuple[int | str, ...]:
     """Return the fields that it asks records for, but for those that a function does."""
-    keys = key_fields(spec.key_selector)
+    keys = key_fields(spec.key_selector) if spec.key is None else ()
     return (*keys, spec.field) if isinstance(spec, ColumnAggregateSpec) else keys
 
 

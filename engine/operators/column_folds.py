@@ -21,6 +21,7 @@ from engine.operators.compile.expressions import Field, Frame, Kind
 from engine.operators.compile.folds import (
     FieldFold,
     FoldTranslation,
+    hands_on,
     is_count,
     translate_aggregate,
     translate_choice,
@@ -60,12 +61,8 @@ class FoldedValues:
         self.kinds = {index: fold.kind for index, fold in enumerate(translation.folds) if fold.kind != "first"}
 
     def leaves_as_it_is(self, keys: Iterable[int]) -> bool:
-        """Whether each of these fields is handed on: the result of a key has that key."""
-        return all(
-            fold.kind == "first" or (fold.kind == "last" and _is_field(fold, index))
-            for index, fold in enumerate(self.folds)
-            if index in keys
-        )
+        """Whether each of these columns, as far as they are fields, is handed on."""
+        return hands_on(self._translation, [key for key in keys if key < len(self.folds)])
 
     def is_computed(self, index: int) -> bool:
         """Whether the values are something else than the field itself."""

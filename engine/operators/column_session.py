@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, named_schema, plain_columns
+from engine.operators.column_fields import column_index, has_fields, named_schema, plain_columns
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import BEYOND_64_BITS, why_handed_over
@@ -164,6 +164,8 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
 
 @final
 class _ColumnSessionOperator(Operator):
+    takes_objects = True
+
     def __init__(self, spec: ColumnSessionSpec) -> None:
         self._spec = spec
         self._rows = WindowOperator(spec.rows, is_inside=True)
@@ -352,6 +354,12 @@ class _ColumnSessionOperator(Operator):
             if shape is None or users_choice(self._spec.rows, shape, self._spec.key) != self._spec.choice:
                 return False
         fields = key_fields(self._spec.key_selector)
+        # Functions ask for them in their own way.
+        asked: list[int | str | None] = [] if self._spec.key is not None else [*fields]
+        if not self._spec.is_users:
+            asked += [aggregate.field for aggregate in self._spec.aggregates]
+        if not has_fields(named, asked):
+            return False
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
     def _taken_up_on_rows(self, assigned: Assigned, columns: pa.RecordBatch) -> dict[int, Any]:
@@ -359,7 +367,7 @@ class _ColumnSessionOperator(Operator):
         fold = self._spec.rows.fold
         assert fold is not None
         held = self._state.parts()
-        records = own_records(ColumnBatch(columns, named=self._state.named)).to_rows().rows
+        records = own_records(ColumnBatch(columns, named=self._named)).to_rows().rows
         sessions = assigned.sessions
         for rows, merges, fires in assigned.steps_left():
             for source, target, _, goes_first in merges.tolist():
