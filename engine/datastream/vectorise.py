@@ -44,8 +44,10 @@ from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.flat import translate_flat
 from engine.operators.compile.folds import hands_on, is_choice, translate_choice, translate_reduce
+from engine.operators.compile.opened import as_opened, sets_in_open
 from engine.operators.compile.tier import (
     COMPILED,
+    IF_OPENED,
     IF_TYPES_ALLOW,
     ON_ROWS,
     annotated_shape,
@@ -85,6 +87,8 @@ _OF_OBJECTS = (
     ColumnTopNSpec,
     ColumnWindowSpec,
 )
+#: They run on columns, as others.
+_WITH_COLUMNS = (KeyedAggregateSpec, KeyedReduceSpec, TopNSpec, DeduplicateSpec, IntervalJoinSpec, RegularJoinSpec)
 #: Their records are those of their input.
 _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
@@ -204,6 +208,16 @@ def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
     )
 
 
+def _why_on_rows(node: Transformation, plan: _Plan) -> str:
+    """Return which of a node's inputs is rows."""
+    of_rows = [
+        edge.input_index for edge in node.inputs if edge.side_tag is not None or plan.gives[edge.source.id] is None
+    ]
+    if node.spec.num_inputs == 1 or len(set(of_rows)) > 1:
+        return "its input is rows" if node.spec.num_inputs == 1 else "its inputs are rows"
+    return f"its {('first', 'second')[of_rows[0]]} input is rows"
+
+
 def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     """Plan a node with inputs; return what comes out of it."""
     taken = _input_of(node, plan)
@@ -231,10 +245,14 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
                 plan.why_rows[node.id] = "its input is a changelog"
     if spec is not None:
         plan.specs[node.id] = spec
+    elif taken is None and isinstance(node.spec, _WITH_COLUMNS) and _why_on_rows(node, plan):
+        plan.why_rows[node.id] = _why_on_rows(node, plan)
     elif isinstance(node.spec, WindowSpec):
         shape, own_key = None if taken is None else taken.shape, key if isinstance(key, KeyFunction) else None
         why = "" if isinstance(key, str) else sessions_on_rows(node.spec, shape, from_rows=taken is None, key=own_key)
         why = why or plan.why_rows.get(node.id, "")
+        if not why and taken is None:
+            why = _why_on_rows(node, plan)
         if not why and taken is not None and node.spec.num_inputs == 1:
             why = windows_on_rows(node.spec, taken.shape, own_key)
         plan.why_rows[node.id] = why
@@ -243,7 +261,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         columns, tier = _of_function(node.spec, taken)
         if taken is None and any(edge.source.id in plan.may_give for edge in node.inputs):
             tier = IF_TYPES_ALLOW
-        if tier is IF_TYPES_ALLOW:
+        if tier in (IF_TYPES_ALLOW, IF_OPENED):
             plan.may_give.add(node.id)
         plan.tiers[node.id] = tier
     elif taken is not None:
@@ -365,7 +383,7 @@ def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) 
             return ColumnAggregateSpec(own, kind, spec.field, spec.emit_final, key=key)
         case KeyedReduceSpec(selector):
             own = selector if key is None else key.selector
-            why = _why_not_reduced(spec.function, own, key, shape)
+            why = _why_not_reduced(as_opened(spec.function), own, key, shape)
             return why or ColumnReduceSpec(own, spec.function, spec.emit_final, key=key)
         case WindowSpec():
             return column_window(spec, shape, key=key) or column_session(spec, shape, key)
@@ -453,11 +471,21 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
             | ColumnSessionSpec(choice=RecordChoice())
         ):
             return _Columns(shape)  # they are whole records
+        case ColumnAggregateSpec(kind=kind) if shape is not None and _keeps_kinds(kind, spec.field, shape):
+            return _Columns(shape)
         case TimestampsSpec():
             return given
         case ColumnReduceSpec() | ColumnDeduplicateSpec():
             return _Columns(shape)
     return _Columns(None) if getattr(spec, "emits_columns", False) else None
+
+
+def _keeps_kinds(kind: str, field: int | str, shape: Shape) -> bool:
+    """Whether what an aggregation gives for a field is of its kind."""
+    place = place_of(field, shape)
+    if not 0 <= place < len(shape.kinds):
+        return False
+    return kind != "sum" or shape.kinds[place] in (Kind.INT, Kind.FLOAT)
 
 
 def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: bool) -> _Columns:
@@ -483,13 +511,20 @@ def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
 
 
 def _of_flat_map(spec: FlatMapSpec, given: _Columns) -> tuple[_Columns | None, str]:
-    shape = given.shape or annotated_shape(spec.function, "flat_map")
+    function = as_opened(spec.function)
+    shape = given.shape or annotated_shape(function, "flat_map")
     if shape is None:
         return None, IF_TYPES_ALLOW
     try:
-        return _Columns(translate_flat(spec.function, shape).shape), COMPILED
+        return _Columns(translate_flat(function, shape).shape), COMPILED
     except NotCompilable as error:
-        return None, interpreted(error)
+        return None, _not_compiled(function, error)
+
+
+def _not_compiled(function: Any, error: NotCompilable) -> str:
+    """Return what will run a function that the plan cannot translate."""
+    name = error.unset_attribute
+    return IF_OPENED if name and sets_in_open(function, name) else interpreted(error)
 
 
 def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
@@ -503,19 +538,19 @@ def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | Non
             if given.has_kinds
             else _of_flat_map(spec, given)
         )
-    shape = given.shape
+    shape, function = given.shape, as_opened(spec.function)
     if shape is None and spec.input_type is None:
-        shape = annotated_shape(spec.function, "filter" if is_filter else "map")
+        shape = annotated_shape(function, "filter" if is_filter else "map")
         if shape is None:
             return None, IF_TYPES_ALLOW
     if shape is None:
         return _of_declared(spec, given)
     try:
-        result = translate(spec.function, shape, as_condition=is_filter).result
+        result = translate(function, shape, as_condition=is_filter).result
     except NotCompilable as error:
-        return (
-            _of_declared(spec, given) if Kind.OPAQUE in shape.kinds and spec.input_type else (None, interpreted(error))
-        )
+        if Kind.OPAQUE in shape.kinds and spec.input_type:
+            return _of_declared(spec, given)
+        return None, _not_compiled(function, error)
     if isinstance(result, Fields):
         kinds = tuple(item.kind for item in result.items)
         return _Columns(Shape(kinds, names=result.names, record=result.record)), COMPILED
@@ -528,7 +563,7 @@ def _of_declared(spec: MapSpec | FilterSpec, given: _Columns) -> tuple[_Columns 
     """As ``_of_function``, by the declared type of the input: it has more types than a shape, which columns compute
     with as they do with 64 bits."""
     is_filter = isinstance(spec, FilterSpec)
-    tier = tier_of(spec.function, spec.input_type, is_filter=is_filter)
+    tier = tier_of(as_opened(spec.function), spec.input_type, is_filter=is_filter)
     if tier != COMPILED:
         return None, tier
     return given if is_filter else _Columns(None), tier

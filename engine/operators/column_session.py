@@ -27,7 +27,7 @@ from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.record_choice import RecordChoice
-from engine.operators.users_folds import folds_of, num_nested, users_choice
+from engine.operators.users_folds import folds_of, num_nested, users_choice, why_not_folded
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -138,7 +138,7 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
         return "its function sees every record"
     if isinstance(fold, AggregateFold):
         if not isinstance(fold.given, RowAggregates):
-            return "nobody knows what merge() of its AggregateFunction does"
+            return "merge() of its AggregateFunction is not compiled"
         return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows, key=key)
     if not isinstance(fold, ReduceFold) or not isinstance(rows.function, PassThrough):
         return "its results go through a window function"
@@ -155,7 +155,7 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
         # What a reduce function makes of two sessions is what it makes of their fields, as it is of two records.
         folds = None if shape is None else folds_of(rows, shape, key)
         if folds is None or set(folds.seeds) != {None}:
-            return "its function neither folds field by field nor picks a record, as far as the compiler sees"
+            return _NO_TYPES if shape is None else why_not_folded(rows, shape, key)
         seeds = (None,) * len(folds.seeds)
         return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=seeds, key=key)
     compared = FieldAggregateOf("min", choice.field)

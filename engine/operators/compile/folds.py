@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, final
 
 from engine.core.late_dataclass import dataclass
+from engine.operators.compile.callee import refuse_state
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Constant, Expression, Field, Kind, Negative, ToFloat
 from engine.operators.compile.fold_records import fields_made, of_fields
@@ -78,7 +79,7 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
     """
     if shape.is_scalar:
         _refuse("its records are bare values")
-    parser = _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds))
+    parser = _Parser(function, "reduce", shape, held_first=True, held_size=len(shape.kinds))
     folds = []
     for index, node in enumerate(parser.results()):
         fold = parser.fold(index, node, shape.kinds[index])
@@ -97,13 +98,13 @@ def translate_choice(function: Any, shape: Shape) -> RecordChoice:
     """
     if shape.is_scalar:
         _refuse("its records are bare values")
-    return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()
+    return _Parser(function, "reduce", shape, held_first=True, held_size=len(shape.kinds)).choice()
 
 
 def is_choice(function: Any) -> bool:
     """Whether a reduce function gives one of its arguments or the other, by whatever it asks."""
     try:
-        parser = _Parser(_plain(function, "reduce"), Shape(()), held_first=True, held_size=0)
+        parser = _Parser(function, "reduce", Shape(()), held_first=True, held_size=0)
         return parser.gives_arguments()
     except NotCompilable:
         return False
@@ -117,7 +118,7 @@ def translate_aggregate(function: AggregateFunction, shape: Shape) -> FoldTransl
     if shape.is_scalar:
         _refuse("its records are bare values")
     seeds = _seeds(function)
-    parser = _Parser(_plain(function, "add"), shape, held_first=False, held_size=len(seeds))
+    parser = _Parser(function, "add", shape, held_first=False, held_size=len(seeds))
     folds = []
     for index, (node, seed) in enumerate(zip(parser.results(), seeds, strict=True)):
         fold = parser.fold(index, node, Kind.INT if type(seed) is int else Kind.FLOAT)
@@ -140,8 +141,11 @@ def _plain(function: Any, method: str) -> types.FunctionType:
             _refuse(f"a {type(function).__name__}, not a plain function")
         return function
     own = getattr(type(function), method, None)
-    if type(function).open is not Function.open or method in vars(function) or not isinstance(own, types.FunctionType):
-        _refuse(f"{type(function).__name__} has an open(), or its {method}() is not a plain method")
+    refuse_state(function)
+    if method in vars(function) or not isinstance(own, types.FunctionType):
+        _refuse(f"{method}() of {type(function).__name__} is not a plain method")
+    if type(function).__getattribute__ is not object.__getattribute__:
+        _refuse(f"{type(function).__name__} has a __getattribute__()")
     return own
 
 
@@ -205,7 +209,8 @@ def _seeded(fold: FieldFold, seed: int | float) -> FieldFold:
 class _Parser:
     """``held_first``: the first argument is what was folded so far, the second one the record."""
 
-    def __init__(self, function: types.FunctionType, shape: Shape, *, held_first: bool, held_size: int) -> None:
+    def __init__(self, given: Any, method: str, shape: Shape, *, held_first: bool, held_size: int) -> None:
+        function = _plain(given, method)
         tree = tree_of(function)
         arguments = tree.args
         names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
@@ -217,7 +222,7 @@ class _Parser:
             inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
         ) or len(names) not in (2, 3):
             _refuse("it is no function of two arguments")
-        first, second = names[-2:]  # without self, which the translator refuses to read
+        first, second = names[-2:]
         self._held, self._record = (first, second) if held_first else (second, first)
         self._held_size = held_size
         #: what is folded is of the records' kind
@@ -226,6 +231,8 @@ class _Parser:
         self._shape = Shape(shape.kinds)  # all fields are by number from here on
         self._tree = of_fields(tree, (first, second) if held_first else (self._record,), shape)
         self._translator = _Translator(function, self._shape, self._record)
+        if len(names) == 3 and isinstance(given, Function):
+            self._translator.owner = names[0], given
         self.required: set[int] = set()
 
     def outside(self) -> tuple[Outside, ...]:
@@ -425,7 +432,7 @@ class _Parser:
             _refuse("what it folds depends on what was folded so far")
         value = self._translator.value(node, {})
         if not isinstance(value, Field) and value.kind not in _NUMBERS:
-            _refuse(f"it makes a {value.kind.value}")
+            _refuse(f"it folds a {value.kind.value} that is no field of its record")
         return FieldFold(kind, value, value.kind, None, ast.dump(node))
 
     def _is_held(self, node: ast.expr, index: int) -> bool:

@@ -158,6 +158,8 @@ class _Translator(Calls):
                 then = self.block([*body, *rest], dict(names), as_condition)
                 other = self.block([*orelse, *rest], dict(names), as_condition)
                 return self._branch(condition, then, other)
+        if isinstance(first, ast.Expr):
+            refuse("it calls something for what that does, not for its value")
         refuse(f"it has a {type(first).__name__} statement")
 
     def _assign(

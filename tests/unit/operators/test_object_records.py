@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.core.records import Row
@@ -98,11 +98,23 @@ def scripts(*kinds):
     )
 
 
+def known_script(*kinds):
+    """Records of all sides that are partners, a crash, some late."""
+    steps = []
+    for at, then in ((3, None), (8, 2), (21, 1), (6, Watermark(24)), (26, Watermark(TIME_MAX_MS))):
+        for side, kind in enumerate(kinds):
+            rows = [kind(key, at + side - key, "aA"[key % 2]) for key in (0, 1, 2, 1)]
+            steps.append(Rows(rows, [at, at + 1, at, at + 2], side, SCHEMA))
+        steps += [then] if at != 8 else [Watermark(9), then]
+    return steps
+
+
 def check_all(columns, rows, keys, *kinds, config=INCREMENTAL, examples=2):
     assert not isinstance(columns, str | None), columns
 
     @settings(max_examples=examples, deadline=None, phases=PHASES)
     @given(scripts(*kinds))
+    @example(known_script(*kinds))
     def check(script):
         assert disturbed(Case((columns,), script, keys), config) == undisturbed(Case((rows,), script, keys))
 
@@ -226,6 +238,11 @@ def paid(a, b):
     return Pay(key, price + b.price, name)
 
 
+def unpacked(a, b):
+    key, price, name = a
+    return Order(key, price, name)
+
+
 REDUCED = {
     "made": (Order, price_added),
     "replaced": (Order, price_replaced),
@@ -268,6 +285,7 @@ def test_reduce_functions_that_are_not_surely_the_same_are_refused():
         (lambda a, b: dataclasses.replace(a, nothing=1), SHAPES[Order]),
         (lambda a, b: a._replace(price=1), SHAPES[Order]),
         (paid, SHAPES[Order]),
+        (unpacked, SHAPES[Order]),
     ):
         with pytest.raises(NotCompilable):
             translate_reduce(function, shape)
