@@ -45,8 +45,14 @@ def why_rows(spec: OperatorSpec, types: Sequence[TypeInformation | None]) -> str
 def why_not_objects(spec: OperatorSpec, record: type | None) -> str:
     """Return why an operator cannot take columns of objects of this class, None = of tuples or Rows; "" = it can."""
     match spec:
+        case TopNSpec() | DeduplicateSpec(keeps="last") if record is not None and not issubclass(record, tuple):
+            return f"its results are Rows with objects of {record.__name__} in them"
+        case TopNSpec():
+            fields: list[Any] = [*_fields(spec.key_selector), *(field for field, _ in spec.order)]
+        case KeyedReduceSpec() | DeduplicateSpec():
+            fields = [*_fields(spec.key_selector)]
         case KeyedAggregateSpec(selector, _, field):
-            fields: list[Any] = [*_fields(selector), field]
+            fields = [*_fields(selector), field]
         case WindowSpec():
             fold = spec.fold.given if isinstance(spec.fold, ReduceFold) else None
             fields = [field for own in (*spec.key_selectors, fold) for field in _fields(own)]

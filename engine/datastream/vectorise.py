@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,11 @@ from engine.operators.column_window_join import column_window_join
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Expression, Kind
 from engine.operators.compile.flat import translate_flat
-from engine.operators.compile.folds import translate_choice, translate_reduce
+from engine.operators.compile.folds import hands_on, is_choice, translate_choice, translate_reduce
+from engine.operators.compile.opened import as_opened, sets_in_open
 from engine.operators.compile.tier import (
     COMPILED,
+    IF_OPENED,
     IF_TYPES_ALLOW,
     ON_ROWS,
     annotated_shape,
@@ -66,6 +68,7 @@ from engine.operators.stateless import FilterSpec, FlatMapSpec, MapSpec, Project
 from engine.operators.text import TokenizeSpec, WordTokenizer, tokenizer_of
 from engine.operators.timestamps import TimestampsSpec
 from engine.operators.top_n import RANK, TopNSpec
+from engine.operators.users_folds import place_of
 from engine.operators.window import WindowSpec
 
 __all__ = ["SEQUENCE_MIN", "vectorise"]
@@ -75,10 +78,21 @@ __all__ = ["SEQUENCE_MIN", "vectorise"]
 SEQUENCE_MIN = 500_000
 #: They run functions on columns, as far as they compile.
 _OF_FUNCTIONS = (MapSpec, FilterSpec, FlatMapSpec)
-#: They take columns of objects.
-_OF_OBJECTS = (ColumnAggregateSpec, ColumnWindowSpec)
 #: They may take back what a changelog takes back.
 _OF_CHANGELOGS = (RegularJoinSpec, GroupAggregateSpec)
+#: They take columns of objects.
+_OF_OBJECTS = (
+    ColumnAggregateSpec,
+    ColumnDeduplicateSpec,
+    ColumnJoinSpec,
+    ColumnLastRowSpec,
+    ColumnReduceSpec,
+    ColumnSessionSpec,
+    ColumnTopNSpec,
+    ColumnWindowSpec,
+)
+#: They run on columns, as others.
+_WITH_COLUMNS = (KeyedAggregateSpec, KeyedReduceSpec, TopNSpec, DeduplicateSpec, IntervalJoinSpec, RegularJoinSpec)
 #: Their records are those of their input.
 _KEEPING = (FilterSpec, TimestampsSpec, ColumnDeduplicateSpec)
 
@@ -203,6 +217,16 @@ def _input_of(node: Transformation, plan: _Plan) -> _Columns | None:
     )
 
 
+def _why_on_rows(node: Transformation, plan: _Plan) -> str:
+    """Return which of a node's inputs is rows."""
+    of_rows = [
+        edge.input_index for edge in node.inputs if edge.side_tag is not None or plan.gives[edge.source.id] is None
+    ]
+    if node.spec.num_inputs == 1 or len(set(of_rows)) > 1:
+        return "its input is rows" if node.spec.num_inputs == 1 else "its inputs are rows"
+    return f"its {('first', 'second')[of_rows[0]]} input is rows"
+
+
 def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
     """Plan a node with inputs; return what comes out of it."""
     taken = _input_of(node, plan)
@@ -230,10 +254,14 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
                 plan.why_rows[node.id] = "its input is a changelog"
     if spec is not None:
         plan.specs[node.id] = spec
+    elif taken is None and isinstance(node.spec, _WITH_COLUMNS) and _why_on_rows(node, plan):
+        plan.why_rows[node.id] = _why_on_rows(node, plan)
     elif isinstance(node.spec, WindowSpec):
         shape, own_key = None if taken is None else taken.shape, key if isinstance(key, KeyFunction) else None
         why = "" if isinstance(key, str) else sessions_on_rows(node.spec, shape, from_rows=taken is None, key=own_key)
         why = why or plan.why_rows.get(node.id, "")
+        if not why and taken is None:
+            why = _why_on_rows(node, plan)
         if not why and taken is not None and node.spec.num_inputs == 1:
             why = windows_on_rows(node.spec, taken.shape, own_key)
         plan.why_rows[node.id] = why
@@ -242,7 +270,7 @@ def _transformed(node: Transformation, plan: _Plan) -> _Columns | None:
         columns, tier = _of_function(node.spec, taken)
         if taken is None and any(edge.source.id in plan.may_give for edge in node.inputs):
             tier = IF_TYPES_ALLOW
-        if tier is IF_TYPES_ALLOW:
+        if tier in (IF_TYPES_ALLOW, IF_OPENED):
             plan.may_give.add(node.id)
         plan.tiers[node.id] = tier
     elif taken is not None:
@@ -375,19 +403,17 @@ def _key_function(spec: OperatorSpec, shape: Shape | None) -> KeyFunction | str 
     return key
 
 
-def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | None:
-    """Return what to run in place of an operator whose input is columns, or None. ``key``: of a key that is a
-    function."""
+def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) -> OperatorSpec | str | None:
+    """Return what to run in place of an operator whose input is columns, or why there is nothing; None = it has no form
+    on columns, or others say why. ``key``: of a key that is a function."""
     match spec:
         case KeyedAggregateSpec(selector, kind) if kind in COLUMN_KINDS:
             own = selector if key is None else key.selector
             return ColumnAggregateSpec(own, kind, spec.field, spec.emit_final, key=key)
-        case KeyedReduceSpec(selector, function) if shape is not None:
+        case KeyedReduceSpec(selector):
             own = selector if key is None else key.selector
-            if (key is None or not key.num_computed) and not _is_plain_field(own, shape):
-                return None
-            known = any(_is_translated(form, function, shape) for form in (translate_reduce, translate_choice))
-            return ColumnReduceSpec(own, function, spec.emit_final, key=key) if known else None
+            why = _why_not_reduced(as_opened(spec.function), own, key, shape)
+            return why or ColumnReduceSpec(own, spec.function, spec.emit_final, key=key)
         case GroupAggregateSpec():
             return column_group_aggregate(spec, key)
         case WindowSpec():
@@ -401,12 +427,26 @@ def _columnar(spec: OperatorSpec, shape: Shape | None, key: KeyFunction | None) 
     return None
 
 
-def _is_plain_field(selector: FieldKey | ComposedKey, shape: Shape) -> bool:
-    """Whether a key is an integer or a text."""
-    match selector:
-        case FieldKey(int() as field):
-            return 0 <= field < len(shape.kinds) and shape.kinds[field] in (Kind.INT, Kind.STR)
-    return False
+def _why_not_reduced(function: Any, selector: Any, key: KeyFunction | None, shape: Shape | None) -> str:
+    """Return why a reduce function is not folded on columns of such records, "" = it is."""
+    if shape is None:
+        return "the plan does not know the types of its records"
+    num = len(shape.kinds)
+    is_computed = key is not None and key.num_computed > 0
+    places = [] if is_computed else [place_of(field, shape) for field in key_fields(selector)]
+    if any(not 0 <= place < num or shape.kinds[place] not in (Kind.INT, Kind.STR) for place in places):
+        return "its key is no integer and no text, or not of these only"
+    try:
+        translate_choice(function, shape)
+    except NotCompilable as error:
+        not_chosen = error
+    else:
+        return ""
+    try:
+        translation = translate_reduce(function, shape)
+    except NotCompilable as error:
+        return f"its function is not compiled ({not_chosen if is_choice(function) else error})"
+    return "" if hands_on(translation, places) else "its function changes the key"
 
 
 def _with_kinds(spec: OperatorSpec, columnar: OperatorSpec) -> OperatorSpec | None:
@@ -422,14 +462,6 @@ def _with_kinds(spec: OperatorSpec, columnar: OperatorSpec) -> OperatorSpec | No
         case FileSinkSpec():
             return spec.on_columns(with_kinds=True)
     return None
-
-
-def _is_translated(translation: Callable[[Any, Shape], Any], function: Any, shape: Shape) -> bool:
-    try:
-        translation(function, shape)
-    except NotCompilable:
-        return False
-    return True
 
 
 def _joining(node: Transformation, given: Sequence[_Columns | None]) -> OperatorSpec | str | None:
@@ -478,6 +510,8 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
             | ColumnSessionSpec(choice=RecordChoice())
         ):
             return _Columns(shape)  # they are whole records
+        case ColumnAggregateSpec(kind=kind) if shape is not None and _keeps_kinds(kind, spec.field, shape):
+            return _Columns(shape)
         case TimestampsSpec():
             return given
         case ColumnReduceSpec() | ColumnDeduplicateSpec():
@@ -485,10 +519,18 @@ def _emitted(spec: OperatorSpec, given: _Columns) -> _Columns | None:
     return _Columns(None) if getattr(spec, "emits_columns", False) else None
 
 
+def _keeps_kinds(kind: str, field: int | str, shape: Shape) -> bool:
+    """Whether what an aggregation gives for a field is of its kind."""
+    place = place_of(field, shape)
+    if not 0 <= place < len(shape.kinds):
+        return False
+    return kind != "sum" or shape.kinds[place] in (Kind.INT, Kind.FLOAT)
+
+
 def _with_names(shape: Shape | None, names: tuple[str, ...] | None, has_kinds: bool) -> _Columns:
     """``names``: of records that have none of their own, where kinds make Rows of them."""
     if shape is not None and has_kinds:
-        shape = dataclasses.replace(shape, names=shape.names or names)
+        shape = _as_rows(shape, names)
         if shape.names is None:  # Rows without names, which no function is compiled for
             shape = None
     return _Columns(shape, has_kinds=has_kinds)
@@ -516,22 +558,34 @@ def _grouped(shape: Shape | None, spec: ColumnGroupAggregateSpec) -> Shape | Non
     return Shape(tuple(kinds), names=rows.names)
 
 
+def _as_rows(shape: Shape, names: tuple[str, ...] | None) -> Shape:
+    """Return what Rows of such records are; ``names``: of those of tuples."""
+    return Shape(shape.kinds, names=(shape.names if shape.record is None else None) or names)
+
+
 def _ranked(shape: Shape | None, rows: TopNSpec) -> _Columns:
     if shape is None or not rows.with_rank:
         return _with_names(shape, rows.names, True)
-    names = shape.names or rows.names
+    names = _as_rows(shape, rows.names).names
     names = None if names is None else (*names, RANK)
     return _with_names(Shape((*shape.kinds, Kind.INT), names=names), names, True)
 
 
 def _of_flat_map(spec: FlatMapSpec, given: _Columns) -> tuple[_Columns | None, str]:
-    shape = given.shape or annotated_shape(spec.function, "flat_map")
+    function = as_opened(spec.function)
+    shape = given.shape or annotated_shape(function, "flat_map")
     if shape is None:
         return None, IF_TYPES_ALLOW
     try:
-        return _Columns(translate_flat(spec.function, shape).shape), COMPILED
+        return _Columns(translate_flat(function, shape).shape), COMPILED
     except NotCompilable as error:
-        return None, interpreted(error)
+        return None, _not_compiled(function, error)
+
+
+def _not_compiled(function: Any, error: NotCompilable) -> str:
+    """Return what will run a function that the plan cannot translate."""
+    name = error.unset_attribute
+    return IF_OPENED if name and sets_in_open(function, name) else interpreted(error)
 
 
 def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | None) -> tuple[_Columns | None, str]:
@@ -545,19 +599,19 @@ def _of_function(spec: MapSpec | FilterSpec | FlatMapSpec, given: _Columns | Non
             if given.has_kinds
             else _of_flat_map(spec, given)
         )
-    shape = given.shape
+    shape, function = given.shape, as_opened(spec.function)
     if shape is None and spec.input_type is None:
-        shape = annotated_shape(spec.function, "filter" if is_filter else "map")
+        shape = annotated_shape(function, "filter" if is_filter else "map")
         if shape is None:
             return None, IF_TYPES_ALLOW
     if shape is None:
         return _of_declared(spec, given)
     try:
-        result = translate(spec.function, shape, as_condition=is_filter).result
+        result = translate(function, shape, as_condition=is_filter).result
     except NotCompilable as error:
-        return (
-            _of_declared(spec, given) if Kind.OPAQUE in shape.kinds and spec.input_type else (None, interpreted(error))
-        )
+        if Kind.OPAQUE in shape.kinds and spec.input_type:
+            return _of_declared(spec, given)
+        return None, _not_compiled(function, error)
     if isinstance(result, Fields):
         kinds = tuple(item.kind for item in result.items)
         return _Columns(Shape(kinds, names=result.names, record=result.record)), COMPILED
@@ -570,7 +624,7 @@ def _of_declared(spec: MapSpec | FilterSpec, given: _Columns) -> tuple[_Columns 
     """As ``_of_function``, by the declared type of the input: it has more types than a shape, which columns compute
     with as they do with 64 bits."""
     is_filter = isinstance(spec, FilterSpec)
-    tier = tier_of(spec.function, spec.input_type, is_filter=is_filter)
+    tier = tier_of(as_opened(spec.function), spec.input_type, is_filter=is_filter)
     if tier != COMPILED:
         return None, tier
     return given if is_filter else _Columns(None), tier

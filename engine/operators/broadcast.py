@@ -37,7 +37,7 @@ class BroadcastProcessSpec(OperatorSpec):
         return _BroadcastOperator(self.function, self.descriptors, self.key_selector, self.output_type)
 
     def describe(self) -> str:
-        return "interpreted"
+        return "interpreted (it is called for each record)"
 
 
 class _BroadcastStates:

@@ -32,4 +32,4 @@ class CoProcessSpec(OperatorSpec):
         return ProcessOperator(self.function, inputs, self.output_type)
 
     def describe(self) -> str:
-        return "interpreted"
+        return "interpreted (it is called for each record)"

@@ -136,7 +136,7 @@ def _row_spec(spec: ColumnAggregateSpec | ColumnReduceSpec) -> KeyedAggregateSpe
 
 def _fields_of(spec: ColumnAggregateSpec | ColumnReduceSpec) -> tuple[int | str, ...]:
     """Return the fields that it asks records for, but for those that a function does."""
-    keys = key_fields(spec.key_selector)
+    keys = key_fields(spec.key_selector) if spec.key is None else ()
     return (*keys, spec.field) if isinstance(spec, ColumnAggregateSpec) else keys
 
 
@@ -171,7 +171,7 @@ class _ColumnAggregateOperator(Operator):
             self.out = WithoutKeys(out)
         self._small_rows = small_rows_of
         #: by kind and whether values are floats, None = lanes of decimals
-        self._kernels = {
+        self._kernels: dict[tuple[str, bool | None], Any] = {
             **RUNNING,
             ("min", None): decimal_kernels.running_min_of_lanes,
             ("max", None): decimal_kernels.running_max_of_lanes,

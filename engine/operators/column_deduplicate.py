@@ -14,7 +14,7 @@ from engine.core.arrow_arrays import arrow_of
 from engine.core.dictionaries import plain_type
 from engine.core.records import ColumnBatch
 from engine.operators.base import Operator, OperatorContext, OperatorSpec
-from engine.operators.column_fields import column_index, only_keys
+from engine.operators.column_fields import column_index, has_fields, only_keys
 from engine.operators.column_last_row import ColumnLastRowSpec
 from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.computed_keys import KeyFunction
@@ -56,6 +56,8 @@ def column_deduplicate(
 
 @final
 class _ColumnDeduplicateOperator(ColumnsUntilRows):
+    takes_objects = True
+
     def __init__(self, spec: ColumnDeduplicateSpec) -> None:
         assert spec.rows.keeps == FIRST
         super().__init__(DeduplicateOperator(spec.rows, is_inside=True), spec.rows.key_selector, spec.key)
@@ -71,7 +73,7 @@ class _ColumnDeduplicateOperator(ColumnsUntilRows):
         return self._state.nbytes
 
     def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:
-        keys = self._keys_of(columns)
+        keys = self._keys_of(columns) if has_fields(batch.named, key_fields(self._given)) else None
         if keys is None:
             return False
         self._take(keys, batch)

@@ -21,6 +21,8 @@ from engine.operators.compile.expressions import Field, Frame, Kind
 from engine.operators.compile.folds import (
     FieldFold,
     FoldTranslation,
+    hands_on,
+    is_choice,
     is_count,
     translate_aggregate,
     translate_choice,
@@ -41,6 +43,7 @@ __all__ = [
     "choice_of",
     "folded_values",
     "shape_of_schema",
+    "why_no_window_folds",
     "window_choice",
     "window_folds",
 ]
@@ -60,12 +63,8 @@ class FoldedValues:
         self.kinds = {index: fold.kind for index, fold in enumerate(translation.folds) if fold.kind != "first"}
 
     def leaves_as_it_is(self, keys: Iterable[int]) -> bool:
-        """Whether each of these fields is handed on: the result of a key has that key."""
-        return all(
-            fold.kind == "first" or (fold.kind == "last" and _is_field(fold, index))
-            for index, fold in enumerate(self.folds)
-            if index in keys
-        )
+        """Whether each of these columns, as far as they are fields, is handed on."""
+        return hands_on(self._translation, [key for key in keys if key < len(self.folds)])
 
     def is_computed(self, index: int) -> bool:
         """Whether the values are something else than the field itself."""
@@ -151,6 +150,24 @@ def window_folds(fold: Any, shape: Shape, key: int) -> WindowFolds | None:
         return None
     # The first record of a window is what it begins with: it would have to be known which one that is.
     return None if any(map(folds._values.is_computed, folds._values.kinds)) else folds
+
+
+def why_no_window_folds(fold: Any, shape: Shape) -> str:
+    """Return why there is no such fold, nor choice, of windows."""
+    try:
+        if isinstance(fold, AggregateFold):
+            translate_aggregate(fold.given, shape)
+            return "it folds in a way that windows do not know"
+        if is_choice(fold.given):
+            translate_choice(fold.given, shape)
+        translate_reduce(fold.given, shape)
+    except NotCompilable as error:
+        return str(error)
+    if shape.names is not None:
+        return "windows do not hold objects or Rows that a reduce function makes"
+    if not set(shape.kinds) <= _HELD:
+        return "its records have fields that are no numbers and no texts"
+    return "it computes what the first record of a window would have to be known for"
 
 
 def window_choice(fold: ReduceFold, shape: Shape) -> RecordChoice | None:

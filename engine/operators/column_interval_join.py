@@ -89,8 +89,7 @@ def column_interval_join(
     keys = join_keys(rows.key_selectors, shapes)
     if isinstance(keys, str):
         return keys
-    shape = None if maker_of(rows.output_type) is not None else pair_shape(rows.function, *shapes)
-    return ColumnIntervalJoinSpec(rows, shape, keys)
+    return ColumnIntervalJoinSpec(rows, pair_shape(rows.function, *shapes, rows.output_type), keys)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -284,7 +283,7 @@ class _ColumnIntervalJoinOperator(ColumnJoinOperator):
         super().__init__(spec, IntervalJoinOperator(rows, is_inside=True))
         #: of each side: earliest and latest partner, relative to its own record
         self._bounds = ((rows.lower_ms, rows.upper_ms), (-rows.upper_ms, -rows.lower_ms))
-        self._compiled = None if spec.shape is None else pair_function(rows.function)
+        self._compiled = None if spec.shape is None else pair_function(rows.function, rows.output_type)
         self._make = maker_of(rows.output_type)
         #: what others have been told of the time
         self._told_ms = TIME_MIN_MS

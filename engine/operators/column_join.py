@@ -93,6 +93,8 @@ class ColumnJoinOperator(Operator):
     #: whether records have to have timestamps
     _needs_times = True
 
+    takes_objects = True
+
     def __init__(self, spec: ColumnJoinSpec, rows: Any) -> None:
         self._rows = rows
         self._keys = [KeysBeside(key) for key in spec.keys]

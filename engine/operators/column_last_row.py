@@ -16,6 +16,7 @@ from engine.operators.column_fields import is_named
 from engine.operators.columns_until_rows import ColumnsUntilRows
 from engine.operators.computed_keys import KeyFunction, own_columns
 from engine.operators.deduplicate import LAST, DeduplicateOperator, DeduplicateSpec
+from engine.operators.keys import key_fields
 from engine.operators.last_records import LastRecords
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class ColumnLastRowSpec(OperatorSpec):
 @final
 class _ColumnLastRowOperator(ColumnsUntilRows):
     takes_kinds = True
+    takes_objects = True
 
     def __init__(self, spec: ColumnLastRowSpec) -> None:
         assert spec.rows.keeps == LAST
@@ -70,6 +72,8 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
         if batch.kinds is not None and not self._retracts:
             self._note_rows("a changelog came, of which the plan did not know")
             return False
+        if not self._has_fields(batch.named, key_fields(self._given)):
+            return False
         if not self._state.define(columns.schema, named=batch.named):
             return False
         self._take(columns, batch.timestamps_ms, batch.kinds)
@@ -83,13 +87,13 @@ class _ColumnLastRowOperator(ColumnsUntilRows):
             self._emit(changed, stamps, kinds)
 
     def _emit(self, columns: pa.RecordBatch, stamps: Any, kinds: Any) -> None:
-        """Hand on records as Rows, with names if the records, or else the program, have some."""
+        """Hand on records as Rows, with names if the records are Rows, or else the program has some."""
         import pyarrow as pa
 
         assert self._state.schema is not None
         columns = own_columns(columns)
         names = self._spec.names
-        named = is_named(self._state.schema)
+        named = is_named(self._state.schema) is True
         if names is not None and not named:
             columns = pa.RecordBatch.from_arrays(columns.columns, names=names)
         made = ColumnBatch(columns, stamps, named=named or names is not None, kinds=kinds)

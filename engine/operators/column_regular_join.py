@@ -38,6 +38,7 @@ from engine.operators.join_pairs import (
     Pairs,
     Picked,
     is_compiled_condition,
+    pair_condition,
     pair_function,
     pair_shape,
     records_of,
@@ -100,19 +101,22 @@ def column_regular_join(
     keys = join_keys(rows.key_selectors, shapes)
     if isinstance(keys, str):
         return keys
+    for shape in shapes:
+        if shape is not None and shape.record is not None and isinstance(rows.output, Beside):
+            return f"its records are objects of {shape.record.__name__}, and no function makes its results"
     is_changelog = has_kinds or any(rows.is_outer)
-    shape = None
+    result: Shape | None = None
     if isinstance(rows.output, Beside):
         if rows.output.names is not None or any(rows.is_outer) or not has_kinds:
             kinds = [
                 (Kind.OPAQUE,) * size if own is None else own.kinds
                 for own, size in zip(shapes, rows.output.sizes, strict=True)
             ]
-            shape = Shape(kinds[0] + kinds[1], names=rows.output.names)
-    elif not is_changelog and maker_of(rows.output_type) is None:
-        shape = pair_shape(rows.output, *shapes)
+            result = Shape(kinds[0] + kinds[1], names=rows.output.names)
+    elif not is_changelog:
+        result = pair_shape(rows.output, *shapes, rows.output_type)
     is_compiled = rows.condition is not None and is_compiled_condition(rows.condition, *shapes)
-    return ColumnRegularJoinSpec(rows, shape, keys, has_kinds=has_kinds, is_condition_compiled=is_compiled)
+    return ColumnRegularJoinSpec(rows, result, keys, has_kinds=has_kinds, is_condition_compiled=is_compiled)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -129,9 +133,9 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
         self._spec = spec
         self._is_outer = rows.is_outer
         is_compiled = spec.shape is not None and not isinstance(rows.output, Beside)
-        self._compiled = pair_function(rows.output) if is_compiled else None
+        self._compiled = pair_function(rows.output, rows.output_type) if is_compiled else None
         self._make = maker_of(rows.output_type)
-        self._condition = None if rows.condition is None else pair_function(rows.condition, is_condition=True)
+        self._condition = None if rows.condition is None else pair_condition(rows.condition)
         #: functions see the records
         self._has_functions = rows.condition is not None or not isinstance(rows.output, Beside)
 
@@ -163,6 +167,8 @@ class _ColumnRegularJoinOperator(ColumnJoinOperator):
 
     def _takes(self, batch: Batch) -> bool:  # type: ignore[override]
         if not isinstance(batch, ColumnBatch) or batch.scalar:
+            return False
+        if isinstance(batch.named, type) and isinstance(self._spec.rows.output, Beside):
             return False
         return batch.kinds is None or bool(batch.named) or not self._has_functions  # those are Rows without names
 

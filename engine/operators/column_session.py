@@ -21,7 +21,7 @@ from engine.core.dictionaries import plain_columns, plain_schema
 from engine.core.records import BATCH_ROWS_MAX, Batch, ColumnBatch, Named, RowBatch
 from engine.operators.aggregate import FieldAggregate
 from engine.operators.base import Operator, OperatorContext, OperatorSpec, Output
-from engine.operators.column_fields import column_index, named_schema, only_keys
+from engine.operators.column_fields import column_index, has_fields, named_schema, only_keys
 from engine.operators.computed_keys import KeyFunction, KeysBeside, WithoutKeys, own_records
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.handed_over import why_handed_over
@@ -30,7 +30,7 @@ from engine.operators.keys import ComposedKey, FieldKey, key_fields
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.passes import Passes
 from engine.operators.record_choice import RecordChoice
-from engine.operators.users_folds import folds_of, num_nested, users_choice
+from engine.operators.users_folds import folds_of, num_nested, users_choice, why_not_folded
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -137,7 +137,7 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
         return "its function sees every record"
     if isinstance(fold, AggregateFold):
         if not isinstance(fold.given, RowAggregates):
-            return "nobody knows what merge() of its AggregateFunction does"
+            return "merge() of its AggregateFunction is not compiled"
         return ColumnSessionSpec(selectors[0], fold.given.aggregates, assigner._gap, rows, key=key)
     if not isinstance(fold, ReduceFold) or not isinstance(rows.function, PassThrough):
         return "its results go through a window function"
@@ -154,7 +154,7 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
         # What a reduce function makes of two sessions is what it makes of their fields, as it is of two records.
         folds = None if shape is None else folds_of(rows, shape, key)
         if folds is None or set(folds.seeds) != {None}:
-            return "its function neither folds field by field nor picks a record, as far as the compiler sees"
+            return _NO_TYPES if shape is None else why_not_folded(rows, shape, key)
         seeds = (None,) * len(folds.seeds)
         return ColumnSessionSpec(selectors[0], folds.aggregates, assigner._gap, rows, seeds=seeds, key=key)
     compared = FieldAggregateOf("min", choice.field)
@@ -163,6 +163,8 @@ def _planned(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None) -> 
 
 @final
 class _ColumnSessionOperator(Operator):
+    takes_objects = True
+
     def __init__(self, spec: ColumnSessionSpec) -> None:
         self._spec = spec
         self._rows = WindowOperator(spec.rows, is_inside=True)
@@ -360,6 +362,12 @@ class _ColumnSessionOperator(Operator):
             if shape is None or users_choice(self._spec.rows, shape, self._spec.key) != self._spec.choice:
                 return False
         fields = key_fields(self._spec.key_selector)
+        # Functions ask for them in their own way.
+        asked: list[int | str | None] = [] if self._spec.key is not None else [*fields]
+        if not self._spec.is_users:
+            asked += [aggregate.field for aggregate in self._spec.aggregates]
+        if not has_fields(named, asked):
+            return False
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 
     def _taken_up_on_rows(self, assigned: Assigned, columns: pa.RecordBatch) -> dict[int, Any]:
@@ -367,7 +375,7 @@ class _ColumnSessionOperator(Operator):
         fold = self._spec.rows.fold
         assert fold is not None
         held = self._state.parts()
-        records = own_records(ColumnBatch(columns, named=self._state.named)).to_rows().rows
+        records = own_records(ColumnBatch(columns, named=self._named)).to_rows().rows
         sessions = assigned.sessions
         for rows, merges, fires in assigned.steps_left():
             for source, target, _, goes_first in merges.tolist():

@@ -358,6 +358,7 @@ class TopState:
 @final
 class _ColumnTopNOperator(ColumnsUntilRows):
     takes_kinds = True
+    takes_objects = True
 
     def __init__(self, spec: ColumnTopNSpec) -> None:
         self._spec = spec.rows
@@ -378,6 +379,8 @@ class _ColumnTopNOperator(ColumnsUntilRows):
         if batch.kinds is not None and not self._spec.retracts:
             self._note_rows("a changelog came, of which the plan did not know")
             return False
+        if not self._has_fields(batch.named, (*key_fields(self._given), *(field for field, _ in self._spec.order))):
+            return False
         if not (state.define(columns.schema, named=batch.named) and state.has_lanes_for(columns)):
             return False
         if not state.tells_apart(columns, batch.kinds):
@@ -392,11 +395,11 @@ class _ColumnTopNOperator(ColumnsUntilRows):
             self._emit(changed, changes[:, 0].astype("int8"), changes[:, 2].copy(), stamps)
 
     def _emit(self, columns: pa.RecordBatch, kinds: Array, ranks: Array, stamps: Array | None) -> None:
-        """Hand on records as Rows, with names if the records, or else the program, have some."""
+        """Hand on records as Rows, with names if the records are Rows, or else the program has some."""
         import pyarrow as pa
 
         columns = own_columns(columns)
-        names = columns.schema.names if self._state.named else self._spec.names
+        names = columns.schema.names if self._state.named is True else self._spec.names
         arrays, titles = columns.columns, list(names or columns.schema.names)
         if self._spec.with_rank:
             arrays, titles = [*arrays, arrow_of(ranks)], [*titles, RANK]

@@ -14,7 +14,7 @@ from engine.operators.computed_keys import KeyFunction
 from engine.operators.field_aggregates import FieldAggregateOf, RowAggregates
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.operators.record_choice import RecordChoice
-from engine.operators.users_folds import folds_of, num_nested, users_choice
+from engine.operators.users_folds import folds_of, num_nested, users_choice, why_not_folded
 from engine.operators.window import WindowSpec
 from engine.operators.window_contents import AggregateFold, ReduceFold
 from engine.operators.window_functions import PassThrough
@@ -127,9 +127,26 @@ def column_window(
 
 
 def windows_on_rows(rows: WindowSpec, shape: Shape | None, key: KeyFunction | None = None) -> str:
-    """Return why windows without a columnar form have none; "" = for another reason than that records are in many."""
-    is_possible = column_window(rows, shape, sys.maxsize, key) is not None
-    return f"a record is in more than {_WINDOWS_MAX} windows, whose results depend on its order" if is_possible else ""
+    """Return why windows without a columnar form have none, in a few words for who reads the plan."""
+    if column_window(rows, shape, sys.maxsize, key) is not None:
+        return f"a record is in more than {_WINDOWS_MAX} windows, whose results depend on its order"
+    (selector,) = rows.key_selectors
+    if selector is None:
+        return "it has no key"
+    if rows.evictor is not None:
+        return "it has an evictor"
+    if slices_of(rows.assigner) is None:
+        is_event_time = rows.assigner.is_event_time()
+        return f"its windows are {type(rows.assigner).__name__}" if is_event_time else "its time is the clock's"
+    if type(rows.trigger) is not EventTimeTrigger:
+        return f"its trigger is {type(rows.trigger).__name__}"
+    if rows.fold is None:
+        return "its function sees every record"
+    if rows.function.clears:
+        return "its window function has a clear()"
+    if isinstance(rows.fold, ReduceFold) and isinstance(rows.fold.given, FieldAggregate):
+        return "its results go through a window function"
+    return "the plan does not know the types of its records" if shape is None else why_not_folded(rows, shape, key)
 
 
 def _given(rows: WindowSpec) -> Any:

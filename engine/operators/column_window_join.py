@@ -25,7 +25,6 @@ from engine.operators.join_state import in_order
 from engine.operators.memory_watch import MemoryWatch
 from engine.operators.opened_functions import keeps_state
 from engine.operators.pane_rows import rows_of_panes
-from engine.operators.row_output import maker_of
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator, WindowSpec
 from engine.operators.window_functions import JoinedFunction
 from engine.operators.window_slices import Slices, slices_of
@@ -79,8 +78,8 @@ def column_window_join(rows: WindowSpec, shapes: tuple[Shape | None, Shape | Non
     keys = join_keys(rows.key_selectors, shapes)
     if isinstance(keys, str):
         return keys
-    is_plain = not function.is_flat and maker_of(rows.output_type) is None
-    return ColumnWindowJoinSpec(rows, pair_shape(function.given, *shapes) if is_plain else None, keys)
+    shape = None if function.is_flat else pair_shape(function.given, *shapes, rows.output_type)
+    return ColumnWindowJoinSpec(rows, shape, keys)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ class _ColumnWindowJoinOperator(ColumnJoinOperator):
         self._slices: Slices = slices
         self._lateness_ms = spec.rows.allowed_lateness_ms
         super().__init__(spec, WindowOperator(spec.rows, is_inside=True))
-        self._compiled = None if spec.shape is None else pair_function(function.given)
+        self._compiled = None if spec.shape is None else pair_function(function.given, spec.rows.output_type)
         self._watermark_ms = TIME_MIN_MS
         #: (end, start) of windows that have a pane and have not fired
         self._pending: set[tuple[int, int]] = set()

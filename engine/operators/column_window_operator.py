@@ -84,6 +84,7 @@ class ColumnWindowOperator(Operator):
         #: of a user's fold, when the types of its records are known; False = they cannot be folded here
         self._folds: WindowFolds | Literal[False] | None = None
         self._folded_schema: pa.Schema | None = None
+        self._folded_named: Named = False
         #: the row operator has taken over
         self._is_on_rows = False
         self._named: Named = False  #: records of the current batch are Rows, or objects of a class
@@ -197,17 +198,16 @@ class ColumnWindowOperator(Operator):
 
     def _aggregated(self, batch: ColumnBatch, columns: pa.RecordBatch) -> pa.RecordBatch | None:
         """Return key and values, or None when rows have to take the batch."""
-        if batch.named and self._spec.is_users and self._spec.choice is None:
-            return None  # what a function makes of Rows is not said by columns, but for one that picks one of both
-        return columns if self._spec.seeds is None else self._folded(columns)
+        return columns if self._spec.seeds is None else self._folded(columns, batch.named)
 
-    def _folded(self, columns: pa.RecordBatch) -> pa.RecordBatch | None:
+    def _folded(self, columns: pa.RecordBatch, named: Named) -> pa.RecordBatch | None:
         """Return key and values of a user's fold, or None when rows have to take the batch."""
-        if self._folded_schema is None or not self._folded_schema.equals(columns.schema):
+        known = self._folded_schema
+        if known is None or named != self._folded_named or not known.equals(columns.schema):
             from engine.operators.column_folds import shape_of_schema
 
-            self._folded_schema = columns.schema
-            shape = shape_of_schema(columns.schema)
+            self._folded_schema, self._folded_named = columns.schema, named
+            shape = shape_of_schema(named_schema(columns.schema, named))
             folds = None if shape is None else folds_of(self._spec.rows, shape, self._spec.key)
             as_planned = folds is not None and repr((folds.aggregates, folds.seeds)) == repr(
                 (self._spec.aggregates, self._spec.seeds)
@@ -230,7 +230,11 @@ class ColumnWindowOperator(Operator):
             if shape is None or users_choice(self._spec.rows, shape, self._spec.key) != self._spec.choice:
                 return False
         fields = key_fields(self._spec.key_selector)
-        if not has_fields(self._named, (*fields, *(aggregate.field for aggregate in self._spec.aggregates))):
+        # Functions ask for them in their own way.
+        asked: list[int | str | None] = [] if self._spec.key is not None else [*fields]
+        if not self._spec.is_users:
+            asked += [aggregate.field for aggregate in self._spec.aggregates]
+        if not has_fields(self._named, asked):
             return False
         return self._state.define(schema, [column_index(schema, field) for field in fields])
 

@@ -8,12 +8,13 @@ both, as those it follows may have worked in different ways; what the one on row
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from engine.core.dictionaries import plain_columns
-from engine.core.records import Batch, ColumnBatch
+from engine.core.records import Batch, ColumnBatch, Named
 from engine.operators.base import Operator, OperatorContext, Output
+from engine.operators.column_fields import has_fields
 from engine.operators.computed_keys import KeyFunction, KeysBeside
 from engine.operators.handed_over import why_handed_over
 from engine.operators.keyed import KEYED_PART
@@ -33,6 +34,7 @@ class ColumnsUntilRows(Operator):
         self._rows = rows
         #: where the key's columns stand
         self._selector = selector if key is None else key.selector
+        self._given = selector
         self._keys = KeysBeside(key)
         self._is_on_rows = False
 
@@ -98,6 +100,11 @@ class ColumnsUntilRows(Operator):
     def _only_keys(self, schema: pa.Schema) -> Collection[int]:
         """Return which columns of a batch may stay in tidy dictionaries."""
         return ()
+
+    @staticmethod
+    def _has_fields(named: Named, fields: Iterable[int | str | None]) -> bool:
+        """Whether records that become Rows have these fields: an object that is no tuple would be a field itself."""
+        return not isinstance(named, type) or (issubclass(named, tuple) and has_fields(named, fields))
 
     @abc.abstractmethod
     def _takes_columns(self, columns: pa.RecordBatch, batch: ColumnBatch) -> bool:

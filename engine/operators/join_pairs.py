@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from engine.core.arrow_arrays import arrow_of
 from engine.core.records import ColumnBatch
+from engine.core.type_info import RowTypeInfo, TypeInformation
 from engine.operators.column_fields import is_named, own_schema
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.translate import Shape
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["FromBatch", "Pairs", "Picked", "is_compiled_condition", "pair_function", "pair_shape", "records_of"]
+__all__ = [
+    "FromBatch",
+    "Pairs",
+    "Picked",
+    "is_compiled_condition",
+    "pair_condition",
+    "pair_function",
+    "pair_shape",
+    "records_of",
+]
 
 
 class Picked(Protocol):
@@ -90,22 +100,40 @@ def records_of(side: Picked) -> list[Any]:
     return ColumnBatch(columns, named=is_named(side.schema)).to_rows().rows
 
 
-def pair_shape(function: Any, left: Shape | None, right: Shape | None) -> Shape | None:
+def pair_shape(
+    function: Any, left: Shape | None, right: Shape | None, output_type: TypeInformation | None = None
+) -> Shape | None:
     """Return what a function gives for pairs of such records if it can be compiled; None = it is called."""
     if left is None or right is None:
         return None
     from engine.operators.compile.pairs import result_shape, translate_pair
 
+    names = _row_names(output_type)
+    if names is not None and len(set(names)) < len(names):
+        return None
     try:
-        return result_shape(translate_pair(function, left, right))
+        return result_shape(translate_pair(function, left, right, row_names=names))
     except NotCompilable:
         return None
 
 
-def pair_function(function: Any, *, is_condition: bool = False) -> PairFunction:
+def _row_names(output_type: TypeInformation | None) -> tuple[str, ...] | None:
+    """Return the names of the Rows that tuples become where such a type is declared; as ``row_output.maker_of``."""
+    return tuple(output_type.get_field_names()) if isinstance(output_type, RowTypeInfo) else None
+
+
+def pair_function(function: Any, output_type: TypeInformation | None = None) -> PairFunction:
+    """Return what computes the results of a join, one that ``pair_shape`` has a shape for."""
     from engine.operators.compile.pairs import PairFunction
 
-    return PairFunction(function, is_condition=is_condition)
+    return PairFunction(function, row_names=_row_names(output_type))
+
+
+def pair_condition(function: Any) -> PairFunction:
+    """Return what computes for which pairs a condition holds."""
+    from engine.operators.compile.pairs import PairFunction
+
+    return PairFunction(function, is_condition=True)
 
 
 def is_compiled_condition(function: Any, left: Shape | None, right: Shape | None) -> bool:

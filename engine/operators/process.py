@@ -57,7 +57,7 @@ class ProcessSpec(OperatorSpec):
         return ProcessOperator(self.function, (ProcessInput(self.method, self.key_selector),), self.output_type)
 
     def describe(self) -> str:
-        return "interpreted"
+        return "interpreted (it is called for each record)"
 
 
 # --- what the function sees -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
+from engine.core.record_class import class_from, class_pickle
 from engine.core.records import ColumnBatch, Named
 from engine.state.column_chunks import GONE_KEYS, INCREMENT, KIND
 
@@ -28,6 +29,9 @@ __all__ = ["DUE", "LATE", "Layer", "Unsent", "late_rows", "layers_of", "metadata
 DUE: Final = b"due"
 LATE: Final = b"late"
 _NAMED: Final = b"named"
+#: What is said under that name, but for objects of a class, which is there itself, pickled.
+_TUPLES: Final = b"0"
+_ROWS: Final = b"1"
 
 
 @final
@@ -51,7 +55,12 @@ class Unsent:
 
 def metadata_of(kind: bytes, *, named: Named = False) -> dict[bytes, bytes]:
     """Return what a stream of this kind says of itself."""
-    return {KIND: kind, _NAMED: b"1" if named else b"0"}
+    return {KIND: kind, _NAMED: class_pickle(named) if isinstance(named, type) else (_TUPLES, _ROWS)[named]}
+
+
+def _named_in(said: dict[bytes, bytes]) -> Named:
+    told = said.get(_NAMED, _TUPLES)
+    return told == _ROWS if told in (_TUPLES, _ROWS) else class_from(told)
 
 
 def late_rows(columns: pa.RecordBatch, times_ms: Array) -> pa.RecordBatch:
@@ -119,6 +128,6 @@ def layers_of(chunk: bytes) -> Iterator[Layer]:
         elif kind == DUE:
             layer.unsent.due += batches
         else:
-            layer.unsent.late += (_late_batch(rows, said.get(_NAMED) == b"1") for rows in batches)
+            layer.unsent.late += (_late_batch(rows, _named_in(said)) for rows in batches)
     if layer is not None:
         yield layer

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.operators.compile.translate import Shape
     from engine.operators.computed_keys import KeyFunction
 
-__all__ = ["folds_of", "num_nested", "users_choice"]
+__all__ = ["folds_of", "num_nested", "place_of", "users_choice", "why_not_folded"]
 
 
 def users_choice(rows: WindowSpec, shape: Shape, key: KeyFunction | None = None) -> RecordChoice | None:
@@ -38,10 +38,17 @@ def _key_of(rows: WindowSpec, shape: Shape, function: KeyFunction | None) -> int
         return len(shape.kinds) if function.kind in (Kind.INT, Kind.STR) else None
     if function is not None:
         selector = function.selector
-    if not isinstance(selector, FieldKey) or not isinstance(selector.field, int):
+    if not isinstance(selector, FieldKey):
         return None
-    key = selector.field
+    key = place_of(selector.field, shape)
     return key if 0 <= key < len(shape.kinds) and shape.kinds[key] in (Kind.INT, Kind.STR) else None
+
+
+def place_of(field: int | str, shape: Shape) -> int:
+    """Return which field is meant, -1 = none."""
+    if isinstance(field, int):
+        return field + len(shape.kinds) if field < 0 else field
+    return shape.names.index(field) if shape.names is not None and field in shape.names else -1
 
 
 def folds_of(rows: WindowSpec, shape: Shape, key: KeyFunction | None = None) -> WindowFolds | None:
@@ -49,6 +56,15 @@ def folds_of(rows: WindowSpec, shape: Shape, key: KeyFunction | None = None) -> 
 
     column = _key_of(rows, shape, key)
     return None if column is None else window_folds(rows.fold, shape, column)
+
+
+def why_not_folded(rows: WindowSpec, shape: Shape, key: KeyFunction | None = None) -> str:
+    """Return why a user's fold, for which the two above give nothing, is left to rows."""
+    from engine.operators.column_folds import why_no_window_folds
+
+    if _key_of(rows, shape, key) is None:
+        return "its function is a user's, and its key is no single integer or text"
+    return f"its function is not compiled ({why_no_window_folds(rows.fold, shape)})"
 
 
 def num_nested(key: KeyFunction | None, rows: WindowSpec) -> int:

@@ -101,14 +101,6 @@ class _ArrayColumn:
         #: 1 where null; made when the first null comes
         self._nulls: PagedArray | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether ``values`` are all numbers as records have them, none of them null."""
-        import pyarrow as pa
-
-        is_number = not (self._is_bool or self._is_decimal or pa.types.is_temporal(self.kind))
-        return is_number and self._nulls is None
-
     def reserve(self, num_slots: int) -> None:
         self.values.reserve(num_slots)
         if self._nulls is not None:
@@ -154,6 +146,14 @@ class FixedColumn(_ArrayColumn):
 
         self._is_bool = pa.types.is_boolean(kind)
         super().__init__(kind, PagedArray(np.uint8 if self._is_bool else values_of(pa.nulls(0, kind)).dtype))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ``values`` are all numbers as records have them, none of them null."""
+        import pyarrow as pa
+
+        is_number = not (self._is_bool or pa.types.is_temporal(self.kind))
+        return is_number and self._nulls is None
 
     def put(self, slots: Slots, column: pa.Array) -> None:
         values = self.values.array

@@ -88,6 +88,11 @@ class Calls(Values):
                 if type(container) is dict and 1 <= len(node.args) <= 2:
                     return self._looked_up(container, [known(self.value(own, names)) for own in node.args])
                 refuse(f"it calls {name}.get()")
+            case ast.Attribute(ast.Attribute(ast.Name(owner), name), "get") if self._is_owner(owner, names):
+                container = self._attribute(name)
+                if type(container) is dict and 1 <= len(node.args) <= 2:
+                    return self._looked_up(container, [known(self.value(own, names)) for own in node.args])
+                refuse(f"it calls self.{name}.get()")
             case ast.Attribute(ast.Constant(str() as separator), "join"):
                 match node.args:
                     case [ast.List(parts) | ast.Tuple(parts)] if parts:
@@ -125,11 +130,21 @@ class Calls(Values):
         told_by_value(arguments[0])
         return Called(container.get, tuple(arguments), kind)
 
+    def _container(self, node: ast.expr, names: Names) -> Any:
+        """Return what a name from outside, or an attribute of the method's object, is; None = it is neither."""
+        match node:
+            case ast.Name(name) if self._is_outside(name, names):
+                return self._outside(name)
+            case ast.Attribute(ast.Name(owner), name) if self._is_owner(owner, names):
+                return self._attribute(name)
+        return None
+
     def _subscript(self, node: ast.Subscript, names: Names) -> Expression:
         """``text[…]`` or ``a_dict[…]``."""
         match node.value:
-            case ast.Name(name) if self._is_outside(name, names):
-                container = self._outside(name)
+            case ast.Name() | ast.Attribute(ast.Name()) if (
+                container := self._container(node.value, names)
+            ) is not None:
                 if type(container) is dict:
                     made = self._looked_up(container, [known(self.value(node.slice, names))])
                     assert isinstance(made, Called)

@@ -1,7 +1,8 @@
 """The plain function behind what a program gave: a function, the method of an object of the function classes, or what
 is inside of one whose results are made Rows (``row_output``).
 
-Of an object only what cannot change what its method does unseen: no ``open``, no state, attributes that are constants.
+Of an object only what cannot change what its method does unseen: no state, attributes that are constants. An ``open``
+that asks for no state is over when the first record comes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from engine.operators.checkpointed_function import CheckpointedFunction
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.source import tree_of
 from engine.operators.functions import Function
+from engine.operators.opened_functions import keeps_state
 from engine.operators.row_output import RowMap
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "defaults_of_function",
     "name_reader",
     "parameters_of",
+    "refuse_state",
 ]
 
 #: Stands for the value of a name that has none.
@@ -65,13 +68,23 @@ def callee_of(function: Any, method: str) -> Callee:
         return Callee(function, None, names)
     kind = type(function)
     own = inspect.getattr_static(kind, method, None)
-    if kind.open is not Function.open or isinstance(function, CheckpointedFunction):
-        _refuse(f"{kind.__name__} has an open() or a state")
+    refuse_state(function)
+    if method == "get_key" and kind.open is not Function.open:
+        _refuse(f"{kind.__name__} is a KeySelector with an open()")
     if not isinstance(own, types.FunctionType) or method in vars(function):
         _refuse(f"{method}() of {kind.__name__} is not a plain method")
     if kind.__getattribute__ is not object.__getattribute__:
         _refuse(f"{kind.__name__} has a __getattribute__()")
     return Callee(own, function, names)
+
+
+def refuse_state(function: Function) -> None:
+    """Raises: NotCompilable for an object that may keep state. What ``open`` does else is done before the first record:
+    from then on the object is what it is, and its attributes are watched."""
+    if isinstance(function, CheckpointedFunction):
+        _refuse(f"{type(function).__name__} is a CheckpointedFunction")
+    if keeps_state(function):
+        _refuse(f"{type(function).__name__} has an open() that may ask for keyed state")
 
 
 def attribute_reader(owner: Any, name: str) -> Callable[[], Any]:

@@ -12,18 +12,29 @@ import builtins
 import copy
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, final
 
 from engine.core.late_dataclass import dataclass
+from engine.operators.compile.callee import refuse_state
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import Constant, Expression, Field, Kind, Negative, ToFloat
+from engine.operators.compile.fold_records import fields_made, of_fields
 from engine.operators.compile.source import tree_of
 from engine.operators.compile.translate import Outside, Shape, _Translator
 from engine.operators.functions import AggregateFunction, Function
 from engine.operators.record_choice import RecordChoice
 
-__all__ = ["FieldFold", "FoldTranslation", "is_count", "translate_aggregate", "translate_choice", "translate_reduce"]
+__all__ = [
+    "FieldFold",
+    "FoldTranslation",
+    "hands_on",
+    "is_choice",
+    "is_count",
+    "translate_aggregate",
+    "translate_choice",
+    "translate_reduce",
+]
 
 _NUMBERS: Final = (Kind.INT, Kind.FLOAT)
 #: Integers up to here are floats exactly.
@@ -55,16 +66,20 @@ class FoldTranslation:
     required: frozenset[int]
 
 
+def hands_on(translation: FoldTranslation, fields: Iterable[int]) -> bool:
+    """Whether each of these fields is as it was: the result of a key has that key."""
+    folds = ((index, translation.folds[index]) for index in fields)
+    return all(fold.kind == "first" or (fold.kind == "last" and _is_field(fold.value, index)) for index, fold in folds)
+
+
 def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
-    """Return what ``function(so far, next)`` does with each field; of Rows it has to return one as a whole.
+    """Return what ``function(so far, next)`` does with each field; of Rows and objects it has to return such a one.
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar or shape.record is not None:
-        _refuse("its records are no tuples")
-    parser = _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds))
-    if shape.names is not None and not parser.returns_whole():
-        _refuse("it makes tuples of Rows")
+    if shape.is_scalar:
+        _refuse("its records are bare values")
+    parser = _Parser(function, "reduce", shape, held_first=True, held_size=len(shape.kinds))
     folds = []
     for index, node in enumerate(parser.results()):
         fold = parser.fold(index, node, shape.kinds[index])
@@ -77,13 +92,22 @@ def translate_reduce(function: Any, shape: Shape) -> FoldTranslation:
 
 
 def translate_choice(function: Any, shape: Shape) -> RecordChoice:
-    """Return by which comparison ``function(so far, next)`` picks one of both; of Rows by a field's number.
+    """Return by which comparison ``function(so far, next)`` picks one of both, by a field's number.
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar or shape.record is not None:
-        _refuse("its records are no tuples")
-    return _Parser(_plain(function, "reduce"), shape, held_first=True, held_size=len(shape.kinds)).choice()
+    if shape.is_scalar:
+        _refuse("its records are bare values")
+    return _Parser(function, "reduce", shape, held_first=True, held_size=len(shape.kinds)).choice()
+
+
+def is_choice(function: Any) -> bool:
+    """Whether a reduce function gives one of its arguments or the other, by whatever it asks."""
+    try:
+        parser = _Parser(function, "reduce", Shape(()), held_first=True, held_size=0)
+        return parser.gives_arguments()
+    except NotCompilable:
+        return False
 
 
 def translate_aggregate(function: AggregateFunction, shape: Shape) -> FoldTranslation:
@@ -91,10 +115,10 @@ def translate_aggregate(function: AggregateFunction, shape: Shape) -> FoldTransl
 
     Raises: NotCompilable with the reason.
     """
-    if shape.is_scalar or shape.names is not None:
-        _refuse("its records are no tuples")
+    if shape.is_scalar:
+        _refuse("its records are bare values")
     seeds = _seeds(function)
-    parser = _Parser(_plain(function, "add"), shape, held_first=False, held_size=len(seeds))
+    parser = _Parser(function, "add", shape, held_first=False, held_size=len(seeds))
     folds = []
     for index, (node, seed) in enumerate(zip(parser.results(), seeds, strict=True)):
         fold = parser.fold(index, node, Kind.INT if type(seed) is int else Kind.FLOAT)
@@ -117,8 +141,11 @@ def _plain(function: Any, method: str) -> types.FunctionType:
             _refuse(f"a {type(function).__name__}, not a plain function")
         return function
     own = getattr(type(function), method, None)
-    if type(function).open is not Function.open or method in vars(function) or not isinstance(own, types.FunctionType):
-        _refuse(f"{type(function).__name__} has an open(), or its {method}() is not a plain method")
+    refuse_state(function)
+    if method in vars(function) or not isinstance(own, types.FunctionType):
+        _refuse(f"{method}() of {type(function).__name__} is not a plain method")
+    if type(function).__getattribute__ is not object.__getattribute__:
+        _refuse(f"{type(function).__name__} has a __getattribute__()")
     return own
 
 
@@ -182,7 +209,8 @@ def _seeded(fold: FieldFold, seed: int | float) -> FieldFold:
 class _Parser:
     """``held_first``: the first argument is what was folded so far, the second one the record."""
 
-    def __init__(self, function: types.FunctionType, shape: Shape, *, held_first: bool, held_size: int) -> None:
+    def __init__(self, given: Any, method: str, shape: Shape, *, held_first: bool, held_size: int) -> None:
+        function = _plain(given, method)
         tree = tree_of(function)
         arguments = tree.args
         names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
@@ -194,12 +222,17 @@ class _Parser:
             inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
         ) or len(names) not in (2, 3):
             _refuse("it is no function of two arguments")
-        first, second = names[-2:]  # without self, which the translator refuses to read
+        first, second = names[-2:]
         self._held, self._record = (first, second) if held_first else (second, first)
         self._held_size = held_size
-        self._tree = tree
-        self._shape = shape
-        self._translator = _Translator(function, shape, self._record)
+        #: what is folded is of the records' kind
+        self._is_record = held_first
+        self._given = shape
+        self._shape = Shape(shape.kinds)  # all fields are by number from here on
+        self._tree = of_fields(tree, (first, second) if held_first else (self._record,), shape)
+        self._translator = _Translator(function, self._shape, self._record)
+        if len(names) == 3 and isinstance(given, Function):
+            self._translator.owner = names[0], given
         self.required: set[int] = set()
 
     def outside(self) -> tuple[Outside, ...]:
@@ -208,16 +241,22 @@ class _Parser:
     def results(self) -> list[ast.expr]:
         """Return the fields of what it returns, with the names that it gives things replaced by these."""
         result = self._result()
+        if self._is_record:
+            result = fields_made(result, (self._held, self._record), self._given, self._outside)
         if isinstance(result, ast.Name) and result.id in (self._held, self._record):
             return self._fields_of(result.id)
         if not isinstance(result, ast.Tuple) or len(result.elts) != self._held_size:
             _refuse(f"it does not return a tuple of {self._held_size} fields")
         return result.elts
 
-    def returns_whole(self) -> bool:
-        """Whether it returns one of its arguments as it is."""
-        result = self._result()
-        return isinstance(result, ast.Name) and result.id in (self._held, self._record)
+    def gives_arguments(self) -> bool:
+        match self._result():
+            case ast.IfExp(_, ast.Name(body), ast.Name(orelse)):
+                return {body, orelse} == {self._held, self._record}
+        return False
+
+    def _outside(self, name: str) -> Any:
+        return self._translator._outside(name)
 
     def _result(self) -> ast.expr:
         if isinstance(self._tree, ast.Lambda):
@@ -226,6 +265,8 @@ class _Parser:
 
     def _fields_of(self, name: str) -> list[ast.expr]:
         """Return the fields of an argument that is the result as a whole; a record only stands for one of its size."""
+        if name == self._record and not self._is_record and not self._given.is_tuple:
+            _refuse("it returns a record for a tuple")
         size = self._held_size if name == self._held else len(self._shape.kinds)
         if size != self._held_size:
             _refuse(f"it returns a record of {size} fields for one of {self._held_size}")
@@ -292,6 +333,8 @@ class _Parser:
     def _unpacked(self, value: ast.expr, names: dict[str, ast.expr], count: int) -> list[ast.expr]:
         match value:
             case ast.Name(name) if name not in names and name in (self._held, self._record):
+                if not self._given.has_places and (self._is_record or name == self._record):
+                    _refuse("its records have no fields by number")
                 size = self._held_size if name == self._held else len(self._shape.kinds)
                 if count == size:
                     return [_item(name, index) for index in range(size)]
@@ -389,7 +432,7 @@ class _Parser:
             _refuse("what it folds depends on what was folded so far")
         value = self._translator.value(node, {})
         if not isinstance(value, Field) and value.kind not in _NUMBERS:
-            _refuse(f"it makes a {value.kind.value}")
+            _refuse(f"it folds a {value.kind.value} that is no field of its record")
         return FieldFold(kind, value, value.kind, None, ast.dump(node))
 
     def _is_held(self, node: ast.expr, index: int) -> bool:

@@ -1,30 +1,29 @@
 """A function of two records (a join's) on columns: what it does with a pair, as expressions over the fields of both.
 
 ``(left, right) -> …`` is taken for a function of one record that has the fields of the left one, then those of the
-right one; ``left + right``, of tuples, and ``(*left, x)`` are spelled out; fields of Rows have names, too. Everything
-else is ``translate``'s.
+right one; ``left + right``, of tuples, and ``(*left, x)`` are spelled out; fields of Rows and objects have names, too.
+Everything else is ``translate``'s: results are values, tuples, Rows with names or objects of a class.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-import inspect
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, final
 
 import numpy as np
 import pyarrow as pa
 
+from engine.core.record_class import fields_of_class
 from engine.core.records import ColumnBatch, Row
 from engine.operators.column_fields import is_named
+from engine.operators.compile.callee import callee_of, parameters_of
 from engine.operators.compile.column_steps import _array, _kind_of
 from engine.operators.compile.errors import Doubt, NotCompilable
 from engine.operators.compile.expressions import Expression, Frame
 from engine.operators.compile.guarded import DOUBTS_MAX
-from engine.operators.compile.source import tree_of
-from engine.operators.compile.translate import Fields, Shape, Translation, _Translator
+from engine.operators.compile.translate import Fields, Shape, Translation, _Translator, as_declared
 
 __all__ = ["PairFunction", "result_shape", "translate_pair"]
 
@@ -32,35 +31,42 @@ __all__ = ["PairFunction", "result_shape", "translate_pair"]
 _PAIR: Final = "(pair)"
 
 
-def translate_pair(function: Any, left: Shape, right: Shape, *, as_condition: bool = False) -> Translation:
-    """Return a plain function of two tuples or Rows as expressions over the fields of both; ``as_condition``: as one,
-    true or false, as ``if`` takes what the function returns. Raises: NotCompilable."""
-    if not isinstance(function, types.FunctionType):
-        _refuse(f"a {type(function).__name__}, not a plain function")
+def translate_pair(
+    function: Any,
+    left: Shape,
+    right: Shape,
+    *,
+    as_condition: bool = False,
+    row_names: tuple[str, ...] | None = None,
+) -> Translation:
+    """Return a function of two records, or the ``join`` of an object, as expressions over the fields of both;
+    ``as_condition``: as one, true or false, as ``if`` takes what the function returns; ``row_names``: of the Rows that
+    tuples become which it returns, None = they stay tuples. Raises: NotCompilable."""
     if left.is_scalar or right.is_scalar:
         _refuse("its records are bare values")
-    tree = tree_of(function)
-    arguments = tree.args
-    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or function.__defaults__ or len(names) != 2:
+    callee = callee_of(function, "filter" if as_condition else "join")
+    tree, parameters = parameters_of(callee.function)
+    num_owners = 0 if callee.owner is None else 1
+    if callee.function.__code__.co_argcount < num_owners + 2:
         _refuse("it is no function of two arguments")
-    if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        _refuse("it is a generator")
-    if isinstance(tree, ast.FunctionDef) and tree.decorator_list:
-        _refuse("it is decorated")
-    places = {names[0]: range(len(left.kinds)), names[1]: range(len(left.kinds), len(left.kinds + right.kinds))}
-    joined = _Joiner(places, {name: shape.names for name, shape in zip(names, (left, right), strict=True)})
-    translator = _Translator(function, Shape(left.kinds + right.kinds), _PAIR)
+    first, second = parameters[num_owners : num_owners + 2]
+    num_left, num = len(left.kinds), len(left.kinds + right.kinds)
+    joined = _Joiner({first: (range(num_left), left), second: (range(num_left, num), right)})
+    pair = Shape(left.kinds + right.kinds)
+    translator = _Translator(callee.function, pair, _PAIR)
+    if callee.owner is not None:
+        translator.owner = parameters[0], callee.owner
+    names = translator.names_of_defaults(parameters[num_owners + 2 :])
     try:
         if isinstance(tree, ast.Lambda):
             body = joined.visit(copy.deepcopy(tree.body))
-            result = translator.condition(body, {}) if as_condition else translator.record(body, {})
+            result = translator.condition(body, names) if as_condition else translator.record(body, names)
         else:
-            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], {}, as_condition)
+            result = translator.block([joined.visit(copy.deepcopy(node)) for node in tree.body], names, as_condition)
     except RecursionError:
         raise NotCompilable("it is too deep") from None
-    if isinstance(result, Fields) and result.is_row:
-        _refuse("it makes Rows")
+    if not as_condition:
+        result = as_declared(result, pair, row_names)
     return Translation(result, tuple(translator.outside.values()))
 
 
@@ -68,7 +74,7 @@ def result_shape(translation: Translation) -> Shape:
     """Return what the results are."""
     result = translation.result
     if isinstance(result, Fields):
-        return Shape(tuple(item.kind for item in result.items))
+        return Shape(tuple(item.kind for item in result.items), names=result.names, record=result.record)
     assert isinstance(result, Expression)
     return Shape((result.kind,), is_scalar=True)
 
@@ -79,12 +85,12 @@ def _refuse(what: str) -> NoReturn:
 
 @final
 class _Joiner(ast.NodeTransformer):
-    """Makes fields of the pair of those of the two arguments. ``places``: argument → the pair's fields that it has;
-    ``names``: argument → the names of its fields, of a tuple None."""
+    """Makes fields of the pair of those of the two arguments. ``arguments``: name → the pair's fields that it has, and
+    what its records are."""
 
-    def __init__(self, places: dict[str, range], names: dict[str, tuple[str, ...] | None]) -> None:
-        self._places = places
-        self._names = names
+    def __init__(self, arguments: dict[str, tuple[range, Shape]]) -> None:
+        self._places = {name: places for name, (places, _) in arguments.items()}
+        self._shapes = {name: shape for name, (_, shape) in arguments.items()}
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         match node:
@@ -95,16 +101,28 @@ class _Joiner(ast.NodeTransformer):
             ):
                 return self._field(name, -at)
             case ast.Subscript(ast.Name(name), ast.Constant(str() as field)) if name in self._places:
+                if self._shapes[name].record is not None:
+                    _refuse(f"its records have no field [{field!r}]")
                 return self._named_field(name, field)
         return self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         match node:
             case ast.Attribute(ast.Name(name), field) if name in self._places:
-                if hasattr(Row, field):
+                if self._shapes[name].record is None and hasattr(Row, field):
                     _refuse(f"its records have no field .{field}")
                 return self._named_field(name, field)
         return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        arguments: list[ast.expr] = []
+        for argument in node.args:
+            match argument:
+                case ast.Starred(ast.Name(name)) if name in self._places:
+                    arguments += self._whole(name).elts
+                case _:
+                    arguments.append(argument)
+        return self.generic_visit(ast.Call(node.func, arguments, node.keywords))
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         match node:
@@ -137,26 +155,38 @@ class _Joiner(ast.NodeTransformer):
 
     def _operand(self, node: ast.expr) -> ast.expr:
         if isinstance(node, ast.Name) and node.id in self._places:
-            if self._names[node.id] is not None:
-                _refuse("it adds a Row")
+            if not self._shapes[node.id].is_tuple:
+                _refuse("it adds a record that is no tuple")
             return self._whole(node.id)
         visited: ast.expr = self.visit(node)
         return visited
 
     def _field(self, name: str, at: int) -> ast.expr:
+        if not self._shapes[name].has_places:
+            _refuse("its records have no fields by number")
+        return self._at(name, at)
+
+    def _at(self, name: str, at: int) -> ast.expr:
         place = self._places[name]
         if not -len(place) <= at < len(place):
             _refuse(f"there is no field {at}")
         return ast.Subscript(ast.Name(_PAIR, ast.Load()), ast.Constant(place[at]), ast.Load())
 
     def _named_field(self, name: str, field: str) -> ast.expr:
-        names = self._names[name]
+        names = self._shapes[name].names
         if names is None or field not in names:
             _refuse(f"there is no field {field!r}")
-        return self._field(name, names.index(field))
+        return self._at(name, names.index(field))
 
     def _whole(self, name: str) -> ast.Tuple:
         return ast.Tuple([self._field(name, at) for at in range(len(self._places[name]))], ast.Load())
+
+
+def _shape_of(schema: pa.Schema) -> Shape:
+    kinds, named = tuple(map(_kind_of, schema.types)), is_named(schema)
+    if isinstance(named, type):
+        return Shape(kinds, names=fields_of_class(named), record=named)
+    return Shape(kinds, names=tuple(schema.names) if named else None)
 
 
 @final
@@ -164,8 +194,9 @@ class PairFunction:
     """A join's function, or its condition, on columns; one object per operator. ``reason``: why pairs were left to the
     interpreter."""
 
-    def __init__(self, function: Any, *, is_condition: bool = False) -> None:
+    def __init__(self, function: Any, *, is_condition: bool = False, row_names: tuple[str, ...] | None = None) -> None:
         self._function = function
+        self._row_names = row_names
         self._is_condition = is_condition
         self._schemas: tuple[pa.Schema, pa.Schema] | None = None
         self._translation: Translation | None = None
@@ -186,8 +217,11 @@ class PairFunction:
         arrays = self._evaluated(lambda frame: [_array(item, frame) for item in items], columns, num_pairs)
         if arrays is None:
             return None
-        made = pa.RecordBatch.from_arrays(arrays, names=[f"f{index}" for index in range(len(arrays))])
-        return ColumnBatch(made, times_ms, scalar=not isinstance(result, Fields))
+        if not isinstance(result, Fields):
+            return ColumnBatch(pa.RecordBatch.from_arrays(arrays, names=["f0"]), times_ms, scalar=True)
+        names = result.names or tuple(f"f{index}" for index in range(len(arrays)))
+        made = pa.RecordBatch.from_arrays(arrays, names=names)
+        return ColumnBatch(made, times_ms, named=result.record or result.names is not None)
 
     def holds(self, schemas: tuple[pa.Schema, pa.Schema], columns: Sequence[pa.Array], num_pairs: int) -> Any:
         """Return for which pairs the condition holds, bool, or None; as ``apply``."""
@@ -227,11 +261,10 @@ class PairFunction:
 
     def _compile(self, schemas: tuple[pa.Schema, pa.Schema]) -> None:
         self._translation = None
-        left, right = (
-            Shape(tuple(map(_kind_of, schema.types)), names=tuple(schema.names) if is_named(schema) else None)
-            for schema in schemas
-        )
+        left, right = map(_shape_of, schemas)
         try:
-            self._translation = translate_pair(self._function, left, right, as_condition=self._is_condition)
+            self._translation = translate_pair(
+                self._function, left, right, as_condition=self._is_condition, row_names=self._row_names
+            )
         except NotCompilable as error:
             self.reason = str(error)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from engine.operators.compile.expressions import Kind
     from engine.operators.compile.translate import Shape
 
-__all__ = ["COMPILED", "IF_TYPES_ALLOW", "ON_ROWS", "annotated_shape", "interpreted", "tier_of"]
+__all__ = ["COMPILED", "IF_OPENED", "IF_TYPES_ALLOW", "ON_ROWS", "annotated_shape", "interpreted", "tier_of"]
 
 COMPILED: Final = "compiled on columns, else interpreted"
 #: of columns whose types are seen when they come
 IF_TYPES_ALLOW: Final = "compiled on columns if their types allow it, else interpreted"
+#: of an object with attributes that its ``open`` computes
+IF_OPENED: Final = "compiled on columns if what its open() sets allows it, else interpreted"
 ON_ROWS: Final = "interpreted (its input is rows)"
 
 

@@ -43,7 +43,17 @@ from engine.operators.compile.shapes import (
 )
 from engine.operators.compile.texts import SplitPart
 
-__all__ = ["Fields", "Outside", "Record", "Shape", "Translation", "WholeRecord", "translate", "translate_with"]
+__all__ = [
+    "Fields",
+    "Outside",
+    "Record",
+    "Shape",
+    "Translation",
+    "WholeRecord",
+    "as_declared",
+    "translate",
+    "translate_with",
+]
 
 _DEPTH_MAX: Final = 8
 _BLOCKS_MAX: Final = 300  # statements on all paths together
@@ -75,7 +85,7 @@ def translate_with(
     except RecursionError:
         raise NotCompilable("it is too deep") from None
     if not as_condition:
-        result = _as_declared(result, shape, callee.row_names)
+        result = as_declared(result, shape, callee.row_names)
     return Translation(result, tuple(translator.outside.values()))
 
 
@@ -148,6 +158,8 @@ class _Translator(Calls):
                 then = self.block([*body, *rest], dict(names), as_condition)
                 other = self.block([*orelse, *rest], dict(names), as_condition)
                 return self._branch(condition, then, other)
+        if isinstance(first, ast.Expr):
+            refuse("it calls something for what that does, not for its value")
         refuse(f"it has a {type(first).__name__} statement")
 
     def _assign(
@@ -338,7 +350,7 @@ def _with_first(argument: ast.expr, node: ast.Call) -> ast.Call:
     return ast.Call(node.func, [argument, *node.args], node.keywords)
 
 
-def _as_declared(result: Record, shape: Shape, names: tuple[str, ...] | None) -> Record:
+def as_declared(result: Record, shape: Shape, names: tuple[str, ...] | None) -> Record:
     """Return what becomes of a function's result where a ROW type with these names is declared; None = no such type.
     As ``row_output.row_maker`` does."""
     if names is not None:

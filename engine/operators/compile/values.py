@@ -16,6 +16,7 @@ from typing import Any, Final
 from engine.core.records import Row
 from engine.operators.compile.callee import ABSENT, attribute_reader, name_reader
 from engine.operators.compile.calls import ATTRIBUTES, Called
+from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.expressions import (
     INT_MAX,
     Arithmetic,
@@ -284,8 +285,8 @@ class Values:
         if name.startswith("__"):  # Python knows it by another name
             refuse(f"it uses self.{name}")
         value = self._watch(("self", name), attribute_reader(self.owner[1], name))
-        if value is ABSENT:
-            refuse(f"self.{name} is not set")
+        if value is ABSENT or value is None:
+            raise NotCompilable(f"self.{name} is {'None' if value is None else 'not set'}", unset_attribute=name)
         return value
 
     def _outside(self, name: str) -> Any:

@@ -14,6 +14,7 @@ from engine.core.late_dataclass import dataclass
 from engine.operators.compile.callee import callee_of
 from engine.operators.compile.errors import NotCompilable
 from engine.operators.compile.source import tree_of
+from engine.operators.functions import Function
 
 __all__ = ["Words", "words_of"]
 
@@ -30,6 +31,10 @@ class Words:
 
 def words_of(function: Any) -> Words | None:
     """Return which words of a line, a str, the function gives; None = it does something else, or may do so."""
+    if isinstance(function, Function):
+        own = type(function)
+        if own.open is not Function.open or own.close is not Function.close:
+            return None  # what cuts the words calls neither
     try:
         callee = callee_of(function, "flat_map")
         tree = tree_of(callee.function)

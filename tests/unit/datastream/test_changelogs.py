@@ -52,7 +52,7 @@ def test_the_plan_says_what_runs_on_columns_and_why_the_rest_does_not(env):
     assert tiers(keyed.first_row())["First Row"] == "vectorised"
     assert tiers(keyed.first_row().key_by(1).sum(1))["Keyed Aggregation"] == "vectorised"
     assert tiers(keyed.last_row())["Last Row"] == "vectorised, a changelog of columns"
-    assert tiers(env.from_collection([(1, "a")], PAIRS).key_by(0).top_n(1, 1))["Top N"] == "on rows"
+    assert tiers(env.from_collection([(1, "a")], PAIRS).key_by(0).top_n(1, 1))["Top N"] == "on rows: its input is rows"
 
 
 def test_the_plan_says_how_far_columns_carry_a_changelog(env, tmp_path):

@@ -72,12 +72,14 @@ def test_the_plan_says_what_keeps_an_operator_on_rows(typed, program, expected):
     assert told.startswith(expected) if expected == "vectorised" else told.endswith(expected), told
 
 
-def test_nothing_is_said_where_rows_come_anyway():
+def test_that_rows_come_is_said():
     env = StreamExecutionEnvironment.create_local_environment(1)
     stream = env.from_collection([(1, [2])], Types.TUPLE([Types.LONG(), Types.LIST(Types.LONG())]))
     stream.key_by(0).max_by(0).sink_to(DiscardingSink())
     graph, _ = env._build("plan")
-    assert "built-in on rows" in [info.tier for vertex in graph.vertices for info in vertex.operators]
+    assert "built-in on rows: its input is rows" in [
+        info.tier for vertex in graph.vertices for info in vertex.operators
+    ]
 
 
 @pytest.mark.parametrize(("typed", "field"), [(LISTS, "list"), (MAPS, "map")])

@@ -27,6 +27,10 @@ def order_of(r) -> Order:
     return Order(r.k % 5, r.v * 2)
 
 
+def both(a: Order, b: Order) -> Order:
+    return Order(a.key, a.price + b.price, b.name)
+
+
 def is_dear(o: Order) -> bool:
     return o.price > 20
 
@@ -63,7 +67,16 @@ def test_the_plan_says_what_takes_columns_of_objects(env):
     assert by_number == "built-in on rows: objects of Order have no fields by number"
     assert tiers(stream.key_by("key").window(window).max("price"))["TumblingEventTimeWindows"].startswith("vectorised")
     sessions = stream.key_by("key").window(EventTimeSessionWindows.with_gap(Time.seconds(1)))
-    assert tiers(sessions.sum("price"))["EventTimeSessionWindows"].endswith("its records are objects of Order")
+    assert tiers(sessions.sum("price"))["EventTimeSessionWindows"].startswith("vectorised")
+    assert tiers(stream.key_by("key").first_row())["First Row"] == "vectorised"
+    last = tiers(stream.key_by("key").last_row())["Last Row"]
+    assert last == "on rows: its results are Rows with objects of Order in them"
+    reduced = stream.key_by(lambda o: o.key).reduce(lambda a, b: Order(a.key, a.price + b.price, b.name))
+    assert tiers(reduced)["Keyed Reduce"] == COMPILED
+    paired = stream.join(stream).where("key").equal_to(lambda o: o.key % 3).window(window).apply(both)
+    told = tiers(paired.key_by("key").sum("price"))
+    assert told["Window Join"].endswith("records by slice, its key computed on columns, function compiled")
+    assert told["Keyed Aggregation"] == "vectorised"
     refused = tiers(stream.map(lambda o: o.nothing).name("refused"))["refused"]
     assert refused == "interpreted (its records have no field .nothing)"
 
@@ -77,6 +90,10 @@ def results(env, is_columns):
         keyed.window(window).max("price"),
         keyed.window(EventTimeSessionWindows.with_gap(Time.milliseconds(300))).sum("price"),
         keyed.max_by("price").map(lambda o: [dataclasses.astuple(o)]),
+        keyed.reduce(both),
+        keyed.interval_join(orders(env, is_columns).key_by(lambda o: o.key % 3))
+        .between(Time.milliseconds(-300), Time.milliseconds(200))
+        .process(both),
     ):
         with stream.execute_and_collect() as found:
             yield sorted(map(repr, found))

@@ -30,6 +30,8 @@ from engine.time.watermarks import FieldTimestamps, TimestampAssigner
 
 TYPED = Types.ROW_NAMED(["k", "v", "ts"], [Types.LONG(), Types.LONG(), Types.LONG()])
 CSV = CsvSchema.builder().add_number_column("k").add_number_column("v").add_number_column("ts").build()
+#: What is told of an aggregation that rows come to.
+BUILT_IN_ON_ROWS = "built-in on rows: its input is rows"
 TUMBLING = TumblingEventTimeWindows.of(Time.seconds(1))
 
 
@@ -74,7 +76,7 @@ def test_the_plan_says_which_aggregations_are_vectorised(env):
         }.items():
             assert "on rows: its key is a function that is not compiled (" in tiers(made)[name]
     assert tiers(stream.key_by(0).max_by(1))["Keyed Aggregation"] == "vectorised"
-    assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
+    assert tiers(env.from_collection([(1, 2)], TYPED).key_by(0).sum(1))["Keyed Aggregation"] == BUILT_IN_ON_ROWS
 
 
 def test_the_plan_says_which_choices_of_records_run_on_columns(env):
@@ -82,7 +84,9 @@ def test_the_plan_says_which_choices_of_records_run_on_columns(env):
     compiled = "compiled on columns, else interpreted"
     for function in (lambda a, b: a, lambda a, b: b, lambda a, b: b if b[1] > a[1] else a):
         assert tiers(keyed.reduce(function))["Keyed Reduce"] == compiled
-    assert tiers(keyed.reduce(lambda a, b: b if b[1] != a[1] else a))["Keyed Reduce"] == "interpreted"
+    told = tiers(keyed.reduce(lambda a, b: b if b[1] != a[1] else a))["Keyed Reduce"]
+    why = "it does not pick one of both records by what is smaller or greater"
+    assert told == f"interpreted, on rows: its function is not compiled ({why})"
     times = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_field(2)
     windows = columns(env).assign_timestamps_and_watermarks(times).key_by(0).window(TUMBLING)
     assert tiers(windows.max_by("v"))["TumblingEventTimeWindows"].startswith("vectorised")
@@ -386,7 +390,7 @@ def test_the_plan_says_which_joins_are_vectorised(env):
         assert "function called for each pair" in tiers(join(first, second, listed))[name]
         assert "vectorised" not in tiers(join(first, rows, joined))[name]
     assert tiers(near(first, second, joined).key_by(0).sum(1))["Keyed Aggregation"] == "vectorised"
-    assert tiers(near(first, second, listed).key_by(0).sum(1))["Keyed Aggregation"] == "built-in on rows"
+    assert tiers(near(first, second, listed).key_by(0).sum(1))["Keyed Aggregation"] == BUILT_IN_ON_ROWS
 
 
 def by_name(left, right):
@@ -466,7 +470,9 @@ NOT_VECTORISED = {
     "its time is the clock's": lambda env: columns(env).key_by("k").window(BY_CLOCK).sum(1),
     "its trigger is CountTrigger": lambda env: columns(env).key_by(0).window(GAP).trigger(CountTrigger.of(1)).sum(1),
     "its function sees every record": lambda env: columns(env).key_by(0).window(GAP).process(WithKey()),
-    "its function neither folds": lambda env: columns(env).key_by(0).window(GAP).reduce(lambda a, b: (a[0], 7, 8, 9)),
+    "its function is not compiled (": lambda env: (
+        columns(env).key_by(0).window(GAP).reduce(lambda a, b: (a[0], 7, 8, 9))
+    ),
     "its input is rows": lambda env: env.from_collection([(1, 2)]).key_by(0).window(GAP).sum(1),
     "its input is rows, of no": lambda env: env.from_collection([(1, 2)]).key_by(0).window(GAP).reduce(max),
 }

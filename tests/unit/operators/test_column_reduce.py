@@ -126,7 +126,7 @@ def defaulted(a, b, c=1):
 
 @pytest.mark.parametrize(
     ("function", "is_known"),
-    [(Sum(), True), (Opened(), False), (Bound(), False), (printing, False), (defaulted, False), (print, False)],
+    [(Sum(), True), (Opened(), True), (Bound(), True), (printing, False), (defaulted, False), (print, False)],
 )
 def test_a_function_is_folded_by_field_only_where_nothing_else_can_happen(function, is_known):
     schema = pa.schema([("k", pa.int64()), ("v", pa.int64())])

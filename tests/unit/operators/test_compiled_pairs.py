@@ -36,6 +36,7 @@ TAKEN = {
     "starred": lambda a, b: (*b, *a),
     "nested": lambda first, second: (first[1] if second[1] < 1 else second[0], second[2]),
     "unpacked": unpacked,
+    "default": lambda a, b=(1, 2), c=3: (a[0] * c, b[1]),
 }
 
 
@@ -99,7 +100,7 @@ REFUSED = {
     "in": lambda a, b: a[0] in b,
     "times": lambda a, b: a * 2,
     "more arguments": lambda a, b, c: a[0],
-    "default": lambda a, b=(1, 2): a[0],
+    "default": lambda a, b, c=(1, 2): c[0],
     "reassigned": reassigned,
     "captured": lambda a, b: (lambda: a[0])(),
     "not a function": max,

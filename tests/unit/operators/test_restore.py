@@ -21,6 +21,7 @@ import engine.connectors
 import engine.operators
 from engine.core import user_code
 from engine.core.clock import ManualClock
+from engine.core.record_class import fields_of_class
 from engine.core.records import Batch, ColumnBatch, Row, RowBatch, arrow_values, kind_of, rows_of
 from engine.operators import base
 from engine.state.key_groups import key_group_of, subtask_of_key_group
@@ -59,6 +60,12 @@ def travelled(spec):
 def batch_of(rows: list, stamps: list[int] | None, schema: pa.Schema | None) -> Batch:
     if schema is None:
         return RowBatch(rows, stamps)
+    fields = fields_of_class(type(rows[0])) if rows else ()
+    if fields:
+        values = [[getattr(row, name) for row in rows] for name in fields]
+        arrays = [pa.array(own, kind) for own, kind in zip(values, schema.types, strict=True)]
+        times_ms = None if stamps is None else np.array(stamps, np.int64)
+        return ColumnBatch(pa.RecordBatch.from_arrays(arrays, schema=schema), times_ms, named=type(rows[0]))
     arrays = [pa.array(arrow_values([row[i] for row in rows], kind), kind) for i, kind in enumerate(schema.types)]
     columns = pa.RecordBatch.from_arrays(arrays, schema=schema)
     named = bool(rows) and isinstance(rows[0], Row)

@@ -575,9 +575,9 @@ class Scaled(MapFunction):
         return value * self.factor + self.offset
 
 
-class Opened(Scaled):
+class Asking(Scaled):
     def open(self, runtime_context):
-        self.factor = 3
+        self.context = runtime_context
 
 
 class Computed(Scaled):
@@ -606,7 +606,7 @@ class Hooked(Scaled):
 SCALARS = ColumnBatch(pa.record_batch([pa.array([1, 2, 3])], names=["a"]), scalar=True)
 
 
-@pytest.mark.parametrize("kind", [Opened, Computed, Counting, Replaced, Hooked])
+@pytest.mark.parametrize("kind", [Asking, Computed, Counting, Replaced, Hooked])
 def test_objects_whose_results_may_change_unseen_are_left_to_the_interpreter(kind):
     assert ColumnFunction(kind(2), is_filter=False).apply(SCALARS) is None
 

@@ -29,6 +29,11 @@ class Opened(Doubling):
         self.offset = 3
 
 
+class Asking(Doubling):
+    def open(self, runtime_context):
+        self.context = runtime_context
+
+
 @pytest.mark.parametrize(
     ("function", "input_type", "tier"),
     [
@@ -43,7 +48,8 @@ class Opened(Doubling):
         (lambda r: r[5], PAIR, "interpreted (its records have no field [5])"),
         (str.upper, Types.STRING(), "interpreted (a method_descriptor, not a plain function)"),
         (Doubling(), Types.INT(), "compiled on columns, else interpreted"),
-        (Opened(), Types.INT(), "interpreted (Opened has an open() or a state)"),
+        (Opened(), Types.INT(), "compiled on columns, else interpreted"),
+        (Asking(), Types.INT(), "interpreted (Asking has an open() that may ask for keyed state)"),
         (with_row_output(lambda r: (r[0], 1), "map", NAMED), PAIR, "compiled on columns, else interpreted"),
         (
             with_row_output(print, "map", NAMED),
