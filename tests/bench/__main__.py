@@ -59,6 +59,7 @@ COMMANDS = (
         "small_batches",
         "state_growth",
         "state_memory",
+        "state_pauses",
         "state_spill",
         "text_columns",
     ),
