@@ -87,7 +87,7 @@ def running_max(slots: Any, values: Any, max_of_slot: Any, after: Any) -> int:
 
 
 #: By kind and whether values are floats.
-RUNNING: Final = {
+RUNNING: Final[dict[tuple[str, bool | None], Any]] = {
     ("sum", False): running_sum_of_ints,
     ("sum", True): running_sum_of_floats,
     ("min", False): running_min,

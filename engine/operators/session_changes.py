@@ -93,8 +93,17 @@ class SessionChanges:
             return marked[:0]
         return marked
 
+    def are_marked(self, begin: int, end: int) -> Array:
+        """Return whether keys are marked in any epoch, of those from ``begin`` on, before ``end``."""
+        found = np.zeros(end - begin, np.bool_)
+        for notes in self._log.notes():
+            for marks in notes.marks:
+                own = marks[begin:end]
+                found[: own.size] |= own != 0
+        return found
+
     def compact(self, kept: Array) -> None:
-        """``kept``: rising slots, all that are marked among them; slot ``kept[i]`` becomes slot i."""
+        """``kept``: slots, all that are marked among them; slot ``kept[i]`` becomes slot i."""
         for notes in self._log.notes():
             if notes.marks:
                 notes.marks = (moved_marks(united_marks(notes.marks), kept, _MARK_SHIFT),)

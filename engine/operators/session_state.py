@@ -27,6 +27,7 @@ from engine.operators.session_assigned import Assigned, Edges, OpenSession
 from engine.operators.session_calendar import FreeNumbers, SessionCalendar
 from engine.operators.session_changes import SessionChanges
 from engine.operators.session_distinct import SessionDistinct
+from engine.operators.session_keys import KeyRenewal, SessionKeys
 from engine.operators.session_unsent import Unsent, layers_of
 from engine.operators.window_chunks import held_columns, shown_columns
 from engine.operators.window_panes import Pane
@@ -35,7 +36,6 @@ from engine.state.arrow_views import values_of
 from engine.state.column_chunks import by_group, streams
 from engine.state.column_hash import groups_of_rows
 from engine.state.paged_array import PagedArray
-from engine.state.slot_table import SlotTable
 from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
@@ -63,29 +63,6 @@ class Sink(Protocol):
 
 
 @final
-class _SessionKeys:
-    """Stands where ``WindowState`` has its table of keys: gives the key of each session."""
-
-    def __init__(self, table: SlotTable) -> None:
-        self.table = table
-        #: by session
-        self.key_slots = PagedArray(np.int32)
-        self.num_slots = 0  #: of sessions
-        self.restored: Array = np.zeros(0, np.int64)
-
-    @property
-    def nbytes(self) -> int:
-        return self.table.nbytes + self.key_slots.nbytes
-
-    def keys_of(self, sessions: Array) -> list[pa.Array]:
-        return self.table.keys_of(self.key_slots.array[sessions])
-
-    def slots_of(self, columns: Sequence[pa.Array]) -> Array:
-        """Return the sessions whose accumulators are being restored."""
-        return self.restored
-
-
-@final
 class SessionState:
     """Implements ``parts.KeyedPart``. ``windows``: makes an empty state of accumulators."""
 
@@ -109,7 +86,7 @@ class SessionState:
 
     def clear(self) -> None:
         self._windows = self._empty_windows()
-        self._keys: _SessionKeys | None = None
+        self._keys: SessionKeys | None = None
         self._distinct: list[SessionDistinct] = []
         self._heads = PagedArray(np.int64)
         self._sessions = PagedArray(np.int64, 4)
@@ -122,6 +99,8 @@ class SessionState:
         #: at no time before a session fires or is forgotten
         self.next_due_ms = TIME_MAX_MS
         self._compact_at = _COMPACT_MIN
+        #: forgets keys, bit by bit
+        self._renewal: KeyRenewal | None = None
         #: Restored from subtasks whose records were of other types, after the parallelism has changed: other keys.
         self.others: dict[int, bytes] = {}
         #: by key group, what was to be sent when the checkpoint was made that has been restored
@@ -135,7 +114,7 @@ class SessionState:
             return bool(same) and self._windows.is_named(schema) == self.named
         if not self._windows.define(schema, keys):
             return False
-        self._keys = _SessionKeys(self._windows._table)
+        self._keys = SessionKeys(self._windows._table)
         self._windows._table = self._keys  # type: ignore[assignment]
         self._windows.panes[_PANE] = Pane(self._windows._width)
         self._distinct = [SessionDistinct(own.index, own._kinds[1], own.column) for own in self._windows._distinct]
@@ -163,7 +142,8 @@ class SessionState:
     @property
     def nbytes(self) -> int:
         by_session = self._sessions.nbytes + self._fired.nbytes + self._calendar.nbytes
-        return self._windows.nbytes + self._heads.nbytes + by_session
+        renewal = 0 if self._renewal is None else self._renewal.nbytes
+        return self._windows.nbytes + self._heads.nbytes + by_session + renewal
 
     @property
     def num_keys(self) -> int:
@@ -212,6 +192,8 @@ class SessionState:
             self._expect(sessions[taken], watermark_ms)
         elif num_fresh:
             self._put_on_calendar(made, self._sessions.array[made, _END] - 1)
+        if self._renewal is not None:
+            self._go_on_renewing(self._renewal, slots, sessions, taken)
         return Assigned(sessions, levels, merges[:num_merges], fires[:num_fires], num_levels)
 
     def _expect(self, changed: Array, watermark_ms: int) -> None:
@@ -386,9 +368,37 @@ class SessionState:
         self._sessions.array[sessions] = 0
         self._calendar.remove(sessions)
         self._free.add(sessions)
-        if self.num_keys >= self._compact_at:
-            self._compact()
+        if self._renewal is not None:
+            self._renewal.follow(self._keys.key_slots.array[sessions], are_needed=False)
+        elif self.num_keys >= self._compact_at:
+            self._begin_to_renew(self._keys)
         self._forget_codes(_COMPACT_MIN)
+
+    def _begin_to_renew(self, keys: SessionKeys) -> None:
+        """Forget the keys without sessions, if they are most, bit by bit with the batches that come."""
+        num_marked = 0
+        if self.changes is not None:
+            num_marked = self.changes.marked(self.num_keys, self.num_sessions).size
+        if 2 * (self.num_sessions + num_marked) < self.num_keys:
+            self._renewal = KeyRenewal(keys, self._heads, self._are_marked)
+            self._compact_at = self.num_keys
+        else:
+            self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
+
+    def _are_marked(self, begin: int, end: int) -> Array:
+        return np.zeros(end - begin, np.bool_) if self.changes is None else self.changes.are_marked(begin, end)
+
+    def _go_on_renewing(self, renewal: KeyRenewal, slots: Array, sessions: Array, taken: Array) -> None:
+        """``slots``: of the keys of a batch; ``sessions``: of its rows, as far as they were ``taken``."""
+        assert self._keys is not None
+        renewal.follow(slots)
+        renewal.name(sessions[taken], slots[taken])
+        if renewal.step(slots.size):
+            self._heads, self._keys.key_slots, self._keys.table = renewal.heads, renewal.key_slots, renewal.table
+            if self.changes is not None:
+                self.changes.compact(renewal.kept())
+            self._renewal = None
+            self._compact_at = max(_COMPACT_MIN, 2 * self.num_keys)
 
     def _compact(self) -> None:
         assert self._keys is not None
@@ -422,6 +432,7 @@ class SessionState:
         """Give back what is reserved, before all of it goes to a file."""
         if self._keys is None:
             return
+        self._renewal = None
         windows, live = self._windows, self._live()
         if live.size < self._keys.num_slots:
             self._renumber(live)
@@ -674,6 +685,7 @@ class SessionState:
         if batch.schema.names[-1] == FIRED:
             fired = np.asarray(batch.column(batch.num_columns - 1))
             batch = batch.select(range(batch.num_columns - 1))
+        self._renewal = None
         slots = self._keys.table.slots_of(batch.columns[2 : 2 + num_keys])
         self._heads.reserve(self.num_keys)
         made = self._fresh(slots.size)

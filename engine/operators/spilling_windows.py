@@ -44,7 +44,7 @@ _WAITING_SHARE: Final = 1 / 8
 _PIECE_SHARE: Final = 1 / 8
 #: Records that wait are written when they are so many, however large the share; a piece of a pane that goes to files is
 #: of so many bytes: some ten milliseconds either way.
-_WAITING_BYTES_MAX: Final = 16 << 20
+_WAITING_BYTES_MAX: Final = 8 << 20
 _MOVED_BYTES_MAX: Final = 16 << 20
 #: Slots that are looked through for a piece at most, by rows that it may have; it has half as many more at most.
 _SLOTS_PER_MOVED: Final = 8
@@ -141,7 +141,7 @@ class SpillingWindows:
     def _move(self, start: int) -> None:
         """Let the next slots of a pane go to files; forget it when these are the last."""
         state, pane = self.state, self.state.panes[start]
-        rows_max = max(1, min(self._rows_per_piece(state), _MOVED_BYTES_MAX // self._bytes_per_key(state)))
+        rows_max = self._rows_per_step(state)
         begin = end = self._moving[start]
         slots = np.zeros(0, np.int64)
         while end < min(pane.values.shape[0], begin + rows_max * _SLOTS_PER_MOVED) and 2 * slots.size <= rows_max:
@@ -156,9 +156,9 @@ class SpillingWindows:
         self._moving[start] = end
         pane.give_back(begin, end)
         if end == pane.values.shape[0]:
-            self._forget_moving(start)
             self._changes.forget_slots([start])
-            state.drop([start])
+            state.drop([start])  # before slots may move: ``_compact`` looks whether they have to
+            self._forget_moving(start)
 
     def _forget_moving(self, start: int) -> None:
         self._moving.pop(start, None)
@@ -239,6 +239,10 @@ class SpillingWindows:
     def _rows_per_piece(self, state: WindowState) -> int:
         return max(1 << 10, int(self._bytes_max * _PIECE_SHARE) // self._bytes_per_key(state))
 
+    def _rows_per_step(self, state: WindowState) -> int:
+        """Return how many rows are moved, or folded, while others wait."""
+        return max(1, min(self._rows_per_piece(state), _MOVED_BYTES_MAX // self._bytes_per_key(state)))
+
     @staticmethod
     def _bytes_per_key(state: WindowState) -> int:
         return _BYTES_PER_KEY + 8 * state._width
@@ -301,7 +305,7 @@ class SpillingWindows:
             start = self.spilled.to_be_folded()
             if start is None:
                 return
-            self._folding = start, self.pieces_of([start])
+            self._folding = start, self.spilled.ranges([start], self._rows_per_step(self.state))
         start, pieces = self._folding
         if start in self.spilled and pieces:
             partitions = pieces.pop()

@@ -60,6 +60,7 @@ COMMANDS = (
         "state_growth",
         "state_increments",
         "state_memory",
+        "state_pauses",
         "state_spill",
         "text_columns",
         "text_keys",

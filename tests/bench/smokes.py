@@ -8,7 +8,16 @@ from pathlib import Path
 from unittest import mock
 
 from engine.operators import memory_watch
-from tests.bench import join_spill, keyed, latency, session_spill, state_increments, state_spill, window_spill
+from tests.bench import (
+    join_spill,
+    keyed,
+    latency,
+    session_spill,
+    state_increments,
+    state_pauses,
+    state_spill,
+    window_spill,
+)
 from tests.bench.python_peers import race
 from tests.bench.recovery import Load
 from tests.bench.recovery_race import recovery_race
@@ -90,6 +99,12 @@ def _increments() -> int:
     return 0
 
 
+def _pauses() -> int:
+    with mock.patch.object(memory_watch, "_BYTES_MIN", 1 << 20):
+        found = [state_pauses.measure(mechanism, 4) for mechanism in state_pauses.MECHANISMS]
+    return 0 if all(own["entries, M"] > 0 and own["median, ms"] > 0 for own in found) else 1
+
+
 #: name → what returns 0 when it counts right; exceptions say what does not
 PARTS = {
     "keyed": keyed.smoke,
@@ -98,6 +113,7 @@ PARTS = {
     "slots": _slots,
     "lambdas": _lambdas,
     "recovery": _recovery,
+    "pauses": _pauses,
     "spill": _spill,
     "window-spill": _window_spill,
     "join-spill": _join_spill,

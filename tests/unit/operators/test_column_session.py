@@ -337,7 +337,11 @@ def test_sessions_of_other_types_come_together():
     other_types_come_together(column_session(rows), rows)
 
 
-def test_sessions_and_keys_that_are_over_are_forgotten(monkeypatch):
+@pytest.mark.parametrize("renewed_per_row", [4, 8])
+def test_sessions_and_keys_that_are_over_are_forgotten(renewed_per_row, monkeypatch):
+    """Keys bit by bit, while the next batches bring sessions and end others."""
+    monkeypatch.setattr("engine.operators.session_keys._RENEWED_MIN", 1)
+    monkeypatch.setattr("engine.operators.session_keys._RENEWED_PER_ROW", renewed_per_row)
     monkeypatch.setattr("engine.operators.session_state._COMPACT_MIN", 100)
     monkeypatch.setattr("engine.operators.session_distinct._COMPACT_MIN", 100)
     spec = column_session(built_in(SESSIONS, [count(), sum_(1), count_distinct(1)]))
@@ -351,10 +355,34 @@ def test_sessions_and_keys_that_are_over_are_forgotten(monkeypatch):
             shifted = [(None if k is None else k - 100, *rest) for k, *rest in expected]
             assert sorted(harness.output.rows, key=repr) == sorted(shifted, key=repr)
             harness.output.batches.clear()
-            assert harness.head._state.num_keys < 200
+            assert harness.head._state.num_keys < (200 if renewed_per_row == 8 else 600)
             assert harness.head._state.num_entries() == 20
             assert harness.head._state._keys.num_slots <= 60
             assert harness.head._state._distinct[0]._pairs.num_slots < 200
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 9])
+def test_keys_that_come_again_while_others_are_forgotten_have_the_sessions_of_rows(lateness_ms, monkeypatch):
+    monkeypatch.setattr("engine.operators.session_state._COMPACT_MIN", 30)
+    monkeypatch.setattr("engine.operators.session_keys._RENEWED_MIN", 17)
+    monkeypatch.setattr("engine.operators.session_keys._RENEWED_PER_ROW", 0)
+    rng = np.random.default_rng(3)
+    rows = built_in(SESSIONS, [count(), sum_(1)], lateness_ms=lateness_ms)
+    num_keys, renewals = [], set()
+    with OperatorHarness(column_session(rows)) as harness, OperatorHarness(rows) as model:
+        for at in range(0, 1200, 4):
+            keys = [*(1000 + at + np.arange(3)).tolist(), *rng.integers(0, 12, rng.integers(0, 3)).tolist()]
+            batch = columns([(key if key else None, 1, 0.5, "a") for key in keys], [at] * len(keys))
+            for own in (harness, model):
+                own.process_batch(batch)
+                own.watermark(at - 1)
+            num_keys.append(harness.head._state.num_keys)
+            renewals.add(id(harness.head._state._renewal))
+        for own in (harness, model):
+            own.watermark(5000)
+        assert len(renewals) > 5
+        assert max(num_keys) < 300
+        assert sorted(harness.output.rows, key=repr) == sorted(model.output.rows, key=repr)
 
 
 def test_sessions_of_other_fields_are_refused():

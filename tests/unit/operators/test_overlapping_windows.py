@@ -253,3 +253,21 @@ def test_each_window_has_a_number(kind):
         assert whole.windows_with(number) == [window]
         assert whole.slices_of(window) == (number,)
         assert whole.last_end(number) == window[1]
+
+
+def test_a_late_record_of_a_window_on_its_way_to_files_has_all_before_it(monkeypatch):
+    monkeypatch.setattr(memory_watch.MemoryWatch, "limit_bytes", 1 << 20)
+    monkeypatch.setattr(spilling_windows, "_MOVED_BYTES_MAX", 1)
+    rows = built_in(OVERLAPPING["sliding"], [first(1), last(1), sum_(1)], lateness_ms=30)
+    with OperatorHarness(column_window(rows)) as harness, OperatorHarness(rows) as model:
+        for own in (harness, model):
+            own.process_batch(columns([(key, key, 0.5, "") for key in range(20)], [8] * 20))
+            own.watermark(20)
+        windows_of = harness.head._windows
+        windows_of.make_room(lambda start: start)
+        assert windows_of._moving
+        for own in (harness, model):
+            own.process_batch(columns([(key, 100 + key, 0.5, "") for key in range(20)], [8] * 20))
+            own.watermark(1000)
+        assert len(model.output.rows) > 20
+        assert sorted(harness.output.rows) == sorted(model.output.rows)

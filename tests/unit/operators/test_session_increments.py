@@ -7,7 +7,7 @@ import random
 import pytest
 
 from engine.checkpoint.column_tables import column_entries, replaced_keys
-from engine.operators import memory_watch, session_changes, session_state, spilling_sessions
+from engine.operators import memory_watch, session_changes, session_keys, session_state, spilling_sessions
 from engine.operators.column_folds import shape_of_schema
 from engine.operators.column_session import column_session
 from engine.operators.field_aggregates import count, count_distinct, first, last, max_, sum_
@@ -55,6 +55,8 @@ def spec_of(name, lateness_ms):
 def files_of_little(monkeypatch):
     monkeypatch.setattr(spilling_sessions, "NUM_PARTITIONS", 4)
     monkeypatch.setattr(session_state, "_COMPACT_MIN", 16)
+    monkeypatch.setattr(session_keys, "_RENEWED_MIN", 3)  # keys are forgotten bit by bit
+    monkeypatch.setattr(session_keys, "_RENEWED_PER_ROW", 0)
 
 
 def in_files(monkeypatch, are_there, limit_bytes=400):
