@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.core.records import Row
+from engine.core.records import ColumnBatch, Row
 from engine.operators import memory_watch, session_unsent, spilling_intervals, spilling_sessions, window_join_state
 from engine.operators.aggregate import FieldAggregate, KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
@@ -158,6 +158,12 @@ def test_joins_are_those_of_objects(join, function, kinds):
     is_bound = function == "a method" and join == "interval"
     assert (columns.shape is not None) is (function != "called" and not is_bound)
     check_all(columns, rows, keys, *kinds, examples=2)
+    with OperatorHarness(columns) as harness:
+        for side, kind in enumerate(kinds):
+            harness.process_batch(batch_of([kind(1, 2, "a")], [5], SCHEMA), input_index=side)
+        harness.watermark(100)
+        (made,) = harness.output.batches
+        assert isinstance(made, ColumnBatch) is (columns.shape is not None)
 
 
 def test_joins_in_files_are_those_of_objects(monkeypatch):
