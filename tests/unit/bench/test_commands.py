@@ -30,6 +30,7 @@ SMALL = {
     "small_batches": "--seconds 0.001",
     "state_growth": "--keys 150000",
     "state_memory": "--keys 40000 --one",
+    "state_pauses": "--memory-mb 2 --only windows --one",
     "state_spill": "--keys 40000 --updates 20000 --only columns --one",
     "text_columns": "--records 2000",
     "text_sinks": "--records 50 --runs 1",
