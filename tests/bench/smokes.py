@@ -72,7 +72,7 @@ def _spill() -> int:
 
 
 def _window_spill() -> int:
-    shape = {"num_keys": 40_000, "num_records": 40_000}
+    shape = {"num_keys": 40_000, "num_records": 200_000}
     return _in_files(lambda: window_spill.measure("files", **shape, memory_mb=1, slide=True))
 
 

@@ -17,6 +17,6 @@ def test_the_memory_of_a_count_is_measured():
     assert 16 < found["reserved"] < 24 + 8
 
 
-@pytest.mark.parametrize("part", ["spill", "window-spill", "join-spill", "session-spill"])
+@pytest.mark.parametrize("part", ["pauses", "spill", "window-spill", "join-spill", "session-spill"])
 def test_state_beyond_its_share_is_measured_while_it_lies_in_files(part):
     assert smokes.PARTS[part]() == 0

@@ -31,6 +31,7 @@ SMALL = {
     "state_growth": "--keys 150000",
     "state_increments": "--keys 20000 --rounds 1 --only sessions-in-files --one",
     "state_memory": "--keys 40000 --one",
+    "state_pauses": "--memory-mb 2 --only windows --one",
     "state_spill": "--keys 40000 --updates 20000 --only columns --one",
     "text_columns": "--records 2000",
     "text_keys": "--keys 50 --rounds 1 --batches 1",
