@@ -1,7 +1,7 @@
 """A user's fold over columns: which column is folded how, and the values that go into it, a batch at a time.
 
 Made from the function when the types of its records are known (``compile/folds``). Not here: what holds the results
-(``column_aggregate``, ``column_window``).
+(``column_aggregate_operator``, ``column_window_operator``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ only keys and what is folded or compared become arrays, 15 us for a few rows of 
 
 For keys that the state has, of one integer or text, and one number that is folded or compared. Whatever else comes
 becomes columns (``row_columns``) before anything is changed. Results are rows: it is for where nobody behind wants
-columns. Not here: the state, and who emits (``column_aggregate``).
+columns. Not here: the state, and who emits (``column_aggregate_operator``).
 """
 
 from __future__ import annotations

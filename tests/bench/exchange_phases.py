@@ -42,10 +42,10 @@ PHASES: Final = {
         "engine.runtime.exchange.gate:InputGate.next",
     ],
     "lookup": ["engine.state.slot_state:SlotState.find"],
-    "sum": ["engine.operators.column_aggregate:_ColumnAggregateOperator._fold"],
+    "sum": ["engine.operators.column_aggregate_operator:ColumnAggregateOperator._fold"],
     "mark changed": ["engine.state.slot_state:SlotState.mark"],
-    "result": ["engine.operators.column_aggregate:_ColumnAggregateOperator._emit"],
-    "rest of the sum": ["engine.operators.column_aggregate:_ColumnAggregateOperator.process_batch"],
+    "result": ["engine.operators.column_aggregate_operator:ColumnAggregateOperator._emit"],
+    "rest of the sum": ["engine.operators.column_aggregate_operator:ColumnAggregateOperator.process_batch"],
     "times, watermarks": ["engine.operators.event_time:EventTime.process"],
     "window: slots": ["engine.operators.window_state:WindowState.slots_of"],
     "window: take up": ["engine.operators.window_state:WindowState.take_up"],
@@ -60,7 +60,7 @@ _CALIBRATION: Final = 10_000
 #: What is counted beside: name → function
 _COUNTED: Final = {
     "turns": "engine.runtime.taskmanager.slot_process:SlotProcess.turn_once",
-    "batches of the sum": "engine.operators.column_aggregate:_ColumnAggregateOperator.process_batch",
+    "batches of the sum": "engine.operators.column_aggregate_operator:ColumnAggregateOperator.process_batch",
     "credit messages": "engine.runtime.exchange.transport:_ConsumerConnection.add_credit",
 }
 

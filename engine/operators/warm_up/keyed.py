@@ -15,8 +15,11 @@ def warm_up() -> None:
 def warm_up_operators() -> None:
     import numpy as np
 
+    from engine.operators import (
+        column_aggregate_operator,  # noqa: F401 - slots have it from here
+        decimal_kernels,
+    )
     from engine.operators import column_kernels as kernels
-    from engine.operators import decimal_kernels
     from engine.operators.column_choice import ChosenRows
     from engine.operators.record_choice import RecordChoice
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from engine.core.clock import ManualClock
 from engine.core.records import ColumnBatch
-from engine.operators import column_aggregate, memory_watch
+from engine.operators import memory_watch
 from engine.operators.aggregate import KeyedAggregateSpec, KeyedReduceSpec
 from engine.operators.column_aggregate import ColumnAggregateSpec, ColumnReduceSpec
+from engine.operators.column_aggregate_operator import ColumnAggregateOperator
 from engine.operators.keys import ComposedKey, FieldKey
 from engine.state import slot_state, spilling_slots
 from engine.state.slot_expiry import Expiry
@@ -93,7 +94,7 @@ def test_keys_on_disk_are_forgotten_too(config, cut_per_row, monkeypatch):
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
     monkeypatch.setattr(slot_state, "_LOOK_MIN", 2)
     monkeypatch.setattr(spilling_slots, "NUM_PARTITIONS", 4)
-    operator = column_aggregate._ColumnAggregateOperator
+    operator = ColumnAggregateOperator
     own = operator.prepare_snapshot
 
     def prepare_snapshot(self, checkpoint_id):
