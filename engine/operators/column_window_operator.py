@@ -19,7 +19,7 @@ wait until a window fires.
 from __future__ import annotations
 
 import collections
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -34,7 +34,7 @@ from engine.operators.keyed import KEYED_PART, TIMERS_PART
 from engine.operators.keys import ComposedKey, key_fields
 from engine.operators.left_windows import WINDOW_SLOTS_PART
 from engine.operators.memory_watch import MemoryWatch
-from engine.operators.pane_rows import rows_of_panes
+from engine.operators.pane_rows import by_record, rows_of_panes
 from engine.operators.rows_output import RowsOutput
 from engine.operators.users_folds import folds_of, num_nested, users_choice
 from engine.operators.window import LATE_RECORDS_DROPPED, WindowOperator
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from engine.operators.window_state import WindowState
 
     Array = np.ndarray[Any, Any]
-    #: row, pane, windows that fire
-    _Late = tuple[int, int, list[tuple[int, int]]]
 
 __all__ = ["ColumnWindowOperator"]
 
@@ -312,7 +310,7 @@ class ColumnWindowOperator(Operator):
 
         from engine.operators.window_sums import SUM_MAX
 
-        in_order = _by_record((row, start, fired) for rows, start, fired in late for row in rows.tolist())
+        in_order = by_record((row, start, fired) for rows, start, fired in late for row in rows.tolist())
         records = aggregated.take(pa.array([row for row, _, _ in in_order]))
         if not self._state.can_take_later(records):
             return False
@@ -439,7 +437,7 @@ class ColumnWindowOperator(Operator):
         """
         import numpy as np
 
-        in_order = _by_record((row, start, fired) for start, rows, fired in late for row in rows.tolist())
+        in_order = by_record((row, start, fired) for start, rows, fired in late for row in rows.tolist())
         for row, start, fired in in_order:
             rows = np.array([row], np.int32)
             if not self._state.take_up(start, rows, slots):
@@ -685,11 +683,6 @@ class ColumnWindowOperator(Operator):
         if self._is_on_rows or self._state.others:
             self._hand_over()
             self._rows.finish()
-
-
-def _by_record(late: Iterable[_Late]) -> list[_Late]:
-    """Return late rows in the order of records; of one record, the last window first, as on rows."""
-    return sorted(late, key=lambda one: (one[0], -one[1]))
 
 
 def _left(columns: pa.RecordBatch, times_ms: Array, taken: list[Array]) -> ColumnBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+    #: a row, where its pane starts, the windows of it that have fired
+    _Late = tuple[int, int, list[tuple[int, int]]]
 
-__all__ = ["rows_of_panes"]
+__all__ = ["by_record", "rows_of_panes"]
 
 #: Panes that one batch may have before it is cut.
 _PANES_MAX: Final = 32
@@ -71,3 +73,8 @@ def _of_many(times_ms: Array, slice_ms: int, offset_ms: int) -> Iterator[tuple[i
         first = [begin, *ends[:-1].tolist()]
         bounds = zip(starts[:num_panes].tolist(), first, ends.tolist(), strict=True)
         yield begin, end, [(start, rows[one:other]) for start, one, other in bounds]
+
+
+def by_record(late: Iterable[_Late]) -> list[_Late]:
+    """Return late rows in the order of records; of one record, the last window first, as on rows."""
+    return sorted(late, key=lambda one: (one[0], -one[1]))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from engine.operators.session_state import SessionState
+
 Array = np.ndarray[Any, Any]
 
-__all__ = ["Assigned", "Edges", "OpenSession"]
+__all__ = ["Assigned", "Edges", "OpenSession", "Sink"]
 
 #: Column of merges, behind source and target.
 _AT_LEVEL: Final = 2
@@ -80,3 +85,15 @@ class Assigned:
         for level in range(self.step // 2, self.num_levels):
             merges = self.merges_of(level)
             yield self.rows_of(level), merges[:0] if 2 * level < self.step else merges, self.fires_of(level)
+
+
+class Sink(Protocol):
+    """Where what comes out goes."""
+
+    def fire(self, state: SessionState, due: Edges) -> None:
+        """These sessions give their results."""
+        ...
+
+    def put_aside(self, state: SessionState, columns: pa.RecordBatch, times_ms: Array) -> None:
+        """These records came too late."""
+        ...

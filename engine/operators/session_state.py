@@ -15,7 +15,7 @@ the sessions were changed; with a lateness, whether they have fired is the last 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ import pyarrow as pa
 from engine.core.records import Named, record_values
 from engine.operators import session_kernels as kernels
 from engine.operators.left_windows import FIRED, HELD, SESSIONS_PART
-from engine.operators.session_assigned import Assigned, Edges, OpenSession
+from engine.operators.session_assigned import Assigned, Edges, OpenSession, Sink
 from engine.operators.session_calendar import FreeNumbers, SessionCalendar
 from engine.operators.session_changes import SessionChanges
 from engine.operators.session_distinct import SessionDistinct
@@ -40,7 +40,7 @@ from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["SESSIONS_PART", "Assigned", "Edges", "OpenSession", "SessionState", "Sink"]
+__all__ = ["SESSIONS_PART", "Assigned", "Edges", "OpenSession", "SessionState"]
 
 _PANE: Final = 0
 #: Fewer keys than this are never worth a compaction.
@@ -48,18 +48,6 @@ _COMPACT_MIN: Final = 1 << 16
 _START, _END, _NEXT, _CHANGED = range(4)
 #: Columns of merges.
 _SOURCE, _TARGET, _, _GOES_FIRST = range(4)
-
-
-class Sink(Protocol):
-    """Where what comes out goes."""
-
-    def fire(self, state: SessionState, due: Edges) -> None:
-        """These sessions give their results."""
-        ...
-
-    def put_aside(self, state: SessionState, columns: pa.RecordBatch, times_ms: Array) -> None:
-        """These records came too late."""
-        ...
 
 
 @final

@@ -24,8 +24,9 @@ import pyarrow as pa
 
 from engine.core.records import BATCH_ROWS_MAX, Named
 from engine.operators.held_rows import HeldRows, TakenRows
+from engine.operators.session_assigned import Sink
 from engine.operators.session_changes import Changed, SessionChanges, increment_of
-from engine.operators.session_state import Edges, SessionState, Sink
+from engine.operators.session_state import Edges, SessionState
 from engine.operators.session_unsent import DUE, LATE, late_rows, layers_of, metadata_of
 from engine.operators.window_sums import SUM_MAX
 from engine.state.array_files import ArrayFile, copy_of
