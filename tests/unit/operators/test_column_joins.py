@@ -283,7 +283,11 @@ def test_interval_joins_after_any_script_are_those_of_rows(bounds, function, con
     @settings(max_examples=15, deadline=None, phases=PHASES)
     @given(SCRIPTS)
     def check(script):
-        assert disturbed(Case((spec,), script, ROUTES), config) == undisturbed(Case((rows,), script, ROUTES))
+        model = Case((rows,), script, ROUTES)
+        # A record of the very time of the watermark waits for one of the same time, until the next watermark: after a
+        # restore that is the same one again.
+        wanted = disturbed(model, config) if bounds == (0, 0) else undisturbed(model)
+        assert disturbed(Case((spec,), script, ROUTES), config) == wanted
 
     check()
 
