@@ -76,14 +76,13 @@ def test_an_aligned_checkpoint_waits_for_what_is_queued(cluster, client, marks, 
     """What the next test is compared with: if this one is quick, that one proves nothing."""
     job = backpressured(cluster, marks, tmp_path, {})
     until(lambda: len(processes(marks)) == 2, "it counts")
-    until(lambda: checkpoints(client, job)["counts"]["in_progress"], "a checkpoint has begun")
-    until(
-        lambda: checkpoints(client, job)["counts"]["completed"] or state(client, job) == "FINISHED",
-        "it has completed",
-        60,
-    )
+
+    def num_slow() -> int:  # one that begins before buffers are full may be quick
+        return sum(one["end_to_end_duration"] > 4000 for one in history(client, job))
+
+    until(lambda: num_slow() or state(client, job) == "FINISHED", "one has waited", 60)
     print([(one["end_to_end_duration"], one["checkpoint_type"]) for one in history(client, job)])
-    assert history(client, job)[-1]["end_to_end_duration"] > 4000
+    assert num_slow()
     job.cancel().result()
 
 
