@@ -37,6 +37,7 @@ SMALL = {
     "text_keys": "--keys 50 --rounds 1 --batches 1",
     "text_sinks": "--records 50 --runs 1",
     "window_checkpoint": "--keys 20000 --rounds 1",
+    "window_firing": "--keys 20000",
     "window_spill": "--keys 40000 --records 40000 --only files --one",
 }
 
