@@ -222,6 +222,44 @@ def test_windows_in_files_fire_in_pieces(kind, lateness_ms):
     check(column_window(rows), rows)
 
 
+@pytest.mark.usefixtures("in_files")
+def test_a_checkpoint_between_pieces_lets_the_rest_of_another_slice_go_and_slots_keep_their_numbers(monkeypatch):
+    """The keys of the slice that leaves have the lower slots, which are not needed any more then."""
+    monkeypatch.setattr(spilling_windows, "_MOVED_BYTES_MAX", 1)
+    spec = column_window(built_in(ASSIGNERS["tumbling"], [count(), sum_(1)]))
+    keys = [*range(40), 200, 201, *range(100, 110)]
+    times_ms = [35] * 40 + [15, 25] + [5] * 10
+    with OperatorHarness(spec) as harness:
+        harness.process_batch(columns([(key, key, 0.5, "a") for key in keys], times_ms))
+        state = harness.head._state
+        assert harness.head._windows.spilled.starts() == [30]
+        assert set(state.panes) == {0, 10, 20, 30}
+        pieces = harness.head.advance_watermark(12)
+        next(pieces)
+        next(pieces)
+        assert harness.head.can_snapshot_between()
+        snapshot = harness.snapshot(1)
+        assert set(state.panes) == {0, 10, 20}
+        assert results_of(harness) == [(key, 0, 10, 1, key) for key in range(100, 104)]
+        for _ in pieces:
+            pass
+        rest = [(key, 0, 10, 1, key) for key in range(104, 110)]
+        assert results_of(harness) == rest
+        assert state._table.num_slots == 2  # memory is given back then
+    with OperatorHarness(spec, restored=[snapshot]) as harness:
+        harness.watermark(12)
+        assert sorted(results_of(harness)) == rest
+        harness.watermark(TIME_MAX_MS - 1)
+        later = [(200, 10, 20, 1, 200), (201, 20, 30, 1, 201), *((key, 30, 40, 1, key) for key in range(40))]
+        assert sorted(results_of(harness)) == sorted(later)
+
+
+def results_of(harness):
+    found = [row for batch in harness.output.batches for row in batch.to_rows().rows]
+    harness.output.batches.clear()
+    return found
+
+
 @pytest.mark.parametrize("lateness_ms", [0, 7])
 def test_windows_whose_results_a_function_makes_fire_in_pieces(lateness_ms):
     fold = ReduceFold(lambda a, b: (a[0], b[1], a[2], a[3]))
