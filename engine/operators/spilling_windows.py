@@ -445,8 +445,6 @@ class SpillingWindows:
                 self.make_room(lambda start: start)
                 while self._go_on_moving():
                     pass
-                while self._go_on_moving():
-                    pass
 
     def _take_up_told(self, told: Mapping[int, Increment]) -> None:
         """Take up what increments of key groups say of the layers below them."""
