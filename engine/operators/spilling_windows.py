@@ -79,6 +79,8 @@ class SpillingWindows:
         self._moving: dict[int, int] = {}
         #: panes that follow them, the next one last: not one by one, as what stays is compacted each time
         self._leaving: list[int] = []
+        #: panes have gone while slots could not move: memory is to be given back
+        self._compacts_late = False
         #: folds a pane in files, piece by piece
         self._folding: tuple[int, list[range]] | None = None
 
@@ -169,7 +171,11 @@ class SpillingWindows:
         if not self.state.panes:
             self._forget_all()
         elif not self._moving:
-            self.state.drop([], compact=True)
+            # A checkpoint comes between pieces of a window that fires: who goes on with it knows its slots by number,
+            # and so does the note of which of them have fired.
+            self._compacts_late = self.state.is_firing
+            if not self._compacts_late:
+                self.state.drop([], compact=True)
 
     def _go_on_moving(self) -> bool:
         """Do a piece of what ``make_room`` has begun; False when it is over."""
@@ -219,7 +225,8 @@ class SpillingWindows:
             self._changes.drop(start, self._num_rows_of(start))
         here = starts.intersection(self.state.panes)
         if here:
-            self.state.drop(here)
+            self.state.drop(here, compact=self._compacts_late)
+            self._compacts_late = False
             if self.spilled and not self.state.panes:
                 self._forget_all()
         self.spilled.drop(starts.intersection(self.spilled.starts()))
@@ -436,8 +443,6 @@ class SpillingWindows:
             self.evict(start for start in list(self.state.panes) if start in self.spilled)
             if self.state.nbytes > self._bytes_max * _PANES_SHARE:
                 self.make_room(lambda start: start)
-                while self._go_on_moving():
-                    pass
                 while self._go_on_moving():
                     pass
 

@@ -37,7 +37,7 @@ from engine.state.short_decimals import lanes_of, lanes_of_units
 from engine.state.slot_columns import can_be_kept
 from engine.state.slot_table import SlotTable
 from engine.state.struct_keys import can_be_row_key
-from engine.time.windows import TIME_MIN_MS
+from engine.time.windows import TIME_MAX_MS, TIME_MIN_MS
 
 Array = np.ndarray[Any, Any]
 
@@ -572,6 +572,11 @@ class WindowState:
         for field in self._fields:
             if field.codes is not None:
                 field.renew_codes(self._places_of(field))
+
+    @property
+    def is_firing(self) -> bool:
+        """Whether some slots of a pane have fired, and others have not."""
+        return any(slot != TIME_MAX_MS for slot in self.fired.values())
 
     def slots_left(self, start: int, pane: Pane) -> Array:
         """Return the slots of a pane that have something, but for those that are gone."""

@@ -302,7 +302,8 @@ class SlotTable:
 
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._fresh.nbytes + self._old.nbytes + self._touched * self._next.itemsize
+        index = self._fresh.nbytes + self._old.nbytes + self._touched * self._next.itemsize
+        return self._keys.nbytes + index + self._encoded.nbytes
 
     # --- finding -----------------------------------------------------------------------------------------------------
 

@@ -56,9 +56,9 @@ def in_files(monkeypatch):
     monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: held_bytes > 0)
 
 
-def row(rng, nulls):
+def row(rng, nulls, num_keys):
     name = rng.choice([*nulls, "", "a", "é"])
-    return rng.choice([*nulls, *range(8)]), rng.choice([*nulls, *range(-5, 5)]), 0.5, name
+    return rng.choice([*nulls, *range(num_keys)]), rng.choice([*nulls, *range(-5, 5)]), 0.5, name
 
 
 @pytest.fixture(params=["in memory", "in files"])
@@ -67,12 +67,14 @@ def in_some_files(request):
         request.getfixturevalue("in_files")
 
 
-def script(rng, nulls):
+def script(rng, nulls, num_keys):
     """Batches of (row, time), and rising watermarks that close several windows at once."""
     steps, watermark_ms = [], -30
     for _ in range(rng.randint(3, 6)):
         for _ in range(rng.randint(1, 2)):
-            steps.append([(row(rng, nulls), watermark_ms + rng.randint(-12, 25)) for _ in range(rng.randint(1, 14))])
+            steps.append(
+                [(row(rng, nulls, num_keys), watermark_ms + rng.randint(-12, 25)) for _ in range(rng.randint(1, 14))]
+            )
         watermark_ms += rng.randint(0, 25)
         steps.append(watermark_ms)
     return [*steps, TIME_MAX_MS - 1]
@@ -178,12 +180,12 @@ class Job:
         return seen, sorted(self._late)
 
 
-def check(spec, rows, seeds=range(8), *, between=True, nulls=(None,)):
+def check(spec, rows, seeds=range(8), *, between=True, nulls=(None,), num_keys=8):
     """Whether the operator in pieces gives what that on rows gives at once."""
     num_pieces = num_between = 0
     for seed in seeds:
         rng = random.Random(seed)
-        steps = script(rng, nulls)
+        steps = script(rng, nulls, num_keys)
         with OperatorHarness(rows, name="Window") as harness:
             expected = drive(harness, steps, zeros_alike=True)[:2]
         job = Job(spec, rng)
@@ -220,6 +222,54 @@ def test_windows_of_slices_that_are_merged_range_by_range_give_what_those_of_row
 def test_windows_in_files_fire_in_pieces(kind, lateness_ms):
     rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], lateness_ms=lateness_ms, late_tag="late")
     check(column_window(rows), rows)
+
+
+@pytest.mark.usefixtures("in_files")
+@pytest.mark.parametrize("kind", ["tumbling", "sliding"])
+def test_windows_fire_in_pieces_while_slices_are_on_their_way_to_files(kind, monkeypatch):
+    rng = random.Random(7)
+    monkeypatch.setattr(spilling_windows, "_MOVED_BYTES_MAX", 1)
+    monkeypatch.setattr(memory_watch.MemoryWatch, "must_spill", lambda self, held_bytes: rng.random() < 0.5)
+    rows = built_in(ASSIGNERS[kind], [count(), sum_(1)], late_tag="late")
+    check(column_window(rows), rows, num_keys=20)
+
+
+@pytest.mark.usefixtures("in_files")
+def test_a_checkpoint_between_pieces_lets_the_rest_of_another_slice_go_and_slots_keep_their_numbers(monkeypatch):
+    """The keys of the slice that leaves have the lower slots, which are not needed any more then."""
+    monkeypatch.setattr(spilling_windows, "_MOVED_BYTES_MAX", 1)
+    spec = column_window(built_in(ASSIGNERS["tumbling"], [count(), sum_(1)]))
+    keys = [*range(40), 200, 201, *range(100, 110)]
+    times_ms = [35] * 40 + [15, 25] + [5] * 10
+    with OperatorHarness(spec) as harness:
+        harness.process_batch(columns([(key, key, 0.5, "a") for key in keys], times_ms))
+        state = harness.head._state
+        assert harness.head._windows.spilled.starts() == [30]
+        assert set(state.panes) == {0, 10, 20, 30}
+        pieces = harness.head.advance_watermark(12)
+        next(pieces)
+        next(pieces)
+        assert harness.head.can_snapshot_between()
+        snapshot = harness.snapshot(1)
+        assert set(state.panes) == {0, 10, 20}
+        assert results_of(harness) == [(key, 0, 10, 1, key) for key in range(100, 104)]
+        for _ in pieces:
+            pass
+        rest = [(key, 0, 10, 1, key) for key in range(104, 110)]
+        assert results_of(harness) == rest
+        assert state._table.num_slots == 2  # memory is given back then
+    with OperatorHarness(spec, restored=[snapshot]) as harness:
+        harness.watermark(12)
+        assert sorted(results_of(harness)) == rest
+        harness.watermark(TIME_MAX_MS - 1)
+        later = [(200, 10, 20, 1, 200), (201, 20, 30, 1, 201), *((key, 30, 40, 1, key) for key in range(40))]
+        assert sorted(results_of(harness)) == sorted(later)
+
+
+def results_of(harness):
+    found = [row for batch in harness.output.batches for row in batch.to_rows().rows]
+    harness.output.batches.clear()
+    return found
 
 
 @pytest.mark.parametrize("lateness_ms", [0, 7])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -12,7 +15,8 @@ from engine.operators.row_loop import RowLoop
 from engine.protocol.checkpoint import CheckpointOptions
 from engine.protocol.control import ResultPartitionDescriptor
 from engine.protocol.stream import END_OF_DATA, CancelBarrier, CheckpointBarrier, Records, Watermark, WatermarkStatus
-from engine.runtime.exchange.partition import PipelinedPartition
+from engine.runtime.exchange.partition import BlockingPartition, PipelinedPartition
+from engine.runtime.exchange.wire import Decoder, Frame
 from engine.runtime.taskmanager.task_exit import TaskExit
 from engine.runtime.taskmanager.watchdog import Watchdog
 
@@ -198,3 +202,91 @@ def test_watermarks_leave_columns_gathered_until_there_are_enough_of_them():
         *rows, last = elements(view)
         assert last == Watermark(99)
         assert sum(rows) > BATCH_ROWS_MAX // 2
+
+
+def numbers_of(batch) -> list[int]:
+    return [row[1] for row in rows_of(batch).rows]
+
+
+PARTITIONINGS = {
+    "hash": Partitioning(ShipStrategy.HASH, FieldKey(0)),
+    "broadcast": Partitioning(ShipStrategy.BROADCAST),
+    "rebalance": Partitioning(ShipStrategy.REBALANCE),
+}
+
+
+@pytest.mark.parametrize("timeout_ms", [0, 100, -1, "blocking"])
+@pytest.mark.parametrize("name", PARTITIONINGS)
+def test_whatever_happens_a_watermark_is_behind_the_records_that_it_was_told_behind(
+    name, timeout_ms, tmp_path, monkeypatch
+):
+    """Nothing is lost, nor told twice, and the last watermark comes before all that is told behind it."""
+    monkeypatch.setattr("engine.runtime.taskmanager.task_exit.BATCH_ROWS_MAX", 300)
+    partitioning, is_blocking = PARTITIONINGS[name], timeout_ms == "blocking"
+    for seed in range(8):
+        rng, delays, decoders = random.Random(seed), [], [Decoder() for _ in range(3)]
+        task_exit, partition = exit_with(-1 if is_blocking else timeout_ms, delays, partitioning, 3)
+        if is_blocking:
+            partition = BlockingPartition(ResultPartitionDescriptor("p", "d", 3, True, 100), 1000, str(tmp_path))
+            task_exit = TaskExit(partition, partitioning, "op", 0, None, Watchdog(RowLoop.of({})), lambda _: None)
+        views = [partition.open_view(channel, lambda: None) for channel in range(3)]
+        seen = [[], [], []]
+        number, in_flight = 0, {}
+
+        def poll(seen=seen, views=views, decoders=decoders, in_flight=in_flight):
+            for own, view, decoder in zip(seen, views, decoders, strict=True):
+                while view.has_next():
+                    element = view.poll()
+                    if isinstance(element, Frame):
+                        element = decoder.decode(element.kind, b"".join(element.buffers))
+                    own += numbers_of(element.batch) if type(element) is Records else [element]
+                    if type(element) is CheckpointBarrier:
+                        in_flight[id(own), element.checkpoint_id] = [
+                            n for batch in view.overtaken(element) for n in numbers_of(batch)
+                        ]
+
+        for _ in range(60):
+            match rng.choice(["columns", "columns", "rows", "watermark", "watermark", "timer", "step", "poll", "tell"]):
+                case "columns":
+                    keys = np.arange(number, number := number + rng.choice([1, 40, 200]))
+                    task_exit.emit(ColumnBatch(pa.record_batch({"key": keys % 11, "n": keys})))
+                case "rows":
+                    task_exit.emit(RowBatch([(number % 11, number)]))
+                    number += 1
+                case "watermark":
+                    task_exit.emit_watermark(number)
+                case "timer" if delays:
+                    delays.pop(0)[1]()
+                case "step":
+                    task_exit.flush_after(rng.choice([0, 10**9]))
+                case "poll":
+                    poll()
+                case "tell":
+                    options = CheckpointOptions(unaligned=rng.random() < 0.5)
+                    barrier = CheckpointBarrier(number, 0, options)
+                    told = rng.choice([WatermarkStatus(True), CancelBarrier(number), barrier])
+                    if isinstance(told, WatermarkStatus):
+                        task_exit.emit_idle(told.idle)
+                    elif not is_blocking:
+                        task_exit.emit_event(told)
+        task_exit.emit_watermark(number)
+        task_exit.end()
+        poll()
+        assert sorted(n for own in seen for n in own if type(n) is int) == sorted(
+            n for n in range(number) for _ in range(3 if name == "broadcast" else 1)
+        )
+        for own in seen:
+            told = [element for element in own if type(element) is not int]
+            assert told[-2:] == [Watermark(number), END_OF_DATA]
+            times_ms = [element.timestamp_ms for element in told if isinstance(element, Watermark)]
+            assert times_ms == sorted(times_ms)
+            for at, element in enumerate(own):
+                behind = [n for n in own[at:] if type(n) is int]
+                if isinstance(element, Watermark):
+                    assert all(n >= element.timestamp_ms for n in behind)
+                elif isinstance(element, CheckpointBarrier):
+                    before = [n for n in behind if n < element.checkpoint_id]
+                    assert before == in_flight[id(own), element.checkpoint_id]
+                    assert not before or element.options.unaligned
+                elif isinstance(element, CancelBarrier):
+                    assert all(n >= element.checkpoint_id for n in behind)
