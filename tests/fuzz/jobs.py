@@ -36,7 +36,6 @@ class Job:
     checkpoint_ms: int = 0
     backend: str = "hashmap"
     incremental: bool = False
-    operator_bytes: int = 0  #: managed memory of an operator, 0 = as it comes
     buffer_timeout_ms: int = -1
     fails_at: int = 0  #: the result, counted from 1, before which the job fails once; 0 = never
     compare: str = "ordered"  #: "ordered", "sorted" or "final": what is left of a changelog
@@ -52,7 +51,7 @@ class Job:
 
 
 def draw_table(rng: random.Random, *, decimal: bool) -> pa.Table:
-    num = rng.choice((0, 1, 40, 400, 400, 1500, 3000))
+    num = rng.choice((0, 1, 40, 400, 400, 400, 1500, 1500, 3000))
     num_keys = rng.choice((1, 5, 5, 60, 800))
     texts = [rng.choice(("", "a", "é", "long text of more than sixteen bytes ")) + str(i) for i in range(num_keys)]
     largest = rng.choice((10, 1000, 2**40))
@@ -101,7 +100,6 @@ class _Drawing:
         job.checkpoint_ms = 0 if job.batch else rng.choice((0, 10, 20, 50))
         job.backend = rng.choice(("hashmap", "hashmap", "rocksdb"))
         job.incremental = rng.random() < 0.5
-        job.operator_bytes = rng.choice((0, 0, 1 << 14, 1 << 17))
         job.buffer_timeout_ms = rng.choice((0, 5, -1))
         job.fails_at = rng.randrange(1, 2000) if job.checkpoint_ms and rng.random() < 0.5 else 0
         self.parallelism = rng.choice((1, 1, 2))

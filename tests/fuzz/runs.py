@@ -21,7 +21,6 @@ from engine.core.records import RowKind
 from engine.datastream import RuntimeExecutionMode, StreamExecutionEnvironment, aggregates, lowering, vectorise, window
 from engine.datastream.connectors import DiscardingSink
 from engine.datastream.functions import MapFunction
-from engine.runtime.taskmanager.memory import SlotMemory
 from tests.fuzz.jobs import NAMES, Job
 
 _SECONDS_MAX = 60
@@ -112,8 +111,6 @@ def _patched(job: Job, *, columns: bool) -> ExitStack:
         stack.enter_context(patch.object(vectorise, "SEQUENCE_MIN", 1))
     else:
         stack.enter_context(patch.object(lowering, "vectorise", lambda nodes: None))
-    if columns and job.operator_bytes:
-        stack.enter_context(patch.object(SlotMemory, "operator_bytes", lambda self, num_hungry: job.operator_bytes))
     return stack
 
 

@@ -8,7 +8,7 @@ from tests.fuzz.jobs import draw_job
 from tests.fuzz.runs import difference, results_of
 
 
-@pytest.mark.parametrize("seed", [3, 8, 11])
+@pytest.mark.parametrize("seed", [3, 6, 14])
 def test_a_drawn_program_gives_the_same_on_columns_and_on_rows(seed):
     job = draw_job(seed)
     expected = results_of(job, columns=False)
