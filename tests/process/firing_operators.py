@@ -128,5 +128,29 @@ class _Swallow(Operator):
         self.ctx.send_event(("watermark", watermark_ms))
 
 
+@dataclass(frozen=True)
+class Stops(OperatorSpec):
+    """Passes records on, and after the first is not ready for more until it is told."""
+
+    def build(self) -> Operator:
+        return _Stops()
+
+
+class _Stops(Operator):
+    def __init__(self) -> None:
+        self._is_full = self._is_told = False
+
+    def process_batch(self, input_index: int, batch: Batch) -> None:
+        self._is_full = True
+        self.out.emit(batch)
+
+    def is_ready(self) -> bool:
+        return self._is_told or not self._is_full
+
+    def handle_event(self, event: object) -> None:
+        self._is_told = True
+        self.ctx.send_event("told")
+
+
 def events_of(story: Any, attempt: Any) -> list[Any]:
     return [event for whose, event in story.events if whose == attempt]

@@ -9,7 +9,7 @@ from typing import Any
 from engine.graph.transformation import ShipStrategy
 from engine.protocol.checkpoint import CheckpointOptions, StopMode
 from engine.protocol.lifecycle import ExecutionState
-from tests.process.firing_operators import Endless, Ends, Other, Swallow, events_of
+from tests.process.firing_operators import Endless, Ends, Other, Stops, Swallow, events_of
 from tests.process.slot_cluster import SlotCluster, Vertex, Wire
 
 
@@ -100,6 +100,24 @@ def test_a_source_with_what_fires_behind_it_is_asked_for_its_snapshot_when_all_i
         cluster.send_event(cluster.attempt("other"), "other0", "go")
         await until(cluster, lambda: (cluster.attempt("fires"), 2) in cluster.story.acknowledged)
         assert events(cluster, "fires") == ["fires", "fired", "snapshot", "snapshot"]
+
+    in_a_slot(body)
+
+
+def test_what_makes_an_operator_ready_waits_behind_a_snapshot_that_waits_for_results_and_all_go_on():
+    async def body(cluster: SlotCluster) -> None:
+        vertices = [
+            Vertex("other", [Other(by_event=True)]),
+            Vertex("fires", [Ends(), Endless("other"), Stops()]),
+            Vertex("sink", [Swallow()]),
+        ]
+        cluster.deploy(vertices, [Wire("fires", "sink", ShipStrategy.REBALANCE)])
+        await until(cluster, lambda: "fires" in events(cluster, "fires"))
+        cluster.trigger(cluster.attempt("fires"), 1, CheckpointOptions())
+        cluster.send_event(cluster.attempt("fires"), "fires2", "go on")
+        cluster.send_event(cluster.attempt("other"), "other0", "go")
+        await until(cluster, lambda: "told" in events(cluster, "fires"))
+        assert events(cluster, "fires") == ["fires", "fired", "snapshot", "told"]
 
     in_a_slot(body)
 
