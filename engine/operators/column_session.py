@@ -308,7 +308,10 @@ class _ColumnSessionOperator(Operator):
                 self.out.emit(RowBatch(*state.folded(part)))
             elif state.averages_decimals:
                 assert isinstance(self._spec.rows.fold, AggregateFold)
-                self.out.emit(RowBatch(*state.result_rows(part, self._spec.rows.fold.result)))
+                rows, times_ms = state.result_rows(part, self._spec.rows.fold.result)
+                if nested := num_nested(self._spec.key, self._spec.rows):
+                    rows = [(row[:nested], *row[nested:]) for row in rows]
+                self.out.emit(RowBatch(rows, times_ms))
             else:
                 self.out.emit(ColumnBatch(*state.results(part), named=state.named))
 

@@ -17,6 +17,12 @@ def test_a_drawn_program_gives_the_same_on_columns_and_on_rows(seed):
     assert list(difference(results_of(job, columns=True), expected)) == []
 
 
+def test_a_tuple_that_a_function_gives_is_one_field_beside_averages_of_decimals_of_a_session():
+    job = draw_job(8060)
+    job.tables = [job.tables[0].slice(0, 40)]
+    assert list(difference(results_of(job, columns=True), results_of(job, columns=False))) == []
+
+
 def test_a_difference_is_told():
     assert list(difference(["a", "b"], ["a", "b"])) == []
     assert "first at 1: columns b" in list(difference(["a", "b"], ["a", "c"]))
