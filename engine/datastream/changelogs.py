@@ -132,7 +132,7 @@ def _aggregated_type(
     if not isinstance(own, TupleTypeInfo) or not isinstance(selector, FieldKey | ComposedKey):
         return None
     names, types = list(own.get_field_names()), list(own.get_field_types())
-    keys = [names.index(field) if isinstance(field, str) else field for field in key_fields(selector)]
+    keys = [_index_of(field, names) for field in key_fields(selector)]
     made = [types[key] for key in keys]
     for each in aggregates:
         kind = Types.LONG() if each.field is None else types[_index_of(each.field, names)]

@@ -542,16 +542,11 @@ def _grouped(shape: Shape | None, spec: ColumnGroupAggregateSpec) -> Shape | Non
     fields = [*key_fields(rows.key_selector), *(each.field for each in rows.aggregates if each.field is not None)]
     if shape is None or rows.names is None or not key_fields(rows.key_selector):
         return None
-    names = shape.names or ()
-    if any(field not in names if isinstance(field, str) else not 0 <= field < len(shape.kinds) for field in fields):
+    if any(not 0 <= place_of(field, shape) < len(shape.kinds) for field in fields):
         return None
-
-    def kind_of_field(field: int | str) -> Kind:
-        return shape.kinds[names.index(field) if isinstance(field, str) else field]
-
-    kinds = [kind_of_field(field) for field in key_fields(rows.key_selector)]
+    kinds = [shape.kinds[place_of(field, shape)] for field in key_fields(rows.key_selector)]
     for each in rows.aggregates:
-        kind = Kind.INT if each.field is None or each.kind == "count" else kind_of_field(each.field)
+        kind = Kind.INT if each.field is None or each.kind == "count" else shape.kinds[place_of(each.field, shape)]
         if kind not in (Kind.INT, Kind.FLOAT):
             kind = Kind.OPAQUE
         kinds.append(Kind.FLOAT if each.kind == "avg" and kind is not Kind.OPAQUE else kind)
